@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every error a user can cause. Each message is one line: the value given, what is allowed, the way out.
+
+The command line prints the message and ends with `exit_code`; a traceback appears only with `--debug`.
+"""
+
+
+class FoundlingError(Exception):
+    """Root of what a user can cause or meet; never raised itself."""
+
+    exit_code = 2
+
+
+class ConfigError(FoundlingError, ValueError):
+    """A configuration key or value that is unknown, ill-typed or contradictory."""
+
+
+class DataError(FoundlingError, ValueError):
+    """Data that cannot be read, or of which nothing is left to learn from."""
+
+
+class BudgetError(FoundlingError, ValueError):
+    """A budget that no run fits in."""
+
+
+class WeightsError(FoundlingError, ValueError):
+    """A model directory that is missing, damaged, or not of the declared shape."""
+
+
+class GenerationError(FoundlingError, ValueError):
+    """A request to generate that contradicts itself or does not fit the model."""
+
+
+class BusyError(FoundlingError, RuntimeError):
+    """Another process is writing to the same directory."""
+
+
+class OutputError(FoundlingError, OSError):
+    """The output cannot be written: it exists, the disk is full, or it is read-only. Nothing that existed is lost."""
+
+
+class MismatchError(FoundlingError, RuntimeError):
+    """A reproduction or resumption whose data, code or machine is not the recorded one."""
+
+
+class DivergedError(FoundlingError, ArithmeticError):
+    """Training met too many non-finite steps."""
+
+    exit_code = 1
+
+
+class Interrupted(FoundlingError, RuntimeError):
+    """The run was stopped, with a checkpoint that it can be resumed from."""
+
+    exit_code = 75
