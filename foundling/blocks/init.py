@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each parameter is, from the modules alone, and what follows for its start and its learning rate.
+
+Widths transfer as in µP (Yang et al. 2022, Tensor Programs V, table 8): a hidden matrix starts at 1/√fan_in and moves
+by 1/fan_in under Adam; the head starts at zero and moves by 1/fan_in; embeddings, gains and biases do not scale. What
+writes into the residual stream starts at zero, so every depth begins as the same model.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+BASE_WIDTH = 128
+"""The width at which a learning rate is stated."""
+EMBEDDING_STD = 0.02
+INTO_RESIDUAL = ("mixer.o", "ffn.down")
+
+Kind = Literal["embedding", "hidden", "head", "vector"]
+
+
+class Role(NamedTuple):
+    kind: Kind
+    fan_in: int
+
+
+def roles(model: nn.Module) -> dict[str, Role]:
+    """Parameter name -> role. A tied weight is listed once, as embedding."""
+    found: dict[str, Role] = {}
+    named = {id(p): name for name, p in model.named_parameters()}
+    for path, module in model.named_modules():
+        for leaf, p in module.named_parameters(recurse=False):
+            name = named[id(p)]
+            if name in found:
+                continue
+            if isinstance(module, nn.Embedding):
+                found[name] = Role("embedding", module.embedding_dim)
+            elif p.ndim < 2:
+                found[name] = Role("vector", 1)
+            elif path == "head" and leaf == "weight":
+                found[name] = Role("head", p.shape[-1])
+            else:
+                found[name] = Role("hidden", p.shape[-1])
+    return found
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, generator: torch.Generator) -> None:
+    """Draws every parameter from the generator, in name order on the CPU, so that a seed means one model everywhere."""
+    modules = dict(model.named_modules())
+    params = dict(model.named_parameters())
+    tied = isinstance(model.get_submodule("head"), nn.Linear) and model.get_parameter("head.weight") is params.get(
+        "embedding.weight"
+    )
+    for name, role in sorted(roles(model).items()):
+        p, path = params[name], name.rpartition(".")[0]
+        if role.kind == "vector":
+            p.fill_(1.0 if name.endswith("weight") else 0.0)
+        elif role.kind == "head" or path.endswith(INTO_RESIDUAL):
+            p.zero_()
+        else:
+            std = EMBEDDING_STD if role.kind == "embedding" else role.fan_in**-0.5
+            p.copy_(_normal(p, generator) * std)
+    if tied:  # what a zero head would do: logits start small, whatever the width
+        modules["norm"].weight.fill_((BASE_WIDTH / modules["embedding"].embedding_dim) ** 0.5)  # pyright: ignore
+
+
+def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator, dtype=torch.float32)
+
+
+def adam_scale(role: Role) -> float:
+    """The factor on a learning rate stated at BASE_WIDTH."""
+    return BASE_WIDTH / role.fan_in if role.kind in ("hidden", "head") else 1.0

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compare every file of a model directory with the hash it was written with."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from foundling.errors import WeightsError
+
+EXAMPLES = ["foundling check runs/notes", "foundling check runs/notes --json"]
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dir", help="model directory")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    from foundling.weights.directory import check
+
+    found = check(args.dir)
+    if args.json:
+        return {**found, "exit_code": 0 if found["ok"] else 2}
+    if not found["ok"]:
+        raise WeightsError(f"{args.dir}: {'; '.join(found['problems'])}")
+    print(f"{args.dir}: {found['checked']} files, all as they were written")
+    return {}

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Raise a model again from its own recipe and compare the weights, bit for bit."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+EXAMPLES = ["foundling reproduce runs/notes", "foundling reproduce runs/notes --data moved/notes --out runs/again"]
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dir", help="model directory")
+    parser.add_argument("--data", help="where the data is now, if it has moved; its contents must be the same")
+    parser.add_argument("--out", help="where to write the second model (default: DIR-again)")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    from foundling.cli import show_for
+
+    show = show_for(args)
+    from foundling.recipes.raising import reproduce
+
+    result = reproduce(args.dir, data=args.data, out=args.out, show=show)
+    same = "the same weights, bit for bit" if result["identical"] else "DIFFERENT weights"
+    show.line(f"{same}: {result['weights_hash'][:16]} (recorded {result['expected'][:16]})")
+    return {**result, "exit_code": 0 if result["identical"] else 1}

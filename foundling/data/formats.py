@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One file to its texts, a piece at a time: plain text, JSON lines, Parquet, and the first two gzipped.
+
+Bad data raises nothing here. It is yielded as a `Skip`, and the source decides whether that is an error.
+"""
+
+import codecs
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import BinaryIO
+
+PIECE_BYTES = 8 * 2**20
+LINE_BYTES = 64 * 2**20
+# Text compresses 3 to 20 times, gzip at most 1,032 times: in between lies what is packed only to fill a disk.
+GUNZIP_RATIO = 200
+GUNZIP_FREE_BYTES = 64 * 2**20
+_ROWS_AT_ONCE = 64
+_NAMES_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Skip:
+    """What was not read: `reason` is counted, `detail` explains the first; `rest`: the file ends here for us."""
+
+    reason: str
+    detail: str = ""
+    rest: bool = False
+
+
+def is_rows(path: Path) -> bool:
+    """True for a file of rows with fields, False for plain text."""
+    return path.suffix.lower() == ".parquet" or _is_json_lines(path)
+
+
+def read(path: Path, field: str) -> Iterator[tuple[str, str] | Skip]:
+    """Yield (label, text) or `Skip`; the label is "" for a whole file, "#row" or "@part", both counted from 1."""
+    try:
+        if path.suffix.lower() == ".parquet":
+            yield from _parquet(path, field)
+            return
+        with path.open("rb") as file:
+            stream = io.BufferedReader(_Gunzip(file, path.stat().st_size)) if _is_gzip(path) else file
+            yield from _json_lines(stream, field) if _is_json_lines(path) else _plain(stream)
+    except (OSError, EOFError, zlib.error) as error:
+        yield Skip("unreadable", _first_line(error), rest=True)
+
+
+def _is_gzip(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
+
+
+def _is_json_lines(path: Path) -> bool:
+    return path.name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson"))
+
+
+class _Gunzip(io.RawIOBase):
+    """The content of a gzip stream; OSError once it is GUNZIP_RATIO times larger than the file."""
+
+    def __init__(self, file: BinaryIO, file_bytes: int):
+        self._inner = gzip.GzipFile(fileobj=file)
+        self._left = max(GUNZIP_FREE_BYTES, GUNZIP_RATIO * file_bytes)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        n = self._inner.readinto(buffer)
+        self._left -= n
+        if self._left < 0:
+            raise OSError(f"it unpacks to over {GUNZIP_RATIO} times its size: unpack it yourself if that is meant")
+        return n
+
+
+def _plain(stream: BinaryIO) -> Iterator[tuple[str, str] | Skip]:
+    rest, offset = b"", 0
+    for part in count(1):
+        buffer = rest + stream.read(PIECE_BYTES + 1 - len(rest))
+        last = len(buffer) <= PIECE_BYTES
+        cut = len(buffer) if last else _border(buffer)
+        if b"\0" in buffer:
+            yield Skip("binary", _why_binary(buffer if part == 1 else b""), rest=True)
+            return
+        try:
+            text = buffer[:cut].decode()
+        except UnicodeDecodeError as error:
+            where = f"byte {offset + error.start:,} is not UTF-8"
+            yield Skip("not UTF-8", f"{where}: convert it, for instance with iconv -f LATIN1 -t UTF-8", rest=True)
+            return
+        rest, offset = buffer[cut:], offset + cut
+        del buffer
+        yield "" if last and part == 1 else f"@{part}", text.removeprefix("\ufeff") if part == 1 else text
+        if last:
+            return
+
+
+def _border(buffer: bytes) -> int:
+    """Where to cut PIECE_BYTES + 1 bytes: after the last line end, else before the last UTF-8 character begins."""
+    cut = buffer.rfind(b"\n", 0, PIECE_BYTES) + 1 or PIECE_BYTES
+    while buffer[cut] & 0xC0 == 0x80 and cut > PIECE_BYTES - 4:
+        cut -= 1
+    return cut
+
+
+def _why_binary(start: bytes) -> str:
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "it looks like UTF-16: convert it with iconv -f UTF-16 -t UTF-8"
+    return "it holds NUL bytes, so it is not text: give UTF-8 text, .jsonl or .parquet"
+
+
+def _json_lines(stream: BinaryIO, field: str) -> Iterator[tuple[str, str] | Skip]:
+    for row in count(1):
+        line = stream.readline(LINE_BYTES + 1)
+        if not line:
+            return
+        if len(line) > LINE_BYTES:
+            while line and not line.endswith(b"\n"):
+                line = stream.readline(PIECE_BYTES)
+            yield Skip(f"line over {LINE_BYTES // 2**20} MiB")
+            continue
+        if row == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if line and not line.isspace():
+            text = _json_text(line, row, field)
+            yield text if isinstance(text, Skip) else (f"#{row}", text)
+
+
+def _json_text(line: bytes, row: int, field: str) -> str | Skip:
+    try:
+        value = json.loads(line.decode())
+    except UnicodeDecodeError:
+        return Skip("not UTF-8", f"line {row} is not UTF-8")
+    except (ValueError, RecursionError) as error:
+        return Skip("not JSON", f"line {row} is not JSON ({error})")
+    if not isinstance(value, dict):
+        return Skip("row is not an object", f'line {row} is not an object like {{"{field}": "…"}}')
+    if value.get(field) is None:
+        return _no_field(field, f"line {row} has the keys", list(value))
+    return _checked(value[field], field)
+
+
+def _checked(text: object, field: str) -> str | Skip:
+    """A row's text under the same rules as a plain file; a lone surrogate is what JSON can say and UTF-8 cannot."""
+    if not isinstance(text, str):
+        return Skip(f"field {field!r} is not text", f"it is of type {type(text).__name__}")
+    if "\0" in text:
+        return Skip("binary")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return Skip("not UTF-8", "a lone surrogate is not a character")
+    return text
+
+
+def _no_field(field: str, have: str, names: list[str], rest: bool = False) -> Skip:
+    shown = ", ".join(repr(name[:60]) for name in names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
+    detail = f"{have} {shown or '(none)'}: choose the one that holds the text with --field"
+    return Skip(f"no field {field!r}", detail, rest)
+
+
+def _parquet(path: Path, field: str) -> Iterator[tuple[str, str] | Skip]:
+    import pyarrow as pa  # a quarter of a second, so only for those who have Parquet
+    import pyarrow.parquet as pq
+
+    try:
+        # Buffered and not read ahead, or pyarrow holds whole row groups.
+        with pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as file:
+            schema = file.schema_arrow
+            if field not in schema.names:
+                yield _no_field(field, "it has the columns", schema.names, rest=True)
+                return
+            kind = schema.field(schema.names.index(field)).type
+            row = 0
+            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[field], use_threads=False):
+                column = batch.column(0)
+                if pa.types.is_dictionary(kind):
+                    column = column.dictionary_decode()
+                if not _is_bytes(column.type):
+                    yield Skip(f"field {field!r} is not text", f"the column {field!r} is of type {kind}", rest=True)
+                    return
+                # As bytes, for Parquet does not check that its strings are UTF-8.
+                for raw in column.cast(pa.large_binary()).to_pylist():
+                    row += 1
+                    text = _parquet_text(raw, field)
+                    yield text if isinstance(text, Skip) else (f"#{row}", text)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        yield Skip("damaged Parquet", f"it cannot be read as Parquet ({_first_line(error)})", rest=True)
+
+
+def _is_bytes(kind) -> bool:
+    import pyarrow.types as types
+
+    tests = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
+    return any(test(kind) for test in (*tests, types.is_string_view, types.is_binary_view))
+
+
+def _parquet_text(raw: bytes | None, field: str) -> str | Skip:
+    if raw is None:
+        return Skip(f"no field {field!r}", "its value is null")
+    try:
+        return _checked(raw.decode(), field)
+    except UnicodeDecodeError:
+        return Skip("not UTF-8", "a value is not UTF-8")
+
+
+def _first_line(error: BaseException) -> str:
+    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (message.splitlines() or [type(error).__name__])[0]

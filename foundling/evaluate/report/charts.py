@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The drawn figures: inline SVG that takes the page's colours, and one PNG. The only module that needs matplotlib."""
+
+import io
+import re
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from foundling.evaluate.report import findings, units
+from foundling.evaluate.report.run import Run
+from foundling.evaluate.report.units import known
+
+_N_POINTS = 300  # more than the page has pixels to tell apart
+_N_SPANS = 60
+_STYLE: dict = {
+    "font.size": 10,
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same picture, and no warnings, on every machine
+    "text.parse_math": False,  # a "$" in somebody's text is a dollar
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.axisbelow": True,
+}
+
+
+class Palette(NamedTuple):
+    ink: str
+    quiet: str
+    rule: str
+    accent: str
+    predicted: str
+    paper: str
+
+
+LIGHT = Palette("#1f2328", "#626b73", "#dedcd4", "#1f6f78", "#b0562a", "#fcfbf8")
+# Stand-ins, exchanged for CSS variables once drawn: matplotlib takes colours only, the page has a light and a dark set.
+_STAND_INS = Palette("#010101", "#020202", "#030303", "#040404", "#050505", "#060606")
+
+
+def loss_svg(run: Run) -> str:
+    """Training loss against tokens, the held-out loss as predicted and as measured; "" if there is no curve to draw."""
+    points = findings.curve(run.history, _N_POINTS)
+    if len(points) < 2:
+        return ""
+    label = (
+        f"Training loss against tokens: {points[0].loss:.2f} at first, {points[-1].loss:.2f} at the end. "
+        f"Held-out loss: predicted {units.number(run.predicted['loss'])}, measured {units.number(run.actual['loss'])}."
+    )
+    return _svg("loss", label, 3.0, lambda axes: _draw_loss(axes, run, _STAND_INS))
+
+
+def throughput_svg(run: Run) -> str:
+    """Tokens per second against seconds; "" if there is no curve to draw."""
+    spans = findings.throughput(run.history, _N_SPANS)
+    if len(spans) < 2:
+        return ""
+    rates = [span.tokens_per_second for span in spans]
+    label = f"Tokens per second over time: between {units.count(min(rates))} and {units.count(max(rates))}."
+
+    def draw(axes: Axes):
+        axes.plot([span.seconds for span in spans], rates, color=_STAND_INS.accent, linewidth=1.6)
+        axes.set_ylim(0, 1.15 * max(rates))
+        axes.set_title("tokens per second", color=_STAND_INS.quiet)
+        axes.set_xlabel("seconds of training", color=_STAND_INS.quiet)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
+
+    return _svg("throughput", label, 2.1, draw)
+
+
+def write_summary_png(run: Run, path: Path):
+    """The loss curve and the scores side by side, 1200 x 480."""
+    with matplotlib.rc_context(_STYLE):
+        spaced = ConstrainedLayoutEngine(w_pad=0.25, h_pad=0.2, wspace=0.06)
+        figure = Figure(figsize=(12, 4.8), dpi=100, facecolor=LIGHT.paper, layout=spaced)
+        left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
+        for axes in (left, right):
+            _calm(axes, LIGHT)
+        _draw_loss(left, run, LIGHT)
+        _draw_scores(right, run, LIGHT)
+        figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def _draw_loss(axes: Axes, run: Run, colours: Palette):
+    points = findings.curve(run.history, _N_POINTS)
+    tokens, losses = [point.tokens for point in points], [point.loss for point in points]
+    axes.plot(tokens, losses, color=colours.quiet, linewidth=0.7, alpha=0.45)
+    axes.plot(tokens, _smoothed(losses), color=colours.ink, linewidth=1.6)
+    axes.set_title("loss, nats per token", color=colours.quiet)
+    axes.set_xlabel("tokens", color=colours.quiet)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: units.count(x)))
+    axes.set_xlim(left=0)
+    predicted, measured = run.predicted["loss"], run.actual["loss"]
+    marks = []
+    if known(predicted):
+        axes.axhline(predicted, color=colours.predicted, linewidth=1.2, linestyle=(0, (5, 3)))
+        if known(run.law_error):
+            low, high = predicted * (1 - run.law_error), predicted * (1 + run.law_error)
+            axes.axhspan(low, high, color=colours.predicted, alpha=0.12, linewidth=0)
+        marks.append((f"held-out, predicted {predicted:.2f}", colours.predicted))
+    if known(measured):
+        axes.plot([run.tokens], [measured], "o", color=colours.accent, markersize=7, clip_on=False, zorder=5)
+        marks.append((f"held-out, measured {measured:.2f}", colours.accent))
+    # The curve falls from the upper left, so the upper right is free for words whatever the run.
+    ground = {"facecolor": colours.paper, "edgecolor": "none", "pad": 1.5}
+    for row, (text, colour) in enumerate([("training", colours.ink), *marks]):
+        place = {"transform": axes.transAxes, "ha": "right", "va": "top"}
+        axes.text(0.99, 0.97 - 0.1 * row, text, color=colour, bbox=ground, **place)
+
+
+def _draw_scores(axes: Axes, run: Run, colours: Palette):
+    bars = [(bar, bar.share) for bar in findings.score_bars(run) if bar.share is not None]
+    axes.set_title("bits per byte of held-out text; fewer is better", color=colours.quiet)
+    axes.set_xlim(0, 1.15)
+    axes.set_ylim(len(bars) - 0.4, -0.6)
+    axes.set_axis_off()
+    for row, (bar, share) in enumerate(bars):
+        colour = colours.accent if bar.ours else colours.rule
+        axes.barh(row + 0.16, share, height=0.34, color=colour)
+        axes.text(0, row - 0.12, bar.name, va="bottom", color=colours.ink, weight="bold" if bar.ours else "normal")
+        axes.text(share + 0.015, row + 0.16, bar.value, va="center", color=colours.ink)
+    axes.title.set_visible(True)
+
+
+def _smoothed(values: list[float]) -> list[float]:
+    """Means over windows that widen with time, symmetric so that the fall at the start is not drawn late."""
+    smooth = []
+    for i in range(len(values)):
+        half = min(i // 10, len(values) - 1 - i)
+        window = values[i - half : i + half + 1]
+        smooth.append(sum(window) / len(window))
+    return smooth
+
+
+def _calm(axes: Axes, colours: Palette):
+    axes.set_facecolor("none")
+    axes.grid(axis="y", color=colours.rule, linewidth=0.6)
+    axes.tick_params(colors=colours.quiet, length=0, pad=6)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axes.spines["left"].set_visible(False)
+    axes.spines["bottom"].set_color(colours.rule)
+
+
+def _svg(name: str, label: str, height: float, draw: Callable[[Axes], None]) -> str:
+    # Text stays text (searchable, in the page's font); the salt keeps ids the same in every writing, apart per chart.
+    with matplotlib.rc_context({**_STYLE, "svg.fonttype": "none", "svg.hashsalt": name}):
+        figure = Figure(figsize=(6.6, height), layout="constrained")
+        axes = figure.subplots()
+        _calm(axes, _STAND_INS)
+        draw(axes)
+        drawn = io.StringIO()
+        unnamed = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(drawn, format="svg", transparent=True, metadata=unnamed)
+    return _inline(drawn.getvalue(), label)
+
+
+def _inline(svg: str, label: str) -> str:
+    """A stand-alone SVG made part of a page: no prolog, no size, no style and no id that could reach beyond it."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(
+        r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg \1 role="img" aria-label="{escape(label)}">', svg, count=1
+    )
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' id="(?![mp][0-9a-f]{10}")[^"]*"', "", svg)  # kept: markers and clips, which are referred to
+    svg = re.sub(r"font-(size|family): [^;\"]*;? ?", "", svg)
+    svg = svg.replace("xlink:href", "href")
+    for variable, stand_in in zip(Palette._fields, _STAND_INS, strict=True):
+        svg = svg.replace(stand_in, f"var(--{variable})")
+    return svg

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GPT-2 (Radford et al. 2019): LayerNorm before each part, learned positions, GELU, biases, a head tied to the embedding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn as nn
+from torch import Tensor
+
+from foundling.blocks.attention import Attention
+from foundling.blocks.mlp import MLP, gelu_tanh
+from foundling.blocks.norm import LayerNorm
+from foundling.blocks.position import Rotation
+from foundling.blocks.stack import Block, Decoder
+from foundling.errors import ConfigError
+from foundling.contracts import ConfigMap, Key
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    vocab_size: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    d_ff: int
+    max_seq_len: int = 1024
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        if self.d_model % self.n_heads:
+            raise ConfigError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
+
+
+class GPT2(Decoder):
+    def __init__(self, config: GPT2Config) -> None:
+        c = config
+        super().__init__(
+            c,
+            [
+                Block(
+                    LayerNorm(c.d_model, c.norm_eps),
+                    Attention(c.d_model, c.n_heads, c.n_heads, c.d_model // c.n_heads, bias=True),
+                    LayerNorm(c.d_model, c.norm_eps),
+                    MLP(c.d_model, c.d_ff, gelu_tanh, bias=True),
+                )
+                for _ in range(c.n_layers)
+            ],
+            LayerNorm(c.d_model, c.norm_eps),
+        )
+        self.position_embedding = nn.Embedding(c.max_seq_len, c.d_model)
+
+    def place(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Rotation | None]:
+        return x + self.position_embedding(positions), None
+
+
+def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:
+    """Configuration fields of the usual proportions: heads of 64 (32 where narrow), d_ff = 4 d_model."""
+    head_dim = 64 if d_model % 64 == 0 and d_model >= 256 else 32
+    return {
+        "vocab_size": vocab_size,
+        "max_seq_len": max_seq_len,
+        "d_model": d_model,
+        "n_layers": n_layers,
+        "n_heads": d_model // head_dim,
+        "d_ff": 4 * d_model,
+    }
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "gpt2": dict(vocab_size=50257, d_model=768, n_layers=12, n_heads=12, d_ff=3072),
+    "gpt2-medium": dict(vocab_size=50257, d_model=1024, n_layers=24, n_heads=16, d_ff=4096),
+    "gpt2-large": dict(vocab_size=50257, d_model=1280, n_layers=36, n_heads=20, d_ff=5120),
+    "gpt2-xl": dict(vocab_size=50257, d_model=1600, n_layers=48, n_heads=25, d_ff=6400),
+}
+
+# The published checkpoints keep weights as (in, out), and q, k and v in one matrix.
+KEYS = [
+    Key("transformer.wte.weight", "embedding.weight"),
+    Key("transformer.wpe.weight", "position_embedding.weight"),
+    *[
+        Key(f"transformer.h.{{i}}.{theirs}.{kind}", f"layers.{{i}}.{ours}.{kind}", ())
+        for theirs, ours in (("ln_1", "mixer_norm"), ("ln_2", "ffn_norm"))
+        for kind in ("weight", "bias")
+    ],
+    *[
+        Key(
+            f"transformer.h.{{i}}.attn.c_attn.{kind}",
+            tuple(f"layers.{{i}}.mixer.{part}.{kind}" for part in "qkv"),
+            ("transpose", "split") if kind == "weight" else ("split",),
+        )
+        for kind in ("weight", "bias")
+    ],
+    *[
+        Key(
+            f"transformer.h.{{i}}.{theirs}.{kind}",
+            f"layers.{{i}}.{ours}.{kind}",
+            ("transpose",) if kind == "weight" else (),
+        )
+        for theirs, ours in (("attn.c_proj", "mixer.o"), ("mlp.c_fc", "ffn.up"), ("mlp.c_proj", "ffn.down"))
+        for kind in ("weight", "bias")
+    ],
+    Key("transformer.ln_f.weight", "norm.weight"),
+    Key("transformer.ln_f.bias", "norm.bias"),
+    Key("lm_head.weight", "head.weight"),
+]
+
+CONFIG = ConfigMap(
+    model_type="gpt2",
+    architecture="GPT2LMHeadModel",
+    fields={
+        "vocab_size": "vocab_size",
+        "n_embd": "d_model",
+        "n_layer": "n_layers",
+        "n_head": "n_heads",
+        "n_inner": "d_ff",
+        "n_positions": "max_seq_len",
+        "layer_norm_epsilon": "norm_eps",
+        "tie_word_embeddings": "tie_embeddings",
+    },
+    derived={
+        "n_inner": lambda c: 4 * c["n_embd"],
+        "n_positions": lambda c: 1024,
+        "layer_norm_epsilon": lambda c: 1e-5,
+        "tie_word_embeddings": lambda c: True,
+    },
+    only={
+        "activation_function": "gelu_new",
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+    },
+    base_prefix="transformer.",
+)

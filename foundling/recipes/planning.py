@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a budget to a recipe and a prediction: measure a little, choose by the loss law, time the real step, then say."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foundling.blocks.init import initialise
+from foundling.data.split import Split
+from foundling.errors import BudgetError
+from foundling.models import build, family
+from foundling.objectives.causal import Causal
+from foundling.plan.dial import Budget, Choice, Corpus, candidate, choose, ladder
+from foundling.plan.energy import estimate
+from foundling.plan.law import compressibility, load_law
+from foundling.plan.memory import PeakMemory
+from foundling.plan.probe import choose_precision, step_seconds
+from foundling.recipes.corpus import bytes_per_token, scale_sample, train_tokenizer
+from foundling.recipes.recipe import Recipe, Request
+from foundling.recipes.showing import Show
+from foundling.runtime import Runtime, available_threads, compiler_missing, default_device, generator, resolve_device
+from foundling.text import Tokenizer
+from foundling.text.tokenizer import MULTIPLE, SMALLEST
+from foundling.train.optim import OptimOptions
+
+COMPILE_FROM = 60.0
+"""Seconds of training from which compiling pays for itself."""
+LEAST_STEPS = 20
+EVALUATE_STRIDE = 2
+"""Held-out windows overlap by half: each token is predicted with at least half a window before it."""
+NGRAM_BYTES_PER_BYTE = 14
+MAX_NGRAM_BYTES = 32_000_000
+
+
+@dataclass
+class Planned:
+    recipe: Recipe
+    prediction: dict[str, Any]
+    tokenizer: Tokenizer
+    model: Any
+    """built, compiled and initialised; training it from here is what the recipe says"""
+
+
+def free_memory() -> int:
+    """Bytes that can be taken without swapping, within the control group's limit."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 << 30
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        limit = free
+    return min(free, limit)
+
+
+def text_sizes(budget: Budget, flops_per_second: float, train_bytes: int) -> tuple[int, int]:
+    """(vocab_size, seq_len) by the compute there is, smaller where the corpus is small."""
+    compute = {
+        "seconds": 0.4 * flops_per_second * budget.value,
+        "flops": budget.value,
+        "tokens": 6 * budget.value**2 / 20,
+    }[budget.unit]
+    vocab_size = next(
+        v for limit, v in ((4e13, 2048), (1e15, 4096), (1e17, 16384), (math.inf, 32768)) if compute < limit
+    )
+    seq_len = next(t for limit, t in ((2e14, 256), (1e17, 512), (math.inf, 1024)) if compute < limit)
+    vocab_size = max(SMALLEST, min(vocab_size, train_bytes // 400 // MULTIPLE * MULTIPLE))
+    return vocab_size, max(8, min(seq_len, train_bytes // 16))
+
+
+def batch_rows(tokens: float, seq_len: int) -> int:
+    """Rows of a step: some √(2·tokens) tokens, a power of two."""
+    return max(1, 2 ** round(math.log2(math.sqrt(2 * max(tokens, 1)))) // seq_len)
+
+
+def plan(request: Request, found: Split, show: Show, memory: PeakMemory) -> Planned:
+    given, budget = request.given, request.budget
+    name, seed = given.get("family", "llama"), given.get("seed", 0)
+    module = family(name).module
+    device = resolve_device(given.get("device", default_device()))
+    threads = given.get("threads", available_threads())
+    Runtime(threads=threads).setup()
+    with show.phase("probe"):
+        precision, rate = choose_precision(device)
+    precision = given.get("precision", precision)
+    vocab_size, seq_len = text_sizes(budget, rate, found.train_bytes)
+    seq_len = given.get("seq_len", seq_len)
+    with show.phase("tokenizer", "training the tokenizer"):
+        tokenizer = train_tokenizer(found, given.get("vocab_size", vocab_size))
+        per_token = bytes_per_token(found, tokenizer)
+    corpus = Corpus(found.train_bytes, per_token, compressibility(scale_sample(found)))
+    train_tokens = found.train_bytes / per_token
+    if "seq_len" not in given:
+        seq_len = max(8, min(seq_len, int(train_tokens / 4)))
+    law, vocab_size = load_law(), tokenizer.vocab_size
+
+    optim = OptimOptions()
+    runtime = Runtime(device, precision, threads)
+    with show.phase("probe", "measuring this machine"):
+        slope, per_width = _anchors(name, module, vocab_size, seq_len, runtime, optim)
+
+    def seconds_per_token(flops: int, fields: dict[str, Any]) -> float:
+        return slope * flops + per_width * fields["d_model"] * fields["n_layers"]
+
+    left = budget
+    if budget.unit == "seconds":
+        left = Budget("seconds", max(1.0, 0.85 * (budget.value - show.elapsed)))
+    sizes = ladder(name, vocab_size, seq_len, d_model=given.get("d_model"), n_layers=given.get("n_layers"))
+    choice = choose(
+        left, name, sizes, corpus, law, seconds_per_token=seconds_per_token, memory_bytes=int(0.8 * free_memory())
+    )
+    if "total_steps" in given and "batch_size" in given:
+        choice = _tokens(choice, given["total_steps"] * given["batch_size"] * seq_len)
+    batch_size = given.get("batch_size", batch_rows(choice.tokens, seq_len))
+    if train_tokens < 2 * seq_len:
+        raise BudgetError(
+            f"the training text is {train_tokens:.0f} tokens, one window takes {2 * seq_len}; give more text"
+        )
+    micro = given.get("micro_batch_size", min(batch_size, max(1, 16384 // seq_len)))
+
+    missing = compiler_missing(device)
+    eager = seconds_per_token(choice.flops_per_token, choice.fields)
+    compiled = given.get("compile", missing is None and choice.tokens * eager > COMPILE_FROM)
+    if missing and (compiled or choice.tokens * eager > COMPILE_FROM):
+        show.line(f"note: {missing}, so layers are not compiled; training takes longer than it would")
+        compiled = False
+    runtime = Runtime(device, precision, threads, compile=compiled)
+    model = build(name, device=device, **choice.fields)
+    initialise(model, generator("init", seed))
+    with show.phase("compile" if compiled else "probe", "compiling the layers" if compiled else ""):
+        step = step_seconds(name, choice.fields, Causal(), runtime, batch_size, micro, optim, model=model)
+
+    held_out_tokens = found.held_out_bytes / per_token
+    after = EVALUATE_STRIDE * held_out_tokens * eager / 2.5 + found.train_bytes * 0.45e-6 + 1.0
+    total_steps = _steps(request, choice, show.elapsed, step, after, batch_size * seq_len)
+    tokens = total_steps * batch_size * seq_len
+    share = min(1.0, 1.2 * tokens / train_tokens)
+    recipe = Recipe(
+        data=request.data,
+        **{
+            "total_steps": total_steps, "vocab_size": vocab_size, "d_model": choice.fields["d_model"],
+            "n_layers": choice.fields["n_layers"], "seq_len": seq_len, "batch_size": batch_size,
+            "micro_batch_size": micro, "threads": threads, "precision": precision, "device": device,
+            "warmup_steps": total_steps // 50, "checkpoint_every": max(1, min(math.ceil(30 / step), total_steps)),
+            "data_share": 1.0 if share > 0.5 else share,
+        } | given | {"compile": compiled},
+    )  # fmt: skip
+    initialise(model, generator("init", recipe.seed))
+    final = candidate(name, choice.fields, lambda _: recipe.tokens, corpus, law)
+    seconds = show.elapsed + recipe.total_steps * step + after
+    peak = max(memory.peak, memory.sample() + NGRAM_BYTES_PER_BYTE * min(found.train_bytes, MAX_NGRAM_BYTES))
+    prediction = {
+        "seconds": round(seconds, 1),
+        "peak_bytes": peak,
+        "loss": round(final.bits_per_byte * math.log(2) * per_token, 4),
+        "bits_per_byte": round(final.bits_per_byte, 4),
+        "joules": estimate(seconds, threads, peak),
+        "law_error": law.error,
+        "flops": float(final.flops_per_token) * recipe.tokens,
+        "params": final.parameters,
+        "tokens": recipe.tokens,
+        "step_seconds": round(step, 4),
+        "train_bytes": found.train_bytes,
+        "bytes_per_token": round(per_token, 4),
+        "scale": round(corpus.scale, 4),
+    }
+    return Planned(recipe, prediction, tokenizer, model)
+
+
+def _anchors(
+    name: str, module: Any, vocab_size: int, seq_len: int, runtime: Runtime, optim: OptimOptions
+) -> tuple[float, float]:
+    """Seconds a token = slope · FLOPs + per_width · d_model · layers: products, and what passes through memory."""
+    rows = max(1, 2048 // seq_len)
+    measured = []
+    for d_model, n_layers in ((64, 2), (256, 2)):
+        fields = module.sized(vocab_size, seq_len, d_model, n_layers)
+        seconds = step_seconds(name, fields, Causal(), runtime, rows, rows, optim, steps=2)
+        flops = candidate(name, fields, lambda _: 1, Corpus(1, 1, 1), load_law()).flops_per_token
+        measured.append((flops, d_model * n_layers, seconds / (rows * seq_len)))
+    matrix = torch.tensor([[f, w] for f, w, _ in measured], dtype=torch.float64)
+    slope, per_width = torch.linalg.solve(matrix, torch.tensor([s for *_, s in measured], dtype=torch.float64)).tolist()
+    return max(slope, 1e-15), max(per_width, 0.0)
+
+
+def _tokens(choice: Choice, tokens: float) -> Choice:
+    return Choice(
+        choice.fields, tokens, choice.flops_per_token, choice.parameters, choice.matmul_parameters, choice.bits_per_byte
+    )
+
+
+def _steps(request: Request, choice: Choice, elapsed: float, step: float, after: float, tokens_per_step: int) -> int:
+    """The dial's last turn: from here on nothing reads the clock."""
+    if "total_steps" in request.given:
+        return request.given["total_steps"]
+    if request.unit == "seconds":
+        steps = int((request.value - elapsed - after) / step)
+        if steps < LEAST_STEPS:
+            least = (elapsed + after + LEAST_STEPS * step) / 60
+            raise BudgetError(
+                f"--minutes {request.value / 60:g} leaves {max(0, steps)} steps; the least that works here is {math.ceil(least * 10) / 10}"
+            )
+        return steps
+    tokens = request.value if request.unit == "tokens" else request.value / choice.flops_per_token
+    steps = round(tokens / tokens_per_step)
+    if steps < 1:
+        least = tokens_per_step if request.unit == "tokens" else tokens_per_step * choice.flops_per_token
+        raise BudgetError(
+            f"--{request.unit} {request.value:g} is less than one step; the least that works here is {least:g}"
+        )
+    return steps

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pretraining by a recipe, broken off and taken up again without a bit of difference."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foundling.data.loader import PackedBatches
+from foundling.data.shards import TokenShards
+from foundling.errors import Interrupted
+from foundling.objectives.causal import Causal
+from foundling.recipes.recipe import Recipe
+from foundling.recipes.showing import Show
+from foundling.runtime import Runtime
+from foundling.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from foundling.train.log import Log
+from foundling.train.loop import TrainOptions, TrainState, train
+from foundling.train.optim import Optimizer
+
+
+class Stop:
+    """Set by SIGINT or SIGTERM: the step at hand is finished and saved first; a second signal ends at once."""
+
+    signal: int | None = None
+
+
+@contextmanager
+def stoppable() -> Iterator[Stop]:
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def hear(number: int, _: Any) -> None:
+        stop.signal = number
+        signal.signal(number, before[number])
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, hear)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def pretrain(
+    recipe: Recipe,
+    model: Any,
+    shards: TokenShards,
+    directory: Path,
+    show: Show,
+    bytes_per_token: float,
+    spent: float = 0.0,
+) -> tuple[Log, float]:
+    """Trains `model` in place to the end of the recipe, from the newest whole checkpoint in directory/checkpoints.
+
+    Returns the log and the seconds that runs before this one had spent. Raises Interrupted (75) or KeyboardInterrupt
+    after saving when told to stop.
+    """
+    runtime = Runtime(recipe.device, recipe.precision, recipe.threads, compile=recipe.compile)
+    state = TrainState(model, Optimizer(model, recipe.optim()))
+    found, damaged = latest_checkpoint(directory / "checkpoints")
+    for line in damaged:
+        show.line(f"note: checkpoint {line}; going back to the one before")
+    if found:
+        about = load_checkpoint(found, state)
+        spent += about["seconds"]
+        show.line(f"going on from step {state.step} of {recipe.total_steps}")
+    log = Log(directory / "log.jsonl", after_step=state.step)
+    before = log.entries[-1]["seconds"] if log.entries else 0.0
+    batches = PackedBatches(shards, seq_len=recipe.seq_len, batch_size=recipe.batch_size, seed=recipe.seed)
+    options = TrainOptions(recipe.micro_batch_size, recipe.clip)
+    per_step = recipe.batch_size * recipe.seq_len
+    begin = time.monotonic()
+    bits = 1 / (bytes_per_token * torch.log(torch.tensor(2.0)).item())
+
+    with (
+        stoppable() as stop,
+        show.bar("training", recipe.total_steps, done=state.step, scale=per_step, unit="tokens") as bar,
+    ):
+        for step in train(state, Causal(), batches, recipe.make_schedule(), options, runtime):
+            skipped = step.skipped
+            loss = None if skipped else round(step.loss, 5)
+            log.write(
+                step=step.n, tokens=step.n * per_step, seconds=round(before + time.monotonic() - begin, 3), loss=loss,
+                bits_per_byte=None if loss is None else round(loss * bits, 5), lr=recipe.learning_rate * step.lr_scale,
+                grad_norm=None if skipped else round(step.grad_norm, 5), skipped=skipped,
+            )  # fmt: skip
+            bar.advance("skipped" if loss is None else f"loss {loss:.3f}")
+            if stop.signal or step.n % recipe.checkpoint_every == 0 or step.n == recipe.total_steps:
+                save_checkpoint(directory / "checkpoints", state, {"seconds": spent + show.elapsed})
+            if stop.signal:
+                log.close()
+                if stop.signal == signal.SIGINT:
+                    raise KeyboardInterrupt
+                raise Interrupted(f"stopped at step {step.n} of {recipe.total_steps}; go on with --resume")
+    log.close()
+    return log, spent

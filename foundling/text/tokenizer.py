@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019 for bytes): any Unicode text survives the round trip."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+
+from foundling.errors import ConfigError, DataError, WeightsError
+from foundling.text.chat import CHAT_TEMPLATE
+
+END = "<|endoftext|>"
+PAD = "<|pad|>"
+SPECIAL = [END, PAD, "<|im_start|>", "<|im_end|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"]
+SPARE = 16
+MULTIPLE = 64
+SMALLEST = 320
+MAX_FILE_BYTES = 64 << 20
+
+# Words with the sign or space before them, up to three digits, runs of punctuation, and line breaks together with the
+# indentation that follows: in code one token then opens a line.
+WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+[ \t]*|\s+(?!\S)|\s+"
+
+
+class Tokenizer:
+    """`eos` opens and closes every document; special tokens are never read out of ordinary text."""
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        self.backend = backend
+        self.backend.encode_special_tokens = True
+        self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
+        eos = backend.token_to_id(END)
+        if eos is None:
+            raise ConfigError(f"the tokenizer has no {END} token")
+        self.eos: int = eos
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+        """Learns merges until `vocab_size` (a multiple of 64, at least 320) or until nothing recurs; the rest of the
+        vocabulary is spare tokens, so that no row of an embedding is ever without a name."""
+        if vocab_size % MULTIPLE or vocab_size < SMALLEST:
+            raise ConfigError(f"vocab_size {vocab_size}: expected a multiple of {MULTIPLE} from {SMALLEST} up")
+        backend = tokenizers.Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(WORDS), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size - SPARE,
+            special_tokens=SPECIAL,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        backend.train_from_iterator(texts, trainer)
+        size = backend.get_vocab_size()
+        padded = -(-(size + SPARE) // MULTIPLE) * MULTIPLE
+        backend.add_special_tokens(
+            [AddedToken(f"<|spare_{i}|>", special=True, normalized=False) for i in range(padded - size)]
+        )
+        return cls(backend)
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Tokenizer:
+        file = Path(directory) / "tokenizer.json"
+        if not file.is_file():
+            raise WeightsError(f"{directory}: no tokenizer.json")
+        if file.stat().st_size > MAX_FILE_BYTES:
+            raise WeightsError(f"{file}: over {MAX_FILE_BYTES >> 20} MiB, too large for a tokenizer")
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises bare Exception for whatever the file is
+            raise WeightsError(f"{file}: damaged, not a tokenizer ({str(error).splitlines()[0]})") from None
+        return cls(backend)
+
+    def save(self, directory: str | Path) -> None:
+        """tokenizer.json, tokenizer_config.json and the chat template, as transformers reads them."""
+        directory = Path(directory)
+        self.backend.save(str(directory / "tokenizer.json"))
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": END,
+            "eos_token": END,
+            "pad_token": PAD,
+            "clean_up_tokenization_spaces": False,
+            "chat_template": CHAT_TEMPLATE,
+        }
+        (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text alone, no special tokens added or read."""
+        try:
+            return self.backend.encode(text, add_special_tokens=False).ids
+        except UnicodeEncodeError:
+            raise DataError("the text holds half a surrogate pair, which is not Unicode text") from None
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the ids; special tokens are left out, bytes that form no character become U+FFFD."""
+        return self.backend.decode(list(ids), skip_special_tokens=True)
+
+    def pieces(self, text: str) -> list[tuple[str, int]]:
+        """(characters, id) of each token: what the tokenizer sees. A token that ends inside a character shows as ''."""
+        encoding = self.backend.encode(text, add_special_tokens=False)
+        pieces, end = [], 0
+        for i, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
+            pieces.append((text[max(start, end) : stop], i))
+            end = max(end, stop)
+        return pieces

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Learning-rate schedules: a step number in, a factor in (0, 1] out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up, then `cosine` down to `final`, or `wsd`: constant, with a linear decay over the last
+    `decay_share` of the steps (Hu et al. 2024, MiniCPM, section 4)."""
+
+    total_steps: int
+    kind: Literal["cosine", "wsd"] = "wsd"
+    warmup_steps: int = 0
+    decay_share: float = 0.5
+    final: float = 0.0
+
+    def __call__(self, step: int) -> float:
+        """`step` counts from 0; the first is already above zero."""
+        rise = min(1.0, (step + 1) / (self.warmup_steps + 1))
+        rest = max(1, self.total_steps - self.warmup_steps)
+        gone = min(1.0, max(0, step - self.warmup_steps + 0.5) / rest)
+        if self.kind == "cosine":
+            fall = 0.5 * (1 + math.cos(math.pi * gone))
+        else:
+            fall = min(1.0, (1 - gone) / self.decay_share)
+        return rise * (self.final + (1 - self.final) * fall)

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""config.json, both ways: each published key is mapped, demanded or kept as inert; nothing is silently dropped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from foundling.config import from_dict, to_dict
+from foundling.contracts import ConfigMap
+from foundling.errors import WeightsError
+from foundling.models import FAMILIES, Family, family
+
+# Written by transformers itself; ours to say anew.
+OWN = {"model_type", "architectures", "transformers_version", "torch_dtype", "dtype"}
+
+
+def read_config(values: dict[str, Any], file: str) -> tuple[Family, Any, dict[str, Any]]:
+    """config.json -> (family, our frozen config, the inert keys). Raises WeightsError naming the key that does not fit."""
+    model_type = values.get("model_type")
+    for name in FAMILIES:
+        found = family(name)
+        if found.module.CONFIG.model_type == model_type:
+            break
+    else:
+        raise WeightsError(f"{file}: model_type {model_type!r} is not known here; known: {', '.join(FAMILIES)}")
+    table: ConfigMap = found.module.CONFIG
+    values = _version_4(dict(values), file)
+    for key, wanted in table.only.items():
+        if key in values and values[key] is not None and values[key] != wanted:
+            raise WeightsError(f"{file}: {key} = {values[key]!r} is not supported by {found.name}; only {wanted!r} is")
+    for key, default in table.derived.items():
+        if values.get(key) is None:
+            try:
+                values[key] = default(values)
+            except (KeyError, TypeError, ZeroDivisionError):
+                raise WeightsError(f"{file}: lacks what '{key}' follows from") from None
+    ours = {}
+    for theirs, name in table.fields.items():
+        if theirs not in values:
+            raise WeightsError(f"{file}: lacks '{theirs}'")
+        ours[name] = values[theirs]
+    inert = {k: v for k, v in values.items() if k not in table.fields and k not in table.only and k not in OWN}
+    config = from_dict(found.config, ours, where=file)
+    _check_sizes(config, file)
+    return found, config, inert
+
+
+def write_config(found: Family, config: Any, inert: dict[str, Any], dtype: str = "float32") -> dict[str, Any]:
+    """Our config -> config.json that transformers 4 and 5 both read."""
+    table: ConfigMap = found.module.CONFIG
+    ours = to_dict(config)
+    values: dict[str, Any] = {"model_type": table.model_type, "architectures": [table.architecture]}
+    values |= {theirs: ours[name] for theirs, name in table.fields.items()}
+    values |= {key: value for key, value in table.only.items() if value is not None}
+    if "rope_theta" in values:  # version 5 moved it; version 4 reads the flat key
+        values["rope_parameters"] = {"rope_type": "default", "rope_theta": values["rope_theta"]}
+    return values | inert | {"dtype": dtype}
+
+
+def _version_4(values: dict[str, Any], file: str) -> dict[str, Any]:
+    """transformers 5 nests RoPE's figures; flatten them, refusing any scaling that is not computed here."""
+    nested = values.pop("rope_parameters", None)
+    if nested is not None:
+        if not isinstance(nested, dict) or nested.get("rope_type", "default") != "default":
+            raise WeightsError(f"{file}: rope_parameters {nested!r}: only rope_type 'default' is supported")
+        if "rope_theta" in nested:
+            values["rope_theta"] = nested["rope_theta"]
+    return values
+
+
+def _check_sizes(config: Any, file: str) -> None:
+    """No size of a file may ask for more than a machine could hold, or for nothing."""
+    for key, value in to_dict(config).items():
+        if isinstance(value, int) and not isinstance(value, bool) and not 1 <= value <= 1 << 24:
+            raise WeightsError(f"{file}: {key} = {value} is out of range")

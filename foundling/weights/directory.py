@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model directories: a Hugging Face directory (config.json, model.safetensors, tokenizer.json …) and `foundling.json`,
+which says how it came to be and what every file must hash to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from foundling.contracts import Key
+from foundling.errors import WeightsError
+from foundling.models import Family, family_of
+from foundling.weights import keys
+from foundling.weights.configs import read_config, write_config
+from foundling.weights.files import read_json, sha256, write_directory, write_json
+
+FORMAT_VERSION = 1
+MANIFEST = "foundling.json"
+WEIGHTS = "model.safetensors"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def weights_hash(model: Any) -> str:
+    """SHA-256 over our names, shapes and bytes, in name order; a tied weight counts once."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(dict(model.named_parameters()).items()):
+        data = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {data.dtype} {tuple(data.shape)}\n".encode())
+        digest.update(
+            data.view(torch.uint8).numpy().tobytes()
+            if data.ndim
+            else data.reshape(1).view(torch.uint8).numpy().tobytes()
+        )
+    return digest.hexdigest()
+
+
+def write_weights(model: Any, directory: Path) -> None:
+    """config.json and model.safetensors in the published layout, into an existing directory."""
+    found = family_of(model)
+    params = {name: p.detach() for name, p in model.named_parameters()}  # a tied head is not listed twice
+    table = keys.names(found.module.KEYS, params)
+    tensors = {theirs: keys.to_theirs(key, [params[t] for t in targets]) for theirs, (key, targets) in table.items()}
+    tensors = {name: t.clone() for name, t in tensors.items()}  # safetensors refuses views that share memory
+    dtype = str(next(iter(params.values())).dtype).removeprefix("torch.")
+    config = write_config(found, model.config, getattr(model, "inert", {}), dtype)
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+
+
+def save(model: Any, directory: str | Path, *, tokenizer: Any = None, about: dict[str, Any] | None = None) -> Path:
+    """Writes a model directory; OutputError if `directory` holds anything already."""
+    directory = Path(directory)
+
+    def fill(aside: Path) -> None:
+        write_weights(model, aside)
+        if tokenizer is not None:
+            tokenizer.save(aside)
+        write_manifest(aside, {"weights_hash": weights_hash(model), **(about or {})})
+
+    write_directory(directory, fill)
+    return directory
+
+
+def write_manifest(directory: Path, about: dict[str, Any]) -> None:
+    """foundling.json: the format, what the caller tells, and the SHA-256 of every other file."""
+    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST)
+    hashes = {str(p.relative_to(directory)): sha256(p) for p in files}
+    write_json(directory / MANIFEST, {"format_version": FORMAT_VERSION, **about, "files": hashes})
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """foundling.json, of this format or an older one."""
+    manifest = read_json(directory / MANIFEST)
+    version = manifest.get("format_version")
+    if not isinstance(version, int) or version < 1:
+        raise WeightsError(f"{directory / MANIFEST}: damaged, no format_version")
+    if version > FORMAT_VERSION:
+        raise WeightsError(f"{directory}: format_version {version} is newer than {FORMAT_VERSION}; upgrade foundling")
+    return manifest
+
+
+def check(directory: str | Path) -> dict[str, Any]:
+    """Hashes every file against foundling.json. Returns {'ok', 'checked', 'problems'}; problems name the file."""
+    directory = Path(directory)
+    if not (directory / MANIFEST).exists():
+        raise WeightsError(f"{directory}: no {MANIFEST}, so nothing to check against (is this a model directory?)")
+    files = read_manifest(directory).get("files")
+    if not isinstance(files, dict) or not files:
+        raise WeightsError(f"{directory / MANIFEST}: damaged, no list of files")
+    problems = []
+    for name, wanted in files.items():
+        path = directory / name
+        if ".." in Path(name).parts or Path(name).is_absolute():
+            problems.append(f"{name}: points outside the directory")
+        elif not path.is_file():
+            problems.append(f"{name}: missing")
+        elif (found := sha256(path)) != wanted:
+            problems.append(f"{name}: damaged (sha256 {found[:12]}…, expected {str(wanted)[:12]}…)")
+    return {"ok": not problems, "checked": len(files), "problems": problems}
+
+
+def load(directory: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
+    """A model of a known family from our directory or one that transformers saved, in evaluation mode.
+
+    Raises WeightsError naming file and key for what is missing, extra, ill-shaped or not safetensors. Shapes are
+    compared with the file's header before anything is allocated.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise WeightsError(f"{directory}: no such model directory")
+    found, config, inert = read_config(read_json(directory / "config.json"), str(directory / "config.json"))
+    file = directory / WEIGHTS
+    if not file.is_file():
+        pickles = [p.name for p in directory.iterdir() if p.suffix in PICKLES]
+        why = f" ({pickles[0]} is a pickle, which can execute code and is never opened)" if pickles else ""
+        raise WeightsError(f"{directory}: no {WEIGHTS}{why}")
+    with torch.device("meta"):
+        model = found.model(config)
+    model.inert = inert
+    tensors = _read(file, found, dict(model.named_parameters()), dtype, device)
+    for name, tensor in tensors.items():
+        _assign(model, name, tensor)
+    if config.tie_embeddings:
+        model.head.weight = model.embedding.weight
+    return model.eval()
+
+
+def _read(file: Path, found: Family, params: dict[str, Tensor], dtype: torch.dtype, device: str) -> dict[str, Tensor]:
+    table = keys.names(found.module.KEYS, params)
+    prefix = found.module.CONFIG.base_prefix
+    try:
+        with safe_open(file, framework="pt", device=device) as opened:
+            present = {n if n in table or prefix + n not in table else prefix + n: n for n in opened.keys()}  # noqa: SIM118
+            _compare(file, opened, present, table, params)
+            ours = {}
+            for theirs, (key, targets) in table.items():
+                parts = keys.to_ours(key, opened.get_tensor(present[theirs]))
+                ours |= {target: part.to(dtype).contiguous() for target, part in zip(targets, parts, strict=True)}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{file}: damaged, not safetensors ({str(error).splitlines()[0]})") from None
+    return ours
+
+
+def _compare(
+    file: Path,
+    opened: Any,
+    present: dict[str, str],
+    table: dict[str, tuple[Key, tuple[str, ...]]],
+    params: dict[str, Tensor],
+) -> None:
+    """Every tensor there, none more, each of the right shape — by the header alone."""
+    for name in table:
+        if name not in present:
+            raise WeightsError(f"{file}: lacks tensor '{name}'")
+    for name in present:
+        if name not in table and not name.endswith(
+            (".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq", "lm_head.weight")
+        ):
+            raise keys.unknown(name, table, str(file))
+    for theirs, (key, targets) in table.items():
+        wanted = keys.theirs_shape(key, [params[t].shape for t in targets])
+        shape = tuple(opened.get_slice(present[theirs]).get_shape())
+        if shape != wanted:
+            raise WeightsError(f"{file}: tensor '{theirs}' is {list(shape)}, the configuration asks for {list(wanted)}")
+
+
+def _assign(model: Any, name: str, tensor: Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(path), leaf, torch.nn.Parameter(tensor))

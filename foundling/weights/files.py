@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are whole or not there: written aside, fsynced, renamed, and known by their SHA-256."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from foundling.errors import BusyError, OutputError, WeightsError
+
+MAX_JSON_BYTES = 32 << 20
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fsync_path(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turns what the operating system says of a full or read-only disk into one line."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(f"{path}: cannot be written ({reason}); free some space or choose another --out") from error
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Atomically, fsynced; an existing file is replaced only by a complete one."""
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with open(aside, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+        fsync_path(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise WeightsError(f"{path}: over {MAX_JSON_BYTES >> 20} MiB, not a configuration")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError):
+        raise WeightsError(f"{path}: damaged, not JSON") from None
+    if not isinstance(value, dict):
+        raise WeightsError(f"{path}: damaged, not a JSON object")
+    return value
+
+
+def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
+    """`fill` writes into a directory aside, which then takes the name `path`; `path` must not exist or be empty."""
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise OutputError(f"{path}: exists and is not empty; choose another directory")
+        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        shutil.rmtree(aside, ignore_errors=True)
+        try:
+            aside.mkdir()
+            fill(aside)
+            for file in aside.rglob("*"):
+                fsync_path(file)
+            fsync_path(aside)
+            os.replace(aside, path)
+            fsync_path(path.parent)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+
+
+def publish(source: Path, target: Path, last: str) -> None:
+    """Moves the files of `source` into the directory `target`, the one named `last` at the end: a reader who finds it
+    finds all."""
+    with output_errors(target):
+        files = sorted(p for p in source.rglob("*") if p.is_file())
+        for file in files:
+            fsync_path(file)
+        for file in sorted(files, key=lambda p: p == source / last):
+            place = target / file.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if file == source / last:
+                fsync_path(target)
+            os.replace(file, place)
+        fsync_path(target)
+        shutil.rmtree(source)
+
+
+@contextmanager
+def lock(directory: Path) -> Iterator[None]:
+    """One writer a directory; the lock goes with the process however it ends."""
+    with output_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        handle = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BusyError(
+                f"{directory}: another process is writing here; wait for it or choose another --out"
+            ) from None
+        yield
+    finally:
+        os.close(handle)

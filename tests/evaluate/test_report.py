@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report: what it says of a run, that hostile text stays text, and that it needs nothing but itself."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from html.parser import HTMLParser
+from math import inf, nan
+from pathlib import Path
+
+import pytest
+
+from foundling.errors import OutputError
+from foundling.evaluate.report import Run, charts, findings, summary_png, units, write_report
+from tests.evaluate.runs import HOSTILE, hostile, realistic
+
+SECTIONS = "samples learning scores prediction time tokenizer data settings compute again".split()  # noqa: SIM905
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+class Page(HTMLParser):
+    """A page taken apart: every element with its attributes, the ids in order, the words, and whether tags nest."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.elements: list[tuple[str, dict]] = []
+        self.words = ""
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+        if tag in {"td", "th", "text"}:
+            self.words += " "  # what the eye sees as a gap
+
+    def handle_data(self, data):
+        self.words += data.replace(units.SPACE, " ")
+
+    @property
+    def ids(self) -> list[str]:
+        return [attributes["id"] for _, attributes in self.elements if "id" in attributes]
+
+
+def page_of(run: Run, directory) -> Page:
+    write_report(run, directory / "report.html")
+    return Page((directory / "report.html").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("run", [realistic(), hostile()], ids=["realistic", "hostile"])
+def test_page_has_every_section_in_order_and_reaches_for_nothing(run, tmp_path):
+    page = page_of(run, tmp_path)
+    assert [name for name in page.ids if name in SECTIONS] == SECTIONS
+    assert len(page.ids) == len(set(page.ids))
+    for tag, attributes in page.elements:
+        assert tag not in {"script", "link", "iframe", "object", "embed", "img", "base", "form"}
+        assert not any(name.startswith("on") for name in attributes)
+        assert all(attributes[name].startswith("#") for name in ("href", "src") if name in attributes)
+    text = (tmp_path / "report.html").read_text("utf-8")
+    assert "://" not in text and "@import" not in text and set(re.findall(r"url\((.)", text)) <= {"#"}
+
+
+def test_page_says_what_happened(tmp_path):
+    words = " ".join(page_of(realistic(), tmp_path).words.replace("\u2011", "-").split())
+    for phrase in [
+        "0.912 M parameters, 1.71 bits per byte on held-out text; predicted 1.75.",
+        "fewer bits than gzip, xz and the n-gram model, but no fewer than xz over one stream.",
+        "time 3 min 00 s 2 min 56 s +2.2 %",
+        "bits per byte 1.750 1.709 +2.4 %",
+        "energy, actual 4.89 kJ (1.36 Wh) — measured by RAPL, package domain",
+        "passes Python's tokenize 84 % (71–92) 10 % (4–21) 50",
+        "training 2 min 20 s · 79.2 %",
+        "removed: near-duplicate 118 documents",
+        "d_model 128 chosen",
+        "seed 0 given",
+        "foundling reproduce 'models/stdlib 3min'",
+        "7.2 × 10¹³ floating-point operations",
+        "foundling serve stdlib-3min",
+    ]:
+        assert phrase in words
+
+
+def test_hostile_text_is_shown_as_text(tmp_path):
+    page = page_of(hostile(), tmp_path)
+    shown = HOSTILE.replace("\x00", "").replace("\ud83d", "\\ud83d")  # what UTF-8 cannot hold is shown escaped
+    assert page.words.replace("\x00", "").count(shown) > 15
+    assert "nan" not in re.findall(r"\w+", page.words)
+    assert {"alert", "7*7"} <= set(re.findall(r"alert|7\*7|49", page.words)) and "49" not in page.words
+
+
+def test_report_is_the_same_in_every_writing_and_from_json(tmp_path):
+    run = realistic()
+    write_report(run, tmp_path / "a.html")
+    write_report(Run(**json.loads(json.dumps(asdict(run)))), tmp_path / "b.html")
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def test_charts_are_text_in_the_colours_of_the_page():
+    svg = charts.loss_svg(realistic())
+    assert svg.startswith("<svg viewBox=")
+    words = Page(svg).words
+    assert all(label in words for label in ("training", "held-out, predicted 4.14", "held-out, measured 4.05"))
+    for drawn in (svg, charts.throughput_svg(realistic())):
+        assert "var(--accent)" in drawn and not re.findall(r"#[0-9a-f]{6}\b", drawn)
+
+
+def test_charts_of_nothing_are_empty():
+    run = replace(realistic(), history=[])
+    assert charts.loss_svg(run) == charts.throughput_svg(run) == ""
+    assert charts.loss_svg(hostile()) == charts.throughput_svg(hostile()) == ""
+
+
+def test_summary_is_one_picture(tmp_path):
+    for run in (realistic(), hostile()):
+        summary_png(run, tmp_path / "summary.png")
+        data = (tmp_path / "summary.png").read_bytes()
+        assert data[:8] == b"\x89PNG\r\n\x1a\n"
+        assert (int.from_bytes(data[16:20]), int.from_bytes(data[20:24])) == (1200, 480)
+
+
+def test_without_matplotlib_the_report_has_tables(tmp_path):
+    script = f"""
+import sys
+sys.modules["matplotlib"] = None
+from foundling.errors import OutputError
+from foundling.evaluate.report import summary_png, write_report
+from tests.evaluate.runs import realistic
+write_report(realistic(), {str(tmp_path / "report.html")!r})
+assert "torch" not in sys.modules
+try:
+    summary_png(realistic(), {str(tmp_path / "summary.png")!r})
+except OutputError as error:
+    print(error)
+"""
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert "pip install 'foundling[report]'" in done.stdout
+    page = Page((tmp_path / "report.html").read_text("utf-8"))
+    assert [name for name in page.ids if name in SECTIONS] == SECTIONS
+    assert page.words.count("pip install 'foundling[report]'") == 1
+    assert "svg" not in {tag for tag, _ in page.elements}
+    assert "800" in page.words.split() and "13.1 M" in page.words  # the last step, in the table instead of the curve
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    for write in (write_report, summary_png):
+        with pytest.raises(OutputError, match=re.escape(repr(str(tmp_path)))):
+            write(realistic(), tmp_path)
+
+
+def test_standing_takes_sides_only_where_there_are_numbers():
+    run = realistic()
+    assert findings.standing(replace(run, baselines={"gzip": 2.0})) == "It needs fewer bits than gzip."
+    assert (
+        findings.standing(replace(run, baselines={"xz": 1.0, "ppm": 1.709}))
+        == "It needs no fewer bits than xz and ppm."
+    )
+    assert findings.standing(replace(run, baselines={"gzip": "no text", "xz": nan})) == ""
+    assert findings.standing(hostile()) == ""
+
+
+def test_score_bars_are_sorted_and_scaled_and_keep_reasons():
+    run = replace(realistic(), baselines={"gzip": 3.418, "ngram": "less than 1 kB of text"})
+    ours, gzip, ngram = findings.score_bars(run)
+    assert ours == (findings.MODEL, 0.5, "1.709", True)
+    assert gzip == ("gzip -9, each document alone", 1.0, "3.418", False)
+    assert ngram.share is None and ngram.value == "less than 1 kB of text"
+
+
+def test_curve_and_throughput_worked_by_hand():
+    record = {"step": 0, "bits_per_byte": None, "lr": 0.0, "grad_norm": None}
+    history = [record | {"tokens": 10 * i, "seconds": 2.0 * i, "loss": float(i)} for i in range(1, 5)]
+    assert findings.curve(history, 2) == [(0, 20, 4.0, 1.5), (0, 40, 8.0, 3.5)]
+    assert findings.curve([*history, history[0] | {"loss": nan}], 9) == findings.curve(history, 4)
+    assert [point.loss for point in findings.curve(history, 4)] == [1.0, 2.0, 3.0, 4.0]
+    assert findings.throughput(history, 3) == [(4.0, 5.0), (6.0, 5.0), (8.0, 5.0)]
+    assert findings.throughput(history, 1) == [(8.0, 5.0)]
+    assert findings.throughput(history[:1], 3) == findings.throughput([history[0], history[0]], 3) == []
+
+
+def test_interval_of_a_share_is_wilsons():
+    # Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3, to four decimals.
+    for passed, n, low, high in [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611)]:
+        assert findings.wilson(passed / n, n) == pytest.approx((low, high), abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (units.count(99_999), "99,999"),
+        (units.count(912_384), "0.912 M"),
+        (units.count(999_700_000), "1 B"),
+        (units.count(1e11), "100 B"),
+        (units.size(0), "0 B"),
+        (units.size(999_600), "1 MB"),
+        (units.size(5e15), "5,000 TB"),
+        (units.energy(7200), "7.2 kJ (2 Wh)"),
+        (units.duration(0.0421), "0.0421 s"),
+        (units.duration(59.7), "1 min 00 s"),
+        (units.duration(3725), "1 h 02 min"),
+        (units.percent(-0.0312, signed=True), "-3.1 %"),
+        (units.power(9.99e22), "1.0 × 10²³"),
+        (units.power(3.14e23), "3.1 × 10²³"),
+        (units.number(None) + units.count(nan) + units.size(inf) + units.power(0), "————"),
+    ],
+)
+def test_figures_read_well(shown, expected):
+    assert shown.replace(units.SPACE, " ") == expected
