@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import json
 import os
@@ -56,7 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
         module.add(sub)
         sub.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
         sub.add_argument("--debug", action="store_true", help="show tracebacks")
-        sub.set_defaults(run=module.run, takes_keys=getattr(module, "TAKES_KEYS", False))
+        sub.set_defaults(run=module.run, parser=sub)
     return parser
 
 
@@ -64,11 +65,9 @@ def main(argv: list[str] | None = None) -> None:
     """Runs a command and exits: 0 done, 1 our fault, 2 the user's, 75 resume me, 130 interrupted."""
     parser = make_parser()
     args, extra = parser.parse_known_args(argv)
-    if extra and not args.takes_keys:
-        parser.exit(
-            2, f"foundling {args.command}: unknown argument '{extra[0]}' (see foundling {args.command} --help)\n"
-        )
-    args.extra = extra
+    if extra:
+        close = difflib.get_close_matches(extra[0], args.parser._option_string_actions, n=1)
+        args.parser.error(f"unknown argument '{extra[0]}'" + (f"; did you mean '{close[0]}'?" if close else ""))
     code = 0
     try:
         value = args.run(args)

@@ -16,8 +16,12 @@ EXAMPLES = [
     "foundling raise notes/ --flops 1e14 --n-layers 6 --learning-rate 0.01",
     "foundling raise --out runs/notes --resume",
 ]
-TAKES_KEYS = True
-OPTIONS = ("minutes", "flops", "tokens", "out", "resume", "config", "licence", "json", "debug")
+# The fields of recipes/recipe.Recipe, here by name so that --help need not import torch; a test holds them equal.
+KEYS = (
+    "family", "seed", "field", "vocab_size", "d_model", "n_layers", "seq_len", "batch_size", "micro_batch_size",
+    "total_steps", "optimizer", "learning_rate", "matrix_learning_rate", "weight_decay", "schedule", "warmup_steps",
+    "decay_share", "clip", "precision", "threads", "compile", "device", "checkpoint_every", "data_share",
+)  # fmt: skip
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -32,11 +36,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the unfinished run in --out")
     parser.add_argument("--config", help="YAML file of recipe keys to hold fixed")
     parser.add_argument("--licence", help="licence of the data, for the model card (such as CC-BY-4.0)")
-    parser.add_argument_group("any key of the recipe", "--KEY VALUE holds it fixed: family, seed, field, vocab_size, d_model, n_layers, seq_len, batch_size, micro_batch_size, total_steps, optimizer, learning_rate, matrix_learning_rate, weight_decay, schedule, warmup_steps, decay_share, clip, precision, threads, compile, device, checkpoint_every, data_share")  # fmt: skip
+    group = parser.add_argument_group("keys of the recipe", "what is not given is chosen, and printed")
+    for key in KEYS:
+        group.add_argument("--" + key.replace("_", "-"), dest="key_" + key, metavar="VALUE")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    given = keys(args.extra)
+    given = keys(args)
     from foundling.cli import show_for
 
     show = show_for(args)
@@ -65,34 +71,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return raise_model(request, out, show=show)
 
 
-def keys(extra: list[str]) -> dict[str, Any]:
-    """['--n-layers', '4', '--seed=1'] -> {'n_layers': 4, 'seed': 1}"""
+def keys(args: argparse.Namespace) -> dict[str, Any]:
+    """The recipe keys given on the command line, as YAML would read them; `field` stays text."""
     from foundling.config import parse_overrides
 
-    pairs, rest = [], list(extra)
-    while rest:
-        flag = rest.pop(0)
-        if not flag.startswith("--"):
-            raise ConfigError(f"unexpected argument '{flag}'")
-        name, sign, value = flag[2:].partition("=")
-        if not sign:
-            if not rest or rest[0].startswith("--"):
-                _unknown(name)
-                raise ConfigError(f"{flag} needs a value")
-            value = rest.pop(0)
-        pairs.append(f"{name.replace('-', '_')}={value}")
-    found = parse_overrides(pairs)
-    for name in found:
-        _unknown(name)
-    return found
-
-
-def _unknown(name: str) -> None:
-    import difflib
-
-    close = difflib.get_close_matches(name, OPTIONS, n=1, cutoff=0.75)
-    if close:
-        raise ConfigError(f"unknown option '--{name}'; did you mean '--{close[0]}'?")
+    texts = {key: getattr(args, "key_" + key) for key in KEYS}
+    given = parse_overrides([f"{key}={text}" for key, text in texts.items() if text is not None])
+    return given | ({"field": texts["field"]} if texts["field"] is not None else {})
 
 
 def free_directory(name: str) -> Path:

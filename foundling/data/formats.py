@@ -136,7 +136,7 @@ def _json_text(line: bytes, row: int, field: str) -> str | Skip:
     except UnicodeDecodeError:
         return Skip("not UTF-8", f"line {row} is not UTF-8")
     except (ValueError, RecursionError) as error:
-        return Skip("not JSON", f"line {row} is not JSON ({error})")
+        return Skip("not JSON", f'line {row} is not JSON ({error}): give one object a line, like {{"{field}": "…"}}')
     if not isinstance(value, dict):
         return Skip("row is not an object", f'line {row} is not an object like {{"{field}": "…"}}')
     if value.get(field) is None:
@@ -189,7 +189,7 @@ def _parquet(path: Path, field: str) -> Iterator[tuple[str, str] | Skip]:
                     text = _parquet_text(raw, field)
                     yield text if isinstance(text, Skip) else (f"#{row}", text)
     except (pa.ArrowException, OSError, ValueError) as error:
-        yield Skip("damaged Parquet", f"it cannot be read as Parquet ({_first_line(error)})", rest=True)
+        yield Skip("damaged Parquet", f"{_first_line(error)}; write or fetch it again", rest=True)
 
 
 def _is_bytes(kind) -> bool:

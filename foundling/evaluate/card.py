@@ -76,8 +76,10 @@ def _use(model_id: str) -> str:
     return "## How to use it\n\n" + "\n\n".join(
         [
             _fence(
-                f"import foundling\n\nmodel, tokenizer = foundling.load({name})\n"
-                'print(foundling.generate(model, tokenizer, "Once upon a time", max_new_tokens=64))',
+                f"import foundling\n\nmodel, tokenizer = foundling.load({name}), foundling.Tokenizer.load({name})\n"
+                'prompt = [tokenizer.eos, *tokenizer.encode("Once upon a time")]\n'
+                "(answer,) = foundling.generate(model, [prompt], max_tokens=64, stop=[tokenizer.eos])\n"
+                "print(tokenizer.decode(answer))",
                 "python",
             ),
             "Nothing has to be converted:",

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from pathlib import Path
 
 
@@ -49,13 +48,12 @@ class PeakMemory:
 
     def __init__(self, every: float = 0.2) -> None:
         self.peak = tree_bytes(os.getpid())
-        self.every = every
+        self.every, self.done = every, threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
-        while True:
+        while not self.done.wait(self.every):
             self.sample()
-            time.sleep(self.every)
 
     def sample(self) -> int:
         now = tree_bytes(os.getpid())

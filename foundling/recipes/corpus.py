@@ -7,7 +7,6 @@ import hashlib
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,10 @@ def open_source(data: str, field: str) -> Iterable[Document]:
     return corpus(data.removeprefix(BUILTIN)) if data.startswith(BUILTIN) else Source(data, field)
 
 
-def read(data: str, field: str) -> Split:
-    return split(open_source(data, field))
+def read(data: str, field: str) -> tuple[Split, dict[str, int]]:
+    """The split, and how many files or rows were passed over, by reason."""
+    source = open_source(data, field)
+    return split(source), dict(getattr(source, "skipped", {}))
 
 
 def thinned(documents: Iterable[Document], share: float) -> Iterator[Document]:
@@ -95,10 +96,6 @@ def clear(directory: Path) -> None:
     with output_errors(directory):
         if directory.exists():
             shutil.rmtree(directory)
-
-
-def first_texts(found: Split, n_documents: int) -> list[str]:
-    return [d.text for d in islice(found.held_out, n_documents)]
 
 
 def scale_sample(found: Split) -> bytes:

@@ -29,7 +29,7 @@ from foundling.text import Tokenizer
 from foundling.text.tokenizer import MULTIPLE, SMALLEST
 from foundling.train.optim import OptimOptions
 
-COMPILE_FROM = 60.0
+COMPILE_FROM = 90.0
 """Seconds of training from which compiling pays for itself."""
 LEAST_STEPS = 20
 EVALUATE_STRIDE = 2

@@ -115,11 +115,13 @@ def _raise(
     run, memory, meter = out / "run", PeakMemory(), Meter()
     given = recipe.field if recipe else request.given.get("field", "text")
     with show.phase("read", f"reading {request.data}"):
-        found = corpus.read(request.data, given)
+        found, skipped = corpus.read(request.data, given)
     show.line(
         f"{found.train_documents:,} documents, {found.train_bytes / 1e6:.1f} MB to learn from; "
         f"{len(found.held_out):,} documents, {found.held_out_bytes / 1e6:.2f} MB held out"
     )
+    if skipped:
+        show.line("passed over: " + ", ".join(f"{n} {reason}" for reason, n in skipped.items()))
     if expected and found.data_hash != expected["data_hash"]:
         raise MismatchError(
             f"the data hashes to {found.data_hash[:12]}, the model was raised from {expected['data_hash'][:12]}; "
@@ -167,10 +169,12 @@ def _raise(
         held_out = score(model, Causal(), batches, found.held_out_bytes, runtime)
     seconds = spent + show.elapsed
     raised = Raised(
-        request, recipe, prediction, found, tokenizer, tokens, model, log.entries, held_out, seconds, memory, meter, out,
+        request, recipe, prediction, found, skipped, tokenizer, tokens, model, log.entries, held_out, seconds, memory, meter, out,
         time.strftime("%Y-%m-%d %H:%M"),
     )  # fmt: skip
-    return finish(raised, show)
+    result = finish(raised, show)
+    memory.done.set()
+    return result
 
 
 def _tokenizer(run: Path, found: Any, recipe: Recipe, trained: Tokenizer | None) -> Tokenizer:

@@ -46,6 +46,7 @@ class Raised:
     recipe: Recipe
     prediction: dict[str, Any]
     found: Split
+    skipped: dict[str, int]
     tokenizer: Tokenizer
     tokens: Tokens
     model: Any
@@ -168,7 +169,6 @@ def python_shares(raised: Raised, texts: list[str], ngram: ByteNGram) -> dict[st
 def make_run(raised: Raised, result: dict[str, Any], texts: list[str], show: Show) -> Run:
     recipe, found, prediction = raised.recipe, raised.found, raised.prediction
     given = {*raised.request.given, "data"}
-    skipped = getattr(found._source, "skipped", {})
     quoted = shlex.quote(str(raised.out))
     return Run(
         name=raised.out.resolve().name,
@@ -182,7 +182,7 @@ def make_run(raised: Raised, result: dict[str, Any], texts: list[str], show: Sho
         flops=prediction["flops"],
         data={
             "source": recipe.data, "documents": found.train_documents, "bytes": found.train_bytes,
-            "removed": dict(found.removed) | dict(skipped), "held_out_documents": len(found.held_out),
+            "removed": dict(found.removed) | raised.skipped, "held_out_documents": len(found.held_out),
             "held_out_bytes": found.held_out_bytes, "hash": found.data_hash, "licence": raised.licence,
         },
         predicted=result["predicted"],

@@ -97,7 +97,7 @@ class Tokenizer:
         """Ids of the text alone, no special tokens added or read."""
         try:
             return self.backend.encode(text, add_special_tokens=False).ids
-        except UnicodeEncodeError:
+        except (UnicodeEncodeError, TypeError):  # what the library makes of half a surrogate pair
             raise DataError("the text holds half a surrogate pair, which is not Unicode text") from None
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:

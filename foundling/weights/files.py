@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from foundling.errors import BusyError, OutputError, WeightsError
 
 MAX_JSON_BYTES = 32 << 20
@@ -44,6 +46,10 @@ def output_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(f"{path}: cannot be written ({reason}); free some space or choose another --out") from error
+    except SafetensorError as error:  # its way of passing on what the system said
+        if "I/O error" not in str(error):
+            raise
+        raise OutputError(f"{path}: cannot be written ({error}); free some space or choose another --out") from error
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SIGKILL anywhere, inside saving too: --resume gives bitwise the weights of the unbroken run."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.tools import TINY, corpus, environment, foundling, raised, weights
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    root = tmp_path_factory.mktemp("kill")
+    data = corpus(root / "data")
+    begin = time.monotonic()
+    raised(data, "--tokens", "3072", *TINY, "--out", root / "unbroken")
+    return data, weights(root / "unbroken"), time.monotonic() - begin
+
+
+def start(args: list) -> subprocess.Popen:
+    command = [sys.executable, "-m", "foundling", "raise", *map(str, args), "--json"]
+    return subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def kill_when(process: subprocess.Popen, condition) -> bool:
+    """SIGKILL as soon as the condition holds; False if the process was faster."""
+    while process.poll() is None:
+        if condition():
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return True
+        time.sleep(0.0005)
+    return False
+
+
+def saving(out: Path):
+    """A checkpoint, or the finished directory, is being written at this moment."""
+    return lambda: any((out / "run" / "checkpoints").glob(".step-*.tmp")) or (out / "run" / "staging").exists()
+
+
+def after(seconds: float):
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() > end
+
+
+def broken_off_until_done(data: Path, out: Path, conditions: list) -> int:
+    """Kills the run, and each resumption of it, on the given conditions; then lets it end. Returns kills that met it."""
+    kills, first = 0, [data, "--tokens", "3072", *TINY, "--out", out]
+    for condition in conditions:
+        begun = (out / "run" / "request.json").exists() or (out / "foundling.json").exists()
+        process = start(["--out", out, "--resume"] if begun else first)
+        kills += kill_when(process, condition(out) if callable(condition) else after(condition))
+    begun = (out / "run" / "request.json").exists() or (out / "foundling.json").exists()
+    done = foundling("raise", *(["--out", out, "--resume"] if begun else first), "--json")
+    assert done.returncode == 0, done.stderr
+    assert not (out / "run").exists()
+    return kills
+
+
+def test_killed_while_saving_and_in_between(unbroken, tmp_path) -> None:
+    data, expected, seconds = unbroken
+    kills = broken_off_until_done(data, tmp_path / "out", [saving, 0.6 * seconds, saving])
+    assert kills >= 2 and weights(tmp_path / "out") == expected
+
+
+def test_told_to_stop_it_saves_and_says_75(unbroken, tmp_path) -> None:
+    data, expected, _ = unbroken
+    out = tmp_path / "out"
+    process = start([data, "--tokens", "3072", *TINY, "--out", out])
+    checkpoints = out / "run" / "checkpoints"
+    while process.poll() is None and not any(checkpoints.glob("step-*")):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate()
+    assert process.returncode == 75 and b"--resume" in error
+    again = foundling("raise", data, "--minutes", "1", "--out", out)
+    assert again.returncode == 2 and "--resume" in again.stderr
+    assert foundling("raise", "--out", out, "--resume").returncode == 0
+    assert weights(out) == expected
+
+
+@pytest.mark.prove
+def test_killed_at_thirty_points(unbroken, tmp_path) -> None:
+    data, expected, seconds = unbroken
+    chance, kills = random.Random(0), 0
+    for n in range(10):
+        out = tmp_path / f"out{n}"
+        points = [chance.choice([saving, chance.uniform(0.1, 1.0) * seconds]) for _ in range(4)]
+        kills += broken_off_until_done(data, out, points)
+        assert weights(out) == expected, n
+    print(f"{kills} kills")
+    assert kills >= 30
+
+
+@pytest.mark.prove
+def test_reproduce_is_bitwise_compiled(tmp_path) -> None:
+    data = corpus(tmp_path / "data")
+    args = [a if a != "false" else "true" for a in TINY]
+    raised(data, "--tokens", "3072", *args, "--threads", "2", "--out", tmp_path / "first", timeout=600)
+    for n in range(2):
+        done = foundling("reproduce", tmp_path / "first", "--out", tmp_path / f"again{n}", timeout=600)
+        assert done.returncode == 0, done.stderr
+        assert weights(tmp_path / f"again{n}") == weights(tmp_path / "first")

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small real corpora, and the real command line in its own process."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+TINY = [
+    "--total-steps", "24", "--batch-size", "4", "--seq-len", "32", "--d-model", "32", "--n-layers", "2", "--vocab-size",
+    "320", "--threads", "1", "--checkpoint-every", "2", "--micro-batch-size", "2", "--compile", "false",
+]  # fmt: skip
+
+
+def corpus(directory: Path, documents: int = 60) -> Path:
+    """Text files in folders, each different, long lines unshared."""
+    chance = random.Random(0)
+    words = ["data", "model", "token", "reads", "learns", "slowly", "the", "a", "loss", "falls", "and", "rises", "again"]
+    for i in range(documents):
+        file = directory / f"part{i % 3}" / f"{i:03d}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = [f"{i}.{j} " + " ".join(chance.choices(words, k=12)) for j in range(20)]
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return directory
+
+
+def environment(**more: str) -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])} | more
+
+
+def foundling(*args: str, timeout: float = 300, **kwargs) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "foundling", *map(str, args)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, env=environment(), stdin=subprocess.DEVNULL, **kwargs
+    )
+
+
+def raised(*args: str, **kwargs) -> dict:
+    done = foundling("raise", *args, "--json", **kwargs)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+def weights(directory: Path) -> str:
+    return json.loads((directory / "foundling.json").read_text())["weights_hash"]
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Byte-level BPE: every text comes back, and what is special cannot be smuggled in."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foundling.errors import ConfigError, DataError, WeightsError
+from foundling.text import Tokenizer
+from foundling.text.tokenizer import SPECIAL
+
+TEXTS = ["def f(x):\n    return x + 1\n" * 20, "naïve café — 東京 🎉\r\n\ttabs" * 5, "the cat sat on the mat. " * 30]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(TEXTS, 384)
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=200))
+def test_all_unicode_comes_back(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert all(0 <= i < tokenizer.vocab_size for i in ids)
+    assert "".join(piece for piece, _ in tokenizer.pieces(text)) == text
+
+
+def test_special_tokens_are_not_read_out_of_text(tokenizer: Tokenizer) -> None:
+    for special in SPECIAL:
+        ids = tokenizer.encode(f"a {special} b")
+        assert tokenizer.decode(ids) == f"a {special} b"
+        assert not set(ids) & {tokenizer.backend.token_to_id(s) for s in SPECIAL}
+
+
+@pytest.mark.parametrize("size", [320, 384, 4096])
+def test_every_id_has_a_token_and_the_vocabulary_is_a_multiple_of_64(size: int) -> None:
+    tokenizer = Tokenizer.train(TEXTS, size)
+    assert tokenizer.vocab_size % 64 == 0 and tokenizer.vocab_size <= size
+    assert sorted(tokenizer.backend.get_vocab().values()) == list(range(tokenizer.vocab_size))
+    spare = [t for t in tokenizer.backend.get_vocab() if t.startswith("<|spare_")]
+    assert len(spare) >= 16
+
+
+def test_training_again_gives_the_same_file(tmp_path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Tokenizer.train(TEXTS, 448).save(tmp_path / name)
+    assert (tmp_path / "a/tokenizer.json").read_bytes() == (tmp_path / "b/tokenizer.json").read_bytes()
+
+
+def test_transformers_reads_it_the_same(tokenizer: Tokenizer, tmp_path) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizer.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in [*TEXTS, "  two  spaces\n\n\n", "1234567", "日本語", ""]:
+        assert theirs(text, add_special_tokens=False)["input_ids"] == tokenizer.encode(text)
+        assert theirs.decode(tokenizer.encode(text)) == text
+    chat = theirs.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True)
+    assert chat == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert Tokenizer.load(tmp_path).encode(TEXTS[1]) == tokenizer.encode(TEXTS[1])
+
+
+def test_bad_input(tokenizer: Tokenizer, tmp_path) -> None:
+    with pytest.raises(ConfigError, match="multiple of 64"):
+        Tokenizer.train(TEXTS, 1000)
+    with pytest.raises(DataError, match="surrogate"):
+        tokenizer.encode("\ud800")
+    with pytest.raises(WeightsError, match=r"no tokenizer\.json"):
+        Tokenizer.load(tmp_path)
+    for damaged in ("", "{}", "[1", json.dumps({"model": {"type": "BPE"}})):
+        (tmp_path / "tokenizer.json").write_text(damaged)
+        with pytest.raises(WeightsError, match="damaged"):
+            Tokenizer.load(tmp_path)

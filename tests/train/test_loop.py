@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop: what it skips, what ranks and restarts must not change."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from foundling.blocks.init import initialise
+from foundling.data.loader import PackedBatches
+from foundling.data.shards import write_shards
+from foundling.errors import DivergedError, WeightsError
+from foundling.models import build, family
+from foundling.objectives.causal import Causal
+from foundling.runtime import Runtime, generator
+from foundling.text import Tokenizer
+from foundling.train.checkpoint import checkpoints, latest_checkpoint, load_checkpoint, save_checkpoint
+from foundling.train.loop import TrainOptions, TrainState, train
+from foundling.train.optim import Optimizer, OptimOptions
+from foundling.train.schedule import Schedule
+from foundling.weights.directory import weights_hash
+
+TEXTS = [f"Document {i}: {'words and more words ' * (i % 7 + 1)}{i * i}.\n" for i in range(200)]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("shards")
+    return write_shards(directory, TEXTS, Tokenizer.train(TEXTS, 320))
+
+
+def state_of(optimizer="muon") -> TrainState:
+    model = build("llama", **family("llama").module.sized(320, 16, 32, 2))
+    initialise(model, generator("init", 0))
+    return TrainState(model, Optimizer(model, OptimOptions(optimizer=optimizer)))
+
+
+def run(state: TrainState, batches, steps: int, until: int | None = None) -> list[float]:
+    losses = []
+    for step in train(state, Causal(), batches, Schedule(steps, warmup_steps=3), TrainOptions(2), Runtime()):
+        losses.append(step.loss)
+        if step.n == until:
+            break
+    return losses
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_broken_off_and_resumed_is_bitwise_the_same(shards, tmp_path, optimizer) -> None:
+    batches = PackedBatches(shards, seq_len=16, batch_size=4, seed=0)
+    unbroken = state_of(optimizer)
+    losses = run(unbroken, batches, 12)
+    first = state_of(optimizer)
+    run(first, batches, 12, until=5)
+    save_checkpoint(tmp_path, first, {"seconds": 1.5})
+    second = state_of(optimizer)
+    path, damaged = latest_checkpoint(tmp_path)
+    assert path and not damaged
+    assert load_checkpoint(path, second)["seconds"] == 1.5
+    assert second.step == 5
+    assert run(second, batches, 12) == losses[5:]
+    assert weights_hash(second.model) == weights_hash(unbroken.model)
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(shards, tmp_path) -> None:
+    batches, state = PackedBatches(shards, seq_len=16, batch_size=4, seed=0), state_of()
+    for step in train(state, Causal(), batches, Schedule(4), TrainOptions(4), Runtime()):
+        save_checkpoint(tmp_path, state, {"n": step.n})
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-00000003", "step-00000004"]
+    file = tmp_path / "step-00000004" / "state.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    path, damaged = latest_checkpoint(tmp_path)
+    assert path and path.name == "step-00000003" and "state.safetensors: damaged" in damaged[0]
+
+
+def test_a_checkpoint_of_another_model_is_refused(shards, tmp_path) -> None:
+    path = save_checkpoint(tmp_path, state_of(), {})
+    other = build("gpt2", **family("gpt2").module.sized(320, 16, 32, 2))
+    with pytest.raises(WeightsError, match="not those of this model"):
+        load_checkpoint(path, TrainState(other, Optimizer(other, OptimOptions())))
+
+
+class Poisoned:
+    """An objective whose gradient is not finite at the given micro-batches."""
+
+    def __init__(self, bad: set[int]) -> None:
+        self.bad, self.seen = bad, 0
+
+    def counts(self, batch):
+        return Causal().counts(batch)
+
+    def __call__(self, model, batch):
+        loss = Causal()(model, batch)
+        factor = float("nan") if self.seen in self.bad else 1.0
+        self.seen += 1
+        return {"loss": loss["loss"]._replace(sum=loss["loss"].sum * factor)}
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_a_non_finite_step_moves_nothing_and_is_counted(shards, optimizer) -> None:
+    batches, state = PackedBatches(shards, seq_len=16, batch_size=4, seed=0), state_of(optimizer)
+    hashes, skipped = [], []
+    for step in train(state, Poisoned({1}), batches, Schedule(3), TrainOptions(4), Runtime()):
+        hashes.append(weights_hash(state.model))
+        skipped.append(step.skipped)
+    assert skipped == [False, True, False] and state.skipped == 1
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert all(t.isfinite().all() for t in state.optimizer.state_tensors().values())
+
+
+def test_a_run_that_only_skips_is_stopped(shards) -> None:
+    batches, state = PackedBatches(shards, seq_len=16, batch_size=4, seed=0), state_of()
+    with pytest.raises(DivergedError, match="not finite"):
+        for _ in train(state, Poisoned(set(range(99))), batches, Schedule(50), TrainOptions(4, max_skipped=3), Runtime()):
+            pass
+    assert state.step == 4
+
+
+RANK = """
+import json, os, sys, torch
+import torch.distributed as dist
+torch.set_num_threads(1)
+from tests.train.test_loop import *
+from foundling.data.shards import TokenShards
+rank, world, directory, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+if world > 1:
+    dist.init_process_group("gloo", init_method=f"file://{out}.rendezvous", rank=rank, world_size=world)
+batches = PackedBatches(TokenShards(Path(directory)), seq_len=16, batch_size=8, seed=7, rank=rank, world_size=world)
+state = state_of(sys.argv[6])
+runtime = Runtime(rank=rank, world_size=world)
+losses = [s.loss for s in train(state, Causal(), batches, Schedule(20, warmup_steps=3), TrainOptions(int(sys.argv[5])), runtime)]
+ids = [batches[n]["sample_ids"].tolist() for n in range(20)]
+json.dump({"losses": losses, "ids": ids, "hash": weights_hash(state.model)}, open(f"{out}.{rank}", "w"))
+if world > 1:
+    dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize(("micro", "optimizer"), [(4, "muon"), (4, "adamw")])
+def test_two_processes_equal_one(shards, tmp_path, micro: int, optimizer: str) -> None:
+    """DDP over gloo, the same micro-batches (one a rank, so that sums associate alike): the same samples, equal losses."""
+    directory = str(Path(shards.arrays[0].filename).parent)
+
+    def launch(world: int) -> list[dict]:
+        out = tmp_path / f"out{world}"
+        command = [sys.executable, "-c", RANK]
+        root = Path(__file__).parents[2]
+        ranks = [
+            subprocess.Popen([*command, str(r), str(world), directory, str(out), str(micro), optimizer], cwd=root, stderr=subprocess.PIPE)
+            for r in range(world)
+        ]
+        for process in ranks:
+            _, error = process.communicate(timeout=240)
+            assert process.returncode == 0, error.decode()[-2000:]
+        return [json.loads(Path(f"{out}.{r}").read_text()) for r in range(world)]
+
+    (one,), two = launch(1), launch(2)
+    assert [a + b for a, b in zip(two[0]["ids"], two[1]["ids"], strict=True)] == one["ids"]
+    assert two[0]["losses"] == two[1]["losses"] and two[0]["hash"] == two[1]["hash"]
+    assert max(abs(a - b) for a, b in zip(one["losses"], two[0]["losses"], strict=True)) <= 1e-5
+
+
+def test_schedule_by_hand() -> None:
+    wsd = Schedule(10, "wsd", warmup_steps=1, decay_share=0.5)
+    assert wsd(0) == 0.5 and wsd(1) == 1.0 and wsd(5) == 1.0
+    assert wsd(9) == pytest.approx((1 - 8.5 / 9) / 0.5)
+    cosine = Schedule(10, "cosine", final=0.1)
+    assert cosine(4) + cosine(5) == pytest.approx(1.1)  # symmetric about the middle
+    assert all(0 < Schedule(7, kind)(n) <= 1 for kind in ("wsd", "cosine") for n in range(7))
