@@ -40,7 +40,7 @@ def from_dict(cls: type[T], values: dict[str, Any], *, where: str = "configurati
     missing = [
         f.name
         for f in dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
-        if f.init and f.name not in clean and f.default is f.default_factory is dataclasses.MISSING
+        if f.init and f.name not in clean and _needed(f)
     ]
     if missing:
         raise ConfigError(f"{where}: missing key '{missing[0]}'")
@@ -50,6 +50,10 @@ def from_dict(cls: type[T], values: dict[str, Any], *, where: str = "configurati
         raise
     except (ValueError, TypeError) as error:  # a __post_init__ that refuses
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _needed(f: dataclasses.Field[Any]) -> bool:
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
 
 
 def _value(hint: Any, value: Any, key: str, where: str) -> Any:

@@ -22,7 +22,7 @@ class Term(NamedTuple):
     """A sum and the count it is to be divided by, kept apart so that accumulation and ranks cannot change a mean."""
 
     sum: Tensor
-    count: Tensor | int
+    count: Tensor | int  # pyright: ignore[reportIncompatibleMethodOverride]  hides tuple.count, which nobody needs here
     weight: float = 1.0
 
 
@@ -144,7 +144,7 @@ class Key:
 
 @dataclass(frozen=True)
 class ConfigMap:
-    """How a family's config.json reads. A foreign key is mapped (`fields`), demanded (`only`: any other value is refused,
+    """How a family's config.json reads. A foreign key is mapped (`fields`), demanded (`only`: another value is refused,
     since it would compute something else), or kept as inert and written back."""
 
     model_type: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where and how a run computes, as one value: device, precision, threads, ranks, compiler, and generators from seeds."""
+"""Where and how a run computes, as one value: device, precision, threads, ranks, compiler, seeds."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _cpu_name() -> str:
 
 
 def process_age() -> float:
-    """Seconds since this process was started, the imports before this line included; 0 where the kernel does not say."""
+    """Seconds since this process was started, its imports included; 0 where the kernel does not say."""
     try:
         with open("/proc/self/stat", encoding="ascii") as file:
             started = int(file.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")

@@ -23,7 +23,7 @@ Rotation = tuple[Tensor, Tensor]
 
 
 class RoPE(nn.Module):
-    """Rotary positions (Su et al. 2021, RoFormer, section 3.4.2), the halves of a head paired as in Llama's checkpoints."""
+    """Rotary positions (Su et al. 2021, RoFormer, section 3.4.2); a head's halves are paired, as in Llama."""
 
     def __init__(self, head_dim: int, theta: float) -> None:
         super().__init__()

@@ -53,8 +53,8 @@ class Decoder(nn.Module):
         positions: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Out:
+        real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if documents is None else documents >= 0
         if cache is not None:
-            real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if documents is None else documents >= 0
             cache.begin(real)
         if positions is None:
             positions = positions_of(x, documents, None if cache is None else cache.lengths)

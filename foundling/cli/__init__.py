@@ -45,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, path in COMMANDS.items():
         module = importlib.import_module(path)
-        about = module.__doc__.strip().splitlines()[0]
+        about = (module.__doc__ or "").strip().splitlines()[0]
         sub = commands.add_parser(
             name,
             help=about,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches by number: which tokens sample k holds depends on (seed, data, k) alone, not on ranks, restarts or history."""
+"""Batches by number: which tokens sample k holds depends on (seed, data, k) alone, not on ranks or restarts."""
 
 from __future__ import annotations
 

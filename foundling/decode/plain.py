@@ -25,7 +25,7 @@ def generate(
     stop: Sequence[int] = (),
     tell: Callable[[list[int]], None] | None = None,
 ) -> list[list[int]]:
-    """Continues each prompt of `tokens` by up to `max_tokens` ids, the stopping one left out. Row i draws with seed + i.
+    """Continues each prompt of `tokens` by up to `max_tokens` ids, the stopping one left out; row i draws by seed + i.
 
     `tell` hears the new id of each row, -1 for a row that has ended. Raises GenerationError for an empty prompt, values
     that make no sense, ids outside the vocabulary or more tokens than the model's max_seq_len.

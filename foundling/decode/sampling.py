@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From logits to a token: temperature, top-k, top-p (Holtzman et al. 2020), drawn by each row's own seed and position."""
+"""From logits to a token: temperature, top-k, top-p (Holtzman et al. 2020), drawn by each row's seed and position."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Writer:
         room = self.model.config.max_seq_len - len(ids)
         if room < 1:
             raise GenerationError(
-                f"the prompt is {len(ids) - 1} tokens, this model reads {self.model.config.max_seq_len - 2} at most; shorten it"
+                f"the prompt is {len(ids) - 1} tokens, at most {self.model.config.max_seq_len - 2} are read; shorten it"
             )
         wanted = min(DEFAULT_MAX_TOKENS, room) if max_tokens is None else max_tokens
         said, done = list[int](), 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Floor 2: model families, one file each. FAMILIES is the whole registry: name -> (module, model class, config class)."""
+"""Floor 2: model families, one file each. FAMILIES is the registry: name -> (module, model class, config class)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def family_of(model: Any) -> Family:
 
 
 def build(name: str, *, device: str = "cpu", **fields: Any) -> Any:
-    """A model of the family with the given configuration fields, its parameters as torch made them (see blocks/init)."""
+    """A model of the family with the given configuration fields, parameters as torch made them (see blocks/init)."""
     found = family(name)
     config = from_dict(found.config, fields, where=f"{name} configuration")
     with torch.device(device):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GPT-2 (Radford et al. 2019): LayerNorm before each part, learned positions, GELU, biases, a head tied to the embedding."""
+"""GPT-2 (Radford et al. 2019): LayerNorm before each part, learned positions, GELU, biases, a tied head."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from foundling.blocks.mlp import MLP, gelu_tanh
 from foundling.blocks.norm import LayerNorm
 from foundling.blocks.position import Rotation
 from foundling.blocks.stack import Block, Decoder
-from foundling.errors import ConfigError
 from foundling.contracts import ConfigMap, Key
+from foundling.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from foundling.blocks.mlp import GatedMLP
 from foundling.blocks.norm import RMSNorm
 from foundling.blocks.position import RoPE, Rotation
 from foundling.blocks.stack import Block, Decoder
-from foundling.errors import ConfigError
 from foundling.contracts import ConfigMap, Key
+from foundling.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,16 @@ def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dic
 
 PRESETS: dict[str, dict[str, Any]] = {
     "llama-2-7b": dict(
-        vocab_size=32000, d_model=4096, n_layers=32, n_heads=32, n_kv_heads=32, head_dim=128, d_ff=11008, max_seq_len=4096
+        vocab_size=32000, d_model=4096, n_layers=32, n_heads=32, n_kv_heads=32, head_dim=128, d_ff=11008,
+        max_seq_len=4096,
     ),
     "llama-2-13b": dict(
-        vocab_size=32000, d_model=5120, n_layers=40, n_heads=40, n_kv_heads=40, head_dim=128, d_ff=13824, max_seq_len=4096
+        vocab_size=32000, d_model=5120, n_layers=40, n_heads=40, n_kv_heads=40, head_dim=128, d_ff=13824,
+        max_seq_len=4096,
     ),
     "llama-2-70b": dict(
-        vocab_size=32000, d_model=8192, n_layers=80, n_heads=64, n_kv_heads=8, head_dim=128, d_ff=28672, max_seq_len=4096
+        vocab_size=32000, d_model=8192, n_layers=80, n_heads=64, n_kv_heads=8, head_dim=128, d_ff=28672,
+        max_seq_len=4096,
     ),
     "llama-3-8b": dict(
         vocab_size=128256, d_model=4096, n_layers=32, n_heads=32, n_kv_heads=8, head_dim=128, d_ff=14336,

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from torch import nn
+
 from foundling.errors import BudgetError
 from foundling.models import count_parameters, family
 from foundling.plan.flops import matmul_parameters, skeleton, training_flops_per_token
@@ -120,5 +122,5 @@ def choose(
 def training_bytes(family_name: str, fields: dict[str, Any], micro_tokens: int = 2048) -> int:
     """Weights, gradients and two moments in float32, and what a micro-batch keeps for its backward pass."""
     model = skeleton(family_name, fields)
-    kept = sum(m.in_features + m.out_features for m in model.layers.modules() if hasattr(m, "in_features"))  # pyright: ignore
+    kept = sum(m.in_features + m.out_features for m in model.modules() if isinstance(m, nn.Linear))
     return FIXED_BYTES + 16 * count_parameters(model)["total"] + 6 * kept * micro_tokens

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypedDict
 
 WATTS_PER_THREAD = 12.0
-"""A processor core at work; the default of the Green Algorithms calculator (Lannelongue et al. 2021) for an unknown one."""
+"""A processor core at work; what the Green Algorithms calculator (Lannelongue et al. 2021) takes for an unknown one."""
 WATTS_PER_GIB = 0.3725
 """Memory; same source."""
 COUNTERS = Path("/sys/class/powercap")

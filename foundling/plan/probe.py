@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -74,5 +75,5 @@ def step_seconds(
         marks.append(time.perf_counter())
         if tell:
             tell()
-    times = sorted(b - a for a, b in zip(marks[1:-1], marks[2:], strict=True))
+    times = sorted(b - a for a, b in pairwise(marks[1:]))
     return times[len(times) // 2]

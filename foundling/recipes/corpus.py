@@ -43,7 +43,7 @@ def thinned(documents: Iterable[Document], share: float) -> Iterator[Document]:
 
 
 def some_text(found: Split, n_bytes: int) -> Iterator[str]:
-    """Training text of about n_bytes, from all over the corpus; a corpus of few long documents gives their beginnings."""
+    """Training text of about n_bytes, from all over the corpus; of few long documents their beginnings."""
     share = min(1.0, n_bytes / max(1, found.train_bytes))
     left = n_bytes * 2
     for document in thinned(found.train(), share):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a budget to a recipe and a prediction: measure a little, choose by the loss law, time the real step, then say."""
+"""From a budget to a recipe and a prediction: measure a little, choose by the loss law, time the real step, say it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from foundling.blocks.init import initialise
+from foundling.config import from_dict
 from foundling.data.split import Split
 from foundling.errors import BudgetError
 from foundling.models import build, family
@@ -143,15 +144,17 @@ def plan(request: Request, found: Split, show: Show, memory: PeakMemory) -> Plan
     total_steps = _steps(request, choice, show.elapsed, step, after, batch_size * seq_len)
     tokens = total_steps * batch_size * seq_len
     share = min(1.0, 1.2 * tokens / train_tokens)
-    recipe = Recipe(
-        data=request.data,
-        **{
+    recipe = from_dict(
+        Recipe,
+        {
+            "data": request.data,
             "total_steps": total_steps, "vocab_size": vocab_size, "d_model": choice.fields["d_model"],
             "n_layers": choice.fields["n_layers"], "seq_len": seq_len, "batch_size": batch_size,
             "micro_batch_size": micro, "threads": threads, "precision": precision, "device": device,
             "warmup_steps": total_steps // 50, "checkpoint_every": max(1, min(math.ceil(30 / step), total_steps)),
             "data_share": 1.0 if share > 0.5 else share,
         } | given | {"compile": compiled},
+        where="recipe",
     )  # fmt: skip
     initialise(model, generator("init", recipe.seed))
     final = candidate(name, choice.fields, lambda _: recipe.tokens, corpus, law)
@@ -205,8 +208,9 @@ def _steps(request: Request, choice: Choice, elapsed: float, step: float, after:
         steps = int((request.value - elapsed - after) / step)
         if steps < LEAST_STEPS:
             least = (elapsed + after + LEAST_STEPS * step) / 60
+            left, least = max(0, steps), math.ceil(least * 10) / 10
             raise BudgetError(
-                f"--minutes {request.value / 60:g} leaves {max(0, steps)} steps; the least that works here is {math.ceil(least * 10) / 10}"
+                f"--minutes {request.value / 60:g} leaves {left} steps; the least that works here is {least:g}"
             )
         return steps
     tokens = request.value if request.unit == "tokens" else request.value / choice.flops_per_token

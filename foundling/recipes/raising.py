@@ -169,7 +169,8 @@ def _raise(
         held_out = score(model, Causal(), batches, found.held_out_bytes, runtime)
     seconds = spent + show.elapsed
     raised = Raised(
-        request, recipe, prediction, found, skipped, tokenizer, tokens, model, log.entries, held_out, seconds, memory, meter, out,
+        request, recipe, prediction, found, skipped, tokenizer, tokens, model, log.entries, held_out, seconds,
+        memory, meter, out,
         time.strftime("%Y-%m-%d %H:%M"),
     )  # fmt: skip
     result = finish(raised, show)
@@ -196,6 +197,6 @@ def announce(recipe: Recipe, prediction: dict[str, Any], request: Request, show:
     show.line("  " + " ".join(chosen))
     show.line(
         f"prediction: {p['seconds']:.0f} s, {p['peak_bytes'] / 2**30:.2f} GiB, {p['joules']['value'] / 1000:.1f} kJ "
-        f"({p['joules']['source'].split(':')[0]}), held-out loss {p['loss']:.3f} nats a token = {p['bits_per_byte']:.3f} bits per "
-        f"byte (the law's own error is {p['law_error']:.0%})"
+        f"({p['joules']['source'].split(':')[0]}), held-out loss {p['loss']:.3f} nats a token = "
+        f"{p['bits_per_byte']:.3f} bits per byte (the law's own error is {p['law_error']:.0%})"
     )

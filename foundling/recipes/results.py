@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is written when training has ended: baselines, samples, report, card, and a model directory that is whole or absent."""
+"""What is written when training has ended: baselines, samples, report, card, and the model directory."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from foundling.weights.files import output_errors, publish, write_bytes, write_j
 
 N_SAMPLES = 50
 N_SHOWN = 5
+HISTORY = ("step", "tokens", "seconds", "loss", "bits_per_byte", "lr", "grad_norm")
 TEMPERATURE, TOP_P = 0.7, 0.95
 """Of the samples, and of the model's generation_config.json."""
 
@@ -148,7 +149,7 @@ def passes_tokenize(text: str) -> bool:
 
 
 def python_shares(raised: Raised, texts: list[str], ngram: ByteNGram) -> dict[str, Any]:
-    """Where the corpus is Python: how many samples pass its tokenizer, and as many of the 6-gram's of the same length."""
+    """Where the corpus is Python: how many samples pass its tokenizer, and of the 6-gram's of the same length."""
     names = [d.name for d in raised.found.held_out]
     if sum(n.endswith(".py") for n in names) < len(names) / 2:
         return {}
@@ -170,6 +171,7 @@ def make_run(raised: Raised, result: dict[str, Any], texts: list[str], show: Sho
     recipe, found, prediction = raised.recipe, raised.found, raised.prediction
     given = {*raised.request.given, "data"}
     quoted = shlex.quote(str(raised.out))
+    note = f"from nothing, temperature {TEMPERATURE}, top-p {TOP_P}"
     return Run(
         name=raised.out.resolve().name,
         command=command(raised.request, raised.out),
@@ -187,9 +189,9 @@ def make_run(raised: Raised, result: dict[str, Any], texts: list[str], show: Sho
         },
         predicted=result["predicted"],
         actual=result["actual"],
-        history=[{k: e[k] for k in ("step", "tokens", "seconds", "loss", "bits_per_byte", "lr", "grad_norm")} for e in raised.history],  # pyright: ignore
+        history=[{k: e[k] for k in HISTORY} for e in raised.history],  # pyright: ignore[reportArgumentType]
         baselines=result["baselines"],
-        samples=[{"prompt": "", "text": t, "note": f"from nothing, temperature {TEMPERATURE}, top-p {TOP_P}"} for t in texts[:N_SHOWN]],
+        samples=[{"prompt": "", "text": t, "note": note} for t in texts[:N_SHOWN]],
         machine=machine(),
         timeline=show.timeline,
         law_error=prediction["law_error"],
@@ -285,11 +287,10 @@ def _tell(raised: Raised, result: dict[str, Any], show: Show) -> None:
         show.line(f"  {name}: predicted {p:.4g}, actual {a:.4g} {unit} ({a / p - 1:+.1%})")
     ours = actual["bits_per_byte"]
     show.line(
-        f"bits per byte: this model {ours:.3f}, byte 6-gram {base['ngram']:.3f}, xz {base['xz']:.3f}, gzip {base['gzip']:.3f} "
-        f"(one xz stream over all documents: {base['xz_stream']:.3f})"
+        f"bits per byte: this model {ours:.3f}, byte 6-gram {base['ngram']:.3f}, xz {base['xz']:.3f}, "
+        f"gzip {base['gzip']:.3f} (one xz stream over all documents: {base['xz_stream']:.3f})"
     )
     for name, share in result["shares"].items():
         show.line(f"{name}: {share['model']:.0%} of {share['n']} samples, the 6-gram's {share['ngram']:.0%}")
-    show.line(
-        f"model:  {raised.out}\nreport: {raised.out / 'report.html'}\nnext:   foundling chat {shlex.quote(str(raised.out))}"
-    )
+    show.line(f"model:  {raised.out}\nreport: {raised.out / 'report.html'}")
+    show.line(f"next:   foundling chat {shlex.quote(str(raised.out))}")

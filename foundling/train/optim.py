@@ -29,8 +29,8 @@ class OptimOptions:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised (Jordan et al. 2024, Muon): U Vᵀ of the momentum by a Newton–Schulz iteration, in float32,
-    all matrices of one shape at once. `found_inf` (a 0-dim tensor) makes a step do nothing, without a synchronisation."""
+    """Momentum, orthogonalised (Jordan et al. 2024, Muon): U Vᵀ of the momentum by a Newton–Schulz iteration, in
+    float32, all matrices of one shape at once. Where `found_inf` (a 0-dim tensor) is 1 a step does nothing."""
 
     found_inf: Tensor | None = None
 
@@ -59,12 +59,12 @@ class Muon(torch.optim.Optimizer):
         update = orthogonalise(grads.lerp(moved, group["momentum"]))
         rows, columns = params[0].shape
         lr = group["lr"] * max(1.0, rows / columns) ** 0.5
-        torch._foreach_mul_(params, 1 - keep * (group["lr"] * group["weight_decay"]))
-        torch._foreach_add_(params, list((update * (-lr * keep)).unbind()))
+        torch._foreach_mul_(list[Tensor](params), 1 - keep * (group["lr"] * group["weight_decay"]))
+        torch._foreach_add_(list[Tensor](params), list((update * (-lr * keep)).unbind()))
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """(n, rows, columns) -> the same with all singular values near 1: a quintic iteration x ← a x + b x³ + c x⁵ on them,
+    """(n, rows, columns) -> the same with all singular values near 1: the quintic x ← a x + b x³ + c x⁵ on them,
     coefficients of Jordan et al. 2024 (chosen for slope at zero; the values end within about 0.7 to 1.2)."""
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[1] > matrices.shape[2]

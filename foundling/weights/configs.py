@@ -15,7 +15,7 @@ OWN = {"model_type", "architectures", "transformers_version", "torch_dtype", "dt
 
 
 def read_config(values: dict[str, Any], file: str) -> tuple[Family, Any, dict[str, Any]]:
-    """config.json -> (family, our frozen config, the inert keys). Raises WeightsError naming the key that does not fit."""
+    """config.json -> (family, our frozen config, the inert keys). WeightsError names the key that does not fit."""
     model_type = values.get("model_type")
     for name in FAMILIES:
         found = family(name)

@@ -14,7 +14,7 @@ from foundling.contracts import Key
 from foundling.errors import WeightsError
 
 Parts = list[Tensor]
-# name -> (on loading, on saving). Each takes and gives a list: `split` turns one tensor into as many as there are targets.
+# name -> (on loading, on saving). Each takes and gives a list: `split` makes one tensor as many as there are targets.
 TRANSFORMS: dict[str, tuple[Callable[[Parts, int], Parts], Callable[[Parts, int], Parts]]] = {
     "transpose": (lambda p, n: [t.T for t in p], lambda p, n: [t.T for t in p]),
     "split": (lambda p, n: list(p[0].chunk(n)), lambda p, n: [torch.cat(p)]),

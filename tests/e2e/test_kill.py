@@ -49,7 +49,7 @@ def after(seconds: float):
 
 
 def broken_off_until_done(data: Path, out: Path, conditions: list) -> int:
-    """Kills the run, and each resumption of it, on the given conditions; then lets it end. Returns kills that met it."""
+    """Kills the run, and each resumption of it, on the given conditions; then lets it end. Returns the kills."""
     kills, first = 0, [data, "--tokens", "3072", *TINY, "--out", out]
     for condition in conditions:
         begun = (out / "run" / "request.json").exists() or (out / "foundling.json").exists()

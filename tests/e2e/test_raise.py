@@ -62,7 +62,10 @@ def test_one_flipped_byte_is_named_with_exit_code_2(model, tmp_path) -> None:
 def test_transformers_reads_it_with_the_same_logits(model) -> None:
     transformers = pytest.importorskip("transformers")
     out, _ = model
-    theirs, tokenizer = transformers.AutoModelForCausalLM.from_pretrained(out), transformers.AutoTokenizer.from_pretrained(out)
+    theirs, tokenizer = (
+        transformers.AutoModelForCausalLM.from_pretrained(out),
+        transformers.AutoTokenizer.from_pretrained(out),
+    )
     ours = library.load(out)
     ids = tokenizer("0.1 the model reads data", return_tensors="pt")["input_ids"]
     assert ids[0].tolist() == Tokenizer.load(out).encode("0.1 the model reads data")
@@ -72,7 +75,9 @@ def test_transformers_reads_it_with_the_same_logits(model) -> None:
 
 def test_generate_and_chat_continue_text(model) -> None:
     out, _ = model
-    calls = [foundling("generate", out, "--prompt", "0.1 the", "--max-tokens", "9", "--seed", "3", "--json") for _ in "ab"]
+    calls = [
+        foundling("generate", out, "--prompt", "0.1 the", "--max-tokens", "9", "--seed", "3", "--json") for _ in "ab"
+    ]
     answers = [json.loads(c.stdout) for c in calls]
     assert answers[0] == answers[1] and answers[0]["answers"][0]["tokens"] <= 9
     plain = foundling("generate", out, "--prompt", "0.1 the", "--max-tokens", "9", "--seed", "3")
@@ -98,10 +103,16 @@ def test_reproduce_gives_the_same_weights_and_refuses_other_data(model, tmp_path
     assert result["identical"] and weights(tmp_path / "again") == weights(out)
     other = corpus(tmp_path / "other", documents=59)
     refused = foundling("reproduce", out, "--data", other, "--out", tmp_path / "third")
-    assert refused.returncode == 2 and "--data" in refused.stderr and refused.stderr.splitlines()[-1].startswith("foundling")
+    assert (
+        refused.returncode == 2
+        and "--data" in refused.stderr
+        and refused.stderr.splitlines()[-1].startswith("foundling")
+    )
     changed = json.loads((out / "foundling.json").read_text())
     (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "foundling.json").write_text(json.dumps(changed | {"code": {"version": "0.0.1", "sha256": "0" * 64}}))
+    (tmp_path / "old" / "foundling.json").write_text(
+        json.dumps(changed | {"code": {"version": "0.0.1", "sha256": "0" * 64}})
+    )
     refused = foundling("reproduce", tmp_path / "old")
     assert refused.returncode == 2 and "0.0.1" in refused.stderr
 
@@ -109,6 +120,8 @@ def test_reproduce_gives_the_same_weights_and_refuses_other_data(model, tmp_path
 def test_gpt2_is_raised_by_the_same_command(model, tmp_path) -> None:
     out, _ = model
     data = out.parent / "data"
-    result = raised(data, "--tokens", "1536", *TINY, "--total-steps", "12", "--family", "gpt2", "--out", tmp_path / "gpt2")
+    result = raised(
+        data, "--tokens", "1536", *TINY, "--total-steps", "12", "--family", "gpt2", "--out", tmp_path / "gpt2"
+    )
     assert json.loads((tmp_path / "gpt2" / "config.json").read_text())["model_type"] == "gpt2"
     assert result["actual"]["bits_per_byte"] > 0

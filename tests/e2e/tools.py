@@ -17,7 +17,21 @@ TINY = [
 def corpus(directory: Path, documents: int = 60) -> Path:
     """Text files in folders, each different, long lines unshared."""
     chance = random.Random(0)
-    words = ["data", "model", "token", "reads", "learns", "slowly", "the", "a", "loss", "falls", "and", "rises", "again"]
+    words = [
+        "data",
+        "model",
+        "token",
+        "reads",
+        "learns",
+        "slowly",
+        "the",
+        "a",
+        "loss",
+        "falls",
+        "and",
+        "rises",
+        "again",
+    ]
     for i in range(documents):
         file = directory / f"part{i % 3}" / f"{i:03d}.txt"
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from foundling.blocks.init import initialise
 from foundling.data.loader import PackedBatches
@@ -115,7 +114,9 @@ def test_a_non_finite_step_moves_nothing_and_is_counted(shards, optimizer) -> No
 def test_a_run_that_only_skips_is_stopped(shards) -> None:
     batches, state = PackedBatches(shards, seq_len=16, batch_size=4, seed=0), state_of()
     with pytest.raises(DivergedError, match="not finite"):
-        for _ in train(state, Poisoned(set(range(99))), batches, Schedule(50), TrainOptions(4, max_skipped=3), Runtime()):
+        for _ in train(
+            state, Poisoned(set(range(99))), batches, Schedule(50), TrainOptions(4, max_skipped=3), Runtime()
+        ):
             pass
     assert state.step == 4
 
@@ -132,7 +133,8 @@ if world > 1:
 batches = PackedBatches(TokenShards(Path(directory)), seq_len=16, batch_size=8, seed=7, rank=rank, world_size=world)
 state = state_of(sys.argv[6])
 runtime = Runtime(rank=rank, world_size=world)
-losses = [s.loss for s in train(state, Causal(), batches, Schedule(20, warmup_steps=3), TrainOptions(int(sys.argv[5])), runtime)]
+options, schedule = TrainOptions(int(sys.argv[5])), Schedule(20, warmup_steps=3)
+losses = [s.loss for s in train(state, Causal(), batches, schedule, options, runtime)]
 ids = [batches[n]["sample_ids"].tolist() for n in range(20)]
 json.dump({"losses": losses, "ids": ids, "hash": weights_hash(state.model)}, open(f"{out}.{rank}", "w"))
 if world > 1:
@@ -142,7 +144,7 @@ if world > 1:
 
 @pytest.mark.parametrize(("micro", "optimizer"), [(4, "muon"), (4, "adamw")])
 def test_two_processes_equal_one(shards, tmp_path, micro: int, optimizer: str) -> None:
-    """DDP over gloo, the same micro-batches (one a rank, so that sums associate alike): the same samples, equal losses."""
+    """DDP over gloo, the same micro-batches (one a rank, so sums associate alike): same samples, equal losses."""
     directory = str(Path(shards.arrays[0].filename).parent)
 
     def launch(world: int) -> list[dict]:
@@ -150,7 +152,11 @@ def test_two_processes_equal_one(shards, tmp_path, micro: int, optimizer: str) -
         command = [sys.executable, "-c", RANK]
         root = Path(__file__).parents[2]
         ranks = [
-            subprocess.Popen([*command, str(r), str(world), directory, str(out), str(micro), optimizer], cwd=root, stderr=subprocess.PIPE)
+            subprocess.Popen(
+                [*command, str(r), str(world), directory, str(out), str(micro), optimizer],
+                cwd=root,
+                stderr=subprocess.PIPE,
+            )
             for r in range(world)
         ]
         for process in ranks:
