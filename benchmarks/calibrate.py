@@ -22,7 +22,6 @@ GRID = [
     for (d_model, n_layers), budgets in {
         (64, 2): (0.5e6, 1e6, 2e6),
         (128, 4): (0.5e6, 1e6, 2e6),
-        (192, 5): (0.5e6, 1e6),
     }.items()
     for tokens in budgets
 ]

@@ -61,7 +61,7 @@ def _value(hint: Any, value: Any, key: str, where: str) -> Any:
         raise ConfigError(f"{where}: '{key}' is {value!r}, expected {_name(hint)}")
     try:
         config = None if dataclasses.is_dataclass(hint) else ConfigDict(arbitrary_types_allowed=True)
-        return TypeAdapter(hint, config=config).validate_python(value)
+        return TypeAdapter(hint, config=config).validate_python(value)  # pyright: ignore[reportArgumentType]
     except ValidationError as error:
         expected = error.errors()[0]["msg"].removeprefix("Input should be ")
         raise ConfigError(f"{where}: '{key}' is {value!r}, expected {_name(hint)} ({expected})") from None

@@ -82,8 +82,9 @@ def finish(raised: Raised, show: Show) -> dict[str, Any]:
     with show.phase("baselines", "measuring gzip, xz and a byte 6-gram on the same text"):
         baselines, ngram = measure_baselines(raised)
     with show.phase("samples", "sampling"):
-        texts = sample(raised)
-        shares = python_shares(raised, texts, ngram)
+        samples = sample(raised)
+        shares = python_shares(raised, samples, ngram)
+        texts = [text for text, _ in samples]
     peak = max(raised.memory.sample(), raised.memory.peak)
     actual = {
         "seconds": round(raised.seconds, 1),
@@ -122,49 +123,63 @@ def measure_baselines(raised: Raised) -> tuple[dict[str, float], ByteNGram]:
     return {name: round(value, 5) for name, value in figures.items()}, ngram
 
 
-def sample(raised: Raised) -> list[str]:
-    """Texts from nothing but the opening token."""
+def sample(raised: Raised) -> list[tuple[str, bool]]:
+    """Texts from nothing but the opening token, and whether each was cut off before its own end."""
+    room = raised.recipe.seq_len - 1
     with torch.compiler.set_stance("force_eager"):
         rows = generate(
             raised.model.eval(),
             [[raised.tokenizer.eos]] * N_SAMPLES,
-            max_tokens=raised.recipe.seq_len - 1,
+            max_tokens=room,
             temperature=TEMPERATURE,
             top_p=TOP_P,
             seed=raised.recipe.seed,
             stop=[raised.tokenizer.eos],
         )
-    return [raised.tokenizer.decode(row) for row in rows]
+    return [(raised.tokenizer.decode(row), len(row) == room) for row in rows]
 
 
-def passes_tokenize(text: str) -> bool:
-    """Whether Python's tokenizer reads the text through; a last line that was cut off is left out."""
-    whole = text[: text.rfind("\n") + 1] or text
+def tokenizes(text: str, *, cut: bool) -> tuple[bool, bool]:
+    """Whether Python's tokenizer meets no error (before the end, at all) in the text, less a last line cut off half-way.
+
+    A text that was `cut` may stand inside a string or bracket at its end: so do the openings of good programs, which is
+    why that is told apart from an error before the end.
+    """
+    whole = (text[: text.rfind("\n") + 1] or text) if cut else text
     try:
         for _ in tokenize.generate_tokens(io.StringIO(whole).readline):
             pass
-    except (tokenize.TokenError, SyntaxError, ValueError):
-        return False
-    return True
+    except tokenize.TokenError as error:  # 3.11 and 3.12 word it differently
+        at_the_end = "EOF in multi-line" in str(error) or "unterminated triple-quoted" in str(error)
+        return cut and at_the_end, False
+    except (SyntaxError, ValueError):
+        return False, False
+    return True, True
 
 
-def python_shares(raised: Raised, texts: list[str], ngram: ByteNGram) -> dict[str, Any]:
-    """Where the corpus is Python: how many samples pass its tokenizer, and of the 6-gram's of the same length."""
-    names = [d.name for d in raised.found.held_out]
-    if sum(n.endswith(".py") for n in names) < len(names) / 2:
+def python_shares(raised: Raised, samples: list[tuple[str, bool]], ngram: ByteNGram) -> dict[str, Any]:
+    """Where the corpus is Python: the share of samples that its tokenizer reads, of the model, of the 6-gram at
+    the same lengths, and (strictly, for scale) of the held-out text itself cut to them."""
+    found = raised.found.held_out
+    if sum(d.name.endswith(".py") for d in found) < len(found) / 2:
         return {}
-    theirs = [
-        ngram.sample(i, max(1, len(text.encode())), TEMPERATURE).decode(errors="replace")
-        for i, text in enumerate(texts)
-    ]
-    n = len(texts)
+    lengths = [max(1, len(text.encode())) for text, _ in samples]
+    theirs = [ngram.sample(i, n, TEMPERATURE) for i, n in enumerate(lengths)]
+    real = [found[i % len(found)].text.encode()[:n] for i, n in enumerate(lengths)]
+    ours = [tokenizes(text, cut=cut) for text, cut in samples]
+    ngrams = [tokenizes(t.decode(errors="replace"), cut=len(t) >= n) for t, n in zip(theirs, lengths, strict=True)]
+    texts_cut = [tokenizes(t.decode(errors="ignore"), cut=True) for t in real]
+    n = len(samples)
     return {
-        "passes Python's tokenize": {
-            "model": sum(map(passes_tokenize, texts)) / n,
-            "ngram": sum(map(passes_tokenize, theirs)) / n,
-            "n": n,
-        }
-    }
+        "passes Python's tokenize up to the cut": {"model": share(ours, 0), "ngram": share(ngrams, 0), "n": n},
+        "passes it with nothing left open either": {
+            "model": share(ours, 1), "ngram": share(ngrams, 1), "n": n, "held_out_text": share(texts_cut, 1),
+        },
+    }  # fmt: skip
+
+
+def share(results: list[tuple[bool, bool]], which: int) -> float:
+    return round(sum(result[which] for result in results) / len(results), 4)
 
 
 def make_run(raised: Raised, result: dict[str, Any], texts: list[str], show: Show) -> Run:
@@ -196,7 +211,7 @@ def make_run(raised: Raised, result: dict[str, Any], texts: list[str], show: Sho
         timeline=show.timeline,
         law_error=prediction["law_error"],
         tokenizer=tokenizer_view(raised),
-        shares=result["shares"],
+        shares={k: {n: v[n] for n in ("model", "ngram", "n")} for k, v in result["shares"].items()},  # pyright: ignore
         next_commands=[
             {"command": f"foundling chat {quoted}", "purpose": "continue text of your own"},
             {"command": f"foundling check {quoted}", "purpose": "see that no byte has changed"},

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configurations: what fits comes back the same, what does not is named."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+
+from foundling.config import dump_yaml, from_dict, load_yaml, parse_overrides, to_dict
+from foundling.errors import ConfigError
+from foundling.models.llama import LlamaConfig
+
+
+@dataclass(frozen=True)
+class Example:
+    n_layers: int
+    rate: float = 0.1
+    kind: Literal["a", "b"] = "a"
+    name: str = "x"
+
+
+def test_round_trip_through_yaml(tmp_path) -> None:
+    config = Example(3, 2e-5, "b", "é: [x]")
+    file = tmp_path / "c.yaml"
+    file.write_text(dump_yaml(config), encoding="utf-8")
+    assert from_dict(Example, load_yaml(file)) == config
+    assert to_dict(config)["rate"] == 2e-5
+
+
+def test_overrides_read_numbers_as_people_write_them() -> None:
+    assert parse_overrides(["n_layers=4", "rate=3e-3", "kind=b", "name=", "tie=true"]) == {
+        "n_layers": 4, "rate": 3e-3, "kind": "b", "name": None, "tie": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"n_layer": 3}, "unknown key 'n_layer'; did you mean 'n_layers'"),
+        ({"n_layers": "three"}, "'n_layers' is 'three', expected int"),
+        ({"n_layers": True}, "'n_layers' is True, expected int"),
+        ({"n_layers": 3, "kind": "c"}, "'kind' is 'c'"),
+        ({}, "missing key 'n_layers'"),
+    ],
+)
+def test_what_does_not_fit_is_named(values: dict, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_dict(Example, values, where="example")
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_family_refuses_contradictions() -> None:
+    fields = dict(vocab_size=64, d_model=64, n_layers=1, n_heads=4, n_kv_heads=3, head_dim=16, d_ff=64)
+    with pytest.raises(ConfigError, match="n_heads 4 is not a multiple of n_kv_heads 3"):
+        from_dict(LlamaConfig, fields)
+
+
+def test_yaml_cannot_make_objects(tmp_path) -> None:
+    file = tmp_path / "bomb.yaml"
+    file.write_text(f"x: !!python/object/apply:os.mkdir ['{tmp_path / 'executed'}']\n")
+    with pytest.raises(ConfigError, match="not YAML"):
+        load_yaml(file)
+    assert not (tmp_path / "executed").exists()
