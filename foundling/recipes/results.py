@@ -140,7 +140,7 @@ def sample(raised: Raised) -> list[tuple[str, bool]]:
 
 
 def tokenizes(text: str, *, cut: bool) -> tuple[bool, bool]:
-    """Whether Python's tokenizer meets no error (before the end, at all) in the text, less a last line cut off half-way.
+    """Whether Python's tokenizer meets no error (before the end, at all) in the text, less a last line cut short.
 
     A text that was `cut` may stand inside a string or bracket at its end: so do the openings of good programs, which is
     why that is told apart from an error before the end.
@@ -158,7 +158,7 @@ def tokenizes(text: str, *, cut: bool) -> tuple[bool, bool]:
 
 
 def python_shares(raised: Raised, samples: list[tuple[str, bool]], ngram: ByteNGram) -> dict[str, Any]:
-    """Where the corpus is Python: the share of samples that its tokenizer reads, of the model, of the 6-gram at
+    """Where the corpus is Python: the share of samples its tokenizer reads, of the model, of the 6-gram at
     the same lengths, and (strictly, for scale) of the held-out text itself cut to them."""
     found = raised.found.held_out
     if sum(d.name.endswith(".py") for d in found) < len(found) / 2:
