@@ -62,15 +62,15 @@ newcomer: ## what a newcomer meets: HEAD cloned, an empty HOME, make test and ma
 DIE = die() { echo "foundling: $$*" >&2; exit 1; };
 
 # Sets $$python: the first candidate of 3.11 or newer that can make a virtual environment.
-FIND_PYTHON = python=; old=; bare=; \
+FIND_PYTHON = python=; old=; bare=; venv=; \
 	for candidate in $(CANDIDATES); do \
 	  version=$$("$$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
 	  if ! "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then old="$$candidate is $$version"; \
-	  elif ! "$$candidate" -c 'import ensurepip, venv' 2>/dev/null; then bare="$${bare:-$$candidate}"; \
+	  elif ! "$$candidate" -c 'import ensurepip, venv' 2>/dev/null; then bare="$${bare:-$$candidate}"; venv="$${venv:-python$$version-venv}"; \
 	  else python="$$candidate"; break; fi; \
 	done; \
 	if [ -z "$$python" ]; then \
-	  [ -z "$$bare" ] || die "$$bare cannot make virtual environments; install what is missing: apt install python3-venv"; \
+	  [ -z "$$bare" ] || die "$$bare cannot make virtual environments; install what is missing: apt install $$venv"; \
 	  die "Python 3.11 or newer is needed and was not found ($${old:-tried $(CANDIDATES)}); install it: apt install python3 python3-venv, or give PYTHON=/path/to/python3"; \
 	fi;
 
@@ -91,7 +91,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	if ! $(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 	  $(FIND_PYTHON) \
 	  echo "Making $(VENV) with $$python ..."; \
-	  "$$python" -m venv --clear "$(VENV)" >/dev/null 2>&1 || die "$$python could not make $(VENV); install what is missing: apt install python3-venv"; \
+	  "$$python" -m venv --clear "$(VENV)" >/dev/null 2>&1 || die "$$python could not make $(VENV); install what is missing: apt install python$$version-venv"; \
 	fi; \
 	$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip >/dev/null 2>&1 || die "$(VENV) has no pip; remove $(VENV) and try again"; \
 	pip_install "torch $(TORCH), a large download the first time" --no-deps $(PIP_ARGS) "torch==$(TORCH)"; \

@@ -63,8 +63,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs a command and exits: 0 done, 1 our fault, 2 the user's, 75 resume me, 130 interrupted."""
-    # OpenMP threads wait for each other actively; with anything else on the machine a step then takes five times as long
-    # (measured in docs/diary.md). Waiting less costs 5 % on a quiet one. It must be said before torch is imported.
+    # OpenMP threads wait for each other actively; with anything else on the machine a step then takes five times as
+    # long (docs/diary.md). Waiting less costs 5 % on a quiet one. It must be said before torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     parser = make_parser()
     args, extra = parser.parse_known_args(argv)

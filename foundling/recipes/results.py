@@ -262,6 +262,7 @@ def _write(raised: Raised, result: dict[str, Any], texts: list[str], show: Show)
             {"bos_token_id": eos, "eos_token_id": eos, "do_sample": True, "temperature": TEMPERATURE, "top_p": TOP_P},
         )
         write_report(run, staging / "report.html")
+        write_json(staging / "report.json", asdict(run))
         card = model_card(
             run,
             model_id=run.name,

@@ -43,6 +43,12 @@ def saving(out: Path):
     return lambda: any((out / "run" / "checkpoints").glob(".step-*.tmp")) or (out / "run" / "staging").exists()
 
 
+def further(out: Path):
+    """A checkpoint is there that was not when the process began."""
+    before = set((out / "run" / "checkpoints").glob("step-*"))
+    return lambda: bool(set((out / "run" / "checkpoints").glob("step-*")) - before)
+
+
 def after(seconds: float):
     end = time.monotonic() + seconds
     return lambda: time.monotonic() > end
@@ -63,9 +69,9 @@ def broken_off_until_done(data: Path, out: Path, conditions: list) -> int:
 
 
 def test_killed_while_saving_and_in_between(unbroken, tmp_path) -> None:
-    data, expected, seconds = unbroken
-    kills = broken_off_until_done(data, tmp_path / "out", [saving, 0.6 * seconds, saving])
-    assert kills >= 2 and weights(tmp_path / "out") == expected
+    data, expected, _ = unbroken
+    kills = broken_off_until_done(data, tmp_path / "out", [saving, further, 3.0, saving])
+    assert kills >= 3 and weights(tmp_path / "out") == expected
 
 
 def test_told_to_stop_it_saves_and_says_75(unbroken, tmp_path) -> None:
@@ -90,7 +96,7 @@ def test_killed_at_thirty_points(unbroken, tmp_path) -> None:
     chance, kills = random.Random(0), 0
     for n in range(10):
         out = tmp_path / f"out{n}"
-        points = [chance.choice([saving, chance.uniform(0.1, 1.0) * seconds]) for _ in range(4)]
+        points = [chance.choice([saving, further, chance.uniform(0.1, 0.8) * seconds]) for _ in range(4)]
         kills += broken_off_until_done(data, out, points)
         assert weights(out) == expected, n
     print(f"{kills} kills")

@@ -37,7 +37,7 @@ def test_the_directory_is_whole_and_nothing_else_is_left(model) -> None:
     names = {p.name for p in out.iterdir()} - {".lock"}
     assert names == {
         "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
-        "README.md", "foundling.json", "report.html", "log.jsonl",
+        "README.md", "foundling.json", "report.html", "report.json", "log.jsonl",
     }  # fmt: skip
     done = foundling("check", out, "--json")
     assert done.returncode == 0 and json.loads(done.stdout)["ok"]
