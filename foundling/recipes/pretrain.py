@@ -15,15 +15,16 @@ import torch
 
 from foundling.data.loader import PackedBatches
 from foundling.data.shards import TokenShards
-from foundling.errors import Interrupted
+from foundling.errors import Interrupted, MismatchError
 from foundling.objectives.causal import Causal
 from foundling.recipes.recipe import Recipe
 from foundling.recipes.showing import Show
-from foundling.runtime import Runtime
+from foundling.runtime import Runtime, compiler_missing
 from foundling.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from foundling.train.log import Log
 from foundling.train.loop import TrainOptions, TrainState, train
 from foundling.train.optim import Optimizer
+from foundling.train.step import is_compiled
 
 
 class Stop:
@@ -68,6 +69,10 @@ def pretrain(
     after saving when told to stop.
     """
     runtime = Runtime(recipe.device, recipe.precision, recipe.threads, compile=recipe.compile)
+    if recipe.compile and (missing := compiler_missing(recipe.device)):
+        raise MismatchError(f"the recipe compiles, and {missing} here; install it: uncompiled, the bits would differ")
+    if recipe.compile and not is_compiled(model):
+        show.line("compiling the layers at the first step")
     state = TrainState(model, Optimizer(model, recipe.optim()))
     found, damaged = latest_checkpoint(directory / "checkpoints")
     for line in damaged:

@@ -25,4 +25,9 @@ def compile_layers(model: Any) -> None:
     """Compiles each layer apart (they share one compilation); embedding and head stay outside, whose backward would
     otherwise add atomically and so differ from run to run."""
     for layer in model.layers:
-        layer.compile(dynamic=False)
+        if layer._compiled_call_impl is None:
+            layer.compile(dynamic=False)
+
+
+def is_compiled(model: Any) -> bool:
+    return all(layer._compiled_call_impl is not None for layer in model.layers)

@@ -155,3 +155,25 @@ def test_errors_are_one_json_object_too(capsys, tmp_path) -> None:
 
 def test_the_command_line_knows_every_key_of_the_recipe() -> None:
     assert set(KEYS) == {f.name for f in dataclasses.fields(Recipe)} - {"data"}
+
+
+def test_without_a_compiler_it_says_so_and_goes_on(tmp_path) -> None:
+    """A PATH without g++: asked to compile, raise trains uncompiled with a plain notice."""
+    import subprocess
+    import sys
+
+    from tests.e2e.tools import environment
+
+    data = corpus(tmp_path / "data")
+    arguments = [a if a != "false" else "true" for a in TINY]
+    (tmp_path / "bin").mkdir()
+    env = environment(PATH=str(tmp_path / "bin"))
+    env.pop("CXX", None)
+    command = [sys.executable, "-m", "foundling", "raise", str(data), "--tokens", "3072", *arguments]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, env=env, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-1500:]
+    assert "no C++ compiler (g++) found, so layers are not compiled" in done.stderr
+    recipe = json.loads((tmp_path / "out" / "foundling.json").read_text())["recipe"]
+    assert recipe["compile"] is False
