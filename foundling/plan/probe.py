@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,6 +16,8 @@ from foundling.runtime import Precision, Runtime, generator
 from foundling.train.loop import TrainOptions, TrainState, train
 from foundling.train.optim import Optimizer, OptimOptions
 from foundling.train.schedule import Schedule
+
+MOST_STEPS = 10_000
 
 
 def product_rate(precision: Precision, device: str, seconds: float = 0.15) -> float:
@@ -58,9 +58,10 @@ class _Random:
 
 def step_seconds(
     family: str, fields: dict[str, Any], objective: Objective, runtime: Runtime, batch_size: int, micro_batch_size: int,
-    optim: OptimOptions, *, steps: int = 3, model: Any = None, tell: Callable[[], None] | None = None,
+    optim: OptimOptions, *, least_seconds: float = 0.0, model: Any = None,
 ) -> float:  # fmt: skip
-    """Seconds of one whole training step (median after a first one that is not counted), on random tokens.
+    """Seconds of one whole training step on random tokens: the mean over `least_seconds` and at least two steps, after
+    a first one that is not counted. A mean, since what slows a machine now and then will slow the run as well.
 
     A `model` given is used, compiled and left trained on noise: initialise it again.
     """
@@ -69,11 +70,10 @@ def step_seconds(
         initialise(model, generator("probe"))
     state = TrainState(model, Optimizer(model, optim))
     batches = _Random(batch_size, fields["max_seq_len"], fields["vocab_size"])
-    marks = [time.perf_counter()]
-    for record in train(state, objective, batches, Schedule(steps + 1), TrainOptions(micro_batch_size), runtime):
+    marks: list[float] = []
+    for record in train(state, objective, batches, Schedule(MOST_STEPS), TrainOptions(micro_batch_size), runtime):
         record.grad_norm  # noqa: B018  waits for the device
         marks.append(time.perf_counter())
-        if tell:
-            tell()
-    times = sorted(b - a for a, b in pairwise(marks[1:]))
-    return times[len(times) // 2]
+        if len(marks) > 2 and marks[-1] - marks[0] >= least_seconds:
+            break
+    return (marks[-1] - marks[0]) / (len(marks) - 1)

@@ -136,8 +136,11 @@ def plan(request: Request, found: Split, show: Show, memory: PeakMemory) -> Plan
     runtime = Runtime(device, precision, threads, compile=compiled)
     model = build(name, device=device, **choice.fields)
     initialise(model, generator("init", seed))
+    timed = min(6.0, 0.03 * budget.value) if budget.unit == "seconds" else 1.0
     with show.phase("compile" if compiled else "probe", "compiling the layers" if compiled else ""):
-        step = step_seconds(name, choice.fields, Causal(), runtime, batch_size, micro, optim, model=model)
+        step = step_seconds(
+            name, choice.fields, Causal(), runtime, batch_size, micro, optim, least_seconds=timed, model=model
+        )
 
     held_out_tokens = found.held_out_bytes / per_token
     after = EVALUATE_STRIDE * held_out_tokens * eager / 2.5 + found.train_bytes * 0.45e-6 + 1.0
@@ -186,7 +189,7 @@ def _anchors(
     measured = []
     for d_model, n_layers in ((64, 2), (256, 2)):
         fields = module.sized(vocab_size, seq_len, d_model, n_layers)
-        seconds = step_seconds(name, fields, Causal(), runtime, rows, rows, optim, steps=2)
+        seconds = step_seconds(name, fields, Causal(), runtime, rows, rows, optim, least_seconds=0.4)
         flops = candidate(name, fields, lambda _: 1, Corpus(1, 1, 1), load_law()).flops_per_token
         measured.append((flops, d_model * n_layers, seconds / (rows * seq_len)))
     matrix = torch.tensor([[f, w] for f, w, _ in measured], dtype=torch.float64)
