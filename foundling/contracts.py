@@ -41,39 +41,108 @@ class Out(NamedTuple):
 class Mask:
     """Who may attend to whom, as data; only `Attend` may make it dense.
 
-    `documents` (B, T): positions with the same id see each other, -1 is padding on the right.
-    `lengths` (B,): tokens already cached for each row; query t of row b stands at position lengths[b] + t.
+    `documents` (B, T) of the queries: places with the same id see each other, -1 is padding, on the right.
+    `key_documents` (B, S) of the keys, where they are not the queries themselves: a cache, a memory.
+    `lengths` (B,): keys that stood in the cache before; query t of row b is key lengths[b] + t.
+    `bias` (B or 1, H, T, S) is added to the scores.
     """
 
     causal: bool = True
     documents: Tensor | None = None
+    key_documents: Tensor | None = None
     lengths: Tensor | None = None
+    bias: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class KV:
-    """A cache slot of keys and values, (B, S, n_kv_heads, head_dim) each."""
+class KV(NamedTuple):
+    """A slot that grows: keys and values, (B, n_kv_heads, S, head_dim) each."""
 
     n_kv_heads: int
     head_dim: int
 
 
-Slot = KV
+class Conv(NamedTuple):
+    """A slot of fixed size: the last `width` inputs of a causal convolution, (B, width, channels)."""
+
+    channels: int
+    width: int
+
+
+class State(NamedTuple):
+    """A slot of fixed size: a recurrent state (B, *shape), float32 always."""
+
+    shape: tuple[int, ...]
+
+
+class Cross(NamedTuple):
+    """A slot that never changes: keys and values of a memory, computed once, shared by all rows that read it."""
+
+    n_kv_heads: int
+    head_dim: int
+
+
+Slot = KV | Conv | State | Cross
+
+
+class Memory(NamedTuple):
+    """What an encoder made of its input, for others to read."""
+
+    states: Tensor
+    """(B, S, D), normalised"""
+    documents: Tensor
+    """(B, S) int64, -1 where there is nothing to read"""
+    pooled: Tensor | None = None
+    """(B, D), where the encoder has one vector for the whole"""
+
+    def select(self, rows: Tensor) -> Memory:
+        return Memory(self.states[rows], self.documents[rows], None if self.pooled is None else self.pooled[rows])
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a denoiser is told besides the noisy sample. Without classes, or where `keep` (B,) bool is False, it is
+    told nothing: the null condition of classifier-free guidance."""
+
+    classes: Tensor | None = None
+    """(B,) int64; the model embeds them"""
+    keep: Tensor | None = None
+
+
+class LayerCache(Protocol):
+    """One mixer's part of a cache."""
+
+    documents: Tensor
+    """(B, T) of the tokens being read"""
+    previous: Tensor
+    """(B,) the document of the last token each row holds, -1 for an empty row"""
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]: ...
+    def cross(self) -> tuple[Tensor, Tensor]: ...
+    def get(self, kind: type[Slot]) -> Tensor: ...
+    def put(self, kind: type[Slot], value: Tensor) -> None: ...
 
 
 class Cache(Protocol):
-    """What a model has already read, owned by the caller."""
+    """What a model has already read, owned by the caller, one row an answer."""
 
     lengths: Tensor
 
-    def slot(self, layer: int) -> Any: ...
-    def advance(self, new: Tensor) -> None: ...
+    def slot(self, index: int) -> LayerCache: ...
     def select(self, rows: Tensor) -> Cache: ...
+    def view(self, rows: Tensor) -> Cache: ...
+    def reset(self, rows: Tensor) -> None: ...
+    def snapshot(self, rows: Tensor) -> Any: ...
+    def restore(self, snapshot: Any, rows: Tensor) -> None: ...
+    def truncate(self, lengths: Tensor) -> None: ...
 
 
 @runtime_checkable
 class LanguageModel(Protocol):
-    """An nn.Module with public `.layers` (nn.ModuleList), `.head` (nn.Linear) and a frozen `.config`."""
+    """An nn.Module with public `.layers` (nn.ModuleList), `.head` (nn.Linear) and a frozen `.config`.
+
+    An encoder-decoder also has `encode(x, *, documents) -> Memory`, and its forward takes `memory` and
+    `memory_documents` (B, T), the document of the memory that each query reads (by default its own).
+    """
 
     config: Any
     layers: nn.ModuleList
@@ -89,9 +158,10 @@ class LanguageModel(Protocol):
         *,
         documents: Tensor | None = None,
         positions: Tensor | None = None,
-        cache: Cache | None = None,
+        cache: Any = None,
     ) -> Out:
-        """x: (B, T) ids or (B, T, D) embeddings. With a cache each row advances by its real tokens."""
+        """x: (B, T) ids or (B, T, D) embeddings. With a cache each row advances by its real tokens, and tokens without
+        `documents` continue the row's last one."""
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -99,10 +169,41 @@ class LanguageModel(Protocol):
         ...
 
     def cache_spec(self) -> list[tuple[Slot, ...]]:
-        """One tuple of slots per mixer, as data: cache, engine and memory plan all read it."""
+        """One tuple of slots per mixer invocation, as data: cache, engine and memory plan all read it."""
         ...
 
-    def new_cache(self, batch_size: int, max_seq_len: int) -> Cache: ...
+    def new_cache(self, batch_size: int, max_seq_len: int, memory: Memory | None = None) -> Any: ...
+
+
+@runtime_checkable
+class Pair(Protocol):
+    """Two encoders into one space. Rows of both have length 1; `scale` is the exponent's learned logarithm."""
+
+    scale: nn.Parameter
+
+    def embed_image(self, pixels: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D)"""
+        ...
+
+    def embed_text(self, tokens: Tensor, *, documents: Tensor | None = None) -> Tensor:
+        """(B, T) int64 -> (B, D)"""
+        ...
+
+
+class Denoiser(Protocol):
+    """x (B, C, H, W) at noise level t (B,), as the schedule states it -> a prediction like x."""
+
+    def __call__(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor: ...
+
+
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The units of compiling and sharding: every element of an nn.ModuleList called `layers`, the outermost ones."""
+    found: dict[str, nn.Module] = {}
+    for path, module in model.named_modules():
+        inside = any(path.startswith(f"{outer}.") for outer in found)
+        if not inside and isinstance(module, nn.ModuleList) and path.rpartition(".")[2] == "layers":
+            found |= {f"{path}.{name}": layer for name, layer in module.named_children()}
+    return list(found.values())
 
 
 class Objective(Protocol):
@@ -112,16 +213,32 @@ class Objective(Protocol):
     def __call__(self, model: Any, batch: Batch) -> Loss: ...
 
 
+@runtime_checkable
+class Contrast(Protocol):
+    """An objective that is no sum over rows: it sees the representations of the whole global batch at once, which the
+    loop gathers from micro-batches and ranks (gradient caching)."""
+
+    def counts(self, batch: Batch) -> dict[str, int]: ...
+    def represent(self, model: Any, batch: Batch) -> dict[str, Tensor]:
+        """Named (B, …) tensors, rows first: all through which the model reaches the loss."""
+        ...
+
+    def loss(self, representations: dict[str, Tensor]) -> Loss: ...
+
+
 class Batches(Protocol):
     """`batches[n]` is this rank's slice of global batch n, and depends on n alone."""
 
     def __getitem__(self, n: int) -> Batch: ...
 
 
-def total(loss: Loss, counts: dict[str, int]) -> Tensor:
+def total(loss: Loss, counts: dict[str, int], micro_batches: int = 1) -> Tensor:
     """The scalar to differentiate: Σ weight · sum / global count. A term without a declared count (router balance)
-    is a mean per micro-batch and uses its own."""
-    terms = [term.weight * term.sum / max(counts.get(name, int(term.count)), 1) for name, term in loss.items()]
+    is a mean over the step's `micro_batches`, of all ranks, each by its own count."""
+    terms = [
+        term.weight * term.sum / (max(counts[name], 1) if name in counts else max(int(term.count), 1) * micro_batches)
+        for name, term in loss.items()
+    ]
     return torch.stack([t.float() for t in terms]).sum()
 
 
@@ -129,13 +246,18 @@ def total(loss: Loss, counts: dict[str, int]) -> Tensor:
 class Key:
     """One entry of a family's KEYS: a tensor of the published layout and what it becomes here.
 
-    `{i}` stands for a layer number. `transforms` are names of weights/keys.TRANSFORMS, applied in order on loading and
-    inverted in reverse order on saving, so that the two directions cannot disagree.
+    `{i}`, `{j}` stand for numbers that both names have; `{e}`, in `theirs` alone, for each index of our first axis.
+    `transforms` are names of weights/keys.TRANSFORMS, applied in order on loading and inverted in reverse order on
+    saving, so that the two directions cannot disagree.
     """
 
     theirs: str
     ours: str | tuple[str, ...]
     transforms: tuple[str, ...] = ()
+    given: str = ""
+    """a tensor of ours beside which alone this entry holds"""
+    unless: str = ""
+    """a tensor of ours beside which it does not"""
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -145,7 +267,7 @@ class Key:
 @dataclass(frozen=True)
 class ConfigMap:
     """How a family's config.json reads. A foreign key is mapped (`fields`), demanded (`only`: another value is refused,
-    since it would compute something else), or kept as inert and written back."""
+    since it would compute something else), or kept as inert and written back. `a.b` is key b of the mapping a."""
 
     model_type: str
     architecture: str
@@ -156,3 +278,5 @@ class ConfigMap:
     only: dict[str, Any] = field(default_factory=dict)
     base_prefix: str = ""
     """what a model without head leaves out of its tensor names"""
+    ignored: tuple[str, ...] = ()
+    """endings of tensor names that hold nothing learnt"""

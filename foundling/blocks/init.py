@@ -13,10 +13,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from foundling.blocks.moe import GroupedLinear
+
 BASE_WIDTH = 128
 """The width at which a learning rate is stated."""
 EMBEDDING_STD = 0.02
-INTO_RESIDUAL = ("mixer.o", "ffn.down")
+INTO_RESIDUAL = ("mixer.o", "cross.o", "ffn.down")
 
 Kind = Literal["embedding", "hidden", "head", "vector"]
 
@@ -40,20 +42,21 @@ def roles(model: nn.Module) -> dict[str, Role]:
             elif p.ndim < 2:
                 found[name] = Role("vector", 1)
             elif path == "head" and leaf == "weight":
-                found[name] = Role("head", p.shape[-1])
+                found[name] = Role("head", p[0].numel())
+            elif isinstance(module, GroupedLinear):
+                found[name] = Role("hidden", module.in_features)
             else:
-                found[name] = Role("hidden", p.shape[-1])
+                found[name] = Role("hidden", p[0].numel())
     return found
 
 
 @torch.no_grad()
 def initialise(model: nn.Module, generator: torch.Generator) -> None:
-    """Draws every parameter from the generator, in name order on the CPU, so that a seed means one model everywhere."""
+    """Draws every parameter from the generator, in name order on the CPU, so that a seed means one model everywhere.
+
+    A module whose parameters have a start of their own has `initialise(generator)`, called after all others."""
     modules = dict(model.named_modules())
     params = dict(model.named_parameters())
-    tied = isinstance(model.get_submodule("head"), nn.Linear) and model.get_parameter("head.weight") is params.get(
-        "embedding.weight"
-    )
     for name, role in sorted(roles(model).items()):
         p, path = params[name], name.rpartition(".")[0]
         if role.kind == "vector":
@@ -62,9 +65,13 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
             p.zero_()
         else:
             std = EMBEDDING_STD if role.kind == "embedding" else role.fan_in**-0.5
-            p.copy_(_normal(p, generator) * std)
-    if tied:  # what a zero head would do: logits start small, whatever the width
+            p.copy_(_normal(p, generator) * std * getattr(modules[path], "start_gain", 1.0))
+    if "head" in modules and modules["head"].weight is params.get("embedding.weight"):
+        # what a zero head would do: logits start small, whatever the width
         modules["norm"].weight.fill_((BASE_WIDTH / modules["embedding"].embedding_dim) ** 0.5)  # pyright: ignore
+    for path, module in sorted(modules.items()):
+        if path and hasattr(module, "initialise"):
+            module.initialise(generator)  # pyright: ignore[reportCallIssue]
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:

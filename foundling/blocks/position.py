@@ -5,12 +5,10 @@ import torch
 from torch import Tensor, nn
 
 
-def positions_of(tokens: Tensor, documents: Tensor | None, start: Tensor | None = None) -> Tensor:
+def positions_of(tokens: Tensor, documents: Tensor | None) -> Tensor:
     """(B, T) or (1, T) int64: the place of each token in its own document, so that a packed row equals its documents
-    read apart. `start` (B,) is what a cache already holds of each row."""
+    read apart."""
     steps = torch.arange(tokens.shape[1], device=tokens.device)[None]
-    if start is not None:
-        return start[:, None] + steps
     if documents is None:
         return steps
     begins = torch.ones_like(documents, dtype=torch.bool)

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import Tensor, nn
 
-from foundling.blocks.cache import KVCache, LayerCache
+from foundling.blocks.cache import ModelCache
 from foundling.blocks.position import Rotation, positions_of
-from foundling.contracts import KV, Mask, Out, Slot
+from foundling.contracts import LayerCache, Mask, Memory, Out, Slot, Term
 
 
 class Block(nn.Module):
@@ -25,10 +26,21 @@ class Block(nn.Module):
         return x + self.ffn(self.ffn_norm(x))
 
 
+def opening(
+    x: Tensor, documents: Tensor | None, positions: Tensor | None, cache: ModelCache | None
+) -> tuple[Mask, Tensor]:
+    """The causal mask of a forward pass over x (B, T, …), and each token's place in its document."""
+    if cache is None:
+        return Mask(documents=documents), positions_of(x, documents) if positions is None else positions
+    documents, keys, counted = cache.begin(documents, x.shape[1])
+    mask = Mask(documents=documents, key_documents=keys, lengths=cache.lengths)
+    return mask, counted if positions is None else positions
+
+
 class Decoder(nn.Module):
     """Token embedding, layers, final norm and head. A family builds the parts and says in `place` what positions do."""
 
-    def __init__(self, config, layers: list[nn.Module], norm: nn.Module) -> None:
+    def __init__(self, config: Any, layers: list[nn.Module], norm: nn.Module) -> None:
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
@@ -40,7 +52,7 @@ class Decoder(nn.Module):
 
     def place(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Rotation | None]:
         """x (B, T, D) and positions (B or 1, T) -> x with absolute positions added, rotations for attention."""
-        raise NotImplementedError
+        return x, None
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.embedding(tokens)
@@ -51,29 +63,30 @@ class Decoder(nn.Module):
         *,
         documents: Tensor | None = None,
         positions: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: ModelCache | None = None,
     ) -> Out:
-        real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if documents is None else documents >= 0
+        mask, positions = opening(x, documents, positions, cache)
+        x, rotation = self.place(x if x.is_floating_point() else self.embed(x), positions)
+        x, aux = self.read(x, mask, rotation, cache)
         if cache is not None:
-            cache.begin(real)
-        if positions is None:
-            positions = positions_of(x, documents, None if cache is None else cache.lengths)
-        if not x.is_floating_point():
-            x = self.embed(x)
-        x, rotation = self.place(x, positions)
-        mask = Mask(causal=True, documents=documents) if cache is None else Mask(causal=True, lengths=cache.lengths)
+            cache.advance()
+        return Out(self.norm(x), aux)
+
+    def read(
+        self, x: Tensor, mask: Mask, rotation: Rotation | None, cache: ModelCache | None
+    ) -> tuple[Tensor, dict[str, Term]]:
+        """Through the layers; a family whose layers say more than x overrides it."""
         for index, layer in enumerate(self.layers):
             x = layer(x, mask, rotation, None if cache is None else cache.slot(index))
-        if cache is not None:
-            cache.advance(real.sum(1))
-        return Out(self.norm(x), {})
+        return x, {}
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.head(hidden)
 
     def cache_spec(self) -> list[tuple[Slot, ...]]:
-        return [(KV(layer.mixer.n_kv_heads, layer.mixer.head_dim),) for layer in self.layers]  # pyright: ignore
+        return [layer.mixer.slots() for layer in self.layers]  # pyright: ignore
 
-    def new_cache(self, batch_size: int, max_seq_len: int) -> KVCache:
-        weight = self.embedding.weight
-        return KVCache(self.cache_spec(), batch_size, max_seq_len, dtype=weight.dtype, device=weight.device)
+    def new_cache(self, batch_size: int, max_seq_len: int, memory: Memory | None = None) -> ModelCache:
+        assert memory is None, "this family reads no memory"
+        weight = self.norm.weight
+        return ModelCache(self.cache_spec(), batch_size, max_seq_len, dtype=weight.dtype, device=weight.device)  # pyright: ignore

@@ -1,25 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Floor 2: model families, one file each. FAMILIES is the registry: name -> (module, model class, config class)."""
+"""Floor 2: model families, one file each. FAMILIES is the registry, a table of lazy imports."""
 
 from __future__ import annotations
 
 import importlib
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
+from foundling.blocks.moe import MoE
 from foundling.config import from_dict, nearest
 from foundling.errors import ConfigError
 
-FAMILIES: dict[str, tuple[str, str, str]] = {
-    "gpt2": ("foundling.models.gpt2", "GPT2", "GPT2Config"),
-    "llama": ("foundling.models.llama", "Llama", "LlamaConfig"),
+Kind = Literal["decoder", "seq2seq", "pair", "denoiser"]
+"""decoder: reads left to right; seq2seq: so, with a memory; pair: two encoders into one space; denoiser: noise out"""
+
+
+class Entry(NamedTuple):
+    module: str
+    model: str
+    config: str
+    kind: Kind
+
+
+FAMILIES: dict[str, Entry] = {
+    "gpt2": Entry("foundling.models.gpt2", "GPT2", "GPT2Config", "decoder"),
+    "llama": Entry("foundling.models.llama", "Llama", "LlamaConfig", "decoder"),
+    "mixtral": Entry("foundling.models.mixtral", "Mixtral", "MixtralConfig", "decoder"),
+    "mamba2": Entry("foundling.models.mamba2", "Mamba2", "Mamba2Config", "decoder"),
+    "t5": Entry("foundling.models.t5", "T5", "T5Config", "seq2seq"),
 }
 
 
 class Family(NamedTuple):
     name: str
+    kind: Kind
     model: type[Any]
     config: type[Any]
     module: ModuleType
@@ -30,15 +46,15 @@ def family(name: str) -> Family:
     """Imports one family; raises ConfigError naming the known ones."""
     if name not in FAMILIES:
         raise ConfigError(f"unknown family '{name}'; {nearest(name, list(FAMILIES))} (known: {', '.join(FAMILIES)})")
-    path, model, config = FAMILIES[name]
-    module = importlib.import_module(path)
-    return Family(name, getattr(module, model), getattr(module, config), module)
+    entry = FAMILIES[name]
+    module = importlib.import_module(entry.module)
+    return Family(name, entry.kind, getattr(module, entry.model), getattr(module, entry.config), module)
 
 
 def family_of(model: Any) -> Family:
     """The family that a model belongs to."""
-    for name, (path, cls, _) in FAMILIES.items():
-        if type(model).__module__ == path and type(model).__name__ == cls:
+    for name, entry in FAMILIES.items():
+        if (type(model).__module__, type(model).__name__) == (entry.module, entry.model):
             return family(name)
     raise ConfigError(f"{type(model).__name__} is not a family of foundling; known: {', '.join(FAMILIES)}")
 
@@ -52,8 +68,11 @@ def build(name: str, *, device: str = "cpu", **fields: Any) -> Any:
 
 
 def count_parameters(model: Any) -> dict[str, int]:
-    """{'total', 'non_embedding'}: a tied weight is counted once; non-embedding leaves out token and position tables,
-    and keeps an untied head (it multiplies)."""
+    """{'total', 'active', 'non_embedding'}: a tied weight is counted once; active leaves out the experts that a token
+    does not visit; non-embedding leaves out token and position tables, and keeps an untied head (it multiplies)."""
     total = sum(p.numel() for p in model.parameters())
     tables = {p for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
-    return {"total": total, "non_embedding": total - sum(p.numel() for p in tables)}
+    experts = [(m, e) for m in model.modules() if isinstance(m, MoE) for e in (m.gate, m.up, m.down)]
+    idle = sum(e.weight.numel() * (m.n_experts - m.n_active) // m.n_experts for m, e in experts)
+    embedding = sum(p.numel() for p in tables)
+    return {"total": total, "active": total - idle, "non_embedding": total - embedding}

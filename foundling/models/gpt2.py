@@ -133,4 +133,5 @@ CONFIG = ConfigMap(
         "add_cross_attention": False,
     },
     base_prefix="transformer.",
+    ignored=(".attn.bias", ".attn.masked_bias", "lm_head.weight"),
 )

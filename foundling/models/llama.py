@@ -142,4 +142,5 @@ CONFIG = ConfigMap(
         "rope_scaling": None,
     },
     base_prefix="model.",
+    ignored=("rotary_emb.inv_freq", "lm_head.weight"),
 )

@@ -24,7 +24,7 @@ def read_config(values: dict[str, Any], file: str) -> tuple[Family, Any, dict[st
     else:
         raise WeightsError(f"{file}: model_type {model_type!r} is not known here; known: {', '.join(FAMILIES)}")
     table: ConfigMap = found.module.CONFIG
-    values = _version_4(dict(values), file)
+    values = _flat(_version_4(dict(values), file), table)
     for key, wanted in table.only.items():
         if key in values and values[key] is not None and values[key] != wanted:
             raise WeightsError(f"{file}: {key} = {values[key]!r} is not supported by {found.name}; only {wanted!r} is")
@@ -39,7 +39,7 @@ def read_config(values: dict[str, Any], file: str) -> tuple[Family, Any, dict[st
         if theirs not in values:
             raise WeightsError(f"{file}: lacks '{theirs}'")
         ours[name] = values[theirs]
-    inert = {k: v for k, v in values.items() if k not in table.fields and k not in table.only and k not in OWN}
+    inert = _nested({k: v for k, v in values.items() if k not in table.fields and k not in table.only and k not in OWN})
     config = from_dict(found.config, ours, where=file)
     _check_sizes(config, file)
     return found, config, inert
@@ -54,11 +54,13 @@ def write_config(found: Family, config: Any, inert: dict[str, Any], dtype: str =
     values |= {key: value for key, value in table.only.items() if value is not None}
     if "rope_theta" in values:  # version 5 moved it; version 4 reads the flat key
         values["rope_parameters"] = {"rope_type": "default", "rope_theta": values["rope_theta"]}
-    return values | inert | {"dtype": dtype}
+    return _nested(values | _flat(inert, table)) | {"dtype": dtype}
 
 
 def _version_4(values: dict[str, Any], file: str) -> dict[str, Any]:
-    """transformers 5 nests RoPE's figures; flatten them, refusing any scaling that is not computed here."""
+    """transformers 5 nests RoPE's figures and spells infinity out; flatten and read them as version 4 wrote them,
+    refusing any scaling that is not computed here."""
+    values = _spelt_out(values)
     nested = values.pop("rope_parameters", None)
     if nested is not None:
         if not isinstance(nested, dict) or nested.get("rope_type", "default") != "default":
@@ -68,8 +70,41 @@ def _version_4(values: dict[str, Any], file: str) -> dict[str, Any]:
     return values
 
 
+def _spelt_out(value: Any) -> Any:
+    if isinstance(value, dict):
+        number = value.get("__float__")
+        if value.keys() == {"__float__"} and number in ("Infinity", "-Infinity", "NaN"):
+            return float(number)
+        return {key: _spelt_out(inner) for key, inner in value.items()}
+    return [_spelt_out(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _flat(values: dict[str, Any], table: ConfigMap) -> dict[str, Any]:
+    """{'text_config': {'hidden_size': 4}} -> {'text_config.hidden_size': 4}, for the mappings that the table reads."""
+    inside = {name.partition(".")[0] for name in [*table.fields, *table.only] if "." in name}
+    flat = {}
+    for key, value in values.items():
+        if key in inside and isinstance(value, dict):
+            flat |= {f"{key}.{name}": inner for name, inner in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _nested(values: dict[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        outer, dot, inner = key.partition(".")
+        if dot:
+            nested.setdefault(outer, {})[inner] = value
+        else:
+            nested[key] = value
+    return nested
+
+
 def _check_sizes(config: Any, file: str) -> None:
     """No size of a file may ask for more than a machine could hold, or for nothing."""
     for key, value in to_dict(config).items():
-        if isinstance(value, int) and not isinstance(value, bool) and not 1 <= value <= 1 << 24:
+        least = 0 if key.endswith("_id") else 1
+        if isinstance(value, int) and not isinstance(value, bool) and not least <= value <= 1 << 24:
             raise WeightsError(f"{file}: {key} = {value} is out of range")

@@ -4,8 +4,11 @@ which says how it came to be and what every file must hash to."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from foundling.contracts import Key
+from foundling.contracts import ConfigMap
 from foundling.errors import WeightsError
 from foundling.models import Family, family_of
 from foundling.weights import keys
@@ -27,11 +31,16 @@ WEIGHTS = "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, or all of one that is sharded over processes (every one of which must call)."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def weights_hash(model: Any) -> str:
     """SHA-256 over our names, shapes and bytes, in name order; a tied weight counts once."""
     digest = hashlib.sha256()
     for name, tensor in sorted(dict(model.named_parameters()).items()):
-        data = tensor.detach().cpu().contiguous()
+        data = whole(tensor.detach()).cpu().contiguous()
         digest.update(f"{name} {data.dtype} {tuple(data.shape)}\n".encode())
         digest.update(
             data.view(torch.uint8).numpy().tobytes()
@@ -44,10 +53,12 @@ def weights_hash(model: Any) -> str:
 def write_weights(model: Any, directory: Path) -> None:
     """config.json and model.safetensors in the published layout, into an existing directory."""
     found = family_of(model)
-    params = {name: p.detach() for name, p in model.named_parameters()}  # a tied head is not listed twice
-    table = keys.names(found.module.KEYS, params)
-    tensors = {theirs: keys.to_theirs(key, [params[t] for t in targets]) for theirs, (key, targets) in table.items()}
-    tensors = {name: t.clone() for name, t in tensors.items()}  # safetensors refuses views that share memory
+    params = {name: whole(p.detach()) for name, p in model.named_parameters()}  # a tied head is not listed twice
+    tensors = {}
+    for link in keys.links(found.module.KEYS, params):
+        parts = link.to_theirs([params[name] for name in link.ours])
+        # safetensors refuses views that share memory
+        tensors |= {name: part.clone() for name, part in zip(link.theirs, parts, strict=True)}
     dtype = str(next(iter(params.values())).dtype).removeprefix("torch.")
     config = write_config(found, model.config, getattr(model, "inert", {}), dtype)
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -121,30 +132,53 @@ def load(directory: str | Path, *, dtype: torch.dtype = torch.float32, device: s
         pickles = [p.name for p in directory.iterdir() if p.suffix in PICKLES]
         why = f" ({pickles[0]} is a pickle, which can execute code and is never opened)" if pickles else ""
         raise WeightsError(f"{directory}: no {WEIGHTS}{why}")
+    if getattr(config, "tie_embeddings", False) and _has_head(file, found):
+        config = dataclasses.replace(config, tie_embeddings=False)
     with torch.device("meta"):
         model = found.model(config)
     model.inert = inert
     tensors = _read(file, found, dict(model.named_parameters()), dtype, device)
     for name, tensor in tensors.items():
         _assign(model, name, tensor)
-    if config.tie_embeddings:
+    if getattr(config, "tie_embeddings", False):
         model.head.weight = model.embedding.weight
     return model.eval()
 
 
-def _read(file: Path, found: Family, params: dict[str, Tensor], dtype: torch.dtype, device: str) -> dict[str, Tensor]:
-    table = keys.names(found.module.KEYS, params)
-    prefix = found.module.CONFIG.base_prefix
+def _has_head(file: Path, found: Family) -> bool:
+    """Whether the file holds a head that is not the embedding, whatever its configuration says (transformers 5 calls
+    every T5 tied)."""
+    theirs = {key.targets[0]: key.theirs for key in found.module.KEYS}
+    names = [theirs["head.weight"], theirs["embedding.weight"]]
+    with opening(file) as opened:
+        if not set(names) <= set(opened.keys()):
+            return False
+        head, embedding = (opened.get_slice(name) for name in names)
+        if head.get_shape() != embedding.get_shape():
+            return False
+        return not torch.equal(*(opened.get_tensor(name) for name in names))
+
+
+@contextmanager
+def opening(file: Path, device: str = "cpu") -> Iterator[Any]:
+    """A safetensors file, or one line that says what is wrong with it."""
     try:
         with safe_open(file, framework="pt", device=device) as opened:
-            present = {n if n in table or prefix + n not in table else prefix + n: n for n in opened.keys()}  # noqa: SIM118
-            _compare(file, opened, present, table, params)
-            ours = {}
-            for theirs, (key, targets) in table.items():
-                parts = keys.to_ours(key, opened.get_tensor(present[theirs]))
-                ours |= {target: part.to(dtype).contiguous() for target, part in zip(targets, parts, strict=True)}
+            yield opened
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{file}: damaged, not safetensors ({str(error).splitlines()[0]})") from None
+
+
+def _read(file: Path, found: Family, params: dict[str, Tensor], dtype: torch.dtype, device: str) -> dict[str, Tensor]:
+    links, prefix = keys.links(found.module.KEYS, params), found.module.CONFIG.base_prefix
+    wanted = {name for link in links for name in link.theirs}
+    with opening(file, device) as opened:
+        present = {n if n in wanted or prefix + n not in wanted else prefix + n: n for n in opened.keys()}  # noqa: SIM118
+        _compare(file, opened, present, links, params, found.module.CONFIG)
+        ours = {}
+        for link in links:
+            parts = link.to_ours([opened.get_tensor(present[name]) for name in link.theirs])
+            ours |= {name: part.to(dtype).contiguous() for name, part in zip(link.ours, parts, strict=True)}
     return ours
 
 
@@ -152,23 +186,24 @@ def _compare(
     file: Path,
     opened: Any,
     present: dict[str, str],
-    table: dict[str, tuple[Key, tuple[str, ...]]],
+    links: list[keys.Link],
     params: dict[str, Tensor],
+    table: ConfigMap,
 ) -> None:
     """Every tensor there, none more, each of the right shape — by the header alone."""
-    for name in table:
+    wanted = {
+        name: shape for link in links for name, shape in zip(link.theirs, link.theirs_shapes(params), strict=True)
+    }
+    for name in wanted:
         if name not in present:
             raise WeightsError(f"{file}: lacks tensor '{name}'")
     for name in present:
-        if name not in table and not name.endswith(
-            (".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq", "lm_head.weight")
-        ):
-            raise keys.unknown(name, table, str(file))
-    for theirs, (key, targets) in table.items():
-        wanted = keys.theirs_shape(key, [params[t].shape for t in targets])
-        shape = tuple(opened.get_slice(present[theirs]).get_shape())
-        if shape != wanted:
-            raise WeightsError(f"{file}: tensor '{theirs}' is {list(shape)}, the configuration asks for {list(wanted)}")
+        if name not in wanted and not name.endswith(table.ignored):
+            raise keys.unknown(name, wanted, str(file))
+    for name, shape in wanted.items():
+        found = tuple(opened.get_slice(present[name]).get_shape())
+        if found != shape:
+            raise WeightsError(f"{file}: tensor '{name}' is {list(found)}, the configuration asks for {list(shape)}")
 
 
 def _assign(model: Any, name: str, tensor: Tensor) -> None:

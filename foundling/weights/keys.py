@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,49 +15,59 @@ from foundling.contracts import Key
 from foundling.errors import WeightsError
 
 Parts = list[Tensor]
-# name -> (on loading, on saving). Each takes and gives a list: `split` makes one tensor as many as there are targets.
+# name -> (on loading, on saving). Each takes a list of tensors and the number of tensors that it has to give.
 TRANSFORMS: dict[str, tuple[Callable[[Parts, int], Parts], Callable[[Parts, int], Parts]]] = {
     "transpose": (lambda p, n: [t.T for t in p], lambda p, n: [t.T for t in p]),
     "split": (lambda p, n: list(p[0].chunk(n)), lambda p, n: [torch.cat(p)]),
+    "stack_experts": (lambda p, n: [torch.stack(p)], lambda p, n: list(p[0].unbind())),
 }
 
 
-def _pattern(name: str) -> re.Pattern[str]:
-    return re.compile(re.escape(name).replace(r"\{i\}", r"(\d+)") + r"\Z")
+class Link(NamedTuple):
+    """Tensors of the published layout and the ones of ours that they become."""
+
+    key: Key
+    theirs: tuple[str, ...]
+    ours: tuple[str, ...]
+
+    def to_ours(self, parts: Parts) -> Parts:
+        for transform in self.key.transforms:
+            parts = TRANSFORMS[transform][0](parts, len(self.ours))
+        return parts
+
+    def to_theirs(self, parts: Parts) -> Parts:
+        for transform in reversed(self.key.transforms):
+            parts = TRANSFORMS[transform][1](parts, len(self.theirs))
+        return [tensor.contiguous() for tensor in parts]
+
+    def theirs_shapes(self, ours: dict[str, Tensor]) -> list[tuple[int, ...]]:
+        """The published shapes that our shapes ask for, before anything is allocated."""
+        parts = self.to_theirs([torch.empty(ours[name].shape, device="meta") for name in self.ours])
+        return [tuple(part.shape) for part in parts]
 
 
-def names(keys: list[Key], ours: Iterable[str]) -> dict[str, tuple[Key, tuple[str, ...]]]:
-    """published name -> (entry, our names) for a model that has the tensors `ours`."""
-    table = {}
-    present = set(ours)
+def links(keys: list[Key], ours: dict[str, Tensor]) -> list[Link]:
+    """What becomes what, for a model that has the tensors `ours` (of which only names and shapes are read)."""
+    found = []
     for key in keys:
-        first = _pattern(key.targets[0])
-        for name in present:
-            if match := first.match(name):
-                layer = match.group(1) if match.groups() else ""
-                table[key.theirs.replace("{i}", layer)] = (key, tuple(t.replace("{i}", layer) for t in key.targets))
-    covered = {name for _, targets in table.values() for name in targets}
-    assert covered == present, f"KEYS leave out {sorted(present - covered)[:3]}"
-    return table
+        pattern = re.compile(re.sub(r"\\{([a-z])\\}", r"(?P<\1>\\d+)", re.escape(key.targets[0])))
+        for name, tensor in ours.items():
+            if match := pattern.fullmatch(name):
+                numbers = match.groupdict()
+                if (key.given and _fill(key.given, numbers) not in ours) or _fill(key.unless, numbers) in ours:
+                    continue
+                each = [{"e": str(e)} for e in range(tensor.shape[0])] if "{e}" in key.theirs else [{}]
+                theirs = tuple(_fill(key.theirs, numbers | index) for index in each)
+                found.append(Link(key, theirs, tuple(_fill(t, numbers) for t in key.targets)))
+    covered = [name for link in found for name in link.ours]
+    assert sorted(covered) == sorted(ours), f"KEYS leave out or repeat {sorted({*covered} ^ {*ours})[:3]}"
+    return found
 
 
-def to_ours(key: Key, tensor: Tensor) -> Parts:
-    parts = [tensor]
-    for transform in key.transforms:
-        parts = TRANSFORMS[transform][0](parts, len(key.targets))
-    return parts
-
-
-def to_theirs(key: Key, parts: Parts) -> Tensor:
-    for transform in reversed(key.transforms):
-        parts = TRANSFORMS[transform][1](parts, len(key.targets))
-    (tensor,) = parts
-    return tensor.contiguous()
-
-
-def theirs_shape(key: Key, shapes: list[torch.Size]) -> tuple[int, ...]:
-    """The published shape that our shapes ask for, before anything is allocated."""
-    return tuple(to_theirs(key, [torch.empty(s, device="meta") for s in shapes]).shape)
+def _fill(name: str, numbers: dict[str, str]) -> str:
+    for letter, number in numbers.items():
+        name = name.replace(f"{{{letter}}}", number)
+    return name
 
 
 def unknown(name: str, known: Iterable[str], file: str) -> WeightsError:

@@ -42,7 +42,7 @@ def test_shapes_and_protocol(name: str) -> None:
     assert isinstance(model, LanguageModel)
     assert family_of(model).name == name
     out = model(tokens())
-    assert out.hidden.shape == (2, T, 64) and out.aux == {}
+    assert out.hidden.shape == (2, T, 64)
     assert model.logits(out.hidden).shape == (2, T, VOCAB)
     close(model(model.embed(tokens())).hidden, out.hidden)
 

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mixtures of experts: a router sends each token to a few of many feed-forward layers (Shazeer et al. 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@torch.library.custom_op("foundling::grouped_mm", mutates_args=())
+def grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """x (n, in) sorted by expert, weight (E, out, in), ends (E,) int32: where each expert's rows end -> (n, out).
+
+    An operator of its own, since torch's compiles for bfloat16 alone (torch 2.13) and its backward wants contiguous
+    gradients."""
+    y = x.new_empty(len(x), weight.shape[1])
+    for rows, matrix in _groups(ends, weight):
+        torch.mm(x[rows], matrix.T, out=y[rows])
+    return y
+
+
+def _groups(ends: Tensor, weight: Tensor) -> list[tuple[slice, Tensor]]:
+    stops = ends.tolist()
+    return [(slice(a, b), w) for a, b, w in zip([0, *stops[:-1]], stops, weight, strict=True) if b > a]
+
+
+@grouped_mm.register_fake
+def _(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[1])
+
+
+@torch.library.custom_op("foundling::grouped_mm_backward", mutates_args=())
+def grouped_mm_backward(grad: Tensor, x: Tensor, weight: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+    grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight)
+    for (rows, matrix), to in zip(_groups(ends, weight), _groups(ends, grad_weight), strict=True):
+        torch.mm(grad[rows], matrix, out=grad_x[rows])
+        torch.mm(grad[rows].T, x[rows], out=to[1])
+    return grad_x, grad_weight
+
+
+@grouped_mm_backward.register_fake
+def _(grad: Tensor, x: Tensor, weight: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(weight)
+
+
+def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    return *grouped_mm_backward(grad.contiguous(), *ctx.saved_tensors), None
+
+
+grouped_mm.register_autograd(_backward, setup_context=_setup)
+for _device in ("cpu", "cuda"):
+    grouped_mm.register_autocast(_device, torch.bfloat16)
+
+
+class GroupedLinear(nn.Module):
+    """E linear layers side by side, (E, out, in): what adapters, quantisation and sharding see of experts."""
+
+    def __init__(self, n_experts: int, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.n_experts, self.in_features, self.out_features = n_experts, in_features, out_features
+        self.weight = nn.Parameter(torch.empty(n_experts, out_features, in_features))
+        nn.init.normal_(self.weight, std=in_features**-0.5)
+
+    def forward(self, x: Tensor, ends: Tensor) -> Tensor:
+        """x (n, in) sorted by expert, ends (E,) int32 -> (n, out)"""
+        return grouped_mm(x, self.weight, ends)
+
+
+class Routing(NamedTuple):
+    """What the router of one layer did, over real tokens: for balancing losses."""
+
+    probability: Tensor
+    """(E,) sum of the router's probabilities"""
+    chosen: Tensor
+    """(E,) how often each expert was among a token's choices"""
+    tokens: Tensor
+    """() how many tokens"""
+
+
+class MoE(nn.Module):
+    """Σ over the `n_active` likeliest experts of probability · expert(x), no token dropped (Jiang et al. 2024, Mixtral,
+    section 2.1). The router computes in float32; chosen probabilities are scaled to sum to one."""
+
+    def __init__(
+        self, d_model: int, d_ff: int, n_experts: int, n_active: int, activation: Callable[[Tensor], Tensor]
+    ) -> None:
+        super().__init__()
+        self.n_experts, self.n_active, self.activation = n_experts, n_active, activation
+        self.router = nn.Linear(d_model, n_experts, bias=False)
+        self.gate = GroupedLinear(n_experts, d_model, d_ff)
+        self.up = GroupedLinear(n_experts, d_model, d_ff)
+        self.down = GroupedLinear(n_experts, d_ff, d_model)
+
+    def forward(self, x: Tensor, real: Tensor | None = None) -> tuple[Tensor, Routing]:
+        """x (B, T, D), real (B, T) bool or None for all -> (B, T, D) and what the router did"""
+        flat = x.flatten(0, 1)
+        with torch.autocast(x.device.type, enabled=False):
+            probability = torch.softmax(self.router(flat.float()), dim=-1)
+        weight, expert = probability.topk(self.n_active, dim=-1)
+        weight = weight / weight.sum(-1, keepdim=True)
+        counted = torch.ones_like(flat[:, 0], dtype=torch.float32) if real is None else real.flatten().float()
+        chosen = F.one_hot(expert, self.n_experts).sum(1)
+        order = expert.flatten().argsort(stable=True)
+        ends = chosen.sum(0).cumsum(0).to(torch.int32)
+        rows = flat[order // self.n_active]
+        y = self.down(self.activation(self.gate(rows, ends)) * self.up(rows, ends), ends)
+        y = torch.empty_like(y).index_copy(0, order, y).unflatten(0, (-1, self.n_active))
+        y = (y * weight[..., None].to(y.dtype)).sum(1).to(x.dtype)
+        routing = Routing((probability * counted[:, None]).sum(0), (chosen * counted[:, None]).sum(0), counted.sum())
+        return y.unflatten(0, x.shape[:2]), routing
+
+
+def balance(routings: list[Routing]) -> Tensor:
+    """E · Σ over experts of share chosen · mean probability, over all layers at once (Fedus et al. 2021, Switch,
+    equations 4–6): n_active where all experts are used alike."""
+    probability, chosen, tokens = (torch.stack(parts).sum(0) for parts in zip(*routings, strict=True))
+    return len(probability) * (probability / tokens * chosen / tokens).sum()

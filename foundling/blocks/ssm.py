@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""State-space mixers: Mamba-2 (Dao & Gu 2024, "Transformers are SSMs"), in chunks for training, step by step after.
+
+Letters beyond contracts': L chunk length, G groups of B and C, N state. In a row, documents are told apart by a running
+number (`segments`), so that a decay across a border is exactly zero; padding has Δ = 0, which holds the state.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foundling.contracts import Conv, LayerCache, Mask, Slot, State
+
+
+def segments_of(documents: Tensor, previous: Tensor | None) -> Tensor:
+    """documents (B, T), -1 on the right; previous (B,): the last document of what was read before, -1 for none. ->
+    (B, T): 0 while the document before goes on, then one more at each border; padding continues the last."""
+    before = documents[:, :1] if previous is None else previous[:, None]
+    shifted = torch.cat((before, documents[:, :-1]), dim=1)
+    return ((documents != shifted) & (documents >= 0) & (shifted >= 0)).cumsum(1)
+
+
+def ssd_chunked(
+    x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, state: Tensor | None, segments: Tensor | None, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """h_t = exp(log_decay_t) h_{t-1} + b_t x_tᵀ, y_t = c_t h_t, by products of matrices within chunks and a recurrence
+    between them (section 6, listing 1); quadratic in `chunk` alone.
+
+    x (B, T, H, P), Δ already in; log_decay (B, T, H) ≤ 0; b, c (B, T, G, N); state (B, H, P, N) or None for zero;
+    segments (B, T) or None -> y (B, T, H, P), state after the last token.
+    """
+    rows, steps, heads, width = x.shape
+    groups, n = b.shape[2:]
+    chunk = min(chunk, steps)
+    pad = -steps % chunk
+    if pad:
+        x, log_decay, b, c = (F.pad(t, [0, 0] * (t.ndim - 2) + [0, pad]) for t in (x, log_decay, b, c))
+        if segments is not None:
+            segments = torch.cat((segments, segments[:, -1:].expand(-1, pad)), dim=1)
+    x, log_decay, b, c = (t.unflatten(1, (-1, chunk)) for t in (x, log_decay, b, c))
+    x = x.unflatten(3, (groups, -1))  # (B, c, L, G, H/G, P)
+    log_decay = log_decay.unflatten(3, (groups, -1))  # (B, c, L, G, H/G)
+    # sums of what lies between, never differences of long sums, which would cancel
+    see = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).tril()
+    between = torch.where(see.tril(-1)[:, :, None, None], log_decay[:, :, :, None], 0).cumsum(2)  # (B, c, L, L, G, H/G)
+    until, after = log_decay.cumsum(2), between[:, :, -1]
+    see = see[None, None]
+    into, out = torch.ones_like(see[:, :, 0]), torch.ones_like(see[:, :, 0])
+    if segments is None:
+        keep = x.new_ones(1, x.shape[1])
+    else:
+        s = segments.unflatten(1, (-1, chunk))
+        see = see & (s[:, :, :, None] == s[:, :, None])
+        arriving = torch.cat((torch.zeros_like(s[:, :1, -1]), s[:, :-1, -1]), dim=1)  # segment of the state that comes
+        into, out = s == arriving[..., None], s == s[:, :, -1:]
+        keep = (arriving == s[:, :, -1]).to(x.dtype)
+    decay = torch.exp(between.masked_fill(~see[..., None, None], -math.inf))
+    scores = torch.einsum("zclgn,zcsgn->zclsg", c, b)
+    y = torch.einsum("zclsgh,zcsghp->zclghp", scores[..., None] * decay, x)
+
+    to_end = torch.exp(after) * out[..., None, None]
+    added = torch.einsum("zclgn,zclgh,zclghp->zcghpn", b, to_end, x)
+    whole = torch.exp(until[:, :, -1]) * keep[..., None, None]  # (B, c, G, H/G)
+    held = x.new_zeros(rows, groups, heads // groups, width, n)
+    held = held if state is None else state.unflatten(1, (groups, -1))
+    before = []
+    for index in range(x.shape[1]):
+        before.append(held)
+        held = whole[:, index, ..., None, None] * held + added[:, index]
+    from_start = torch.exp(until) * into[..., None, None]
+    y = y + torch.einsum("zclgn,zclgh,zcghpn->zclghp", c, from_start, torch.stack(before, 1))
+    return y.flatten(3, 4).flatten(1, 2)[:, :steps], held.flatten(1, 2)
+
+
+def ssd_step(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """One token of the same recurrence: x (B, H, P), log_decay (B, H), b, c (B, G, N), state (B, H, P, N)."""
+    each = x.shape[1] // b.shape[1]
+    b, c = b.repeat_interleave(each, 1), c.repeat_interleave(each, 1)
+    state = torch.exp(log_decay)[..., None, None] * state + x[..., None] * b[:, :, None]
+    return (state * c[:, :, None]).sum(-1), state
+
+
+class CausalConv(nn.Module):
+    """A depthwise convolution over the last `width` tokens of each document."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.channels, self.width = channels, width
+        self.weight = nn.Parameter(torch.randn(channels, 1, width) * width**-0.5)
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, segments: Tensor | None, held: Tensor | None) -> Tensor:
+        """x (B, T, C); held (B, width − 1, C), the inputs before, or None for none -> (B, T, C)"""
+        before = self.width - 1
+        x = F.pad(x, (0, 0, before, 0)) if held is None else torch.cat((held.to(x.dtype), x), dim=1)
+        if segments is None:
+            return F.conv1d(x.mT, self.weight, self.bias, groups=self.channels).mT
+        # what was held belongs to segment 0, unless a border came first: then segments begin at 1
+        s = F.pad(segments, (before, 0))
+        steps = segments.shape[1]
+        taps = [
+            torch.where((s[:, k : k + steps] == segments)[..., None], x[:, k : k + steps], 0) * self.weight[:, 0, k]
+            for k in range(self.width)
+        ]
+        return sum(taps[1:], taps[0]) + self.bias
+
+
+class GatedRMSNorm(nn.Module):
+    """RMSNorm of x · silu(gate), in groups of the last axis, float32 (Dao & Gu 2024, section 7.1)."""
+
+    def __init__(self, channels: int, groups: int, eps: float) -> None:
+        super().__init__()
+        self.groups, self.eps = groups, eps
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        y = (x.float() * F.silu(gate.float())).unflatten(-1, (self.groups, -1))
+        y = F.rms_norm(y, y.shape[-1:], None, self.eps).flatten(-2)
+        return (y * self.weight.float()).to(gate.dtype)
+
+
+class Mamba2Mixer(nn.Module):
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        head_dim: int,
+        n_groups: int,
+        d_state: int,
+        d_conv: int,
+        chunk: int,
+        eps: float,
+    ) -> None:
+        super().__init__()
+        self.n_heads, self.head_dim, self.n_groups, self.d_state, self.chunk = (
+            n_heads, head_dim, n_groups, d_state, chunk,
+        )  # fmt: skip
+        inner, channels = n_heads * head_dim, n_heads * head_dim + 2 * n_groups * d_state
+        self.widths = [inner, channels, n_heads]
+        self.proj = nn.Linear(d_model, sum(self.widths), bias=False)
+        self.conv = CausalConv(channels, d_conv)
+        self.norm = GatedRMSNorm(inner, n_groups, eps)
+        self.o = nn.Linear(inner, d_model, bias=False)
+        self.log_rate = nn.Parameter(torch.zeros(n_heads))
+        self.skip = nn.Parameter(torch.ones(n_heads))
+        self.dt_bias = nn.Parameter(torch.zeros(n_heads))
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """Rates 1 to 16 and Δ of 0.001 to 0.1, both spread evenly (in the logarithm), as the authors' code starts."""
+        rate = torch.rand(self.n_heads, generator=generator) * 15 + 1
+        dt = torch.exp(torch.rand(self.n_heads, generator=generator) * math.log(100) + math.log(0.001))
+        self.log_rate.copy_(rate.log())
+        self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus of it is Δ
+        self.skip.fill_(1.0)
+
+    def slots(self) -> tuple[Slot, ...]:
+        return (
+            Conv(self.conv.channels, self.conv.width - 1),
+            State((self.n_heads, self.head_dim, self.d_state)),
+        )
+
+    def forward(self, x: Tensor, mask: Mask, rotation: None = None, cache: LayerCache | None = None) -> Tensor:
+        """x (B, T, D) -> (B, T, D); Δ, decay and state in float32."""
+        documents, segments = mask.documents, None
+        gate, mixed, dt = self.proj(x).split(self.widths, dim=-1)
+        dt = F.softplus(dt.float() + self.dt_bias.float())
+        if documents is not None:
+            segments = segments_of(documents, None if cache is None else cache.previous)
+            dt = torch.where((documents >= 0)[..., None], dt, 0)
+        held = None if cache is None else cache.get(Conv)
+        convolved = self.conv(mixed, segments, held)
+        if cache is not None:  # after it: what is held is overwritten
+            cache.put(Conv, self._remembered(mixed, held, cache.documents, segments))  # pyright: ignore
+        mixed = F.silu(convolved).float()
+        state_size = self.n_groups * self.d_state
+        value, b, c = mixed.split([self.n_heads * self.head_dim, state_size, state_size], dim=-1)
+        value = value.unflatten(-1, (self.n_heads, self.head_dim))
+        b, c = (t.unflatten(-1, (self.n_groups, self.d_state)) for t in (b, c))
+        log_decay, scaled = -self.log_rate.float().exp() * dt, value * dt[..., None]
+        state = None if cache is None else cache.get(State)
+        with torch.autocast(x.device.type, enabled=False):
+            if state is not None and x.shape[1] == 1:
+                if segments is not None:
+                    state = state * (segments == 0)[..., None, None]
+                y, state = ssd_step(scaled[:, 0], log_decay[:, 0], b[:, 0], c[:, 0], state)
+                y = y[:, None]
+            else:
+                y, state = ssd_chunked(scaled, log_decay, b, c, state, segments, self.chunk)
+        if cache is not None:
+            cache.put(State, state)
+        y = (y + value * self.skip.float()[:, None]).flatten(2)
+        return self.o(self.norm(y, gate).to(x.dtype))
+
+    def _remembered(self, mixed: Tensor, held: Tensor, documents: Tensor, segments: Tensor | None) -> Tensor:
+        """The last inputs of the convolution after each row's real tokens, those of older documents left out."""
+        before = self.conv.width - 1
+        inputs = torch.cat((held, mixed.to(held.dtype)), dim=1)
+        real = (documents >= 0).sum(1)
+        places = real[:, None] + torch.arange(before, device=mixed.device)
+        kept = inputs.gather(1, places[..., None].expand(-1, -1, inputs.shape[2]))
+        if segments is None:
+            return kept
+        s = F.pad(segments, (before, 0))
+        last = s.gather(1, (real + before - 1)[:, None])
+        return torch.where((s.gather(1, places) == last)[..., None], kept, 0)

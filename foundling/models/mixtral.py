@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mixtral (Jiang et al. 2024): Llama whose feed-forward layers are mixtures of experts, two of eight for each token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foundling.blocks.attention import Attention
+from foundling.blocks.cache import ModelCache
+from foundling.blocks.moe import MoE, Routing, balance
+from foundling.blocks.norm import RMSNorm
+from foundling.blocks.position import RoPE, Rotation
+from foundling.blocks.stack import Decoder
+from foundling.contracts import ConfigMap, Key, LayerCache, Mask, Term
+from foundling.errors import ConfigError
+from foundling.models import llama
+
+
+@dataclass(frozen=True)
+class MixtralConfig:
+    vocab_size: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    d_expert: int
+    n_experts: int = 8
+    n_active: int = 2
+    balance_weight: float = 0.001
+    max_seq_len: int = 2048
+    rope_theta: float = 1e6
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        if self.n_heads % self.n_kv_heads or self.head_dim % 2:
+            raise ConfigError(f"{self.n_heads} heads of {self.head_dim} do not share {self.n_kv_heads} key/value heads")
+        if self.n_active > self.n_experts:
+            raise ConfigError(f"n_active {self.n_active} is more than n_experts {self.n_experts}")
+
+
+class MoEBlock(nn.Module):
+    """A pre-norm block that also says what its router did."""
+
+    def __init__(self, c: MixtralConfig) -> None:
+        super().__init__()
+        self.mixer_norm, self.ffn_norm = RMSNorm(c.d_model, c.norm_eps), RMSNorm(c.d_model, c.norm_eps)
+        self.mixer = Attention(c.d_model, c.n_heads, c.n_kv_heads, c.head_dim)
+        self.ffn = MoE(c.d_model, c.d_expert, c.n_experts, c.n_active, F.silu)
+
+    def forward(
+        self, x: Tensor, mask: Mask, rotation: Rotation, cache: LayerCache | None = None
+    ) -> tuple[Tensor, Routing]:
+        x = x + self.mixer(self.mixer_norm(x), mask, rotation, cache)
+        y, routing = self.ffn(self.ffn_norm(x), None if mask.documents is None else mask.documents >= 0)
+        return x + y, routing
+
+
+class Mixtral(Decoder):
+    def __init__(self, config: MixtralConfig) -> None:
+        super().__init__(
+            config, [MoEBlock(config) for _ in range(config.n_layers)], RMSNorm(config.d_model, config.norm_eps)
+        )
+        self.rope = RoPE(config.head_dim, config.rope_theta)
+
+    def place(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Rotation | None]:
+        return x, self.rope(positions)
+
+    def read(
+        self, x: Tensor, mask: Mask, rotation: Rotation | None, cache: ModelCache | None
+    ) -> tuple[Tensor, dict[str, Term]]:
+        routings = []
+        for index, layer in enumerate(self.layers):
+            x, routing = layer(x, mask, rotation, None if cache is None else cache.slot(index))
+            routings.append(routing)
+        return x, {"router_balance": Term(balance(routings), 1, self.config.balance_weight)}
+
+
+def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:
+    """Llama's proportions, with eight experts of half its feed-forward width, two for each token."""
+    fields = llama.sized(vocab_size, max_seq_len, d_model, n_layers)
+    return fields | {"d_expert": -(-fields.pop("d_ff") // 64) * 32}
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "mixtral-8x7b": dict(
+        vocab_size=32000, d_model=4096, n_layers=32, n_heads=32, n_kv_heads=8, head_dim=128, d_expert=14336,
+        max_seq_len=32768,
+    ),
+    "mixtral-8x22b": dict(
+        vocab_size=32768, d_model=6144, n_layers=56, n_heads=48, n_kv_heads=8, head_dim=128, d_expert=16384,
+        max_seq_len=65536,
+    ),
+}  # fmt: skip
+
+# What transformers writes: each expert's three matrices apart.
+KEYS = [key for key in llama.KEYS if ".mlp." not in key.theirs] + [
+    Key("model.layers.{i}.block_sparse_moe.gate.weight", "layers.{i}.ffn.router.weight"),
+    *[
+        Key(
+            f"model.layers.{{i}}.block_sparse_moe.experts.{{e}}.{theirs}.weight",
+            f"layers.{{i}}.ffn.{ours}.weight",
+            ("stack_experts",),
+        )
+        for theirs, ours in (("w1", "gate"), ("w2", "down"), ("w3", "up"))
+    ],
+]
+
+CONFIG = ConfigMap(
+    model_type="mixtral",
+    architecture="MixtralForCausalLM",
+    fields={
+        **{theirs: ours for theirs, ours in llama.CONFIG.fields.items() if ours != "d_ff"},
+        "intermediate_size": "d_expert",
+        "num_local_experts": "n_experts",
+        "num_experts_per_tok": "n_active",
+        "router_aux_loss_coef": "balance_weight",
+    },
+    derived={
+        **llama.CONFIG.derived,
+        "num_key_value_heads": lambda c: 8,
+        "rope_theta": lambda c: 1e6,
+        "rms_norm_eps": lambda c: 1e-5,
+        "max_position_embeddings": lambda c: 4096 * 32,
+        "num_local_experts": lambda c: 8,
+        "num_experts_per_tok": lambda c: 2,
+        "router_aux_loss_coef": lambda c: 0.001,
+    },
+    only={"hidden_act": "silu", "sliding_window": None, "router_jitter_noise": 0.0},
+    base_prefix="model.",
+    ignored=llama.CONFIG.ignored,
+)
