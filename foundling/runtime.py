@@ -27,6 +27,8 @@ class Runtime:
     threads: int = 0
     rank: int = 0
     world_size: int = 1
+    shard: bool = False
+    """parameters, gradients and optimiser are split over the ranks (FSDP2) instead of copied to each (DDP)"""
     compile: bool = False
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -20,7 +20,8 @@ BASE_WIDTH = 128
 EMBEDDING_STD = 0.02
 INTO_RESIDUAL = ("mixer.o", "cross.o", "ffn.down")
 
-Kind = Literal["embedding", "hidden", "head", "vector"]
+Kind = Literal["embedding", "hidden", "head", "vector", "conv"]
+"""hidden: a matrix, or experts' matrices"""
 
 
 class Role(NamedTuple):
@@ -46,7 +47,7 @@ def roles(model: nn.Module) -> dict[str, Role]:
             elif isinstance(module, GroupedLinear):
                 found[name] = Role("hidden", module.in_features)
             else:
-                found[name] = Role("hidden", p[0].numel())
+                found[name] = Role("hidden" if p.ndim == 2 else "conv", p[0].numel())
     return found
 
 
@@ -79,5 +80,7 @@ def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def adam_scale(role: Role) -> float:
-    """The factor on a learning rate stated at BASE_WIDTH."""
-    return BASE_WIDTH / role.fan_in if role.kind in ("hidden", "head") else 1.0
+    """The factor on a learning rate stated at BASE_WIDTH. A small convolution (a depthwise one above all) has a fan-in
+    that says nothing of the width."""
+    scale = BASE_WIDTH / role.fan_in
+    return {"hidden": scale, "head": scale, "conv": min(1.0, scale)}.get(role.kind, 1.0)

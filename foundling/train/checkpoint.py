@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from foundling.errors import WeightsError
 from foundling.train.loop import TrainState
-from foundling.weights.directory import check, read_manifest, write_manifest
+from foundling.train.parallel import barrier, is_first_rank, local, part_of
+from foundling.weights.directory import check, read_manifest, whole, write_manifest
 from foundling.weights.files import write_directory
 
 KEEP = 2
@@ -20,20 +21,25 @@ STATE = "state.safetensors"
 
 
 def save_checkpoint(directory: Path, state: TrainState, about: dict[str, Any]) -> Path:
-    """directory/step-00000123; older ones beyond the last two are removed once this one is safe."""
+    """directory/step-00000123; older ones beyond the last two are removed once this one is safe. Every rank calls, the
+    first one writes; what is written does not depend on how many there are."""
     path = directory / f"step-{state.step:08d}"
+    tensors = {f"model/{n}": whole(p.detach()) for n, p in state.model.named_parameters()}
+    tensors |= {f"optimizer/{n}": t.detach() for n, t in state.optimizer.state_tensors().items()}
+    if not is_first_rank():
+        barrier()
+        return path
     if path.exists():  # left by a run that was broken off after it; the same step gives the same bytes
         shutil.rmtree(path)
 
     def fill(aside: Path) -> None:
-        tensors = {f"model/{n}": p.detach() for n, p in state.model.named_parameters()}
-        tensors |= {f"optimizer/{n}": t.detach() for n, t in state.optimizer.state_tensors().items()}
         save_file({n: t.contiguous().cpu() for n, t in tensors.items()}, aside / STATE)
         write_manifest(aside, {"step": state.step, "skipped": state.skipped, **about})
 
     write_directory(path, fill)
     for old in checkpoints(directory)[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
+    barrier()
     return path
 
 
@@ -68,7 +74,7 @@ def load_checkpoint(path: Path, state: TrainState) -> dict[str, Any]:
     if stored.keys() != params.keys():
         raise WeightsError(f"{path}: its tensors are not those of this model")
     for name, p in params.items():
-        p.data.copy_(stored[name])
+        local(p.detach()).copy_(part_of(stored[name], p))
     state.optimizer.load_state_tensors(
         {n.removeprefix("optimizer/"): t for n, t in tensors.items() if n.startswith("optimizer/")}
     )

@@ -11,12 +11,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
-from foundling.contracts import Batch, Batches, Objective, total
+from foundling.contracts import Batch, Batches, Contrast, Objective, total
 from foundling.errors import DivergedError
 from foundling.runtime import Runtime
 from foundling.train.optim import Optimizer
-from foundling.train.parallel import sum_counts, sum_over_ranks, wrap
+from foundling.train.parallel import (
+    gather_rows,
+    local,
+    sum_counts,
+    sum_over_ranks,
+    sync_gradients,
+    total_norm,
+    wrap,
+)
 from foundling.train.schedule import Schedule
 from foundling.train.step import Step, compile_layers
 
@@ -39,6 +48,8 @@ class TrainState:
     optimizer: Optimizer
     step: int = 0
     skipped: int = 0
+    wrapped: Any = None
+    """the Step around the model as it was first trained here; sharding cannot be done twice"""
 
 
 @dataclass
@@ -76,7 +87,7 @@ def micro_batches(batch: Batch, size: int) -> list[Batch]:
 
 def train(
     state: TrainState,
-    objective: Objective,
+    objective: Objective | Contrast,
     batches: Batches,
     schedule: Schedule,
     options: TrainOptions,
@@ -91,18 +102,20 @@ def train(
     model = state.model.train()
     if runtime.compile:
         compile_layers(model)
-    step = wrap(Step(model, objective, runtime), runtime)
+    step = _wrapped(state, objective, runtime)
     params = [p for p in model.parameters() if p.requires_grad]
+    accumulate = _accumulate_contrast if isinstance(objective, Contrast) else _accumulate
     while state.step < schedule.total_steps:
         micro = micro_batches(_to(batches[state.step], runtime.device), options.micro_batch_size)
-        local: dict[str, int] = {}
+        own: dict[str, int] = {}
         for batch in micro:
             for name, count in objective.counts(batch).items():
-                local[name] = local.get(name, 0) + count
-        counts = sum_counts(local, runtime)
-        metrics = _accumulate(step, micro, counts, runtime)
-        grad_norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
-        torch.nn.utils.clip_grads_with_norm_(params, options.clip, grad_norm)
+                own[name] = own.get(name, 0) + count
+        counts = sum_counts(own, runtime)
+        metrics = accumulate(step, micro, counts, runtime)
+        grads = [p.grad for p in params if p.grad is not None]
+        grad_norm = total_norm(grads, runtime)
+        torch._foreach_mul_([local(g) for g in grads], (options.clip / (grad_norm + 1e-6)).clamp_max(1.0))
         scale = schedule(state.step)
         state.optimizer.step(scale, (~torch.isfinite(grad_norm)).float())
         state.optimizer.zero_grad()
@@ -118,22 +131,51 @@ def train(
         yield record
 
 
+def _wrapped(state: TrainState, objective: Objective | Contrast, runtime: Runtime) -> Any:
+    if state.wrapped is None:
+        state.wrapped = wrap(Step(state.model, objective, runtime), runtime)
+        state.optimizer.bind(state.model)  # sharding has replaced the parameters
+    step = state.wrapped.module if isinstance(state.wrapped, DistributedDataParallel) else state.wrapped
+    step.objective, step.runtime = objective, runtime
+    return state.wrapped
+
+
 def _accumulate(step: Any, micro: list[Batch], counts: dict[str, int], runtime: Runtime) -> dict[str, Tensor]:
     """Gradients of the whole global batch into .grad; returns each term's sum over it."""
     sums: dict[str, Tensor] = {}
+    n_micro = len(micro) * runtime.world_size
     for index, batch in enumerate(micro):
-        last = index == len(micro) - 1
-        with nullcontext() if last or runtime.world_size == 1 else step.no_sync():
-            loss = step(batch)
-            # DDP averages over ranks; the global count has already divided by all of them
-            (total(loss, counts) * runtime.world_size).backward()
+        sync_gradients(step, on=index == len(micro) - 1)
+        loss = step(batch)
+        # ranks are averaged over; the global count has already divided by all of them
+        (total(loss, counts, n_micro) * runtime.world_size).backward()
         for name, term in loss.items():
-            value = term.sum.detach() if name in counts else term.sum.detach() / (term.count * len(micro))
+            value = term.sum.detach() if name in counts else term.sum.detach() / (term.count * n_micro)
             sums[name] = sums.get(name, torch.zeros_like(value)) + value
-    if runtime.world_size > 1:
-        for name, value in sums.items():
-            sums[name] = sum_over_ranks(value.clone(), runtime)
-    return sums
+    return {name: sum_over_ranks(value.clone(), runtime) for name, value in sums.items()}
+
+
+def _accumulate_contrast(step: Any, micro: list[Batch], counts: dict[str, int], runtime: Runtime) -> dict[str, Tensor]:
+    """The same for a loss over the whole batch at once: representations without gradients first, then the loss's
+    gradient by them, then each micro-batch again with its share of it (Gao et al. 2021, GradCache). One micro-batch
+    needs no second pass."""
+    objective: Contrast = (step.module if isinstance(step, DistributedDataParallel) else step).objective
+    once = len(micro) * runtime.world_size == 1
+    with nullcontext() if once else torch.no_grad():
+        parts = [step(batch) for batch in micro]
+    rows = [len(next(iter(part.values()))) for part in parts]
+    own = {name: torch.cat([part[name] for part in parts]).float() for name in parts[0]}
+    seen = own if once else {n: gather_rows(t, runtime).requires_grad_() for n, t in own.items()}
+    loss = objective.loss(seen)
+    total(loss, counts).backward()
+    if not once:
+        first = runtime.rank * sum(rows)
+        shares = {name: t.grad[first : first + sum(rows)].split(rows) for name, t in seen.items() if t.grad is not None}
+        for index, batch in enumerate(micro):
+            sync_gradients(step, on=index == len(micro) - 1)
+            surrogate = step(batch, cotangent={name: share[index] for name, share in shares.items()})
+            (surrogate * runtime.world_size).backward()
+    return {n: term.sum.detach() if n in counts else term.sum.detach() / term.count for n, term in loss.items()}
 
 
 def _to(batch: Batch, device: str) -> Batch:

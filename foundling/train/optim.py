@@ -9,9 +9,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from foundling.blocks.init import adam_scale, roles
 from foundling.errors import WeightsError
+from foundling.train.parallel import gathered, local, part_of
 
 
 @dataclass(frozen=True)
@@ -48,19 +50,27 @@ class Muon(torch.optim.Optimizer):
                 self._step_shape(params, group)
 
     def _step_shape(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
-        grads = torch.stack([p.grad for p in params])  # pyright: ignore
+        """All matrices of one shape; a rank that holds parts updates its parts, and knows the whole only of what is
+        orthogonalised."""
+        held = [local(p) for p in params]
+        grads = torch.stack([local(p.grad) for p in params])  # pyright: ignore
         keep = torch.ones((), device=grads.device) if self.found_inf is None else 1 - self.found_inf
         grads = torch.where(keep.bool(), grads, 0.0)
-        buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params]
+        for p, own in zip(params, held, strict=True):
+            self.state[p].setdefault("momentum_buffer", torch.zeros_like(own))
+        buffers = [self.state[p]["momentum_buffer"] for p in params]
         momentum = torch.stack(buffers)
         moved = momentum.lerp(grads, 1 - group["momentum"])
         moved = torch.where(keep.bool(), moved, momentum)
         torch._foreach_copy_(buffers, list(moved.unbind()))
-        update = orthogonalise(grads.lerp(moved, group["momentum"]))
-        rows, columns = params[0].shape
+        direction = grads.lerp(moved, group["momentum"])
+        whole = torch.stack([gathered(d, p) for d, p in zip(direction, params, strict=True)])
+        rows, columns = whole.shape[-2:]  # experts, where there are any, come before
+        update = orthogonalise(whole.view(-1, rows, columns)).view(whole.shape)
         lr = group["lr"] * max(1.0, rows / columns) ** 0.5
-        torch._foreach_mul_(list[Tensor](params), 1 - keep * (group["lr"] * group["weight_decay"]))
-        torch._foreach_add_(list[Tensor](params), list((update * (-lr * keep)).unbind()))
+        torch._foreach_mul_(held, 1 - keep * (group["lr"] * group["weight_decay"]))
+        parts = [part_of(u, p) for u, p in zip((update * (-lr * keep)).unbind(), params, strict=True)]
+        torch._foreach_add_(held, parts)
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -80,20 +90,28 @@ class Optimizer:
     """The optimisers of a run as one: scaled by a schedule, skipped as one, saved by parameter name."""
 
     def __init__(self, model: nn.Module, options: OptimOptions) -> None:
-        self.names = {id(p): name for name, p in model.named_parameters()}
-        params, all_roles = dict(model.named_parameters()), roles(model)
-        trainable = {name: role for name, role in all_roles.items() if params[name].requires_grad}
-        matrices = [
-            n
-            for n, r in trainable.items()
-            if r.kind == "hidden" and params[n].ndim == 2 and options.optimizer == "muon"
-        ]
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-        for name, role in trainable.items():
-            if name not in matrices:
-                decay = options.weight_decay if role.kind == "hidden" else 0.0
-                groups.setdefault((adam_scale(role) * options.learning_rate, decay), []).append(params[name])
+        self.options = options
+        self.params: dict[str, nn.Parameter] = {}
         self.parts: list[torch.optim.Optimizer] = []
+        self.bind(model)
+
+    def bind(self, model: nn.Module) -> None:
+        """Takes the model's parameters as they are now, keeping what is known of each name."""
+        kept, options = self.state_tensors(), self.options
+        self.params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        found = {name: role for name, role in roles(model).items() if name in self.params}
+        matrices = [n for n, r in found.items() if r.kind == "hidden" and options.optimizer == "muon"]
+        # AdamW works element by element, so on what a rank holds alone
+        self.held = {
+            n: nn.Parameter(local(p.detach())) if isinstance(p, DTensor) else p
+            for n, p in self.params.items()
+            if n not in matrices
+        }
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, p in self.held.items():
+            decay = options.weight_decay if found[name].kind in ("hidden", "conv") else 0.0
+            groups.setdefault((adam_scale(found[name]) * options.learning_rate, decay), []).append(p)
+        self.parts = []
         if groups:
             self.parts.append(
                 torch.optim.AdamW(
@@ -105,16 +123,20 @@ class Optimizer:
         if matrices:
             self.parts.append(
                 Muon(
-                    [params[n] for n in matrices],
+                    [self.params[n] for n in matrices],
                     options.matrix_learning_rate,
                     options.momentum,
                     options.weight_decay,
                 )
             )
         self.base = [[group["lr"] for group in part.param_groups] for part in self.parts]
+        self.load_state_tensors(kept)
 
     def step(self, scale: float, found_inf: Tensor) -> None:
         """`scale` multiplies every learning rate; where found_inf is 1 nothing moves."""
+        for name, p in self.held.items():
+            if p is not self.params[name] and (grad := self.params[name].grad) is not None:
+                p.grad = local(grad)
         for part, base in zip(self.parts, self.base, strict=True):
             for group, lr in zip(part.param_groups, base, strict=True):
                 group["lr"] = lr * scale
@@ -124,21 +146,27 @@ class Optimizer:
     def zero_grad(self) -> None:
         for part in self.parts:
             part.zero_grad(set_to_none=True)
+        for p in self.params.values():
+            p.grad = None
+
+    def _states(self) -> dict[str, dict[str, Any]]:
+        """Parameter name -> what the optimiser keeps of it, as this rank holds it."""
+        names = {id(p): name for name, p in [*self.params.items(), *getattr(self, "held", {}).items()]}
+        return {names[id(p)]: part.state[p] for part in self.parts for g in part.param_groups for p in g["params"]}
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """'<parameter>/<slot>' -> tensor"""
+        """'<parameter>/<slot>' -> whole tensor; where parameters are sharded, a collective."""
         return {
-            f"{self.names[id(p)]}/{slot}": value
-            for part in self.parts
-            for p, state in part.state.items()
+            f"{name}/{slot}": gathered(value, self.params[name]) if value.ndim else value
+            for name, state in self._states().items()
             for slot, value in state.items()
         }
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        params = {self.names[id(p)]: (part, p) for part in self.parts for g in part.param_groups for p in g["params"]}
+        states = self._states()
         for key, value in tensors.items():
             name, _, slot = key.rpartition("/")
-            if name not in params:
+            if name not in states:
                 raise WeightsError(f"the checkpoint's optimiser knows '{name}', this model does not")
-            part, p = params[name]
-            part.state[p][slot] = value.to(p.device)
+            p = self.params[name]
+            states[name][slot] = part_of(value.to(p.device), p).clone() if value.ndim else value

@@ -5,29 +5,37 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from foundling.contracts import Batch, Loss, Objective
+from foundling.contracts import Batch, Contrast, Loss, Objective, layers_of
 from foundling.runtime import Runtime
 
 
 class Step(nn.Module):
-    def __init__(self, model: Any, objective: Objective, runtime: Runtime) -> None:
+    def __init__(self, model: Any, objective: Objective | Contrast, runtime: Runtime) -> None:
         super().__init__()
         self.model, self.objective, self.runtime = model, objective, runtime
 
-    def forward(self, batch: Batch) -> Loss:
+    def forward(self, batch: Batch, cotangent: dict[str, Tensor] | None = None) -> Loss | dict[str, Tensor] | Tensor:
+        """The loss of a micro-batch. Of a Contrast its representations, or, given the gradient of the loss by them,
+        Σ representation · cotangent (), whose gradient by the parameters is the loss's (Gao et al. 2021)."""
         with self.runtime.autocast():
-            return self.objective(self.model, batch)
+            if not isinstance(self.objective, Contrast):
+                return self.objective(self.model, batch)
+            found = self.objective.represent(self.model, batch)
+        if cotangent is None:
+            return found
+        return torch.stack([(found[name].float() * c).sum() for name, c in cotangent.items()]).sum()
 
 
 def compile_layers(model: Any) -> None:
-    """Compiles each layer apart (they share one compilation); embedding and head stay outside, whose backward would
-    otherwise add atomically and so differ from run to run."""
-    for layer in model.layers:
+    """Compiles each layer apart (alike ones share one compilation); embedding and head stay outside, whose backward
+    would otherwise add atomically and so differ from run to run."""
+    for layer in layers_of(model):
         if layer._compiled_call_impl is None:
             layer.compile(dynamic=False)
 
 
 def is_compiled(model: Any) -> bool:
-    return all(layer._compiled_call_impl is not None for layer in model.layers)
+    return all(layer._compiled_call_impl is not None for layer in layers_of(model))

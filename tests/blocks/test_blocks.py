@@ -58,7 +58,7 @@ def test_masks_by_hand() -> None:
 def test_positions_restart_in_every_document() -> None:
     documents = torch.tensor([[4, 4, 4, 9, 9, -1], [0, 1, 2, 2, 2, 2]])
     assert positions_of(documents, documents).tolist() == [[0, 1, 2, 0, 1, 0], [0, 0, 0, 1, 2, 3]]
-    assert positions_of(documents[:, :2], None, torch.tensor([5, 0])).tolist() == [[5, 6], [0, 1]]
+    assert positions_of(documents[:, :2], None).tolist() == [[0, 1]]
 
 
 def test_norms_by_their_formulas_in_float32() -> None:
