@@ -22,7 +22,7 @@ PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test prove bench lint clean newcomer
+.PHONY: help quickstart test matrix prove bench lint clean newcomer
 
 help: ## this list
 	@echo "Foundling: raise your own foundation model"
@@ -34,7 +34,11 @@ quickstart: $(VENV)/.installed ## raise a language model in 3 minutes on the bui
 	$(PY) -m foundling raise --minutes $(MINUTES) --out "$$out" $(ARGS)
 
 test: $(VENV)/.installed-dev ## all tests but the long proofs
-	@$(PYTEST) $(ARGS)
+	@$(PYTEST) $(if $(ARGS),,--check-matrix) $(ARGS)
+
+matrix: $(VENV)/.installed-dev ## docs/matrix.md, by running it
+	@$(PYTEST) --matrix tests/contract tests/parity tests/decode
+	@$(PYTEST) --matrix -m prove tests/contract tests/parity tests/decode
 
 prove: $(VENV)/.installed-dev ## the long proofs (trained for minutes each)
 	@$(PYTEST) -m prove $(ARGS) || { code=$$?; [ $$code -eq 5 ] && echo "there are no long proofs yet" || exit $$code; }

@@ -31,3 +31,58 @@ def _seed() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+# --- the matrix of families and methods (tests/contract/matrix.py) ---------------------------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--matrix", action="store_true", help="write down which cells of the matrix passed")
+    parser.addoption("--check-matrix", action="store_true", help="fail if a cell that was green did not pass")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[CELLS] = {}
+
+
+CELLS = pytest.StashKey[dict[tuple[str, str], bool]]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if mark := item.get_closest_marker("covers"):
+            name = item.callspec.params["name"]  # pyright: ignore[reportAttributeAccessIssue]
+            item.user_properties.append(("cell", [name, mark.args[0]]))
+
+
+class Cells:
+    """Hears of every test, those in other workers too."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        cells = self.config.stash[CELLS]
+        for key, value in report.user_properties:
+            if key == "cell" and (report.when == "call" or not report.passed):
+                name, method = value  # pyright: ignore[reportGeneralTypeIssues]
+                cells[name, method] = cells.get((name, method), True) and report.passed
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        cells, by = self.config.stash[CELLS], "prove" if "prove" == self.config.option.markexpr else "test"
+        if hasattr(self.config, "workerinput"):
+            return
+        from tests.contract import matrix
+
+        if self.config.option.matrix:
+            matrix.write(cells, by)
+        if self.config.option.check_matrix:
+            green = {(n, m) for n, row in matrix.read().items() for m, cell in row.items() if cell == by}
+            lost = sorted(f"{n} × {m}" for n, m in green if not cells.get((n, m)))
+            if lost:
+                print(f"\ndocs/matrix.md: green before and not now: {', '.join(lost)}")
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.pluginmanager.register(Cells(session.config))

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the contract tests need to know of a family, by its kind: a tiny model, a batch, an objective, an output. A
+family of a known kind joins by its line in FAMILIES."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foundling.blocks.init import initialise
+from foundling.contracts import Batch, Condition
+from foundling.models import FAMILIES, build, family
+from foundling.objectives.causal import Causal
+from foundling.runtime import generator
+from foundling.train.loop import TrainState
+from foundling.train.optim import Optimizer, OptimOptions
+
+VOCAB, T, ROWS = 64, 24, 8
+
+
+def tokens(rows: int = 2, length: int = T, seed: int = 1) -> Tensor:
+    return torch.randint(3, VOCAB, (rows, length), generator=generator("tokens", seed))
+
+
+def text_batch(rows: int, n: int) -> Batch:
+    """Two documents a row, some places not counted."""
+    x = tokens(rows, T + 1, n)
+    return {
+        "tokens": x[:, :-1].contiguous(),
+        "targets": x[:, 1:].contiguous(),
+        "documents": (torch.arange(T) > 9).long().repeat(rows, 1),
+        "loss_mask": torch.rand(rows, T, generator=generator("mask", n)) > 0.3,
+        "sample_ids": torch.arange(rows) + n * rows,
+    }
+
+
+class Case:
+    """A decoder; the other kinds say what is different."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.family = name, family(name)
+
+    def fields(self) -> dict[str, Any]:
+        return self.family.module.sized(VOCAB, 64, 64, 2)
+
+    def tiny(self, seed: int = 0, **fields: Any) -> Any:
+        """Every weight is random, so that each one shows in the output."""
+        model = build(self.name, **(self.fields() | fields))
+        draw = generator("tiny", seed)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.copy_(torch.randn(p.shape, generator=draw) * (0.3 if p.ndim > 1 else 0.5) + (p.ndim <= 1))
+        return model.eval()
+
+    def fresh(self, seed: int = 0) -> Any:
+        """As training starts."""
+        model = build(self.name, **self.fields())
+        initialise(model, generator("init", seed))
+        return model
+
+    def state(self, optimizer: Any = "muon") -> TrainState:
+        model = self.fresh()
+        return TrainState(model, Optimizer(model, OptimOptions(optimizer=optimizer, learning_rate=0.01)))
+
+    def objective(self) -> Any:
+        return Causal()
+
+    def batch(self, n: int, rows: int = ROWS) -> Batch:
+        return text_batch(rows, n)
+
+    def outputs(self, model: Any) -> Tensor:
+        """(rows, …) of a fixed input"""
+        return model.logits(self.hidden(model, tokens()))
+
+    def hidden(self, model: Any, x: Tensor, **more: Any) -> Tensor:
+        return model(x, **more).hidden
+
+
+class Seq2Seq(Case):
+    """Reads a source besides; `hidden` gives every row the same one."""
+
+    def source(self, rows: int) -> Tensor:
+        return tokens(rows, 17, seed=9)
+
+    def batch(self, n: int, rows: int = ROWS) -> Batch:
+        source = {"source": self.source(rows), "source_documents": (torch.arange(17) > 5).long().repeat(rows, 1)}
+        return text_batch(rows, n) | source
+
+    def hidden(self, model: Any, x: Tensor, **more: Any) -> Tensor:
+        if "cache" not in more:
+            memory = model.encode(self.source(1).expand(len(x), -1))
+            documents = torch.zeros(x.shape[:2], dtype=torch.int64)
+            more = {"memory": memory, "memory_documents": documents} | more
+        return model(x, **more).hidden
+
+
+class Pair(Case):
+    def fields(self) -> dict[str, Any]:
+        return self.family.module.sized(VOCAB, 16, 8, 4, 1, 64, 2)
+
+    def objective(self) -> Any:
+        return Contrastive()
+
+    def pixels(self, rows: int, n: int = 0) -> Tensor:
+        return torch.rand(rows, 1, 8, 8, generator=generator("pixels", n)) * 2 - 1
+
+    def batch(self, n: int, rows: int = ROWS) -> Batch:
+        text = tokens(rows, 10, n)
+        text[:, -1] = VOCAB - 1
+        return {
+            "pixels": self.pixels(rows, n),
+            "tokens": text,
+            "documents": torch.zeros_like(text),
+            "sample_ids": torch.arange(rows) + n * rows,
+        }
+
+    def outputs(self, model: Any) -> Tensor:
+        batch = self.batch(0, 2)
+        return torch.cat([model.embed_image(batch["pixels"]), model.embed_text(batch["tokens"])], dim=1)
+
+
+class Denoiser(Case):
+    def fields(self) -> dict[str, Any]:
+        return self.family.module.sized(8, 1, 10, 32)
+
+    def objective(self) -> Any:
+        return Denoise(NoiseSchedule(), seed=0)
+
+    def batch(self, n: int, rows: int = ROWS) -> Batch:
+        return {
+            "pixels": torch.rand(rows, 1, 8, 8, generator=generator("pixels", n)) * 2 - 1,
+            "classes": torch.arange(rows) % 10,
+            "sample_ids": torch.arange(rows) + n * rows,
+        }
+
+    def outputs(self, model: Any) -> Tensor:
+        keep = torch.tensor([True, False])
+        return model(self.batch(0, 2)["pixels"], torch.tensor([7, 300]), Condition(torch.tensor([3, 4]), keep))
+
+
+KINDS: dict[str, type[Case]] = {"decoder": Case, "seq2seq": Seq2Seq, "pair": Pair, "denoiser": Denoiser}
+
+
+def case(name: str) -> Any:
+    return KINDS[FAMILIES[name].kind](name)
+
+
+class Data:
+    """batches[n] is this rank's part of global batch n."""
+
+    def __init__(self, of: Case, rank: int = 0, world_size: int = 1, rows: int = ROWS) -> None:
+        self.of, self.rank, self.share, self.rows = of, rank, rows // world_size, rows
+
+    def __getitem__(self, n: int) -> Batch:
+        first = self.rank * self.share
+        return {k: v[first : first + self.share] for k, v in self.of.batch(n % 5, self.rows).items()}
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 5e-6) -> None:
+    assert (a - b).abs().max() <= tolerance * b.abs().max(), f"{(a - b).abs().max() / b.abs().max():.2e}"

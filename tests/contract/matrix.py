@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The matrix of families and methods: which cells there are, which test fills each, and where a method has no meaning.
+
+A test marked `@covers("packing")` runs for every family that the method applies to. What passed is written down by
+`make matrix` into foundling/models/matrix.json and docs/matrix.md; `make test` fails when a cell that was green is not
+(tests/conftest.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foundling.models import FAMILIES
+
+ROOT = Path(__file__).parents[2]
+FILE = ROOT / "foundling" / "models" / "matrix.json"
+PAGE = ROOT / "docs" / "matrix.md"
+
+METHODS = {
+    "pretrain": "learns by its objective in the one loop; micro-batches change nothing",
+    "gradients": "every parameter that the objective declares gets one",
+    "packing": "documents packed in a row equal the documents apart",
+    "padding": "padding on the right changes nothing",
+    "cache": "read in uneven parts, rows of different lengths reordered in between, equals read at once",
+    "recurrent": "the chunked form of training equals the recurrent form of decoding",
+    "generate": "greedy generation equals reading all again; of a denoiser, a row's sample is its own",
+    "beams": "beam search by the same `generate`",
+    "speculate": "speculative decoding gives what plain decoding gives",
+    "bf16": "autocast stays within bounds",
+    "compile": "layers trace without a break (aot_eager)",
+    "inductor": "compiled layers equal eager ones",
+    "directory": "saved and loaded bitwise, by the hash of every file",
+    "exchange": "its directory loads in transformers or diffusers and theirs here, with equal outputs",
+    "LoRA": "adapters by name pattern: train, save alone, load on the same base, merge",
+    "int8": "quantised by name pattern, within its bound; quantise, adapt, train, merge",
+    "DDP": "two processes equal one",
+    "FSDP2": "two processes that share the parameters equal one",
+    "resume": "killed by SIGKILL and resumed, bitwise",
+    "distill": "learns from a frozen teacher",
+    "DPO": "learns from preferences, the reference as batch columns",
+}
+
+_IMAGES = "rows are images, not streams of tokens"
+_LANGUAGE = "a method of language models"
+WITHOUT: dict[tuple[str, str], str] = {
+    ("pair", "packing"): "a text is a row; its padding is tested",
+    ("denoiser", "packing"): _IMAGES,
+    ("denoiser", "padding"): _IMAGES,
+    **{("pair", m): "nothing is generated" for m in ("cache", "recurrent", "generate", "beams", "speculate")},
+    **{("denoiser", m): _IMAGES for m in ("cache", "recurrent", "beams", "speculate")},
+    **{(k, m): _LANGUAGE for k in ("pair", "denoiser") for m in ("distill", "DPO")},
+}
+"""(kind, method) -> why there is nothing to test"""
+WITHOUT_STATE = "it has no recurrent state"
+
+
+def why_not(name: str, method: str) -> str | None:
+    if method == "recurrent" and FAMILIES[name].kind in ("decoder", "seq2seq"):
+        from foundling.contracts import State
+        from tests.contract.cases import case
+
+        slots = [type(slot) for slots in case(name).tiny().cache_spec() for slot in slots]
+        return None if State in slots else WITHOUT_STATE
+    return WITHOUT.get((FAMILIES[name].kind, method))
+
+
+def names(method: str) -> list[str]:
+    """The families that the method applies to."""
+    return [name for name in FAMILIES if why_not(name, method) is None]
+
+
+def covers(method: str, only: list[str] | None = None, but: tuple[str, ...] = ()) -> Callable[[Any], Any]:
+    """Runs the test for each family that the method applies to (of `only`, without `but`) and fills their cells."""
+    assert method in METHODS, method
+    chosen = [n for n in (names(method) if only is None else only) if n not in but]
+
+    def mark(test: Any) -> Any:
+        return pytest.mark.covers(method)(pytest.mark.parametrize("name", chosen)(test))
+
+    return mark
+
+
+def read() -> dict[str, dict[str, str]]:
+    """family -> method -> 'test' or 'prove' (what fills it), or the reason why nothing does"""
+    return json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
+
+
+def write(passed: dict[tuple[str, str], bool], by: str) -> None:
+    """Takes in what ran now; cells that did not run stay as they were."""
+    old = read()
+    table = {}
+    for name in FAMILIES:
+        row = {}
+        for method in METHODS:
+            reason, ran = why_not(name, method), passed.get((name, method))
+            before = old.get(name, {}).get(method, "")
+            row[method] = f"– {reason}" if reason else ("" if not ran else by) if ran is not None else before
+        table[name] = row
+    FILE.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    PAGE.write_text(page(table), encoding="utf-8")
+
+
+def page(table: dict[str, dict[str, str]]) -> str:
+    mark = {"test": "●", "prove": "◐", "": " "}
+    reasons = sorted({cell for row in table.values() for cell in row.values() if cell.startswith("–")})
+    notes = {reason: f"–{i + 1}" for i, reason in enumerate(reasons)}
+    lines = [
+        "# Families and methods",
+        "",
+        "Produced by running it: `make matrix`. ● passes in `make test`, ◐ in `make prove`, an empty cell is not tested",
+        "yet, – has no meaning there. `make test` fails when a cell that is green here is not.",
+        "",
+        "| method | " + " | ".join(table) + " |",
+        "|---|" + "---|" * len(table),
+    ]
+    for method in METHODS:
+        cells = [notes.get(row[method]) or mark[row[method]] for row in table.values()]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    lines += ["", *[f"- {note}: {reason.removeprefix('– ')}" for reason, note in notes.items()], ""]
+    lines += [f"- **{method}**: {about}" for method, about in METHODS.items()]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every family by the same loop: killed by SIGKILL at some moment and resumed, it ends in the same bits."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.contract.matrix import covers
+
+STEPS = 8
+
+
+def go(name: str, directory: Path, out: Path) -> None:
+    """Trains from the newest whole checkpoint to the end, saving after every step."""
+    import torch
+
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    from foundling.runtime import Runtime
+    from foundling.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+    from foundling.train.loop import TrainOptions, train
+    from foundling.train.schedule import Schedule
+    from foundling.weights.directory import weights_hash
+    from tests.contract.cases import Data, case
+
+    of = case(name)
+    state = of.state()
+    path, _ = latest_checkpoint(directory)
+    if path:
+        load_checkpoint(path, state)
+    for _ in train(state, of.objective(), Data(of), Schedule(STEPS), TrainOptions(4), Runtime()):
+        save_checkpoint(directory, state, {})
+    out.write_text(weights_hash(state.model))
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Processes forked from one that has imported torch already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "tests.contract.cases", "foundling.train.checkpoint"])
+    return context
+
+
+@covers("resume")
+def test_killed_and_resumed_is_bitwise_the_same(name: str, server, tmp_path) -> None:
+    def start(directory: str) -> multiprocessing.Process:
+        process = server.Process(target=go, args=(name, tmp_path / directory, tmp_path / f"{directory}.hash"))
+        process.start()
+        return process
+
+    unbroken = start("unbroken")
+    unbroken.join(120)
+    assert unbroken.exitcode == 0
+    chance, kills, directory = random.Random(name), 0, tmp_path / "broken"
+    for stop in (2, 5):
+        process = start("broken")
+        while process.is_alive() and not any(directory.glob(f"*{stop:08d}*")):
+            time.sleep(0.001)
+        time.sleep(chance.random() * 0.05)  # somewhere in a step, or in a save
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.join()
+    assert kills and not (tmp_path / "broken.hash").exists(), "it was killed before its end"
+    process = start("broken")
+    process.join(120)
+    assert process.exitcode == 0
+    assert (tmp_path / "broken.hash").read_text() == (tmp_path / "unbroken.hash").read_text()
