@@ -27,6 +27,10 @@ class WeightsError(FoundlingError, ValueError):
     """A model directory that is missing, damaged, or not of the declared shape."""
 
 
+class AdaptError(FoundlingError, ValueError):
+    """An adapter or a quantisation that fits nothing in the model."""
+
+
 class GenerationError(FoundlingError, ValueError):
     """A request to generate that contradicts itself or does not fit the model."""
 

@@ -74,6 +74,10 @@ class Attention(nn.Module):
     def slots(self) -> tuple[Slot, ...]:
         return (KV(self.n_kv_heads, self.head_dim),)
 
+    def sequence_flops(self, seq_len: int) -> int:
+        """Forward, per token, besides the projections: scores and values over half of the square."""
+        return 2 * self.n_heads * self.head_dim * seq_len
+
     def heads(self, x: Tensor) -> Tensor:
         """(B, T, heads · P) -> (B, heads, T, P)"""
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -95,6 +99,10 @@ class CrossAttention(Attention):
 
     def slots(self) -> tuple[Slot, ...]:
         return (Cross(self.n_kv_heads, self.head_dim),)
+
+    def sequence_flops(self, seq_len: int) -> int:
+        """As above, over all of a memory of `seq_len`."""
+        return 4 * self.n_heads * self.head_dim * seq_len
 
     def project(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """states (B, S, D) -> keys and values (B, K, S, P)"""

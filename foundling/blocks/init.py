@@ -20,8 +20,8 @@ BASE_WIDTH = 128
 EMBEDDING_STD = 0.02
 INTO_RESIDUAL = ("mixer.o", "cross.o", "ffn.down")
 
-Kind = Literal["embedding", "hidden", "head", "vector", "conv"]
-"""hidden: a matrix, or experts' matrices"""
+Kind = Literal["embedding", "hidden", "head", "vector", "conv", "adapter"]
+"""hidden: a matrix, or experts' matrices; adapter: beside one, whose thin side says nothing of the width"""
 
 
 class Role(NamedTuple):
@@ -30,7 +30,7 @@ class Role(NamedTuple):
 
 
 def roles(model: nn.Module) -> dict[str, Role]:
-    """Parameter name -> role. A tied weight is listed once, as embedding."""
+    """Parameter name -> role. A tied weight is listed once, as embedding; a module with `roles` says itself."""
     found: dict[str, Role] = {}
     named = {id(p): name for name, p in model.named_parameters()}
     for path, module in model.named_modules():
@@ -38,7 +38,9 @@ def roles(model: nn.Module) -> dict[str, Role]:
             name = named[id(p)]
             if name in found:
                 continue
-            if isinstance(module, nn.Embedding):
+            if hasattr(module, "roles"):
+                found[name] = module.roles()[leaf]  # pyright: ignore[reportCallIssue]
+            elif isinstance(module, nn.Embedding):
                 found[name] = Role("embedding", module.embedding_dim)
             elif p.ndim < 2:
                 found[name] = Role("vector", 1)

@@ -158,6 +158,11 @@ class Mamba2Mixer(nn.Module):
         self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus of it is Δ
         self.skip.fill_(1.0)
 
+    def sequence_flops(self, seq_len: int) -> int:
+        """Forward, per token, besides the projections: scores and values within a chunk, the state in and out."""
+        chunk, width = min(self.chunk, seq_len), self.n_heads * self.head_dim
+        return 2 * chunk * (self.n_groups * self.d_state + width) + 4 * width * self.d_state
+
     def slots(self) -> tuple[Slot, ...]:
         return (
             Conv(self.conv.channels, self.conv.width - 1),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from foundling.blocks.cache import ModelCache
 from foundling.blocks.position import Rotation, positions_of
 from foundling.contracts import LayerCache, Mask, Memory, Out, Slot, Term
+from foundling.errors import GenerationError
 
 
 class Block(nn.Module):
@@ -87,6 +88,7 @@ class Decoder(nn.Module):
         return [layer.mixer.slots() for layer in self.layers]  # pyright: ignore
 
     def new_cache(self, batch_size: int, max_seq_len: int, memory: Memory | None = None) -> ModelCache:
-        assert memory is None, "this family reads no memory"
+        if memory is not None:
+            raise GenerationError(f"{type(self).__name__} reads no memory")
         weight = self.norm.weight
         return ModelCache(self.cache_spec(), batch_size, max_seq_len, dtype=weight.dtype, device=weight.device)  # pyright: ignore

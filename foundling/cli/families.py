@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""List the model families and their published sizes."""
+"""List the model families, their published sizes, and what each of them can do."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import argparse
 from typing import Any
 
 EXAMPLES = ["foundling families", "foundling families --json"]
+MARKS = {"test": "●", "prove": "◐", "": " "}
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -14,16 +15,28 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    from foundling.models import FAMILIES, build, count_parameters, family
+    from foundling.models import FAMILIES, build, count_parameters, family, matrix
 
-    found: dict[str, Any] = {}
+    cells, found = matrix(), {}
     for name in FAMILIES:
-        presets = family(name).module.PRESETS
-        sizes = {p: count_parameters(build(name, device="meta", **fields))["total"] for p, fields in presets.items()}
-        found[name] = {"about": (family(name).module.__doc__ or "").strip().splitlines()[0], "presets": sizes}
+        here = family(name)
+        sizes = {p: count_parameters(build(name, device="meta", **f)) for p, f in here.module.PRESETS.items()}
+        found[name] = {
+            "about": (here.module.__doc__ or "").strip().splitlines()[0],
+            "kind": here.kind,
+            "presets": {preset: size["total"] for preset, size in sizes.items()},
+            "active": {preset: size["active"] for preset, size in sizes.items() if size["active"] < size["total"]},
+            "methods": cells.get(name, {}),
+        }
     if not args.json:
         for name, entry in found.items():
             print(f"{name:8} {entry['about']}")
             for preset, size in entry["presets"].items():
-                print(f"           {preset:16} {size:>15,} parameters")
+                active = f", {entry['active'][preset]:,} active" if preset in entry["active"] else ""
+                print(f"           {preset:24} {size:>15,} parameters{active}")
+        print(f"\n{'':11}" + " ".join(f"{name:>8}" for name in found))
+        for method in next(iter(cells.values()), {}):
+            row = [MARKS.get(cells[name].get(method, ""), "–") if name in cells else " " for name in found]
+            print(f"{method:11}" + " ".join(f"{mark:>8}" for mark in row))
+        print("● passes in the tests, ◐ in the long proofs, – has no meaning there (docs/matrix.md says why)")
     return found

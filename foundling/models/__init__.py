@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
@@ -65,6 +67,12 @@ def build(name: str, *, device: str = "cpu", **fields: Any) -> Any:
     config = from_dict(found.config, fields, where=f"{name} configuration")
     with torch.device(device):
         return found.model(config)
+
+
+def matrix() -> dict[str, dict[str, str]]:
+    """family -> method -> 'test' or 'prove', the run that it passes in; '' for nothing; '– why' where it has no
+    meaning. Written by `make matrix`."""
+    return json.loads((Path(__file__).parent / "matrix.json").read_text(encoding="utf-8"))
 
 
 def count_parameters(model: Any) -> dict[str, int]:

@@ -17,6 +17,7 @@ from foundling.blocks.mlp import MLP, GatedMLP, gelu_tanh
 from foundling.blocks.norm import RMSNorm
 from foundling.blocks.stack import Block, Decoder, opening
 from foundling.contracts import ConfigMap, Key, LayerCache, Mask, Memory, Out, Slot
+from foundling.errors import GenerationError
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,8 @@ class T5(Decoder):
         memory: Memory | None = None,
         memory_documents: Tensor | None = None,
     ) -> Out:
+        if memory is None and cache is None:
+            raise GenerationError("an encoder-decoder reads a memory; pass memory=model.encode(…)")
         mask, _ = opening(x, documents, positions, cache)
         steps = torch.arange(x.shape[1], device=x.device)[None]
         queries = keys = steps if positions is None else positions
@@ -156,7 +159,8 @@ class T5(Decoder):
         return [layer.mixer.slots() + layer.cross.slots() for layer in self.layers]  # pyright: ignore
 
     def new_cache(self, batch_size: int, max_seq_len: int, memory: Memory | None = None) -> ModelCache:
-        assert memory is not None, "an encoder-decoder reads a memory: pass model.encode(…)"
+        if memory is None:
+            raise GenerationError("an encoder-decoder reads a memory; pass memory=model.encode(…)")
         cross = [layer.cross.project(memory.states) for layer in self.layers]  # pyright: ignore
         dtype, device = memory.states.dtype, memory.states.device
         return ModelCache(

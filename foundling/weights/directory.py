@@ -18,6 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from foundling.adapt.lora import LoRA, base_tensors
+from foundling.adapt.quantize import Int8GroupedLinear, Int8Linear
 from foundling.contracts import ConfigMap
 from foundling.errors import WeightsError
 from foundling.models import Family, family_of
@@ -37,9 +39,10 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def weights_hash(model: Any) -> str:
-    """SHA-256 over our names, shapes and bytes, in name order; a tied weight counts once."""
+    """SHA-256 over our names, shapes and bytes, in name order; a tied weight counts once. Of an adapted model: of its
+    base, which adapters are bound to."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(dict(model.named_parameters()).items()):
+    for name, tensor in sorted(base_tensors(model).items()):
         data = whole(tensor.detach()).cpu().contiguous()
         digest.update(f"{name} {data.dtype} {tuple(data.shape)}\n".encode())
         digest.update(
@@ -53,6 +56,11 @@ def weights_hash(model: Any) -> str:
 def write_weights(model: Any, directory: Path) -> None:
     """config.json and model.safetensors in the published layout, into an existing directory."""
     found = family_of(model)
+    if kinds := {type(m).__name__ for m in model.modules() if isinstance(m, LoRA | Int8Linear | Int8GroupedLinear)}:
+        raise WeightsError(
+            f"{directory.name}: the model has {', '.join(sorted(kinds))} in it; merge or dequantize it first, or save "
+            "the adapter alone with save_adapter"
+        )
     params = {name: whole(p.detach()) for name, p in model.named_parameters()}  # a tied head is not listed twice
     tensors = {}
     for link in keys.links(found.module.KEYS, params):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foundling.blocks.init import initialise
+from foundling.blocks.init import initialise, roles
 from foundling.contracts import Batch, Condition
 from foundling.models import FAMILIES, build, family
 from foundling.objectives.causal import Causal
@@ -46,12 +46,15 @@ class Case:
         return self.family.module.sized(VOCAB, 64, 64, 2)
 
     def tiny(self, seed: int = 0, **fields: Any) -> Any:
-        """Every weight is random, so that each one shows in the output."""
+        """Every weight is random and none is small, so that each one shows in the output."""
         model = build(self.name, **(self.fields() | fields))
-        draw = generator("tiny", seed)
+        draw, params = generator("tiny", seed), dict(model.named_parameters())
         with torch.no_grad():
-            for p in model.parameters():
-                p.copy_(torch.randn(p.shape, generator=draw) * (0.3 if p.ndim > 1 else 0.5) + (p.ndim <= 1))
+            for name, role in sorted(roles(model).items()):
+                p, module = params[name], model.get_submodule(name.rpartition(".")[0])
+                std = {"vector": 0.3, "embedding": 0.5}.get(role.kind, role.fan_in**-0.5)
+                drawn = torch.randn(p.shape, generator=draw) * std * getattr(module, "start_gain", 1.0)
+                p.copy_(drawn + (role.kind == "vector"))
         return model.eval()
 
     def fresh(self, seed: int = 0) -> Any:
@@ -70,6 +73,7 @@ class Case:
     def batch(self, n: int, rows: int = ROWS) -> Batch:
         return text_batch(rows, n)
 
+    @torch.no_grad()
     def outputs(self, model: Any) -> Tensor:
         """(rows, …) of a fixed input"""
         return model.logits(self.hidden(model, tokens()))
@@ -116,6 +120,7 @@ class Pair(Case):
             "sample_ids": torch.arange(rows) + n * rows,
         }
 
+    @torch.no_grad()
     def outputs(self, model: Any) -> Tensor:
         batch = self.batch(0, 2)
         return torch.cat([model.embed_image(batch["pixels"]), model.embed_text(batch["tokens"])], dim=1)
@@ -135,9 +140,23 @@ class Denoiser(Case):
             "sample_ids": torch.arange(rows) + n * rows,
         }
 
+    @torch.no_grad()
     def outputs(self, model: Any) -> Tensor:
         keep = torch.tensor([True, False])
         return model(self.batch(0, 2)["pixels"], torch.tensor([7, 300]), Condition(torch.tensor([3, 4]), keep))
+
+
+class Counted:
+    """The objective without what arises inside the model (router balance), which is per micro-batch by exception."""
+
+    def __init__(self, objective: Any) -> None:
+        self.objective = objective
+        self.counts = objective.counts
+        if hasattr(objective, "represent"):
+            self.represent, self.loss = objective.represent, objective.loss
+
+    def __call__(self, model: Any, batch: Batch) -> Any:
+        return {n: term for n, term in self.objective(model, batch).items() if n in self.counts(batch)}
 
 
 KINDS: dict[str, type[Case]] = {"decoder": Case, "seq2seq": Seq2Seq, "pair": Pair, "denoiser": Denoiser}

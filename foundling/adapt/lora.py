@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LoRA (Hu et al. 2021): the base stays, a product of two thin matrices is learnt beside it. On an int8 base this is
+QLoRA's way (Dettmers et al. 2023)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foundling.adapt.quantize import Int8GroupedLinear, Int8Linear
+from foundling.adapt.rewrite import matching, rewrite
+from foundling.blocks.init import Role
+from foundling.blocks.moe import GroupedLinear, grouped_mm
+from foundling.errors import AdaptError
+
+LINEAR = (nn.Linear, Int8Linear)
+GROUPED = (GroupedLinear, Int8GroupedLinear)
+
+
+@dataclass(frozen=True)
+class LoRAOptions:
+    pattern: str
+    rank: int = 8
+    alpha: float = 16.0
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not self.alpha > 0:
+            raise AdaptError(f"rank {self.rank} and alpha {self.alpha}: expected at least 1 and above 0")
+
+
+class LoRA(nn.Module):
+    """base(x) + alpha / rank · x aᵀ bᵀ; a (…, rank, in), b (…, out, rank), with the experts first where there are any."""
+
+    def __init__(self, base: Any, options: LoRAOptions) -> None:
+        super().__init__()
+        self.base, self.scale = base, options.alpha / options.rank
+        self.in_features, self.out_features = base.in_features, base.out_features
+        experts = (base.n_experts,) if isinstance(base, GROUPED) else ()
+        like = base.weight.device
+        self.a = nn.Parameter(torch.zeros(*experts, options.rank, base.in_features, device=like))
+        self.b = nn.Parameter(torch.zeros(*experts, base.out_features, options.rank, device=like))
+
+    def forward(self, x: Tensor, *ends: Tensor) -> Tensor:
+        if ends:
+            return self.base(x, *ends) + self.scale * grouped_mm(grouped_mm(x, self.a, *ends), self.b, *ends)
+        return self.base(x) + self.scale * F.linear(F.linear(x, self.a), self.b)
+
+    def roles(self) -> dict[str, Role]:
+        return {"a": Role("adapter", self.in_features), "b": Role("adapter", self.a.shape[-2])}
+
+    def merged(self) -> nn.Module:
+        """An ordinary projection that computes the same; an int8 base is dequantised, since its steps are coarser than
+        what was learnt."""
+        base = self.base.dequantized() if isinstance(self.base, Int8Linear | Int8GroupedLinear) else self.base
+        with torch.no_grad():
+            base.weight = nn.Parameter(base.weight + self.scale * (self.b @ self.a))
+        return base
+
+
+def lora(model: Any, options: LoRAOptions, generator: torch.Generator) -> list[str]:
+    """Puts an adapter on every projection that matches, in place, and freezes all else; the names. `b` starts at zero,
+    so that nothing changes at first. AdaptError for a model that has adapters already."""
+    if any(isinstance(m, LoRA) for m in model.modules()):
+        raise AdaptError("the model has adapters already; merge them first")
+    found = matching(model, options.pattern, LINEAR + GROUPED)
+    model.requires_grad_(False)
+    names = rewrite(model, found, lambda m: LoRA(m, options))
+    for name in sorted(names):
+        a = model.get_submodule(name).a  # pyright: ignore[reportAttributeAccessIssue]
+        drawn = torch.randn(a.shape, generator=generator) * a.shape[-1] ** -0.5  # pyright: ignore
+        a.data.copy_(drawn)  # pyright: ignore
+    model.lora_options = options
+    return names
+
+
+def merge(model: Any) -> list[str]:
+    """Folds every adapter into its base, in place; the names. AdaptError if there is none. A head that was tied to the
+    embedding and has been adapted is tied no more."""
+    found = {name: m for name, m in model.named_modules() if isinstance(m, LoRA)}
+    if not found:
+        raise AdaptError("the model has no adapters to merge")
+    names = rewrite(model, found, lambda m: m.merged())
+    model.requires_grad_(True)
+    if getattr(model.config, "tie_embeddings", False) and model.head.weight is not model.embedding.weight:
+        model.config = dataclasses.replace(model.config, tie_embeddings=False)
+    return names
+
+
+def adapter_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
+    """'<projection>.a' and '.b' -> tensor"""
+    found = {name: m for name, m in model.named_modules() if isinstance(m, LoRA)}
+    return {f"{name}.{part}": getattr(m, part) for name, m in found.items() for part in "ab"}
+
+
+def base_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of the model as it was before adapters, by their names then; a tied one once."""
+    own = {id(p) for p in adapter_tensors(model).values()}
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {name.replace(".base.", "."): t for name, t in named if id(t) not in own}

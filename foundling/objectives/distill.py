@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Distillation (Hinton et al. 2015): the student learns the distribution of a frozen teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foundling.contracts import Batch, Loss, Term
+from foundling.errors import ConfigError
+from foundling.objectives.causal import chunked_sum, cross_entropy_sum, read
+
+
+def distillation_sum(student: Tensor, teacher: Tensor, loss_mask: Tensor, temperature: float) -> Tensor:
+    """T² Σ over counted places of KL(teacher ‖ student), both softened by T (section 2.1: T² keeps the gradient's size).
+    student and teacher (N, V) logits, loss_mask (N,)."""
+    ours = torch.log_softmax(student.float() / temperature, dim=-1)
+    theirs = torch.log_softmax(teacher.float() / temperature, dim=-1)
+    divergence = (theirs.exp() * (theirs - ours)).sum(-1)
+    return temperature**2 * torch.where(loss_mask, divergence, 0).sum()
+
+
+class Distill:
+    """alpha · T² KL(teacher ‖ student) + (1 − alpha) · cross-entropy, per counted token.
+
+    The teacher is closed over and frozen, never part of the step: it is not trained, wrapped, sharded or saved.
+    """
+
+    def __init__(self, teacher: Any, *, temperature: float = 1.0, alpha: float = 0.5) -> None:
+        if temperature <= 0 or not 0 <= alpha <= 1:
+            raise ConfigError(f"temperature {temperature} is not positive, or alpha {alpha} not between 0 and 1")
+        self.teacher = teacher.requires_grad_(False).eval()
+        self.temperature, self.alpha = temperature, alpha
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        return {"loss": int(batch["loss_mask"].sum())}
+
+    def __call__(self, model: Any, batch: Batch) -> Loss:
+        if self.teacher.head.out_features != model.head.out_features:
+            raise ConfigError(
+                f"the teacher's vocabulary is {self.teacher.head.out_features}, the student's "
+                f"{model.head.out_features}; both need the same tokenizer"
+            )
+        with torch.no_grad():
+            known = read(self.teacher, batch).hidden.flatten(0, 1)
+        out, targets, mask = read(model, batch), batch["targets"].flatten(), batch["loss_mask"].flatten()
+
+        def loss_of(logits: Tensor, rows: slice) -> Tensor:
+            with torch.no_grad():
+                theirs = self.teacher.logits(known[rows])
+            soft = distillation_sum(logits, theirs, mask[rows], self.temperature)
+            return self.alpha * soft + (1 - self.alpha) * cross_entropy_sum(logits, targets[rows], mask[rows])
+
+        return {"loss": Term(chunked_sum(model, out.hidden, loss_of), mask.sum()), **out.aux}

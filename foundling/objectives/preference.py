@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Direct preference optimisation (Rafailov et al. 2023): of two answers the chosen one becomes likelier, measured from
+a reference whose log-probabilities are columns of the batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from foundling.contracts import Batch, Batches, Loss, Out, Term
+from foundling.errors import ConfigError
+from foundling.objectives.causal import chunk_size, read
+
+SIDES = ("chosen", "rejected")
+
+
+def answer_logprobs(model: Any, batch: Batch, side: str) -> tuple[Tensor, Out]:
+    """(B,) Σ log p(target) over the counted places of each row, and what else the model said. Logits are made chunk by
+    chunk, and again in the backward pass, so that (B, T, V) never exists whole."""
+    out = read(model, batch, f"{side}_")
+    targets, mask = batch[f"{side}_targets"].flatten(), batch[f"{side}_loss_mask"].flatten()
+
+    def logprobs(hidden: Tensor, target: Tensor) -> Tensor:
+        return -F.cross_entropy(model.logits(hidden).float(), target, reduction="none")
+
+    size, hidden = chunk_size(model), out.hidden.flatten(0, 1)
+    parts = [
+        checkpoint(logprobs, h, t, use_reentrant=False) if torch.is_grad_enabled() else logprobs(h, t)
+        for h, t in zip(hidden.split(size), targets.split(size), strict=True)
+    ]
+    return torch.where(mask, torch.cat(parts), 0).unflatten(0, out.hidden.shape[:2]).sum(1), out  # pyright: ignore
+
+
+def dpo_loss(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
+    """(B,) −log σ(β (chosen − rejected)), both as log-ratios of policy to reference (equation 7)."""
+    return -F.logsigmoid(beta * (chosen - rejected))
+
+
+class DPO:
+    """Batch: for `chosen_` and `rejected_` each tokens, targets, documents, loss_mask, and
+    `reference_chosen_logprob`, `reference_rejected_logprob` (B,); one `source` where the model encodes the prompt."""
+
+    def __init__(self, *, beta: float = 0.1) -> None:
+        if not beta > 0:
+            raise ConfigError(f"beta is {beta}; expected a positive number, such as 0.1")
+        self.beta = beta
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        rows = len(batch["chosen_tokens"])
+        return {"loss": rows, "accuracy": rows, "margin": rows}
+
+    def __call__(self, model: Any, batch: Batch) -> Loss:
+        (chosen, first), (rejected, second) = (answer_logprobs(model, batch, side) for side in SIDES)
+        chosen, rejected = chosen - batch["reference_chosen_logprob"], rejected - batch["reference_rejected_logprob"]
+        margin, rows = (chosen - rejected).detach(), len(chosen)
+        aux = {
+            name: Term(term.sum / term.count + second.aux[name].sum / second.aux[name].count, 2, term.weight)
+            for name, term in first.aux.items()
+        }
+        return {
+            "loss": Term(dpo_loss(chosen, rejected, self.beta).sum(), rows),
+            "accuracy": Term((margin > 0).float().sum(), rows, 0.0),
+            "margin": Term(self.beta * margin.sum(), rows, 0.0),
+            **aux,
+        }
+
+
+class Referenced:
+    """Batches with the reference's log-probabilities as columns; the reference is frozen and no part of the step."""
+
+    def __init__(self, batches: Batches, reference: Any) -> None:
+        self.batches, self.reference = batches, reference.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def __getitem__(self, n: int) -> Batch:
+        batch = self.batches[n]
+        return batch | {f"reference_{s}_logprob": answer_logprobs(self.reference, batch, s)[0] for s in SIDES}

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is done to a raised model, for every family: adapters, quantisation, a second model in the step."""
+
+import pytest
+import torch
+
+from foundling.adapt.lora import LoRAOptions, adapter_tensors, lora, merge
+from foundling.adapt.quantize import dequantize, quantize
+from foundling.errors import MismatchError, WeightsError
+from foundling.objectives.distill import Distill
+from foundling.objectives.preference import DPO, Referenced
+from foundling.runtime import Runtime, generator
+from foundling.train.checkpoint import load_checkpoint, save_checkpoint
+from foundling.train.loop import TrainOptions, TrainState, train
+from foundling.train.optim import Optimizer, OptimOptions
+from foundling.train.schedule import Schedule
+from foundling.weights.adapters import load_adapter, save_adapter
+from foundling.weights.directory import load, save, weights_hash
+from tests.contract.cases import Counted, Data, case, close
+from tests.contract.matrix import covers
+
+ADAMW = OptimOptions(optimizer="adamw", learning_rate=0.003)
+EVERY = LoRAOptions("*layers.*,*proj*", rank=4)
+
+
+class Same:
+    def __init__(self, batch) -> None:
+        self.batch = batch
+
+    def __getitem__(self, n: int):
+        return self.batch
+
+
+def fit(model, objective, batches, steps: int = 6, micro: int = 4, until: int | None = None, state=None) -> list[float]:
+    state = state or TrainState(model, Optimizer(model, ADAMW))
+    losses = []
+    for step in train(state, objective, batches, Schedule(steps), TrainOptions(micro), Runtime()):
+        losses.append(step.loss)
+        if step.n == until:
+            break
+    return losses
+
+
+@covers("LoRA")
+def test_adapters_train_alone_are_saved_alone_and_merge(name: str, tmp_path) -> None:
+    of = case(name)
+    model = of.tiny()
+    save(model, tmp_path / "base")
+    before, base, objective = of.outputs(model), weights_hash(model), of.objective()
+    names = lora(model, EVERY, generator("lora"))
+    assert len(names) >= 4 and torch.equal(of.outputs(model), before), "nothing changes at first"
+    trainable = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert trainable == adapter_tensors(model).keys()
+
+    model.train()
+    state = TrainState(model, Optimizer(model, ADAMW))
+    losses = fit(model, objective, Same(of.batch(0)), state=state, until=3)
+    path = save_checkpoint(tmp_path / "checkpoints", state, {})
+    losses += fit(model, objective, Same(of.batch(0)), state=state)
+    assert losses[-1] < losses[0] and weights_hash(model) == base, "the base is not touched by a bit"
+
+    again = load(tmp_path / "base")
+    lora(again, EVERY, generator("lora"))
+    resumed = TrainState(again, Optimizer(again, ADAMW))
+    load_checkpoint(path, resumed)
+    assert fit(again.train(), objective, Same(of.batch(0)), state=resumed) == losses[3:], "resumed bitwise"
+
+    model.eval()
+    after = of.outputs(model)
+    with pytest.raises(WeightsError, match="merge"):
+        save(model, tmp_path / "refused")
+    save_adapter(model, tmp_path / "adapter")
+    fresh = load(tmp_path / "base")
+    assert load_adapter(fresh, tmp_path / "adapter") == names
+    assert torch.equal(of.outputs(fresh), after)
+    with pytest.raises(MismatchError, match="base"):
+        load_adapter(of.tiny(seed=1), tmp_path / "adapter")
+
+    merge(model)
+    close(of.outputs(model), after)
+    save(model, tmp_path / "merged")
+    assert torch.equal(of.outputs(load(tmp_path / "merged")), of.outputs(model))
+
+
+@covers("int8")
+def test_quantised_adapted_trained_and_merged(name: str, tmp_path) -> None:
+    of = case(name)
+    model = of.fresh()
+    fit(model, of.objective(), Same(of.batch(0)), steps=3)
+    model.eval()
+    exact, weights = of.outputs(model), {n: p.detach().clone() for n, p in model.named_parameters()}
+    names = quantize(model, "*layers.*")
+    rounded = of.outputs(model)
+    # each weight is off by at most half of 1/127 of its row's largest: a per cent or so of what comes out
+    assert (rounded - exact).norm() < 0.05 * exact.norm()
+    assert len(names) >= 4
+    base = weights_hash(model)
+
+    lora(model, EVERY, generator("lora"))
+    losses = fit(model.train(), of.objective(), Same(of.batch(0)))
+    assert losses[-1] < losses[0] and weights_hash(model) == base
+    model.eval()
+    after = of.outputs(model)
+    with pytest.raises(WeightsError, match="Int8Linear"):
+        save(model, tmp_path / "refused")
+    save_adapter(model, tmp_path / "adapter")
+    with pytest.raises(MismatchError, match="quantised"):
+        load_adapter(of.fresh(), tmp_path / "adapter")
+    merge(model)
+    dequantize(model)
+    close(of.outputs(model), after, 2e-5)
+    save(model, tmp_path / "merged")
+    assert torch.equal(of.outputs(load(tmp_path / "merged")), of.outputs(model))
+    plain = of.fresh()
+    plain.load_state_dict({n: p for n, p in weights.items()}, strict=False)
+    quantize(plain, "*layers.*")
+    assert weights_hash(plain) == base
+    dequantize(plain)
+    for n, p in plain.named_parameters():
+        step = weights[n].abs().amax(-1, keepdim=True) / 127 if p.ndim > 1 else 0
+        assert ((p - weights[n]).abs() <= step * 0.5001 + 1e-12).all(), n
+
+
+@covers("distill")
+def test_learns_from_a_frozen_teacher(name: str) -> None:
+    of = case(name)
+    teacher, student = of.tiny(seed=3), of.fresh()
+    before = weights_hash(teacher)
+    objective = Distill(teacher, temperature=2.0, alpha=0.9)
+    state = TrainState(student, Optimizer(student, ADAMW))
+    losses = fit(student, objective, Same(of.batch(0)), state=state, steps=12)
+    assert losses[-1] < 0.95 * losses[0] and weights_hash(teacher) == before
+    registered = {id(p) for p in state.wrapped.parameters()}
+    assert not registered & {id(p) for p in teacher.parameters()}, "the teacher is no part of the step"
+    whole, parts = (fit(of.fresh(), Counted(objective), Same(of.batch(0)), steps=2, micro=m) for m in (8, 3))
+    assert parts == pytest.approx(whole, rel=1e-5)
+
+
+class Preferences(Data):
+    """The same prompt, two answers."""
+
+    def __getitem__(self, n: int):
+        sides = {"chosen": self.of.batch(0), "rejected": self.of.batch(1)}
+        columns = ("tokens", "targets", "documents", "loss_mask")
+        shared = {k: v for k, v in sides["chosen"].items() if k.startswith("source") or k == "sample_ids"}
+        return shared | {f"{side}_{c}": batch[c] for side, batch in sides.items() for c in columns}
+
+
+@covers("DPO")
+def test_learns_from_preferences(name: str) -> None:
+    of = case(name)
+    model = of.tiny()
+    batches = Referenced(Preferences(of), of.tiny())
+    steps = list(
+        train(TrainState(model, Optimizer(model, ADAMW)), DPO(), batches, Schedule(8), TrainOptions(4), Runtime())
+    )
+    assert steps[0].loss == pytest.approx(0.6931472, abs=1e-3), "policy and reference are equal at first: −log σ(0)"
+    assert steps[-1].loss < 0.6 and steps[-1].losses["accuracy"] > steps[0].losses["accuracy"]
