@@ -34,7 +34,7 @@ class LoRAOptions:
 
 
 class LoRA(nn.Module):
-    """base(x) + alpha / rank · x aᵀ bᵀ; a (…, rank, in), b (…, out, rank), with the experts first where there are any."""
+    """base(x) + alpha / rank · x aᵀ bᵀ; a (rank, in), b (out, rank), with the experts first where there are any."""
 
     def __init__(self, base: Any, options: LoRAOptions) -> None:
         super().__init__()

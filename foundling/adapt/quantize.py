@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights as 8-bit integers, symmetric with one scale per output channel (Dettmers et al. 2022, section 2.1, without the
-activations): a quarter of the bytes, activations as they are."""
+"""Weights as 8-bit integers, symmetric with one scale per output channel (Dettmers et al. 2022, section 2.1, of the
+weights alone): a quarter of the bytes, activations as they are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from foundling.errors import AdaptError
 
 
 def to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(…, out, in) -> int8 of the same shape and scale (…, out, 1) float32, with |weight − int8 · scale| ≤ scale / 2."""
+    """(…, out, in) -> int8 alike and scale (…, out, 1) float32, with |weight − int8 · scale| ≤ scale / 2."""
     weight = weight.detach().float()
     scale = weight.abs().amax(-1, keepdim=True) / 127
     scale = torch.where(scale > 0, scale, 1.0)

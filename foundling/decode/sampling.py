@@ -48,13 +48,15 @@ def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
     return probs
 
 
-def draw(probs: Tensor, seeds: list[int], positions: list[int]) -> Tensor:
+def uniform(seed: int, position: int, stream: str = "draw") -> float:
+    """A number in [0, 1) from (stream, seed, position) alone."""
+    return float(torch.rand((), generator=generator(stream, seed, position), dtype=torch.float64))
+
+
+def draw(probs: Tensor, seeds: list[int], positions: list[int], stream: str = "draw") -> Tensor:
     """(B,) tokens, each row by inverse transform of one uniform number from (its seed, its position): what a row draws
     does not depend on its neighbours."""
-    uniform = [
-        torch.rand((), generator=generator("draw", s, p), dtype=torch.float64)
-        for s, p in zip(seeds, positions, strict=True)
-    ]
+    numbers = torch.tensor([uniform(s, p, stream) for s, p in zip(seeds, positions, strict=True)], dtype=torch.float64)
     cumulative = probs.double().cumsum(-1)
-    threshold = torch.stack(uniform).to(probs.device)[:, None] * cumulative[:, -1:]
+    threshold = numbers.to(probs.device)[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp_max(probs.shape[-1] - 1)

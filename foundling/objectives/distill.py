@@ -14,8 +14,8 @@ from foundling.objectives.causal import chunked_sum, cross_entropy_sum, read
 
 
 def distillation_sum(student: Tensor, teacher: Tensor, loss_mask: Tensor, temperature: float) -> Tensor:
-    """T² Σ over counted places of KL(teacher ‖ student), both softened by T (section 2.1: T² keeps the gradient's size).
-    student and teacher (N, V) logits, loss_mask (N,)."""
+    """T² Σ over counted places of KL(teacher ‖ student), both softened by T (section 2.1: T² keeps the gradient's
+    size). student and teacher (N, V) logits, loss_mask (N,)."""
     ours = torch.log_softmax(student.float() / temperature, dim=-1)
     theirs = torch.log_softmax(teacher.float() / temperature, dim=-1)
     divergence = (theirs.exp() * (theirs - ours)).sum(-1)

@@ -52,8 +52,8 @@ def load_adapter(model: nn.Module, directory: str | Path) -> list[str]:
     here = weights_hash(model)
     if here != manifest.get("base"):
         raise MismatchError(
-            f"{directory}: trained on a base of hash {str(manifest.get('base'))[:12]}…, this one is {here[:12]}…; load that "
-            "base, quantised in the same way if it was"
+            f"{directory}: trained on a base of hash {str(manifest.get('base'))[:12]}…, this one is {here[:12]}…; "
+            "load that base, quantised in the same way if it was"
         )
     options = from_dict(LoRAOptions, manifest["lora"], where=str(directory / MANIFEST))
     names = lora(model, options, torch.Generator())

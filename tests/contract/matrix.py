@@ -112,8 +112,8 @@ def page(table: dict[str, dict[str, str]]) -> str:
     lines = [
         "# Families and methods",
         "",
-        "Produced by running it: `make matrix`. ● passes in `make test`, ◐ in `make prove`, an empty cell is not tested",
-        "yet, – has no meaning there. `make test` fails when a cell that is green here is not.",
+        "Produced by running it: `make matrix`. ● passes in `make test`, ◐ in `make prove`, an empty cell is not",
+        "tested yet, – has no meaning there. `make test` fails when a cell that is green here is not.",
         "",
         "| method | " + " | ".join(table) + " |",
         "|---|" + "---|" * len(table),
