@@ -177,7 +177,8 @@ class LanguageModel(Protocol):
 
 @runtime_checkable
 class Pair(Protocol):
-    """Two encoders into one space. Rows of both have length 1; `scale` is the exponent's learned logarithm."""
+    """Two encoders into one space. Rows of both have length 1; `scale` (1,) is the logarithm of what the similarities
+    are multiplied by, learnt."""
 
     scale: nn.Parameter
 

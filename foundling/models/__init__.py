@@ -32,6 +32,7 @@ FAMILIES: dict[str, Entry] = {
     "mixtral": Entry("foundling.models.mixtral", "Mixtral", "MixtralConfig", "decoder"),
     "mamba2": Entry("foundling.models.mamba2", "Mamba2", "Mamba2Config", "decoder"),
     "t5": Entry("foundling.models.t5", "T5", "T5Config", "seq2seq"),
+    "clip": Entry("foundling.models.clip", "CLIP", "CLIPConfig", "pair"),
 }
 
 

@@ -19,6 +19,7 @@ Parts = list[Tensor]
 TRANSFORMS: dict[str, tuple[Callable[[Parts, int], Parts], Callable[[Parts, int], Parts]]] = {
     "transpose": (lambda p, n: [t.T for t in p], lambda p, n: [t.T for t in p]),
     "split": (lambda p, n: list(p[0].chunk(n)), lambda p, n: [torch.cat(p)]),
+    "scalar": (lambda p, n: [t.reshape(1) for t in p], lambda p, n: [t.reshape(()) for t in p]),
     "stack_experts": (lambda p, n: [torch.stack(p)], lambda p, n: list(p[0].unbind())),
 }
 

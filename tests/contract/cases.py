@@ -13,6 +13,7 @@ from foundling.blocks.init import initialise, roles
 from foundling.contracts import Batch, Condition
 from foundling.models import FAMILIES, build, family
 from foundling.objectives.causal import Causal
+from foundling.objectives.contrastive import Contrastive
 from foundling.runtime import generator
 from foundling.train.loop import TrainState
 from foundling.train.optim import Optimizer, OptimOptions
