@@ -281,3 +281,11 @@ class ConfigMap:
     """what a model without head leaves out of its tensor names"""
     ignored: tuple[str, ...] = ()
     """endings of tensor names that hold nothing learnt"""
+    convert: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = field(default_factory=dict)
+    """published name -> (to ours, to theirs), where the values differ too"""
+    implied: dict[str, Callable[[dict[str, Any]], Any]] = field(default_factory=dict)
+    """published names whose value follows from our fields: another one is refused"""
+    type_key: str = "model_type"
+    """the key that holds `model_type`"""
+    weights: str = "model.safetensors"
+    """the file that holds the tensors"""

@@ -72,7 +72,7 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
     if "head" in modules and modules["head"].weight is params.get("embedding.weight"):
         # what a zero head would do: logits start small, whatever the width
         modules["norm"].weight.fill_((BASE_WIDTH / modules["embedding"].embedding_dim) ** 0.5)  # pyright: ignore
-    for path, module in sorted(modules.items()):
+    for _, module in sorted(modules.items()):
         if hasattr(module, "initialise"):
             module.initialise(generator)  # pyright: ignore[reportCallIssue]
 

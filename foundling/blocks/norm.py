@@ -29,3 +29,16 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x.float(), self.weight.shape, self.weight.float(), self.bias.float(), self.eps).to(x.dtype)
+
+
+class GroupNorm(nn.Module):
+    """LayerNorm over groups of channels and all places (Wu & He 2018). x (B, C, …)."""
+
+    def __init__(self, groups: int, channels: int, eps: float) -> None:
+        super().__init__()
+        self.groups, self.eps = groups, eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.group_norm(x.float(), self.groups, self.weight.float(), self.bias.float(), self.eps).to(x.dtype)

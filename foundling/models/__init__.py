@@ -33,6 +33,7 @@ FAMILIES: dict[str, Entry] = {
     "mamba2": Entry("foundling.models.mamba2", "Mamba2", "Mamba2Config", "decoder"),
     "t5": Entry("foundling.models.t5", "T5", "T5Config", "seq2seq"),
     "clip": Entry("foundling.models.clip", "CLIP", "CLIPConfig", "pair"),
+    "unet": Entry("foundling.models.unet", "UNet", "UNetConfig", "denoiser"),
 }
 
 

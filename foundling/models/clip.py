@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CLIP (Radford et al. 2021): an encoder of images and one of texts, into one space where what belongs together is near."""
+"""CLIP (Radford et al. 2021): an encoder of images and one of texts, into one space where matching ones are near."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ class TextEncoder(nn.Module):
         self.proj = nn.Linear(c.text_d_model, c.d_embed, bias=False)
 
     def encode(self, tokens: Tensor, *, documents: Tensor | None = None) -> Memory:
-        """tokens (B, T), one text a row, -1 in `documents` on its right -> states (B, T, D), the one at the first eos_id
-        as pooled; where eos_id is 2, as the first configurations said wrongly, at the largest id."""
+        """tokens (B, T), one text a row, -1 in `documents` on its right -> states (B, T, D), the one at the first
+        eos_id as pooled; where eos_id is 2, as the first configurations said wrongly, at the largest id."""
         x = self.embedding(tokens) + self.position_embedding(positions_of(tokens, documents))
         for layer in self.layers:
             x = layer(x, Mask(causal=True, documents=documents))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Contrastive learning of pairs (Radford et al. 2021, figure 3): each image is to find its text among all of the batch,
-and each text its image. No sum over rows, so the loop hands over the whole batch's representations (contracts.Contrast)."""
+and each text its image. No sum over rows: the loop hands over all representations at once (contracts.Contrast)."""
 
 from __future__ import annotations
 

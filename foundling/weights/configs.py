@@ -11,17 +11,17 @@ from foundling.errors import WeightsError
 from foundling.models import FAMILIES, Family, family
 
 # Written by transformers itself; ours to say anew.
-OWN = {"model_type", "architectures", "transformers_version", "torch_dtype", "dtype"}
+OWN = {"model_type", "architectures", "transformers_version", "torch_dtype", "dtype", "_class_name"}
 
 
 def read_config(values: dict[str, Any], file: str) -> tuple[Family, Any, dict[str, Any]]:
     """config.json -> (family, our frozen config, the inert keys). WeightsError names the key that does not fit."""
-    model_type = values.get("model_type")
     for name in FAMILIES:
         found = family(name)
-        if found.module.CONFIG.model_type == model_type:
+        if values.get(found.module.CONFIG.type_key) == found.module.CONFIG.model_type:
             break
     else:
+        model_type = values.get("model_type", values.get("_class_name"))
         raise WeightsError(f"{file}: model_type {model_type!r} is not known here; known: {', '.join(FAMILIES)}")
     table: ConfigMap = found.module.CONFIG
     values = _flat(_version_4(dict(values), file), table)
@@ -38,10 +38,15 @@ def read_config(values: dict[str, Any], file: str) -> tuple[Family, Any, dict[st
     for theirs, name in table.fields.items():
         if theirs not in values:
             raise WeightsError(f"{file}: lacks '{theirs}'")
-        ours[name] = values[theirs]
-    inert = _nested({k: v for k, v in values.items() if k not in table.fields and k not in table.only and k not in OWN})
+        ours[name] = _converted(table, theirs, values[theirs], file)
+    known = table.fields.keys() | table.only.keys() | table.implied.keys() | OWN
+    inert = _nested({k: v for k, v in values.items() if k not in known})
     config = from_dict(found.config, ours, where=file)
     _check_sizes(config, file)
+    for key, follows in table.implied.items():
+        wanted = follows(to_dict(config))
+        if key in values and values[key] != wanted:
+            raise WeightsError(f"{file}: {key} = {values[key]!r} is not supported by {found.name}; only {wanted!r} is")
     return found, config, inert
 
 
@@ -49,12 +54,18 @@ def write_config(found: Family, config: Any, inert: dict[str, Any], dtype: str =
     """Our config -> config.json that transformers 4 and 5 both read."""
     table: ConfigMap = found.module.CONFIG
     ours = to_dict(config)
-    values: dict[str, Any] = {"model_type": table.model_type, "architectures": [table.architecture]}
-    values |= {theirs: ours[name] for theirs, name in table.fields.items()}
+    values: dict[str, Any] = {table.type_key: table.model_type}
+    if table.architecture:
+        values["architectures"] = [table.architecture]
+    same = (lambda v: v, lambda v: v)
+    values |= {theirs: table.convert.get(theirs, same)[1](ours[name]) for theirs, name in table.fields.items()}
+    values |= {key: follows(ours) for key, follows in table.implied.items()}
     values |= {key: value for key, value in table.only.items() if value is not None}
     if "rope_theta" in values:  # version 5 moved it; version 4 reads the flat key
         values["rope_parameters"] = {"rope_type": "default", "rope_theta": values["rope_theta"]}
-    return _nested(values | _flat(inert, table)) | {"dtype": dtype}
+    if table.type_key == "model_type":
+        values["dtype"] = dtype
+    return _nested(values | _flat(inert, table))
 
 
 def _version_4(values: dict[str, Any], file: str) -> dict[str, Any]:
@@ -68,6 +79,15 @@ def _version_4(values: dict[str, Any], file: str) -> dict[str, Any]:
         if "rope_theta" in nested:
             values["rope_theta"] = nested["rope_theta"]
     return values
+
+
+def _converted(table: ConfigMap, key: str, value: Any, file: str) -> Any:
+    if key not in table.convert:
+        return value
+    try:
+        return table.convert[key][0](value)
+    except (TypeError, ValueError, KeyError) as error:
+        raise WeightsError(f"{file}: {key} = {value!r} cannot be read ({error})") from None
 
 
 def _spelt_out(value: Any) -> Any:
@@ -106,5 +126,6 @@ def _check_sizes(config: Any, file: str) -> None:
     """No size of a file may ask for more than a machine could hold, or for nothing."""
     for key, value in to_dict(config).items():
         least = 0 if key.endswith("_id") else 1
-        if isinstance(value, int) and not isinstance(value, bool) and not least <= value <= 1 << 24:
-            raise WeightsError(f"{file}: {key} = {value} is out of range")
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, int) and not isinstance(number, bool) and not least <= number <= 1 << 24:
+                raise WeightsError(f"{file}: {key} = {value} is out of range")

@@ -29,7 +29,6 @@ from foundling.weights.files import read_json, sha256, write_directory, write_js
 
 FORMAT_VERSION = 1
 MANIFEST = "foundling.json"
-WEIGHTS = "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -70,7 +69,7 @@ def write_weights(model: Any, directory: Path) -> None:
     dtype = str(next(iter(params.values())).dtype).removeprefix("torch.")
     config = write_config(found, model.config, getattr(model, "inert", {}), dtype)
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    save_file(tensors, directory / found.module.CONFIG.weights, metadata={"format": "pt"})
 
 
 def save(model: Any, directory: str | Path, *, tokenizer: Any = None, about: dict[str, Any] | None = None) -> Path:
@@ -135,11 +134,11 @@ def load(directory: str | Path, *, dtype: torch.dtype = torch.float32, device: s
     if not directory.is_dir():
         raise WeightsError(f"{directory}: no such model directory")
     found, config, inert = read_config(read_json(directory / "config.json"), str(directory / "config.json"))
-    file = directory / WEIGHTS
+    file = directory / found.module.CONFIG.weights
     if not file.is_file():
         pickles = [p.name for p in directory.iterdir() if p.suffix in PICKLES]
         why = f" ({pickles[0]} is a pickle, which can execute code and is never opened)" if pickles else ""
-        raise WeightsError(f"{directory}: no {WEIGHTS}{why}")
+        raise WeightsError(f"{directory}: no {file.name}{why}")
     if getattr(config, "tie_embeddings", False) and _has_head(file, found):
         config = dataclasses.replace(config, tie_embeddings=False)
     with torch.device("meta"):

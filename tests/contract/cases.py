@@ -11,9 +11,11 @@ from torch import Tensor
 
 from foundling.blocks.init import initialise, roles
 from foundling.contracts import Batch, Condition
+from foundling.diffusion.schedule import NoiseSchedule
 from foundling.models import FAMILIES, build, family
 from foundling.objectives.causal import Causal
 from foundling.objectives.contrastive import Contrastive
+from foundling.objectives.denoise import Denoise
 from foundling.runtime import generator
 from foundling.train.loop import TrainState
 from foundling.train.optim import Optimizer, OptimOptions

@@ -103,6 +103,23 @@ def clip(eos: int, width: int, channels: int) -> Reference:
     return Reference(make, theirs, ours)
 
 
+def unet(widths: tuple[int, ...], attends: tuple[bool, ...], blocks: int, channels: int = 1) -> Reference:
+    def make() -> Any:
+        import diffusers
+
+        return diffusers.UNet2DModel(
+            sample_size=8, in_channels=channels, out_channels=channels, block_out_channels=widths,
+            layers_per_block=blocks, num_class_embeds=5, norm_num_groups=8, attention_head_dim=8,
+            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+        )  # fmt: skip
+
+    x = torch.randn(3, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    t, classes = torch.tensor([0, 500, 999]), torch.tensor([0, 3, 4])
+    condition = Condition(torch.tensor([0, 3, 1]), torch.tensor([True, True, False]))  # 4 is the null class
+    return Reference(make, lambda m: m(x, t, class_labels=classes).sample, lambda m: m(x, t, condition))
+
+
 def randomise(model: Any) -> Any:
     """The usual start of 0.02 hides mistakes of position, grouping and scale: every weight shows in the output."""
     draw = torch.Generator().manual_seed(3)
@@ -114,7 +131,8 @@ def randomise(model: Any) -> Any:
             elif name.endswith("dt_bias"):
                 p.copy_(noise - 1)
             else:
-                p.copy_(noise * (0.25 if p.ndim > 1 else 0.3) + (p.ndim == 1))
+                size = p[0].numel() ** -0.5 if p.ndim == 4 else 0.25 if p.ndim > 1 else 0.3
+                p.copy_(noise * size + (p.ndim == 1))
     return model.eval()
 
 
@@ -137,11 +155,12 @@ REFERENCES: dict[str, list[Reference]] = {
         mamba2(n_groups=4, conv_kernel=2, chunk_size=5, state_size=16),
     ],
     "t5": [t5(), t5(head=True, feed_forward_proj="gated-gelu", tie_word_embeddings=False), t5(d_kv=16, num_heads=3)],
+    "unet": [
+        unet((16, 32), (False, True), 1),
+        unet((16, 16, 32), (True, False, True), 2, channels=3),
+        unet((24, 8), (False, False), 3),
+    ],
     "clip": [clip(63, 32, 3), clip(63, 48, 1), clip(2, 64, 3)],
 }  # fmt: skip
 TOLERANCE = {"mixtral": 1e-5}
 """max|a − b| / max|b|; elsewhere 5e-6, of T5 v1.1 too"""
-
-
-def condition(classes: list[int]) -> Condition:
-    return Condition(torch.tensor(classes))

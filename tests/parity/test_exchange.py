@@ -10,14 +10,13 @@ from tests.contract.matrix import covers
 from tests.parity.references import REFERENCES, TOLERANCE, randomise, tokens
 
 pytest.importorskip("transformers")
-DIFFUSERS = tuple(name for name, entry in FAMILIES.items() if entry.kind == "denoiser")
 
 
 def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 5e-6) -> None:
     assert (a - b).abs().max() <= tolerance * b.abs().max(), f"{(a - b).abs().max() / b.abs().max():.2e}"
 
 
-@covers("exchange", but=DIFFUSERS)
+@covers("exchange")
 @pytest.mark.parametrize("which", range(3))
 @torch.inference_mode()
 def test_both_ways(name: str, which: int, tmp_path) -> None:
