@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A U-Net that denoises (Ho et al. 2020, appendix B): resolutions down and up again, with skips from one to the other."""
+"""A U-Net that denoises (Ho et al. 2020, appendix B): resolutions down and up again, with skips between the two."""
 
 from __future__ import annotations
 

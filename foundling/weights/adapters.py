@@ -13,9 +13,10 @@ from torch import nn
 from foundling.adapt.lora import LoRAOptions, adapter_tensors, lora
 from foundling.config import from_dict, to_dict
 from foundling.errors import AdaptError, MismatchError, WeightsError
-from foundling.weights.directory import MANIFEST, check, opening, read_manifest, weights_hash, write_manifest
+from foundling.weights.directory import MANIFEST, check, read_manifest, weights_hash, write_manifest
 from foundling.weights.files import write_directory
 from foundling.weights.keys import unknown
+from foundling.weights.tensors import opening
 
 FILE = "adapter.safetensors"
 

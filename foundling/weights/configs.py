@@ -129,3 +129,5 @@ def _check_sizes(config: Any, file: str) -> None:
         for number in value if isinstance(value, list | tuple) else [value]:
             if isinstance(number, int) and not isinstance(number, bool) and not least <= number <= 1 << 24:
                 raise WeightsError(f"{file}: {key} = {value} is out of range")
+            if isinstance(number, float) and not 0 <= number < 1e30:
+                raise WeightsError(f"{file}: {key} = {value} is out of range")

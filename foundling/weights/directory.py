@@ -7,14 +7,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -26,10 +22,10 @@ from foundling.models import Family, family_of
 from foundling.weights import keys
 from foundling.weights.configs import read_config, write_config
 from foundling.weights.files import read_json, sha256, write_directory, write_json
+from foundling.weights.tensors import MAX_SHARD_BYTES, Tensors, tensors_of, write_tensors
 
 FORMAT_VERSION = 1
 MANIFEST = "foundling.json"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -52,8 +48,8 @@ def weights_hash(model: Any) -> str:
     return digest.hexdigest()
 
 
-def write_weights(model: Any, directory: Path) -> None:
-    """config.json and model.safetensors in the published layout, into an existing directory."""
+def write_weights(model: Any, directory: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+    """config.json and the tensors in the published layout, into an existing directory."""
     found = family_of(model)
     if kinds := {type(m).__name__ for m in model.modules() if isinstance(m, LoRA | Int8Linear | Int8GroupedLinear)}:
         raise WeightsError(
@@ -69,15 +65,23 @@ def write_weights(model: Any, directory: Path) -> None:
     dtype = str(next(iter(params.values())).dtype).removeprefix("torch.")
     config = write_config(found, model.config, getattr(model, "inert", {}), dtype)
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file(tensors, directory / found.module.CONFIG.weights, metadata={"format": "pt"})
+    write_tensors(tensors, directory, found.module.CONFIG.weights, max_shard_bytes)
 
 
-def save(model: Any, directory: str | Path, *, tokenizer: Any = None, about: dict[str, Any] | None = None) -> Path:
-    """Writes a model directory; OutputError if `directory` holds anything already."""
+def save(
+    model: Any,
+    directory: str | Path,
+    *,
+    tokenizer: Any = None,
+    about: dict[str, Any] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Path:
+    """Writes a model directory; OutputError if `directory` holds anything already. More tensors than fit into
+    `max_shard_bytes` go to several files with an index."""
     directory = Path(directory)
 
     def fill(aside: Path) -> None:
-        write_weights(model, aside)
+        write_weights(model, aside, max_shard_bytes)
         if tokenizer is not None:
             tokenizer.save(aside)
         write_manifest(aside, {"weights_hash": weights_hash(model), **(about or {})})
@@ -125,92 +129,86 @@ def check(directory: str | Path) -> dict[str, Any]:
 
 
 def load(directory: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
-    """A model of a known family from our directory or one that transformers saved, in evaluation mode.
+    """A model of a known family from our directory or one that transformers or diffusers saved, in evaluation mode.
 
-    Raises WeightsError naming file and key for what is missing, extra, ill-shaped or not safetensors. Shapes are
-    compared with the file's header before anything is allocated.
+    Raises WeightsError naming file and key for what is missing, extra, ill-shaped or not safetensors. Sizes are bounded
+    by what the headers hold, and shapes compared with them, before anything is allocated.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise WeightsError(f"{directory}: no such model directory")
-    found, config, inert = read_config(read_json(directory / "config.json"), str(directory / "config.json"))
-    file = directory / found.module.CONFIG.weights
-    if not file.is_file():
-        pickles = [p.name for p in directory.iterdir() if p.suffix in PICKLES]
-        why = f" ({pickles[0]} is a pickle, which can execute code and is never opened)" if pickles else ""
-        raise WeightsError(f"{directory}: no {file.name}{why}")
-    if getattr(config, "tie_embeddings", False) and _has_head(file, found):
-        config = dataclasses.replace(config, tie_embeddings=False)
-    with torch.device("meta"):
-        model = found.model(config)
-    model.inert = inert
-    tensors = _read(file, found, dict(model.named_parameters()), dtype, device)
-    for name, tensor in tensors.items():
-        _assign(model, name, tensor)
+    file = directory / "config.json"
+    found, config, inert = read_config(read_json(file), str(file))
+    with tensors_of(directory, found.module.CONFIG.weights, device) as tensors:
+        _check_counts(config, len(tensors), str(file))
+        if getattr(config, "tie_embeddings", False) and _has_head(tensors, found):
+            config = dataclasses.replace(config, tie_embeddings=False)
+        model = skeleton(found, config, str(file))
+        model.inert = inert
+        for name, tensor in _read(tensors, found, dict(model.named_parameters()), dtype).items():
+            _assign(model, name, tensor)
     if getattr(config, "tie_embeddings", False):
         model.head.weight = model.embedding.weight
     return model.eval()
 
 
-def _has_head(file: Path, found: Family) -> bool:
-    """Whether the file holds a head that is not the embedding, whatever its configuration says (transformers 5 calls
-    every T5 tied)."""
-    theirs = {key.targets[0]: key.theirs for key in found.module.KEYS}
-    names = [theirs["head.weight"], theirs["embedding.weight"]]
-    with opening(file) as opened:
-        if not set(names) <= set(opened.keys()):
-            return False
-        head, embedding = (opened.get_slice(name) for name in names)
-        if head.get_shape() != embedding.get_shape():
-            return False
-        return not torch.equal(*(opened.get_tensor(name) for name in names))
+def _check_counts(config: Any, n_tensors: int, file: str) -> None:
+    """Every repeated part has tensors of its own: a configuration that asks for more parts than there are tensors costs
+    nothing to refuse."""
+    for field in dataclasses.fields(config):
+        count = getattr(config, field.name)
+        if field.name.endswith(("n_layers", "n_blocks", "n_experts")) and count > n_tensors:
+            raise WeightsError(f"{file}: {field.name} = {count}, the directory holds {n_tensors} tensors")
 
 
-@contextmanager
-def opening(file: Path, device: str = "cpu") -> Iterator[Any]:
-    """A safetensors file, or one line that says what is wrong with it."""
+def skeleton(found: Family, config: Any, file: str) -> Any:
+    """The model without memory behind it; WeightsError where sizes multiply to more than can be counted."""
     try:
-        with safe_open(file, framework="pt", device=device) as opened:
-            yield opened
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{file}: damaged, not safetensors ({str(error).splitlines()[0]})") from None
+        with torch.device("meta"):
+            return found.model(config)
+    except (RuntimeError, OverflowError, TypeError, ZeroDivisionError) as error:
+        raise WeightsError(f"{file}: no model can have these sizes ({str(error).splitlines()[0]})") from None
 
 
-def _read(file: Path, found: Family, params: dict[str, Tensor], dtype: torch.dtype, device: str) -> dict[str, Tensor]:
+def _has_head(tensors: Tensors, found: Family) -> bool:
+    """Whether there is a head that is not the embedding, whatever the configuration says (transformers 5 calls every T5
+    tied)."""
+    theirs = {key.targets[0]: key.theirs for key in found.module.KEYS}
+    head, embedding = theirs["head.weight"], theirs["embedding.weight"]
+    if head not in tensors or embedding not in tensors or tensors.shape(head) != tensors.shape(embedding):
+        return False
+    return not torch.equal(tensors.read(head), tensors.read(embedding))
+
+
+def _read(tensors: Tensors, found: Family, params: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     links, prefix = keys.links(found.module.KEYS, params), found.module.CONFIG.base_prefix
     wanted = {name for link in links for name in link.theirs}
-    with opening(file, device) as opened:
-        present = {n if n in wanted or prefix + n not in wanted else prefix + n: n for n in opened.keys()}  # noqa: SIM118
-        _compare(file, opened, present, links, params, found.module.CONFIG)
-        ours = {}
-        for link in links:
-            parts = link.to_ours([opened.get_tensor(present[name]) for name in link.theirs])
-            ours |= {name: part.to(dtype).contiguous() for name, part in zip(link.ours, parts, strict=True)}
+    present = {n if n in wanted or prefix + n not in wanted else prefix + n: n for n in tensors}
+    _compare(tensors, present, links, params, found.module.CONFIG)
+    ours = {}
+    for link in links:
+        parts = link.to_ours([tensors.read(present[name]) for name in link.theirs])
+        ours |= {name: part.to(dtype).contiguous() for name, part in zip(link.ours, parts, strict=True)}
     return ours
 
 
 def _compare(
-    file: Path,
-    opened: Any,
-    present: dict[str, str],
-    links: list[keys.Link],
-    params: dict[str, Tensor],
-    table: ConfigMap,
+    tensors: Tensors, present: dict[str, str], links: list[keys.Link], params: dict[str, Tensor], table: ConfigMap
 ) -> None:
-    """Every tensor there, none more, each of the right shape — by the header alone."""
+    """Every tensor there, none more, each of the right shape — by the headers alone."""
     wanted = {
         name: shape for link in links for name, shape in zip(link.theirs, link.theirs_shapes(params), strict=True)
     }
     for name in wanted:
         if name not in present:
-            raise WeightsError(f"{file}: lacks tensor '{name}'")
+            raise WeightsError(f"{tensors.path}: lacks tensor '{name}'")
     for name in present:
         if name not in wanted and not name.endswith(table.ignored):
-            raise keys.unknown(name, wanted, str(file))
+            raise keys.unknown(name, wanted, str(tensors.path))
     for name, shape in wanted.items():
-        found = tuple(opened.get_slice(present[name]).get_shape())
+        found = tensors.shape(present[name])
         if found != shape:
-            raise WeightsError(f"{file}: tensor '{name}' is {list(found)}, the configuration asks for {list(shape)}")
+            raise WeightsError(f"{tensors.path}: '{name}' is {list(found)}, the configuration asks for {list(shape)}")
 
 
 def _assign(model: Any, name: str, tensor: Tensor) -> None:

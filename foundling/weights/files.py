@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,8 +76,14 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise WeightsError(f"{path}: over {MAX_JSON_BYTES >> 20} MiB, not a configuration")
+        found = path.stat()
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror})") from error
+    if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+        raise WeightsError(f"{path}: not a file")
+    if found.st_size > MAX_JSON_BYTES:
+        raise WeightsError(f"{path}: over {MAX_JSON_BYTES >> 20} MiB, not a configuration")
+    try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror})") from error

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tensors of a model directory, in one safetensors file or in several with an index; known by their headers before
+anything of them is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from foundling.errors import WeightsError
+from foundling.weights.files import read_json, write_json
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+FLOATS = ("F64", "F32", "F16", "BF16")
+MAX_HEADER_BYTES = 64 << 20
+MAX_SHARDS = 4096
+MAX_SHARD_BYTES = 5 << 30
+
+
+@contextmanager
+def opening(file: Path, device: str = "cpu") -> Iterator[Any]:
+    """A safetensors file, or one line that says what is wrong with it."""
+    try:
+        with open(file, "rb") as start:
+            header = int.from_bytes(start.read(8), "little")
+        if header > MAX_HEADER_BYTES:
+            raise WeightsError(f"{file}: damaged, a header of {header} bytes; at most {MAX_HEADER_BYTES} are read")
+        with safe_open(file, framework="pt", device=device) as opened:
+            yield opened
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{file}: damaged, not safetensors ({str(error).splitlines()[0]})") from None
+
+
+class Tensors:
+    """Name -> tensor over the open files of a directory."""
+
+    def __init__(self, files: dict[str, Any], whole: Path) -> None:
+        """`files`: name -> the open file that has it; `whole`: the path to speak of."""
+        self.files, self.path = files, whole
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """By the header alone; WeightsError if it holds no floating-point numbers."""
+        part = self.files[name].get_slice(name)
+        if part.get_dtype() not in FLOATS:
+            raise WeightsError(
+                f"{self.path}: tensor '{name}' is {part.get_dtype()}, expected one of {', '.join(FLOATS)}"
+            )
+        return tuple(part.get_shape())
+
+    def read(self, name: str) -> Tensor:
+        return self.files[name].get_tensor(name)
+
+
+@contextmanager
+def tensors_of(directory: Path, name: str, device: str = "cpu") -> Iterator[Tensors]:
+    """The tensors of `name` in the directory, or of the shards that `name`.index.json lists. WeightsError by file and
+    key for a shard outside the directory, one that is missing, and a tensor that is not where the index says."""
+    file, index = directory / name, directory / f"{name}.index.json"
+    if file.is_file():
+        with opening(file, device) as opened:
+            yield Tensors({key: opened for key in opened.keys()}, file)  # noqa: SIM118
+        return
+    if not index.is_file():
+        pickles = sorted(p.name for p in directory.iterdir() if p.suffix in PICKLES)
+        why = f" ({pickles[0]} is a pickle, which can execute code and is never opened)" if pickles else ""
+        raise WeightsError(f"{directory}: no {name}{why}")
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise WeightsError(f"{index}: damaged, no weight_map")
+    shards = sorted({str(place) for place in places.values()})
+    if len(shards) > MAX_SHARDS:
+        raise WeightsError(f"{index}: {len(shards)} shards; at most {MAX_SHARDS} are read")
+    for key, place in places.items():
+        if not isinstance(place, str) or Path(place).name != place or not place.endswith(".safetensors"):
+            raise WeightsError(f"{index}: '{key}' is said to be in {place!r}, which is no file of this directory")
+    with ExitStack() as stack:
+        files: dict[str, Any] = {}
+        for shard in shards:
+            if not (directory / shard).is_file():
+                raise WeightsError(f"{index}: lacks the shard {shard}")
+            opened = stack.enter_context(opening(directory / shard, device))
+            for key in opened.keys():  # noqa: SIM118
+                if places.get(key) != shard:
+                    raise WeightsError(f"{directory / shard}: has tensor '{key}', the index says {places.get(key)!r}")
+                files[key] = opened
+        for key, place in places.items():
+            if key not in files:
+                raise WeightsError(f"{directory / str(place)}: lacks tensor '{key}', which the index promises")
+        yield Tensors(files, index)
+
+
+def write_tensors(tensors: dict[str, Tensor], directory: Path, name: str, max_shard_bytes: int) -> None:
+    """One file, or, above max_shard_bytes, as many as it takes and their index."""
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for key, tensor in tensors.items():
+        if size and size + tensor.nbytes > max_shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][key] = tensor
+        size += tensor.nbytes
+    stem = name.removesuffix(".safetensors")
+    many = len(shards) > 1
+    names = [f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors" if many else name for i in range(len(shards))]
+    for shard, file in zip(shards, names, strict=True):
+        save_file(shard, directory / file, metadata={"format": "pt"})
+    if many:
+        places = {key: file for shard, file in zip(shards, names, strict=True) for key in shard}
+        total = sum(t.nbytes for t in tensors.values())
+        write_json(directory / f"{name}.index.json", {"metadata": {"total_size": total}, "weight_map": places})

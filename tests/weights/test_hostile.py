@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a directory may say that is not true: refused by file and key, at no cost, nothing executed."""
+
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from foundling.errors import FoundlingError, WeightsError
+from foundling.weights.directory import check, load, save, weights_hash
+from tests.contract.cases import case
+
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture
+def whole(tmp_path):
+    return save(case("llama").tiny(), tmp_path / "model")
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    return save(case("llama").tiny(), tmp_path / "sharded", max_shard_bytes=60_000)
+
+
+def change(file, **values) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def refused(directory, *parts: str) -> None:
+    with pytest.raises(FoundlingError) as caught:
+        load(directory)
+    message = str(caught.value)
+    assert "\n" not in message and all(part in message for part in parts), message
+
+
+def test_shards_load_as_one(sharded) -> None:
+    shards = sorted(p.name for p in sharded.glob("*.safetensors"))
+    assert len(shards) > 2 and shards[0].startswith("model-00001-of-000")
+    assert weights_hash(load(sharded)) == weights_hash(case("llama").tiny())
+    assert check(sharded)["checked"] == len(shards) + 2
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.LlamaForCausalLM.from_pretrained(sharded)
+    x = torch.randint(0, 60, (1, 9))
+    ours = load(sharded)
+    torch.testing.assert_close(theirs(x).logits, ours.logits(ours(x).hidden), rtol=1e-5, atol=1e-5)
+    theirs.save_pretrained(sharded.parent / "theirs", max_shard_size="50KB")
+    assert (sharded.parent / "theirs" / INDEX).exists()
+    assert weights_hash(load(sharded.parent / "theirs")) == weights_hash(ours)
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["../model/model.safetensors", "/etc/passwd", "sub/x.safetensors", "..", "x.bin", 3, None, ["a.safetensors"]],
+)
+def test_an_index_that_leaves_its_folder(sharded, whole, place) -> None:
+    index = json.loads((sharded / INDEX).read_text())
+    index["weight_map"]["model.norm.weight"] = place
+    (sharded / INDEX).write_text(json.dumps(index))
+    refused(sharded, INDEX, "model.norm.weight", repr(place))
+
+
+def test_an_index_that_is_wrong(sharded) -> None:
+    index = json.loads((sharded / INDEX).read_text())
+    places, good = index["weight_map"], (sharded / INDEX).read_text()
+    name, shard = next(iter(places.items()))
+    other = next(s for s in places.values() if s != shard)
+    for wrong, parts in (
+        ({**places, name: other}, [shard, name]),
+        ({**places, "ghost": shard}, [shard, "ghost"]),
+        ({**places, name: "model-00099-of-00099.safetensors"}, ["model-00099-of-00099"]),
+        ({}, ["weight_map"]),
+        ({str(i): f"{i}.safetensors" for i in range(5000)}, ["5000 shards"]),
+    ):
+        (sharded / INDEX).write_text(json.dumps({"weight_map": wrong}))
+        refused(sharded, *parts)
+    (sharded / INDEX).write_text(good)
+    (sharded / shard).unlink()
+    refused(sharded, INDEX, shard)
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"model_type": "mystery"}, ["config.json", "model_type", "mystery"]),
+        ({"num_hidden_layers": 1 << 24}, ["config.json", "n_layers", "tensors"]),
+        ({"num_hidden_layers": 1 << 62}, ["config.json", "n_layers", "out of range"]),
+        ({"num_hidden_layers": -3}, ["config.json", "n_layers"]),
+        ({"hidden_size": 1 << 24}, ["model.safetensors", "asks for"]),
+        ({"vocab_size": 1 << 24, "hidden_size": 1 << 24}, ["model.safetensors", "asks for"]),
+        ({"hidden_size": "wide"}, ["config.json", "d_model", "wide"]),
+        ({"tie_word_embeddings": "maybe"}, ["config.json", "tie_embeddings", "maybe"]),
+        ({"rms_norm_eps": float("nan")}, ["config.json", "norm_eps"]),
+        ({"rope_theta": float("inf"), "rope_parameters": None}, ["config.json", "rope_theta"]),
+        ({"num_attention_heads": 0}, ["config.json"]),
+    ],
+)
+def test_a_configuration_that_lies(whole, values: dict, parts: list[str]) -> None:
+    change(whole / "config.json", **values)
+    refused(whole, *parts)
+
+
+def test_experts_that_are_not_there(tmp_path) -> None:
+    directory = save(case("mixtral").tiny(), tmp_path / "m")
+    change(directory / "config.json", num_local_experts=1 << 23)
+    refused(directory, "config.json", "n_experts", "tensors")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", "[" * 100_000, '{"a":' * 50_000, "1" * 10_000, '{"model_type": "llama"}', "\ud800", "null"]
+)
+def test_a_configuration_that_is_none(whole, text: str) -> None:
+    (whole / "config.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    refused(whole, "config.json")
+
+
+def test_files_that_are_none(whole, tmp_path) -> None:
+    (whole / "config.json").rename(tmp_path / "config")
+    os.mkfifo(whole / "config.json")  # would wait for ever
+    refused(whole, "config.json", "not a file")
+    (whole / "config.json").unlink()
+    (whole / "config.json").mkdir()
+    refused(whole, "config.json")
+    (whole / "config.json").rmdir()
+    (tmp_path / "config").rename(whole / "config.json")
+    (whole / "model.safetensors").unlink()
+    os.mkfifo(whole / "model.safetensors")
+    refused(whole, "no model.safetensors")
+
+
+def header(file) -> tuple[dict, bytes]:
+    data = file.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + size]), data[8 + size :]
+
+
+def write(file, head: dict | bytes, data: bytes, size: int | None = None) -> None:
+    raw = head if isinstance(head, bytes) else json.dumps(head).encode()
+    file.write_bytes((len(raw) if size is None else size).to_bytes(8, "little") + raw + data)
+
+
+NORM = "model.norm.weight"
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"shape": [1 << 40]},
+        {"shape": [-64]},
+        {"shape": [1 << 63, 2]},
+        {"shape": "64"},
+        {"dtype": "F128"},
+        {"dtype": "I32"},
+        {"dtype": "I64"},
+        {"data_offsets": [0, 1 << 50]},
+        {"data_offsets": [64, 0]},
+        {"data_offsets": [0, 256]},
+        {"data_offsets": None},
+    ],
+)
+def test_a_header_that_lies_about_a_tensor(whole, entry: dict) -> None:
+    file = whole / "model.safetensors"
+    head, data = header(file)
+    head[NORM] |= entry
+    write(file, head, data)
+    refused(whole, "model.safetensors")
+
+
+def test_a_header_that_lies_about_itself(whole) -> None:
+    file = whole / "model.safetensors"
+    head, data = header(file)
+    for size in (0, 7, 1 << 20, 1 << 27, 1 << 40, (1 << 64) - 1):
+        write(file, head, data, size)
+        refused(whole, "model.safetensors")
+    for raw in (b"", b"{}", b"[]", b"[" * 100_000, b'{"a":' * 20_000, b"\xff\xfe", b"{" + b" " * 1000):
+        write(file, raw, data)
+        refused(whole, "model.safetensors")
+
+
+def test_a_pickle_is_named_and_not_opened(whole, tmp_path) -> None:
+    class Bomb:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "executed"),))
+
+    (whole / "model.safetensors").unlink()
+    (whole / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    refused(whole, "pytorch_model.bin is a pickle")
+    (whole / "pytorch_model.bin").rename(whole / "model.safetensors")  # under the right name too
+    refused(whole, "model.safetensors", "damaged")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_tensors_missing_extra_or_ill_shaped(whole) -> None:
+    file = whole / "model.safetensors"
+    tensors = load_file(file)
+    for changed, parts in (
+        ({k: v for k, v in tensors.items() if k != NORM}, ["lacks tensor", NORM]),
+        (tensors | {"model.nrom.weight": torch.ones(3)}, ["unknown tensor 'model.nrom.weight'", NORM]),
+        (tensors | {NORM: torch.ones(5)}, [NORM, "[5]", "[64]"]),
+        (tensors | {NORM: torch.ones(64, dtype=torch.int64)}, [NORM, "I64"]),
+        (tensors | {NORM: torch.ones(64, dtype=torch.bool)}, [NORM, "BOOL"]),
+    ):
+        save_file(changed, file)
+        refused(whole, "model.safetensors", *parts)
+
+
+def test_a_head_that_is_not_the_embedding_is_kept(tmp_path) -> None:
+    model = case("gpt2").tiny(tie_embeddings=False)
+    directory = save(model, tmp_path / "m")
+    change(directory / "config.json", tie_word_embeddings=True)
+    again = load(directory)
+    assert not again.config.tie_embeddings and weights_hash(again) == weights_hash(model)
+    with torch.no_grad():
+        model.head.weight.copy_(model.embedding.weight)
+    directory = save(model, tmp_path / "same")
+    change(directory / "config.json", tie_word_embeddings=True)
+    tied = load(directory)
+    assert tied.config.tie_embeddings and tied.head.weight is tied.embedding.weight
+    with pytest.raises(WeightsError, match="no such"):
+        load(tmp_path / "nowhere")
