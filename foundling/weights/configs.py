@@ -41,8 +41,8 @@ def read_config(values: dict[str, Any], file: str) -> tuple[Family, Any, dict[st
         ours[name] = _converted(table, theirs, values[theirs], file)
     known = table.fields.keys() | table.only.keys() | table.implied.keys() | OWN
     inert = _nested({k: v for k, v in values.items() if k not in known})
+    _check_sizes(ours, file)
     config = from_dict(found.config, ours, where=file)
-    _check_sizes(config, file)
     for key, follows in table.implied.items():
         wanted = follows(to_dict(config))
         if key in values and values[key] != wanted:
@@ -122,9 +122,9 @@ def _nested(values: dict[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _check_sizes(config: Any, file: str) -> None:
+def _check_sizes(ours: dict[str, Any], file: str) -> None:
     """No size of a file may ask for more than a machine could hold, or for nothing."""
-    for key, value in to_dict(config).items():
+    for key, value in ours.items():
         least = 0 if key.endswith("_id") else 1
         for number in value if isinstance(value, list | tuple) else [value]:
             if isinstance(number, int) and not isinstance(number, bool) and not least <= number <= 1 << 24:
