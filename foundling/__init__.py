@@ -7,25 +7,44 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from foundling.adapt.lora import LoRAOptions, lora, merge
+    from foundling.adapt.quantize import dequantize, quantize
+    from foundling.decode.denoise import denoise
     from foundling.decode.plain import generate
     from foundling.models import build
     from foundling.recipes.raising import raise_model, reproduce
     from foundling.text import Tokenizer
     from foundling.train.loop import train
+    from foundling.weights.adapters import load_adapter, save_adapter
+    from foundling.weights.composite import load_denoiser, save_denoiser
     from foundling.weights.directory import check, load, save
 
 _WHERE = {
+    "LoRAOptions": "foundling.adapt.lora",
     "Tokenizer": "foundling.text",
     "build": "foundling.models",
     "check": "foundling.weights.directory",
+    "denoise": "foundling.decode.denoise",
+    "dequantize": "foundling.adapt.quantize",
     "generate": "foundling.decode.plain",
     "load": "foundling.weights.directory",
+    "load_adapter": "foundling.weights.adapters",
+    "load_denoiser": "foundling.weights.composite",
+    "lora": "foundling.adapt.lora",
+    "merge": "foundling.adapt.lora",
+    "quantize": "foundling.adapt.quantize",
     "raise_model": "foundling.recipes.raising",
     "reproduce": "foundling.recipes.raising",
     "save": "foundling.weights.directory",
+    "save_adapter": "foundling.weights.adapters",
+    "save_denoiser": "foundling.weights.composite",
     "train": "foundling.train.loop",
 }
-__all__ = ["Tokenizer", "build", "check", "generate", "load", "raise_model", "reproduce", "save", "train"]
+__all__ = [
+    "LoRAOptions", "Tokenizer", "build", "check", "denoise", "dequantize", "generate", "load", "load_adapter",
+    "load_denoiser", "lora", "merge", "quantize", "raise_model", "reproduce", "save", "save_adapter", "save_denoiser",
+    "train",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

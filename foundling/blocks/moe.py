@@ -102,8 +102,9 @@ class MoE(nn.Module):
     def forward(self, x: Tensor, real: Tensor | None = None) -> tuple[Tensor, Routing]:
         """x (B, T, D), real (B, T) bool or None for all -> (B, T, D) and what the router did"""
         flat = x.flatten(0, 1)
+        read = flat.float() if torch.is_autocast_enabled(x.device.type) else flat  # else weights are in x's type too
         with torch.autocast(x.device.type, enabled=False):
-            probability = torch.softmax(self.router(flat.float()), dim=-1)
+            probability = torch.softmax(self.router(read).float(), dim=-1)
         weight, expert = probability.topk(self.n_active, dim=-1)
         weight = weight / weight.sum(-1, keepdim=True)
         counted = torch.ones_like(flat[:, 0], dtype=torch.float32) if real is None else real.flatten().float()

@@ -159,7 +159,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """x (B, C, H, W), t (B,) steps of the schedule -> a prediction like x"""
-        told = self.time["down"](F.silu(self.time["up"](sinusoids(t, self.config.widths[0]))))
+        told = self.time["down"](F.silu(self.time["up"](sinusoids(t, self.config.widths[0]).to(x.dtype))))
         told = told + self.classes(self._class_ids(len(x), condition, x.device))
         x = self.conv_in(x)
         skips = [x]

@@ -157,7 +157,7 @@ def _check_counts(config: Any, n_tensors: int, file: str) -> None:
     nothing to refuse."""
     for field in dataclasses.fields(config):
         count = getattr(config, field.name)
-        if field.name.endswith(("n_layers", "n_blocks", "n_experts")) and count > n_tensors:
+        if field.name.endswith(("_layers", "_blocks", "_experts")) and count > n_tensors:
             raise WeightsError(f"{file}: {field.name} = {count}, the directory holds {n_tensors} tensors")
 
 

@@ -126,7 +126,8 @@ class Pair(Case):
     @torch.no_grad()
     def outputs(self, model: Any) -> Tensor:
         batch = self.batch(0, 2)
-        return torch.cat([model.embed_image(batch["pixels"]), model.embed_text(batch["tokens"])], dim=1)
+        pixels = batch["pixels"].to(model.image.proj.weight.dtype)
+        return torch.cat([model.embed_image(pixels), model.embed_text(batch["tokens"])], dim=1)
 
 
 class Denoiser(Case):
@@ -146,7 +147,8 @@ class Denoiser(Case):
     @torch.no_grad()
     def outputs(self, model: Any) -> Tensor:
         keep = torch.tensor([True, False])
-        return model(self.batch(0, 2)["pixels"], torch.tensor([7, 300]), Condition(torch.tensor([3, 4]), keep))
+        pixels = self.batch(0, 2)["pixels"].to(model.conv_in.weight.dtype)
+        return model(pixels, torch.tensor([7, 300]), Condition(torch.tensor([3, 4]), keep))
 
 
 class Counted:

@@ -46,7 +46,9 @@ def mutate_json(value: Any, chance: random.Random) -> Any:
         if action == 0:
             del at[path[-1]]
         elif action == 1 and isinstance(at, dict):
-            at[chance.choice(["x", str(path[-1]) + "_", "vocab_size", "model_type"])] = copy.deepcopy(chance.choice(VALUES))
+            at[chance.choice(["x", str(path[-1]) + "_", "vocab_size", "model_type"])] = copy.deepcopy(
+                chance.choice(VALUES)
+            )
         elif action == 2 and isinstance(old, int) and not isinstance(old, bool):
             at[path[-1]] = chance.choice([old + 1, old - 1, old * 2, -old, old << 20, old / 2])
         elif action == 3 and isinstance(at, dict):

@@ -103,10 +103,18 @@ def test_a_configuration_that_lies(whole, values: dict, parts: list[str]) -> Non
     refused(whole, *parts)
 
 
-def test_experts_that_are_not_there(tmp_path) -> None:
+def test_parts_that_are_not_there(tmp_path) -> None:
     directory = save(case("mixtral").tiny(), tmp_path / "m")
     change(directory / "config.json", num_local_experts=1 << 23)
     refused(directory, "config.json", "n_experts", "tensors")
+    for name, key, field in (
+        ("t5", "num_layers", "n_layers"),
+        ("t5", "num_decoder_layers", "n_decoder_layers"),
+        ("unet", "layers_per_block", "n_blocks"),
+    ):
+        directory = save(case(name).tiny(), tmp_path / field)
+        change(directory / "config.json", **{key: 1 << 21})
+        refused(directory, "config.json", field, "tensors")
 
 
 @pytest.mark.parametrize(
