@@ -42,6 +42,16 @@ class Runtime:
             torch.set_num_threads(self.threads)
 
 
+def is_first_rank() -> bool:
+    """Whether this process is the one that writes."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
+def barrier() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
 def available_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

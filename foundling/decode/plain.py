@@ -49,11 +49,13 @@ def generate(
     if n < 1 or beams < 1:
         raise GenerationError(f"n is {n} and beams {beams}; expected at least 1 of each")
     if beams > 1:
-        if draft is not None or temperature not in (0.0, 1.0) or top_k or top_p < 1:
-            raise GenerationError("beams search and do not draw: leave temperature, top_k, top_p and draft out")
+        if draft is not None or tell or temperature not in (0.0, 1.0) or top_k or top_p < 1:
+            raise GenerationError("beams search and do not draw: leave temperature, top_k, top_p, draft and tell out")
         if n > beams:
             raise GenerationError(f"{n} answers of {beams} beams; ask for at most {beams}")
         return beam_search(model, tokens, max_tokens, beams, n, stop, length_penalty)
+    if tell and draft is not None:
+        raise GenerationError("tell hears one token at a time; a draft proposes several: leave one of them out")
     seeds = [seed + row for row in range(len(tokens) * n)]
     if draft is not None:
         return speculate(model, draft, [row for row in tokens for _ in range(n)], max_tokens, sampling, seeds, stop,

@@ -70,7 +70,8 @@ class DPO:
 
 
 class Referenced:
-    """Batches with the reference's log-probabilities as columns; the reference is frozen and no part of the step."""
+    """Batches with the reference's log-probabilities as columns. The reference is frozen here and no part of the step:
+    pass a copy of the policy, not the policy."""
 
     def __init__(self, batches: Batches, reference: Any) -> None:
         self.batches, self.reference = batches, reference.requires_grad_(False).eval()

@@ -29,7 +29,7 @@ from foundling.recipes.recipe import Recipe, Request, code_version
 from foundling.recipes.showing import Show
 from foundling.runtime import machine
 from foundling.text import Tokenizer
-from foundling.weights.directory import MANIFEST, weights_hash, write_manifest, write_weights
+from foundling.weights.directory import MANIFEST, weights_hash, whole_parameters, write_manifest, write_weights
 from foundling.weights.files import output_errors, publish, write_bytes, write_json
 
 N_SAMPLES = 50
@@ -254,7 +254,7 @@ def _write(raised: Raised, result: dict[str, Any], texts: list[str], show: Show)
     with output_errors(raised.out):
         clear(staging)
         staging.mkdir(parents=True)
-        write_weights(raised.model, staging)
+        write_weights(raised.model, whole_parameters(raised.model), staging)
         raised.tokenizer.save(staging)
         eos = raised.tokenizer.eos
         write_json(

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from foundling.contracts import Batch, Batches, Contrast, Objective, total
-from foundling.errors import DivergedError
+from foundling.errors import ConfigError, DivergedError
 from foundling.runtime import Runtime
 from foundling.train.optim import Optimizer
 from foundling.train.parallel import (
@@ -104,6 +104,8 @@ def train(
         compile_layers(model)
     step = _wrapped(state, objective, runtime)
     params = [p for p in model.parameters() if p.requires_grad]
+    if not params:
+        raise ConfigError("every parameter of the model is frozen; there is nothing to train")
     accumulate = _accumulate_contrast if isinstance(objective, Contrast) else _accumulate
     while state.step < schedule.total_steps:
         micro = micro_batches(_to(batches[state.step], runtime.device), options.micro_batch_size)
@@ -134,7 +136,8 @@ def train(
 def _wrapped(state: TrainState, objective: Objective | Contrast, runtime: Runtime) -> Any:
     if state.wrapped is None:
         state.wrapped = wrap(Step(state.model, objective, runtime), runtime)
-        state.optimizer.bind(state.model)  # sharding has replaced the parameters
+        if runtime.shard:
+            state.optimizer.bind(state.model)  # sharding has replaced the parameters
     step = state.wrapped.module if isinstance(state.wrapped, DistributedDataParallel) else state.wrapped
     step.objective, step.runtime = objective, runtime
     return state.wrapped

@@ -11,7 +11,15 @@ from typing import Any
 from foundling.diffusion.schedule import NoiseSchedule
 from foundling.errors import ConfigError, WeightsError
 from foundling.models import family_of
-from foundling.weights.directory import MANIFEST, check, load, weights_hash, write_manifest, write_weights
+from foundling.weights.directory import (
+    MANIFEST,
+    check,
+    load,
+    weights_hash,
+    whole_parameters,
+    write_manifest,
+    write_weights,
+)
 from foundling.weights.files import read_json, write_directory
 
 INDEX = "model_index.json"
@@ -33,7 +41,7 @@ def save_denoiser(
     def fill(aside: Path) -> None:
         for part in ("unet", "scheduler"):
             (aside / part).mkdir()
-        write_weights(model, aside / "unet")
+        write_weights(model, whole_parameters(model), aside / "unet")
         for file, value in ((INDEX, index), ("scheduler/scheduler_config.json", _scheduler(schedule))):
             (aside / file).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
         write_manifest(aside, {"weights_hash": weights_hash(model), **(about or {})})

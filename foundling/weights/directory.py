@@ -19,6 +19,7 @@ from foundling.adapt.quantize import Int8GroupedLinear, Int8Linear
 from foundling.contracts import ConfigMap
 from foundling.errors import WeightsError
 from foundling.models import Family, family_of
+from foundling.runtime import barrier, is_first_rank
 from foundling.weights import keys
 from foundling.weights.configs import read_config, write_config
 from foundling.weights.files import read_json, sha256, write_directory, write_json
@@ -48,15 +49,21 @@ def weights_hash(model: Any) -> str:
     return digest.hexdigest()
 
 
-def write_weights(model: Any, directory: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
-    """config.json and the tensors in the published layout, into an existing directory."""
-    found = family_of(model)
+def whole_parameters(model: Any) -> dict[str, Tensor]:
+    """By our names, a tied one once. WeightsError for a model that has something in it which no reader would expect."""
     if kinds := {type(m).__name__ for m in model.modules() if isinstance(m, LoRA | Int8Linear | Int8GroupedLinear)}:
         raise WeightsError(
-            f"{directory.name}: the model has {', '.join(sorted(kinds))} in it; merge or dequantize it first, or save "
-            "the adapter alone with save_adapter"
+            f"the model has {', '.join(sorted(kinds))} in it; merge or dequantize it first, or save the adapter alone "
+            "with save_adapter"
         )
-    params = {name: whole(p.detach()) for name, p in model.named_parameters()}  # a tied head is not listed twice
+    return {name: whole(p.detach()) for name, p in model.named_parameters()}
+
+
+def write_weights(
+    model: Any, params: dict[str, Tensor], directory: Path, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> None:
+    """config.json and the tensors in the published layout, into an existing directory."""
+    found = family_of(model)
     tensors = {}
     for link in keys.links(found.module.KEYS, params):
         parts = link.to_theirs([params[name] for name in link.ours])
@@ -77,16 +84,19 @@ def save(
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Path:
     """Writes a model directory; OutputError if `directory` holds anything already. More tensors than fit into
-    `max_shard_bytes` go to several files with an index."""
-    directory = Path(directory)
+    `max_shard_bytes` go to several files with an index. Of a model that is sharded over processes all call, and the
+    first one writes."""
+    directory, params, digest = Path(directory), whole_parameters(model), weights_hash(model)
 
     def fill(aside: Path) -> None:
-        write_weights(model, aside, max_shard_bytes)
+        write_weights(model, params, aside, max_shard_bytes)
         if tokenizer is not None:
             tokenizer.save(aside)
-        write_manifest(aside, {"weights_hash": weights_hash(model), **(about or {})})
+        write_manifest(aside, {"weights_hash": digest, **(about or {})})
 
-    write_directory(directory, fill)
+    if is_first_rank():
+        write_directory(directory, fill)
+    barrier()
     return directory
 
 

@@ -126,7 +126,7 @@ class Pair(Case):
     @torch.no_grad()
     def outputs(self, model: Any) -> Tensor:
         batch = self.batch(0, 2)
-        pixels = batch["pixels"].to(model.image.proj.weight.dtype)
+        pixels = batch["pixels"].to(next(model.parameters()).dtype)
         return torch.cat([model.embed_image(pixels), model.embed_text(batch["tokens"])], dim=1)
 
 
@@ -147,7 +147,7 @@ class Denoiser(Case):
     @torch.no_grad()
     def outputs(self, model: Any) -> Tensor:
         keep = torch.tensor([True, False])
-        pixels = self.batch(0, 2)["pixels"].to(model.conv_in.weight.dtype)
+        pixels = self.batch(0, 2)["pixels"].to(next(model.parameters()).dtype)
         return model(pixels, torch.tensor([7, 300]), Condition(torch.tensor([3, 4]), keep))
 
 

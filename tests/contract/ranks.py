@@ -6,16 +6,19 @@ from __future__ import annotations
 import multiprocessing
 import os
 import traceback
+from pathlib import Path
 from typing import Any
 
 STEPS, MICRO = 20, 4
 
 
-def losses(name: str, shard: bool, rank: int, world_size: int) -> dict[str, Any]:
+def losses(name: str, shard: bool, directory: Path, rank: int, world_size: int) -> dict[str, Any]:
+    """Trains, saves a checkpoint and a model directory."""
     from foundling.runtime import Runtime
+    from foundling.train.checkpoint import save_checkpoint
     from foundling.train.loop import TrainOptions, train
     from foundling.train.schedule import Schedule
-    from foundling.weights.directory import weights_hash
+    from foundling.weights.directory import save, weights_hash
     from tests.contract.cases import Data, case
 
     of = case(name)
@@ -24,6 +27,8 @@ def losses(name: str, shard: bool, rank: int, world_size: int) -> dict[str, Any]
     steps = train(state, of.objective(), Data(of, rank, world_size), Schedule(STEPS), TrainOptions(MICRO), runtime)
     found = [step.losses for step in steps]
     held = sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in state.model.parameters())
+    save_checkpoint(directory / "checkpoints", state, {})
+    save(state.model, directory / "model")
     return {"losses": found, "hash": weights_hash(state.model), "held": held}
 
 
