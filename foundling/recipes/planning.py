@@ -14,8 +14,8 @@ import torch
 from foundling.blocks.init import initialise
 from foundling.config import from_dict
 from foundling.data.split import Split
-from foundling.errors import BudgetError, ConfigError
-from foundling.models import FAMILIES, build, family
+from foundling.errors import BudgetError
+from foundling.models import build, family
 from foundling.objectives.causal import Causal
 from foundling.plan.dial import Budget, Choice, Corpus, candidate, choose, ladder
 from foundling.plan.energy import estimate
@@ -86,9 +86,6 @@ def plan(request: Request, found: Split, show: Show, memory: PeakMemory) -> Plan
     given, budget = request.given, request.budget
     name, seed = given.get("family", "llama"), given.get("seed", 0)
     module = family(name).module
-    if family(name).kind != "decoder":
-        readers = ", ".join(n for n, entry in FAMILIES.items() if entry.kind == "decoder")
-        raise ConfigError(f"raise trains models that read from left to right, {name} is none; choose of {readers}")
     device = resolve_device(given.get("device", default_device()))
     threads = given.get("threads", available_threads())
     Runtime(threads=threads).setup()

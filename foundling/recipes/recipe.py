@@ -12,6 +12,7 @@ from typing import Any, Literal, get_type_hints
 
 from foundling.config import from_dict, nearest, to_dict
 from foundling.errors import ConfigError
+from foundling.models import FAMILIES, family
 from foundling.plan.dial import Budget, Unit
 from foundling.runtime import Precision
 from foundling.text.tokenizer import MULTIPLE, SMALLEST
@@ -73,6 +74,11 @@ class Recipe:
         for name in ("learning_rate", "matrix_learning_rate", "clip"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"'{name}' is {getattr(self, name)}, expected a positive number")
+        if family(self.family).kind != "decoder":
+            readers = ", ".join(name for name, entry in FAMILIES.items() if entry.kind == "decoder")
+            raise ConfigError(
+                f"'family' is {self.family}, which does not read from left to right; use one of {readers}"
+            )
         if self.d_model % 32:
             raise ConfigError(f"'d_model' is {self.d_model}, expected a multiple of 32 (the width of a head)")
 
@@ -131,7 +137,7 @@ def code_version() -> dict[str, str]:
             path = f"{prefix}{entry.name}"
             if entry.is_dir() and entry.name != "__pycache__":
                 stack.append((f"{path}/", entry))
-            elif entry.name.endswith((".py", ".json")):
+            elif entry.name.endswith((".py", ".json")) and path != "models/matrix.json":  # which computes nothing
                 files[path] = entry
     for path in sorted(files):
         digest.update(f"{path}\n".encode() + files[path].read_bytes())

@@ -125,3 +125,12 @@ def test_gpt2_is_raised_by_the_same_command(model, tmp_path) -> None:
     )
     assert json.loads((tmp_path / "gpt2" / "config.json").read_text())["model_type"] == "gpt2"
     assert result["actual"]["bits_per_byte"] > 0
+
+
+@pytest.mark.parametrize("family", ["mixtral", "mamba2"])
+def test_every_decoder_is_raised_by_the_same_command(family: str, tmp_path) -> None:
+    data = corpus(tmp_path / "data")
+    result = raised(data, "--tokens", "3072", *TINY, "--family", family, "--out", tmp_path / "out")
+    assert result and foundling("check", tmp_path / "out").returncode == 0
+    done = foundling("generate", tmp_path / "out", "--prompt", "data", "--json")
+    assert done.returncode == 0, done.stderr
