@@ -11,7 +11,7 @@ from foundling.data.corpora.digits import HELD_OUT, DigitBatches, digits
 from foundling.decode.denoise import denoise
 from foundling.diffusion.schedule import NoiseSchedule
 from foundling.errors import GenerationError, WeightsError
-from foundling.models import build, family
+from foundling.models import FAMILIES, build, family
 from foundling.objectives.denoise import Denoise
 from foundling.runtime import Runtime, generator
 from foundling.train.loop import TrainOptions, TrainState, train
@@ -25,7 +25,7 @@ from tests.contract.matrix import covers
 SCHEDULE = NoiseSchedule()
 
 
-@covers("generate", only=["unet"])
+@covers("generate", only=[name for name, entry in FAMILIES.items() if entry.kind == "denoiser"])
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 def test_a_row_is_its_own(name: str, sampler) -> None:
     model = case(name).tiny()

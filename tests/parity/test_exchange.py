@@ -20,6 +20,7 @@ def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 5e-6) -> None:
 @pytest.mark.parametrize("which", range(3))
 @torch.inference_mode()
 def test_both_ways(name: str, which: int, tmp_path) -> None:
+    assert name in REFERENCES, f"give tests/parity/references.py three small models of {name}"
     reference = REFERENCES[name][which]
     theirs = randomise(reference.make())
     theirs.save_pretrained(tmp_path / "theirs")
