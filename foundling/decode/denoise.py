@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from foundling.diffusion.samplers import ddim, ddpm, guided
 from foundling.diffusion.schedule import NoiseSchedule, to_x0
 from foundling.errors import GenerationError
 from foundling.runtime import generator
+
+Sampler = Literal["ddpm", "ddim"]
 
 
 @torch.inference_mode()
@@ -24,15 +27,21 @@ def denoise(
     *,
     steps: int = 50,
     guidance: float = 1.0,
-    sampler: Literal["ddpm", "ddim"] = "ddim",
+    sampler: Sampler = "ddim",
 ) -> Tensor:
     """(rows, C, H, W) in [−1, 1], row i from seeds[i] and of class classes[i] (None: of any). `guidance` above 1
-    follows the class more closely at twice the cost. GenerationError for unknown classes, or not as many as seeds."""
-    c, device = model.config, next(model.parameters()).device
+    follows the class more closely at twice the cost. The network computes in its own precision, the sampler in float32.
+    GenerationError for unknown classes, not as many as seeds, and a sampler or guidance that is none."""
+    c, like = model.config, next(model.parameters())
+    device, dtype = like.device, like.dtype
     if not seeds or (classes is not None and len(classes) != len(seeds)):
         raise GenerationError(f"{0 if classes is None else len(classes)} classes for {len(seeds)} seeds; give as many")
     if classes is not None and not all(0 <= n < c.n_classes for n in classes):
         raise GenerationError(f"classes {sorted(set(classes))}; the model knows 0 to {c.n_classes - 1}")
+    if sampler not in get_args(Sampler):
+        raise GenerationError(f"sampler '{sampler}' is not known; use {' or '.join(get_args(Sampler))}")
+    if not math.isfinite(guidance):
+        raise GenerationError(f"guidance is {guidance}; expected a finite number, 1 for the class alone")
     ids = None if classes is None else torch.tensor(classes, device=device)
     bars = schedule.alpha_bar().to(device)
 
@@ -41,10 +50,10 @@ def denoise(
         return torch.stack([torch.randn(shape, generator=generator("sample", s, t)) for s in seeds]).to(device)
 
     def predict(x: Tensor, t: int) -> Tensor:
-        at = torch.full((len(x),), t, device=device)
-        said = model(x, at, Condition(ids)).float()
+        at, seen = torch.full((len(x),), t, device=device), x.to(dtype)
+        said = model(seen, at, Condition(ids)).float()
         if ids is not None and guidance != 1:
-            said = guided(said, model(x, at, Condition()).float(), guidance)
+            said = guided(said, model(seen, at, Condition()).float(), guidance)
         return to_x0(x, said, bars[at], schedule.predicts).clamp(-1, 1)
 
     path = schedule.spaced(steps)

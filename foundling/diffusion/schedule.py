@@ -8,23 +8,32 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from foundling.errors import ConfigError
 
+Kind = Literal["linear", "scaled_linear", "cosine"]
+Predicts = Literal["eps", "x0", "v"]
+
 
 @dataclass(frozen=True)
 class NoiseSchedule:
     n_steps: int = 1000
-    kind: Literal["linear", "scaled_linear", "cosine"] = "linear"
+    kind: Kind = "linear"
     start: float = 1e-4
     end: float = 0.02
-    predicts: Literal["eps", "x0", "v"] = "eps"
+    predicts: Predicts = "eps"
 
     def __post_init__(self) -> None:
+        for name, value, known in (
+            ("kind", self.kind, get_args(Kind)),
+            ("predicts", self.predicts, get_args(Predicts)),
+        ):
+            if value not in known:
+                raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(known)}")
         if not (0 < self.start <= self.end < 1 and 1 <= self.n_steps <= 100_000):
             raise ConfigError(
                 f"noise from {self.start} to {self.end} in {self.n_steps} steps; expected 0 < start ≤ end < 1 and at "
@@ -61,7 +70,7 @@ def noised(x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
     return _like(alpha_bar.sqrt(), x0) * x0 + _like((1 - alpha_bar).sqrt(), x0) * eps
 
 
-def target(x0: Tensor, eps: Tensor, alpha_bar: Tensor, predicts: str) -> Tensor:
+def target(x0: Tensor, eps: Tensor, alpha_bar: Tensor, predicts: Predicts) -> Tensor:
     """What the network is to say; v = √ᾱ eps − √(1 − ᾱ) x0 (Salimans & Ho 2022, appendix D)."""
     if predicts == "eps":
         return eps
@@ -70,7 +79,7 @@ def target(x0: Tensor, eps: Tensor, alpha_bar: Tensor, predicts: str) -> Tensor:
     return _like(alpha_bar.sqrt(), x0) * eps - _like((1 - alpha_bar).sqrt(), x0) * x0
 
 
-def to_x0(x: Tensor, said: Tensor, alpha_bar: Tensor, predicts: str) -> Tensor:
+def to_x0(x: Tensor, said: Tensor, alpha_bar: Tensor, predicts: Predicts) -> Tensor:
     """x0 from what the network said of x = x_t."""
     signal, noise = _like(alpha_bar.sqrt(), x), _like((1 - alpha_bar).sqrt(), x)
     if predicts == "eps":

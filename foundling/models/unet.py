@@ -34,9 +34,11 @@ class UNetConfig:
     def __post_init__(self) -> None:
         if len(self.widths) != len(self.attends) or not self.widths or len(self.widths) > 12:
             raise ConfigError(f"{len(self.widths)} widths and {len(self.attends)} attends; expected as many, 1 to 12")
-        for width in self.widths:
+        for index, width in enumerate(self.widths):
             if width < 1 or width % self.n_groups or width % self.head_dim:
                 raise ConfigError(f"width {width} is no multiple of n_groups {self.n_groups}, head_dim {self.head_dim}")
+            if index == 0 and width % 2:
+                raise ConfigError(f"the first width is {width}, odd; the time is told as pairs of cosine and sine")
         if self.image_size % 2 ** (len(self.widths) - 1):
             raise ConfigError(f"image_size {self.image_size} cannot be halved {len(self.widths) - 1} times")
 
@@ -285,6 +287,7 @@ CONFIG = ConfigMap(
         "mid_block_type": "UNetMidBlock2D",
         "num_train_timesteps": None,
         "resnet_time_scale_shift": "default",
+        "time_embedding_dim": None,
         "time_embedding_type": "positional",
         "upsample_type": "conv",
     },

@@ -8,9 +8,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from foundling.config import nearest
 from foundling.diffusion.schedule import NoiseSchedule
 from foundling.errors import ConfigError, WeightsError
 from foundling.models import family_of
+from foundling.runtime import barrier, is_first_rank
 from foundling.weights.directory import (
     MANIFEST,
     check,
@@ -28,31 +32,55 @@ SCHEDULER = "DDPMScheduler"
 DIFFUSERS = "diffusers"
 _PREDICTS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 _KINDS = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
+_FIELDS = {"num_train_timesteps": "n_steps", "beta_start": "start", "beta_end": "end"}
+_ONLY = {
+    "_class_name": SCHEDULER,
+    "variance_type": "fixed_small",
+    "clip_sample": True,
+    "clip_sample_range": 1.0,
+    "timestep_spacing": "leading",
+    "steps_offset": 0,
+    "trained_betas": None,
+    "thresholding": False,
+    "rescale_betas_zero_snr": False,
+}
+"""What is computed here: with another value the same weights would draw other pictures."""
+_INERT = ("_diffusers_version", "dynamic_thresholding_ratio", "sample_max_value")
+"""read by nothing but thresholding"""
 
 
 def save_denoiser(
     model: Any, schedule: NoiseSchedule, directory: str | Path, *, about: dict[str, Any] | None = None
 ) -> Path:
-    """unet/, scheduler/, the index, and foundling.json with every file's hash; OutputError if anything is there."""
-    directory = Path(directory)
-    name = family_of(model).module.CONFIG.model_type
+    """unet/, scheduler/, the index, and foundling.json with every file's hash. Of a model that is sharded over
+    processes all call, and the first one writes. OutputError if anything is there, WeightsError for a model that is no
+    denoiser."""
+    found = family_of(model)
+    if found.kind != "denoiser":
+        raise WeightsError(f"{found.name} is a {found.kind}, no denoiser; save it with save(model, directory)")
+    directory, params, digest = Path(directory), whole_parameters(model), weights_hash(model)
+    name = found.module.CONFIG.model_type
     index = {"_class_name": PIPELINE, "unet": [DIFFUSERS, name], "scheduler": [DIFFUSERS, SCHEDULER]}
 
     def fill(aside: Path) -> None:
         for part in ("unet", "scheduler"):
             (aside / part).mkdir()
-        write_weights(model, whole_parameters(model), aside / "unet")
+        write_weights(model, params, aside / "unet")
         for file, value in ((INDEX, index), ("scheduler/scheduler_config.json", _scheduler(schedule))):
             (aside / file).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        write_manifest(aside, {"weights_hash": weights_hash(model), **(about or {})})
+        write_manifest(aside, {"weights_hash": digest, **(about or {})})
 
-    write_directory(directory, fill)
+    if is_first_rank():
+        write_directory(directory, fill)
+    barrier()
     return directory
 
 
-def load_denoiser(directory: str | Path) -> tuple[Any, NoiseSchedule]:
+def load_denoiser(
+    directory: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> tuple[Any, NoiseSchedule]:
     """The denoiser and its schedule, from our directory or one that diffusers saved. WeightsError, by file and key, for
-    a component that is missing or of a class that is not known here."""
+    a component that is missing, of a class that is not known here, or that would compute something else."""
     directory = Path(directory)
     if not directory.is_dir():
         raise WeightsError(f"{directory}: no such model directory")
@@ -72,42 +100,39 @@ def load_denoiser(directory: str | Path) -> tuple[Any, NoiseSchedule]:
             raise WeightsError(f"{directory}: lacks the component '{part}'")
     if (directory / MANIFEST).exists() and (problems := check(directory)["problems"]):
         raise WeightsError(f"{directory}: {problems[0]}")
-    return load(directory / "unet"), _schedule(directory / "scheduler" / "scheduler_config.json")
+    return load(directory / "unet", dtype=dtype, device=device), _schedule(
+        directory / "scheduler" / "scheduler_config.json"
+    )
 
 
 def _scheduler(schedule: NoiseSchedule) -> dict[str, Any]:
-    return {
-        "_class_name": SCHEDULER,
-        "num_train_timesteps": schedule.n_steps,
-        "beta_start": schedule.start,
-        "beta_end": schedule.end,
-        "beta_schedule": _KINDS[schedule.kind],
-        "prediction_type": _PREDICTS[schedule.predicts],
-        "variance_type": "fixed_small",
-        "clip_sample": True,
-        "timestep_spacing": "leading",
-    }
+    values = {theirs: getattr(schedule, ours) for theirs, ours in _FIELDS.items()}
+    said = {"beta_schedule": _KINDS[schedule.kind], "prediction_type": _PREDICTS[schedule.predicts]}
+    return {key: value for key, value in _ONLY.items() if value is not None} | values | said
 
 
 def _schedule(file: Path) -> NoiseSchedule:
-    values = read_json(file)
-    kinds, predicts = ({v: k for k, v in table.items()} for table in (_KINDS, _PREDICTS))
-    defaults = _scheduler(NoiseSchedule())
-    for key in ("_class_name", "variance_type", "timestep_spacing"):
-        if values.get(key, defaults[key]) != defaults[key]:
-            raise WeightsError(f"{file}: {key} = {values[key]!r} is not supported; only {defaults[key]!r} is")
-    for key in ("trained_betas", "thresholding", "rescale_betas_zero_snr"):
-        if values.get(key):
-            raise WeightsError(f"{file}: {key} = {values[key]!r} is not supported")
-    read = {key: values.get(key, default) for key, default in defaults.items()}
-    if read["beta_schedule"] not in kinds or read["prediction_type"] not in predicts:
-        raise WeightsError(f"{file}: {read['beta_schedule']!r} with {read['prediction_type']!r} is not known here")
-    numbers = [read[key] for key in ("num_train_timesteps", "beta_start", "beta_end")]
-    if not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
-        raise WeightsError(f"{file}: num_train_timesteps, beta_start, beta_end are {numbers}, expected numbers")
-    steps, start, end = numbers
-    kind, said = kinds[read["beta_schedule"]], predicts[read["prediction_type"]]
+    """What the file leaves out is as diffusers' class has it, which is how ours starts too."""
+    known = _ONLY | _scheduler(NoiseSchedule())
+    found = read_json(file)
+    for key in found:
+        if key not in known and key not in _INERT:
+            raise WeightsError(f"{file}: unknown key '{key}'; {nearest(key, [*known])}")
+    values = known | found
+    for key, wanted in _ONLY.items():
+        if values[key] != wanted:
+            raise WeightsError(f"{file}: {key} = {values[key]!r} is not supported; only {wanted!r} is")
+    for key in _FIELDS:
+        kinds = (int,) if key == "num_train_timesteps" else (int, float)
+        if type(values[key]) not in kinds:  # a bool is no number here
+            raise WeightsError(f"{file}: {key} is {values[key]!r}, expected {kinds[-1].__name__}")
+    named = {}
+    for key, ours, table in (("beta_schedule", "kind", _KINDS), ("prediction_type", "predicts", _PREDICTS)):
+        names = {theirs: name for name, theirs in table.items()}
+        if values[key] not in [*names]:
+            raise WeightsError(f"{file}: {key} = {values[key]!r} is not known here; known: {', '.join(names)}")
+        named[ours] = names[values[key]]
     try:
-        return NoiseSchedule(int(steps), kind, start, end, said)  # pyright: ignore[reportArgumentType]  known names
+        return NoiseSchedule(**{ours: values[theirs] for theirs, ours in _FIELDS.items()}, **named)
     except ConfigError as error:
         raise WeightsError(f"{file}: {error}") from None

@@ -30,7 +30,7 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
 
 class DigitBatches:
     """`pixels`, `classes`, `sample_ids`; sample k depends on (seed, k) alone, every picture once an epoch. The last 297
-    pictures, of other writers, are held out."""
+    pictures are held out."""
 
     def __init__(self, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
         if batch_size % world_size:
