@@ -5,6 +5,7 @@ QLoRA's way (Dettmers et al. 2023)."""
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foundling.adapt.quantize import Int8GroupedLinear, Int8Linear
+from foundling.adapt.quantize import INT8, Int8GroupedLinear, Int8Linear
 from foundling.adapt.rewrite import matching, rewrite
 from foundling.blocks.init import Role
 from foundling.blocks.moe import GroupedLinear, grouped_mm
@@ -29,21 +30,27 @@ class LoRAOptions:
     alpha: float = 16.0
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or not self.alpha > 0:
-            raise AdaptError(f"rank {self.rank} and alpha {self.alpha}: expected at least 1 and above 0")
+        if self.rank < 1 or not 0 < self.alpha < math.inf:
+            raise AdaptError(f"rank {self.rank} and alpha {self.alpha}: expected at least 1 and a number above 0")
+
+
+def shapes(base: Any, rank: int) -> dict[str, tuple[int, ...]]:
+    """Of the adapter on a projection: a (rank, in) and b (out, rank), with the experts first where there are any."""
+    experts = (base.n_experts,) if isinstance(base, GROUPED) else ()
+    return {"a": (*experts, rank, base.in_features), "b": (*experts, base.out_features, rank)}
 
 
 class LoRA(nn.Module):
-    """base(x) + alpha / rank · x aᵀ bᵀ; a (rank, in), b (out, rank), with the experts first where there are any."""
+    """base(x) + alpha / rank · x aᵀ bᵀ; a and b in the type of the base's numbers."""
 
     def __init__(self, base: Any, options: LoRAOptions) -> None:
         super().__init__()
         self.base, self.scale = base, options.alpha / options.rank
         self.in_features, self.out_features = base.in_features, base.out_features
-        experts = (base.n_experts,) if isinstance(base, GROUPED) else ()
-        like = base.weight.device
-        self.a = nn.Parameter(torch.zeros(*experts, options.rank, base.in_features, device=like))
-        self.b = nn.Parameter(torch.zeros(*experts, base.out_features, options.rank, device=like))
+        like = base.scale if isinstance(base, INT8) else base.weight
+        of = shapes(base, options.rank)
+        self.a = nn.Parameter(torch.zeros(of["a"], dtype=like.dtype, device=like.device))
+        self.b = nn.Parameter(torch.zeros(of["b"], dtype=like.dtype, device=like.device))
 
     def forward(self, x: Tensor, *ends: Tensor) -> Tensor:
         if ends:
@@ -56,18 +63,24 @@ class LoRA(nn.Module):
     def merged(self) -> nn.Module:
         """An ordinary projection that computes the same; an int8 base is dequantised, since its steps are coarser than
         what was learnt."""
-        base = self.base.dequantized() if isinstance(self.base, Int8Linear | Int8GroupedLinear) else self.base
+        base = self.base.dequantized() if isinstance(self.base, INT8) else self.base
         with torch.no_grad():
             base.weight = nn.Parameter(base.weight + self.scale * (self.b @ self.a))
         return base
 
 
-def lora(model: Any, options: LoRAOptions, generator: torch.Generator) -> list[str]:
-    """Puts an adapter on every projection that matches, in place, and freezes all else; the names. `b` starts at zero,
-    so that nothing changes at first. AdaptError for a model that has adapters already."""
+def adaptable(model: nn.Module, options: LoRAOptions) -> dict[str, nn.Module]:
+    """Name -> projection, where the adapters would go. AdaptError for a model that has adapters already."""
     if any(isinstance(m, LoRA) for m in model.modules()):
         raise AdaptError("the model has adapters already; merge them first")
-    found = matching(model, options.pattern, LINEAR + GROUPED)
+    return matching(model, options.pattern, LINEAR + GROUPED)
+
+
+def lora(model: Any, options: LoRAOptions, generator: torch.Generator) -> list[str]:
+    """Puts an adapter on every projection that matches, in place, and freezes all else; the names. `b` starts at zero,
+    so that nothing changes at first. AdaptError for a pattern that matches nothing, and for a model that has adapters
+    already."""
+    found = adaptable(model, options)
     model.requires_grad_(False)
     names = rewrite(model, found, lambda m: LoRA(m, options))
     for name in sorted(names):
@@ -79,14 +92,16 @@ def lora(model: Any, options: LoRAOptions, generator: torch.Generator) -> list[s
 
 
 def merge(model: Any) -> list[str]:
-    """Folds every adapter into its base, in place; the names. AdaptError if there is none. A head that was tied to the
-    embedding and has been adapted is tied no more."""
+    """Folds every adapter into its base, in place, and makes all parameters trainable; the names. AdaptError if there
+    is none. A head that was tied to the embedding and has been adapted is tied no more."""
     found = {name: m for name, m in model.named_modules() if isinstance(m, LoRA)}
     if not found:
         raise AdaptError("the model has no adapters to merge")
     names = rewrite(model, found, lambda m: m.merged())
     model.requires_grad_(True)
-    if getattr(model.config, "tie_embeddings", False) and model.head.weight is not model.embedding.weight:
+    del model.lora_options
+    tied = getattr(getattr(model, "config", None), "tie_embeddings", False)
+    if tied and model.head.weight is not model.embedding.weight:
         model.config = dataclasses.replace(model.config, tie_embeddings=False)
     return names
 
@@ -99,6 +114,13 @@ def adapter_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def base_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers of the model as it was before adapters, by their names then; a tied one once."""
-    own = {id(p) for p in adapter_tensors(model).values()}
+    adapters = {name for name, m in model.named_modules() if isinstance(m, LoRA)}
+
+    def before(name: str) -> str:
+        path, _, leaf = name.rpartition(".")
+        outer, _, inner = path.rpartition(".")
+        return f"{outer}.{leaf}" if inner == "base" and outer in adapters else name
+
+    own = adapter_tensors(model).keys()
     named = [*model.named_parameters(), *model.named_buffers()]
-    return {name.replace(".base.", "."): t for name, t in named if id(t) not in own}
+    return {before(name): t for name, t in named if name not in own}

@@ -4,6 +4,8 @@ weights alone): a quarter of the bytes, activations as they are."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,12 +19,48 @@ def to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(…, out, in) -> int8 alike and scale (…, out, 1) float32, with |weight − int8 · scale| ≤ scale / 2."""
     weight = weight.detach().float()
     scale = weight.abs().amax(-1, keepdim=True) / 127
-    scale = torch.where(scale > 0, scale, 1.0)
+    scale = torch.where(scale >= torch.finfo(scale.dtype).tiny, scale, 1.0)  # below, a quotient could be over 127
     return (weight / scale).round().to(torch.int8), scale
 
 
+class _Product(torch.autograd.Function):
+    """x @ (int8 · scale)ᵀ, the scale applied to the result. Backward makes the floats once more: autograd would keep
+    those of every layer from one pass to the other, and nothing would be saved."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, ends: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight, scale, ends)
+        return _multiply(x, weight, ends) * _scales(scale, ends, x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        weight, scale, ends = ctx.saved_tensors
+        return _multiply(grad * _scales(scale, ends, grad), weight.mT, ends), None, None, None
+
+
+def _multiply(x: Tensor, weight: Tensor, ends: Tensor | None) -> Tensor:
+    floats = weight.to(x.dtype)
+    return F.linear(x, floats) if ends is None else grouped_mm(x, floats, ends)
+
+
+def _scales(scale: Tensor, ends: Tensor | None, like: Tensor) -> Tensor:
+    """(out,), or (n, out) of rows sorted by expert"""
+    if ends is None:
+        return scale[:, 0].to(like.dtype)
+    rows = torch.arange(len(like), device=like.device, dtype=ends.dtype)
+    return scale[torch.searchsorted(ends, rows, right=True), :, 0].to(like.dtype)
+
+
+def int8_product(x: Tensor, weight: Tensor, scale: Tensor, ends: Tensor | None = None) -> Tensor:
+    """x (…, in), weight (out, in), scale (out, 1) -> (…, out); with `ends` as of GroupedLinear. Under autocast in its
+    type, which holds an int8 exactly."""
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    return _Product.apply(x, weight, scale, ends)  # pyright: ignore[reportReturnType]
+
+
 class Int8Linear(nn.Module):
-    """x @ (int8 · scale)ᵀ + bias, the scale applied to the result; gradients pass to x alone."""
+    """x @ (int8 · scale)ᵀ + bias; gradients pass to x alone."""
 
     weight: Tensor
     scale: Tensor
@@ -36,7 +74,7 @@ class Int8Linear(nn.Module):
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.linear(x, self.weight.to(x.dtype)) * self.scale[:, 0].to(x.dtype)
+        y = int8_product(x, self.weight, self.scale)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def dequantized(self) -> nn.Linear:
@@ -61,18 +99,22 @@ class Int8GroupedLinear(nn.Module):
         self.register_buffer("scale", scale)
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
-        expert = torch.searchsorted(ends, torch.arange(len(x), device=x.device, dtype=ends.dtype), right=True)
-        return grouped_mm(x, self.weight.to(x.dtype), ends) * self.scale[expert, :, 0].to(x.dtype)
+        return int8_product(x, self.weight, self.scale, ends)
 
     def dequantized(self) -> GroupedLinear:
-        linear = GroupedLinear(self.n_experts, self.in_features, self.out_features)
+        with torch.device("meta"):
+            linear = GroupedLinear(self.n_experts, self.in_features, self.out_features)
         linear.weight = nn.Parameter(self.weight * self.scale)
         return linear
 
 
+INT8 = (Int8Linear, Int8GroupedLinear)
+
+
 def quantize(model: nn.Module, pattern: str = "*layers.*") -> list[str]:
-    """Every Linear and GroupedLinear that matches becomes int8, in place; the names. AdaptError for a weight that is
-    also an embedding's: as integers it could not be looked up."""
+    """Every Linear and GroupedLinear that matches becomes int8, in place; the names. AdaptError, before anything is
+    changed, for a weight that is also an embedding's (as integers it could not be looked up) or is not finite (as
+    integers nobody would notice)."""
     found = matching(model, pattern, (nn.Linear, GroupedLinear))
     tables = {id(m.weight): name for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
     for name, module in found.items():
@@ -80,11 +122,14 @@ def quantize(model: nn.Module, pattern: str = "*layers.*") -> list[str]:
             raise AdaptError(
                 f"'{name}' shares its weight with '{tables[id(module.weight)]}'; leave it out of the pattern"
             )
+        if not module.weight.is_meta and not module.weight.isfinite().all():  # pyright: ignore
+            raise AdaptError(f"'{name}' has weights that are not finite; load a model that is whole")
     return rewrite(model, found, lambda m: Int8Linear(m) if isinstance(m, nn.Linear) else Int8GroupedLinear(m))  # pyright: ignore
 
 
 def dequantize(model: nn.Module) -> list[str]:
-    """Every int8 projection becomes an ordinary one again, with the rounded weights."""
-    kinds = (Int8Linear, Int8GroupedLinear)
-    found = {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
-    return rewrite(model, found, lambda m: m.dequantized())
+    """Every int8 projection becomes an ordinary one again, with the rounded weights; frozen where the model has
+    adapters. Returns the names."""
+    found = {name: m for name, m in model.named_modules() if isinstance(m, INT8)}
+    frozen = hasattr(model, "lora_options")
+    return rewrite(model, found, lambda m: m.dequantized().requires_grad_(not frozen))

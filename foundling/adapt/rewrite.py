@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -13,20 +14,33 @@ from foundling.config import nearest
 from foundling.errors import AdaptError
 
 
+def matches(name: str, pattern: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, part.strip()) for part in pattern.split(","))
+
+
+def pattern_of(names: Iterable[str], known: Iterable[str]) -> str:
+    """A pattern that matches `names` and no other of `known`: with `*` for every number, or all names written out."""
+    chosen = set(names)
+    short = ",".join(sorted({re.sub(r"\b\d+\b", "*", name) for name in chosen}))
+    return short if {name for name in known if matches(name, short)} == chosen else ",".join(sorted(chosen))
+
+
 def matching(model: nn.Module, pattern: str, kinds: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
     """Name -> module, for modules of the kinds whose name matches any of the shell patterns in `pattern`, parted by
     commas ("layers.*.mixer.[qv],head"; `*` crosses dots). AdaptError if there is none, with names that are close."""
-    patterns = [part.strip() for part in pattern.split(",")]
-    known = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
-    found = {n: m for n, m in known.items() if any(fnmatch.fnmatchcase(n, p) for p in patterns)}
+    known = {name: module for name, module in model.named_modules() if name and isinstance(module, kinds)}
+    found = {name: module for name, module in known.items() if matches(name, pattern)}
     if not found:
         raise AdaptError(f"pattern '{pattern}' matches no projection; {nearest(pattern, list(known))}")
     return found
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    path, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(path), leaf, module.train(model.training))
+    """At every place where the module of that name is used."""
+    old = model.get_submodule(name)
+    places = [(parent, leaf) for parent in model.modules() for leaf, child in parent._modules.items() if child is old]
+    for parent, leaf in places:
+        setattr(parent, leaf, module.train(model.training))
 
 
 def rewrite(model: nn.Module, found: Mapping[str, Any], make: Callable[[Any], nn.Module]) -> list[str]:

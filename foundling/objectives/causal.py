@@ -24,12 +24,13 @@ def cross_entropy_sum(logits: Tensor, targets: Tensor, loss_mask: Tensor) -> Ten
 
 
 def read(model: Any, batch: Batch, prefix: str = "") -> Out:
-    """What the model makes of the batch's `tokens`. Where there is a `source` (B, S) with `source_documents`, the model
-    encodes it first and the tokens read it."""
+    """What the model makes of the batch's `tokens`. Where there is a `source` (B, S) with `source_documents`, of this
+    prefix or shared by all, the model encodes it first and the tokens read it."""
     tokens, documents = batch[f"{prefix}tokens"], batch[f"{prefix}documents"]
-    if "source" not in batch:
+    source = f"{prefix}source" if f"{prefix}source" in batch else "source"
+    if source not in batch:
         return model(tokens, documents=documents)
-    memory = model.encode(batch["source"], documents=batch["source_documents"])
+    memory = model.encode(batch[source], documents=batch[f"{source}_documents"])
     return model(tokens, documents=documents, memory=memory)
 
 

@@ -22,17 +22,17 @@ def answer_logprobs(model: Any, batch: Batch, side: str) -> tuple[Tensor, Out]:
     """(B,) Σ log p(target) over the counted places of each row, and what else the model said. Logits are made chunk by
     chunk, and again in the backward pass, so that (B, T, V) never exists whole."""
     out = read(model, batch, f"{side}_")
-    targets, mask = batch[f"{side}_targets"].flatten(), batch[f"{side}_loss_mask"].flatten()
+    targets = torch.where(batch[f"{side}_loss_mask"], batch[f"{side}_targets"], -100).flatten()
 
     def logprobs(hidden: Tensor, target: Tensor) -> Tensor:
-        return -F.cross_entropy(model.logits(hidden).float(), target, reduction="none")
+        return -F.cross_entropy(model.logits(hidden).float(), target, ignore_index=-100, reduction="none")
 
     size, hidden = chunk_size(model), out.hidden.flatten(0, 1)
     parts = [
         checkpoint(logprobs, h, t, use_reentrant=False) if torch.is_grad_enabled() else logprobs(h, t)
         for h, t in zip(hidden.split(size), targets.split(size), strict=True)
     ]
-    return torch.where(mask, torch.cat(parts), 0).unflatten(0, out.hidden.shape[:2]).sum(1), out  # pyright: ignore
+    return torch.cat(parts).unflatten(0, out.hidden.shape[:2]).sum(1), out  # pyright: ignore
 
 
 def dpo_loss(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
@@ -42,7 +42,8 @@ def dpo_loss(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
 
 class DPO:
     """Batch: for `chosen_` and `rejected_` each tokens, targets, documents, loss_mask, and
-    `reference_chosen_logprob`, `reference_rejected_logprob` (B,); one `source` where the model encodes the prompt."""
+    `reference_chosen_logprob`, `reference_rejected_logprob` (B,). Where the model encodes the prompt, one `source` for
+    both, or `chosen_source` and `rejected_source`."""
 
     def __init__(self, *, beta: float = 0.1) -> None:
         if not beta > 0:
@@ -70,8 +71,8 @@ class DPO:
 
 
 class Referenced:
-    """Batches with the reference's log-probabilities as columns. The reference is frozen here and no part of the step:
-    pass a copy of the policy, not the policy."""
+    """Batches with the reference's log-probabilities as columns, computed where the reference is. It is frozen here and
+    no part of the step: pass a copy of the policy, not the policy."""
 
     def __init__(self, batches: Batches, reference: Any) -> None:
         self.batches, self.reference = batches, reference.requires_grad_(False).eval()
@@ -79,4 +80,7 @@ class Referenced:
     @torch.no_grad()
     def __getitem__(self, n: int) -> Batch:
         batch = self.batches[n]
-        return batch | {f"reference_{s}_logprob": answer_logprobs(self.reference, batch, s)[0] for s in SIDES}
+        device = next(self.reference.parameters()).device
+        there = {name: column.to(device) for name, column in batch.items()}
+        scores = {side: answer_logprobs(self.reference, there, side)[0] for side in SIDES}
+        return batch | {f"reference_{s}_logprob": score.to(batch[f"{s}_tokens"].device) for s, score in scores.items()}

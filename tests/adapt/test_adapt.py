@@ -1,17 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """LoRA against peft, int8 by hand, and what they refuse."""
 
+import math
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import foundling
-from foundling.adapt.lora import LoRAOptions, adapter_tensors, lora, merge
-from foundling.adapt.quantize import Int8Linear, dequantize, quantize, to_int8
-from foundling.errors import AdaptError, WeightsError
-from foundling.runtime import generator
-from foundling.weights.adapters import load_adapter, save_adapter
-from foundling.weights.directory import MANIFEST, weights_hash
+from foundling.adapt.lora import LoRAOptions, adapter_tensors, base_tensors, lora, merge
+from foundling.adapt.quantize import Int8GroupedLinear, Int8Linear, dequantize, quantize, to_int8
+from foundling.adapt.rewrite import matches, pattern_of
+from foundling.blocks.moe import GroupedLinear
+from foundling.errors import AdaptError
+from foundling.models import FAMILIES
+from foundling.runtime import Runtime, generator
+from foundling.train.loop import TrainOptions, TrainState, train
+from foundling.train.optim import Optimizer, OptimOptions
+from foundling.train.schedule import Schedule
+from foundling.weights.directory import weights_hash
 from tests.contract.cases import case, close, tokens
 from tests.parity.references import REFERENCES, randomise
 from tests.parity.references import tokens as ids
@@ -104,21 +113,151 @@ def test_a_tied_head_that_was_adapted_is_tied_no_more(tmp_path) -> None:
     assert weights_hash(foundling.load(tmp_path / "m")) == weights_hash(model)
 
 
-def test_a_damaged_adapter_is_named(tmp_path) -> None:
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=9))
+def test_no_weight_is_off_by_more_than_half_a_step(row: list[float]) -> None:
+    weight = torch.tensor([row]).double()
+    integers, scale = to_int8(weight.float())
+    assert integers.abs().max() <= 127
+    assert ((weight - integers.double() * scale.double()).abs() <= 0.500001 * scale.double()).all()
+
+
+def grouped(n_experts: int = 3, wide: int = 5, out: int = 4) -> tuple[GroupedLinear, torch.Tensor, torch.Tensor]:
+    """Experts, of which the second gets no row, and their rows."""
+    torch.manual_seed(0)
+    return GroupedLinear(n_experts, wide, out), torch.randn(7, wide), torch.tensor([4, 4, 7], dtype=torch.int32)
+
+
+@torch.no_grad()
+def test_what_comes_out_is_off_by_half_a_step_of_what_goes_in() -> None:
+    """|y − y'| ≤ scale / 2 · Σ |x|, in each output channel; of weights off at random, far less."""
+    torch.manual_seed(0)
+    linear, x = nn.Linear(256, 100), torch.randn(50, 256)
+    small = Int8Linear(linear)
+    error, bound = (small(x) - linear(x)).abs(), small.scale[:, 0] / 2 * x.abs().sum(1, keepdim=True)
+    assert (error <= bound).all()
+    # uniform in ± scale / 2: a standard deviation of scale / √12 for each weight, so scale · ‖x‖ / √12 for their sum
+    expected = small.scale[:, 0] * x.norm(dim=1, keepdim=True) / math.sqrt(12)
+    assert 0.95 < float(error.square().mean().sqrt() / expected.square().mean().sqrt()) < 1.05
+    experts, x, ends = grouped()
+    small = Int8GroupedLinear(experts)
+    bound = torch.cat([small.scale[0, :, 0].expand(4, -1), small.scale[2, :, 0].expand(3, -1)]) / 2
+    assert ((small(x, ends) - experts(x, ends)).abs() <= bound * x.abs().sum(1, keepdim=True)).all()
+
+
+def test_gradients_pass_through_integers_as_through_what_they_stand_for() -> None:
+    linear, x = nn.Linear(6, 5), torch.randn(2, 3, 6, requires_grad=True)
+    experts, rows, ends = grouped()
+    rows.requires_grad_()
+    for small, args, plain in (
+        (Int8Linear(linear), (x,), Int8Linear(linear).dequantized()),
+        (Int8GroupedLinear(experts), (rows, ends), Int8GroupedLinear(experts).dequantized()),
+    ):
+        (got,) = torch.autograd.grad(small(*args).square().sum(), args[0])
+        (expected,) = torch.autograd.grad(plain(*args).square().sum(), args[0])
+        close(got, expected)
+
+
+def test_adapters_of_experts_by_hand() -> None:
+    experts, x, ends = grouped()
+    model = nn.Module()
+    model.up = experts
+    assert lora(model, LoRAOptions("up", rank=2, alpha=3.0), generator(0)) == ["up"]
+    a, b = model.up.a.data, model.up.b.data.normal_(generator=generator(1))
+    assert (a.shape, b.shape) == ((3, 2, 5), (3, 4, 2))
+    rows = [(0, slice(0, 4)), (2, slice(4, 7))]
+    expected = torch.cat([x[r] @ (experts.weight[e] + 1.5 * b[e] @ a[e]).T for e, r in rows])
+    close(model.up(x, ends), expected)
+    merge(model)
+    assert model.up is experts
+    close(experts(x, ends), expected)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_autocast_computes_in_its_type_and_trains(name: str) -> None:
+    of = case(name)
+    model, wide = of.tiny(), set()
+    names = quantize(model, "*layers.*")
+    lora(model, LoRAOptions("*layers.*", rank=4), generator("lora"))
+    for path in names:
+        if not path.endswith("router"):  # which computes in float32 whatever surrounds it
+            model.get_submodule(path).register_forward_hook(lambda m, x, y: wide.add(y.dtype))
+    state = TrainState(model, Optimizer(model, OptimOptions("adamw", learning_rate=0.003)))
+    batch, runtime = of.batch(0), Runtime(precision="bfloat16")
+    steps = train(state, of.objective(), [batch] * 6, Schedule(6), TrainOptions(4), runtime)
+    losses = [step.loss for step in steps]
+    assert wide == {torch.bfloat16} and losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_no_floats_of_integer_weights_wait_for_the_backward_pass(name: str) -> None:
+    model = case(name).tiny()
+    quantize(model)
+    lora(model, LoRAOptions("layers.*", rank=4), generator(0))
+    sizes = {b.numel() for n, b in model.named_buffers() if n.endswith("weight")}
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        model(tokens(rows=3, length=7))
+    there = {t.data_ptr() for t in [*model.parameters(), *model.buffers()]}
+    floats = [t for t in kept if t.is_floating_point() and t.numel() in sizes and t.data_ptr() not in there]
+    assert any(t.dtype == torch.int8 for t in kept) and not floats
+
+
+def test_an_adapter_is_of_the_type_of_its_base() -> None:
+    of = case("llama")
+    model = of.tiny().to(torch.bfloat16)
+    before = of.outputs(model)
+    lora(model, LoRAOptions("*"), generator(0))
+    assert torch.equal(of.outputs(model), before)
+    merge(model)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_what_is_dequantised_under_an_adapter_stays_frozen() -> None:
+    model = case("mixtral").tiny()
+    quantize(model)
+    lora(model, LoRAOptions("layers.*.mixer.q"), generator(0))
+    chance = torch.get_rng_state()
+    assert "layers.0.mixer.q.base" in dequantize(model)
+    assert torch.equal(torch.get_rng_state(), chance)
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == adapter_tensors(model).keys()
+    merge(model)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_weights_that_are_not_finite_are_refused_and_nothing_is_changed() -> None:
     model = case("llama").tiny()
-    lora(model, LoRAOptions("layers.*.mixer.q", rank=2), generator(0))
-    with pytest.raises(AdaptError, match="no adapters"):
-        save_adapter(case("llama").tiny(), tmp_path / "none")
-    directory = save_adapter(model, tmp_path / "adapter")
-    assert sum(p.stat().st_size for p in directory.iterdir()) < 8000
-    file = directory / "adapter.safetensors"
-    good = file.read_bytes()
-    file.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-    with pytest.raises(WeightsError, match=r"adapter\.safetensors: damaged"):
-        load_adapter(case("llama").tiny(), directory)
-    file.unlink()
-    with pytest.raises(WeightsError, match=r"adapter\.safetensors: missing"):
-        load_adapter(case("llama").tiny(), directory)
-    (directory / MANIFEST).unlink()
-    with pytest.raises(WeightsError, match="is this an adapter"):
-        load_adapter(case("llama").tiny(), directory)
+    with torch.no_grad():
+        model.layers[1].ffn.down.weight[3, 5] = math.nan
+    with pytest.raises(AdaptError, match=r"'layers\.1\.ffn\.down' has weights that are not finite"):
+        quantize(model)
+    assert not any(isinstance(m, Int8Linear) for m in model.modules())
+
+
+def test_a_projection_that_is_used_twice_is_adapted_at_both_places() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
+    model.append(model[0])
+    assert lora(model, LoRAOptions("*"), generator(0)) == ["0"]
+    assert model[0] is model[2] and model[0].in_features == 3
+    merge(model)
+    assert model[0] is model[2] and isinstance(model[0], nn.Linear)
+
+
+def test_names_of_the_base_are_those_before_adapters() -> None:
+    """A module that a family itself calls `base` keeps its name."""
+    model = nn.Module()
+    model.base = nn.Linear(2, 2)
+    model.inner = nn.Module()
+    model.inner.base = nn.Linear(2, 2)
+    before = {name: p.data_ptr() for name, p in model.named_parameters()}
+    lora(model, LoRAOptions("inner.*,base", rank=1), generator(0))
+    assert {name: t.data_ptr() for name, t in base_tensors(model).items()} == before
+
+
+def test_a_pattern_matches_what_it_was_made_of_and_no_more() -> None:
+    known = [f"layers.{i}.mixer.{p}" for i in range(12) for p in "qk"] + ["layers.0.conv1", "layers.0.conv2", "head"]
+    queries = [name for name in known if name.endswith("q")]
+    assert pattern_of(queries, known) == "layers.*.mixer.q"
+    assert pattern_of(["layers.0.conv1", "head"], known) == "head,layers.*.conv1"
+    assert pattern_of([], known) == ""
+    for names in (queries[:2], known[5:9], known):
+        assert {name for name in known if matches(name, pattern_of(names, known))} == set(names)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from foundling.contracts import Term, total
 from foundling.objectives import causal
-from foundling.objectives.causal import chunked_cross_entropy, cross_entropy_sum
+from foundling.objectives.causal import Causal, chunked_cross_entropy, cross_entropy_sum, read
+from tests.contract.cases import case
 
 
 class Head(torch.nn.Module):
@@ -59,3 +60,36 @@ def test_a_frozen_head_still_passes_the_gradient_on() -> None:
 def test_total_divides_by_the_global_count() -> None:
     loss = {"loss": Term(torch.tensor(6.0), 3, 1.0), "balance": Term(torch.tensor(8.0), 4, 0.5)}
     assert float(total(loss, {"loss": 12})) == 6 / 12 + 0.5 * 8 / 4
+
+
+def test_tokens_read_the_source_of_their_prefix_or_the_shared_one() -> None:
+    of = case("t5")
+    model, batch = of.tiny(), of.batch(0)
+    memory = model.encode(batch["source"], documents=batch["source_documents"])
+    expected = model(batch["tokens"], documents=batch["documents"], memory=memory).hidden
+    assert torch.equal(read(model, batch).hidden, expected)
+    other = {f"chosen_{name}": column for name, column in batch.items()}
+    other |= {"source": batch["source"].flip(1), "source_documents": batch["source_documents"]}
+    assert torch.equal(read(model, other, "chosen_").hidden, expected), "its own, where it has one"
+    shared = {n: c for n, c in other.items() if not n.startswith("chosen_source")} | {"source": batch["source"]}
+    assert torch.equal(read(model, shared, "chosen_").hidden, expected)
+
+
+def test_of_a_seq2seq_the_loss_is_that_of_the_answer_given_the_source() -> None:
+    of = case("t5")
+    model, batch = of.tiny(), of.batch(0)
+    loss = Causal()(model, batch)["loss"]
+    loss.sum.backward()
+    logprobs = torch.log_softmax(model.logits(read(model, batch).hidden).detach(), -1)
+    each = logprobs.gather(-1, batch["targets"][..., None])[..., 0]
+    assert float(loss.sum.detach()) == pytest.approx(-float((each * batch["loss_mask"]).sum()), rel=1e-5)
+    assert int(loss.count) == int(batch["loss_mask"].sum()) == Causal().counts(batch)["loss"]
+    assert all(p.grad is not None for p in model.encoder.parameters()), "the encoder learns too"
+
+
+def test_what_the_routers_say_is_passed_on() -> None:
+    of = case("mixtral")
+    model, batch = of.tiny(), of.batch(0)
+    term = Causal()(model, batch)["router_balance"]
+    found = model(batch["tokens"], documents=batch["documents"]).aux["router_balance"]
+    assert float(term.sum.detach()) == float(found.sum.detach()) > 0 and term.weight == found.weight > 0
