@@ -6,20 +6,21 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from foundling.contracts import Batch, Loss, Term
 from foundling.errors import ConfigError
-from foundling.objectives.causal import chunked_sum, cross_entropy_sum, read
+from foundling.objectives.causal import read
+from foundling.objectives.chunked import chunked_sum, counted
 
 
-def distillation_sum(student: Tensor, teacher: Tensor, loss_mask: Tensor, temperature: float) -> Tensor:
-    """T² Σ over counted places of KL(teacher ‖ student), both softened by T (section 2.1: T² keeps the gradient's
-    size). student and teacher (N, V) logits, loss_mask (N,)."""
+def distillation_sum(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T² Σ over places of KL(teacher ‖ student), both softened by T (section 2.1: T² keeps the gradient's size).
+    student and teacher (N, V) logits."""
     ours = torch.log_softmax(student.float() / temperature, dim=-1)
     theirs = torch.log_softmax(teacher.float() / temperature, dim=-1)
-    divergence = (theirs.exp() * (theirs - ours)).sum(-1)
-    return temperature**2 * torch.where(loss_mask, divergence, 0).sum()
+    return temperature**2 * (theirs.exp() * (theirs - ours)).sum()
 
 
 class Distill:
@@ -44,13 +45,15 @@ class Distill:
                 f"{model.head.out_features}; both need the same tokenizer"
             )
         with torch.no_grad():
-            known = read(self.teacher, batch).hidden.flatten(0, 1)
-        out, targets, mask = read(model, batch), batch["targets"].flatten(), batch["loss_mask"].flatten()
+            known = read(self.teacher, batch).hidden
+        out = read(model, batch)
+        hidden, known, targets = counted(batch["loss_mask"], out.hidden, known, batch["targets"])
 
         def loss_of(logits: Tensor, rows: slice) -> Tensor:
             with torch.no_grad():
                 theirs = self.teacher.logits(known[rows])
-            soft = distillation_sum(logits, theirs, mask[rows], self.temperature)
-            return self.alpha * soft + (1 - self.alpha) * cross_entropy_sum(logits, targets[rows], mask[rows])
+            soft = distillation_sum(logits, theirs, self.temperature)
+            hard = F.cross_entropy(logits.float(), targets[rows], reduction="sum")
+            return self.alpha * soft + (1 - self.alpha) * hard
 
-        return {"loss": Term(chunked_sum(model, out.hidden, loss_of), mask.sum()), **out.aux}
+        return {"loss": Term(chunked_sum(model, hidden, loss_of), batch["loss_mask"].sum()), **out.aux}

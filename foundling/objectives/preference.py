@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from foundling.contracts import Batch, Batches, Loss, Out, Term
 from foundling.errors import ConfigError
-from foundling.objectives.causal import chunk_size, read
+from foundling.objectives.causal import read
+from foundling.objectives.chunked import chunk_size
 
 SIDES = ("chosen", "rejected")
 

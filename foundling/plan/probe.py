@@ -45,7 +45,7 @@ def choose_precision(device: str) -> tuple[Precision, float]:
     return ("bfloat16", half) if half > 1.5 * single else ("float32", single)
 
 
-class _Random:
+class RandomBatches:
     """Random tokens in the shape of real batches."""
 
     def __init__(self, rows: int, seq_len: int, vocab_size: int) -> None:
@@ -69,7 +69,7 @@ def step_seconds(
         model = build(family, device=runtime.device, **fields)
         initialise(model, generator("probe"))
     state = TrainState(model, Optimizer(model, optim))
-    batches = _Random(batch_size, fields["max_seq_len"], fields["vocab_size"])
+    batches = RandomBatches(batch_size, fields["max_seq_len"], fields["vocab_size"])
     marks: list[float] = []
     for record in train(state, objective, batches, Schedule(MOST_STEPS), TrainOptions(micro_batch_size), runtime):
         record.grad_norm  # noqa: B018  waits for the device

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from foundling.contracts import Term, total
-from foundling.objectives import causal
-from foundling.objectives.causal import Causal, chunked_cross_entropy, cross_entropy_sum, read
+from foundling.objectives import chunked
+from foundling.objectives.causal import Causal, read
+from foundling.objectives.chunked import chunked_cross_entropy, cross_entropy_sum
 from tests.contract.cases import case
 
 
@@ -22,14 +23,14 @@ class Head(torch.nn.Module):
 
 
 def test_by_hand() -> None:
-    logits = torch.tensor([[math.log(1.0), math.log(3.0)], [0.0, 0.0], [5.0, 1.0]])
-    value = cross_entropy_sum(logits, torch.tensor([1, 0, 0]), torch.tensor([True, True, False]))
+    logits = torch.tensor([[math.log(1.0), math.log(3.0)], [0.0, 0.0]])
+    value = cross_entropy_sum(logits, torch.tensor([1, 0]))
     assert float(value) == pytest.approx(-math.log(3 / 4) - math.log(1 / 2))
 
 
 @pytest.mark.parametrize("chunk", [64, 640, 1 << 20])
 def test_chunks_give_the_whole_loss_and_gradient(chunk: int, monkeypatch) -> None:
-    monkeypatch.setattr(causal, "CHUNK_LOGITS", chunk)
+    monkeypatch.setattr(chunked, "CHUNK_LOGITS", chunk)
     head = torch.nn.Linear(16, 10, bias=True).double()
     hidden = torch.randn(5, 41, 16, dtype=torch.float64, requires_grad=True)
     targets, mask = torch.randint(0, 10, (5, 41)), torch.rand(5, 41) > 0.4
@@ -93,3 +94,59 @@ def test_what_the_routers_say_is_passed_on() -> None:
     term = Causal()(model, batch)["router_balance"]
     found = model(batch["tokens"], documents=batch["documents"]).aux["router_balance"]
     assert float(term.sum.detach()) == float(found.sum.detach()) > 0 and term.weight == found.weight > 0
+
+
+def test_logits_that_are_far_off_give_the_exact_loss_and_gradient() -> None:
+    """−log p of 200 nats, where p itself is 0 in float32."""
+    logits = torch.tensor([[0.0, -200.0, 100.0], [0.0, 300.0, 300.0]], requires_grad=True)
+    targets = torch.tensor([1, 0])
+    value = cross_entropy_sum(logits * 1, targets)
+    value.backward()
+    assert float(value.detach()) == pytest.approx(300 + 300 + math.log(2))
+    torch.testing.assert_close(logits.grad, torch.tensor([[0.0, -1.0, 1.0], [-1.0, 0.5, 0.5]]))
+
+
+def test_logits_of_the_caller_are_left_alone() -> None:
+    logits = torch.randn(3, 5, requires_grad=True)
+    before = logits.detach().clone()
+    cross_entropy_sum(logits, torch.tensor([0, 1, 2])).backward()
+    assert torch.equal(logits.detach(), before)
+
+
+@pytest.mark.parametrize("head", ["softcap", "twice", "wrapped"])
+def test_any_head_gets_the_gradient_of_the_whole(head: str, monkeypatch) -> None:
+    """What the fast path must not assume: logits bent after the product, two products, or no Linear."""
+    monkeypatch.setattr(chunked, "CHUNK_LOGITS", 64)
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(8, 11)
+            if head == "wrapped":
+                inner, self.head = self.head, torch.nn.Sequential(torch.nn.Linear(8, 8), self.head)
+                self.head.out_features = inner.out_features
+
+        def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+            if head == "twice":
+                return self.head(hidden) + 0.3 * self.head(hidden.flip(-1))
+            return 5 * torch.tanh(self.head(hidden) / 5) if head == "softcap" else self.head(hidden)
+
+    model, mask = Model(), torch.rand(2, 100) > 0.2
+    hidden, targets = torch.randn(2, 100, 8, requires_grad=True), torch.randint(0, 11, (2, 100))
+    value = chunked_cross_entropy(model, hidden, targets, mask)
+    value.backward()
+    got = [hidden.grad, *(p.grad for p in model.parameters())]
+    hidden.grad = None
+    model.zero_grad()
+    whole = F.cross_entropy(model.logits(hidden)[mask], targets[mask], reduction="sum")
+    whole.backward()
+    torch.testing.assert_close(value, whole)
+    for a, b in zip(got, [hidden.grad, *(p.grad for p in model.parameters())], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_nothing_counted_is_no_loss_and_no_gradient() -> None:
+    head, hidden = torch.nn.Linear(4, 6), torch.randn(1, 3, 4, requires_grad=True)
+    loss = chunked_cross_entropy(Head(head), hidden, torch.zeros(1, 3).long(), torch.zeros(1, 3).bool())
+    loss.backward()
+    assert float(loss) == 0 and head.weight.grad.abs().sum() == 0 and hidden.grad.abs().sum() == 0

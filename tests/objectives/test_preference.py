@@ -8,7 +8,7 @@ import torch
 
 from foundling.contracts import Batch
 from foundling.errors import ConfigError
-from foundling.objectives import causal
+from foundling.objectives import causal, chunked
 from foundling.objectives.preference import DPO, SIDES, Referenced, answer_logprobs, dpo_loss
 from foundling.runtime import Runtime
 from foundling.train.loop import TrainOptions, TrainState, train
@@ -52,7 +52,7 @@ def test_by_hand() -> None:
 
 @pytest.mark.parametrize("name", ["llama", "t5", "mamba2"])
 def test_chunks_give_the_whole_loss_gradient_and_metrics(name: str, monkeypatch) -> None:
-    monkeypatch.setattr(causal, "CHUNK_LOGITS", 1)  # 64 places at a time
+    monkeypatch.setattr(chunked, "CHUNK_LOGITS", 1)  # 64 places at a time
     of = case(name)
     model, batch = of.tiny(), Referenced(Same(preferences(of)), of.tiny(seed=4))[0]
     loss = DPO(beta=0.02)(model, batch)
@@ -73,7 +73,7 @@ def test_chunks_give_the_whole_loss_gradient_and_metrics(name: str, monkeypatch)
 
 
 def test_logits_are_never_whole_nor_kept(monkeypatch) -> None:
-    monkeypatch.setattr(causal, "CHUNK_LOGITS", 1)
+    monkeypatch.setattr(chunked, "CHUNK_LOGITS", 1)
     of = case("llama")
     model, batch, rows = of.tiny(vocab_size=96), preferences(of), []
     model.head.register_forward_hook(lambda m, x, y: rows.append(y.shape[:-1].numel()))

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sums over places of something of their logits, which never exist whole: some rows at a time, gradient at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CHUNK_LOGITS = 1 << 24
+"""Logits held at once, 64 MiB in float32: enough rows that each reading of the head's weights serves many of them."""
+CACHED_LOGITS = 1 << 20
+"""Logits between two looks at them: what the processor's own caches hold, so that memory is passed once, not thrice."""
+LossOf = Callable[[Tensor, slice], Tensor]
+"""logits (n, V) of some places, and which of all (N,) they are -> their part of a sum over places"""
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Σ −log softmax(logits)[target], leaving the gradient where the logits were. Nobody else may hold them: the step
+    that made them needs its result no more, and autograd would say so."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        ctx.dtype, logits = logits.dtype, logits.float()
+        nats = logits.new_zeros((), dtype=torch.float64 if logits.device.type == "cpu" else torch.float32)
+        rows = max(1, CACHED_LOGITS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+        for part, at in zip(logits.split(rows), targets[:, None].split(rows), strict=True):
+            most, said = part.amax(1, keepdim=True), part.gather(1, at)
+            torch.softmax(part, 1, out=part)
+            nats += (most - part.amax(1, keepdim=True).log() - said).sum()  # softmax at the largest is 1 / Σ e^(x − most)
+            part.scatter_add_(1, at, part.new_full((), -1.0).expand(at.shape))
+        ctx.gradient = logits
+        return nats.float()
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        gradient, ctx.gradient = ctx.gradient, None
+        if scale.device.type != "cpu" or scale != 1:  # a whole pass through memory
+            gradient.mul_(scale)
+        return gradient.to(ctx.dtype), None
+
+
+def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
+    """Σ −log softmax(logits)[target], in float32. logits (N, V), targets (N,). With gradients on, float32 logits are
+    used up: their memory becomes that of their gradient."""
+    if torch.is_grad_enabled() and logits.requires_grad and not logits.is_leaf:
+        return _CrossEntropy.apply(logits, targets)  # pyright: ignore[reportReturnType]
+    return F.cross_entropy(logits.float(), targets, reduction="sum")
+
+
+class _Chunked(torch.autograd.Function):
+    """Runs loss and gradient chunk by chunk in the forward pass, so (N, V) never exists whole and nothing is computed
+    twice; backward only scales. Exact because the loss is a sum over places.
+
+    The gradient of a plain Linear's weights is added up in place by the products themselves; whatever else a head may
+    be made of, autograd differentiates."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, loss_of: LossOf, model: Any, *params: Tensor) -> Tensor:
+        total = hidden.new_zeros((), dtype=torch.float32)
+        grad_hidden = torch.empty_like(hidden)
+        grads = [torch.zeros_like(p) for p in params]
+        linear = [i for i, p in enumerate(params) if type(model.head) is nn.Linear and p is model.head.weight]
+        rest = [i for i in range(len(params)) if i not in linear]
+        calls: list[tuple[Tensor, Tensor]] = []
+        watch = model.head.register_forward_hook(lambda _, args, out: calls.append((args[0], out))) if linear else None
+        try:
+            for rows in _slices(len(hidden), chunk_size(model)):
+                with torch.enable_grad():
+                    chunk = hidden[rows].detach().requires_grad_()
+                    loss = loss_of(model.logits(chunk), rows)
+                    outputs = [out for _, out in calls]
+                    found = torch.autograd.grad(loss, (chunk, *outputs, *(params[i] for i in rest)))
+                total += loss.detach()
+                grad_hidden[rows] = found[0]
+                for (given, _), by in zip(calls, found[1:], strict=False):
+                    _add_product(grads[linear[0]], by.flatten(0, -2), given.detach().flatten(0, -2))
+                for i, more in zip(rest, found[1 + len(calls) :], strict=True):
+                    grads[i] += more
+                calls.clear()
+        finally:
+            if watch is not None:
+                watch.remove()
+        ctx.grads = [grad_hidden, *grads]
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if ctx.grads is None:
+            raise RuntimeError("the gradient of a chunked loss can be taken once")
+        (hidden, *grads), ctx.grads = ctx.grads, None
+        return (hidden.mul_(scale), None, None, *(g.mul_(scale) for g in grads))
+
+
+def _add_product(into: Tensor, by: Tensor, given: Tensor) -> None:
+    """into (V, D) += byᵀ (V, n) given (n, D)"""
+    if by.dtype == given.dtype == into.dtype:
+        into.addmm_(by.t(), given)
+    else:
+        into += by.t() @ given.to(by.dtype)
+
+
+def _slices(length: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def chunk_size(model: Any) -> int:
+    """Places whose logits are held at once."""
+    return max(64, CHUNK_LOGITS // model.head.out_features // 64 * 64)
+
+
+def chunked_sum(model: Any, hidden: Tensor, loss_of: LossOf) -> Tensor:
+    """Σ loss_of(logits of some places, which places), a sum over places, without whole logits. hidden (N, D)."""
+    if torch.is_grad_enabled():
+        params = [p for p in model.head.parameters() if p.requires_grad]
+        return _Chunked.apply(hidden, loss_of, model, *params)  # pyright: ignore[reportReturnType]
+    parts = [loss_of(model.logits(hidden[rows]), rows) for rows in _slices(len(hidden), chunk_size(model))]
+    return torch.stack(parts).sum() if parts else hidden.new_zeros(())
+
+
+def counted(loss_mask: Tensor, *of: Tensor) -> list[Tensor]:
+    """Of each (B, T, …) the counted places, (N, …): what is not counted is not multiplied by the head at all."""
+    mask = loss_mask.flatten()
+    if bool(mask.all()):
+        return [t.flatten(0, 1) for t in of]
+    places = mask.nonzero()[:, 0]
+    return [t.flatten(0, 1).index_select(0, places) for t in of]
+
+
+def chunked_cross_entropy(model: Any, hidden: Tensor, targets: Tensor, loss_mask: Tensor) -> Tensor:
+    """Σ −log p(target) over counted places. hidden (B, T, D), targets and loss_mask (B, T)."""
+    hidden, targets = counted(loss_mask, hidden, targets)
+    return chunked_sum(model, hidden, lambda logits, rows: cross_entropy_sum(logits, targets[rows]))
