@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training step against transformers' best setting and against the machine's own limit.
 
-python -m benchmarks.step [small] [gpt2] [--rounds 5] [--json]
+python -m benchmarks.step [small] [gpt2] [--rounds 7]
 
-Both sides train GPT-2 of one shape on the same random tokens with fused AdamW and clipping, in turn, step for step. The limit is the time
-that the step's products would take at the best rate that a product of their shape reaches here, in any layout.
+All sides train GPT-2 of one shape on the same random tokens with fused AdamW and clipping, each in a process of its
+own, in turn, step for step. Of transformers' settings the best of a first look stays in the race: as it is, and once
+more with the memory setting of `Runtime.setup`, which is ours. The limit is the time that the step's products would
+take at the best rate that a product of their shape reaches here in any layout.
 """
 
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +25,7 @@ from foundling.models import build
 from foundling.models.gpt2 import PRESETS
 from foundling.objectives.causal import Causal
 from foundling.plan.flops import training_flops_per_token
-from foundling.plan.probe import RandomBatches
+from foundling.plan.probe import RandomBatches, choose_precision
 from foundling.runtime import Precision, Runtime, available_threads, generator
 from foundling.train.loop import TrainOptions, TrainState, train
 from foundling.train.optim import Optimizer, OptimOptions
@@ -71,97 +75,135 @@ def theirs(fields: dict[str, Any], rows: int, seq_len: int, precision: Precision
     return step
 
 
-def in_turn(steppers: dict[str, Stepper], rounds: int) -> dict[str, list[float]]:
-    for step in steppers.values():
-        step(), step()
-    seconds: dict[str, list[float]] = {name: [] for name in steppers}
-    for _ in range(rounds):
-        for name, step in steppers.items():
-            begin = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - begin)
-    return seconds
+def products(fields: dict[str, Any], tokens: int) -> dict[str, list[tuple[int, int, int]]]:
+    """The three products of each kind of Linear, forward and backward."""
+    d, f, v = fields["d_model"], fields["d_ff"], fields["vocab_size"]
+    shapes = {"d x d": (d, d), "up": (d, f), "down": (f, d), "head": (d, v)}
+    return {name: [(tokens, i, o), (tokens, o, i), (o, tokens, i)] for name, (i, o) in shapes.items()}
 
 
-def product_seconds(m: int, k: int, n: int, rounds: int = 3) -> float:
-    """The least time of (m, k) x (k, n) here: float32 and bfloat16, either matrix laid out by rows or by columns."""
+def product_seconds(m: int, k: int, n: int, precision: torch.dtype) -> float:
+    """The least time of (m, k) x (k, n), either matrix laid out by rows or by columns, into memory that is there."""
+    a, b, out = torch.randn(m, k).to(precision), torch.randn(k, n).to(precision), torch.empty(m, n, dtype=precision)
     best = float("inf")
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)
-        out = torch.empty(m, n, dtype=dtype)
-        for left in (a, a.t().contiguous().t()):
-            for right in (b, b.t().contiguous().t()):
-                for _ in range(rounds if best < float("inf") or dtype == torch.float32 else 1):
-                    begin = time.perf_counter()
-                    torch.mm(left, right, out=out)
-                    taken = time.perf_counter() - begin
-                    best = min(best, taken)
-                    if taken > 3 * best:  # a precision that is emulated here
-                        break
+    for left in (a, a.t().contiguous().t()):
+        for right in (b, b.t().contiguous().t()):
+            begin = time.perf_counter()
+            torch.mm(left, right, out=out)
+            best = min(best, time.perf_counter() - begin)
     return best
 
 
-def limit_seconds(fields: dict[str, Any], tokens: int, seq_len: int) -> dict[str, Any]:
-    """Σ flops_i / best rate at that shape, over the three products of every Linear; attention at the mean rate."""
-    d, f, v, n = fields["d_model"], fields["d_ff"], fields["vocab_size"], fields["n_layers"]
-    flops, seconds, parts = 0.0, 0.0, {}
-    for name, (inside, outside, count) in {
-        "d x d": (d, d, 4 * n),
-        "up": (d, f, n),
-        "down": (f, d, n),
-        "head": (d, v, 1),
-    }.items():
-        shapes = ((tokens, inside, outside), (tokens, outside, inside), (outside, tokens, inside))
-        each = sum(product_seconds(*shape) for shape in shapes)
-        part = 6.0 * tokens * inside * outside
-        parts[name] = round(part / each / 1e9)
-        flops, seconds = flops + count * part, seconds + count * each
-    model = build("gpt2", device="meta", **fields)
-    total = training_flops_per_token(model, seq_len) * tokens
-    return {"flops": total, "seconds": seconds * total / flops, "best_gflops": parts}
+def limit_seconds(fields: dict[str, Any], tokens: int, seq_len: int, precision: torch.dtype) -> float:
+    """Σ flops_i / best rate at that shape over the products of every Linear; attention, which has no one product, at
+    their mean rate."""
+    counts = {"d x d": 4 * fields["n_layers"], "up": fields["n_layers"], "down": fields["n_layers"], "head": 1}
+    seconds = flops = 0.0
+    for name, shapes in products(fields, tokens).items():
+        seconds += counts[name] * sum(product_seconds(*shape, precision) for shape in shapes)
+        flops += counts[name] * sum(2.0 * m * k * n for m, k, n in shapes)
+    return seconds * step_flops(fields, tokens, seq_len) / flops
+
+
+def step_flops(fields: dict[str, Any], tokens: int, seq_len: int) -> float:
+    """6 N + 6 L D T a token, a tied head once."""
+    return float(training_flops_per_token(build("gpt2", device="meta", **fields), seq_len)) * tokens
+
+
+PEERS = {
+    "transformers float32": ("float32", False),
+    "transformers float32 compiled": ("float32", True),
+    "transformers bfloat16 compiled": ("bfloat16", True),
+}
+KEPT = ", memory kept"
+LIMIT, OWN = "limit", "foundling"
+
+
+def serve(name: str, size: str) -> None:
+    """Builds one side, then takes a step for each line that comes in and says its seconds."""
+    rows, seq_len, fields = SIZES[size]
+    if name.endswith(KEPT) or not name.startswith("transformers"):
+        Runtime(threads=available_threads()).setup()
+    torch.set_num_threads(available_threads())
+    if name == LIMIT:
+        kinds = (torch.float32, torch.bfloat16)
+        fast = min(kinds, key=lambda kind: sum(product_seconds(1024, 1024, 1024, kind) for _ in range(3)))
+        step = lambda: limit_seconds(fields, rows * seq_len, seq_len, fast)  # noqa: E731
+    elif name == OWN:
+        step = ours(fields, rows, seq_len, choose_precision("cpu")[0])
+    else:
+        step = theirs(fields, rows, seq_len, *PEERS[name.removesuffix(KEPT)])
+    for _ in sys.stdin:
+        begin = time.perf_counter()
+        found = step()
+        print(f"SECONDS {found if name == LIMIT else time.perf_counter() - begin}", flush=True)
+
+
+class Side:
+    """A process that takes steps when asked."""
+
+    def __init__(self, name: str, size: str) -> None:
+        command = [sys.executable, "-m", "benchmarks.step", "--serve", name, size]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+        self()
+        self()
+
+    def __call__(self) -> float:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith("SECONDS "):
+                return float(line.split()[1])
+        raise SystemExit(f"{self.process.args} ended with {self.process.wait()}")
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
 
 
 def measure(size: str, rounds: int) -> dict[str, Any]:
     rows, seq_len, fields = SIZES[size]
-    torch.set_num_threads(available_threads())
-    steppers = {
-        f"transformers {precision}{' compiled' if compiled else ''}": theirs(fields, rows, seq_len, precision, compiled)
-        for precision, compiled in (("float32", False), ("float32", True), ("bfloat16", True))
-    }
-    steppers["foundling float32"] = ours(fields, rows, seq_len, "float32")
-    for name, step in list(steppers.items()):  # a setting out of the race is not timed again and again
-        step(), step()
-        begin = time.perf_counter()
-        step()
-        print(f"{size} {name}: {time.perf_counter() - begin:.2f} s, first look", flush=True)
-        if name.startswith("transformers bfloat16") and time.perf_counter() - begin > 20 * rows:
-            del steppers[name]
-    before = limit_seconds(fields, rows * seq_len, seq_len)
-    seconds = in_turn(steppers, rounds)
-    after = limit_seconds(fields, rows * seq_len, seq_len)
-    limit = min(before["seconds"], after["seconds"])
+    tokens, first = rows * seq_len, {}
+    for name in PEERS:
+        side = Side(name, size)
+        first[name] = min(side() for _ in range(3))
+        side.end()
+        print(f"{size}, first look: {name} {tokens / first[name]:.0f} tokens/s", file=sys.stderr, flush=True)
+    peer = min(first, key=lambda n: first[n])
+    sides = {name: Side(name, size) for name in (peer, peer + KEPT, OWN, LIMIT)}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, side in sides.items():
+            seconds[name].append(side())
+    for side in sides.values():
+        side.end()
     middle = {name: statistics.median(s) for name, s in seconds.items()}
-    peer = min((n for n in middle if n.startswith("transformers")), key=lambda n: middle[n])
-    own = min((n for n in middle if n.startswith("foundling")), key=lambda n: middle[n])
-    tokens = rows * seq_len
+
+    def ratio(to: str) -> float:
+        return round(statistics.median(a / b for a, b in zip(seconds[to], seconds[OWN], strict=True)), 3)
+
     return {
         "size": size,
+        "first_look_tokens_per_second": {name: round(tokens / s, 1) for name, s in first.items()},
         "tokens_per_second": {name: round(tokens / s, 1) for name, s in middle.items()},
-        "spread": {name: round(max(s) / min(s), 2) for name, s in seconds.items()},
-        "best_peer": peer,
-        "ratio": round(middle[peer] / middle[own], 3),
-        "gflops": round(before["flops"] / middle[own] / 1e9, 1),
-        "limit_tokens_per_second": round(tokens / limit, 1),
-        "share_of_limit": round(limit / middle[own], 3),
-        "best_product_gflops": after["best_gflops"],
+        "slowest_to_fastest": {name: round(max(s) / min(s), 2) for name, s in seconds.items()},
+        "ratio_to_peer": ratio(peer),
+        "ratio_to_peer_memory_kept": ratio(peer + KEPT),
+        "share_of_limit": ratio(LIMIT),
+        "gflops": round(step_flops(fields, tokens, seq_len) / middle[OWN] / 1e9, 1),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("sizes", nargs="*", choices=list(SIZES))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.serve:
+        return serve(args.serve, args.sizes[0])
     for size in args.sizes or ["small"]:
         print(json.dumps(measure(size, args.rounds), indent=1), flush=True)
 

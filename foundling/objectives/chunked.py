@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CHUNK_LOGITS = 1 << 24
-"""Logits held at once, 64 MiB in float32: enough rows that each reading of the head's weights serves many of them."""
+CHUNK_LOGITS = 1 << 25
+"""Logits held at once, 128 MiB in float32: enough rows that each reading of the head's weights serves many of them."""
 CACHED_LOGITS = 1 << 20
 """Logits between two looks at them: what the processor's own caches hold, so that memory is passed once, not thrice."""
 LossOf = Callable[[Tensor, slice], Tensor]
@@ -103,7 +103,9 @@ def _add_product(into: Tensor, by: Tensor, given: Tensor) -> None:
         into += by.t() @ given.to(by.dtype)
 
 
-def _slices(length: int, size: int) -> list[slice]:
+def _slices(length: int, most: int) -> list[slice]:
+    """Of nearly equal length, `most` at the most."""
+    size = max(1, -(-length // max(1, -(-length // most))))
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
