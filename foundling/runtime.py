@@ -46,8 +46,8 @@ class Runtime:
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc's malloc not to give large blocks back: a step allocates the same ones again and again, and the kernel
-    would have to clear each page of them every time (a tenth of a training step). Elsewhere it does nothing."""
+    """Tells glibc's malloc not to give large blocks back: a step allocates the same ones again and again, and each time
+    the kernel would have to clear every page (a tenth of a training step). Elsewhere it does nothing."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):

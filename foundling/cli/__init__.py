@@ -15,6 +15,7 @@ from foundling.errors import FoundlingError
 
 COMMANDS = {
     "raise": "foundling.cli.raise_",
+    "plan": "foundling.cli.plan",
     "chat": "foundling.cli.chat",
     "generate": "foundling.cli.generate",
     "check": "foundling.cli.check",

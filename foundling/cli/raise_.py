@@ -21,6 +21,7 @@ KEYS = (
     "family", "seed", "field", "vocab_size", "d_model", "n_layers", "seq_len", "batch_size", "micro_batch_size",
     "total_steps", "optimizer", "learning_rate", "matrix_learning_rate", "weight_decay", "schedule", "warmup_steps",
     "decay_share", "clip", "precision", "threads", "compile", "device", "checkpoint_every", "data_share",
+    "checkpoint_activations",
 )  # fmt: skip
 
 
@@ -36,6 +37,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the unfinished run in --out")
     parser.add_argument("--config", help="YAML file of recipe keys to hold fixed")
     parser.add_argument("--licence", help="licence of the data, for the model card (such as CC-BY-4.0)")
+    add_keys(parser)
+
+
+def add_keys(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("keys of the recipe", "what is not given is chosen, and printed")
     for key in KEYS:
         group.add_argument("--" + key.replace("_", "-"), dest="key_" + key, metavar="VALUE")

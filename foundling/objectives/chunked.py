@@ -30,7 +30,9 @@ class _CrossEntropy(torch.autograd.Function):
         for part, at in zip(logits.split(rows), targets[:, None].split(rows), strict=True):
             most, said = part.amax(1, keepdim=True), part.gather(1, at)
             torch.softmax(part, 1, out=part)
-            nats += (most - part.amax(1, keepdim=True).log() - said).sum()  # softmax at the largest is 1 / Σ e^(x − most)
+            nats += (
+                most - part.amax(1, keepdim=True).log() - said
+            ).sum()  # softmax at the largest is 1 / Σ e^(x − most)
             part.scatter_add_(1, at, part.new_full((), -1.0).expand(at.shape))
         ctx.gradient = logits
         return nats.float()

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
-
 from foundling.errors import BudgetError
 from foundling.models import count_parameters, family
 from foundling.plan.flops import matmul_parameters, skeleton, training_flops_per_token
@@ -22,8 +20,6 @@ LADDER = [
     (64, 2), (96, 3), (128, 4), (160, 4), (192, 5), (256, 5), (320, 6), (384, 7), (512, 8), (640, 10), (768, 12),
     (1024, 14), (1280, 18), (1536, 22), (2048, 24), (2560, 32), (4096, 32),
 ]  # fmt: skip
-FIXED_BYTES = 700 << 20
-"""The process itself: torch, its compiler and their libraries."""
 
 
 @dataclass(frozen=True)
@@ -90,37 +86,32 @@ def choose(
     law: LossLaw,
     *,
     seconds_per_token: Callable[[int, dict[str, Any]], float],
+    least_bytes: Callable[[dict[str, Any]], int],
     memory_bytes: int,
-) -> Choice:
-    """The size with the lowest predicted loss in the budget. For a budget in tokens: the one for which so many tokens
-    are compute-optimal. BudgetError if not even the smallest fits into memory."""
+) -> tuple[Choice, list[Choice]]:
+    """The size with the lowest predicted loss in the budget, and all that were considered. For a budget in tokens: the
+    one for which so many tokens are compute-optimal. BudgetError if not even the smallest fits into memory."""
 
     def all_within(tokens_for: Callable[[int, dict[str, Any]], float]) -> list[Choice]:
-        fitting = [f for f in sizes if training_bytes(family_name, f) < memory_bytes]
-        if not fitting:
-            least = min(training_bytes(family_name, f) for f in sizes)
-            raise BudgetError(
-                f"training takes at least {least / 2**30:.1f} GiB of memory, {memory_bytes / 2**30:.1f} GiB are free; "
-                "choose a smaller d_model or n_layers"
-            )
-        return [candidate(family_name, f, lambda flops, f=f: tokens_for(flops, f), corpus, law) for f in fitting]
-
-    if budget.unit == "flops":
-        return min(all_within(lambda flops, _: budget.value / flops), key=lambda c: c.bits_per_byte)
-    if budget.unit == "seconds":
-        affordable = all_within(lambda flops, f: budget.value / seconds_per_token(flops, f))
-        return min(affordable, key=lambda c: c.bits_per_byte)
+        return [candidate(family_name, f, lambda flops, f=f: tokens_for(flops, f), corpus, law) for f in sizes]
 
     def distance(choice: Choice) -> float:
         compute = choice.flops_per_token * budget.value
         best = min(all_within(lambda flops, _: compute / flops), key=lambda c: c.bits_per_byte)
         return abs(math.log(best.tokens / budget.value))
 
-    return min(all_within(lambda *_: budget.value), key=distance)
-
-
-def training_bytes(family_name: str, fields: dict[str, Any], micro_tokens: int = 2048) -> int:
-    """Weights, gradients and two moments in float32, and what a micro-batch keeps for its backward pass."""
-    model = skeleton(family_name, fields)
-    kept = sum(m.in_features + m.out_features for m in model.modules() if isinstance(m, nn.Linear))
-    return FIXED_BYTES + 16 * count_parameters(model)["total"] + 6 * kept * micro_tokens
+    if budget.unit == "flops":
+        found, worth = all_within(lambda flops, _: budget.value / flops), lambda c: c.bits_per_byte
+    elif budget.unit == "seconds":
+        found = all_within(lambda flops, f: budget.value / seconds_per_token(flops, f))
+        worth = lambda c: c.bits_per_byte  # noqa: E731
+    else:
+        found, worth = all_within(lambda *_: budget.value), distance
+    for choice in sorted(found, key=worth):  # memory is asked of the good ones first: the answer takes a moment
+        if least_bytes(choice.fields) <= memory_bytes:
+            return choice, found
+    least = least_bytes(sizes[0])
+    raise BudgetError(
+        f"training takes at least {least / 2**30:.1f} GiB of memory, {memory_bytes / 2**30:.1f} GiB are free; "
+        "choose a smaller d_model or n_layers"
+    )

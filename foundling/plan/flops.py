@@ -34,6 +34,6 @@ def training_flops_per_token(model: nn.Module, seq_len: int) -> int:
     return 6 * matmul_parameters(model) + 3 * along
 
 
-def skeleton(family: str, fields: dict[str, Any]) -> nn.Module:
+def skeleton(family: str, fields: dict[str, Any]) -> Any:
     """The model without memory behind it, to be counted."""
     return build(family, device=str(torch.device("meta")), **fields)

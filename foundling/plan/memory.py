@@ -43,6 +43,20 @@ def tree_bytes(pid: int) -> int:
     return sum(anonymous_bytes(p) for p in tree(pid))
 
 
+def free_memory() -> int:
+    """Bytes that can be taken without swapping, within the control group's limit."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 << 30
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        limit = free
+    return min(free, limit)
+
+
 class PeakMemory:
     """Samples the tree's memory in the background; `peak` is the most that was seen."""
 

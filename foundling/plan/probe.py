@@ -12,6 +12,7 @@ from foundling.blocks.init import initialise
 from foundling.contracts import Batch, Objective
 from foundling.data.loader import packed
 from foundling.models import build
+from foundling.plan.footprint import training_footprint
 from foundling.runtime import Precision, Runtime, generator
 from foundling.train.loop import TrainOptions, TrainState, train
 from foundling.train.optim import Optimizer, OptimOptions
@@ -58,7 +59,7 @@ class RandomBatches:
 
 def step_seconds(
     family: str, fields: dict[str, Any], objective: Objective, runtime: Runtime, batch_size: int, micro_batch_size: int,
-    optim: OptimOptions, *, least_seconds: float = 0.0, model: Any = None,
+    optim: OptimOptions, *, least_seconds: float = 0.0, model: Any = None, checkpoint_activations: bool = False,
 ) -> float:  # fmt: skip
     """Seconds of one whole training step on random tokens: the mean over `least_seconds` and at least two steps, after
     a first one that is not counted. A mean, since what slows a machine now and then will slow the run as well.
@@ -71,9 +72,54 @@ def step_seconds(
     state = TrainState(model, Optimizer(model, optim))
     batches = RandomBatches(batch_size, fields["max_seq_len"], fields["vocab_size"])
     marks: list[float] = []
-    for record in train(state, objective, batches, Schedule(MOST_STEPS), TrainOptions(micro_batch_size), runtime):
+    options = TrainOptions(micro_batch_size, checkpoint_activations=checkpoint_activations)
+    for record in train(state, objective, batches, Schedule(MOST_STEPS), options, runtime):
         record.grad_norm  # noqa: B018  waits for the device
         marks.append(time.perf_counter())
         if len(marks) > 2 and marks[-1] - marks[0] >= least_seconds:
             break
     return (marks[-1] - marks[0]) / (len(marks) - 1)
+
+
+REAL_SECONDS = 4.0
+"""A step expected to take no longer is timed as it is."""
+FEW = (1, 4)
+"""Layers of the shallow models that a deep one's step is put together from."""
+
+
+def foreseen_step_seconds(
+    family: str, fields: dict[str, Any], objective: Objective, runtime: Runtime, batch_size: int, micro_batch_size: int,
+    optim: OptimOptions, *, flops_per_token: float, memory_bytes: int, least_seconds: float = 2.0,
+    checkpoint_activations: bool = False,
+) -> tuple[float, str]:  # fmt: skip
+    """(seconds of a whole step, how they were found): timed, where that takes seconds; else put together from shallow
+    models of the same width and one or two micro-batches, since time is linear in both; else, where even those do not
+    fit, from the rate of a bare product."""
+    tokens, depth = micro_batch_size * fields["max_seq_len"], fields["n_layers"]
+    rate, n_micro = product_rate(runtime.precision, runtime.device), -(-batch_size // micro_batch_size)
+    expected = 2 * flops_per_token * tokens / rate
+
+    def timed(layers: int, micro: int) -> float:
+        return step_seconds(
+            family, fields | {"n_layers": layers}, objective, runtime, micro * micro_batch_size, micro_batch_size,
+            optim, least_seconds=least_seconds, checkpoint_activations=checkpoint_activations,
+        )  # fmt: skip
+
+    def bytes_of(layers: int) -> int:
+        return training_footprint(
+            family, fields | {"n_layers": layers}, micro_batch_size=micro_batch_size, seq_len=fields["max_seq_len"],
+            precision=runtime.precision, optim=optim, checkpointing=checkpoint_activations,
+        ).peak  # fmt: skip
+
+    if expected * n_micro <= REAL_SECONDS and bytes_of(depth) < memory_bytes:
+        return timed(depth, n_micro), "timed"
+    low, high = FEW if depth > FEW[1] else (depth, depth)
+    if expected * high / depth > 5 * REAL_SECONDS or bytes_of(high) > memory_bytes:
+        return expected * n_micro, "from the rate of a product, within a factor of two"
+
+    def whole(micro: int) -> float:
+        first = timed(low, micro)
+        return first if low == high else first + (timed(high, micro) - first) / (high - low) * (depth - low)
+
+    one = whole(1)
+    return one if n_micro == 1 else one + (whole(2) - one) * (n_micro - 1), "put together from fewer layers"

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +17,9 @@ from foundling.models import build, family
 from foundling.objectives.causal import Causal
 from foundling.plan.dial import Budget, Choice, Corpus, candidate, choose, ladder
 from foundling.plan.energy import estimate
+from foundling.plan.footprint import largest_fit, process_bytes, training_footprint
 from foundling.plan.law import compressibility, load_law
-from foundling.plan.memory import PeakMemory
+from foundling.plan.memory import PeakMemory, free_memory
 from foundling.plan.probe import choose_precision, step_seconds
 from foundling.recipes.corpus import bytes_per_token, scale_sample, train_tokenizer
 from foundling.recipes.recipe import Recipe, Request
@@ -46,20 +45,8 @@ class Planned:
     tokenizer: Tokenizer
     model: Any
     """built, compiled and initialised; training it from here is what the recipe says"""
-
-
-def free_memory() -> int:
-    """Bytes that can be taken without swapping, within the control group's limit."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 << 30
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        limit = free
-    return min(free, limit)
+    considered: list[Choice]
+    """the sizes that were compared"""
 
 
 def text_sizes(budget: Budget, flops_per_second: float, train_bytes: int) -> tuple[int, int]:
@@ -115,8 +102,15 @@ def plan(request: Request, found: Split, show: Show, memory: PeakMemory) -> Plan
     if budget.unit == "seconds":
         left = Budget("seconds", max(1.0, 0.85 * (budget.value - show.elapsed)))
     sizes = ladder(name, vocab_size, seq_len, d_model=given.get("d_model"), n_layers=given.get("n_layers"))
-    choice = choose(
-        left, name, sizes, corpus, law, seconds_per_token=seconds_per_token, memory_bytes=int(0.8 * free_memory())
+    room, settings = int(0.85 * free_memory()) + process_bytes(), {"seq_len": seq_len, "precision": precision}
+
+    def least_bytes(fields: dict[str, Any]) -> int:
+        return training_footprint(
+            name, fields, micro_batch_size=1, checkpointing=True, accumulates=True, optim=optim, **settings
+        ).peak
+
+    choice, considered = choose(
+        left, name, sizes, corpus, law, seconds_per_token=seconds_per_token, least_bytes=least_bytes, memory_bytes=room
     )
     if "total_steps" in given and "batch_size" in given:
         choice = _tokens(choice, given["total_steps"] * given["batch_size"] * seq_len)
@@ -125,7 +119,10 @@ def plan(request: Request, found: Split, show: Show, memory: PeakMemory) -> Plan
         raise BudgetError(
             f"the training text is {train_tokens:.0f} tokens, one window takes {2 * seq_len}; give more text"
         )
-    micro = given.get("micro_batch_size", min(batch_size, max(1, 16384 // seq_len)))
+    fit = largest_fit(name, choice.fields, memory_bytes=room, batch_size=batch_size, optim=optim, **settings)
+    assert fit is not None
+    micro = given.get("micro_batch_size", fit[0])
+    twice = given.get("checkpoint_activations", fit[1] and micro == fit[0])
 
     missing = compiler_missing(device)
     eager = seconds_per_token(choice.flops_per_token, choice.fields)
@@ -139,7 +136,16 @@ def plan(request: Request, found: Split, show: Show, memory: PeakMemory) -> Plan
     timed = min(6.0, 0.03 * budget.value) if budget.unit == "seconds" else 1.0
     with show.phase("compile" if compiled else "probe", "compiling the layers" if compiled else ""):
         step = step_seconds(
-            name, choice.fields, Causal(), runtime, batch_size, micro, optim, least_seconds=timed, model=model
+            name,
+            choice.fields,
+            Causal(),
+            runtime,
+            batch_size,
+            micro,
+            optim,
+            least_seconds=timed,
+            model=model,
+            checkpoint_activations=twice,
         )
 
     held_out_tokens = found.held_out_bytes / per_token
@@ -153,7 +159,8 @@ def plan(request: Request, found: Split, show: Show, memory: PeakMemory) -> Plan
             "data": request.data,
             "total_steps": total_steps, "vocab_size": vocab_size, "d_model": choice.fields["d_model"],
             "n_layers": choice.fields["n_layers"], "seq_len": seq_len, "batch_size": batch_size,
-            "micro_batch_size": micro, "threads": threads, "precision": precision, "device": device,
+            "micro_batch_size": micro, "checkpoint_activations": twice, "threads": threads,
+            "precision": precision, "device": device,
             "warmup_steps": total_steps // 50, "checkpoint_every": max(1, min(math.ceil(30 / step), total_steps)),
             "data_share": 1.0 if share > 0.5 else share,
         } | given | {"compile": compiled},
@@ -178,7 +185,7 @@ def plan(request: Request, found: Split, show: Show, memory: PeakMemory) -> Plan
         "bytes_per_token": round(per_token, 4),
         "scale": round(corpus.scale, 4),
     }
-    return Planned(recipe, prediction, tokenizer, model)
+    return Planned(recipe, prediction, tokenizer, model, considered)
 
 
 def _anchors(

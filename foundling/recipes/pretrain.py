@@ -84,7 +84,7 @@ def pretrain(
     log = Log(directory / "log.jsonl", after_step=state.step)
     before = log.entries[-1]["seconds"] if log.entries else 0.0
     batches = PackedBatches(shards, seq_len=recipe.seq_len, batch_size=recipe.batch_size, seed=recipe.seed)
-    options = TrainOptions(recipe.micro_batch_size, recipe.clip)
+    options = TrainOptions(recipe.micro_batch_size, recipe.clip, recipe.checkpoint_activations)
     per_step = recipe.batch_size * recipe.seq_len
     begin = time.monotonic()
     bits = 1 / (bytes_per_token * torch.log(torch.tensor(2.0)).item())

@@ -52,6 +52,8 @@ class Recipe:
     decay_share: float = 0.8
     clip: float = 1.0
     checkpoint_every: int = 100
+    checkpoint_activations: bool = False
+    """computes layers twice instead of keeping their insides, where memory asks for it"""
 
     def __post_init__(self) -> None:
         for name in (

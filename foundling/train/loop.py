@@ -27,7 +27,7 @@ from foundling.train.parallel import (
     wrap,
 )
 from foundling.train.schedule import Schedule
-from foundling.train.step import Step, compile_layers
+from foundling.train.step import Step, checkpoint_layers, compile_layers
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class TrainOptions:
     micro_batch_size: int
     """rows of this rank's share that go through the model at once; it changes memory, not the result"""
     clip: float = 1.0
+    checkpoint_activations: bool = False
+    """layers are computed twice and their insides not kept; it changes memory and time, not the result"""
     max_skipped: int = 20
     """non-finite steps in a run before it stops"""
 
@@ -100,6 +102,8 @@ def train(
     options.max_skipped.
     """
     model = state.model.train()
+    if options.checkpoint_activations:
+        checkpoint_layers(model)
     if runtime.compile:
         compile_layers(model)
     step = _wrapped(state, objective, runtime)

@@ -30,56 +30,75 @@ class OptimOptions:
     weight_decay: float = 0.01
 
 
+STACKED = 1 << 24
+"""Numbers in the matrices that Muon works on at once, 64 MiB: what it holds besides is two or three times as much."""
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised (Jordan et al. 2024, Muon): U Vᵀ of the momentum by a Newton–Schulz iteration, in
-    float32, all matrices of one shape at once. Where `found_inf` (a 0-dim tensor) is 1 a step does nothing."""
+    float32, many matrices of one shape at once. Where `found_inf` (a 0-dim tensor) is 1 a step does nothing."""
 
     found_inf: Tensor | None = None
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.stacks: dict[tuple[int, torch.Size, int], Tensor] = {}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        for group in self.param_groups:
+        for number, group in enumerate(self.param_groups):
             shapes: dict[torch.Size, list[nn.Parameter]] = {}
             for p in group["params"]:
                 if p.grad is not None:
                     shapes.setdefault(p.shape, []).append(p)
-            for params in shapes.values():
-                self._step_shape(params, group)
+            for shape, params in shapes.items():
+                most = max(1, STACKED // max(1, shape.numel()))
+                for first in range(0, len(params), most):
+                    some = params[first : first + most]
+                    self._step_shape(some, self._momentum((number, shape, first), some), group)
 
-    def _step_shape(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
-        """All matrices of one shape; a rank that holds parts updates its parts, and knows the whole only of what is
-        orthogonalised."""
+    def _momentum(self, key: tuple[int, torch.Size, int], params: list[nn.Parameter]) -> Tensor:
+        """(n, …) the momentum of all of them in one piece of memory, of which each one's state is a view."""
+        buffers = [self.state[p].get("momentum_buffer") for p in params]
+        stack = self.stacks.get(key)
+        own = stack is not None and len(stack) == len(params)
+        if not own or any(b is None or b.data_ptr() != s.data_ptr() for b, s in zip(buffers, stack, strict=True)):  # pyright: ignore
+            held = [local(p) for p in params]
+            stack = torch.stack([torch.zeros_like(p) if b is None else b for b, p in zip(buffers, held, strict=True)])
+            self.stacks[key] = stack
+            for p, view in zip(params, stack.unbind(), strict=True):
+                self.state[p]["momentum_buffer"] = view
+        assert stack is not None
+        return stack
+
+    def _step_shape(self, params: list[nn.Parameter], momentum: Tensor, group: dict[str, Any]) -> None:
+        """Matrices of one shape; a rank that holds parts updates its parts, and knows the whole only of what is
+        orthogonalised. Besides the result, memory holds two more copies of the gradients and no more."""
         held = [local(p) for p in params]
-        grads = torch.stack([local(p.grad) for p in params])  # pyright: ignore
-        keep = torch.ones((), device=grads.device) if self.found_inf is None else 1 - self.found_inf
-        grads = torch.where(keep.bool(), grads, 0.0)
-        for p, own in zip(params, held, strict=True):
-            self.state[p].setdefault("momentum_buffer", torch.zeros_like(own))
-        buffers = [self.state[p]["momentum_buffer"] for p in params]
-        momentum = torch.stack(buffers)
-        moved = momentum.lerp(grads, 1 - group["momentum"])
-        moved = torch.where(keep.bool(), moved, momentum)
-        torch._foreach_copy_(buffers, list(moved.unbind()))
-        direction = grads.lerp(moved, group["momentum"])
-        whole = torch.stack([gathered(d, p) for d, p in zip(direction, params, strict=True)])
-        rows, columns = whole.shape[-2:]  # experts, where there are any, come before
-        update = orthogonalise(whole.view(-1, rows, columns)).view(whole.shape)
+        update = torch.stack([local(p.grad) for p in params])  # pyright: ignore
+        skip = torch.zeros((), device=update.device) if self.found_inf is None else self.found_inf
+        keep = 1 - skip
+        update.masked_fill_(skip.bool(), 0.0)
+        momentum.lerp_(update, (1 - group["momentum"]) * keep)
+        update.lerp_(momentum, group["momentum"])
+        if isinstance(params[0], DTensor):
+            update = torch.stack([gathered(u, p) for u, p in zip(update.unbind(), params, strict=True)])
+        rows, columns = update.shape[-2:]  # experts, where there are any, come before
+        update = orthogonalise(update.view(-1, rows, columns)).view(update.shape)
         lr = group["lr"] * max(1.0, rows / columns) ** 0.5
         torch._foreach_mul_(held, 1 - keep * (group["lr"] * group["weight_decay"]))
-        parts = [part_of(u, p) for u, p in zip((update * (-lr * keep)).unbind(), params, strict=True)]
-        torch._foreach_add_(held, parts)
+        update.mul_(-lr * keep)
+        torch._foreach_add_(held, [part_of(u, p) for u, p in zip(update.unbind(), params, strict=True)])
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     """(n, rows, columns) -> the same with all singular values near 1: the quintic x ← a x + b x³ + c x⁵ on them,
-    coefficients of Jordan et al. 2024 (chosen for slope at zero; the values end within about 0.7 to 1.2)."""
+    coefficients of Jordan et al. 2024 (chosen for slope at zero; the values end within about 0.7 to 1.2). The memory
+    of `matrices` is used up."""
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x = x.div_(x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

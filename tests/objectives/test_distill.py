@@ -71,4 +71,4 @@ def test_logits_are_never_whole_of_either(name: str, monkeypatch) -> None:
         model.head.register_forward_hook(lambda m, x, y: rows.append(y.shape[:-1].numel()))
     Distill(teacher)(student, batch)["loss"].sum.backward()
     places = int(batch["loss_mask"].sum())
-    assert sum(rows) == 2 * places and max(rows) == 64 < places
+    assert sum(rows) == 2 * places and max(rows) <= 64 < places

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from foundling.errors import BudgetError
-from foundling.models import family
+from foundling.models import count_parameters, family
 from foundling.plan.dial import Budget, Corpus, choose, ladder
 from foundling.plan.energy import Meter, estimate
 from foundling.plan.flops import matmul_parameters, skeleton, training_flops_per_token
@@ -71,8 +71,9 @@ CORPUS = Corpus(10**9, 3.5, 2.0)
 def chosen(unit, value, memory=1 << 45):
     sizes = ladder("llama", 4096, 256)
     return choose(
-        Budget(unit, value), "llama", sizes, CORPUS, LAW, seconds_per_token=lambda f, _: f / 1e11, memory_bytes=memory
-    )
+        Budget(unit, value), "llama", sizes, CORPUS, LAW, seconds_per_token=lambda f, _: f / 1e11, memory_bytes=memory,
+        least_bytes=lambda fields: 16 * count_parameters(skeleton("llama", fields))["total"],
+    )[0]  # fmt: skip
 
 
 @pytest.mark.parametrize("unit", ["seconds", "flops", "tokens"])
@@ -91,7 +92,7 @@ def test_units_of_the_dial_agree() -> None:
 
 
 def test_what_does_not_fit_into_memory_is_not_chosen() -> None:
-    assert chosen("flops", 1e18, memory=1 << 30).parameters < chosen("flops", 1e18).parameters
+    assert chosen("flops", 1e18, memory=1 << 28).parameters < chosen("flops", 1e18).parameters
     with pytest.raises(BudgetError, match="at least"):
         chosen("flops", 1e18, memory=1 << 20)
 

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `foundling plan` says of a training step's time and memory, against steps that were taken.
+
+python -m benchmarks.plan [--seconds 8]
+
+Each case runs in two processes of its own: one foresees, the other takes steps and has its memory watched.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from typing import Any
+
+from foundling.blocks.init import initialise
+from foundling.models import build, family
+from foundling.objectives.causal import Causal
+from foundling.plan.flops import skeleton, training_flops_per_token
+from foundling.plan.footprint import process_bytes, training_footprint
+from foundling.plan.memory import PeakMemory, free_memory
+from foundling.plan.probe import RandomBatches, foreseen_step_seconds
+from foundling.runtime import Runtime, available_threads, generator
+from foundling.train.loop import TrainOptions, TrainState, train
+from foundling.train.optim import Optimizer, OptimOptions
+from foundling.train.schedule import Schedule
+
+# family, vocabulary, window, width, layers, rows, rows at once, precision, optimiser, layers twice
+CASES = [
+    ("llama", 2048, 256, 128, 4, 32, 32, "float32", "muon", False),
+    ("llama", 4096, 512, 320, 6, 32, 8, "float32", "muon", False),
+    ("llama", 4096, 512, 320, 6, 32, 32, "float32", "adamw", True),
+    ("llama", 2048, 256, 192, 5, 16, 16, "bfloat16", "muon", False),
+    ("gpt2", 50304, 256, 384, 6, 8, 8, "float32", "adamw", False),
+    ("gpt2", 50304, 1024, 768, 12, 2, 2, "float32", "adamw", False),
+    ("llama", 16384, 512, 512, 16, 16, 8, "float32", "adamw", False),
+    ("mamba2", 2048, 256, 128, 4, 16, 16, "float32", "muon", False),
+    ("mixtral", 2048, 256, 128, 4, 16, 16, "float32", "muon", False),
+]
+
+
+def work(what: str, case: list[Any], least: float) -> dict[str, float]:
+    name, vocab, seq_len, width, layers, rows, micro, precision, optimizer, twice = case
+    fields = family(name).module.sized(vocab, seq_len, width, layers)
+    runtime, optim = Runtime(precision=precision, threads=available_threads()), OptimOptions(optimizer=optimizer)
+    runtime.setup()
+    if what == "foresee":
+        flops = training_flops_per_token(skeleton(name, fields), seq_len)
+        footprint = training_footprint(
+            name, fields, micro_batch_size=micro, seq_len=seq_len, precision=precision, optim=optim,
+            accumulates=micro < rows, checkpointing=twice, process=process_bytes(),
+        )  # fmt: skip
+        begin = time.perf_counter()
+        seconds, how = foreseen_step_seconds(
+            name, fields, Causal(), runtime, rows, micro, optim, flops_per_token=flops, memory_bytes=free_memory(),
+            checkpoint_activations=twice,
+        )  # fmt: skip
+        took = time.perf_counter() - begin
+        return {"seconds": seconds, "peak": footprint.peak, "how": how, "took": took, "parts": footprint.parts()}  # pyright: ignore
+    model = build(name, **fields)
+    initialise(model, generator("bench"))
+    state, memory = TrainState(model, Optimizer(model, optim)), PeakMemory(0.02)
+    options, marks = TrainOptions(micro, checkpoint_activations=twice), []
+    for record in train(state, Causal(), RandomBatches(rows, seq_len, vocab), Schedule(10**6), options, runtime):
+        record.grad_norm  # noqa: B018
+        marks.append(time.perf_counter())
+        if len(marks) > 3 and marks[-1] - marks[0] > least:
+            break
+    return {"seconds": (marks[-1] - marks[0]) / (len(marks) - 1), "peak": memory.peak}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.work:
+        print(json.dumps(work(args.work[0], json.loads(args.work[1]), args.seconds)))
+        return
+    for case in CASES:
+        found = {}
+        for what in ("foresee", "run"):
+            command = [sys.executable, "-m", "benchmarks.plan", "--seconds", str(args.seconds)]
+            command += ["--work", what, json.dumps(case)]
+            out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            found[what] = json.loads(out.splitlines()[-1])
+        p, a = found["foresee"], found["run"]
+        print(
+            f"{' '.join(map(str, case)):64} time {p['seconds']:7.3f} -> {a['seconds']:7.3f} s "
+            f"({a['seconds'] / p['seconds'] - 1:+6.1%}), memory {p['peak'] / 2**30:5.2f} -> "
+            f"{a['peak'] / 2**30:5.2f} GiB ({a['peak'] / p['peak'] - 1:+6.1%}); {p['how']} in {p['took']:.0f} s",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory of a training step by part, counted before any of it is taken."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from foundling.adapt.quantize import quantize
+from foundling.blocks.init import roles
+from foundling.contracts import KV, Conv, State
+from foundling.models import build, count_parameters
+from foundling.objectives.chunked import CHUNK_LOGITS
+from foundling.plan.flops import skeleton
+from foundling.plan.memory import anonymous_bytes
+from foundling.runtime import Precision
+from foundling.train.optim import STACKED, OptimOptions
+
+PROCESS_BYTES = 420 << 20
+"""torch with its libraries' own buffers, once it has computed; a plan made in a running process asks the kernel."""
+MICRO_TOKENS = 16384
+"""Tokens that go through a model at once, where memory allows."""
+SEEN = (128, 256)
+"""Lengths at which activations are counted: the parts that grow by the token and by its square follow from two."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes by part, and `peak`, the most that is held at once: at the loss, at the end of the backward pass, or while
+    the optimiser works."""
+
+    process: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    """what a micro-batch keeps for its backward pass"""
+    logits: int
+    """the loss's chunk, and the gradient of the head's weights"""
+    update: int
+    """what the optimiser needs for a moment"""
+    accumulates: bool = False
+
+    @property
+    def peak(self) -> int:
+        held = self.gradients if self.accumulates else 0
+        moments = (held + self.activations + self.logits, self.gradients + self.update)
+        return self.process + self.weights + self.optimizer + max(moments)
+
+    def parts(self) -> dict[str, int]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "accumulates"} | {"peak": self.peak}
+
+
+def training_footprint(
+    family: str,
+    config: dict[str, Any],
+    *,
+    micro_batch_size: int,
+    seq_len: int,
+    precision: Precision = "float32",
+    optim: OptimOptions | None = None,
+    accumulates: bool = False,
+    checkpointing: bool = False,
+    ranks: int = 1,
+    process: int | None = None,
+) -> Footprint:
+    """Of a decoder in this library's step. With `ranks`, parameters, gradients and optimiser are split over them."""
+    model, optim = skeleton(family, config), optim or OptimOptions()
+    n = count_parameters(model)["total"]
+    found = roles(model)
+    params = dict(model.named_parameters())
+    matrices = {name: p for name, p in params.items() if found[name].kind == "hidden" and optim.optimizer == "muon"}
+    moments = 2 * n - sum(p.numel() for p in matrices.values())
+    shapes: dict[torch.Size, int] = {}
+    for p in matrices.values():
+        shapes[p.shape] = max(p.numel(), min(STACKED, shapes.get(p.shape, 0) + p.numel()))
+    head = model.head.weight.numel()
+    rows = micro_batch_size * seq_len
+    loss = 4 * (min(rows * model.head.out_features, CHUNK_LOGITS) + rows * model.head.in_features + head)
+    if precision == "bfloat16":
+        loss += 2 * min(rows * model.head.out_features, CHUNK_LOGITS)
+    gathered = 0
+    if ranks > 1:  # what lies outside the layers, and two of them, are whole on every rank while they work
+        layers = sum(p.numel() for p in model.layers.parameters())
+        gathered = 4 * (n - layers + 2 * layers // len(model.layers))
+    return Footprint(
+        process=PROCESS_BYTES if process is None else process,
+        weights=4 * n // ranks + gathered,
+        gradients=4 * n // ranks,
+        optimizer=4 * moments // ranks,
+        activations=activation_bytes(family, config, micro_batch_size, seq_len, precision, checkpointing),
+        logits=loss,
+        update=3 * 4 * max(shapes.values(), default=0),
+        accumulates=accumulates,
+    )
+
+
+def activation_bytes(
+    family: str, config: dict[str, Any], rows: int, seq_len: int, precision: Precision, checkpointing: bool
+) -> int:
+    """Bytes that autograd keeps of a forward pass over (rows, seq_len) tokens."""
+    per_token, per_square = _activation_law(family, tuple(sorted(config.items())), precision, checkpointing)
+    return int(rows * seq_len * (per_token + per_square * seq_len))
+
+
+@lru_cache(maxsize=64)
+def _activation_law(
+    family: str, config: tuple[tuple[str, Any], ...], precision: Precision, checkpointing: bool
+) -> tuple[float, float]:
+    """(bytes per token, bytes per token and length), counted on tensors without memory at two short lengths."""
+    fields = dict(config)
+    with FakeTensorMode():
+        model = build(family, **fields)
+        if checkpointing:  # what enters each layer, and all of one layer
+            first, both = (_saved(model, SEEN[0], precision, layers=n) for n in (1, 2))
+            return (both - first or first) / SEEN[0] + 4 * fields["d_model"] * (len(model.layers) + 2), 0.0
+        short, long = (_saved(model, length, precision) / length for length in SEEN)
+    square = max(0.0, (long - short) / (SEEN[1] - SEEN[0]))
+    return short - square * SEEN[0], square
+
+
+def largest_fit(
+    family: str, config: dict[str, Any], *, memory_bytes: int, batch_size: int, seq_len: int, **settings: Any
+) -> tuple[int, bool, Footprint] | None:
+    """(rows of a micro-batch, whether layers are computed twice, footprint): the most rows that stay below
+    `memory_bytes`, without computing twice if one row fits so; None where nothing does."""
+    for checkpointing in (False, True):
+        rows = min(batch_size, max(1, MICRO_TOKENS // seq_len))
+        while rows:
+            found = training_footprint(
+                family, config, micro_batch_size=rows, seq_len=seq_len, checkpointing=checkpointing,
+                accumulates=rows < batch_size, **settings,
+            )  # fmt: skip
+            if found.peak <= memory_bytes:
+                return rows, checkpointing, found
+            rows //= 2
+    return None
+
+
+def _saved(model: Any, length: int, precision: Precision, layers: int | None = None) -> int:
+    """Bytes of distinct tensors, parameters apart, that a forward pass over one row saves."""
+    kept: dict[int, Tensor] = {}
+    own = {p.untyped_storage()._cdata for p in model.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage()._cdata not in own:
+            kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    tokens, everything = torch.zeros(1, length, dtype=torch.long), model.layers
+    half = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+    try:
+        model.layers = everything if layers is None else everything[:layers]
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), half:
+            model(tokens, documents=torch.zeros_like(tokens))
+    finally:
+        model.layers = everything
+    return sum(t.untyped_storage().nbytes() for t in kept.values())
+
+
+def serving_bytes(family: str, config: dict[str, Any], *, rows: int, seq_len: int) -> dict[str, int]:
+    """Weights in float32, bfloat16 and int8 (as adapt.quantize leaves a model), and the cache of `rows` answers of
+    `seq_len` tokens in float32."""
+    model, cache = skeleton(family, config), 0
+    n = count_parameters(model)["total"]
+    for slot in (slot for slots in model.cache_spec() for slot in slots):  # pyright: ignore
+        if isinstance(slot, KV):
+            cache += 2 * slot.n_kv_heads * slot.head_dim * seq_len
+        elif isinstance(slot, State):
+            cache += math.prod(slot.shape)
+        elif isinstance(slot, Conv):
+            cache += slot.width * slot.channels
+    quantize(model)
+    integer = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+    return {"float32": 4 * n, "bfloat16": 2 * n, "int8": integer, "cache": 4 * rows * cache}
+
+
+def process_bytes() -> int:
+    """What this process holds now, before a model is built; the usual where the kernel does not say."""
+    return anonymous_bytes(os.getpid()) or PROCESS_BYTES
