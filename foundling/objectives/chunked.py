@@ -65,27 +65,34 @@ class _Chunked(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden)
         grads = [torch.zeros_like(p) for p in params]
-        linear = [i for i, p in enumerate(params) if type(model.head) is nn.Linear and p is model.head.weight]
-        rest = [i for i in range(len(params)) if i not in linear]
-        calls: list[tuple[Tensor, Tensor]] = []
-        watch = model.head.register_forward_hook(lambda _, args, out: calls.append((args[0], out))) if linear else None
-        try:
-            for rows in _slices(len(hidden), chunk_size(model)):
+        weight = model.head.weight if type(model.head) is nn.Linear else None
+        into = next((grad for p, grad in zip(params, grads, strict=True) if p is weight), None)
+        rest = [(p, grad) for p, grad in zip(params, grads, strict=True) if grad is not into]
+
+        def add(rows: slice) -> None:  # a function, so that one chunk's tensors are gone before the next one's come
+            calls: list[tuple[Tensor, Tensor]] = []
+            if into is not None:
+                watch = model.head.register_forward_hook(lambda _, args, out: calls.append((args[0], out)))
+            try:
                 with torch.enable_grad():
                     chunk = hidden[rows].detach().requires_grad_()
-                    loss = loss_of(model.logits(chunk), rows)
-                    outputs = [out for _, out in calls]
-                    found = torch.autograd.grad(loss, (chunk, *outputs, *(params[i] for i in rest)))
-                total += loss.detach()
-                grad_hidden[rows] = found[0]
-                for (given, _), by in zip(calls, found[1:], strict=False):
-                    _add_product(grads[linear[0]], by.flatten(0, -2), given.detach().flatten(0, -2))
-                for i, more in zip(rest, found[1 + len(calls) :], strict=True):
-                    grads[i] += more
-                calls.clear()
-        finally:
-            if watch is not None:
-                watch.remove()
+                    logits = model.logits(chunk)
+            finally:
+                if into is not None:
+                    watch.remove()
+            with torch.enable_grad():
+                loss = loss_of(logits, rows)
+                of = (chunk, *(out for _, out in calls), *(p for p, _ in rest))
+                found = torch.autograd.grad(loss, of)
+            total.add_(loss.detach())
+            grad_hidden[rows] = found[0]
+            for (given, _), by in zip(calls, found[1:], strict=False):
+                _add_product(into, by.flatten(0, -2), given.detach().flatten(0, -2))  # pyright: ignore
+            for (_, grad), more in zip(rest, found[1 + len(calls) :], strict=True):
+                grad += more
+
+        for rows in _slices(len(hidden), chunk_size(model)):
+            add(rows)
         ctx.grads = [grad_hidden, *grads]
         return total
 
