@@ -47,15 +47,26 @@ class Runtime:
 
 def keep_freed_memory() -> None:
     """Tells glibc's malloc not to give large blocks back: a step allocates the same ones again and again, and each time
-    the kernel would have to clear every page (a tenth of a training step). Elsewhere it does nothing."""
+    the kernel would have to clear every page (a tenth of a training step and more). Elsewhere it does nothing."""
+    _mallopt({_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 << 20})
+
+
+def return_freed_memory() -> None:
+    """The opposite, for where memory is short: glibc before 2.38 cannot use a freed aligned block for the next one of
+    its size, so that what is kept can come to twice what is used (docs/diary.md)."""
+    _mallopt({_MMAP_MAX: 65536, _MMAP_THRESHOLD: 1 << 20, _TRIM_THRESHOLD: 1 << 20, _TOP_PAD: 0})
+
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4  # malloc.h
+
+
+def _mallopt(settings: dict[int, int]) -> None:
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
-    mallopt(top_pad, 64 << 20)
+    for name, value in settings.items():
+        mallopt(name, value)
 
 
 def is_first_rank() -> bool:

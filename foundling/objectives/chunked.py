@@ -71,15 +71,15 @@ class _Chunked(torch.autograd.Function):
 
         def add(rows: slice) -> None:  # a function, so that one chunk's tensors are gone before the next one's come
             calls: list[tuple[Tensor, Tensor]] = []
-            if into is not None:
-                watch = model.head.register_forward_hook(lambda _, args, out: calls.append((args[0], out)))
+            hook = model.head.register_forward_hook(lambda _, args, out: calls.append((args[0], out)))
             try:
                 with torch.enable_grad():
                     chunk = hidden[rows].detach().requires_grad_()
                     logits = model.logits(chunk)
             finally:
-                if into is not None:
-                    watch.remove()
+                hook.remove()
+            if into is None:
+                calls.clear()
             with torch.enable_grad():
                 loss = loss_of(logits, rows)
                 of = (chunk, *(out for _, out in calls), *(p for p, _ in rest))

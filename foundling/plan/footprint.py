@@ -19,12 +19,14 @@ from foundling.contracts import KV, Conv, State
 from foundling.models import build, count_parameters
 from foundling.objectives.chunked import CHUNK_LOGITS
 from foundling.plan.flops import skeleton
-from foundling.plan.memory import anonymous_bytes
-from foundling.runtime import Precision
+from foundling.plan.memory import anonymous_bytes, free_memory
+from foundling.runtime import Precision, return_freed_memory
 from foundling.train.optim import STACKED, OptimOptions
 
-PROCESS_BYTES = 420 << 20
-"""torch with its libraries' own buffers, once it has computed; a plan made in a running process asks the kernel."""
+PROCESS_BYTES = 440 << 20
+"""torch with its libraries' own buffers once it has computed, and what malloc holds between its blocks."""
+PLENTY = 0.4
+"""Share of the free memory below which a step may be wasteful of it to be fast."""
 MICRO_TOKENS = 16384
 """Tokens that go through a model at once, where memory allows."""
 SEEN = (128, 256)
@@ -183,5 +185,11 @@ def serving_bytes(family: str, config: dict[str, Any], *, rows: int, seq_len: in
 
 
 def process_bytes() -> int:
-    """What this process holds now, before a model is built; the usual where the kernel does not say."""
-    return anonymous_bytes(os.getpid()) or PROCESS_BYTES
+    """What this process holds, or soon will: before anything is computed half of it is not there yet."""
+    return max(anonymous_bytes(os.getpid()), PROCESS_BYTES)
+
+
+def spare_memory(footprint: Footprint) -> None:
+    """Has this process give back what it frees if the step would take much of what is there."""
+    if footprint.peak > PLENTY * (free_memory() + anonymous_bytes(os.getpid())):
+        return_freed_memory()

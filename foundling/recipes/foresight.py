@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,9 +15,16 @@ from foundling.objectives.causal import Causal
 from foundling.plan.dial import Corpus
 from foundling.plan.energy import estimate
 from foundling.plan.flops import matmul_parameters, skeleton, training_flops_per_token
-from foundling.plan.footprint import Footprint, largest_fit, process_bytes, serving_bytes, training_footprint
+from foundling.plan.footprint import (
+    Footprint,
+    largest_fit,
+    process_bytes,
+    serving_bytes,
+    spare_memory,
+    training_footprint,
+)
 from foundling.plan.law import compressibility, load_law
-from foundling.plan.memory import PeakMemory, free_memory
+from foundling.plan.memory import PeakMemory, anonymous_bytes, free_memory
 from foundling.plan.probe import choose_precision, foreseen_step_seconds
 from foundling.recipes import corpus
 from foundling.recipes.planning import batch_rows, plan
@@ -78,7 +86,7 @@ def memory_of(shape: Shape, free: int | None = None) -> dict[str, Any]:
     """Parts of the step's memory, whether it fits into `free` bytes, and what would make it fit."""
     free, batch_size = free_memory() if free is None else free, shape.batch_size or 8
     process = process_bytes()
-    held = free + process
+    held = free + anonymous_bytes(os.getpid())
 
     def footprint(**changes: Any) -> Footprint:
         settings = {
@@ -123,7 +131,7 @@ def run_of(shape: Shape, tokens: float, data: str, show: Show, threads: int | No
         raise BudgetError(
             f"--tokens {tokens:g} is less than one step; the least that works here is {batch_size * shape.seq_len}"
         )
-    free = free_memory() + process_bytes()
+    free = free_memory() + anonymous_bytes(os.getpid())
     settings: dict[str, Any] = {
         "seq_len": shape.seq_len, "precision": shape.precision, "optim": shape.optim, "process": process_bytes(),
     }  # fmt: skip
@@ -139,6 +147,7 @@ def run_of(shape: Shape, tokens: float, data: str, show: Show, threads: int | No
         micro, twice, footprint = fit
     if footprint.peak > free:
         raise BudgetError(_too_large(shape, footprint.peak, free))
+    spare_memory(footprint)
     fields = shape.fields | {"max_seq_len": shape.seq_len}
     counts = _counts(shape)
     with show.phase("probe", "measuring this machine"):

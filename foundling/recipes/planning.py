@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +18,9 @@ from foundling.models import build, family
 from foundling.objectives.causal import Causal
 from foundling.plan.dial import Budget, Choice, Corpus, candidate, choose, ladder
 from foundling.plan.energy import estimate
-from foundling.plan.footprint import largest_fit, process_bytes, training_footprint
+from foundling.plan.footprint import largest_fit, spare_memory, training_footprint
 from foundling.plan.law import compressibility, load_law
-from foundling.plan.memory import PeakMemory, free_memory
+from foundling.plan.memory import PeakMemory, anonymous_bytes, free_memory
 from foundling.plan.probe import choose_precision, step_seconds
 from foundling.recipes.corpus import bytes_per_token, scale_sample, train_tokenizer
 from foundling.recipes.recipe import Recipe, Request
@@ -102,7 +103,10 @@ def plan(request: Request, found: Split, show: Show, memory: PeakMemory) -> Plan
     if budget.unit == "seconds":
         left = Budget("seconds", max(1.0, 0.85 * (budget.value - show.elapsed)))
     sizes = ladder(name, vocab_size, seq_len, d_model=given.get("d_model"), n_layers=given.get("n_layers"))
-    room, settings = int(0.85 * free_memory()) + process_bytes(), {"seq_len": seq_len, "precision": precision}
+    room, settings = (
+        int(0.85 * (free_memory() + anonymous_bytes(os.getpid()))),
+        {"seq_len": seq_len, "precision": precision},
+    )
 
     def least_bytes(fields: dict[str, Any]) -> int:
         return training_footprint(
@@ -121,6 +125,7 @@ def plan(request: Request, found: Split, show: Show, memory: PeakMemory) -> Plan
         )
     fit = largest_fit(name, choice.fields, memory_bytes=room, batch_size=batch_size, optim=optim, **settings)
     assert fit is not None
+    spare_memory(fit[2])
     micro = given.get("micro_batch_size", fit[0])
     twice = given.get("checkpoint_activations", fit[1] and micro == fit[0])
 

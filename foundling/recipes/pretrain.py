@@ -16,7 +16,9 @@ import torch
 from foundling.data.loader import PackedBatches
 from foundling.data.shards import TokenShards
 from foundling.errors import Interrupted, MismatchError
+from foundling.models import family
 from foundling.objectives.causal import Causal
+from foundling.plan.footprint import spare_memory, training_footprint
 from foundling.recipes.recipe import Recipe
 from foundling.recipes.showing import Show
 from foundling.runtime import Runtime, compiler_missing
@@ -73,6 +75,18 @@ def pretrain(
         raise MismatchError(f"the recipe compiles, and {missing} here; install it: uncompiled, the bits would differ")
     if recipe.compile and not is_compiled(model):
         show.line("compiling the layers at the first step")
+    sizes = family(recipe.family).module.sized(recipe.vocab_size, recipe.seq_len, recipe.d_model, recipe.n_layers)
+    spare_memory(
+        training_footprint(
+            recipe.family,
+            sizes,
+            micro_batch_size=recipe.micro_batch_size,
+            seq_len=recipe.seq_len,
+            precision=recipe.precision,
+            optim=recipe.optim(),
+            checkpointing=recipe.checkpoint_activations,
+        )  # fmt: skip
+    )
     state = TrainState(model, Optimizer(model, recipe.optim()))
     found, damaged = latest_checkpoint(directory / "checkpoints")
     for line in damaged:
