@@ -106,6 +106,9 @@ class CrossAttention(Attention):
 
     def project(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """states (B, S, D) -> keys and values (B, K, S, P)"""
+        states = states.view_as(
+            states
+        )  # its gradient is added up here first, as it is where FSDP hooks a layer's inputs
         return self.heads(self.k(states)), self.heads(self.v(states))
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -124,7 +124,8 @@ def chunk_size(model: Any) -> int:
 
 
 def chunked_sum(model: Any, hidden: Tensor, loss_of: LossOf) -> Tensor:
-    """Σ loss_of(logits of some places, which places), a sum over places, without whole logits. hidden (N, D)."""
+    """Σ loss_of(logits of some places, which places), a sum over places, without whole logits. hidden (…, D)."""
+    hidden = hidden.flatten(0, -2)
     if torch.is_grad_enabled():
         params = [p for p in model.head.parameters() if p.requires_grad]
         return _Chunked.apply(hidden, loss_of, model, *params)  # pyright: ignore[reportReturnType]

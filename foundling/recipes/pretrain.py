@@ -85,7 +85,7 @@ def pretrain(
             precision=recipe.precision,
             optim=recipe.optim(),
             checkpointing=recipe.checkpoint_activations,
-        )  # fmt: skip
+        )
     )
     state = TrainState(model, Optimizer(model, recipe.optim()))
     found, damaged = latest_checkpoint(directory / "checkpoints")
