@@ -41,7 +41,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     given, what = keys(args), args.what
-    _refuse(args, what)
+    _refuse(args, given)
     from foundling.cli import show_for
 
     show = show_for(args)
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if args.tokens is None:
             raise ConfigError("how many tokens? give --tokens, such as --tokens 5e6")
         Budget("tokens", args.tokens)
-        found = foresight.run_of(foresight.shape_of(given, args.preset), args.tokens, data, show, given.get("threads"))
+        found = foresight.run_of(foresight.shape_of(given, args.preset), args.tokens, data, show, given)
     else:
         unit, value = "seconds", (3.0 if args.minutes is None else args.minutes) * 60
         for name in ("flops", "tokens"):
@@ -69,8 +69,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def _refuse(args: argparse.Namespace, what: str) -> None:
+SHAPE_KEYS = (
+    "family", "d_model", "n_layers", "vocab_size", "seq_len", "batch_size", "micro_batch_size", "precision",
+    "optimizer", "checkpoint_activations",
+)  # fmt: skip
+
+
+def _refuse(args: argparse.Namespace, given: dict[str, Any]) -> None:
     """What would be left unread is said, not ignored."""
+    what = args.what
+    reads = {"memory": SHAPE_KEYS, "run": (*SHAPE_KEYS, "field", "threads", "device"), "optimal": tuple(given)}[what]
+    for key in given:
+        if key not in reads:
+            raise ConfigError(f"plan {what} takes no --{key.replace('_', '-')} (see foundling plan --help)")
     takes = {"memory": ("preset", "ranks"), "run": ("data", "tokens", "preset"),
              "optimal": ("data", "minutes", "flops", "tokens")}  # fmt: skip
     for name in ("data", "minutes", "flops", "tokens", "preset", "ranks"):

@@ -119,10 +119,10 @@ def memory_of(shape: Shape, free: int | None = None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run_of(shape: Shape, tokens: float, data: str, show: Show, threads: int | None = None) -> dict[str, Any]:
-    """FLOPs, time by a probe, memory by part, energy and held-out loss of training on so many tokens of `data`.
-    BudgetError for less than one step, or where no setting fits into memory."""
-    device, threads = resolve_device(default_device()), threads or available_threads()
+def run_of(shape: Shape, tokens: float, data: str, show: Show, given: dict[str, Any]) -> dict[str, Any]:
+    """FLOPs, time by a probe, memory by part, energy and held-out loss of training on so many tokens of `data`;
+    of `given` the keys threads, device and field. BudgetError for less than one step or what cannot fit into memory."""
+    device, threads = resolve_device(given.get("device", default_device())), given.get("threads", available_threads())
     runtime = Runtime(device, shape.precision, threads)
     runtime.setup()
     batch_size = shape.batch_size or batch_rows(tokens, shape.seq_len)
@@ -156,7 +156,7 @@ def run_of(shape: Shape, tokens: float, data: str, show: Show, threads: int | No
             flops_per_token=counts["flops_per_token"], memory_bytes=free, checkpoint_activations=twice,
         )  # fmt: skip
     seen, n = steps * batch_size * shape.seq_len, matmul_parameters(skeleton(shape.family, shape.fields))
-    text, per_token = _text(data, shape.fields["vocab_size"], show)
+    text, per_token = _text(data, given.get("field", "text"), shape.fields["vocab_size"], show)
     law = load_law()
     bits = law.bits_per_byte(n, seen * per_token, text.train_bytes, text.scale)
     return {
@@ -196,9 +196,9 @@ def _counts(shape: Shape) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _text(data: str, vocab_size: int, show: Show) -> tuple[Corpus, float]:
+def _text(data: str, field: str, vocab_size: int, show: Show) -> tuple[Corpus, float]:
     with show.phase("read", f"reading {data}"):
-        found, _ = corpus.read(data, "text")
+        found, _ = corpus.read(data, field)
     with show.phase("tokenizer", "training a tokenizer"):
         per_token = corpus.bytes_per_token(found, corpus.train_tokenizer(found, vocab_size))
     return Corpus(found.train_bytes, per_token, compressibility(corpus.scale_sample(found))), per_token

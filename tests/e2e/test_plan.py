@@ -32,6 +32,14 @@ def test_optimal_is_what_raise_begins_with(tmp_path) -> None:
     assert any(best.items() <= size.items() for size in found["sizes"]) and len(found["sizes"]) > 5
 
 
+def test_run_reads_the_field_that_is_named(capsys, tmp_path) -> None:
+    rows = [{"body": file.read_text()} for file in sorted(corpus(tmp_path / "data").rglob("*.txt"))]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    size = ["--d-model", "32", "--n-layers", "1", "--vocab-size", "320", "--seq-len", "32", "--tokens", "5e4"]
+    assert plan("run", str(tmp_path / "rows.jsonl"), "--field", "body", *size)["bits_per_byte"] > 0
+    assert "body" in fails(capsys, "plan", "run", str(tmp_path / "rows.jsonl"), *size)
+
+
 def test_run_says_flops_time_memory_energy_and_loss(tmp_path) -> None:
     found = plan(
         "run", corpus(tmp_path / "data"), "--d-model", "64", "--n-layers", "2", "--vocab-size", "512",
@@ -67,6 +75,7 @@ def test_memory_of_a_published_size_and_what_makes_it_fit() -> None:
         (["memory", "--preset", "gpt2", "--seq-len", "4096"], "1024"),
         (["memory", "--preset", "gpt2", "--tokens", "5"], "takes no --tokens"),
         (["memory", "--preset", "gpt2", "--ranks", "0"], "--ranks 0"),
+        (["memory", "--preset", "gpt2", "--learning-rate", "0.1"], "takes no --learning-rate"),
         (["run", "--preset", "gpt2"], "--tokens"),
         (["run", "--preset", "gpt2", "--tokens", "-1"], "--tokens -1"),
         (["run", "--preset", "gpt2", "--tokens", "100"], "the least that works here is"),
