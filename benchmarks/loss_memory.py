@@ -9,6 +9,7 @@ Each in a process of its own; memory is the most that was held above what was th
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -53,9 +54,12 @@ def measure(kind: str, shape: str) -> dict[str, float]:
     value = step()
     left = 4 * (width * vocab_size + hidden.numel())
     peak = memory.peak - before - left
-    begin = time.perf_counter()
-    step()
-    return {"loss": value, "seconds": time.perf_counter() - begin, "peak_bytes": peak}
+    seconds = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - begin)
+    return {"loss": value, "seconds": statistics.median(seconds), "peak_bytes": peak}
 
 
 def main() -> None:
