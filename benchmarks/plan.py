@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from typing import Any
 
 from foundling.blocks.init import initialise
@@ -19,7 +20,7 @@ from foundling.objectives.causal import Causal
 from foundling.plan.flops import skeleton, training_flops_per_token
 from foundling.plan.footprint import process_bytes, training_footprint
 from foundling.plan.memory import PeakMemory, free_memory
-from foundling.plan.probe import RandomBatches, foreseen_step_seconds
+from foundling.plan.probe import RandomBatches, foreseen_step
 from foundling.runtime import Runtime, available_threads, generator
 from foundling.train.loop import TrainOptions, TrainState, train
 from foundling.train.optim import Optimizer, OptimOptions
@@ -39,7 +40,7 @@ CASES = [
 ]
 
 
-def work(what: str, case: list[Any], least: float) -> dict[str, float]:
+def work(what: str, case: list[Any], least: float) -> dict[str, Any]:
     name, vocab, seq_len, width, layers, rows, micro, precision, optimizer, twice = case
     fields = family(name).module.sized(vocab, seq_len, width, layers)
     runtime, optim = Runtime(precision=precision, threads=available_threads()), OptimOptions(optimizer=optimizer)
@@ -51,12 +52,12 @@ def work(what: str, case: list[Any], least: float) -> dict[str, float]:
             accumulates=micro < rows, checkpointing=twice, process=process_bytes(),
         )  # fmt: skip
         begin = time.perf_counter()
-        seconds, how = foreseen_step_seconds(
+        step = foreseen_step(
             name, fields, Causal(), runtime, rows, micro, optim, flops_per_token=flops, memory_bytes=free_memory(),
             checkpoint_activations=twice,
         )  # fmt: skip
         took = time.perf_counter() - begin
-        return {"seconds": seconds, "peak": footprint.peak, "how": how, "took": took, "parts": footprint.parts()}  # pyright: ignore
+        return {**asdict(step), "needed": footprint.peak, "took": took}
     model = build(name, **fields)
     initialise(model, generator("bench"))
     state, memory = TrainState(model, Optimizer(model, optim)), PeakMemory(0.02)
@@ -66,7 +67,7 @@ def work(what: str, case: list[Any], least: float) -> dict[str, float]:
         marks.append(time.perf_counter())
         if len(marks) > 3 and marks[-1] - marks[0] > least:
             break
-    return {"seconds": (marks[-1] - marks[0]) / (len(marks) - 1), "peak": memory.peak}
+    return {"seconds": (marks[-1] - marks[0]) / (len(marks) - 1), "peak_bytes": memory.peak}
 
 
 def main() -> None:
@@ -87,8 +88,9 @@ def main() -> None:
         p, a = found["foresee"], found["run"]
         print(
             f"{' '.join(map(str, case)):64} time {p['seconds']:7.3f} -> {a['seconds']:7.3f} s "
-            f"({a['seconds'] / p['seconds'] - 1:+6.1%}), memory {p['peak'] / 2**30:5.2f} -> "
-            f"{a['peak'] / 2**30:5.2f} GiB ({a['peak'] / p['peak'] - 1:+6.1%}); {p['how']} in {p['took']:.0f} s",
+            f"({a['seconds'] / p['seconds'] - 1:+6.1%}), memory {p['peak_bytes'] / 2**30:5.2f} -> "
+            f"{a['peak_bytes'] / 2**30:5.2f} GiB ({a['peak_bytes'] / p['peak_bytes'] - 1:+6.1%}; needed: "
+            f"{p['needed'] / 2**30:5.2f}); {p['how']} in {p['took']:.0f} s",
             flush=True,
         )
 

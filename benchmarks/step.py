@@ -4,9 +4,9 @@
 python -m benchmarks.step [small] [gpt2] [--rounds 7]
 
 All sides train GPT-2 of one shape on the same random tokens with fused AdamW and clipping, each in a process of its
-own, in turn, step for step. Of transformers' settings the best of a first look stays in the race: as it is, and once
-more with the memory setting of `Runtime.setup`, which is ours. The limit is the time that the step's products would
-take at the best rate that a product of their shape reaches here in any layout.
+own, in turn, step for step. Of each side's settings the best of a first look stays in the race; transformers' as it
+is, and once more with the memory setting of `Runtime.setup`, which is ours. The limit is the time that the step's
+products would take at the best rate that a product of their shape reaches here in any layout.
 """
 
 import argparse
@@ -38,11 +38,11 @@ SIZES = {
 Stepper = Callable[[], float]
 
 
-def ours(fields: dict[str, Any], rows: int, seq_len: int, precision: Precision) -> Stepper:
+def ours(fields: dict[str, Any], rows: int, seq_len: int, precision: Precision, compiled: bool) -> Stepper:
     """One step a call; the loss comes back, so that the step has ended."""
     model = build("gpt2", **fields)
     initialise(model, generator("bench"))
-    runtime = Runtime(precision=precision, threads=available_threads(), compile=True)
+    runtime = Runtime(precision=precision, threads=available_threads(), compile=compiled)
     state = TrainState(model, Optimizer(model, OptimOptions(optimizer="adamw", learning_rate=1e-3)))
     batches = RandomBatches(rows, seq_len, fields["vocab_size"])
     steps = train(state, Causal(), batches, Schedule(1_000_000), TrainOptions(rows), runtime)
@@ -116,7 +116,8 @@ PEERS = {
     "transformers bfloat16 compiled": ("bfloat16", True),
 }
 KEPT = ", memory kept"
-LIMIT, OWN = "limit", "foundling"
+LIMIT = "limit"
+OWN = {"foundling": False, "foundling compiled": True}
 
 
 def serve(name: str, size: str) -> None:
@@ -129,8 +130,8 @@ def serve(name: str, size: str) -> None:
         kinds = (torch.float32, torch.bfloat16)
         fast = min(kinds, key=lambda kind: sum(product_seconds(1024, 1024, 1024, kind) for _ in range(3)))
         step = lambda: limit_seconds(fields, rows * seq_len, seq_len, fast)  # noqa: E731
-    elif name == OWN:
-        step = ours(fields, rows, seq_len, choose_precision("cpu")[0])
+    elif name in OWN:
+        step = ours(fields, rows, seq_len, choose_precision("cpu")[0], OWN[name])
     else:
         step = theirs(fields, rows, seq_len, *PEERS[name.removesuffix(KEPT)])
     for _ in sys.stdin:
@@ -166,13 +167,13 @@ class Side:
 def measure(size: str, rounds: int) -> dict[str, Any]:
     rows, seq_len, fields = SIZES[size]
     tokens, first = rows * seq_len, {}
-    for name in PEERS:
+    for name in [*PEERS, *OWN]:
         side = Side(name, size)
         first[name] = min(side() for _ in range(3))
         side.end()
         print(f"{size}, first look: {name} {tokens / first[name]:.0f} tokens/s", file=sys.stderr, flush=True)
-    peer = min(first, key=lambda n: first[n])
-    sides = {name: Side(name, size) for name in (peer, peer + KEPT, OWN, LIMIT)}
+    peer, own = (min(names, key=lambda n: first[n]) for names in (PEERS, OWN))
+    sides = {name: Side(name, size) for name in (peer, peer + KEPT, own, LIMIT)}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
@@ -182,7 +183,7 @@ def measure(size: str, rounds: int) -> dict[str, Any]:
     middle = {name: statistics.median(s) for name, s in seconds.items()}
 
     def ratio(to: str) -> float:
-        return round(statistics.median(a / b for a, b in zip(seconds[to], seconds[OWN], strict=True)), 3)
+        return round(statistics.median(a / b for a, b in zip(seconds[to], seconds[own], strict=True)), 3)
 
     return {
         "size": size,
@@ -192,7 +193,7 @@ def measure(size: str, rounds: int) -> dict[str, Any]:
         "ratio_to_peer": ratio(peer),
         "ratio_to_peer_memory_kept": ratio(peer + KEPT),
         "share_of_limit": ratio(LIMIT),
-        "gflops": round(step_flops(fields, tokens, seq_len) / middle[OWN] / 1e9, 1),
+        "gflops": round(step_flops(fields, tokens, seq_len) / middle[own] / 1e9, 1),
     }
 
 

@@ -122,7 +122,10 @@ def _print_run(found: dict[str, Any]) -> None:
         f"{found['micro_batch_size']} at once{', layers computed twice' if found['checkpoint_activations'] else ''}"
     )
     print(f"time:   {duration(found['seconds'])}, {found['step_seconds']:.3g} s a step ({found['how']})")
-    print(f"memory: {found['memory']['peak'] / GIB:.2f} GiB at the most ({_parts(found['memory'])})")
+    print(
+        f"memory: {found['peak_bytes'] / GIB:.2f} GiB at the most; {found['memory']['peak'] / GIB:.2f} GiB are needed "
+        f"({_parts(found['memory'])}), the rest is what the allocator keeps"
+    )
     print(f"energy: {found['joules']['value'] / 1000:.3g} kJ ({found['joules']['source'].split(':')[0]})")
     print(
         f"loss:   {found['bits_per_byte']:.3f} bits per byte held out = {found['loss']:.3f} nats a token "

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from foundling.contracts import Batch, Objective
 from foundling.data.loader import packed
 from foundling.models import build
 from foundling.plan.footprint import training_footprint
+from foundling.plan.memory import PeakMemory
 from foundling.runtime import Precision, Runtime, generator
 from foundling.train.loop import TrainOptions, TrainState, train
 from foundling.train.optim import Optimizer, OptimOptions
@@ -87,23 +89,42 @@ FEW = (1, 4)
 """Layers of the shallow models that a deep one's step is put together from."""
 
 
-def foreseen_step_seconds(
+@dataclass(frozen=True)
+class Foreseen:
+    """A whole step, before any is taken for real."""
+
+    seconds: float
+    peak_bytes: int | None
+    """the most memory the process had while it was tried, or would have; None if nothing could be tried"""
+    how: str
+
+    def times(self, n: float, more: Foreseen) -> Foreseen:
+        """This, and n times what `more` takes beyond it."""
+        assert self.peak_bytes and more.peak_bytes
+        seconds = self.seconds + n * (more.seconds - self.seconds)
+        return Foreseen(seconds, round(self.peak_bytes + n * (more.peak_bytes - self.peak_bytes)), more.how)
+
+
+def foreseen_step(
     family: str, fields: dict[str, Any], objective: Objective, runtime: Runtime, batch_size: int, micro_batch_size: int,
     optim: OptimOptions, *, flops_per_token: float, memory_bytes: int, least_seconds: float = 2.0,
     checkpoint_activations: bool = False,
-) -> tuple[float, str]:  # fmt: skip
-    """(seconds of a whole step, how they were found): timed, where that takes seconds; else put together from shallow
-    models of the same width and one or two micro-batches, since time is linear in both; else, where even those do not
-    fit, from the rate of a bare product."""
+) -> Foreseen:  # fmt: skip
+    """Seconds and memory of a whole step: tried, where that takes seconds; else put together from shallow models of the
+    same width and one or two micro-batches, since both are linear in either; else, where even those do not fit, seconds
+    alone, from the rate of a bare product."""
     tokens, depth = micro_batch_size * fields["max_seq_len"], fields["n_layers"]
     rate, n_micro = product_rate(runtime.precision, runtime.device), -(-batch_size // micro_batch_size)
     expected = 2 * flops_per_token * tokens / rate
 
-    def timed(layers: int, micro: int) -> float:
-        return step_seconds(
+    def tried(layers: int, micro: int, how: str = "put together from fewer layers") -> Foreseen:
+        memory = PeakMemory(0.02)
+        seconds = step_seconds(
             family, fields | {"n_layers": layers}, objective, runtime, micro * micro_batch_size, micro_batch_size,
             optim, least_seconds=least_seconds, checkpoint_activations=checkpoint_activations,
         )  # fmt: skip
+        memory.done.set()
+        return Foreseen(seconds, memory.peak, how)
 
     def bytes_of(layers: int) -> int:
         return training_footprint(
@@ -112,14 +133,18 @@ def foreseen_step_seconds(
         ).peak  # fmt: skip
 
     if expected * n_micro <= REAL_SECONDS and bytes_of(depth) < memory_bytes:
-        return timed(depth, n_micro), "timed"
+        return tried(depth, n_micro, "tried")
     low, high = FEW if depth > FEW[1] else (depth, depth)
     if expected * high / depth > 5 * REAL_SECONDS or bytes_of(high) > memory_bytes:
-        return expected * n_micro, "from the rate of a product, within a factor of two"
+        return Foreseen(expected * n_micro, None, "from the rate of a product, within a factor of two")
 
-    def whole(micro: int) -> float:
-        first = timed(low, micro)
-        return first if low == high else first + (timed(high, micro) - first) / (high - low) * (depth - low)
+    def whole(micro: int) -> Foreseen:
+        first = tried(low, micro)
+        return first if low == high else first.times((depth - low) / (high - low), tried(high, micro))
 
     one = whole(1)
-    return one if n_micro == 1 else one + (whole(2) - one) * (n_micro - 1), "put together from fewer layers"
+    if n_micro == 1:
+        return one
+    two = whole(2)
+    # the second micro-batch finds the first one's gradients there; from then on nothing is added
+    return Foreseen(one.seconds + (two.seconds - one.seconds) * (n_micro - 1), two.peak_bytes, two.how)

@@ -25,7 +25,7 @@ from foundling.plan.footprint import (
 )
 from foundling.plan.law import compressibility, load_law
 from foundling.plan.memory import PeakMemory, anonymous_bytes, free_memory
-from foundling.plan.probe import choose_precision, foreseen_step_seconds
+from foundling.plan.probe import choose_precision, foreseen_step
 from foundling.recipes import corpus
 from foundling.recipes.planning import batch_rows, plan
 from foundling.recipes.recipe import Request, recipe_dict
@@ -151,10 +151,11 @@ def run_of(shape: Shape, tokens: float, data: str, show: Show, given: dict[str, 
     fields = shape.fields | {"max_seq_len": shape.seq_len}
     counts = _counts(shape)
     with show.phase("probe", "measuring this machine"):
-        step, how = foreseen_step_seconds(
+        step = foreseen_step(
             shape.family, fields, Causal(), runtime, batch_size, micro, shape.optim,
             flops_per_token=counts["flops_per_token"], memory_bytes=free, checkpoint_activations=twice,
         )  # fmt: skip
+    peak = step.peak_bytes or footprint.peak
     seen, n = steps * batch_size * shape.seq_len, matmul_parameters(skeleton(shape.family, shape.fields))
     text, per_token = _text(data, given.get("field", "text"), shape.fields["vocab_size"], show)
     law = load_law()
@@ -162,8 +163,8 @@ def run_of(shape: Shape, tokens: float, data: str, show: Show, given: dict[str, 
     return {
         **counts, "tokens": seen, "steps": steps, "batch_size": batch_size, "micro_batch_size": micro,
         "checkpoint_activations": twice, "precision": shape.precision, "flops": counts["flops_per_token"] * seen,
-        "step_seconds": step, "seconds": steps * step, "how": how, "memory": footprint.parts(),
-        "joules": estimate(steps * step, threads, footprint.peak), "bits_per_byte": round(bits, 4),
+        "step_seconds": step.seconds, "seconds": steps * step.seconds, "how": step.how, "memory": footprint.parts(),
+        "peak_bytes": peak, "joules": estimate(steps * step.seconds, threads, peak), "bits_per_byte": round(bits, 4),
         "loss": round(bits * math.log(2) * per_token, 4), "law_error": law.error,
     }  # fmt: skip
 
