@@ -18,7 +18,8 @@ from typing import Any
 import foundling
 from benchmarks.learning import Prepared, run
 from foundling.plan.law import fit
-from foundling.runtime import available_threads
+from foundling.recipes.planning import look
+from foundling.runtime import Runtime, available_threads
 
 WORK = Path(tempfile.gettempdir()) / "foundling-benchmarks"
 TABLE = Path(foundling.__file__).parent / "plan" / "calibration.json"
@@ -55,6 +56,14 @@ def main() -> None:
                 file.write(json.dumps(runs[-1]) + "\n")
                 file.flush()
                 print(json.dumps(runs[-1]), flush=True)
+    runtime = Runtime(threads=available_threads())
+    runtime.setup()
+    for name in CORPORA:
+        if any("look" not in run for run in runs if run["corpus"] == name):
+            data = Prepared(name, WORK)
+            corpus, _ = look(data.split, data.tokenizer, "llama", 256, runtime)
+            for run in runs:
+                run |= {"look": round(corpus.look, 4)} if run["corpus"] == name else {}
     law = fit(runs)
     table = {"command": "python -m benchmarks.calibrate", "law": asdict(law), "runs": sorted(runs, key=key)}
     TABLE.write_text(json.dumps(table, indent=1) + "\n")

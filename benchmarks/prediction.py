@@ -1,36 +1,79 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Predicted against actual: time, memory and loss of `foundling raise` at --minutes 1 and 3.
+"""Predicted against actual: time, memory and held-out loss of `foundling raise`, and what a naive predictor would say.
 
-python -m benchmarks.prediction [MINUTES ...]
+python -m benchmarks.prediction [--minutes 1,3,10] [--corpora stdlib,headers] [--seeds 0,1,2]
+
+'headers' is a corpus that no calibration saw. The naive predictor knows the run before on the same corpus: the loss
+will be that one's, and the time in proportion to the tokens.
 """
 
+import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.corpora import path_of
+
+FIGURES = ("seconds", "peak_bytes", "loss")
+
+
+def raised(name: str, minutes: str, seed: str) -> dict[str, Any]:
+    """What `foundling raise --json` prints."""
+    data = path_of(name, Path(tempfile.gettempdir()) / "foundling-benchmarks")
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-m", "foundling", "raise", *([] if name == "stdlib" else [data])]
+        command += ["--minutes", minutes, "--seed", seed, "--out", f"{out}/m", "--json"]
+        return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def errors(result: dict[str, Any]) -> dict[str, float]:
+    return {name: result["actual"][name] / result["predicted"][name] - 1 for name in FIGURES}
+
+
+def shown(of: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:+.1%}" for name, value in of.items())
+
+
+def median(of: list[dict[str, float]]) -> dict[str, float]:
+    """Of signed errors, figure by figure."""
+    return {name: statistics.median(e[name] for e in of) for name in of[0]}
+
+
+def worst(of: list[dict[str, float]]) -> dict[str, float]:
+    return {name: max((e[name] for e in of), key=abs) for name in of[0]}
 
 
 def main() -> None:
-    minutes = [a for a in sys.argv[1:] if not a.startswith("-")] or ["1", "3"]
-    print(f"{'minutes':>8} {'figure':>14} {'predicted':>12} {'actual':>12} {'error':>7}")
-    for budget in minutes:
-        with tempfile.TemporaryDirectory() as directory:
-            command = [
-                sys.executable,
-                "-m",
-                "foundling",
-                "raise",
-                "--minutes",
-                budget,
-                "--out",
-                f"{directory}/m",
-                "--json",
-            ]
-            result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        for name in ("seconds", "peak_bytes", "loss", "bits_per_byte"):
-            p, a = result["predicted"][name], result["actual"][name]
-            print(f"{budget:>8} {name:>14} {p:12.5g} {a:12.5g} {a / p - 1:+7.1%}", flush=True)
-        print(f"{budget:>8} baselines {result['baselines']} shares {result['shares']}", flush=True)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--minutes", default="1,3,10")
+    parser.add_argument("--corpora", default="stdlib,headers")
+    parser.add_argument("--seeds", default="0,1,2")
+    args = parser.parse_args()
+    for name in args.corpora.split(","):
+        before: dict[str, float] | None = None
+        for minutes in args.minutes.split(","):
+            found, last = [], None
+            for seed in args.seeds.split(","):
+                result = raised(name, minutes, seed)
+                found.append(errors(result))
+                a, p = result["actual"], result["predicted"]
+                line = f"{name} {minutes} min, seed {seed}: {shown(found[-1])}; {a['seconds']:.0f} s, "
+                line += f"{a['peak_bytes'] / 2**30:.2f} GiB, {a['bits_per_byte']:.3f} bits per byte; "
+                line += f"probe {result['phases']['probe'] / 60 / float(minutes):.1%} of the budget"
+                if before:
+                    naive = {
+                        "seconds": a["seconds"] / (before["seconds"] * p["tokens"] / before["tokens"]) - 1,
+                        "loss": a["loss"] / before["loss"] - 1,
+                    }
+                    line += f"; naive: {shown(naive)}"
+                print(line, flush=True)
+                last = {"seconds": a["seconds"], "tokens": p["tokens"], "loss": a["loss"]}
+            print(f"{name} {minutes} min, worst and median: {shown(worst(found))}; {shown(median(found))}", flush=True)
+            before = last
 
 
 if __name__ == "__main__":

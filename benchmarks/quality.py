@@ -11,10 +11,7 @@ config/train_shakespeare_char.py), by transformers.
 """
 
 import argparse
-import json
 import math
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,6 +19,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.corpora import path_of
+from benchmarks.prediction import errors, raised, shown
 from foundling.recipes import corpus
 from foundling.runtime import available_threads, generator
 
@@ -111,16 +109,14 @@ def main() -> None:
     for name in args.corpora.split(","):
         data = path_of(name, directory)
         for seed in args.seeds.split(","):
-            with tempfile.TemporaryDirectory() as out:
-                command = [sys.executable, "-m", "foundling", "raise", *([] if name == "stdlib" else [data])]
-                command += ["--minutes", args.minutes, "--seed", seed, "--out", f"{out}/m", "--json"]
-                found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            found = raised(name, args.minutes, seed)
             ours, seconds = found["actual"]["bits_per_byte"], found["actual"]["seconds"]
             theirs, steps = peer(data, seconds, int(seed))
             worst = min(worst, 1 - ours / theirs)
             print(
                 f"{name:10} seed {seed}: {seconds:.0f} s each, ours {ours:.3f}, theirs {theirs:.3f} bits per byte "
-                f"({steps} steps), {1 - ours / theirs:+.1%}",
+                f"({steps} steps), {1 - ours / theirs:+.1%}; predicted against "
+                f"actual: {shown(errors(found))}",
                 flush=True,
             )
     print(f"worst: {worst:+.1%}")

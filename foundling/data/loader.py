@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from foundling.contracts import Batch
-from foundling.data.shards import TokenShards
+from foundling.data.shards import TokenArray, TokenShards
 from foundling.errors import DataError
 
 
@@ -22,7 +22,14 @@ class PackedBatches:
     """
 
     def __init__(
-        self, shards: TokenShards, *, seq_len: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        shards: TokenShards | TokenArray,
+        *,
+        seq_len: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         if batch_size % world_size:
             raise DataError(f"batch_size {batch_size} is not a multiple of {world_size} processes")

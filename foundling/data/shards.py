@@ -47,6 +47,19 @@ class TokenShards:
         return np.concatenate(parts).astype(np.int64)
 
 
+class TokenArray:
+    """The same in memory, for a sample."""
+
+    def __init__(self, texts: Iterable[str], tokenizer: Tokenizer) -> None:
+        documents = [[tokenizer.eos, *ids] for ids in tokenizer.encode_batch(list(texts))]
+        self.tokens = np.array([token for ids in documents for token in ids] + [tokenizer.eos])
+        self.eos, self.n_tokens = tokenizer.eos, len(self.tokens)
+        self.hash = hashlib.sha256(self.tokens.tobytes()).hexdigest()
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.tokens[start:stop]
+
+
 def write_shards(directory: Path, texts: Iterable[str], tokenizer: Tokenizer) -> TokenShards:
     """Encodes and writes all texts into an existing directory; the index comes last, so a broken run leaves none."""
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")

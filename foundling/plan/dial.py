@@ -11,7 +11,7 @@ from typing import Any, Literal
 from foundling.errors import BudgetError
 from foundling.models import count_parameters, family
 from foundling.plan.flops import matmul_parameters, skeleton, training_flops_per_token
-from foundling.plan.law import LossLaw
+from foundling.plan.law import Corpus, LossLaw
 
 Unit = Literal["seconds", "flops", "tokens"]
 
@@ -35,16 +35,6 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """What the dial needs to know of the data."""
-
-    train_bytes: int
-    bytes_per_token: float
-    scale: float
-    """bits per byte under xz"""
-
-
-@dataclass(frozen=True)
 class Choice:
     """A size with what it would reach within the budget."""
 
@@ -63,7 +53,7 @@ def candidate(
     model = skeleton(family_name, fields)
     flops = training_flops_per_token(model, fields["max_seq_len"])
     n, tokens = matmul_parameters(model), tokens_for(flops)
-    bpb = law.bits_per_byte(n, max(tokens, 1) * corpus.bytes_per_token, corpus.train_bytes, corpus.scale)
+    bpb = law.bits_per_byte(n, max(tokens, 1) * corpus.bytes_per_token, corpus)
     return Choice(fields, tokens, flops, count_parameters(model)["total"], n, bpb)
 
 

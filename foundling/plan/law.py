@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loss law: held-out bits per byte from parameters, bytes read and how compressible the corpus is.
+"""The loss law: held-out bits per byte from parameters, bytes read and what a first look at the corpus says.
 
 bpb = c · (E + A / N^alpha + B / D^beta), the form of Hoffmann et al. 2022 (approach 3), where N counts parameters that
-multiply, D bytes of text and c the corpus's own bits per byte under xz, which stands for how predictable it is.
-Coefficients are fitted to runs of this code (calibration.json; `python -m benchmarks.calibrate` makes it again).
+multiply, D bytes of text and c the corpus's own scale: its bits per byte under xz and what a small model reaches on it
+in a first look, weighed geometrically. All is fitted to runs of this code over several corpora (calibration.json;
+`python -m benchmarks.calibrate` makes it again).
 """
 
 from __future__ import annotations
@@ -15,21 +16,31 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-REUSE_HALF = 15.4
-"""Repeated text is worth less: D' = U + U·R·(1 − e^(−(epochs−1)/R)) with R = 15.4 (Muennighoff et al. 2023, eq. 5)."""
-
 
 def compressibility(sample: bytes) -> float:
     """Bits per byte of a sample (some 100 kB suffice) under xz: the corpus's own scale."""
     return 8 * len(lzma.compress(sample, preset=6)) / max(1, len(sample))
 
 
-def effective_bytes(bytes_read: float, unique_bytes: float) -> float:
-    """What the bytes read are worth, given how many of them are new."""
+def effective_bytes(bytes_read: float, unique_bytes: float, reuse: float) -> float:
+    """What the bytes read are worth, given how many of them are new: D' = U + U·R·(1 − e^(−(epochs−1)/R))
+    (Muennighoff et al. 2023, eq. 5, whose R is 15.4 for models and corpora a thousand times as large)."""
     if bytes_read <= unique_bytes:
         return bytes_read
     repeats = bytes_read / unique_bytes - 1
-    return unique_bytes * (1 + REUSE_HALF * (1 - math.exp(-repeats / REUSE_HALF)))
+    return unique_bytes * (1 + reuse * (1 - math.exp(-repeats / reuse)))
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a prediction needs to know of the data."""
+
+    train_bytes: int
+    bytes_per_token: float
+    scale: float
+    """bits per byte under xz"""
+    look: float
+    """bits per byte of a first look (plan/probe.first_look)"""
 
 
 @dataclass(frozen=True)
@@ -39,12 +50,17 @@ class LossLaw:
     alpha: float
     B: float
     beta: float
+    reuse: float
+    """epochs of new text that all repetition together comes to be worth"""
+    look: float
+    """weight of the first look in the corpus's scale; xz has the rest"""
     error: float
-    """root mean square of ln(measured / predicted) over the runs it was fitted to, each left out in turn"""
+    """root mean square of ln(measured / predicted) over the runs it was fitted to, each corpus left out in turn"""
     runs: int
 
-    def bits_per_byte(self, n: float, bytes_read: float, unique_bytes: float, scale: float) -> float:
-        d = effective_bytes(bytes_read, unique_bytes)
+    def bits_per_byte(self, n: float, bytes_read: float, corpus: Corpus) -> float:
+        d = effective_bytes(bytes_read, corpus.train_bytes, self.reuse)
+        scale = corpus.scale ** (1 - self.look) * corpus.look**self.look
         return scale * (self.E + self.A / n**self.alpha + self.B / d**self.beta)
 
 
@@ -54,48 +70,57 @@ def load_law() -> LossLaw:
 
 
 def fit(runs: list[dict[str, Any]]) -> LossLaw:
-    """Least squares on ln(bpb / scale) over runs with n, bytes_read, unique_bytes, scale, bits_per_byte."""
+    """Least squares on ln(bpb) over runs with corpus, n, bytes_read, unique_bytes, scale, look, bits_per_byte."""
     theta = _fit(runs)
-    left_out = []
-    for i, run in enumerate(runs):
-        rest = runs[:i] + runs[i + 1 :]
-        predicted = _predict(_fit(rest, start=theta), run)
-        left_out.append(math.log(run["bits_per_byte"] / run["scale"]) - predicted)
-    error = math.sqrt(sum(e * e for e in left_out) / len(left_out))
-    e, a, alpha, b, beta = theta
-    return LossLaw(math.exp(e), math.exp(a), math.exp(alpha), math.exp(b), math.exp(beta), round(error, 5), len(runs))
+    corpora, squares = sorted({run["corpus"] for run in runs}), []
+    for name in corpora if len(corpora) > 1 else []:
+        rest = _fit([run for run in runs if run["corpus"] != name], start=theta)
+        out = [run for run in runs if run["corpus"] == name]
+        squares += (_predicted(rest, out) - _measured(out)).square().tolist()
+    error = math.sqrt(sum(squares) / len(squares)) if squares else math.nan
+    e, a, alpha, b, beta, reuse = (math.exp(x) for x in theta[:6])
+    return LossLaw(e, a, alpha, b, beta, reuse, theta[6], round(error, 5), len(runs))
 
 
-def _predict(theta: Any, run: dict[str, Any]) -> Any:
-    """ln(bpb / scale), with theta the logarithms of E, A, alpha, B, beta."""
+def _measured(runs: list[dict[str, Any]]) -> Any:
     import torch
 
-    e, a, alpha, b, beta = torch.as_tensor(theta, dtype=torch.float64)
-    d = effective_bytes(run["bytes_read"], run["unique_bytes"])
-    return torch.logsumexp(torch.stack([e, a - alpha.exp() * math.log(run["n"]), b - beta.exp() * math.log(d)]), 0)
+    return torch.tensor([math.log(run["bits_per_byte"]) for run in runs], dtype=torch.float64)
+
+
+def _predicted(theta: Any, runs: list[dict[str, Any]]) -> Any:
+    """ln(bpb), with theta the logarithms of E, A, alpha, B, beta, reuse, and the look's weight."""
+    import torch
+
+    e, a, alpha, b, beta, reuse, weight = torch.as_tensor(theta, dtype=torch.float64)
+    of = [(run["n"], run["bytes_read"], run["unique_bytes"], run["scale"], run["look"]) for run in runs]
+    n, read, unique, scale, look = torch.tensor(of, dtype=torch.float64).T
+    repeats = (read / unique - 1).clamp_min(0)
+    d = read.minimum(unique) + unique * reuse.exp() * (1 - (-repeats / reuse.exp()).exp())
+    terms = torch.stack([e.expand_as(n), a - alpha.exp() * n.log(), b - beta.exp() * d.log()])
+    return scale.log() + weight * (look / scale).log() + torch.logsumexp(terms, 0)
+
+
+PULL = {0: (math.log(0.3), 1e-5), 2: (math.log(0.34), 1e-4), 4: (math.log(0.28), 1e-4), 5: (0.0, 1e-5), 6: (0.5, 1e-4)}
+"""Where a handful of small runs cannot tell coefficients apart they are held, weakly: the exponents at the published
+ones, E at 0.3 of the scale, reuse at 1, the weight of the look at a half."""
 
 
 def _fit(runs: list[dict[str, Any]], start: Any = None) -> list[float]:
-    """L-BFGS from a grid of starts (Hoffmann et al. 2022, appendix D.3), with a weak pull of the exponents to the
-    published 0.34 and 0.28, since a handful of small runs cannot tell them apart from E."""
+    """L-BFGS from a grid of starts (Hoffmann et al. 2022, appendix D.3)."""
     import itertools
 
     import torch
 
     starts = [start] if start is not None else [
-        [math.log(e), math.log(a), math.log(0.34), math.log(b), math.log(0.28)]
-        for e, a, b in itertools.product((0.2, 0.4), (2.0, 20.0), (10.0, 60.0))
+        [math.log(e), math.log(a), math.log(0.34), math.log(b), math.log(0.28), math.log(reuse), 0.5]
+        for e, a, b, reuse in itertools.product((0.2, 0.4), (2.0, 20.0), (10.0, 60.0), (0.5, 5.0))
     ]  # fmt: skip
-    x = [(math.log(r["n"]), math.log(effective_bytes(r["bytes_read"], r["unique_bytes"]))) for r in runs]
-    y = torch.tensor([math.log(r["bits_per_byte"] / r["scale"]) for r in runs], dtype=torch.float64)
-    ln_n, ln_d = torch.tensor(x, dtype=torch.float64).T
-    prior = torch.tensor([math.log(0.34), math.log(0.28)], dtype=torch.float64)
+    measured = _measured(runs)
 
     def loss(theta: torch.Tensor) -> torch.Tensor:
-        e, a, alpha, b, beta = theta
-        guess = torch.logsumexp(torch.stack([e.expand_as(y), a - alpha.exp() * ln_n, b - beta.exp() * ln_d]), 0)
-        pull = (theta[[2, 4]] - prior).square().sum()
-        return (guess - y).square().mean() + 1e-4 * pull
+        pull = sum(strength * (theta[i] - to).square() for i, (to, strength) in PULL.items())
+        return (_predicted(theta, runs) - measured).square().mean() + pull
 
     best, best_loss = None, math.inf
     for guess in starts:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from foundling.blocks.init import initialise
-from foundling.contracts import Batch, Objective
+from foundling.contracts import Batch, Batches, Objective
 from foundling.data.loader import packed
 from foundling.models import build
 from foundling.plan.footprint import training_footprint
@@ -23,7 +23,7 @@ from foundling.train.schedule import Schedule
 MOST_STEPS = 10_000
 
 
-def product_rate(precision: Precision, device: str, seconds: float = 0.15) -> float:
+def product_rate(precision: Precision, device: str, seconds: float = 0.1) -> float:
     """FLOP/s of a (2048, 512) x (512, 512) product."""
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
     a = torch.ones(2048, 512, dtype=dtype, device=device)
@@ -81,6 +81,27 @@ def step_seconds(
         if len(marks) > 2 and marks[-1] - marks[0] >= least_seconds:
             break
     return (marks[-1] - marks[0]) / (len(marks) - 1)
+
+
+LOOK_SIZE = (64, 2)
+"""d_model and layers of the model that takes a first look at a corpus."""
+LOOK_STEPS, LOOK_STEP_TOKENS = 32, 2048
+
+
+def first_look(
+    family: str, fields: dict[str, Any], objective: Objective, runtime: Runtime, batches: Batches, optim: OptimOptions,
+    schedule: Schedule,
+) -> tuple[float, float]:  # fmt: skip
+    """(nats a token, seconds of a step) of a new model over the whole schedule, the loss over its last quarter: how
+    well a corpus is learnt from, which its size under xz does not say. The same each time on the same data."""
+    model = build(family, device=runtime.device, **fields)
+    initialise(model, generator("look"))
+    state, losses, marks = TrainState(model, Optimizer(model, optim)), [], []
+    for record in train(state, objective, batches, schedule, TrainOptions(2**30), runtime):
+        losses.append(record.loss)
+        marks.append(time.perf_counter())
+    last = losses[-max(1, len(losses) // 4) :]
+    return sum(last) / len(last), (marks[-1] - marks[0]) / (len(marks) - 1)
 
 
 REAL_SECONDS = 4.0

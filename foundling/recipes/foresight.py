@@ -12,7 +12,6 @@ from foundling.config import from_dict, nearest
 from foundling.errors import BudgetError, ConfigError
 from foundling.models import FAMILIES, count_parameters, family
 from foundling.objectives.causal import Causal
-from foundling.plan.dial import Corpus
 from foundling.plan.energy import estimate
 from foundling.plan.flops import matmul_parameters, skeleton, training_flops_per_token
 from foundling.plan.footprint import (
@@ -23,16 +22,17 @@ from foundling.plan.footprint import (
     spare_memory,
     training_footprint,
 )
-from foundling.plan.law import compressibility, load_law
+from foundling.plan.law import Corpus, load_law
 from foundling.plan.memory import PeakMemory, anonymous_bytes, free_memory
 from foundling.plan.probe import choose_precision, foreseen_step
 from foundling.recipes import corpus
-from foundling.recipes.planning import batch_rows, plan
+from foundling.recipes.planning import batch_rows, look, plan
 from foundling.recipes.recipe import Request, recipe_dict
 from foundling.recipes.showing import Show
 from foundling.runtime import Precision, Runtime, available_threads, default_device, resolve_device
 from foundling.train.optim import OptimOptions
 
+LOOK_WINDOW = 256
 RANKS = (2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -157,15 +157,14 @@ def run_of(shape: Shape, tokens: float, data: str, show: Show, given: dict[str, 
         )  # fmt: skip
     peak = step.peak_bytes or footprint.peak
     seen, n = steps * batch_size * shape.seq_len, matmul_parameters(skeleton(shape.family, shape.fields))
-    text, per_token = _text(data, given.get("field", "text"), shape.fields["vocab_size"], show)
-    law = load_law()
-    bits = law.bits_per_byte(n, seen * per_token, text.train_bytes, text.scale)
+    text, law = _text(data, given.get("field", "text"), shape, runtime, show), load_law()
+    bits = law.bits_per_byte(n, seen * text.bytes_per_token, text)
     return {
         **counts, "tokens": seen, "steps": steps, "batch_size": batch_size, "micro_batch_size": micro,
         "checkpoint_activations": twice, "precision": shape.precision, "flops": counts["flops_per_token"] * seen,
         "step_seconds": step.seconds, "seconds": steps * step.seconds, "how": step.how, "memory": footprint.parts(),
         "peak_bytes": peak, "joules": estimate(steps * step.seconds, threads, peak), "bits_per_byte": round(bits, 4),
-        "loss": round(bits * math.log(2) * per_token, 4), "law_error": law.error,
+        "loss": round(bits * math.log(2) * text.bytes_per_token, 4), "law_error": law.error,
     }  # fmt: skip
 
 
@@ -197,12 +196,13 @@ def _counts(shape: Shape) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _text(data: str, field: str, vocab_size: int, show: Show) -> tuple[Corpus, float]:
+def _text(data: str, field: str, shape: Shape, runtime: Runtime, show: Show) -> Corpus:
     with show.phase("read", f"reading {data}"):
         found, _ = corpus.read(data, field)
     with show.phase("tokenizer", "training a tokenizer"):
-        per_token = corpus.bytes_per_token(found, corpus.train_tokenizer(found, vocab_size))
-    return Corpus(found.train_bytes, per_token, compressibility(corpus.scale_sample(found))), per_token
+        tokenizer = corpus.train_tokenizer(found, shape.fields["vocab_size"])
+    with show.phase("probe", "a first look at the text"):
+        return look(found, tokenizer, shape.family, min(shape.seq_len, LOOK_WINDOW), runtime)[0]
 
 
 def _too_large(shape: Shape, peak: int, free: int) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import math
 import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,31 +14,49 @@ import torch
 
 from foundling.blocks.init import initialise
 from foundling.config import from_dict
+from foundling.data.loader import PackedBatches
+from foundling.data.shards import TokenArray
 from foundling.data.split import Split
 from foundling.errors import BudgetError
+from foundling.evaluate.perplexity import score
 from foundling.models import build, family
 from foundling.objectives.causal import Causal
-from foundling.plan.dial import Budget, Choice, Corpus, candidate, choose, ladder
+from foundling.plan.dial import Budget, Choice, candidate, choose, ladder
 from foundling.plan.energy import estimate
-from foundling.plan.footprint import largest_fit, spare_memory, training_footprint
-from foundling.plan.law import compressibility, load_law
+from foundling.plan.flops import skeleton, training_flops_per_token
+from foundling.plan.footprint import PROCESS_BYTES, largest_fit, spare_memory, training_footprint
+from foundling.plan.law import Corpus, compressibility, load_law
 from foundling.plan.memory import PeakMemory, anonymous_bytes, free_memory
-from foundling.plan.probe import choose_precision, step_seconds
-from foundling.recipes.corpus import bytes_per_token, scale_sample, train_tokenizer
+from foundling.plan.probe import (
+    LOOK_SIZE,
+    LOOK_STEP_TOKENS,
+    LOOK_STEPS,
+    RandomBatches,
+    choose_precision,
+    first_look,
+    step_seconds,
+)
+from foundling.recipes.corpus import bytes_per_token, pieces, scale_sample, train_tokenizer
 from foundling.recipes.recipe import Recipe, Request
 from foundling.recipes.showing import Show
 from foundling.runtime import Runtime, available_threads, compiler_missing, default_device, generator, resolve_device
 from foundling.text import Tokenizer
 from foundling.text.tokenizer import MULTIPLE, SMALLEST
 from foundling.train.optim import OptimOptions
+from foundling.train.schedule import Schedule
 
 COMPILE_FROM = 90.0
 """Seconds of training from which compiling pays for itself."""
 LEAST_STEPS = 20
 EVALUATE_STRIDE = 2
 """Held-out windows overlap by half: each token is predicted with at least half a window before it."""
+EVALUATE_ROWS = 16
+ENCODE_SECONDS = 0.5e-6
+"""A byte, about: reading, encoding and writing text."""
 NGRAM_BYTES_PER_BYTE = 14
 MAX_NGRAM_BYTES = 32_000_000
+LOOK_BYTES = 1_000_000
+"""Text that the windows of a first look are taken from."""
 
 
 @dataclass
@@ -73,7 +93,6 @@ def batch_rows(tokens: float, seq_len: int) -> int:
 def plan(request: Request, found: Split, show: Show, memory: PeakMemory) -> Planned:
     given, budget = request.given, request.budget
     name, seed = given.get("family", "llama"), given.get("seed", 0)
-    module = family(name).module
     device = resolve_device(given.get("device", default_device()))
     threads = given.get("threads", available_threads())
     Runtime(threads=threads).setup()
@@ -85,16 +104,20 @@ def plan(request: Request, found: Split, show: Show, memory: PeakMemory) -> Plan
     with show.phase("tokenizer", "training the tokenizer"):
         tokenizer = train_tokenizer(found, given.get("vocab_size", vocab_size))
         per_token = bytes_per_token(found, tokenizer)
-    corpus = Corpus(found.train_bytes, per_token, compressibility(scale_sample(found)))
     train_tokens = found.train_bytes / per_token
     if "seq_len" not in given:
         seq_len = max(8, min(seq_len, int(train_tokens / 4)))
+    if train_tokens < 2 * seq_len:
+        raise BudgetError(
+            f"the training text is {train_tokens:.0f} tokens, one window takes {2 * seq_len}; give more text"
+        )
     law, vocab_size = load_law(), tokenizer.vocab_size
 
     optim = OptimOptions()
     runtime = Runtime(device, precision, threads)
     with show.phase("probe", "measuring this machine"):
-        slope, per_width = _anchors(name, module, vocab_size, seq_len, runtime, optim)
+        corpus, look_seconds = look(found, tokenizer, name, seq_len, runtime)
+        slope, per_width = _anchors(name, vocab_size, seq_len, runtime, optim, look_seconds)
 
     def seconds_per_token(flops: int, fields: dict[str, Any]) -> float:
         return slope * flops + per_width * fields["d_model"] * fields["n_layers"]
@@ -119,10 +142,6 @@ def plan(request: Request, found: Split, show: Show, memory: PeakMemory) -> Plan
     if "total_steps" in given and "batch_size" in given:
         choice = _tokens(choice, given["total_steps"] * given["batch_size"] * seq_len)
     batch_size = given.get("batch_size", batch_rows(choice.tokens, seq_len))
-    if train_tokens < 2 * seq_len:
-        raise BudgetError(
-            f"the training text is {train_tokens:.0f} tokens, one window takes {2 * seq_len}; give more text"
-        )
     fit = largest_fit(name, choice.fields, memory_bytes=room, batch_size=batch_size, optim=optim, **settings)
     assert fit is not None
     spare_memory(fit[2])
@@ -138,7 +157,7 @@ def plan(request: Request, found: Split, show: Show, memory: PeakMemory) -> Plan
     runtime = Runtime(device, precision, threads, compile=compiled)
     model = build(name, device=device, **choice.fields)
     initialise(model, generator("init", seed))
-    timed = min(6.0, 0.03 * budget.value) if budget.unit == "seconds" else 1.0
+    timed = min(6.0, 0.015 * budget.value) if budget.unit == "seconds" else 1.0
     with show.phase("compile" if compiled else "probe", "compiling the layers" if compiled else ""):
         step = step_seconds(
             name,
@@ -153,11 +172,18 @@ def plan(request: Request, found: Split, show: Show, memory: PeakMemory) -> Plan
             checkpoint_activations=twice,
         )
 
-    held_out_tokens = found.held_out_bytes / per_token
-    after = EVALUATE_STRIDE * held_out_tokens * eager / 2.5 + found.train_bytes * 0.45e-6 + 1.0
+    with show.phase("probe"):
+        evaluation = _evaluation_seconds(model, found.held_out_bytes / per_token, seq_len, vocab_size, runtime)
+
+    def share(tokens: float) -> float:
+        some = min(1.0, 1.2 * tokens / train_tokens)
+        return 1.0 if some > 0.5 else some
+
+    def after(tokens: float) -> float:
+        return evaluation + ENCODE_SECONDS * (share(tokens) * found.train_bytes + found.held_out_bytes)
+
     total_steps = _steps(request, choice, show.elapsed, step, after, batch_size * seq_len)
     tokens = total_steps * batch_size * seq_len
-    share = min(1.0, 1.2 * tokens / train_tokens)
     recipe = from_dict(
         Recipe,
         {
@@ -167,14 +193,15 @@ def plan(request: Request, found: Split, show: Show, memory: PeakMemory) -> Plan
             "micro_batch_size": micro, "checkpoint_activations": twice, "threads": threads,
             "precision": precision, "device": device,
             "warmup_steps": total_steps // 50, "checkpoint_every": max(1, min(math.ceil(30 / step), total_steps)),
-            "data_share": 1.0 if share > 0.5 else share,
+            "data_share": share(tokens),
         } | given | {"compile": compiled},
         where="recipe",
     )  # fmt: skip
     initialise(model, generator("init", recipe.seed))
     final = candidate(name, choice.fields, lambda _: recipe.tokens, corpus, law)
-    seconds = show.elapsed + recipe.total_steps * step + after
-    peak = max(memory.peak, memory.sample() + NGRAM_BYTES_PER_BYTE * min(found.train_bytes, MAX_NGRAM_BYTES))
+    seconds = show.elapsed + recipe.total_steps * step + after(tokens)
+    memory.sample()  # steps like the run's have been taken by now; baselines come when their memory is free again
+    peak = max(memory.peak, PROCESS_BYTES + NGRAM_BYTES_PER_BYTE * min(found.train_bytes, MAX_NGRAM_BYTES))
     prediction = {
         "seconds": round(seconds, 1),
         "peak_bytes": peak,
@@ -189,20 +216,37 @@ def plan(request: Request, found: Split, show: Show, memory: PeakMemory) -> Plan
         "train_bytes": found.train_bytes,
         "bytes_per_token": round(per_token, 4),
         "scale": round(corpus.scale, 4),
+        "look": round(corpus.look, 4),
     }
     return Planned(recipe, prediction, tokenizer, model, considered)
 
 
+def look(found: Split, tokenizer: Tokenizer, name: str, seq_len: int, runtime: Runtime) -> tuple[Corpus, float]:
+    """What a prediction needs to know of the text, and the seconds of a step of LOOK_SIZE. Reads no clock but for the
+    seconds. DataError if the sample holds no window."""
+    per_token, optim = bytes_per_token(found, tokenizer), OptimOptions()
+    sample = list(pieces(found, LOOK_BYTES)) or list(pieces(found, found.train_bytes))
+    tokens, rows = TokenArray(sample, tokenizer), max(1, LOOK_STEP_TOKENS // seq_len)
+    batches = PackedBatches(tokens, seq_len=min(seq_len, tokens.n_tokens // 2), batch_size=rows, seed=0)
+    fields = family(name).module.sized(tokenizer.vocab_size, seq_len, *LOOK_SIZE)
+    schedule = Schedule(LOOK_STEPS, decay_share=Recipe.decay_share)
+    nats, seconds = first_look(name, fields, Causal(), runtime, batches, optim, schedule)
+    bits = nats / math.log(2) / per_token
+    return Corpus(found.train_bytes, per_token, compressibility(scale_sample(found)), bits), seconds
+
+
 def _anchors(
-    name: str, module: Any, vocab_size: int, seq_len: int, runtime: Runtime, optim: OptimOptions
+    name: str, vocab_size: int, seq_len: int, runtime: Runtime, optim: OptimOptions, look_seconds: float
 ) -> tuple[float, float]:
     """Seconds a token = slope · FLOPs + per_width · d_model · layers: products, and what passes through memory."""
-    rows = max(1, 2048 // seq_len)
+    rows = max(1, LOOK_STEP_TOKENS // seq_len)
     measured = []
-    for d_model, n_layers in ((64, 2), (256, 2)):
-        fields = module.sized(vocab_size, seq_len, d_model, n_layers)
-        seconds = step_seconds(name, fields, Causal(), runtime, rows, rows, optim, least_seconds=0.4)
-        flops = candidate(name, fields, lambda _: 1, Corpus(1, 1, 1), load_law()).flops_per_token
+    for d_model, n_layers in (LOOK_SIZE, (256, 2)):
+        fields = family(name).module.sized(vocab_size, seq_len, d_model, n_layers)
+        seconds = look_seconds
+        if (d_model, n_layers) != LOOK_SIZE:
+            seconds = step_seconds(name, fields, Causal(), runtime, rows, rows, optim, least_seconds=0.4)
+        flops = training_flops_per_token(skeleton(name, fields), seq_len)
         measured.append((flops, d_model * n_layers, seconds / (rows * seq_len)))
     matrix = torch.tensor([[f, w] for f, w, _ in measured], dtype=torch.float64)
     slope, per_width = torch.linalg.solve(matrix, torch.tensor([s for *_, s in measured], dtype=torch.float64)).tolist()
@@ -215,14 +259,27 @@ def _tokens(choice: Choice, tokens: float) -> Choice:
     )
 
 
-def _steps(request: Request, choice: Choice, elapsed: float, step: float, after: float, tokens_per_step: int) -> int:
-    """The dial's last turn: from here on nothing reads the clock."""
+def _evaluation_seconds(model: Any, tokens: float, seq_len: int, vocab_size: int, runtime: Runtime) -> float:
+    """Of so many held-out tokens, by two batches."""
+    batch = RandomBatches(EVALUATE_ROWS, seq_len, vocab_size)[0]
+    score(model, Causal(), [batch], 1, runtime)
+    begin = time.perf_counter()
+    score(model, Causal(), [batch] * 2, 1, runtime)
+    return (time.perf_counter() - begin) / 2 * math.ceil(tokens * EVALUATE_STRIDE / seq_len / EVALUATE_ROWS)
+
+
+def _steps(
+    request: Request, choice: Choice, elapsed: float, step: float, after: Callable[[float], float], tokens_per_step: int
+) -> int:
+    """The dial's last turn: from here on nothing reads the clock. `after`: tokens trained on -> seconds of what is not
+    training."""
     if "total_steps" in request.given:
         return request.given["total_steps"]
     if request.unit == "seconds":
-        steps = int((request.value - elapsed - after) / step)
+        most = max(0.0, request.value - elapsed - after(0)) / step
+        steps = int((request.value - elapsed - after(most * tokens_per_step)) / step)
         if steps < LEAST_STEPS:
-            least = (elapsed + after + LEAST_STEPS * step) / 60
+            least = (elapsed + after(LEAST_STEPS * tokens_per_step) + LEAST_STEPS * step) / 60
             left, least = max(0, steps), math.ceil(least * 10) / 10
             raise BudgetError(
                 f"--minutes {request.value / 60:g} leaves {left} steps; the least that works here is {least:g}"

@@ -20,7 +20,7 @@ from foundling.objectives.causal import Causal
 from foundling.plan.energy import Meter
 from foundling.plan.memory import PeakMemory
 from foundling.recipes import corpus
-from foundling.recipes.planning import EVALUATE_STRIDE, plan
+from foundling.recipes.planning import EVALUATE_ROWS, EVALUATE_STRIDE, plan
 from foundling.recipes.pretrain import pretrain
 from foundling.recipes.recipe import Recipe, Request, code_version
 from foundling.recipes.results import Raised, finish
@@ -163,7 +163,10 @@ def _raise(
         log, spent = pretrain(recipe, model, tokens.train, run, show, prediction["bytes_per_token"])
     with show.phase("evaluate", "measuring on the held-out text"):
         batches = evaluation_batches(
-            tokens.held_out, seq_len=recipe.seq_len, batch_size=16, stride=max(1, recipe.seq_len // EVALUATE_STRIDE)
+            tokens.held_out,
+            seq_len=recipe.seq_len,
+            batch_size=EVALUATE_ROWS,
+            stride=max(1, recipe.seq_len // EVALUATE_STRIDE),
         )
         runtime = Runtime(recipe.device, recipe.precision, recipe.threads)
         held_out = score(model, Causal(), batches, found.held_out_bytes, runtime)

@@ -101,11 +101,20 @@ def finish(raised: Raised, show: Show) -> dict[str, Any]:
         "actual": actual,
         "baselines": baselines,
         "shares": shares,
+        "phases": phases(show),
     }
     with show.phase("write"):
         _write(raised, result, texts, show)
     _tell(raised, result, show)
     return result
+
+
+def phases(show: Show) -> dict[str, float]:
+    """Seconds by what they went to."""
+    total: dict[str, float] = {}
+    for name, seconds in show.timeline:
+        total[name] = round(total.get(name, 0.0) + seconds, 2)
+    return total
 
 
 def measure_baselines(raised: Raised) -> tuple[dict[str, float], ByteNGram]:
