@@ -5,9 +5,10 @@ quality, learning and sweep take an hour or so and are run apart."""
 import subprocess
 import sys
 
-MODULES = ("loss_memory", "step", "plan", "prediction")
+MODULES = {"loss_memory": [], "step": [], "plan": [], "prediction": ["--minutes", "1,3", "--seeds", "0"]}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or MODULES:
-        print(f"# python -m benchmarks.{name}", flush=True)
-        subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True)
+        command = ["-m", f"benchmarks.{name}", *MODULES.get(name, [])]
+        print("# python " + " ".join(command), flush=True)
+        subprocess.run([sys.executable, *command], check=True)

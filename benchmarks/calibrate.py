@@ -18,7 +18,7 @@ from typing import Any
 import foundling
 from benchmarks.learning import Prepared, run
 from foundling.plan.law import fit
-from foundling.recipes.planning import look
+from foundling.recipes.probing import look
 from foundling.runtime import Runtime, available_threads
 
 WORK = Path(tempfile.gettempdir()) / "foundling-benchmarks"

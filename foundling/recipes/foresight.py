@@ -26,7 +26,8 @@ from foundling.plan.law import Corpus, load_law
 from foundling.plan.memory import PeakMemory, anonymous_bytes, free_memory
 from foundling.plan.probe import choose_precision, foreseen_step
 from foundling.recipes import corpus
-from foundling.recipes.planning import batch_rows, look, plan
+from foundling.recipes.planning import batch_rows, plan
+from foundling.recipes.probing import look
 from foundling.recipes.recipe import Request, recipe_dict
 from foundling.recipes.showing import Show
 from foundling.runtime import Precision, Runtime, available_threads, default_device, resolve_device

@@ -5,58 +5,38 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from foundling.blocks.init import initialise
 from foundling.config import from_dict
-from foundling.data.loader import PackedBatches
-from foundling.data.shards import TokenArray
 from foundling.data.split import Split
 from foundling.errors import BudgetError
-from foundling.evaluate.perplexity import score
-from foundling.models import build, family
+from foundling.models import build
 from foundling.objectives.causal import Causal
 from foundling.plan.dial import Budget, Choice, candidate, choose, ladder
 from foundling.plan.energy import estimate
-from foundling.plan.flops import skeleton, training_flops_per_token
 from foundling.plan.footprint import PROCESS_BYTES, largest_fit, spare_memory, training_footprint
-from foundling.plan.law import Corpus, compressibility, load_law
+from foundling.plan.law import load_law
 from foundling.plan.memory import PeakMemory, anonymous_bytes, free_memory
-from foundling.plan.probe import (
-    LOOK_SIZE,
-    LOOK_STEP_TOKENS,
-    LOOK_STEPS,
-    RandomBatches,
-    choose_precision,
-    first_look,
-    step_seconds,
-)
-from foundling.recipes.corpus import bytes_per_token, pieces, scale_sample, train_tokenizer
+from foundling.plan.probe import choose_precision, step_seconds
+from foundling.recipes.corpus import bytes_per_token, train_tokenizer
+from foundling.recipes.probing import anchors, evaluation_seconds, look
 from foundling.recipes.recipe import Recipe, Request
 from foundling.recipes.showing import Show
 from foundling.runtime import Runtime, available_threads, compiler_missing, default_device, generator, resolve_device
 from foundling.text import Tokenizer
 from foundling.text.tokenizer import MULTIPLE, SMALLEST
 from foundling.train.optim import OptimOptions
-from foundling.train.schedule import Schedule
 
 COMPILE_FROM = 90.0
 """Seconds of training from which compiling pays for itself."""
 LEAST_STEPS = 20
-EVALUATE_STRIDE = 2
-"""Held-out windows overlap by half: each token is predicted with at least half a window before it."""
-EVALUATE_ROWS = 16
 ENCODE_SECONDS = 0.5e-6
 """A byte, about: reading, encoding and writing text."""
 NGRAM_BYTES_PER_BYTE = 14
 MAX_NGRAM_BYTES = 32_000_000
-LOOK_BYTES = 1_000_000
-"""Text that the windows of a first look are taken from."""
 
 
 @dataclass
@@ -117,7 +97,7 @@ def plan(request: Request, found: Split, show: Show, memory: PeakMemory) -> Plan
     runtime = Runtime(device, precision, threads)
     with show.phase("probe", "measuring this machine"):
         corpus, look_seconds = look(found, tokenizer, name, seq_len, runtime)
-        slope, per_width = _anchors(name, vocab_size, seq_len, runtime, optim, look_seconds)
+        slope, per_width = anchors(name, vocab_size, seq_len, runtime, optim, look_seconds)
 
     def seconds_per_token(flops: int, fields: dict[str, Any]) -> float:
         return slope * flops + per_width * fields["d_model"] * fields["n_layers"]
@@ -173,7 +153,7 @@ def plan(request: Request, found: Split, show: Show, memory: PeakMemory) -> Plan
         )
 
     with show.phase("probe"):
-        evaluation = _evaluation_seconds(model, found.held_out_bytes / per_token, seq_len, vocab_size, runtime)
+        evaluation = evaluation_seconds(model, found.held_out_bytes / per_token, seq_len, vocab_size, runtime)
 
     def share(tokens: float) -> float:
         some = min(1.0, 1.2 * tokens / train_tokens)
@@ -221,51 +201,10 @@ def plan(request: Request, found: Split, show: Show, memory: PeakMemory) -> Plan
     return Planned(recipe, prediction, tokenizer, model, considered)
 
 
-def look(found: Split, tokenizer: Tokenizer, name: str, seq_len: int, runtime: Runtime) -> tuple[Corpus, float]:
-    """What a prediction needs to know of the text, and the seconds of a step of LOOK_SIZE. Reads no clock but for the
-    seconds. DataError if the sample holds no window."""
-    per_token, optim = bytes_per_token(found, tokenizer), OptimOptions()
-    sample = list(pieces(found, LOOK_BYTES)) or list(pieces(found, found.train_bytes))
-    tokens, rows = TokenArray(sample, tokenizer), max(1, LOOK_STEP_TOKENS // seq_len)
-    batches = PackedBatches(tokens, seq_len=min(seq_len, tokens.n_tokens // 2), batch_size=rows, seed=0)
-    fields = family(name).module.sized(tokenizer.vocab_size, seq_len, *LOOK_SIZE)
-    schedule = Schedule(LOOK_STEPS, decay_share=Recipe.decay_share)
-    nats, seconds = first_look(name, fields, Causal(), runtime, batches, optim, schedule)
-    bits = nats / math.log(2) / per_token
-    return Corpus(found.train_bytes, per_token, compressibility(scale_sample(found)), bits), seconds
-
-
-def _anchors(
-    name: str, vocab_size: int, seq_len: int, runtime: Runtime, optim: OptimOptions, look_seconds: float
-) -> tuple[float, float]:
-    """Seconds a token = slope · FLOPs + per_width · d_model · layers: products, and what passes through memory."""
-    rows = max(1, LOOK_STEP_TOKENS // seq_len)
-    measured = []
-    for d_model, n_layers in (LOOK_SIZE, (256, 2)):
-        fields = family(name).module.sized(vocab_size, seq_len, d_model, n_layers)
-        seconds = look_seconds
-        if (d_model, n_layers) != LOOK_SIZE:
-            seconds = step_seconds(name, fields, Causal(), runtime, rows, rows, optim, least_seconds=0.4)
-        flops = training_flops_per_token(skeleton(name, fields), seq_len)
-        measured.append((flops, d_model * n_layers, seconds / (rows * seq_len)))
-    matrix = torch.tensor([[f, w] for f, w, _ in measured], dtype=torch.float64)
-    slope, per_width = torch.linalg.solve(matrix, torch.tensor([s for *_, s in measured], dtype=torch.float64)).tolist()
-    return max(slope, 1e-15), max(per_width, 0.0)
-
-
 def _tokens(choice: Choice, tokens: float) -> Choice:
     return Choice(
         choice.fields, tokens, choice.flops_per_token, choice.parameters, choice.matmul_parameters, choice.bits_per_byte
     )
-
-
-def _evaluation_seconds(model: Any, tokens: float, seq_len: int, vocab_size: int, runtime: Runtime) -> float:
-    """Of so many held-out tokens, by two batches."""
-    batch = RandomBatches(EVALUATE_ROWS, seq_len, vocab_size)[0]
-    score(model, Causal(), [batch], 1, runtime)
-    begin = time.perf_counter()
-    score(model, Causal(), [batch] * 2, 1, runtime)
-    return (time.perf_counter() - begin) / 2 * math.ceil(tokens * EVALUATE_STRIDE / seq_len / EVALUATE_ROWS)
 
 
 def _steps(

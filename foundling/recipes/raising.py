@@ -20,8 +20,9 @@ from foundling.objectives.causal import Causal
 from foundling.plan.energy import Meter
 from foundling.plan.memory import PeakMemory
 from foundling.recipes import corpus
-from foundling.recipes.planning import EVALUATE_ROWS, EVALUATE_STRIDE, plan
+from foundling.recipes.planning import plan
 from foundling.recipes.pretrain import pretrain
+from foundling.recipes.probing import EVALUATE_ROWS, EVALUATE_STRIDE
 from foundling.recipes.recipe import Recipe, Request, code_version
 from foundling.recipes.results import Raised, finish
 from foundling.recipes.showing import Show
