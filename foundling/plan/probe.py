@@ -85,7 +85,7 @@ def step_seconds(
 
 LOOK_SIZE = (64, 2)
 """d_model and layers of the model that takes a first look at a corpus."""
-LOOK_STEPS, LOOK_STEP_TOKENS = 32, 2048
+LOOK_STEPS, LOOK_STEP_TOKENS = 32, 1024
 
 
 def first_look(
