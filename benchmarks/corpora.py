@@ -48,6 +48,7 @@ MADE = {
     "reference": _reference,  # English about Python, 1 MB
     "sympy": lambda: _files("sympy", ".py"),  # mathematics in Python
     "headers": lambda: _files("torch/include", ".h", ".hpp", ".cuh"),  # C++
+    "stubs": lambda: _files("basedpyright", ".pyi"),  # types of Python's libraries
     "packages": _descriptions,  # English in Markdown and reStructuredText
 }
 

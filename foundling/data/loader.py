@@ -76,7 +76,7 @@ def packed(rows: torch.Tensor, eos: int) -> Batch:
     }
 
 
-def evaluation_batches(shards: TokenShards, *, seq_len: int, batch_size: int, stride: int) -> list[Batch]:
+def evaluation_batches(shards: TokenShards | TokenArray, *, seq_len: int, batch_size: int, stride: int) -> list[Batch]:
     """Every token of the shards predicted once, with at least seq_len − stride tokens before it where its text has
     them: windows overlap and each counts only its last `stride` targets (the first counts all)."""
     stream = torch.from_numpy(shards.read(0, shards.n_tokens))

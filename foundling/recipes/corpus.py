@@ -54,16 +54,22 @@ def some_text(found: Split, n_bytes: int) -> Iterator[str]:
             return
 
 
-def pieces(found: Split, n_bytes: int) -> Iterator[str]:
-    """Training text of about n_bytes: an eighth of each of eight times as many documents, from somewhere inside."""
-    share = min(1.0, n_bytes / max(1, found.train_bytes))
-    some, left = min(1.0, 8 * share), 2 * n_bytes
-    for document in thinned(found.train(), some):
-        length = min(len(document.text), max(LEAST_PIECE, int(len(document.text) * share / some)))
+def slices(documents: Iterable[Document], share: float) -> Iterator[str]:
+    """`share` of each document, but LEAST_PIECE characters at least, from somewhere inside that its hash chooses."""
+    for document in documents:
+        length = min(len(document.text), max(LEAST_PIECE, int(len(document.text) * share)))
         digest = hashlib.sha256(document.text.encode()).digest()
         start = int.from_bytes(digest[16:24], "little") % (len(document.text) - length + 1)
-        yield document.text[start : start + min(length, left)]
-        left -= length
+        yield document.text[start : start + length]
+
+
+def pieces(found: Split, n_bytes: int) -> Iterator[str]:
+    """Training text of about n_bytes: an eighth of each of eight times as many documents."""
+    share = min(1.0, n_bytes / max(1, found.train_bytes))
+    some, left = min(1.0, 8 * share), 2 * n_bytes
+    for text in slices(thinned(found.train(), some), share / some):
+        yield text[:left]
+        left -= len(text)
         if left <= 0:
             return
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from foundling.data.loader import PackedBatches
+from foundling.data.loader import PackedBatches, evaluation_batches
 from foundling.data.shards import TokenArray
 from foundling.data.split import Split
 from foundling.evaluate.perplexity import score
@@ -18,7 +18,7 @@ from foundling.objectives.causal import Causal
 from foundling.plan.flops import skeleton, training_flops_per_token
 from foundling.plan.law import Corpus, compressibility
 from foundling.plan.probe import LOOK_SIZE, LOOK_STEP_TOKENS, LOOK_STEPS, RandomBatches, first_look, step_seconds
-from foundling.recipes.corpus import bytes_per_token, pieces, scale_sample
+from foundling.recipes.corpus import bytes_per_token, pieces, scale_sample, slices
 from foundling.recipes.recipe import Recipe
 from foundling.runtime import Runtime
 from foundling.text import Tokenizer
@@ -27,21 +27,28 @@ from foundling.train.schedule import Schedule
 
 LOOK_BYTES = 1_000_000
 """Text that the windows of a first look are taken from."""
+JUDGED_BYTES = 200_000
+"""Held-out text that it is judged on."""
 EVALUATE_ROWS, EVALUATE_STRIDE = 16, 2
 """Held-out windows overlap by half: each token is predicted with at least half a window before it."""
 
 
 def look(found: Split, tokenizer: Tokenizer, name: str, seq_len: int, runtime: Runtime) -> tuple[Corpus, float]:
     """What a prediction needs to know of the text, and the seconds of a step of LOOK_SIZE. Reads no clock but for the
-    seconds. DataError if the sample holds no window."""
+    seconds. DataError if the sample holds no window.
+
+    The small model is judged on held-out text, which may be less like the rest than the rest is like itself. Nothing is
+    chosen by it: the scale of a corpus is the same for all sizes."""
     per_token, optim = bytes_per_token(found, tokenizer), OptimOptions()
     sample = list(pieces(found, LOOK_BYTES)) or list(pieces(found, found.train_bytes))
     tokens, rows = TokenArray(sample, tokenizer), max(1, LOOK_STEP_TOKENS // seq_len)
     batches = PackedBatches(tokens, seq_len=min(seq_len, tokens.n_tokens // 2), batch_size=rows, seed=0)
     fields = family(name).module.sized(tokenizer.vocab_size, seq_len, *LOOK_SIZE)
     schedule = Schedule(LOOK_STEPS, decay_share=Recipe.decay_share)
-    nats, seconds = first_look(name, fields, Causal(), runtime, batches, optim, schedule)
-    bits = nats / math.log(2) / per_token
+    model, seconds = first_look(name, fields, Causal(), runtime, batches, optim, schedule)
+    judged = list(slices(found.held_out, JUDGED_BYTES / found.held_out_bytes))
+    text = evaluation_batches(TokenArray(judged, tokenizer), seq_len=seq_len, batch_size=EVALUATE_ROWS, stride=seq_len)
+    bits = score(model, Causal(), text, sum(len(t.encode()) for t in judged), runtime).bits_per_byte
     return Corpus(found.train_bytes, per_token, compressibility(scale_sample(found)), bits), seconds
 
 
