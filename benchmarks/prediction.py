@@ -60,18 +60,18 @@ def main() -> None:
             for seed in args.seeds.split(","):
                 result = raised(name, minutes, seed)
                 found.append(errors(result))
-                a, p = result["actual"], result["predicted"]
+                a = result["actual"]
                 line = f"{name} {minutes} min, seed {seed}: {shown(found[-1])}; {a['seconds']:.0f} s, "
                 line += f"{a['peak_bytes'] / 2**30:.2f} GiB, {a['bits_per_byte']:.3f} bits per byte; "
                 line += f"probe {result['phases']['probe'] / 60 / float(minutes):.1%} of the budget"
                 if before:
                     naive = {
-                        "seconds": a["seconds"] / (before["seconds"] * p["tokens"] / before["tokens"]) - 1,
+                        "seconds": a["seconds"] / (before["seconds"] * result["tokens"] / before["tokens"]) - 1,
                         "loss": a["loss"] / before["loss"] - 1,
                     }
                     line += f"; naive: {shown(naive)}"
                 print(line, flush=True)
-                last = {"seconds": a["seconds"], "tokens": p["tokens"], "loss": a["loss"]}
+                last = {"seconds": a["seconds"], "tokens": result["tokens"], "loss": a["loss"]}
             print(f"{name} {minutes} min, worst and median: {shown(worst(found))}; {shown(median(found))}", flush=True)
             before = last
 

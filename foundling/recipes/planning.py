@@ -20,7 +20,7 @@ from foundling.plan.energy import estimate
 from foundling.plan.footprint import PROCESS_BYTES, largest_fit, spare_memory, training_footprint
 from foundling.plan.law import load_law
 from foundling.plan.memory import PeakMemory, anonymous_bytes, free_memory
-from foundling.plan.probe import choose_precision, step_seconds
+from foundling.plan.probe import LOOK_SIZE, LOOK_STEP_TOKENS, choose_precision, step_seconds
 from foundling.recipes.corpus import bytes_per_token, train_tokenizer
 from foundling.recipes.probing import anchors, evaluation_seconds, look
 from foundling.recipes.recipe import Recipe, Request
@@ -137,21 +137,17 @@ def plan(request: Request, found: Split, show: Show, memory: PeakMemory) -> Plan
     runtime = Runtime(device, precision, threads, compile=compiled)
     model = build(name, device=device, **choice.fields)
     initialise(model, generator("init", seed))
-    timed = min(6.0, 0.015 * budget.value) if budget.unit == "seconds" else 1.0
-    with show.phase("compile" if compiled else "probe", "compiling the layers" if compiled else ""):
-        step = step_seconds(
-            name,
-            choice.fields,
-            Causal(),
-            runtime,
-            batch_size,
-            micro,
-            optim,
-            least_seconds=timed,
-            model=model,
-            checkpoint_activations=twice,
-        )
-
+    size = choice.fields["d_model"], choice.fields["n_layers"]
+    as_looked = size == LOOK_SIZE and batch_size * seq_len == LOOK_STEP_TOKENS and micro == batch_size
+    if as_looked and not compiled and not twice:  # the first look took this very step
+        step = look_seconds
+    else:
+        timed = min(6.0, 0.015 * budget.value) if budget.unit == "seconds" else 1.0
+        with show.phase("compile" if compiled else "probe", "compiling the layers" if compiled else ""):
+            step = step_seconds(
+                name, choice.fields, Causal(), runtime, batch_size, micro, optim, least_seconds=timed, model=model,
+                checkpoint_activations=twice,
+            )  # fmt: skip
     with show.phase("probe"):
         evaluation = evaluation_seconds(model, found.held_out_bytes / per_token, seq_len, vocab_size, runtime)
 

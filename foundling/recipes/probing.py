@@ -62,7 +62,7 @@ def anchors(
         fields = family(name).module.sized(vocab_size, seq_len, d_model, n_layers)
         seconds = look_seconds
         if (d_model, n_layers) != LOOK_SIZE:
-            seconds = step_seconds(name, fields, Causal(), runtime, rows, rows, optim, least_seconds=0.4)
+            seconds = step_seconds(name, fields, Causal(), runtime, rows, rows, optim, least_seconds=0.2)
         flops = training_flops_per_token(skeleton(name, fields), seq_len)
         measured.append((flops, d_model * n_layers, seconds / (rows * seq_len)))
     matrix = torch.tensor([[f, w] for f, w, _ in measured], dtype=torch.float64)
