@@ -21,6 +21,7 @@ from foundling.train.optim import Optimizer, OptimOptions
 from foundling.train.schedule import Schedule
 
 MOST_STEPS = 10_000
+LONG_SECONDS = 15.0
 
 
 def product_rate(precision: Precision, device: str, seconds: float = 0.1) -> float:
@@ -61,10 +62,12 @@ class RandomBatches:
 
 def step_seconds(
     family: str, fields: dict[str, Any], objective: Objective, runtime: Runtime, batch_size: int, micro_batch_size: int,
-    optim: OptimOptions, *, least_seconds: float = 0.0, model: Any = None, checkpoint_activations: bool = False,
+    optim: OptimOptions, *, least_seconds: float = 0.0, least_steps: int = 2, model: Any = None,
+    checkpoint_activations: bool = False,
 ) -> float:  # fmt: skip
     """Seconds of one whole training step on random tokens: the mean over `least_seconds` and at least two steps, after
-    a first one that is not counted. A mean, since what slows a machine now and then will slow the run as well.
+    a first one that is not counted; `least_steps` more, unless that takes long. A mean, since what slows a machine now
+    and then will slow the run as well.
 
     A `model` given is used, compiled and left trained on noise: initialise it again.
     """
@@ -78,7 +81,8 @@ def step_seconds(
     for record in train(state, objective, batches, Schedule(MOST_STEPS), options, runtime):
         record.grad_norm  # noqa: B018  waits for the device
         marks.append(time.perf_counter())
-        if len(marks) > 2 and marks[-1] - marks[0] >= least_seconds:
+        gone = marks[-1] - marks[0]
+        if len(marks) > 2 and gone >= least_seconds and (len(marks) > least_steps or gone > LONG_SECONDS):
             break
     return (marks[-1] - marks[0]) / (len(marks) - 1)
 
@@ -104,6 +108,8 @@ def first_look(
 
 REAL_SECONDS = 4.0
 """A step expected to take no longer is timed as it is."""
+SETTLED = 8
+"""Micro-batches after which an allocator has taken most of what it ever will (docs/diary.md)."""
 FEW = (1, 4)
 """Layers of the shallow models that a deep one's step is put together from."""
 
@@ -140,7 +146,8 @@ def foreseen_step(
         memory = PeakMemory(0.02)
         seconds = step_seconds(
             family, fields | {"n_layers": layers}, objective, runtime, micro * micro_batch_size, micro_batch_size,
-            optim, least_seconds=least_seconds, checkpoint_activations=checkpoint_activations,
+            optim, least_seconds=least_seconds, least_steps=-(-SETTLED // micro),
+            checkpoint_activations=checkpoint_activations,
         )  # fmt: skip
         memory.done.set()
         return Foreseen(seconds, memory.peak, how)
