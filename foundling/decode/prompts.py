@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foundling.errors import GenerationError
+from foundling.decode.answer import Answer, told
 
 
 def padded(rows: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
@@ -21,23 +21,6 @@ def padded(rows: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
         ids[index, : len(row)] = torch.tensor(row)
         documents[index, : len(row)] = 0
     return ids.to(device), documents.to(device)
-
-
-def check(model: Any, tokens: Sequence[Sequence[int]], max_tokens: int) -> None:
-    """GenerationError for what cannot be answered."""
-    config = model.config
-    if max_tokens < 1:
-        raise GenerationError(f"max_tokens is {max_tokens}; expected at least 1")
-    if not tokens or not all(tokens):
-        raise GenerationError("the prompt is empty; give at least one token")
-    if min(map(min, tokens)) < 0 or max(map(max, tokens)) >= config.vocab_size:
-        raise GenerationError(f"the prompt holds an id outside the vocabulary of {config.vocab_size}")
-    longest = max(map(len, tokens))
-    if not hasattr(model, "encode") and longest + max_tokens > config.max_seq_len:
-        raise GenerationError(
-            f"a prompt of {longest} tokens and max_tokens {max_tokens} exceed the model's {config.max_seq_len}; "
-            f"ask for at most {max(0, config.max_seq_len - longest)}"
-        )
 
 
 def prefill(model: Any, tokens: Sequence[Sequence[int]], room: int) -> tuple[Any, Tensor]:
@@ -53,3 +36,13 @@ def prefill(model: Any, tokens: Sequence[Sequence[int]], room: int) -> tuple[Any
     hidden = model(ids, documents=documents, cache=cache).hidden
     last = (documents >= 0).sum(1) - 1
     return cache, hidden[torch.arange(len(tokens), device=device), last]
+
+
+def tell_prompt(model: Any, prompt: Sequence[int], alternatives: int, answer: Answer) -> None:
+    """Writes the log-probabilities of the prompt's own tokens into the answer."""
+    hidden = model(torch.tensor([list(prompt)], device=next(model.parameters()).device)).hidden[0, :-1]
+    answer.prompt_logprobs, answer.prompt_alternatives = [None], [{}]
+    for some, begin in zip(hidden.split(256), range(0, len(hidden), 256), strict=True):  # no (T, V) whole
+        for own, best in told(model.logits(some), prompt[begin + 1 : begin + 1 + len(some)], alternatives):
+            answer.prompt_logprobs.append(own)
+            answer.prompt_alternatives.append(best)

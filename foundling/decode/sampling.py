@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From logits to a token: temperature, top-k, top-p (Holtzman et al. 2020), drawn by each row's seed and position."""
+"""From logits to a token: temperature, top-k, top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024), drawn by each
+row's seed and position."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,39 +16,97 @@ from foundling.errors import GenerationError
 from foundling.runtime import generator
 
 
+class Shape(NamedTuple):
+    """What a distribution is cut to, in this order."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """temperature 0 takes the likeliest; top_k 0 and top_p 1 leave the distribution whole."""
+    """temperature 0 takes the likeliest; the other defaults leave the distribution whole.
+
+    `repetition_penalty` (Keskar et al. 2019) divides positive logits of ids in prompt and answer and multiplies
+    negative ones; `presence_penalty` and `frequency_penalty` are taken from the logits of ids in the answer, once and
+    once for each time; `logit_bias` is added; `bad_words`, sequences of ids, are never completed.
+    """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    bad_words: Sequence[Sequence[int]] = ()
 
     def __post_init__(self) -> None:
-        if not (0 <= self.temperature < math.inf):
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise GenerationError(f"{name} is {value!r}; expected a finite number")
+        if self.temperature < 0:
             raise GenerationError(f"temperature is {self.temperature}; expected 0 (greedy) or a positive number")
-        if self.top_k < 0:
-            raise GenerationError(f"top_k is {self.top_k}; expected 0 (off) or more")
+        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 0:
+            raise GenerationError(f"top_k is {self.top_k!r}; expected 0 (off) or a positive integer")
         if not 0 < self.top_p <= 1:
             raise GenerationError(f"top_p is {self.top_p}; expected above 0, up to 1 (off)")
+        if not 0 <= self.min_p <= 1:
+            raise GenerationError(f"min_p is {self.min_p}; expected 0 (off) up to 1")
+        if self.repetition_penalty <= 0:
+            raise GenerationError(f"repetition_penalty is {self.repetition_penalty}; expected above 0, 1 is off")
+        for token, bias in self.logit_bias.items():
+            if math.isnan(bias) or bias == math.inf:
+                raise GenerationError(f"logit_bias of {token} is {bias}; expected a finite number or -inf")
+        if not all(len(word) for word in self.bad_words):
+            raise GenerationError("bad_words holds an empty word; give each at least one id")
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(self.temperature, self.top_k, self.top_p, self.min_p)
+
+    def check(self, vocab_size: int) -> None:
+        """GenerationError for an id that the model does not know, or where nothing is left to say."""
+        for name, ids in (("logit_bias", self.logit_bias), ("bad_words", [i for word in self.bad_words for i in word])):
+            wrong = [i for i in ids if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < vocab_size]
+            if wrong:
+                raise GenerationError(f"{name} names {wrong[0]!r}; the vocabulary is 0 to {vocab_size - 1}")
+        never = {i for i, bias in self.logit_bias.items() if bias == -math.inf}
+        if len(never | {word[0] for word in self.bad_words if len(word) == 1}) == vocab_size:
+            raise GenerationError("logit_bias and bad_words forbid every token; leave at least one")
 
 
-def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
+def distribution(logits: Tensor, shape: Shape) -> Tensor:
     """(B, V) logits -> (B, V) float32 probabilities that a draw would use."""
     logits = logits.float()
-    if sampling.temperature == 0:
+    if shape.temperature == 0:
         return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).float()
-    if 0 < sampling.top_k < logits.shape[-1]:
-        least = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
+    if 0 < shape.top_k < logits.shape[-1]:
+        least = logits.topk(shape.top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < least, -math.inf)
-    probs = torch.softmax(logits / sampling.temperature, dim=-1)
-    if sampling.top_p < 1:
+    # the greatest is made 0 first: a small temperature would take it to infinity
+    probs = torch.softmax((logits - logits.amax(-1, keepdim=True)) / shape.temperature, dim=-1)
+    kept = probs
+    if shape.top_p < 1:
+        kept = _nucleus(kept, shape.top_p)
+    if shape.min_p > 0:
+        kept = kept.masked_fill(probs < shape.min_p * probs.amax(-1, keepdim=True), 0.0)
+    return probs if kept is probs else kept / kept.sum(-1, keepdim=True)
+
+
+def _nucleus(probs: Tensor, top_p: float) -> Tensor:
+    """The likeliest ids that together reach top_p. Few usually do, and a sort of the whole vocabulary costs ten times
+    what finding some hundred of the greatest does."""
+    some = min(256, probs.shape[-1])
+    ordered, order = probs.topk(some, dim=-1)
+    if some < probs.shape[-1] and bool((ordered.sum(-1) < top_p).any()):
         ordered, order = probs.sort(dim=-1, descending=True, stable=True)
-        before = ordered.cumsum(-1) - ordered
-        ordered = ordered.masked_fill(before >= sampling.top_p, 0.0)
-        probs = torch.zeros_like(probs).scatter(-1, order, ordered)
-        probs = probs / probs.sum(-1, keepdim=True)
-    return probs
+    before = ordered.cumsum(-1) - ordered
+    return torch.zeros_like(probs).scatter(-1, order, ordered.masked_fill(before >= top_p, 0.0))
 
 
 def uniform(seed: int, position: int, stream: str = "draw") -> float:
@@ -60,3 +121,18 @@ def draw(probs: Tensor, seeds: list[int], positions: list[int], stream: str = "d
     cumulative = probs.double().cumsum(-1)
     threshold = numbers.to(probs.device)[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp_max(probs.shape[-1] - 1)
+
+
+def choose(logits: Tensor, shapes: Sequence[Shape], seeds: list[int], positions: list[int]) -> list[int]:
+    """(B, V) -> a token a row, each after its own shape, seed and position; rows of one shape are cut together."""
+    tokens = [0] * len(shapes)
+    for shape in dict.fromkeys(shapes):
+        rows = [row for row, other in enumerate(shapes) if other == shape]
+        of = logits if len(rows) == len(shapes) else logits[rows]
+        if shape.temperature == 0:
+            chosen = of.argmax(-1)
+        else:
+            chosen = draw(distribution(of, shape), [seeds[r] for r in rows], [positions[r] for r in rows])
+        for row, token in zip(rows, chosen.tolist(), strict=True):
+            tokens[row] = token
+    return tokens

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,33 @@ from foundling.weights.directory import load
 from foundling.weights.files import read_json
 
 DEFAULT_MAX_TOKENS = 100
+STORED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+class Stream:
+    """Hands text on as tokens come, whole characters only, and nothing that a stop string may yet cut off."""
+
+    def __init__(self, decode: Callable[[list[int]], str], say: Callable[[str], None], stops: Sequence[str]) -> None:
+        self.decode, self.say, self.stops = decode, say, stops
+        self.tokens, self.done = list[int](), 0
+
+    def feed(self, token: int) -> None:
+        self.tokens.append(token)
+        text = self.decode(self.tokens)
+        if text.endswith("\N{REPLACEMENT CHARACTER}"):  # the bytes of a character may come apart
+            return
+        held = max((n for s in self.stops for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+        found = [at for s in self.stops if (at := text.find(s)) >= 0]
+        self._tell(text[: min(found, default=len(text) - held)])
+
+    def finish(self, text: str) -> None:
+        """What was held back and belongs to the answer after all."""
+        self._tell(text)
+
+    def _tell(self, text: str) -> None:
+        if len(text) > self.done:
+            self.say(text[self.done :])
+            self.done = len(text)
 
 
 @dataclass
@@ -26,15 +53,15 @@ class Writer:
 
     @classmethod
     def load(cls, directory: str | Path, **chosen: Any) -> Writer:
-        """What is None in `chosen` (temperature, top_k, top_p) comes from generation_config.json, if there is one."""
+        """`chosen` are fields of Sampling; what is None or missing comes from generation_config.json, if there is
+        one."""
         file = Path(directory) / "generation_config.json"
         stored = read_json(file) if file.exists() else {}
-        known = ("temperature", "top_k", "top_p")
-        values = {k: chosen[k] if chosen.get(k) is not None else stored.get(k) for k in known}
+        values = {name: stored[name] for name in STORED if stored.get(name) is not None}
         for name, value in values.items():
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            if isinstance(value, bool) or not isinstance(value, int | float):
                 raise WeightsError(f"{file}: {name} is {value!r}, expected a number")
-        sampling = Sampling(**{k: v for k, v in values.items() if v is not None})
+        sampling = Sampling(**values | {name: value for name, value in chosen.items() if value is not None})
         model, tokenizer = load(directory), Tokenizer.load(directory)
         if tokenizer.vocab_size > model.config.vocab_size:
             raise WeightsError(
@@ -49,44 +76,50 @@ class Writer:
         n: int = 1,
         max_tokens: int | None = None,
         seed: int = 0,
+        stop_strings: Sequence[str] = (),
+        logprobs: int | None = None,
         stream: Callable[[str], None] | None = None,
     ) -> list[dict[str, Any]]:
-        """`n` continuations: {'text', 'tokens' (how many), 'finish': 'end' of the document or 'length'}."""
+        """`n` continuations: {'text', 'tokens' (how many), 'finish': 'end' of the document, 'stop' or 'length'}, and
+        'logprobs' where asked for: [{'token', 'logprob', 'alternatives'}], tokens as text."""
         ids = [self.tokenizer.eos, *self.tokenizer.encode(prompt)]
         room = self.model.config.max_seq_len - len(ids)
         if room < 1:
             raise GenerationError(
                 f"the prompt is {len(ids) - 1} tokens, at most {self.model.config.max_seq_len - 2} are read; shorten it"
             )
-        wanted = min(DEFAULT_MAX_TOKENS, room) if max_tokens is None else max_tokens
-        said, done = list[int](), 0
+        said = None if stream is None else Stream(self.tokenizer.decode, stream, stop_strings)
 
         def tell(new: list[int]) -> None:
-            nonlocal done
-            if stream is None or new[0] in (-1, self.tokenizer.eos):
-                return
-            said.append(new[0])
-            text = self.tokenizer.decode(said)
-            if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # the bytes of a character may come apart
-                stream(text[done:])
-                done = len(text)
+            if said and new[0] not in (-1, self.tokenizer.eos):
+                said.feed(new[0])
 
-        rows = generate(
+        answers = generate(
             self.model,
-            [ids] * n,
-            max_tokens=wanted,
-            temperature=self.sampling.temperature,
-            top_k=self.sampling.top_k,
-            top_p=self.sampling.top_p,
+            [ids],
+            n=n,
+            max_tokens=min(DEFAULT_MAX_TOKENS, room) if max_tokens is None else max_tokens,
+            sampling=self.sampling,
             seed=seed,
             stop=[self.tokenizer.eos],
+            stop_strings=stop_strings,
+            decode=self.tokenizer.decode,
+            logprobs=logprobs,
             tell=tell,
         )
-        return [
-            {
-                "text": self.tokenizer.decode(row),
-                "tokens": len(row),
-                "finish": "length" if len(row) == wanted else "end",
-            }
-            for row in rows
-        ]
+        written: list[dict[str, Any]] = []
+        for answer in answers:
+            text = self.tokenizer.decode(answer.tokens) if answer.text is None else answer.text
+            written.append({"text": text, "tokens": len(answer.tokens), "finish": answer.finish})
+            if answer.logprobs is not None and answer.alternatives is not None:
+                written[-1]["logprobs"] = [
+                    {"token": self._piece(token), "logprob": own, "alternatives": [
+                        {"token": self._piece(i), "logprob": value} for i, value in others.items()]}
+                    for token, own, others in zip(answer.tokens, answer.logprobs, answer.alternatives, strict=True)
+                ]  # fmt: skip
+        if said:
+            said.finish(written[0]["text"])
+        return written
+
+    def _piece(self, token: int) -> str:
+        return self.tokenizer.decode([token])

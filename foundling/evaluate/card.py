@@ -79,7 +79,7 @@ def _use(model_id: str) -> str:
                 f"import foundling\n\nmodel, tokenizer = foundling.load({name}), foundling.Tokenizer.load({name})\n"
                 'prompt = [tokenizer.eos, *tokenizer.encode("Once upon a time")]\n'
                 "(answer,) = foundling.generate(model, [prompt], max_tokens=64, stop=[tokenizer.eos])\n"
-                "print(tokenizer.decode(answer))",
+                "print(tokenizer.decode(answer.tokens))",
                 "python",
             ),
             "Nothing has to be converted:",

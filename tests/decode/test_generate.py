@@ -9,15 +9,22 @@ import torch
 from scipy.stats import chi2
 
 import foundling
+from foundling.decode.answer import Request, Writing
 from foundling.decode.plain import generate
 from foundling.decode.sampling import Sampling, distribution
-from foundling.decode.speculative import speculate
+from foundling.decode.speculative import ModelGuesser, Tally, speculate
 from foundling.errors import GenerationError
 from foundling.models import FAMILIES, build, family
 from tests.contract.cases import case
 from tests.contract.matrix import covers
 
 transformers = pytest.importorskip("transformers")
+
+
+def written(*args, **options) -> list[list[int]]:
+    return [answer.tokens for answer in generate(*args, **options)]
+
+
 PROMPTS = [[5, 9, 11], [7], [4, 4, 4, 4, 9, 9]]
 WRITERS = tuple(name for name, entry in FAMILIES.items() if entry.kind in ("decoder", "seq2seq"))
 
@@ -35,29 +42,29 @@ def follow(model, prompt: list[int], answer: list[int]) -> torch.Tensor:
 @covers("generate", only=list(WRITERS))
 def test_greedy_generation_equals_reading_everything_again(name: str) -> None:
     model = case(name).tiny()
-    answers = generate(model, PROMPTS, max_tokens=12, temperature=0)
+    answers = written(model, PROMPTS, max_tokens=12, temperature=0)
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         ids: list[int] = []
         for _ in range(12):
             ids.append(int(follow(model, prompt, ids).argmax()))
         assert answer == ids
     stop = answers[0][4]  # rows that end at different times
-    stopped = generate(model, PROMPTS, max_tokens=12, temperature=0, stop=[stop])
+    stopped = written(model, PROMPTS, max_tokens=12, temperature=0, stop=[stop])
     assert stopped == [a[: a.index(stop)] if stop in a else a for a in answers]
 
 
 @covers("generate", only=list(WRITERS))
 def test_n_answers_are_those_of_n_prompts(name: str) -> None:
     model = case(name).tiny()
-    several = generate(model, PROMPTS, max_tokens=9, seed=3, n=4)
-    assert several == generate(model, [p for p in PROMPTS for _ in range(4)], max_tokens=9, seed=3)
+    several = written(model, PROMPTS, max_tokens=9, seed=3, n=4)
+    assert several == written(model, [p for p in PROMPTS for _ in range(4)], max_tokens=9, seed=3)
     assert len({tuple(answer) for answer in several[:4]}) > 1
 
 
 def test_a_memory_is_projected_once_and_shared() -> None:
     model, calls = case("t5").tiny(), []
     model.layers[0].cross.k.register_forward_hook(lambda *_: calls.append(1))
-    generate(model, PROMPTS, max_tokens=8, temperature=0, beams=4)
+    written(model, PROMPTS, max_tokens=8, temperature=0, beams=4)
     assert len(calls) == 1
     cache = model.new_cache(1, 4, model.encode(torch.tensor(PROMPTS[:1])))
     several = cache.select(torch.zeros(5, dtype=torch.int64))
@@ -74,7 +81,7 @@ def test_enough_beams_find_the_likeliest_answer_of_all(name: str) -> None:
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.2)
-    (found,) = generate(model.eval(), [[3, 5]], max_tokens=3, beams=64)
+    (found,) = written(model.eval(), [[3, 5]], max_tokens=3, beams=64)
     scores = {}
     with torch.inference_mode():
         for answer in itertools.product(range(8), repeat=3):
@@ -82,7 +89,7 @@ def test_enough_beams_find_the_likeliest_answer_of_all(name: str) -> None:
             scores[answer] = float(sum(logits))
     best = sorted(scores, key=lambda a: -scores[a])
     assert tuple(found) == best[0]
-    three = generate(model, [[3, 5]], max_tokens=3, beams=64, n=3)
+    three = written(model, [[3, 5]], max_tokens=3, beams=64, n=3)
     assert [tuple(a) for a in three] == best[:3]
 
 
@@ -117,9 +124,15 @@ def test_beams_are_those_of_transformers(kind: str, beams: int, penalty: float, 
         wanted = [row[skip:].tolist() for row in expected]
         wanted = [row[: row.index(7)] if 7 in row else row for row in wanted]
         ended += any(len(row) < 10 for row in wanted)
-        found = generate(ours, [prompt], max_tokens=10, stop=[7], beams=beams, n=2, length_penalty=penalty)
+        found = written(ours, [prompt], max_tokens=10, stop=[7], beams=beams, n=2, length_penalty=penalty)
         assert found == wanted, prompt
     assert ended or penalty > 1, "some answers end before the limit"
+
+
+def speculated(model, draft, prompts, max_tokens: int, sampling: Sampling, ahead: int) -> tuple[list[list[int]], Tally]:
+    writings = [Writing(Request(prompt, max_tokens, sampling, seed)) for seed, prompt in enumerate(prompts)]
+    tally = speculate(model, ModelGuesser(model, draft), writings, ahead)
+    return [w.answer.tokens for w in writings], tally
 
 
 @covers("speculate", only=list(WRITERS))
@@ -127,16 +140,15 @@ def test_beams_are_those_of_transformers(kind: str, beams: int, penalty: float, 
 def test_greedy_speculation_changes_nothing(name: str) -> None:
     of = case(name)
     model, draft = of.tiny(), of.tiny(seed=1)
-    plain = generate(model, PROMPTS, max_tokens=14, temperature=0)
-    assert generate(model, PROMPTS, max_tokens=14, temperature=0, draft=draft, draft_tokens=3) == plain
-    sampling, seeds = Sampling(temperature=0), [0, 1, 2]
-    same, tally = speculate(model, model, PROMPTS, 14, sampling, seeds, (), 3)
+    plain = written(model, PROMPTS, max_tokens=14, temperature=0)
+    assert written(model, PROMPTS, max_tokens=14, temperature=0, draft=draft, draft_tokens=3) == plain
+    same, tally = speculated(model, model, PROMPTS, 14, Sampling(temperature=0), 3)
     assert same == plain and tally.accepted == tally.proposed > 0, "a model agrees with itself"
     stop = plain[1][5]
-    stopped = generate(model, PROMPTS, max_tokens=14, temperature=0, stop=[stop])
-    assert generate(model, PROMPTS, max_tokens=14, temperature=0, stop=[stop], draft=draft) == stopped
+    stopped = written(model, PROMPTS, max_tokens=14, temperature=0, stop=[stop])
+    assert written(model, PROMPTS, max_tokens=14, temperature=0, stop=[stop], draft=draft) == stopped
     longest = [[3] * (64 - 6)]  # to the model's last position
-    assert generate(model, longest, max_tokens=6, temperature=0, draft=draft) == generate(
+    assert written(model, longest, max_tokens=6, temperature=0, draft=draft) == written(
         model, longest, max_tokens=6, temperature=0
     )
 
@@ -155,12 +167,12 @@ def test_speculation_draws_from_the_models_own_distribution(name: str) -> None:
         models.append(model.eval())
     model, draft = models
     sampling, rows = Sampling(temperature=1.3, top_k=4, top_p=0.95), 3000
-    answers, tally = speculate(model, draft, [[2, 1]] * rows, 2, sampling, list(range(rows)), (), 2)
+    answers, tally = speculated(model, draft, [[2, 1]] * rows, 2, sampling, 2)
     assert 0.1 < tally.accepted / tally.proposed < 0.95
     statistic, cells = 0.0, 0
-    first = distribution(follow(model, [2, 1], [])[None], sampling)[0]
+    first = distribution(follow(model, [2, 1], [])[None], sampling.shape)[0]
     for a in range(5):
-        second = distribution(follow(model, [2, 1], [a])[None], sampling)[0]
+        second = distribution(follow(model, [2, 1], [a])[None], sampling.shape)[0]
         for b in range(5):
             expected, seen = rows * float(first[a] * second[b]), answers.count([a, b])
             if expected == 0:
@@ -190,5 +202,5 @@ def test_bad_requests_are_one_line(call: dict, message: str) -> None:
         other = build("llama", **family("llama").module.sized(32, 64, 32, 1))
         call = call | {"draft": model if call["draft"] == "same" else other}
     with pytest.raises(GenerationError, match=message) as caught:
-        generate(model, **(dict(tokens=[[1]], max_tokens=3) | call))
+        written(model, **(dict(tokens=[[1]], max_tokens=3) | call))
     assert "\n" not in str(caught.value)
