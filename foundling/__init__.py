@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from foundling.adapt.lora import LoRAOptions, lora, merge
     from foundling.adapt.quantize import dequantize, quantize
     from foundling.decode.denoise import denoise
-    from foundling.decode.plain import generate
+    from foundling.decode.engine.engine import Engine, EngineOptions
+    from foundling.decode.generate import generate
+    from foundling.decode.sampling import Sampling
     from foundling.models import build
     from foundling.recipes.raising import raise_model, reproduce
     from foundling.text import Tokenizer
@@ -20,13 +22,16 @@ if TYPE_CHECKING:
     from foundling.weights.directory import check, load, save
 
 _WHERE = {
+    "Engine": "foundling.decode.engine.engine",
+    "EngineOptions": "foundling.decode.engine.engine",
     "LoRAOptions": "foundling.adapt.lora",
+    "Sampling": "foundling.decode.sampling",
     "Tokenizer": "foundling.text",
     "build": "foundling.models",
     "check": "foundling.weights.directory",
     "denoise": "foundling.decode.denoise",
     "dequantize": "foundling.adapt.quantize",
-    "generate": "foundling.decode.plain",
+    "generate": "foundling.decode.generate",
     "load": "foundling.weights.directory",
     "load_adapter": "foundling.weights.adapters",
     "load_denoiser": "foundling.weights.composite",
@@ -41,7 +46,8 @@ _WHERE = {
     "train": "foundling.train.loop",
 }
 __all__ = [
-    "LoRAOptions", "Tokenizer", "build", "check", "denoise", "dequantize", "generate", "load", "load_adapter",
+    "Engine", "EngineOptions", "LoRAOptions", "Sampling", "Tokenizer",
+    "build", "check", "denoise", "dequantize", "generate", "load", "load_adapter",
     "load_denoiser", "lora", "merge", "quantize", "raise_model", "reproduce", "save", "save_adapter", "save_denoiser",
     "train",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ import argparse
 import sys
 from typing import Any
 
-from foundling.cli.generate import sampling
+from foundling.cli.generate import sampling, writer_for
 
 EXAMPLES = ["foundling chat runs/notes", 'echo "import os" | foundling chat runs/notes --json']
 
@@ -19,9 +19,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    from foundling.decode.text import Writer
-
-    writer = Writer.load(args.dir, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
+    writer = writer_for(args)
     say = sys.stderr
     print("This is a base model: it has read text and continues yours, it does not answer. Ctrl-D ends.", file=say)
     turns: list[dict[str, Any]] = []
@@ -35,7 +33,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         stream = None if args.json else lambda text: print(text, end="", flush=True)
         if stream:
             stream(prompt)
-        (answer,) = writer.write(prompt, n=1, max_tokens=args.max_tokens, seed=args.seed + len(turns), stream=stream)
+        (answer,) = writer.write(
+            prompt, max_tokens=args.max_tokens, seed=args.seed + len(turns), stop_strings=args.stop, stream=stream
+        )
         if stream:
             print(flush=True)
         turns.append({"prompt": prompt, **answer})

@@ -33,7 +33,7 @@ class Request:
     stop_strings: Sequence[str] = ()
     """texts that end it; the answer keeps the ids that complete one, its text is cut before it"""
     decode: Callable[[list[int]], str] | None = None
-    """ids to text, which stop_strings need"""
+    """ids to text: fills the answer's text, and stop_strings need it"""
     logprobs: int | None = None
     """how many alternatives to tell beside each token's own log-probability; None tells nothing"""
     prompt_logprobs: int | None = None
@@ -61,7 +61,7 @@ class Answer:
     tokens: list[int]
     finish: Finish | None = None
     text: str | None = None
-    """where stop_strings were asked for"""
+    """where the request has a `decode`; complete once the answer has ended"""
     logprobs: list[float] | None = None
     alternatives: list[dict[int, float]] | None = None
     """the likeliest ids at each place, best first"""
@@ -120,7 +120,7 @@ class Writing:
         """Appends a token that followed the model's `logits` (V,), unless it ends the answer."""
         request, answer = self.request, self.answer
         if token in request.stop:
-            answer.finish = "end"
+            self.end("end")
             return
         answer.tokens.append(token)
         for progress in self.progress:
@@ -132,7 +132,13 @@ class Writing:
         if request.stop_strings:
             self._look_for_strings()
         if not self.ended and len(answer.tokens) == request.max_tokens:
-            answer.finish = "length"
+            self.end("length")
+
+    def end(self, finish: Finish) -> None:
+        """The answer is complete as it stands."""
+        self.answer.finish = finish
+        if self.request.decode is not None and finish != "stop":
+            self.answer.text = self.request.decode(self.answer.tokens)
 
     def _look_for_strings(self) -> None:
         """A string may span tokens, and a token may hold more than the end of it."""
@@ -143,7 +149,8 @@ class Writing:
         start = max(0, before - self.longest - 8)
         found = [at for s in self.request.stop_strings if (at := answer.text.find(s, start)) >= 0]
         if found:
-            answer.text, answer.finish = answer.text[: min(found)], "stop"
+            answer.text = answer.text[: min(found)]
+            self.end("stop")
 
 
 def next_tokens(writings: Sequence[Writing], logits: Tensor) -> list[int]:

@@ -42,7 +42,8 @@ def tell_prompt(model: Any, prompt: Sequence[int], alternatives: int, answer: An
     """Writes the log-probabilities of the prompt's own tokens into the answer."""
     hidden = model(torch.tensor([list(prompt)], device=next(model.parameters()).device)).hidden[0, :-1]
     answer.prompt_logprobs, answer.prompt_alternatives = [None], [{}]
-    for some, begin in zip(hidden.split(256), range(0, len(hidden), 256), strict=True):  # no (T, V) whole
+    for begin in range(0, len(hidden), 256):  # no (T, V) whole
+        some = hidden[begin : begin + 256]
         for own, best in told(model.logits(some), prompt[begin + 1 : begin + 1 + len(some)], alternatives):
             answer.prompt_logprobs.append(own)
             answer.prompt_alternatives.append(best)

@@ -176,13 +176,13 @@ def speculate(model: Any, guesser: Guesser, writings: Sequence[Writing], draft_t
         target.mark()
         documents = None if int(counts.min()) == read.shape[1] else _documents(counts, read.shape[1])
         logits = target.read(read, documents).float()
-        kept = [1 + _take(w, guess, rows) for w, guess, rows in zip(alive, guesses, logits, strict=True)]
+        kept = [1 + take_guesses(w, guess, rows) for w, guess, rows in zip(alive, guesses, logits, strict=True)]
         tally = Tally(tally.proposed + int(counts.sum()) - len(alive), tally.accepted + sum(kept) - len(alive))
         target.settle(torch.tensor(kept, device=device))
         guesser.settle(kept)
 
 
-def _take(writing: Writing, guess: Guess, logits: Tensor) -> int:
+def take_guesses(writing: Writing, guess: Guess, logits: Tensor) -> int:
     """Takes the guesses that hold, and the token after them; how many held. Each holds with probability min(1, p/q);
     after the first that does not comes a draw from max(0, p − q), normalised (algorithm 1). logits (k + 1, V)."""
     seed = writing.request.seed

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foundling.decode.plain import generate
+from foundling.decode import plain
+from foundling.decode.answer import Answer, requests_of
+from foundling.decode.engine.engine import Engine, EngineOptions
 from foundling.decode.sampling import Sampling
 from foundling.errors import GenerationError, WeightsError
 from foundling.text import Tokenizer
@@ -50,11 +52,12 @@ class Writer:
     model: Any
     tokenizer: Tokenizer
     sampling: Sampling
+    engine: Engine | None = None
 
     @classmethod
-    def load(cls, directory: str | Path, **chosen: Any) -> Writer:
-        """`chosen` are fields of Sampling; what is None or missing comes from generation_config.json, if there is
-        one."""
+    def load(cls, directory: str | Path, *, weights: str | None = None, **chosen: Any) -> Writer:
+        """`chosen` are fields of Sampling; what is None or missing comes from generation_config.json, if there is one.
+        With `weights` (see EngineOptions) an engine writes."""
         file = Path(directory) / "generation_config.json"
         stored = read_json(file) if file.exists() else {}
         values = {name: stored[name] for name in STORED if stored.get(name) is not None}
@@ -67,7 +70,8 @@ class Writer:
             raise WeightsError(
                 f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}"
             )
-        return cls(model, tokenizer, sampling)
+        engine = None if weights is None else Engine(model, EngineOptions(weights=weights))
+        return cls(model, tokenizer, sampling, engine)
 
     def write(
         self,
@@ -90,27 +94,30 @@ class Writer:
             )
         said = None if stream is None else Stream(self.tokenizer.decode, stream, stop_strings)
 
-        def tell(new: list[int]) -> None:
-            if said and new[0] not in (-1, self.tokenizer.eos):
-                said.feed(new[0])
+        def tell(new: int) -> None:
+            if said and new not in (-1, self.tokenizer.eos):
+                said.feed(new)
 
-        answers = generate(
-            self.model,
-            [ids],
-            n=n,
-            max_tokens=min(DEFAULT_MAX_TOKENS, room) if max_tokens is None else max_tokens,
-            sampling=self.sampling,
-            seed=seed,
-            stop=[self.tokenizer.eos],
-            stop_strings=stop_strings,
-            decode=self.tokenizer.decode,
+        wanted = min(DEFAULT_MAX_TOKENS, room) if max_tokens is None else max_tokens
+        options: dict[str, Any] = dict(
+            max_tokens=wanted, stop=[self.tokenizer.eos], stop_strings=stop_strings, decode=self.tokenizer.decode,
             logprobs=logprobs,
-            tell=tell,
-        )
+        )  # fmt: skip
+        if self.engine is None:
+            answers = plain.generate(
+                self.model, [ids], n=n, sampling=self.sampling, seed=seed, tell=lambda new: tell(new[0]), **options
+            )
+        else:
+            ended = dict[int, Answer]()
+            for event in self.engine.run(requests_of([ids], n, seed, self.sampling, {}, **options)):
+                for token in event.tokens if event.number == 0 else ():
+                    tell(token)
+                if event.answer:
+                    ended[event.number] = event.answer
+            answers = [ended[i] for i in range(n)]
         written: list[dict[str, Any]] = []
         for answer in answers:
-            text = self.tokenizer.decode(answer.tokens) if answer.text is None else answer.text
-            written.append({"text": text, "tokens": len(answer.tokens), "finish": answer.finish})
+            written.append({"text": answer.text, "tokens": len(answer.tokens), "finish": answer.finish})
             if answer.logprobs is not None and answer.alternatives is not None:
                 written[-1]["logprobs"] = [
                     {"token": self._piece(token), "logprob": own, "alternatives": [

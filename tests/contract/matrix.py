@@ -31,6 +31,7 @@ METHODS = {
     "generate": "greedy generation equals reading all again; of a denoiser, a row's sample is its own",
     "beams": "beam search by the same `generate`",
     "speculate": "speculative decoding gives what plain decoding gives",
+    "engine": "many at once, coming, going and put back, say what plain decoding says",
     "bf16": "autocast stays within bounds",
     "compile": "layers trace without a break (aot_eager)",
     "inductor": "compiled layers equal eager ones",
@@ -51,8 +52,8 @@ WITHOUT: dict[tuple[str, str], str] = {
     ("pair", "packing"): "a text is a row; its padding is tested",
     ("denoiser", "packing"): _IMAGES,
     ("denoiser", "padding"): _IMAGES,
-    **{("pair", m): "nothing is generated" for m in ("cache", "recurrent", "generate", "beams", "speculate")},
-    **{("denoiser", m): _IMAGES for m in ("cache", "recurrent", "beams", "speculate")},
+    **{("pair", m): "nothing is generated" for m in ("cache", "recurrent", "generate", "beams", "speculate", "engine")},
+    **{("denoiser", m): _IMAGES for m in ("cache", "recurrent", "beams", "speculate", "engine")},
     **{(k, m): _LANGUAGE for k in ("pair", "denoiser") for m in ("distill", "DPO")},
 }
 """(kind, method) -> why there is nothing to test"""

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sides of a comparison, each in a process of its own that works when asked, so that they can take turns."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+MARK = "SAID "
+
+
+class Side:
+    """`python -m MODULE --serve ARGS`, which answers each call with what `serve` was given to say."""
+
+    def __init__(self, module: str, *args: str, quiet: bool = True) -> None:
+        command = [sys.executable, "-m", module, "--serve", *args]
+        errors = subprocess.DEVNULL if quiet else None
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+
+    def __call__(self, **asked: Any) -> Any:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps(asked) + "\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith(MARK):
+                return json.loads(line.removeprefix(MARK))
+        raise SystemExit(f"{self.process.args} ended with {self.process.wait()}")
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def answer_calls(work: Callable[..., Any]) -> None:
+    """Does `work` for each line that comes in and says what it returns."""
+    for line in sys.stdin:
+        print(MARK + json.dumps(work(**json.loads(line))), flush=True)

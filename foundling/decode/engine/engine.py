@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine: requests come and go between steps, and every step reads for all of them at once."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from foundling.decode.answer import Answer, Request, Writing, check_request, next_tokens, told
+from foundling.decode.engine.native_runner import NativeRunner, page_bytes
+from foundling.decode.engine.pages import Pages, pages_for
+from foundling.decode.engine.scheduler import Running, Scheduler, Work
+from foundling.decode.engine.torch_runner import PAGE_SIZE, TorchRunner
+from foundling.decode.native.build import Unavailable
+from foundling.decode.native.program import FORMS, Program, why_not
+from foundling.decode.speculative import Guess, LookupGuesser, take_guesses
+from foundling.errors import GenerationError
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """`weights` is a form of decode/native ('float32', 'bfloat16', 'int8', 'int4'), or None for the model's own type.
+    `native` False leaves the work to torch, True insists on native code, None takes it where it can be had.
+    `deterministic`: same seed, same tokens, whatever else is in the batch. Native code is so anyway, at no cost; torch,
+    whose products round as their shapes have it, then answers one request after the other. `lookup` guesses that many
+    tokens ahead by what stood in the text before."""
+
+    weights: str | None = None
+    native: bool | None = None
+    deterministic: bool = False
+    max_rows: int = 32
+    """answers under way at once"""
+    max_step_tokens: int = 256
+    """read in one step: a longer prompt is read in pieces"""
+    memory: int = 1 << 30
+    """bytes for keys and values"""
+    share_prefixes: bool = True
+    lookup: int = 0
+
+    def __post_init__(self) -> None:
+        if self.weights is not None and self.weights not in FORMS:
+            raise GenerationError(f"weights '{self.weights}' are not known; use {', '.join(FORMS)}")
+        if self.max_rows < 1 or self.max_step_tokens < self.max_rows:
+            raise GenerationError(
+                f"max_rows {self.max_rows} and max_step_tokens {self.max_step_tokens}; expected at least one row, and "
+                "a token a step for each"
+            )
+        if not 0 <= self.lookup <= 64:
+            raise GenerationError(f"lookup is {self.lookup}; expected 0 (off) to 64 tokens")
+
+
+class Event(NamedTuple):
+    """What a step did to one request."""
+
+    number: int
+    tokens: list[int]
+    """new ones"""
+    answer: Answer | None
+    """once it has ended"""
+
+
+class Engine:
+    """`add` requests, `step` until nothing is `busy`; `cancel` at any time between steps."""
+
+    def __init__(self, model: Any, options: EngineOptions | None = None) -> None:
+        """GenerationError for options that this model or machine cannot serve."""
+        self.model, self.options = model, options or EngineOptions()
+        self.encodes = hasattr(model, "encode")
+        self.numbers = itertools.count()
+        self.under_way: dict[int, tuple[Writing, Running]] = {}
+        runner = self._native_runner()
+        self.native = runner is not None
+        if runner is None:
+            if self.options.weights not in (None, _form_of(model)):
+                raise GenerationError(f"weights '{self.options.weights}' need native code: {self.reason}")
+            runner = TorchRunner(model, self._pages(TorchRunner.page_bytes(model)), self.options.max_rows)
+        self.runner: NativeRunner | TorchRunner = runner
+        alone = self.options.deterministic and not self.native
+        share = self.options.share_prefixes and not (alone or self.encodes or runner.recurrent)
+        self.pages = Pages(runner.pages, runner.page_size)
+        rows = 1 if alone else self.options.max_rows
+        self.scheduler = Scheduler(self.pages, rows, self.options.max_step_tokens, share=share)
+        can_cut = not runner.recurrent and not self.encodes
+        self.lookup = LookupGuesser() if self.options.lookup and can_cut else None
+        self.steps = self.proposed = self.accepted = 0
+
+    def _native_runner(self) -> NativeRunner | None:
+        o, self.reason = self.options, ""
+        if o.native is False:
+            self.reason = "it was turned off"
+            return None
+        self.reason = why_not(self.model) or ""
+        if not self.reason:
+            form: Any = o.weights or _form_of(self.model)
+            try:
+                program = Program(self.model, form, o.max_step_tokens)
+                return NativeRunner(program, self._pages(page_bytes(self.model, form)))
+            except Unavailable as error:
+                self.reason = str(error)
+        if o.native:
+            raise GenerationError(f"native code cannot be had: {self.reason}")
+        return None
+
+    def _pages(self, page_bytes: int) -> int:
+        """As many as memory allows, but no more than all rows could fill; a family without keys has pages of nothing,
+        and counts its tokens by them all the same."""
+        longest = pages_for(min(self.model.config.max_seq_len, 1 << 20), PAGE_SIZE) * self.options.max_rows
+        return min(longest, max(1, self.options.memory // max(1, page_bytes)))
+
+    def add(self, request: Request) -> int:
+        """Its number. GenerationError for what cannot be answered, now or ever."""
+        check_request(self.model.config, request, encodes=self.encodes)
+        if self.encodes and request.prompt_logprobs is not None:
+            raise GenerationError("an encoder-decoder does not predict its source: leave prompt_logprobs out")
+        length = request.max_tokens + (1 if self.encodes else len(request.prompt))
+        if pages_for(length, self.pages.size) > self.pages.count:
+            raise GenerationError(
+                f"{length} tokens of prompt and answer need {pages_for(length, self.pages.size)} pages, the engine has "
+                f"{self.pages.count}; give it more memory or ask for fewer tokens"
+            )
+        number = next(self.numbers)
+        with torch.inference_mode():
+            begin = self.runner.begin(number, request.prompt)
+        sequence = Running(number, begin)
+        writing = Writing(request, begin if self.encodes else None)
+        if request.prompt_logprobs is not None:  # all of the prompt must be read, whoever has read it before
+            writing.answer.prompt_logprobs, writing.answer.prompt_alternatives = [None], [{}]
+            sequence.before = b"alone %d" % number
+        self.under_way[number] = (writing, sequence)
+        self.scheduler.add(sequence)
+        return number
+
+    def cancel(self, number: int) -> Answer | None:
+        """Ends a request before the next step; its answer so far, or None if it had ended."""
+        if number not in self.under_way:
+            return None
+        writing, _ = self.under_way[number]
+        writing.end("cancelled")
+        self._end(number)
+        return writing.answer
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.under_way)
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Reads once for all that are under way; what they said."""
+        if self.lookup:
+            self._guess(self.lookup)
+        plan = self.scheduler.plan()
+        if not plan:
+            assert not self.under_way, "somebody waits and nothing can be read"
+            return []
+        self.steps += 1
+        for number, (_, sequence) in self.under_way.items():
+            if not sequence.pages:
+                self.runner.leave(number)
+        wants = [self._want(work) for work in plan]
+        parts = self.runner.read(plan, wants).split(wants)
+        speak = [i for i, work in enumerate(plan) if work.last and not work.sequence.guesses]
+        chosen = dict[int, int]()
+        if speak:
+            writings = [self.under_way[plan[i].sequence.number][0] for i in speak]
+            chosen = dict(zip(speak, next_tokens(writings, torch.cat([parts[i][-1:] for i in speak])), strict=True))
+        return [event for i, work in enumerate(plan) if (event := self._after(work, parts[i], chosen.get(i)))]
+
+    def _want(self, work: Work) -> int:
+        """How many of its tokens' logits: what follows the last one and each guess; all of a prompt only where it is to
+        be told."""
+        request = self.under_way[work.sequence.number][0].request
+        if request.prompt_logprobs is not None and work.start < len(request.prompt):
+            return work.count
+        return 1 + work.sequence.guesses if work.last else 0
+
+    def _guess(self, lookup: LookupGuesser) -> None:
+        """Those who answer propose what may follow, as far as a step has room."""
+        left = self.options.max_step_tokens - len(self.scheduler.running)
+        for sequence in self.scheduler.running:
+            writing = self.under_way[sequence.number][0]
+            most = min(self.options.lookup, writing.request.max_tokens - writing.position - 1, left)
+            if sequence.unread == 1 and writing.position and most > 0:
+                guesses = lookup.look(sequence.tokens, most)
+                sequence.tokens += guesses
+                sequence.guesses = len(guesses)
+                left -= len(guesses)
+
+    def _after(self, work: Work, logits: Tensor, token: int | None) -> Event | None:
+        """Counts what was read; takes what was drawn, or the guesses that hold and what follows them."""
+        sequence, number = work.sequence, work.sequence.number
+        writing, guesses, held = self.under_way[number][0], sequence.guesses, 0
+        if writing.request.prompt_logprobs is not None:
+            self._tell_prompt(writing, work, logits)
+        if not work.last:
+            self.scheduler.has_read(sequence, work.count)
+            return None
+        before = writing.position
+        if token is None:
+            guessed = sequence.tokens[-guesses:]
+            held = take_guesses(writing, Guess(guessed, None), logits)
+            del sequence.tokens[-guesses:]
+            sequence.guesses, self.proposed, self.accepted = 0, self.proposed + guesses, self.accepted + held
+        else:
+            writing.take(token, logits[-1])
+        new = writing.answer.tokens[before:]
+        sequence.tokens += new
+        self.scheduler.has_read(sequence, min(work.count - guesses + held, sequence.unread))
+        if writing.ended:
+            self._end(number)
+        return Event(number, new, writing.answer if writing.ended else None)
+
+    def _tell_prompt(self, writing: Writing, work: Work, logits: Tensor) -> None:
+        """A sequence that lost its memory reads its prompt again, and tells it once."""
+        prompt, answer = writing.request.prompt, writing.answer
+        assert answer.prompt_logprobs is not None and answer.prompt_alternatives is not None
+        known, end = len(answer.prompt_logprobs), min(work.start + work.count + 1, len(prompt))
+        if known < end:
+            rows = logits[known - work.start - 1 : end - work.start - 1]
+            for own, best in told(rows, list(prompt[known:end]), writing.request.prompt_logprobs or 0):
+                answer.prompt_logprobs.append(own)
+                answer.prompt_alternatives.append(best)
+
+    def _end(self, number: int) -> None:
+        _, sequence = self.under_way.pop(number)
+        self.scheduler.finish(sequence)
+        self.runner.forget(number)
+
+    def run(self, requests: Sequence[Request]) -> Generator[Event]:
+        """Adds all and steps until they have ended; events carry the place in `requests` as their number."""
+        place = {self.add(request): i for i, request in enumerate(requests)}
+        try:
+            while any(number in self.under_way for number in place):
+                for event in self.step():
+                    if event.number in place:
+                        yield event._replace(number=place[event.number])
+        finally:
+            for number in place:
+                self.cancel(number)
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """All answers, in order."""
+        found: dict[int, Answer] = {}
+        for event in self.run(requests):
+            if event.answer is not None:
+                found[event.number] = event.answer
+        return [found[i] for i in range(len(requests))]
+
+
+def _form_of(model: Any) -> str:
+    dtype = next(model.parameters()).dtype
+    return {torch.float32: "float32", torch.bfloat16: "bfloat16"}.get(dtype, str(dtype).removeprefix("torch."))

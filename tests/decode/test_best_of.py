@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""More answers than one: the best by a score, by vote, the first that holds; and answers kept."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from foundling.decode.answer import Request
+from foundling.decode.answer_cache import AnswerCache, inconsistency
+from foundling.decode.best_of import best_of, first_valid, majority
+from foundling.decode.engine.engine import Engine, EngineOptions
+from foundling.decode.plain import generate
+from foundling.decode.sampling import Sampling
+from foundling.errors import GenerationError
+from tests.contract.cases import case
+
+MODEL = case("llama").tiny()
+PROMPT = list(range(3, 40))
+
+
+def decode(ids: list[int]) -> str:
+    return " ".join(map(str, ids))
+
+
+def engine() -> Engine:
+    return Engine(MODEL, EngineOptions(native=False, max_rows=8, max_step_tokens=64))
+
+
+REQUEST = Request(PROMPT, 4, Sampling(1.5, top_k=3), seed=5, decode=decode)
+
+
+def test_the_best_is_the_likeliest_of_what_plain_decoding_says() -> None:
+    plain = generate(MODEL, [PROMPT], n=6, max_tokens=4, sampling=REQUEST.sampling, seed=5, logprobs=0)
+    found = best_of(engine(), REQUEST, 6)
+    assert [a.tokens for a in found.answers] == [a.tokens for a in plain]
+    assert found.scores == pytest.approx([sum(a.logprobs or []) / 4 for a in plain], abs=1e-4)
+    assert found.score == max(found.scores) and found.answers[found.scores.index(found.score)] is found.answer
+    chosen = best_of(
+        engine(), REQUEST, 6, score=lambda a: math.nan if a.tokens == found.answer.tokens else sum(a.tokens)
+    )
+    assert chosen.answer.tokens != found.answer.tokens and sum(chosen.answer.tokens) == chosen.score
+
+
+def test_a_prompt_is_read_once_for_all_answers() -> None:
+    used = engine()
+    read = []
+    original = used.runner.read
+    used.runner.read = lambda works, wants: read.extend(w.count for w in works) or original(works, wants)  # type: ignore[method-assign]
+    best_of(used, REQUEST, 6)
+    whole = len(PROMPT) // 16 * 16
+    assert sum(read) == len(PROMPT) + 5 * (len(PROMPT) - whole) + 6 * 3, "the others read only what fills no page"
+
+
+def test_the_majority_is_counted() -> None:
+    request = Request([5], 1, Sampling(2.0, top_k=3), seed=1, decode=decode)
+    texts = Counter(
+        decode(a.tokens) for a in generate(MODEL, [[5]], n=30, max_tokens=1, sampling=request.sampling, seed=1)
+    )
+    found = majority(engine(), request, 30)
+    assert found is not None and found.counts == dict(texts) and found.votes == max(texts.values())
+    assert found.answer.text == texts.most_common(1)[0][0] and len(texts) == 3
+    odd = majority(engine(), request, 30, normalise=lambda text: str(int(text) % 2))
+    assert odd is not None and sum(odd.counts.values()) == 30 and len(odd.counts) <= 2
+    assert majority(engine(), request, 3, normalise=lambda text: None) is None
+
+
+def test_the_first_valid_answer_ends_the_others() -> None:
+    plain = generate(MODEL, [PROMPT], n=6, max_tokens=4, sampling=REQUEST.sampling, seed=5)
+    wanted = decode(plain[3].tokens)
+    used = engine()
+    found = first_valid(used, REQUEST, 6, lambda text: text == wanted)
+    assert found is not None and found.text == wanted and not used.busy and used.pages.held == 0
+    mended = first_valid(used, REQUEST, 2, lambda text: text == "mended", repair=lambda text: "mended")
+    assert mended is not None and mended.text == "mended" and mended.tried == 1
+    assert first_valid(used, REQUEST, 3, lambda text: False) is None and not used.busy
+
+
+def test_what_makes_no_sense_is_one_line() -> None:
+    with pytest.raises(GenerationError, match="the same 3 times"):
+        best_of(engine(), Request([5], 1, Sampling(0)), 3)
+    with pytest.raises(GenerationError, match="at least 1"):
+        best_of(engine(), REQUEST, 0)
+    for ask in (
+        lambda: majority(engine(), Request([5], 1), 2),
+        lambda: first_valid(engine(), Request([5], 1), 2, bool),
+    ):
+        with pytest.raises(GenerationError, match="decode"):
+            ask()
+
+
+# --- answers kept ----------------------------------------------------------------------------------------------------
+
+
+def test_the_oldest_answer_goes_and_kinds_stay_apart() -> None:
+    kept: AnswerCache[int] = AnswerCache(size=2)
+    kept.put("a", 1)
+    kept.put("b", 2)
+    assert kept.get("a") == 1 and kept.get("a", kind="other user") is None
+    kept.put("c", 3)
+    assert kept.get("b") is None and kept.get("a") == 1 and kept.get("c") == 3
+    assert (kept.hits, kept.misses, len(kept.held)) == (3, 2, 2)
+
+
+def test_a_question_that_means_the_same_is_found_by_its_embedding() -> None:
+    places = {"how old": [1.0, 0.0], "what age": [0.98, 0.199], "where": [0.0, 1.0]}
+    kept: AnswerCache[str] = AnswerCache(embed=lambda q: torch.tensor(places[q]), threshold=0.95)
+    asked: list[str] = []
+    for question in ("how old", "what age", "where", "how old"):
+        kept.ask(question, lambda q: asked.append(q) or q)
+    assert asked == ["how old", "where"] and (kept.hits, kept.near_hits, kept.misses) == (1, 1, 2)
+    with pytest.raises(GenerationError, match="embedding"):
+        AnswerCache(embed=lambda q: [0.0, 0.0]).ask("x", str)
+    with pytest.raises(GenerationError, match="threshold"):
+        AnswerCache(threshold=0.0)
+
+
+def test_a_cache_takes_inconsistency_away() -> None:
+    """The same questions asked three times, each with a new seed: answers differ, kept ones do not."""
+    used, seeds = engine(), iter(range(1000))
+    questions = [[5, n] for n in range(3, 11)]
+
+    def ask(question: str) -> tuple[int, ...]:
+        prompt = [int(i) for i in question.split()]
+        return tuple(used.answer([Request(prompt, 3, Sampling(1.2), seed=next(seeds))])[0].tokens)
+
+    fresh = [[ask(decode(q)) for _ in range(3)] for q in questions]
+    kept: AnswerCache[tuple[int, ...]] = AnswerCache()
+    again = [[kept.ask(decode(q), ask) for _ in range(3)] for q in questions]
+    assert inconsistency(fresh) > 0.5 and inconsistency(again) == 0.0
+    assert inconsistency([["a", "a", "b"]]) == pytest.approx(2 / 3)
+    with pytest.raises(GenerationError, match="twice"):
+        inconsistency([["a"]])

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GGUF against the library that defines it, and against transformers' reader of it; hostile files in one line."""
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+import foundling
+from foundling.errors import OutputError, WeightsError
+from foundling.text import Tokenizer
+from foundling.weights.gguf import load_gguf, save_gguf
+from tests.contract.cases import case
+
+IDS = torch.tensor([[3, 9, 27, 17, 51, 25, 11]])
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, dict(n_kv_heads=1), dict(tie_embeddings=True, rope_theta=5e5), dict(head_dim=64)]
+)
+def test_a_round_trip_is_bitwise(tmp_path: Path, fields: dict) -> None:
+    model = case("llama").tiny(**fields)
+    again = load_gguf(save_gguf(model, tmp_path / "m.gguf"))
+    assert again.config == model.config
+    for (name, a), (other, b) in zip(model.named_parameters(), again.named_parameters(), strict=True):
+        assert name == other and torch.equal(a, b), name
+
+
+def test_transformers_reads_the_same_model(tmp_path: Path) -> None:
+    """Its reader undoes the order of rotary pairs by its own code."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    model = case("llama").tiny(vocab_size=320, n_kv_heads=1)
+    tokenizer = Tokenizer.train(["some text, any text\n"] * 5, 320)
+    save_gguf(model, tmp_path / "m.gguf", tokenizer=tokenizer)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf").eval()
+    with torch.no_grad():
+        a, b = model.logits(model(IDS).hidden), theirs(IDS).logits
+    assert float((a - b).abs().max()) <= 5e-6 * float(b.abs().max())
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "float16", "int8", "int4"])
+def test_rounded_weights_are_near(tmp_path: Path, weights: str) -> None:
+    model = case("llama").tiny()
+    again = load_gguf(save_gguf(model, tmp_path / "m.gguf", weights=weights))
+    bound = {"bfloat16": 2**-8, "float16": 2**-11, "int8": 1 / 200, "int4": 1 / 7}[weights]
+    params = {name: p.detach() for name, p in again.named_parameters()}
+    for name, p in ((name, p.detach()) for name, p in model.named_parameters()):
+        if p.ndim == 1:
+            assert torch.equal(p, params[name])
+        else:
+            assert float((p - params[name]).abs().max()) <= bound * float(p.abs().max()), name
+            assert weights.startswith("float") or not torch.equal(p, params[name])
+
+
+def test_the_tokenizers_vocabulary_goes_along(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train(["some text, any text\n"] * 5, 320)
+    save_gguf(case("llama").tiny(vocab_size=384), tmp_path / "m.gguf", tokenizer=tokenizer)
+    fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
+    tokens = fields["tokenizer.ggml.tokens"].contents()
+    assert len(tokens) == 384 and tokens[tokenizer.eos] == "<|endoftext|>"
+    for text in ("some text", "naïve"):
+        for i in tokenizer.encode(text):
+            assert tokens[i] == tokenizer.backend.id_to_token(i)
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == tokenizer.eos
+
+
+def written(path: Path, change) -> Path:
+    """A whole file, changed in its fields or tensors."""
+    save_gguf(case("llama").tiny(), path)
+    reader = gguf.GGUFReader(path)
+    fields = {n: f.contents() for n, f in reader.fields.items() if n.startswith("llama.")}
+    tensors = {t.name: np.array(t.data) for t in reader.tensors}
+    arch = change(fields, tensors) or "llama"
+    path.unlink()
+    writer = gguf.GGUFWriter(path, arch)
+    for name, value in fields.items():
+        kind = (
+            writer.add_string
+            if isinstance(value, str)
+            else writer.add_float32
+            if isinstance(value, float)
+            else writer.add_uint32
+        )
+        kind(name, value)
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f, t: "gemma3", "architecture is 'gemma3'"),
+        (lambda f, t: f.pop("llama.block_count") and None, "lacks 'llama.block_count'"),
+        (lambda f, t: f.update({"llama.block_count": 4_000_000_000}), "the file holds"),
+        (lambda f, t: f.update({"llama.block_count": 1}), "unknown tensor"),
+        (lambda f, t: f.update({"llama.embedding_length": 4_000_000_000}), "expected"),
+        (lambda f, t: f.update({"llama.attention.head_count": 0}), "llama|zero|positive|n_heads"),
+        (lambda f, t: f.update({"llama.rope.scaling.type": "yarn"}), "scaled"),
+        (lambda f, t: t.pop("blk.1.attn_q.weight") is None, "lacks tensor 'blk.1.attn_q.weight'"),
+        (lambda f, t: t.pop("token_embd.weight") is None, "lacks 'token_embd.weight'"),
+        (lambda f, t: t.update({"more.weight": t["output_norm.weight"]}), "unknown tensor 'more.weight'"),
+        (lambda f, t: t.update({"output_norm.weight": t["output_norm.weight"][:8]}), "expected"),
+        (lambda f, t: t.update({"rope_freqs.weight": t["output_norm.weight"]}), "scaled"),
+    ],
+)
+def test_what_is_no_llama_is_refused_in_one_line(tmp_path: Path, change, message: str) -> None:
+    path = written(
+        tmp_path / "m.gguf", lambda f, t: (lambda said: said if isinstance(said, str) else None)(change(f, t))
+    )
+    with pytest.raises(WeightsError, match=message) as caught:
+        load_gguf(path)
+    assert "\n" not in str(caught.value) and "m.gguf" in str(caught.value)
+
+
+def test_damaged_files_are_refused_in_one_line(tmp_path: Path) -> None:
+    whole = save_gguf(case("llama").tiny(), tmp_path / "m.gguf").read_bytes()
+    for place in (0, 3, 10, 100, 400, len(whole) // 2, len(whole) - 5):
+        (tmp_path / "cut.gguf").write_bytes(whole[:place])
+        with pytest.raises(WeightsError) as caught:
+            load_gguf(tmp_path / "cut.gguf")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(WeightsError, match="no such file"):
+        load_gguf(tmp_path / "none.gguf")
+    with pytest.raises(OutputError, match="exists"):
+        save_gguf(case("llama").tiny(), tmp_path / "m.gguf")
+    with pytest.raises(WeightsError, match="for llama"):
+        save_gguf(case("gpt2").tiny(), tmp_path / "g.gguf")
+    with pytest.raises(WeightsError, match="use float32"):
+        save_gguf(case("llama").tiny(), tmp_path / "g.gguf", weights="int3")
+    with pytest.raises(WeightsError, match="multiples of 32"):
+        save_gguf(case("llama").tiny(d_ff=100), tmp_path / "g.gguf", weights="int4")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.gguf", "m.gguf"], "nothing half-written is left"
+    assert foundling
