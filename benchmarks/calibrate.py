@@ -25,7 +25,8 @@ WORK = Path(tempfile.gettempdir()) / "foundling-benchmarks"
 TABLE = Path(foundling.__file__).parent / "plan" / "calibration.json"
 CORPORA = ("stdlib", "reference", "sympy", "packages")
 SIZES = {(64, 2): (5e5, 2e6), (128, 4): (4e5, 1.2e6)}
-FAR = [("stdlib", 128, 4, 4e6), ("packages", 192, 5, 1.5e6), ("sympy", 128, 4, 4e6), ("stdlib", 192, 5, 2e6)]
+FAR = [("stdlib", 64, 2, 1.4e7), ("sympy", 64, 2, 1.4e7)]
+FAR += [("stdlib", 128, 4, 4e6), ("packages", 192, 5, 1.5e6), ("sympy", 128, 4, 4e6), ("stdlib", 192, 5, 2e6)]
 """Runs as long as ten minutes allow, without which larger budgets would be a guess."""
 GRID = FAR + [(name, *size, tokens) for size, of in SIZES.items() for tokens in sorted(of)[::-1] for name in CORPORA]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""program.cpp, compiled once a machine and kept in the user's cache."""
+"""program.cpp and its headers, compiled once a machine and kept in the user's cache."""
 
 from __future__ import annotations
 
@@ -33,7 +33,13 @@ def _compiler() -> str:
     return found
 
 
-def _identity(source: bytes, compiler: str) -> str:
+def _sources() -> dict[str, bytes]:
+    here = resources.files("foundling.decode.native")
+    files = sorted(here.iterdir(), key=lambda file: file.name)
+    return {file.name: file.read_bytes() for file in files if file.name.endswith((".cpp", ".h"))}
+
+
+def _identity(sources: dict[str, bytes], compiler: str) -> str:
     """What the machine code depends on; a home directory may be shared by different machines."""
     cpu = platform.machine() + platform.processor()
     try:
@@ -42,25 +48,26 @@ def _identity(source: bytes, compiler: str) -> str:
     except OSError:
         pass
     said = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    return hashlib.sha256(b"\0".join((source, said, " ".join(FLAGS).encode(), cpu.encode()))).hexdigest()[:24]
+    parts = (*sources.values(), said, " ".join(FLAGS).encode(), cpu.encode())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
     """The compiled program; Unavailable says why there is none. Only what is our own and nobody else may write to is
     loaded."""
-    source = resources.files("foundling.decode.native").joinpath("program.cpp").read_bytes()
-    compiler = _compiler()
+    sources, compiler = _sources(), _compiler()
     try:
         directory = cache_directory()
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = directory.stat()
         if status.st_uid != os.getuid() or status.st_mode & 0o022:
             raise Unavailable(f"{directory} can be written to by others")
-        made = directory / f"program-{_identity(source, compiler)}.so"
+        made = directory / f"program-{_identity(sources, compiler)}.so"
         if not made.exists():
             with tempfile.TemporaryDirectory(dir=directory) as work:
-                (Path(work) / "program.cpp").write_bytes(source)
+                for name, text in sources.items():
+                    (Path(work) / name).write_bytes(text)
                 command = [compiler, *FLAGS, f"{work}/program.cpp", "-o", f"{work}/program.so"]
                 subprocess.run(command, check=True, capture_output=True, timeout=300)
                 os.replace(f"{work}/program.so", made)

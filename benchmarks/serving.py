@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many requests at once: 32 of mixed length against transformers' padded batch, a shared beginning, guesses by lookup.
+
+python -m benchmarks.serving [mixed] [prefix] [lookup] [--weights bfloat16] [--rounds 3]
+
+The Llama of benchmarks/decode.py, in turn, a process each. What is said in `lookup` is scripted by a processor, since a
+model of random weights copies nothing: real source code, once repeated with some lines changed (copy-heavy), once new.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+import foundling
+from benchmarks.decode import directory
+from benchmarks.sides import Side, answer_calls
+from foundling.decode.answer import Request
+from foundling.decode.engine.engine import Engine, EngineOptions
+from foundling.decode.sampling import Sampling
+from foundling.runtime import available_threads
+from foundling.text import Tokenizer
+
+VOCAB, REQUESTS = 32000, 32
+
+
+def mixed() -> list[Request]:
+    draw = random.Random(0)
+    return [
+        Request(
+            [draw.randrange(3, VOCAB) for _ in range(draw.randrange(16, 257))], draw.randrange(16, 129), Sampling(0)
+        )
+        for _ in range(REQUESTS)
+    ]
+
+
+def ours_mixed(weights: str) -> dict[str, float]:
+    engine = Engine(foundling.load(directory("llama")), EngineOptions(weights=weights, native=True))
+
+    def work(**_: Any) -> dict[str, float]:
+        used, requests, said = [], mixed(), 0
+        begin = time.perf_counter()
+        for request in requests:
+            engine.add(request)
+        while engine.busy:
+            said += sum(len(event.tokens) for event in engine.step())
+            if len(engine.under_way) > 1:
+                used.append(engine.scheduler.utilisation)
+        return {"seconds": time.perf_counter() - begin, "tokens": said, "utilisation": statistics.mean(used)}
+
+    return answer_calls(work)  # pyright: ignore[reportReturnType]
+
+
+def theirs_mixed(dtype: str, batch: int) -> None:
+    """Sorted by length, so that as little as possible is padding; each batch writes as long as its longest answer."""
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory("llama"), dtype=getattr(torch, dtype)).eval()
+
+    def work(**_: Any) -> dict[str, float]:
+        requests = sorted(mixed(), key=lambda r: (r.max_tokens, len(r.prompt)))
+        begin = time.perf_counter()
+        for at in range(0, REQUESTS, batch):
+            some = requests[at : at + batch]
+            longest, new = max(len(r.prompt) for r in some), max(r.max_tokens for r in some)
+            ids = torch.zeros(len(some), longest, dtype=torch.int64)
+            mask = torch.zeros_like(ids)
+            for row, r in enumerate(some):
+                ids[row, longest - len(r.prompt) :] = torch.tensor(r.prompt)
+                mask[row, longest - len(r.prompt) :] = 1
+            with torch.inference_mode():
+                model.generate(
+                    ids, attention_mask=mask, max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0
+                )
+        return {"seconds": time.perf_counter() - begin, "tokens": sum(r.max_tokens for r in requests)}
+
+    answer_calls(work)
+
+
+def prefix(weights: str) -> None:
+    model = foundling.load(directory("llama"))
+    draw = random.Random(1)
+    beginning = [draw.randrange(3, VOCAB) for _ in range(1000)]
+    engines = {
+        share: Engine(model, EngineOptions(weights=weights, native=True, share_prefixes=share)) for share in (0, 1)
+    }
+
+    def first_token(engine: Engine) -> float:
+        request = Request([*beginning, *(draw.randrange(3, VOCAB) for _ in range(16))], 4, Sampling(0))
+        begin, first = time.perf_counter(), 0.0
+        number = engine.add(request)
+        while engine.busy:
+            for event in engine.step():
+                if event.number == number and event.tokens and not first:
+                    first = time.perf_counter() - begin
+        return first
+
+    def work(**_: Any) -> dict[str, float]:
+        return {"apart": first_token(engines[0]), "shared": first_token(engines[1])}
+
+    work()
+    answer_calls(work)
+
+
+class Script:
+    """Says a text, whatever the model would."""
+
+    def __init__(self, tokens: Sequence[int], at: int = 0) -> None:
+        self.tokens, self.at = tokens, at
+
+    def start(self, prompt: Sequence[int]) -> "Script":
+        return Script(self.tokens)
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        logits = logits.clone()
+        logits[self.tokens[self.at]] = 1e9
+        return logits
+
+    def accept(self, token: int) -> None:
+        self.at += 1
+
+    def copy(self) -> "Script":
+        return Script(self.tokens, self.at)
+
+
+def texts() -> dict[str, tuple[list[int], list[int]]]:
+    """(prompt, answer): a module and the same with every twelfth line changed; two modules that have nothing to do with
+    each other."""
+    import colorsys
+    import textwrap
+    from pathlib import Path
+
+    one, other = (Path(m.__file__).read_text(encoding="utf-8") for m in (textwrap, colorsys))
+    tokenizer = Tokenizer.train([one, other], 1024)
+    lines = one.splitlines(keepends=True)[:80]
+    changed = [
+        line.replace("self", "this").replace("text", "words") if n % 12 == 5 else line for n, line in enumerate(lines)
+    ]
+    prompt = tokenizer.encode("".join(lines))[:900]
+    return {
+        "copy-heavy": (prompt, tokenizer.encode("".join(changed))[:256]),
+        "elsewhere": (tokenizer.encode(other)[:900], tokenizer.encode("".join(lines))[:256]),
+    }
+
+
+def lookup(weights: str) -> None:
+    model, cases = foundling.load(directory("llama")), texts()
+    engines = {ahead: Engine(model, EngineOptions(weights=weights, native=True, lookup=ahead)) for ahead in (0, 8)}
+
+    def seconds(engine: Engine, prompt: list[int], answer: list[int]) -> float:
+        request = Request(prompt, len(answer), Sampling(0), processors=[Script(answer)])
+        number, first = engine.add(request), 0.0
+        while engine.busy:
+            for event in engine.step():
+                assert event.number == number
+                first = first or time.perf_counter()
+                if event.answer:
+                    assert event.answer.tokens == answer
+        return time.perf_counter() - first
+
+    def work(**_: Any) -> dict[str, float]:
+        return {
+            f"{name}, {'lookup' if ahead else 'plain'}": seconds(engines[ahead], *cases[name])
+            for name in cases
+            for ahead in engines
+        }
+
+    work()
+    answer_calls(work)
+
+
+def serve(name: str, *args: str) -> None:
+    torch.set_num_threads(available_threads())
+    if name == "ours":
+        ours_mixed(args[0])
+    elif name == "theirs":
+        theirs_mixed(args[0], int(args[1]))
+    else:
+        {"prefix": prefix, "lookup": lookup}[name](args[0])
+
+
+def measure_mixed(weights: str, rounds: int) -> dict[str, Any]:
+    sides = {"foundling": Side("benchmarks.serving", "ours", weights)}
+    sides |= {f"transformers, batches of {n}": Side("benchmarks.serving", "theirs", "float32", str(n)) for n in (8, 32)}
+    told: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, side in sides.items():
+            told[name].append(side())
+    for side in sides.values():
+        side.end()
+    ours = told.pop("foundling")
+    return {
+        "tokens_per_second": round(statistics.median(o["tokens"] / o["seconds"] for o in ours), 1),
+        "utilisation": round(statistics.mean(o["utilisation"] for o in ours), 3),
+        "ratios": {
+            name: round(statistics.median(t["seconds"] / o["seconds"] for t, o in zip(theirs, ours, strict=True)), 2)
+            for name, theirs in told.items()
+        },
+    }
+
+
+def measure(name: str, weights: str, rounds: int) -> dict[str, Any]:
+    directory("llama")
+    if name == "mixed":
+        return measure_mixed(weights, rounds)
+    side = Side("benchmarks.serving", name, weights)
+    told = [side() for _ in range(rounds)]
+    side.end()
+    middle = {key: statistics.median(t[key] for t in told) for key in told[0]}
+    pairs = {
+        "prefix": [("apart", "shared")],
+        "lookup": [(f"{k}, plain", f"{k}, lookup") for k in ("copy-heavy", "elsewhere")],
+    }
+    return {
+        "seconds": {key: round(value, 3) for key, value in middle.items()},
+        "ratios": {b: round(statistics.median(t[a] / t[b] for t in told), 2) for a, b in pairs[name]},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("parts", nargs="*", choices=["mixed", "prefix", "lookup"])
+    parser.add_argument("--weights", default="bfloat16")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--serve", nargs="+", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        return serve(*args.serve)
+    for name in args.parts or ["mixed", "prefix", "lookup"]:
+        print(json.dumps({name: measure(name, args.weights, args.rounds)}, indent=1), flush=True)
+
+
+if __name__ == "__main__":
+    main()

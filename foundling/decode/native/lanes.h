@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sixteen numbers at once, what a job is made of, and how numbers of other widths become floats.
+
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int L = 16;      // lanes: outputs of a panel, tokens of a page
+constexpr int GROUP = 32;  // inputs that share a scale
+
+typedef float F __attribute__((vector_size(64)));
+typedef int32_t I __attribute__((vector_size(64)));
+typedef uint32_t U __attribute__((vector_size(64)));
+typedef uint16_t H __attribute__((vector_size(32)));
+typedef uint8_t B __attribute__((vector_size(64)));
+
+enum Kind : int32_t { NORM = 0, LINEAR = 1, ATTEND = 2, ACTIVATE = 3, QUANTIZE = 4 };
+enum Weights : int32_t { F32 = 0, BF16 = 1, INT8 = 2, INT4 = 3 };
+enum Activation : int32_t { SILU_GATED = 0, GELU_TANH = 1, GELU_TANH_GATED = 2, RELU = 3, GELU = 4, GELU_GATED = 5 };
+
+struct Op {  // mirrored by program.py
+    int32_t kind, form;          // form: Weights, Activation, or 1 for LayerNorm
+    int32_t in, out;             // widths
+    int32_t heads, kv_heads, head_dim, layer;
+    float number, unused;        // eps, or the scale of scores
+    const float *x;              // (rows, in)
+    float *y;                    // (rows, out)
+    const float *residual;       // (rows, out), may be y
+    const void *weight;          // panels
+    const uint16_t *scales;      // (panels, groups, 16) float16
+    const float *bias;           // (out padded)
+    int8_t *xq;                  // (rows, in padded), of x
+    float *xs;                   // (rows, groups): scale, then the sum of the integers
+};
+
+struct Rows {
+    int32_t count, page_stride;  // pages of the longest table
+    const int32_t *tables;       // (rows, page_stride)
+    const int32_t *positions;    // (rows)
+    const float *cosine, *sine;  // (rows, head_dim) or null
+    void *keys, *values;         // (layers, pages, kv_heads, head_dim, 16) and (layers, pages, kv_heads, 16, head_dim)
+    int32_t pages, kv_bf16;
+    float *scores;               // (threads, longest)
+    int32_t longest, unused;     // a multiple of 16
+};
+
+inline F splat(float v) { return F{} + v; }
+inline F load(const float *p) { F v; memcpy(&v, p, 64); return v; }
+inline void store(float *p, F v) { memcpy(p, &v, 64); }
+inline F load(const uint16_t *p) {  // bfloat16
+    H h;
+    memcpy(&h, p, 32);
+    U u = __builtin_convertvector(h, U) << 16;
+    return (F)u;
+}
+inline uint16_t to_bf16(float v) {
+    uint32_t u;
+    memcpy(&u, &v, 4);
+    return (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+inline void put(float *p, float v) { *p = v; }
+inline void put(uint16_t *p, float v) { *p = to_bf16(v); }
+
+inline float half(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff;
+    if (rest >= 0x0400) {
+        uint32_t u = sign | ((rest << 13) + 0x38000000);
+        float f;
+        memcpy(&f, &u, 4);
+        return f;
+    }
+    float f = (float)rest * 5.9604644775390625e-8f;
+    return sign ? -f : f;
+}
+inline F halves(const uint16_t *p) {
+#if defined(__AVX512F__)
+    __m256i h;
+    memcpy(&h, p, 32);
+    return (F)_mm512_cvtph_ps(h);
+#else
+    F v;
+    for (int i = 0; i < L; i++) v[i] = half(p[i]);
+    return v;
+#endif
+}
+
+// e^x for x <= 88, by 2^n · 2^f with a polynomial of degree 6 in f; relative error below 3e-7
+inline F exponential(F x) {
+    x = x < -87.0f ? splat(-87.0f) : x;
+    x = x > 88.0f ? splat(88.0f) : x;
+    F z = x * 1.44269504088896341f;
+    I n = __builtin_convertvector(z + (z < 0.0f ? splat(-0.5f) : splat(0.5f)), I);
+    F f = x - __builtin_convertvector(n, F) * 0.693359375f + __builtin_convertvector(n, F) * 2.12194440e-4f;
+    F p = splat(1.9875691500e-4f);
+    p = p * f + 1.3981999507e-3f;
+    p = p * f + 8.3334519073e-3f;
+    p = p * f + 4.1665795894e-2f;
+    p = p * f + 1.6666665459e-1f;
+    p = p * f + 5.0000001201e-1f;
+    p = p * f * f + f + 1.0f;
+    I bits = (n + 127) << 23;
+    return p * (F)bits;
+}
+
+inline float sum(F v) {
+    float s = 0;
+    for (int i = 0; i < L; i++) s += v[i];
+    return s;
+}
+
+}  // namespace
