@@ -17,7 +17,7 @@ from foundling.models import build
 from foundling.objectives.causal import Causal
 from foundling.plan.dial import Budget, Choice, candidate, choose, ladder
 from foundling.plan.energy import estimate
-from foundling.plan.footprint import PROCESS_BYTES, largest_fit, spare_memory, training_footprint
+from foundling.plan.footprint import largest_fit, spare_memory, training_footprint
 from foundling.plan.law import load_law
 from foundling.plan.memory import PeakMemory, anonymous_bytes, free_memory
 from foundling.plan.probe import LOOK_SIZE, LOOK_STEP_TOKENS, choose_precision, step_seconds
@@ -36,6 +36,8 @@ LEAST_STEPS = 20
 ENCODE_SECONDS = 0.5e-6
 """A byte, about: reading, encoding and writing text."""
 NGRAM_BYTES_PER_BYTE = 14
+TRIMMED_BYTES = 330 << 20
+"""The process once training has given back what it held."""
 MAX_NGRAM_BYTES = 32_000_000
 
 
@@ -176,8 +178,8 @@ def plan(request: Request, found: Split, show: Show, memory: PeakMemory) -> Plan
     initialise(model, generator("init", recipe.seed))
     final = candidate(name, choice.fields, lambda _: recipe.tokens, corpus, law)
     seconds = show.elapsed + recipe.total_steps * step + after(tokens)
-    memory.sample()  # steps like the run's have been taken by now; baselines come when their memory is free again
-    peak = max(memory.peak, PROCESS_BYTES + NGRAM_BYTES_PER_BYTE * min(found.train_bytes, MAX_NGRAM_BYTES))
+    memory.sample()  # steps like the run's have been taken by now; baselines come when their memory is given back
+    peak = max(memory.peak, TRIMMED_BYTES + NGRAM_BYTES_PER_BYTE * min(found.train_bytes, MAX_NGRAM_BYTES))
     prediction = {
         "seconds": round(seconds, 1),
         "peak_bytes": peak,

@@ -27,7 +27,7 @@ from foundling.recipes.corpus import BUILTIN, Tokens, clear
 from foundling.recipes.planning import MAX_NGRAM_BYTES
 from foundling.recipes.recipe import Recipe, Request, code_version
 from foundling.recipes.showing import Show
-from foundling.runtime import machine
+from foundling.runtime import machine, trim_memory
 from foundling.text import Tokenizer
 from foundling.weights.directory import MANIFEST, weights_hash, whole_parameters, write_manifest, write_weights
 from foundling.weights.files import output_errors, publish, write_bytes, write_json
@@ -79,6 +79,7 @@ def finish(raised: Raised, show: Show) -> dict[str, Any]:
         f"held-out: {raised.held_out.loss:.3f} nats a token, {raised.held_out.bits_per_byte:.3f} bits per byte "
         f"after {raised.seconds:.0f} s"
     )
+    trim_memory()  # what training has freed: baselines would take theirs beside it
     with show.phase("baselines", "measuring gzip, xz and a byte 6-gram on the same text"):
         baselines, ngram = measure_baselines(raised)
     with show.phase("samples", "sampling"):
