@@ -15,8 +15,8 @@ from foundling.decode.processors import Processor, Progress, processors_of
 from foundling.decode.sampling import Sampling, choose
 from foundling.errors import GenerationError
 
-Finish = Literal["end", "stop", "length", "cancelled"]
-"""an id of `stop`; a string of `stop_strings`; max_tokens; whoever asked"""
+Finish = Literal["end", "stop", "length", "cancelled", "error"]
+"""an id of `stop`; a string of `stop_strings`; max_tokens; whoever asked; a processor or `decode` that failed"""
 MAX_ALTERNATIVES = 1000
 
 
@@ -60,6 +60,8 @@ class Answer:
 
     tokens: list[int]
     finish: Finish | None = None
+    error: str | None = None
+    """why, where it ended by one"""
     text: str | None = None
     """where the request has a `decode`; complete once the answer has ended"""
     logprobs: list[float] | None = None

@@ -319,6 +319,43 @@ def test_stop_strings_and_events_stream() -> None:
     assert last.text == decode(free.tokens)[: decode(free.tokens).find(stop)]
 
 
+def test_a_request_whose_own_code_fails_ends_alone() -> None:
+    class Failing:
+        def start(self, prompt):
+            return self
+
+        def copy(self):
+            return self
+
+        def apply(self, logits):
+            if self.said == 3:
+                raise KeyError("mine")
+            return logits
+
+        said = 0
+
+        def accept(self, token):
+            self.said += 1
+
+    def decode(ids):
+        raise ValueError("no text")
+
+    whole = Request([5, 6], 9, Sampling(0))
+    nothing = {i: float("-inf") for i in range(64) if i != 7}
+    asked = [
+        whole,
+        Request([5, 6], 9, processors=[Failing()]),
+        Request([5, 6], 9, Sampling(0, bad_words=[[6, 7]], logit_bias=nothing)),
+        Request([5, 6], 9, stop_strings=["x"], decode=decode),
+    ]
+    engine = Engine(MODEL)
+    fine, failing, forbidden, wordless = engine.answer(asked)
+    compare(fine, plain(MODEL, whole))
+    assert failing.finish == "error" and failing.error == "'mine'" and len(failing.tokens) == 3
+    assert forbidden.finish == "error" and "every token is forbidden" in (forbidden.error or "")
+    assert wordless.finish == "error" and wordless.error == "no text" and engine.pages.held == 0
+
+
 @pytest.mark.parametrize(
     ("options", "request_", "message"),
     [

@@ -164,10 +164,10 @@ class Engine:
         wants = [self._want(work) for work in plan]
         parts = self.runner.read(plan, wants).split(wants)
         speak = [i for i, work in enumerate(plan) if work.last and not work.sequence.guesses]
-        chosen = dict[int, int]()
+        chosen = dict[int, int | Exception]()
         if speak:
             writings = [self.under_way[plan[i].sequence.number][0] for i in speak]
-            chosen = dict(zip(speak, next_tokens(writings, torch.cat([parts[i][-1:] for i in speak])), strict=True))
+            chosen = dict(zip(speak, _each(writings, torch.cat([parts[i][-1:] for i in speak])), strict=True))
         return [event for i, work in enumerate(plan) if (event := self._after(work, parts[i], chosen.get(i)))]
 
     def _want(self, work: Work) -> int:
@@ -190,8 +190,9 @@ class Engine:
                 sequence.guesses = len(guesses)
                 left -= len(guesses)
 
-    def _after(self, work: Work, logits: Tensor, token: int | None) -> Event | None:
-        """Counts what was read; takes what was drawn, or the guesses that hold and what follows them."""
+    def _after(self, work: Work, logits: Tensor, token: int | Exception | None) -> Event | None:
+        """Counts what was read; takes what was drawn, or the guesses that hold and what follows them. What a request
+        brought along (processors, decode) may fail: then that request ends, and no other."""
         sequence, number = work.sequence, work.sequence.number
         writing, guesses, held = self.under_way[number][0], sequence.guesses, 0
         if writing.request.prompt_logprobs is not None:
@@ -200,18 +201,27 @@ class Engine:
             self.scheduler.has_read(sequence, work.count)
             return None
         before = writing.position
-        if token is None:
-            guessed = sequence.tokens[-guesses:]
-            held = take_guesses(writing, Guess(guessed, None), logits)
-            del sequence.tokens[-guesses:]
-            sequence.guesses, self.proposed, self.accepted = 0, self.proposed + guesses, self.accepted + held
-        else:
-            writing.take(token, logits[-1])
+        guessed = sequence.tokens[len(sequence.tokens) - guesses :]
+        del sequence.tokens[len(sequence.tokens) - guesses :]
+        sequence.guesses = 0
+        try:
+            if isinstance(token, Exception):
+                raise token
+            if token is None:
+                held = take_guesses(writing, Guess(guessed, None), logits)
+                self.proposed, self.accepted = self.proposed + guesses, self.accepted + held
+            else:
+                writing.take(token, logits[-1])
+        except Exception as error:
+            writing.answer.finish = "error"
+            writing.answer.error = str(error) or type(error).__name__
+            held = 0
         new = writing.answer.tokens[before:]
         sequence.tokens += new
-        self.scheduler.has_read(sequence, min(work.count - guesses + held, sequence.unread))
         if writing.ended:
             self._end(number)
+        else:
+            self.scheduler.has_read(sequence, work.count - guesses + held)
         return Event(number, new, writing.answer if writing.ended else None)
 
     def _tell_prompt(self, writing: Writing, work: Work, logits: Tensor) -> None:
@@ -249,6 +259,20 @@ class Engine:
             if event.answer is not None:
                 found[event.number] = event.answer
         return [found[i] for i in range(len(requests))]
+
+
+def _each(writings: list[Writing], logits: Tensor) -> Sequence[int | Exception]:
+    """A token for each, or why there is none."""
+    try:
+        return next_tokens(writings, logits)
+    except Exception:
+        found: list[int | Exception] = []
+        for writing, row in zip(writings, logits, strict=True):
+            try:
+                found += next_tokens([writing], row[None])
+            except Exception as error:
+                found.append(error)
+        return found
 
 
 def _form_of(model: Any) -> str:
