@@ -71,7 +71,7 @@ class LoRA(nn.Module):
 
 def adaptable(model: nn.Module, options: LoRAOptions) -> dict[str, nn.Module]:
     """Name -> projection, where the adapters would go. AdaptError for a model that has adapters already."""
-    if any(isinstance(m, LoRA) for m in model.modules()):
+    if hasattr(model, "adapter_bank") or any(isinstance(m, LoRA) for m in model.modules()):
         raise AdaptError("the model has adapters already; merge them first")
     return matching(model, options.pattern, LINEAR + GROUPED)
 

@@ -40,6 +40,8 @@ class Request:
     """the same of the prompt's tokens"""
     processors: Sequence[Processor] = ()
     """besides those that `sampling` asks for, after them"""
+    adapter: str | None = None
+    """a name of the model's AdapterBank; for an engine"""
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str) or isinstance(self.stop_strings, str):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from foundling.adapt.bank import Adapter, AdapterBank
 from foundling.adapt.lora import GROUPED, LINEAR, LoRAOptions, adaptable, adapter_tensors, lora, shapes
 from foundling.adapt.quantize import INT8
 from foundling.adapt.rewrite import pattern_of
@@ -56,10 +58,24 @@ def _quantized(model: nn.Module) -> str:
 
 
 def load_adapter(model: nn.Module, directory: str | Path) -> list[str]:
-    """Puts saved adapters on the base they were trained on, in place; the names of the projections.
+    """Puts saved adapters on the base they were trained on, in place; the names of the projections. Raises as
+    `read_adapter` does; the model is then as it was."""
+    options, tensors = read_adapter(model, directory)
+    names = lora(model, options, torch.Generator())
+    for name, p in adapter_tensors(model).items():
+        p.data.copy_(tensors[name])
+    return names
+
+
+def load_adapters(model: nn.Module, directories: Mapping[str, str | Path]) -> AdapterBank:
+    """Several of them at once, by name, for an engine whose requests choose one each; see `AdapterBank`."""
+    return AdapterBank(model, {name: read_adapter(model, directory) for name, directory in directories.items()})
+
+
+def read_adapter(model: nn.Module, directory: str | Path) -> Adapter:
+    """What a directory holds, checked against the base.
 
     MismatchError for another base. WeightsError, by file and key, for what is damaged, missing, extra or ill-shaped.
-    The model is as it was after each of them.
     """
     directory = Path(directory)
     if not (directory / MANIFEST).is_file():
@@ -69,6 +85,8 @@ def load_adapter(model: nn.Module, directory: str | Path) -> list[str]:
         raise WeightsError(f"{directory / MANIFEST}: not of an adapter")
     if problems := check(directory)["problems"]:
         raise WeightsError(f"{directory}: {problems[0]}")
+    options = from_dict(LoRAOptions, manifest["lora"], where=str(directory / MANIFEST))
+    places = adaptable(model, options)
     here = weights_hash(model)
     if here != manifest.get("base"):
         pattern = manifest.get("quantized")
@@ -77,17 +95,10 @@ def load_adapter(model: nn.Module, directory: str | Path) -> list[str]:
             f"{directory}: trained on a base of hash {str(manifest.get('base'))[:12]}…, this one is {here[:12]}…; "
             f"load that base, of the same type and quantised only if it was{way}"
         )
-    options = from_dict(LoRAOptions, manifest["lora"], where=str(directory / MANIFEST))
     wanted = {
-        f"{name}.{part}": shape
-        for name, base in adaptable(model, options).items()
-        for part, shape in shapes(base, options.rank).items()
+        f"{name}.{part}": shape for name, base in places.items() for part, shape in shapes(base, options.rank).items()
     }
-    tensors = _read(directory, wanted)
-    names = lora(model, options, torch.Generator())
-    for name, p in adapter_tensors(model).items():
-        p.data.copy_(tensors[name])
-    return names
+    return Adapter(options, _read(directory, wanted))
 
 
 def _read(directory: Path, wanted: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:

@@ -123,14 +123,18 @@ class Engine:
                 f"{length} tokens of prompt and answer need {pages_for(length, self.pages.size)} pages, the engine has "
                 f"{self.pages.count}; give it more memory or ask for fewer tokens"
             )
+        bank = getattr(self.model, "adapter_bank", None)
+        if request.adapter is not None and request.adapter not in (bank.names if bank else ()):
+            known = ", ".join(bank.names) if bank else "none: load some with load_adapters"
+            raise GenerationError(f"adapter '{request.adapter}' is not known; there are {known}")
         number = next(self.numbers)
         with torch.inference_mode():
-            begin = self.runner.begin(number, request.prompt)
-        sequence = Running(number, begin)
+            begin = self.runner.begin(number, request.prompt, request.adapter)
+        sequence = Running(number, begin, before=(request.adapter or "").encode())
         writing = Writing(request, begin if self.encodes else None)
         if request.prompt_logprobs is not None:  # all of the prompt must be read, whoever has read it before
             writing.answer.prompt_logprobs, writing.answer.prompt_alternatives = [None], [{}]
-            sequence.before = b"alone %d" % number
+            sequence.before = b"\0alone %d" % number
         self.under_way[number] = (writing, sequence)
         self.scheduler.add(sequence)
         return number

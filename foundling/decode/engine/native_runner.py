@@ -22,7 +22,8 @@ class NativeRunner:
         self.program, self.pages, self.page_size = program, pages, LANES
         self.keys, self.values = program.new_pages(pages)
 
-    def begin(self, number: int, prompt: Sequence[int]) -> list[int]:
+    def begin(self, number: int, prompt: Sequence[int], adapter: str | None) -> list[int]:
+        assert adapter is None  # a model with a bank is not for native code
         return list(prompt)
 
     def leave(self, number: int) -> None: ...

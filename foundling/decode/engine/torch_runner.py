@@ -37,6 +37,8 @@ class TorchRunner:
         self.held = [[held(slot) for slot in slots] for slots in self.spec]
         self.free, self.row_of = list(range(rows)), dict[int, int]()
         self.memories: dict[int, Any] = {}
+        self.adapters: dict[int, str | None] = {}
+        self.bank = getattr(model, "adapter_bank", None)
 
     @staticmethod
     def page_bytes(model: Any) -> int:
@@ -45,12 +47,15 @@ class TorchRunner:
         slots = [slot for slots in model.cache_spec() for slot in slots if isinstance(slot, KV)]
         return sum(2 * PAGE_SIZE * slot.n_kv_heads * slot.head_dim * size for slot in slots)
 
-    def begin(self, number: int, prompt: Sequence[int]) -> list[int]:
+    def begin(self, number: int, prompt: Sequence[int], adapter: str | None) -> list[int]:
         """What a sequence reads first: its prompt, or the start id where the prompt is a source to encode."""
+        self.adapters[number] = adapter
         if not hasattr(self.model, "encode"):
             return list(prompt)
+        self._bind([adapter])
         memory = self.model.encode(torch.tensor([list(prompt)], device=self.device))
         self.memories[number] = self.model.new_cache(1, 1, memory=memory)
+        self._bind(())
         return [self.model.config.start_id]
 
     def leave(self, number: int) -> None:
@@ -61,6 +66,11 @@ class TorchRunner:
     def forget(self, number: int) -> None:
         self.leave(number)
         self.memories.pop(number, None)
+        self.adapters.pop(number, None)
+
+    def _bind(self, rows: Sequence[str | None]) -> None:
+        if self.bank:
+            self.bank.bind(rows)
 
     def read(self, works: Sequence[Work], wants: Sequence[int]) -> Tensor:
         """The logits (Σ wants, V) after the last `wants` tokens of each work."""
@@ -70,10 +80,14 @@ class TorchRunner:
         for group in groups + [[i] for i in range(len(works)) if i not in single]:
             tokens = torch.tensor([w.sequence.tokens[w.start : w.start + w.count] for w in (works[i] for i in group)])
             cache = PagedCache(self, [works[i] for i in group])
+            self._bind([self.adapters[works[i].sequence.number] for i in group])
             hidden = self.model(tokens.to(self.device), cache=cache).hidden
             for i, row in zip(group, hidden, strict=True):
                 said[i] = row[len(row) - wants[i] :]
-        return self.model.logits(torch.cat([said[i] for i in range(len(works))])).float()
+        self._bind([self.adapters[w.sequence.number] for w, n in zip(works, wants, strict=True) for _ in range(n)])
+        logits = self.model.logits(torch.cat([said[i] for i in range(len(works))])).float()
+        self._bind(())
+        return logits
 
     def state_row(self, work: Work) -> int:
         number = work.sequence.number

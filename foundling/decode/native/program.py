@@ -63,15 +63,16 @@ def why_not(model: Any) -> str | None:
             return f"layer {index} is not plain attention and feed-forward"
         if layer.mixer.head_dim > WIDEST_HEAD:
             return f"its heads are wider than {WIDEST_HEAD}"
-        known = {GatedMLP: GATED, MLP: PLAIN}.get(type(layer.ffn))
-        if known is None or layer.ffn.activation not in known:
+        activations = {GatedMLP: GATED, MLP: PLAIN}.get(type(layer.ffn))
+        if activations is None or layer.ffn.activation not in activations:
             return f"layer {index} has another feed-forward part"
+    known = (nn.Linear, RMSNorm, LayerNorm, Attend, Block, Attention, GatedMLP, MLP)
+    for name, module in [*model.layers.named_modules(), ("norm", model.norm), ("head", model.head)]:
+        if name and type(module) not in known:
+            return f"'{name}' is a {type(module).__name__}"
     shapes = {tuple(m.weight.shape for m in layer.modules() if isinstance(m, nn.Linear)) for layer in model.layers}
     if len(shapes) > 1:
         return "its layers differ in shape"
-    for name, module in [*model.layers.named_modules(), ("norm", model.norm), ("head", model.head)]:
-        if not list(module.children()) and type(module) not in (nn.Linear, RMSNorm, LayerNorm, Attend):
-            return f"'{name}' is a {type(module).__name__}"
     return None
 
 

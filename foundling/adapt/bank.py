@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several adapters on one base, a batch's rows each with its own: what an engine binds before every forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foundling.adapt.lora import GROUPED, LINEAR, LoRA, LoRAOptions
+from foundling.adapt.rewrite import rewrite
+from foundling.errors import AdaptError
+
+
+class Adapter(NamedTuple):
+    options: LoRAOptions
+    tensors: dict[str, Tensor]
+    """'<projection>.a' and '.b', as `adapter_tensors` names them"""
+
+
+class Banked(nn.Module):
+    """A projection with the adapters of all who have one here. Rows of which none is bound are the base's."""
+
+    def __init__(self, base: Any, bank: AdapterBank) -> None:
+        super().__init__()
+        self.base = base
+        self.in_features, self.out_features = base.in_features, base.out_features
+        object.__setattr__(self, "bank", bank)  # no module of the model's
+        self.held: dict[str, tuple[Tensor, Tensor, float]] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, …, in), row b through the adapter bound to it"""
+        y = self.base(x)
+        for name in dict.fromkeys(self.bank.bound):
+            if name in self.held:
+                a, b, scale = self.held[name]
+                rows = [row for row, other in enumerate(self.bank.bound) if other == name]
+                y[rows] = y[rows] + scale * F.linear(F.linear(x[rows], a), b)
+        return y
+
+
+class AdapterBank:
+    """Puts a bank of adapters on a model's projections, in place. `bind` says whose rows come next; without it the model
+    is what it was. Adapters of experts cannot share a batch, since experts do not see whose token they are given.
+
+    AdaptError for those, for a name that is no projection, and for a model that has adapters already.
+    """
+
+    def __init__(self, model: Any, adapters: Mapping[str, Adapter]) -> None:
+        if any(isinstance(m, LoRA | Banked) for m in model.modules()):
+            raise AdaptError("the model has adapters already; merge them first, or load the base anew")
+        self.names, self.bound = tuple(adapters), tuple[str | None, ...]()
+        modules = dict(model.named_modules())
+        wanted = {name.rpartition(".")[0] for adapter in adapters.values() for name in adapter.tensors}
+        for name in sorted(wanted):
+            if isinstance(modules.get(name), GROUPED):
+                raise AdaptError(f"'{name}' belongs to experts, whose adapters cannot share a batch; merge it instead")
+            if not isinstance(modules.get(name), LINEAR):
+                raise AdaptError(f"'{name}' is no projection of this model")
+        rewrite(model, {name: modules[name] for name in wanted}, lambda m: Banked(m, self))
+        for name, adapter in adapters.items():
+            scale = adapter.options.alpha / adapter.options.rank
+            for path in {key.rpartition(".")[0] for key in adapter.tensors}:
+                a, b = (adapter.tensors[f"{path}.{part}"].detach() for part in "ab")
+                model.get_submodule(path).held[name] = (a, b, scale)
+        model.adapter_bank = self
+
+    def bind(self, rows: Sequence[str | None]) -> None:
+        """The adapter of each row of the batch that comes next, None for the base alone."""
+        self.bound = tuple(rows)

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests with different adapters in one batch say what each adapter says alone on its base."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import foundling
+from foundling.decode.answer import Request
+from foundling.decode.engine.engine import Engine, EngineOptions
+from foundling.decode.plain import generate
+from foundling.decode.sampling import Sampling
+from foundling.errors import AdaptError, GenerationError
+from foundling.models import FAMILIES
+from foundling.weights.adapters import load_adapters
+from tests.contract.cases import case
+
+WRITERS = tuple(name for name, entry in FAMILIES.items() if entry.kind in ("decoder", "seq2seq"))
+PATTERN = {"mixtral": "layers.*.mixer.*,head"}
+
+
+def adapter(name: str, directory: Path, pattern: str, rank: int, seed: int) -> Path:
+    model, draw = case(name).tiny(), torch.Generator().manual_seed(seed)
+    foundling.lora(model, foundling.LoRAOptions(pattern, rank=rank), draw)
+    for key, p in model.named_parameters():
+        if key.endswith(".b"):
+            p.data.copy_(torch.randn(p.shape, generator=draw) * 0.3)
+    return foundling.save_adapter(model, directory)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_each_request_is_answered_by_its_own_adapter(name: str, tmp_path: Path) -> None:
+    pattern = PATTERN.get(name, "*layers.*,head")
+    adapter(name, tmp_path / "one", pattern, 4, 1)
+    adapter(name, tmp_path / "two", "layers.0.*" if name != "mixtral" else "layers.0.mixer.q", 2, 2)
+    prompts, chosen = [[5, 9, 11] * 7, [7], [5, 9, 11] * 7, [4, 4, 9]], ["one", "two", None, "one"]
+    expected = []
+    for prompt, which in zip(prompts, chosen, strict=True):
+        alone = case(name).tiny()
+        if which:
+            foundling.load_adapter(alone, tmp_path / which)
+        expected += [a.tokens for a in generate(alone, [prompt], max_tokens=10, temperature=0)]
+    model = case(name).tiny()
+    bank = load_adapters(model, {"one": tmp_path / "one", "two": tmp_path / "two"})
+    engine = Engine(model, EngineOptions(max_rows=3, max_step_tokens=16))
+    assert bank.names == ("one", "two") and not engine.native
+    asked = [Request(p, 10, Sampling(0), adapter=which) for p, which in zip(prompts, chosen, strict=True)]
+    for _ in range(2):  # the second time beginnings are found, each adapter's own
+        assert [a.tokens for a in engine.answer(asked)] == expected
+    assert expected[0] != expected[2], "an adapter shows"
+    assert [a.tokens for a in generate(model, prompts[2:3], max_tokens=10, temperature=0)] == [expected[2]]
+
+
+@pytest.mark.parametrize("change", ["lora", "int8", "hook"])
+def test_a_changed_model_is_left_to_torch(change: str) -> None:
+    model = case("llama").tiny()
+    if change == "lora":
+        foundling.lora(model, foundling.LoRAOptions("*q"), torch.Generator().manual_seed(0))
+        model.layers[0].mixer.q.b.data.fill_(0.1)
+    elif change == "int8":
+        foundling.quantize(model, "layers.*")
+    else:
+        model.layers[1].mixer.attend.register_forward_hook(lambda module, inputs, output: output * 2)
+    engine = Engine(model)
+    assert not engine.native and engine.reason
+    expected = generate(model, [[5, 9]], max_tokens=8, temperature=0)
+    assert engine.answer([Request([5, 9], 8, Sampling(0))])[0].tokens == expected[0].tokens
+
+
+def test_what_cannot_be_bound_is_one_line(tmp_path: Path) -> None:
+    adapter("mixtral", tmp_path / "experts", "*ffn.up", 2, 1)
+    with pytest.raises(AdaptError, match="experts"):
+        load_adapters(case("mixtral").tiny(), {"experts": tmp_path / "experts"})
+    adapter("llama", tmp_path / "one", "*q", 2, 1)
+    model = case("llama").tiny()
+    load_adapters(model, {"one": tmp_path / "one"})
+    with pytest.raises(AdaptError, match="already"):
+        foundling.load_adapter(model, tmp_path / "one")
+    with pytest.raises(GenerationError, match="adapter 'two' is not known; there are one"):
+        Engine(model).add(Request([1], 1, adapter="two"))
+    with pytest.raises(GenerationError, match="load_adapters"):
+        Engine(case("llama").tiny()).add(Request([1], 1, adapter="one"))
