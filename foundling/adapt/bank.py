@@ -23,6 +23,8 @@ class Adapter(NamedTuple):
 class Banked(nn.Module):
     """A projection with the adapters of all who have one here. Rows of which none is bound are the base's."""
 
+    bank: AdapterBank
+
     def __init__(self, base: Any, bank: AdapterBank) -> None:
         super().__init__()
         self.base = base
@@ -42,8 +44,8 @@ class Banked(nn.Module):
 
 
 class AdapterBank:
-    """Puts a bank of adapters on a model's projections, in place. `bind` says whose rows come next; without it the model
-    is what it was. Adapters of experts cannot share a batch, since experts do not see whose token they are given.
+    """Puts a bank of adapters on a model's projections, in place. `bind` says whose rows come next; without it the
+    model is what it was. Adapters of experts cannot share a batch: an expert does not see whose token it is given.
 
     AdaptError for those, for a name that is no projection, and for a model that has adapters already.
     """
