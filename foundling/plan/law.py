@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loss law: held-out bits per byte from parameters, bytes read and what a first look at the corpus says.
 
-bpb = c · (E + A / N^alpha + B / (D / D0)^b), the form of Hoffmann et al. 2022 (approach 3), where N counts parameters
-that multiply, D bytes of text and c is the corpus's own scale: what a small model reaches on it in a first look, for
-which it reads some D0 bytes. How fast a corpus is learnt from there on is told by how far xz, which sees all of its
-repetitions, stays below the look: b = beta · (c / xz / 1.6)^steep. All is fitted to runs of this code over several
-corpora (calibration.json; `python -m benchmarks.calibrate` makes it again).
+bpb = c · (E + A / N^alpha + B / (D / D0)^beta) · e^(−late · r · ln²(D / D1)), the form of Hoffmann et al. 2022
+(approach 3), where N counts parameters that multiply, D bytes of text and c is the corpus's own scale: what a small
+model reaches on it in a first look, for which it reads some D0 bytes. A look sees nothing of what repeats over long
+distances, which is learnt late (from D1 on) and which xz does see: r = ln(c / xz / 1.6). Text read again is worth
+less, the sooner so the more parameters there are to hold it. All is fitted to runs of this code over several corpora
+(calibration.json; `python -m benchmarks.calibrate` makes it again).
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from typing import Any
 
 LOOK_READS = 1e5
 """D0, bytes that a first look reads, about."""
-TYPICAL = 1.6
-"""c / xz of ordinary text"""
+LATE_FROM, LATE_TO = 1e6, 1e8
+"""D1, and the bytes beyond which nothing more is made of repetition: no run has read more than half as many."""
+TYPICAL, LEAST = 1.6, 1.5
+"""c / xz of ordinary text, and the least that is told apart: below it more text would be foreseen to do harm"""
 
 
 def compressibility(sample: bytes) -> float:
@@ -57,16 +60,18 @@ class LossLaw:
     B: float
     beta: float
     reuse: float
-    """epochs of new text that all repetition together comes to be worth"""
-    steep: float
+    """epochs of new text that all repetition together comes to be worth, at ten bytes of text for each parameter; in
+    proportion at others"""
+    late: float
     error: float
     """root mean square of ln(measured / predicted) over the runs it was fitted to, each corpus left out in turn"""
     runs: int
 
     def bits_per_byte(self, n: float, bytes_read: float, corpus: Corpus) -> float:
-        d = effective_bytes(bytes_read, corpus.train_bytes, self.reuse)
-        b = self.beta * (corpus.look / corpus.scale / TYPICAL) ** self.steep
-        return corpus.look * (self.E + self.A / n**self.alpha + self.B / (d / LOOK_READS) ** b)
+        d = effective_bytes(bytes_read, corpus.train_bytes, self.reuse * corpus.train_bytes / (10 * n))
+        late = math.log(min(max(d, LATE_FROM), LATE_TO) / LATE_FROM) ** 2
+        gain = math.exp(-self.late * math.log(max(corpus.look / corpus.scale, LEAST) / TYPICAL) * late)
+        return corpus.look * (self.E + self.A / n**self.alpha + self.B / (d / LOOK_READS) ** self.beta) * gain
 
 
 def load_law() -> LossLaw:
@@ -94,22 +99,24 @@ def _measured(runs: list[dict[str, Any]]) -> Any:
 
 
 def _predicted(theta: Any, runs: list[dict[str, Any]]) -> Any:
-    """ln(bpb), with theta the logarithms of E, A, alpha, B, beta, reuse, and steep."""
+    """ln(bpb), with theta the logarithms of E, A, alpha, B, beta, reuse, and late."""
     import torch
 
-    e, a, alpha, b, beta, reuse, steep = torch.as_tensor(theta, dtype=torch.float64)
+    e, a, alpha, b, beta, reuse, late = torch.as_tensor(theta, dtype=torch.float64)
     of = [(run["n"], run["bytes_read"], run["unique_bytes"], run["scale"], run["look"]) for run in runs]
     n, read, unique, scale, look = torch.tensor(of, dtype=torch.float64).T
-    repeats = (read / unique - 1).clamp_min(0)
-    d = read.minimum(unique) + unique * reuse.exp() * (1 - (-repeats / reuse.exp()).exp())
-    exponent = beta.exp() * (look / scale / TYPICAL) ** steep
-    terms = torch.stack([e.expand_as(n), a - alpha.exp() * n.log(), b - exponent * (d / LOOK_READS).log()])
-    return look.log() + torch.logsumexp(terms, 0)
+    repeats, worth = (read / unique - 1).clamp_min(0), reuse.exp() * unique / (10 * n)
+    d = read.minimum(unique) + unique * worth * (1 - (-repeats / worth).exp())
+    gain = (
+        late * ((look / scale).clamp_min(LEAST) / TYPICAL).log() * (d.clamp(LATE_FROM, LATE_TO) / LATE_FROM).log() ** 2
+    )
+    terms = torch.stack([e.expand_as(n), a - alpha.exp() * n.log(), b - beta.exp() * (d / LOOK_READS).log()])
+    return look.log() + torch.logsumexp(terms, 0) - gain
 
 
-PULL = {0: (math.log(0.3), 1e-5), 2: (math.log(0.34), 1e-4), 4: (math.log(0.28), 1e-4), 5: (0.0, 1e-5), 6: (0.5, 1e-4)}
+PULL = {0: (math.log(0.3), 1e-5), 2: (math.log(0.34), 1e-4), 4: (math.log(0.28), 1e-4), 5: (0.0, 1e-5), 6: (0.1, 1e-5)}
 """Where a handful of small runs cannot tell coefficients apart they are held, weakly: the exponents at the published
-ones, E at 0.3 of the scale, reuse at 1, steep at a half."""
+ones, E at 0.3 of the scale, reuse at 1, late at 0.1."""
 
 
 def _fit(runs: list[dict[str, Any]], start: Any = None) -> list[float]:
@@ -119,7 +126,7 @@ def _fit(runs: list[dict[str, Any]], start: Any = None) -> list[float]:
     import torch
 
     starts = [start] if start is not None else [
-        [math.log(e), math.log(a), math.log(0.34), math.log(b), math.log(0.28), math.log(reuse), 0.5]
+        [math.log(e), math.log(a), math.log(0.34), math.log(b), math.log(0.28), math.log(reuse), 0.1]
         for e, a, b, reuse in itertools.product((0.2, 0.4), (2.0, 20.0), (0.5, 2.0), (0.5, 5.0))
     ]  # fmt: skip
     measured = _measured(runs)
