@@ -319,6 +319,22 @@ def test_stop_strings_and_events_stream() -> None:
     assert last.text == decode(free.tokens)[: decode(free.tokens).find(stop)]
 
 
+def test_a_recurrent_state_is_taken_up_where_another_left_it() -> None:
+    """Beginnings are shared by families whose memory cannot be cut as well: at the ends of pieces."""
+    model = case("mamba2").tiny()
+    engine = Engine(model, EngineOptions(max_rows=4, max_step_tokens=20))
+    beginning, read = list(range(3, 45)), []
+    original = engine.runner.read
+    engine.runner.read = lambda works, wants: read.extend(w.count for w in works) or original(works, wants)  # type: ignore[method-assign]
+    asked = [Request([*beginning, tail], 6, Sampling(0), seed=tail) for tail in (50, 51, 52)]
+    for request, answer in zip(asked, engine.answer(asked), strict=True):
+        assert answer.tokens == plain(model, request).tokens
+    assert sum(read) == 43 + 2 * (43 - 32) + 3 * 5
+    again = engine.answer([Request([*beginning[:20], 9], 4, Sampling(0))])[0]
+    assert again.tokens == plain(model, Request([*beginning[:20], 9], 4, Sampling(0))).tokens
+    assert read[-4:] == [5, 1, 1, 1], "the state after 16 tokens was kept too"
+
+
 def test_a_request_whose_own_code_fails_ends_alone() -> None:
     class Failing:
         def start(self, prompt):

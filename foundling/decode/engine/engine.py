@@ -78,13 +78,15 @@ class Engine:
         if runner is None:
             if self.options.weights not in (None, _form_of(model)):
                 raise GenerationError(f"weights '{self.options.weights}' need native code: {self.reason}")
-            runner = TorchRunner(model, self._pages(TorchRunner.page_bytes(model)), self.options.max_rows)
+            pages = self._pages(TorchRunner.page_bytes(model))
+            runner = TorchRunner(model, pages, self.options.max_rows, self.options.memory // 4)
         self.runner: NativeRunner | TorchRunner = runner
         alone = self.options.deterministic and not self.native
-        share = self.options.share_prefixes and not (alone or self.encodes or runner.recurrent)
+        share = self.options.share_prefixes and not (alone or self.encodes)
+        resume = runner.resume if isinstance(runner, TorchRunner) and runner.recurrent else None
         self.pages = Pages(runner.pages, runner.page_size)
         rows = 1 if alone else self.options.max_rows
-        self.scheduler = Scheduler(self.pages, rows, self.options.max_step_tokens, share=share)
+        self.scheduler = Scheduler(self.pages, rows, self.options.max_step_tokens, share=share, resume=resume)
         can_cut = not runner.recurrent and not self.encodes
         self.lookup = LookupGuesser() if self.options.lookup and can_cut else None
         self.steps = self.proposed = self.accepted = 0
@@ -203,6 +205,8 @@ class Engine:
             self._tell_prompt(writing, work, logits)
         if not work.last:
             self.scheduler.has_read(sequence, work.count)
+            if self.scheduler.resume and sequence.read % self.pages.size == 0:
+                self.runner.keep(number, sequence.keys[sequence.read // self.pages.size - 1])
             return None
         before = writing.position
         guessed = sequence.tokens[len(sequence.tokens) - guesses :]

@@ -8,6 +8,7 @@ gives up its memory when there is too little, and reads again later what it had 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -48,10 +49,21 @@ class Work(NamedTuple):
 
 
 class Scheduler:
-    def __init__(self, pages: Pages, most_rows: int, most_tokens: int, *, share: bool = True) -> None:
-        """`most_rows` sequences under way, `most_tokens` read in a step; `share` finds common beginnings."""
+    def __init__(
+        self,
+        pages: Pages,
+        most_rows: int,
+        most_tokens: int,
+        *,
+        share: bool = True,
+        resume: Callable[[Sequence[bytes]], int] | None = None,
+    ) -> None:
+        """`most_rows` sequences under way, `most_tokens` read in a step; `share` finds common beginnings. `resume` says
+        after how many of the first pages, given by their keys, a reader can go on: one with a recurrent state knows it
+        at some places only. Prompts are then read up to a page's end, where the state may be kept."""
         assert most_tokens >= most_rows >= 1
         self.pages, self.most_rows, self.most_tokens, self.share = pages, most_rows, most_tokens, share
+        self.resume = resume if share else None
         self.waiting: deque[Running] = deque()
         self.running: list[Running] = []
         self.preemptions = 0
@@ -65,7 +77,7 @@ class Scheduler:
         left = self.most_tokens
         # those who answer before those who still read their prompts
         for sequence in sorted(self.running, key=lambda s: s.unread - s.guesses > 1):
-            count = min(sequence.unread, left)
+            count = self._piece(sequence, left)
             while count and sequence in self.running:
                 if self._hold(sequence, count):
                     plan[sequence] = self._work(sequence, count)
@@ -84,12 +96,19 @@ class Scheduler:
                     continue
                 if not self._admit(sequence, keys):
                     break
-                count = min(sequence.unread, left)
+                count = self._piece(sequence, left)
                 held = self._hold(sequence, count)
                 assert held
                 plan[sequence] = self._work(sequence, count)
                 left -= count
         return list(plan.values())
+
+    def _piece(self, sequence: Running, left: int) -> int:
+        count, size = min(sequence.unread, left), self.pages.size
+        if self.resume and count > 1:
+            end = (sequence.read + min(count, sequence.unread - 1)) // size * size
+            return end - sequence.read if end > sequence.read else count
+        return count
 
     def _work(self, sequence: Running, count: int) -> Work:
         return Work(sequence, sequence.read, count, sequence.read + count == len(sequence.tokens))
@@ -119,10 +138,13 @@ class Scheduler:
         """A waiting sequence joins with what is known of its beginning, if there is memory for all its tokens and one
         page more for each of those under way, or somebody would be pre-empted at once."""
         known, idle = self.pages.known(keys)
+        if self.resume:
+            keys_known = keys[: self.resume(keys[:known])]
+            known, idle = self.pages.known(keys_known)
         needed = pages_for(len(sequence.tokens), self.pages.size) - known
         if needed + len(self.running) > self.pages.available - idle:
             return False
-        sequence.keys, sequence.pages = keys, self.pages.find(keys)
+        sequence.keys, sequence.pages = keys, self.pages.find(keys[:known])
         sequence.read = sequence.found = known * self.pages.size
         self.waiting.remove(sequence)
         self.running.append(sequence)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,8 @@ PAGE_SIZE = 16
 
 
 class TorchRunner:
-    def __init__(self, model: Any, pages: int, rows: int) -> None:
+    def __init__(self, model: Any, pages: int, rows: int, state_memory: int = 0) -> None:
+        """`state_memory`: bytes for recurrent states at the ends of pages, from which others may go on."""
         self.model, self.pages, self.page_size = model, pages, PAGE_SIZE
         weight = next(model.parameters())
         self.device, dtype = weight.device, weight.dtype
@@ -36,6 +38,11 @@ class TorchRunner:
 
         self.held = [[held(slot) for slot in slots] for slots in self.spec]
         self.free, self.row_of = list(range(rows)), dict[int, int]()
+        states = [t for slots in self.held for tensors in slots if len(tensors) == 1 for t in tensors]
+        self.states = states
+        each = sum(t[0].numel() * t.element_size() for t in states)
+        self.most_kept = max(2, state_memory // each) if each else 0
+        self.kept: OrderedDict[bytes, list[Tensor]] = OrderedDict()
         self.memories: dict[int, Any] = {}
         self.adapters: dict[int, str | None] = {}
         self.bank = getattr(model, "adapter_bank", None)
@@ -91,15 +98,27 @@ class TorchRunner:
 
     def state_row(self, work: Work) -> int:
         number = work.sequence.number
-        if number not in self.row_of:
-            self.row_of[number] = self.free.pop()
-        row = self.row_of[number]
-        if work.start == 0:
-            for slots in self.held:
-                for tensors in slots:
-                    if len(tensors) == 1:
-                        tensors[0][row] = 0
+        if number in self.row_of:
+            return self.row_of[number]
+        row = self.row_of[number] = self.free.pop()
+        held = self.kept[work.sequence.keys[work.start // PAGE_SIZE - 1]] if work.start else [0] * len(self.states)
+        for state, value in zip(self.states, held, strict=True):
+            state[row] = value
         return row
+
+    def keep(self, number: int, key: bytes) -> None:
+        """The state of a sequence that has just read the page of this key to its end; the longest unused makes room."""
+        if key not in self.kept and self.states:
+            self.kept[key] = [state[self.row_of[number]].clone() for state in self.states]
+            while len(self.kept) > self.most_kept:
+                self.kept.popitem(last=False)
+
+    def resume(self, keys: Sequence[bytes]) -> int:
+        for count in range(len(keys), 0, -1):
+            if keys[count - 1] in self.kept:
+                self.kept.move_to_end(keys[count - 1])
+                return count
+        return 0
 
 
 class PagedCache:
