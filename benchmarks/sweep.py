@@ -44,6 +44,8 @@ def picture(found: dict[tuple[str, bool], dict[float, float]], file: str) -> Non
         axis = axes[0 if transfer else 1]
         axis.plot(list(losses), list(losses.values()), marker="o", label=size)
         axis.set(xscale="log", xlabel="times the default learning rates")
+        axis.set_xticks(list(losses), [f"{factor:g}" for factor in losses])
+        axis.minorticks_off()
         axis.set_title("with transfer of widths" if transfer else "one rate for all widths", fontsize=10)
     axes[0].set_ylabel("held-out bits per byte")
     axes[0].legend(frameon=False)

@@ -12,12 +12,16 @@ EXAMPLES = [
     'foundling generate runs/notes --prompt "Dear" --temperature 0 --max-tokens 50 --json',
     'foundling generate runs/notes --prompt "Dear" --stop "." --n 4 --logprobs 3 --json',
     'foundling generate runs/notes --prompt "Dear" --weights int8',
+    'foundling generate runs/code --prompt "def area(r):" --suffix "return a"',
 ]
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dir", help="model directory")
     parser.add_argument("--prompt", default="", help="text to continue (default: none, so a new document)")
+    parser.add_argument(
+        "--suffix", help="fill in what stands between the prompt and this (of a model raised with --fim-rate)"
+    )
     parser.add_argument(
         "--max-tokens",
         type=int,
@@ -62,6 +66,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise GenerationError(f"--n is {args.n}; expected at least 1")
     answers = writer_for(args).write(
         args.prompt,
+        suffix=args.suffix,
         n=args.n,
         max_tokens=args.max_tokens,
         seed=args.seed,
@@ -72,6 +77,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for number, answer in enumerate(answers):
             if args.n > 1:
                 print(f"--- {number + 1}")
-            print(args.prompt + answer["text"])
+            print(args.prompt + answer["text"] + (args.suffix or ""))
         sys.stdout.flush()
     return {"model_dir": args.dir, "prompt": args.prompt, "answers": answers}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -60,8 +60,15 @@ class TokenArray:
         return self.tokens[start:stop]
 
 
-def write_shards(directory: Path, texts: Iterable[str], tokenizer: Tokenizer) -> TokenShards:
-    """Encodes and writes all texts into an existing directory; the index comes last, so a broken run leaves none."""
+def write_shards(
+    directory: Path,
+    texts: Iterable[str],
+    tokenizer: Tokenizer,
+    encode: Callable[[list[str]], list[list[int]]] | None = None,
+) -> TokenShards:
+    """Encodes (by default as the tokenizer does) and writes all texts into an existing directory; the index comes last,
+    so a broken run leaves none."""
+    encode = encode or tokenizer.encode_batch
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     digest, shards = hashlib.sha256(), []
     n_documents = n_bytes = n_tokens = 0
@@ -70,7 +77,7 @@ def write_shards(directory: Path, texts: Iterable[str], tokenizer: Tokenizer) ->
         nonlocal n_documents, n_bytes
         source = iter(texts)
         while group := list(islice(source, ENCODE_AT_ONCE)):
-            for text, ids in zip(group, tokenizer.encode_batch(group), strict=True):
+            for text, ids in zip(group, encode(group), strict=True):
                 n_documents += 1
                 n_bytes += len(text.encode())
                 yield np.array([tokenizer.eos, *ids], dtype=dtype)

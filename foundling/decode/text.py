@@ -77,6 +77,7 @@ class Writer:
         self,
         prompt: str,
         *,
+        suffix: str | None = None,
         n: int = 1,
         max_tokens: int | None = None,
         seed: int = 0,
@@ -84,9 +85,15 @@ class Writer:
         logprobs: int | None = None,
         stream: Callable[[str], None] | None = None,
     ) -> list[dict[str, Any]]:
-        """`n` continuations: {'text', 'tokens' (how many), 'finish': 'end' of the document, 'stop' or 'length'}, and
+        """`n` continuations, or with a `suffix` what stands between it and the prompt: {'text', 'tokens' (how many),
+        'finish': 'end' of the document, 'stop' or 'length'}, and
         'logprobs' where asked for: [{'token', 'logprob', 'alternatives'}], tokens as text."""
         ids = [self.tokenizer.eos, *self.tokenizer.encode(prompt)]
+        if suffix is not None:
+            if self.tokenizer.fim is None:
+                raise GenerationError("the tokenizer has no marks for fill-in-the-middle; leave the suffix out")
+            before, after, middle = self.tokenizer.fim
+            ids = [ids[0], before, *ids[1:], after, *self.tokenizer.encode(suffix), middle]
         room = self.model.config.max_seq_len - len(ids)
         if room < 1:
             raise GenerationError(

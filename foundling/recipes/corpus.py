@@ -7,9 +7,11 @@ import hashlib
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from foundling.data import fim
 from foundling.data.corpora import corpus
 from foundling.data.shards import TokenShards, write_shards
 from foundling.data.sources import Document, Source
@@ -98,11 +100,15 @@ class Tokens:
     held_out: TokenShards
 
 
-def write_tokens(directory: Path, found: Split, tokenizer: Tokenizer, share: float) -> Tokens:
-    """directory/train and directory/held_out, each whole or not there."""
+def write_tokens(
+    directory: Path, found: Split, tokenizer: Tokenizer, share: float, fim_rate: float = 0.0, seq_len: int = 0
+) -> Tokens:
+    """directory/train and directory/held_out, each whole or not there; `fim_rate` of the training texts rearranged to
+    learn to fill in the middle."""
     if not (directory / "train").exists():
         texts = (d.text for d in thinned(found.train(), share))
-        write_directory(directory / "train", lambda aside: _discard(write_shards(aside, texts, tokenizer)))
+        encode = partial(fim.encode, tokenizer=tokenizer, rate=fim_rate, seq_len=seq_len) if fim_rate else None
+        write_directory(directory / "train", lambda aside: _discard(write_shards(aside, texts, tokenizer, encode)))
     if not (directory / "held_out").exists():
         texts = (d.text for d in found.held_out)
         write_directory(directory / "held_out", lambda aside: _discard(write_shards(aside, texts, tokenizer)))

@@ -152,7 +152,9 @@ def _raise(
         write_bytes(run / "recipe.yaml", dump_yaml(recipe).encode())
     announce(recipe, prediction, request, show)
     with show.phase("tokenize", "encoding the text"):
-        tokens = corpus.write_tokens(run / "tokens", found, tokenizer, recipe.data_share)
+        tokens = corpus.write_tokens(
+            run / "tokens", found, tokenizer, recipe.data_share, recipe.fim_rate, recipe.seq_len
+        )
     if planned:
         model = planned.model
     else:

@@ -40,6 +40,8 @@ class Recipe:
     device: str
     data_share: float = 1.0
     """of the training documents that are read, chosen by their hash; below 1 where the budget cannot use all"""
+    fim_rate: float = 0.0
+    """of the training documents that are rearranged to learn to fill in the middle (data/fim.py)"""
     family: str = "llama"
     field: str = "text"
     seed: int = 0
@@ -73,6 +75,8 @@ class Recipe:
             )
         if not 0 < self.data_share <= 1:
             raise ConfigError(f"'data_share' is {self.data_share}, expected above 0, at most 1")
+        if not 0 <= self.fim_rate <= 1:
+            raise ConfigError(f"'fim_rate' is {self.fim_rate}, expected 0 to 1")
         for name in ("learning_rate", "matrix_learning_rate", "clip"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"'{name}' is {getattr(self, name)}, expected a positive number")

@@ -37,6 +37,9 @@ class Tokenizer:
         if eos is None:
             raise ConfigError(f"the tokenizer has no {END} token")
         self.eos: int = eos
+        marks = [backend.token_to_id(f"<|fim_{name}|>") for name in ("prefix", "suffix", "middle")]
+        self.fim: tuple[int, int, int] | None = None if None in marks else tuple(marks)  # pyright: ignore
+        """what stands before the prefix, the suffix and the middle"""
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fill-in-the-middle (Bavarian et al. 2022, sections 3 and 4.2): a text cut at two places, its middle moved to the end
+behind a mark, so that a model that reads from left to right learns to write what stands between."""
+
+from __future__ import annotations
+
+import hashlib
+
+from foundling.errors import ConfigError
+from foundling.text import Tokenizer
+
+CHARACTERS_PER_TOKEN = 3
+"""About: pieces are half a window long, so that most stand whole in one."""
+
+
+def middle_out(text: str) -> tuple[str, str, str]:
+    """(prefix, middle, suffix), cut at two places that the text's own hash chooses."""
+    digest = hashlib.sha256(text.encode()).digest()
+    places = (int.from_bytes(digest[at : at + 8], "little") % (len(text) + 1) for at in (0, 8))
+    first, second = sorted(places)
+    return text[:first], text[first:second], text[second:]
+
+
+def chosen(text: str, rate: float) -> bool:
+    """The same texts whatever their order."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[24:], "little") < rate * (1 << 64)
+
+
+def encode(texts: list[str], tokenizer: Tokenizer, rate: float, seq_len: int) -> list[list[int]]:
+    """Ids of each text; those chosen are cut into pieces, each one rearranged, with the border of documents between.
+    ConfigError for a tokenizer without the marks."""
+    if tokenizer.fim is None:
+        raise ConfigError("the tokenizer has no marks for fill-in-the-middle; train one here, or leave fim_rate at 0")
+    before, after, middle = tokenizer.fim
+    size = max(8, CHARACTERS_PER_TOKEN * seq_len // 2)
+    plain = tokenizer.encode_batch(texts)
+    for number, text in enumerate(texts):
+        if not chosen(text, rate):
+            continue
+        parts = [part for at in range(0, len(text), size) for part in middle_out(text[at : at + size])]
+        ids = tokenizer.encode_batch(parts)
+        plain[number] = []
+        for p, m, s in zip(ids[::3], ids[1::3], ids[2::3], strict=True):
+            border = [tokenizer.eos] if plain[number] else []
+            plain[number] += [*border, before, *p, after, *s, middle, *m]
+    return plain
