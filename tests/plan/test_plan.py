@@ -2,6 +2,7 @@
 """Counts by hand, a law that finds what was planted, a dial that turns the right way."""
 
 import math
+import mmap
 import os
 
 import pytest
@@ -121,11 +122,12 @@ def test_compressibility_orders_texts() -> None:
 def test_memory_is_seen_when_taken() -> None:
     before = tree_bytes(os.getpid())
     watch = PeakMemory(every=0.01)
-    block = bytearray(os.urandom(1) * (200 << 20))
-    watch.sample()
+    size = 200 << 20  # from the kernel, since malloc may have kept as much of what tests before have freed
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as block:
+        block.write(b"x" * size)
+        watch.sample()
     watch.done.set()
     assert watch.peak - before > 150 << 20
-    assert len(block) == 200 << 20
 
 
 def test_energy_says_where_it_comes_from() -> None:
