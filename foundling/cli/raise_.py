@@ -21,7 +21,7 @@ KEYS = (
     "family", "seed", "field", "vocab_size", "d_model", "n_layers", "seq_len", "batch_size", "micro_batch_size",
     "total_steps", "optimizer", "learning_rate", "matrix_learning_rate", "weight_decay", "schedule", "warmup_steps",
     "decay_share", "clip", "precision", "threads", "compile", "device", "checkpoint_every", "data_share",
-    "checkpoint_activations",
+    "checkpoint_activations", "fim_rate",
 )  # fmt: skip
 
 
