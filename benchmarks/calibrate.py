@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fits the loss law to runs of this code over several corpora and writes foundling/plan/calibration.json.
 
-python -m benchmarks.calibrate [--runs FILE] [--fit-only]      some 75 minutes on 2 cores
+python -m benchmarks.calibrate [--runs FILE] [--fit-only]      some two hours on 2 cores
 
 Losses depend on no clock, so runs go on beside each other, one thread each. FILE keeps what is done; runs that are
 there already are not made again. The corpus 'headers' is left to the benchmarks, as one that no calibration saw.

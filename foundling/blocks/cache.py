@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -172,6 +173,14 @@ class ModelCache:
         self.write(self._lengths, torch.minimum(self.lengths, lengths))
 
 
+def held_by(slots: Sequence[Slot], tensors: Sequence[tuple[Tensor, ...]], kind: type[Slot]) -> tuple[Tensor, ...]:
+    """What one mixer holds for its slot of a kind."""
+    for slot, held in zip(slots, tensors, strict=True):
+        if isinstance(slot, kind):
+            return held
+    raise AssertionError(f"a mixer declared no {kind.__name__} slot")
+
+
 class SlotCache:
     """One mixer's part of the cache."""
 
@@ -180,10 +189,7 @@ class SlotCache:
         self.documents, self.previous = cache.documents, cache.previous
 
     def _held(self, kind: type[Slot]) -> tuple[Tensor, ...]:
-        for slot, tensors in zip(self.cache.spec[self.index], self.cache.held[self.index], strict=True):
-            if isinstance(slot, kind):
-                return tensors
-        raise AssertionError(f"mixer {self.index} declared no {kind.__name__} slot")
+        return held_by(self.cache.spec[self.index], self.cache.held[self.index], kind)
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Writes k and v (B, K, T, P) behind each row's own end; returns all keys and values up to the longest row."""

@@ -33,7 +33,7 @@ def encode(texts: list[str], tokenizer: Tokenizer, rate: float, seq_len: int) ->
         raise ConfigError("the tokenizer has no marks for fill-in-the-middle; train one here, or leave fim_rate at 0")
     before, after, middle = tokenizer.fim
     size = max(8, CHARACTERS_PER_TOKEN * seq_len // 2)
-    plain = tokenizer.encode_batch(texts)
+    plain = tokenizer.encode_batch(["" if chosen(text, rate) else text for text in texts])
     for number, text in enumerate(texts):
         if not chosen(text, rate):
             continue

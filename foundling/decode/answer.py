@@ -50,10 +50,13 @@ class Request:
             raise GenerationError("stop_strings holds an empty text, which is found everywhere; leave it out")
         if self.stop_strings and self.decode is None:
             raise GenerationError("stop_strings need `decode`, ids to text: pass the tokenizer's")
+        wrong = [i for i in self.stop if isinstance(i, bool) or not isinstance(i, int)]
+        if wrong:
+            raise GenerationError(f"stop holds {wrong[0]!r}; expected ids (texts go into stop_strings)")
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value <= MAX_ALTERNATIVES:
-                raise GenerationError(f"{name} is {value}; expected 0 to {MAX_ALTERNATIVES} alternatives, or None")
+            if value is not None and not (isinstance(value, int) and 0 <= value <= MAX_ALTERNATIVES):
+                raise GenerationError(f"{name} is {value!r}; expected 0 to {MAX_ALTERNATIVES} alternatives, or None")
 
 
 @dataclass
@@ -179,8 +182,9 @@ def filtered(writings: Sequence[Writing], logits: Tensor) -> Tensor:
 def check_request(config: Any, request: Request, *, encodes: bool) -> None:
     """GenerationError for what the model cannot answer."""
     prompt, vocab = request.prompt, config.vocab_size
-    if isinstance(request.max_tokens, bool) or request.max_tokens < 1:
-        raise GenerationError(f"max_tokens is {request.max_tokens}; expected at least 1")
+    most = request.max_tokens
+    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+        raise GenerationError(f"max_tokens is {most!r}; expected a whole number, at least 1")
     if not len(prompt):
         raise GenerationError("the prompt is empty; give at least one token")
     if min(prompt) < 0 or max(prompt) >= vocab:
@@ -203,8 +207,8 @@ def requests_of(
 ) -> list[Request]:
     """`n` requests a prompt, answer j of prompt i at i·n + j, drawing by seed + row. `cuts` are fields of Sampling, or
     `sampling` is one. GenerationError for names it has not, and for what excludes each other."""
-    if isinstance(n, bool) or n < 1:
-        raise GenerationError(f"n is {n}; expected at least 1")
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise GenerationError(f"n is {n!r}; expected a whole number, at least 1")
     if sampling is not None and cuts:
         raise GenerationError(f"give `sampling` or {', '.join(sorted(cuts))}, not both")
     known = [f.name for f in fields(Sampling)]

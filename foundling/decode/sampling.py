@@ -60,8 +60,8 @@ class Sampling:
         if self.repetition_penalty <= 0:
             raise GenerationError(f"repetition_penalty is {self.repetition_penalty}; expected above 0, 1 is off")
         for token, bias in self.logit_bias.items():
-            if math.isnan(bias) or bias == math.inf:
-                raise GenerationError(f"logit_bias of {token} is {bias}; expected a finite number or -inf")
+            if not isinstance(bias, int | float) or math.isnan(bias) or bias == math.inf:
+                raise GenerationError(f"logit_bias of {token} is {bias!r}; expected a finite number or -inf")
         if not all(len(word) for word in self.bad_words):
             raise GenerationError("bad_words holds an empty word; give each at least one id")
 

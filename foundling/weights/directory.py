@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from foundling.adapt.bank import Banked
 from foundling.adapt.lora import LoRA, base_tensors
 from foundling.adapt.quantize import Int8GroupedLinear, Int8Linear
 from foundling.contracts import ConfigMap
@@ -49,9 +50,12 @@ def weights_hash(model: Any) -> str:
     return digest.hexdigest()
 
 
+IN_THE_WAY = (LoRA, Banked, Int8Linear, Int8GroupedLinear)
+
+
 def whole_parameters(model: Any) -> dict[str, Tensor]:
     """By our names, a tied one once. WeightsError for a model that has something in it which no reader would expect."""
-    if kinds := {type(m).__name__ for m in model.modules() if isinstance(m, LoRA | Int8Linear | Int8GroupedLinear)}:
+    if kinds := {type(m).__name__ for m in model.modules() if isinstance(m, IN_THE_WAY)}:
         raise WeightsError(
             f"the model has {', '.join(sorted(kinds))} in it; merge or dequantize it first, or save the adapter alone "
             "with save_adapter"

@@ -6,7 +6,6 @@ The library `gguf` reads and writes the file; here is what its names and numbers
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from pathlib import Path
@@ -16,8 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foundling.errors import WeightsError
-from foundling.models import build, family_of
+from foundling.config import from_dict
+from foundling.errors import ConfigError, OutputError, WeightsError
+from foundling.models import family, family_of
+from foundling.models.llama import LlamaConfig
 from foundling.weights.directory import skeleton, whole_parameters
 from foundling.weights.files import fsync_path, output_errors
 
@@ -96,8 +97,7 @@ def load_gguf(file: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"{file}: not a whole GGUF file ({reason})") from None
     config, present = _config(values, {t.name: t for t in reader.tensors}, file)
-    found = family_of(build("llama", device="meta", **dataclasses.asdict(config)))
-    model = skeleton(found, config, str(file))
+    model = skeleton(family("llama"), config, str(file))
     wanted = _names(config.n_layers)
     if config.tie_embeddings:
         del wanted["output.weight"]
@@ -126,10 +126,6 @@ def load_gguf(file: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def _config(values: dict[str, Any], present: dict[str, Any], file: Path) -> tuple[Any, dict[str, Any]]:
-    from foundling.config import from_dict
-    from foundling.errors import ConfigError
-    from foundling.models.llama import LlamaConfig
-
     if values.get("general.architecture") != "llama":
         raise WeightsError(f"{file}: architecture is {values.get('general.architecture')!r}; only llama can be read")
     if values.get("llama.rope.scaling.type", "none") != "none" or any(n.startswith("rope_freqs") for n in present):
@@ -167,8 +163,6 @@ def save_gguf(model: Any, file: str | Path, *, weights: str = "float32", tokeniz
     if weights not in TYPES:
         raise WeightsError(f"weights '{weights}' are not known; use {', '.join(TYPES)}")
     if file.exists():
-        from foundling.errors import OutputError
-
         raise OutputError(f"{file} exists; choose another name")
     params, c = whole_parameters(model), model.config
     if weights in ("int8", "int4") and (c.d_model % 32 or c.d_ff % 32 or c.n_heads * c.head_dim % 32):

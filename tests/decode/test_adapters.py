@@ -11,7 +11,7 @@ from foundling.decode.answer import Request
 from foundling.decode.engine.engine import Engine, EngineOptions
 from foundling.decode.plain import generate
 from foundling.decode.sampling import Sampling
-from foundling.errors import AdaptError, GenerationError
+from foundling.errors import AdaptError, GenerationError, WeightsError
 from foundling.models import FAMILIES
 from foundling.weights.adapters import load_adapters
 from tests.contract.cases import case
@@ -77,6 +77,8 @@ def test_what_cannot_be_bound_is_one_line(tmp_path: Path) -> None:
     load_adapters(model, {"one": tmp_path / "one"})
     with pytest.raises(AdaptError, match="already"):
         foundling.load_adapter(model, tmp_path / "one")
+    with pytest.raises(WeightsError, match="Banked"):
+        foundling.save(model, tmp_path / "banked")
     with pytest.raises(GenerationError, match="adapter 'two' is not known; there are one"):
         Engine(model).add(Request([1], 1, adapter="two"))
     with pytest.raises(GenerationError, match="load_adapters"):

@@ -38,7 +38,7 @@ class EngineOptions:
     max_step_tokens: int = 256
     """read in one step: a longer prompt is read in pieces"""
     memory: int = 1 << 30
-    """bytes for keys and values"""
+    """bytes for keys and values; states of recurrent families, kept for those who begin alike, take a quarter more"""
     share_prefixes: bool = True
     lookup: int = 0
 
@@ -73,6 +73,7 @@ class Engine:
         self.encodes = hasattr(model, "encode")
         self.numbers = itertools.count()
         self.under_way: dict[int, tuple[Writing, Running]] = {}
+        self.unheard: list[Event] = []
         runner = self._native_runner()
         self.native = runner is not None
         if runner is None:
@@ -96,9 +97,9 @@ class Engine:
         if o.native is False:
             self.reason = "it was turned off"
             return None
-        self.reason = why_not(self.model) or ""
+        form: Any = o.weights or _form_of(self.model)
+        self.reason = why_not(self.model) or ("" if form in FORMS else f"it has no products of {form}")
         if not self.reason:
-            form: Any = o.weights or _form_of(self.model)
             try:
                 program = Program(self.model, form, o.max_step_tokens)
                 return NativeRunner(program, self._pages(page_bytes(self.model, form)))
@@ -130,10 +131,11 @@ class Engine:
             known = ", ".join(bank.names) if bank else "none: load some with load_adapters"
             raise GenerationError(f"adapter '{request.adapter}' is not known; there are {known}")
         number = next(self.numbers)
+        # what a request brought along (processors) may fail here: nothing is held for it yet
+        writing = Writing(request, [self.model.config.start_id] if self.encodes else None)
         with torch.inference_mode():
             begin = self.runner.begin(number, request.prompt, request.adapter)
         sequence = Running(number, begin, before=(request.adapter or "").encode())
-        writing = Writing(request, begin if self.encodes else None)
         if request.prompt_logprobs is not None:  # all of the prompt must be read, whoever has read it before
             writing.answer.prompt_logprobs, writing.answer.prompt_alternatives = [None], [{}]
             sequence.before = b"\0alone %d" % number
@@ -146,17 +148,25 @@ class Engine:
         if number not in self.under_way:
             return None
         writing, _ = self.under_way[number]
-        writing.end("cancelled")
         self._end(number)
+        try:
+            writing.end("cancelled")
+        except Exception as error:  # its own `decode`
+            _failed(writing.answer, error)
         return writing.answer
 
     @property
     def busy(self) -> bool:
-        return bool(self.under_way)
+        """Whether a step has anything to do or to tell."""
+        return bool(self.under_way or self.unheard)
+
+    def step(self) -> list[Event]:
+        """Reads once for all that are under way; what they said, and what others' `run` left unheard."""
+        events, self.unheard = self.unheard, []
+        return events + self._step()
 
     @torch.inference_mode()
-    def step(self) -> list[Event]:
-        """Reads once for all that are under way; what they said."""
+    def _step(self) -> list[Event]:
         if self.lookup:
             self._guess(self.lookup)
         plan = self.scheduler.plan()
@@ -221,8 +231,7 @@ class Engine:
             else:
                 writing.take(token, logits[-1])
         except Exception as error:
-            writing.answer.finish = "error"
-            writing.answer.error = str(error) or type(error).__name__
+            _failed(writing.answer, error)
             held = 0
         new = writing.answer.tokens[before:]
         sequence.tokens += new
@@ -249,13 +258,23 @@ class Engine:
         self.runner.forget(number)
 
     def run(self, requests: Sequence[Request]) -> Generator[Event]:
-        """Adds all and steps until they have ended; events carry the place in `requests` as their number."""
-        place = {self.add(request): i for i, request in enumerate(requests)}
+        """Adds all and steps until they have ended; events carry the place in `requests` as their number. What others
+        say meanwhile is told by the next `step`."""
+        place = dict[int, int]()
         try:
-            while any(number in self.under_way for number in place):
-                for event in self.step():
-                    if event.number in place:
-                        yield event._replace(number=place[event.number])
+            for i, request in enumerate(requests):
+                place[self.add(request)] = i
+            while place:
+                mine = [event for event in self.unheard if event.number in place]
+                self.unheard = [event for event in self.unheard if event.number not in place]
+                if not mine:
+                    if not any(number in self.under_way for number in place):
+                        return  # cancelled from outside
+                    self.unheard += self._step()
+                for event in mine:
+                    yield event._replace(number=place[event.number])
+                    if event.answer is not None:
+                        del place[event.number]
         finally:
             for number in place:
                 self.cancel(number)
@@ -281,6 +300,10 @@ def _each(writings: list[Writing], logits: Tensor) -> Sequence[int | Exception]:
             except Exception as error:
                 found.append(error)
         return found
+
+
+def _failed(answer: Answer, error: Exception) -> None:
+    answer.finish, answer.error = "error", str(error) or type(error).__name__
 
 
 def _form_of(model: Any) -> str:

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from foundling.blocks.cache import held_by
 from foundling.contracts import KV, Conv, Slot, State
 from foundling.decode.engine.scheduler import Work
 
@@ -59,10 +61,9 @@ class TorchRunner:
         self.adapters[number] = adapter
         if not hasattr(self.model, "encode"):
             return list(prompt)
-        self._bind([adapter])
-        memory = self.model.encode(torch.tensor([list(prompt)], device=self.device))
-        self.memories[number] = self.model.new_cache(1, 1, memory=memory)
-        self._bind(())
+        with self._bound([adapter]):
+            memory = self.model.encode(torch.tensor([list(prompt)], device=self.device))
+            self.memories[number] = self.model.new_cache(1, 1, memory=memory)
         return [self.model.config.start_id]
 
     def leave(self, number: int) -> None:
@@ -75,9 +76,16 @@ class TorchRunner:
         self.memories.pop(number, None)
         self.adapters.pop(number, None)
 
-    def _bind(self, rows: Sequence[str | None]) -> None:
+    @contextmanager
+    def _bound(self, rows: Sequence[str | None]) -> Generator[None]:
+        """Each row through its adapter, inside; the model is the base's again afterwards, whatever happened."""
         if self.bank:
             self.bank.bind(rows)
+        try:
+            yield
+        finally:
+            if self.bank:
+                self.bank.bind(())
 
     def read(self, works: Sequence[Work], wants: Sequence[int]) -> Tensor:
         """The logits (Σ wants, V) after the last `wants` tokens of each work."""
@@ -87,14 +95,13 @@ class TorchRunner:
         for group in groups + [[i] for i in range(len(works)) if i not in single]:
             tokens = torch.tensor([w.sequence.tokens[w.start : w.start + w.count] for w in (works[i] for i in group)])
             cache = PagedCache(self, [works[i] for i in group])
-            self._bind([self.adapters[works[i].sequence.number] for i in group])
-            hidden = self.model(tokens.to(self.device), cache=cache).hidden
+            with self._bound([self.adapters[works[i].sequence.number] for i in group]):
+                hidden = self.model(tokens.to(self.device), cache=cache).hidden
             for i, row in zip(group, hidden, strict=True):
                 said[i] = row[len(row) - wants[i] :]
-        self._bind([self.adapters[w.sequence.number] for w, n in zip(works, wants, strict=True) for _ in range(n)])
-        logits = self.model.logits(torch.cat([said[i] for i in range(len(works))])).float()
-        self._bind(())
-        return logits
+        rows = [self.adapters[w.sequence.number] for w, n in zip(works, wants, strict=True) for _ in range(n)]
+        with self._bound(rows):
+            return self.model.logits(torch.cat([said[i] for i in range(len(works))])).float()
 
     def state_row(self, work: Work) -> int:
         number = work.sequence.number
@@ -177,11 +184,7 @@ class PagedSlot:
         self.documents, self.previous = cache.documents, cache.previous
 
     def _held(self, kind: type[Slot]) -> tuple[Tensor, ...]:
-        runner = self.cache.runner
-        for slot, tensors in zip(runner.spec[self.index], runner.held[self.index], strict=True):
-            if isinstance(slot, kind):
-                return tensors
-        raise AssertionError(f"mixer {self.index} declared no {kind.__name__} slot")
+        return held_by(self.cache.runner.spec[self.index], self.cache.runner.held[self.index], kind)
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """k and v (B, K, T, P) go into their pages; all keys and values up to the longest row come back."""

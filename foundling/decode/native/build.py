@@ -60,6 +60,8 @@ def library() -> ctypes.CDLL:
     try:
         directory = cache_directory()
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not hasattr(os, "getuid"):
+            raise Unavailable("who may write to the cache cannot be told on this system")
         status = directory.stat()
         if status.st_uid != os.getuid() or status.st_mode & 0o022:
             raise Unavailable(f"{directory} can be written to by others")

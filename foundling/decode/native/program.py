@@ -126,6 +126,7 @@ class Program:
         assert native.foundling_op_size() == ctypes.sizeof(Op) and native.foundling_rows_size() == ctypes.sizeof(Rows)
         self.model, self.form, self.most_rows = model, form, most_rows
         self.kept: list[Any] = []  # what the operations point to
+        self.rounded: dict[int, tuple[Tensor, Tensor]] = {}
         c, first = model.config, model.layers[0].mixer
         self.slot = KV(first.n_kv_heads, first.head_dim)
         self.n_layers = len(model.layers)
@@ -166,6 +167,13 @@ class Program:
         self.kept.append(torch.zeros(self.most_rows, width))
         return self.kept[-1]
 
+    def _rounded(self, width: int) -> tuple[Tensor, Tensor]:
+        """Where inputs of a width lie as integers, with each group's scale and sum; read before the next ones come."""
+        if width not in self.rounded:
+            groups, rows = -(-width // GROUP), self.most_rows
+            self.rounded[width] = torch.zeros(rows, groups * GROUP, dtype=torch.int8), torch.zeros(rows, groups, 2)
+        return self.rounded[width]
+
     def _norm(self, norm: Any, x: Tensor, y: Tensor) -> Op:
         weight = norm.weight.detach().float().contiguous()
         bias = norm.bias.detach().float().contiguous() if type(norm) is LayerNorm else None
@@ -185,11 +193,7 @@ class Program:
         )  # fmt: skip
         if packed.scales is None:
             return [op]
-        groups = -(-packed.in_features // GROUP)
-        integers = torch.zeros(self.most_rows, groups * GROUP, dtype=torch.int8)
-        sums = torch.zeros(self.most_rows, groups, 2)
-        self.kept += [integers, sums]
-        op.xq, op.xs = integers.data_ptr(), sums.data_ptr()
+        op.xq, op.xs = (t.data_ptr() for t in self._rounded(packed.in_features))
         first = Op(kind=QUANTIZE, in_=packed.in_features, x=x.data_ptr(), xq=op.xq, xs=op.xs)
         return [first, op]
 
@@ -206,12 +210,13 @@ class Program:
         return sum(kept.bytes for kept in self.kept if isinstance(kept, Packed))
 
     def new_pages(self, count: int) -> tuple[Tensor, Tensor]:
-        """Keys (layers, pages, K, P, 16) and values (layers, pages, K, 16, P); bfloat16 unless weights are float32."""
+        """Keys (layers, pages, K, P, 16) and values (layers, pages, K, 16, P); bfloat16 unless weights are float32.
+        What no token was written to is not read for any, so that the system hands out what is used."""
         dtype = torch.float32 if self.form == "float32" else torch.bfloat16
         kv, p = self.slot
         return (
-            torch.zeros(self.n_layers, count, kv, p, LANES, dtype=dtype),
-            torch.zeros(self.n_layers, count, kv, LANES, p, dtype=dtype),
+            torch.empty(self.n_layers, count, kv, p, LANES, dtype=dtype),
+            torch.empty(self.n_layers, count, kv, LANES, p, dtype=dtype),
         )
 
     def read(
