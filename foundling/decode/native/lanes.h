@@ -26,8 +26,13 @@ enum Kind : int32_t { NORM = 0, LINEAR = 1, ATTEND = 2, ACTIVATE = 3, QUANTIZE =
 enum Weights : int32_t { F32 = 0, BF16 = 1, INT8 = 2, INT4 = 3 };
 enum Activation : int32_t { SILU_GATED = 0, GELU_TANH = 1, GELU_TANH_GATED = 2, RELU = 3, GELU = 4, GELU_GATED = 5 };
 
+struct Rounded {  // a group of inputs as integers
+    float scale;
+    int32_t offset;  // what the weights' own offset adds to every sum, negative
+};
+
 struct Op {  // mirrored by program.py
-    int32_t kind, form;          // form: Weights, Activation, or 1 for LayerNorm
+    int32_t kind, form;          // form: Weights (of what follows, for QUANTIZE), Activation, or 1 for LayerNorm
     int32_t in, out;             // widths
     int32_t heads, kv_heads, head_dim, layer;
     float number, unused;        // eps, or the scale of scores
@@ -38,7 +43,7 @@ struct Op {  // mirrored by program.py
     const uint16_t *scales;      // (panels, groups, 16) float16
     const float *bias;           // (out padded)
     int8_t *xq;                  // (rows, in padded), of x
-    float *xs;                   // (rows, groups): scale, then the sum of the integers
+    Rounded *xs;                 // (rows, groups)
 };
 
 struct Rows {

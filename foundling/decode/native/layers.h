@@ -98,8 +98,7 @@ void quantize(const Op &op, const Rows &rows, std::atomic<int> &next) {
                 q[i] = (int8_t)whole;
                 total += whole;
             }
-            op.xs[((size_t)row * groups + g) * 2] = scale;
-            op.xs[((size_t)row * groups + g) * 2 + 1] = (float)total;
+            op.xs[(size_t)row * groups + g] = {scale, total * (op.form == INT8 ? -128 : -8)};
         }
     }
 }

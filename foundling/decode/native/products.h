@@ -9,35 +9,55 @@
 
 namespace {
 
-// R rows by P panels. Every sum runs over the inputs in order, whatever R and P are.
-template <typename T, int R, int P>
-void tile(const Op &op, int row, int panel) {
-    const T *w = (const T *)op.weight + (size_t)panel * op.in * L;
-    F acc[R][P];
-    for (int r = 0; r < R; r++)
-        for (int p = 0; p < P; p++) acc[r][p] = F{};
-    const float *x = op.x + (size_t)row * op.in;
-    for (int k = 0; k < op.in; k++) {
-        F v[P];
-        for (int p = 0; p < P; p++) v[p] = load(w + ((size_t)p * op.in + k) * L);
-        for (int r = 0; r < R; r++) {
-            F at = splat(x[(size_t)r * op.in + k]);
-            for (int p = 0; p < P; p++) acc[r][p] += v[p] * at;
-        }
-    }
+// Bias and residual, and out. R rows by P panels; a panel's last outputs may not exist.
+template <int R, int P>
+inline void finish(const Op &op, int row, int panel, F (&sums)[R][P]) {
     for (int r = 0; r < R; r++)
         for (int p = 0; p < P; p++) {
-            int begin = (panel + p) * L;
-            F v = acc[r][p];
-            if (op.bias) v += load(op.bias + begin);
-            float *y = op.y + (size_t)(row + r) * op.out + begin;
-            const float *residual = op.residual ? op.residual + (size_t)(row + r) * op.out + begin : nullptr;
+            const int begin = (panel + p) * L;
+            const size_t at = (size_t)(row + r) * op.out + begin;
+            const F v = op.bias ? sums[r][p] + load(op.bias + begin) : sums[r][p];
             if (begin + L <= op.out) {
-                store(y, residual ? v + load(residual) : v);
+                store(op.y + at, op.residual ? v + load(op.residual + at) : v);
             } else {
-                for (int i = 0; begin + i < op.out; i++) y[i] = v[i] + (residual ? residual[i] : 0.0f);
+                for (int i = 0; begin + i < op.out; i++) op.y[at + i] = v[i] + (op.residual ? op.residual[at + i] : 0);
             }
         }
+}
+
+// The sums of a row run over its inputs in order, whatever R and P are.
+template <int R, int P>
+inline void tile_float(const Op &op, int row, int panel, F (&acc)[R][P]) {
+    const size_t in = op.in;
+    const float *w = (const float *)op.weight + panel * in * L, *x = op.x + row * in;
+    for (size_t k = 0; k < in; k++) {
+        F v[P];
+        for (int p = 0; p < P; p++) v[p] = load(w + (p * in + k) * L);
+        for (int r = 0; r < R; r++)
+            for (int p = 0; p < P; p++) acc[r][p] += v[p] * x[r * in + k];
+    }
+}
+
+// Two inputs share 32 bits: the even one below, the odd one above.
+template <int R, int P>
+inline void tile_bf16(const Op &op, int row, int panel, F (&acc)[R][P]) {
+    const size_t in = op.in, pairs = (in + 1) / 2;
+    const uint32_t *w = (const uint32_t *)op.weight + panel * pairs * L;
+    const float *x = op.x + row * in;
+    for (size_t k = 0; k < pairs; k++) {
+        U both[P];
+        F v[P];
+        for (int p = 0; p < P; p++) {
+            memcpy(&both[p], w + (p * pairs + k) * L, 64);
+            v[p] = (F)(both[p] << 16);
+        }
+        for (int r = 0; r < R; r++)
+            for (int p = 0; p < P; p++) acc[r][p] += v[p] * x[r * in + 2 * k];
+        if (2 * k + 1 == in) return;
+        for (int p = 0; p < P; p++) v[p] = (F)(both[p] & 0xffff0000u);
+        for (int r = 0; r < R; r++)
+            for (int p = 0; p < P; p++) acc[r][p] += v[p] * x[r * in + 2 * k + 1];
+    }
 }
 
 inline I dot4(I acc, B weights, const int8_t *x) {  // acc[lane] += Σ of 4 weights · 4 inputs
@@ -52,85 +72,78 @@ inline I dot4(I acc, B weights, const int8_t *x) {  // acc[lane] += Σ of 4 weig
 #endif
 }
 
-// Integers by integers: weights are stored with an offset (128, or 8 where two share a byte), taken back by the sum of
-// the inputs; a group's integer sum is exact, groups are added in order.
+// Integers by integers: weights are stored with an offset (128, or 8 where two share a byte), which the sums begin
+// with; a group's integer sum is exact, groups are added in order.
 template <int FORM, int R, int P>
-void tile_int(const Op &op, int row, int panel) {
+inline void tile_int(const Op &op, int row, int panel, F (&total)[R][P]) {
     constexpr int BYTES = FORM == INT8 ? GROUP * L : GROUP * L / 2;
-    const int groups = (op.in + GROUP - 1) / GROUP;
-    const uint8_t *w = (const uint8_t *)op.weight + (size_t)panel * groups * BYTES;
-    const uint16_t *s = op.scales + (size_t)panel * groups * L;
-    F total[R][P];
-    for (int r = 0; r < R; r++)
-        for (int p = 0; p < P; p++) total[r][p] = F{};
-    for (int g = 0; g < groups; g++) {
+    const size_t groups = (op.in + GROUP - 1) / GROUP;
+    const uint8_t *w = (const uint8_t *)op.weight + panel * groups * BYTES;
+    const uint16_t *s = op.scales + panel * groups * L;
+    const Rounded *xs = op.xs + row * groups;
+    const int8_t *x = op.xq + row * groups * GROUP;
+    for (size_t g = 0; g < groups; g++, x += GROUP) {
         I acc[R][P];
-        for (int r = 0; r < R; r++) {
-            int32_t offset = (int32_t)op.xs[((size_t)(row + r) * groups + g) * 2 + 1] * (FORM == INT8 ? -128 : -8);
-            for (int p = 0; p < P; p++) acc[r][p] = I{} + offset;
-        }
-        const int8_t *x = op.xq + ((size_t)row * groups + g) * GROUP;
+        for (int r = 0; r < R; r++)
+            for (int p = 0; p < P; p++) acc[r][p] = I{} + xs[r * groups + g].offset;
         for (int k = 0; k < BYTES / 64; k++) {
-            for (int p = 0; p < P; p++) {
-                B b;
-                memcpy(&b, w + ((size_t)p * groups + g) * BYTES + k * 64, 64);
-                if (FORM == INT8) {
+            B b[P];
+            for (int p = 0; p < P; p++) memcpy(&b[p], w + (p * groups + g) * BYTES + k * 64, 64);
+            if constexpr (FORM == INT8) {
+                for (int r = 0; r < R; r++)
+                    for (int p = 0; p < P; p++) acc[r][p] = dot4(acc[r][p], b[p], x + r * groups * GROUP + k * 4);
+            } else {
+                for (int upper = 0; upper < 2; upper++)
                     for (int r = 0; r < R; r++)
-                        acc[r][p] = dot4(acc[r][p], b, x + (size_t)r * groups * GROUP + k * 4);
-                } else {
-                    B low = b & 15, high = (B)((U)b >> 4) & 15;
-                    for (int r = 0; r < R; r++) {
-                        acc[r][p] = dot4(acc[r][p], low, x + (size_t)r * groups * GROUP + k * 8);
-                        acc[r][p] = dot4(acc[r][p], high, x + (size_t)r * groups * GROUP + k * 8 + 4);
-                    }
-                }
+                        for (int p = 0; p < P; p++)
+                            acc[r][p] = dot4(acc[r][p], (upper ? (B)((U)b[p] >> 4) : b[p]) & 15,
+                                             x + r * groups * GROUP + k * 8 + upper * 4);
             }
         }
         for (int p = 0; p < P; p++) {
-            F scale = halves(s + ((size_t)p * groups + g) * L);
+            const F scale = halves(s + (p * groups + g) * L);
             for (int r = 0; r < R; r++)
-                total[r][p] += __builtin_convertvector(acc[r][p], F) *
-                               (scale * op.xs[((size_t)(row + r) * groups + g) * 2]);
+                total[r][p] += __builtin_convertvector(acc[r][p], F) * (scale * xs[r * groups + g].scale);
         }
     }
-    for (int r = 0; r < R; r++)
-        for (int p = 0; p < P; p++) {
-            int begin = (panel + p) * L;
-            F v = total[r][p];
-            if (op.bias) v += load(op.bias + begin);
-            float *y = op.y + (size_t)(row + r) * op.out + begin;
-            const float *residual = op.residual ? op.residual + (size_t)(row + r) * op.out + begin : nullptr;
-            for (int i = 0; i < L && begin + i < op.out; i++) y[i] = v[i] + (residual ? residual[i] : 0.0f);
-        }
 }
 
 template <int FORM, int R, int P>
-inline void tiles(const Op &op, int row, int panel) {
-    if constexpr (FORM == F32) tile<float, R, P>(op, row, panel);
-    else if constexpr (FORM == BF16) tile<uint16_t, R, P>(op, row, panel);
-    else tile_int<FORM, R, P>(op, row, panel);
+__attribute__((noinline)) void tile(const Op &op, int row, int panel) {
+    F sums[R][P];
+    for (int r = 0; r < R; r++)
+        for (int p = 0; p < P; p++) sums[r][p] = F{};
+    if constexpr (FORM == F32) tile_float<R, P>(op, row, panel, sums);
+    else if constexpr (FORM == BF16) tile_bf16<R, P>(op, row, panel, sums);
+    else tile_int<FORM, R, P>(op, row, panel, sums);
+    finish<R, P>(op, row, panel, sums);
 }
 
-// All rows by the panels [begin, end): a panel stays in the cache while rows pass.
+// A panel stays in the cache while rows pass; how many rows and panels share the registers was measured.
+template <int FORM, int P>
+void rows_by(const Op &op, int count, int panel) {
+    constexpr int MANY = FORM == INT8 || FORM == INT4 ? 6 : 8;
+    int row = 0;
+    for (; row + MANY <= count; row += MANY) tile<FORM, MANY, P>(op, row, panel);
+    if (row + 4 <= count) tile<FORM, 4, P>(op, row, panel), row += 4;
+    if (row + 2 <= count) tile<FORM, 2, P>(op, row, panel), row += 2;
+    if (row < count) tile<FORM, 1, P>(op, row, panel);
+}
+
+// All rows by the panels [begin, end).
 template <int FORM>
 void product(const Op &op, int count, int begin, int end) {
-    constexpr int MANY = FORM == INT8 || FORM == INT4 ? 4 : 8;
+    constexpr int WIDE = FORM == F32 ? 3 : 2, LONG = FORM == BF16 ? 2 : 4;
     int panel = begin;
     if (count == 1)
-        for (; panel + 4 <= end; panel += 4) tiles<FORM, 1, 4>(op, 0, panel);
-    for (; panel < end; panel += 2) {
-        bool two = panel + 2 <= end;
-        int row = 0;
-        for (; row + MANY <= count; row += MANY)
-            two ? tiles<FORM, MANY, 2>(op, row, panel) : tiles<FORM, MANY, 1>(op, row, panel);
-        for (; row + 2 <= count; row += 2) two ? tiles<FORM, 2, 2>(op, row, panel) : tiles<FORM, 2, 1>(op, row, panel);
-        for (; row < count; row++) two ? tiles<FORM, 1, 2>(op, row, panel) : tiles<FORM, 1, 1>(op, row, panel);
-    }
+        for (; panel + LONG <= end; panel += LONG) tile<FORM, 1, LONG>(op, 0, panel);
+    for (; panel + WIDE <= end; panel += WIDE) rows_by<FORM, WIDE>(op, count, panel);
+    for (; panel < end; panel++) rows_by<FORM, 1>(op, count, panel);
 }
 
 void linear(const Op &op, const Rows &rows, std::atomic<int> &next) {
     const int panels = (op.out + L - 1) / L;
-    const int step = 4 * (1 + panels / 256);
+    const int step = 12 * (1 + panels / 768);
     for (int begin; (begin = next.fetch_add(step, std::memory_order_relaxed)) < panels;) {
         int end = begin + step < panels ? begin + step : panels;
         switch (op.form) {

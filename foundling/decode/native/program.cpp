@@ -132,10 +132,10 @@ void foundling_pack(int form, int out, int in, const float *w, void *to, uint16_
             const float *row = w + (size_t)(p * L + lane) * in;
             if (form == F32 || form == BF16) {
                 for (int k = 0; k < in; k++) {
-                    const size_t at = ((size_t)p * in + k) * L + lane;
                     const float v = real ? row[k] : 0.0f;
-                    if (form == F32) ((float *)to)[at] = v;
-                    else ((uint16_t *)to)[at] = to_bf16(v);
+                    const size_t pair = ((size_t)p * ((in + 1) / 2) + k / 2) * L + lane;
+                    if (form == F32) ((float *)to)[((size_t)p * in + k) * L + lane] = v;
+                    else ((uint16_t *)to)[pair * 2 + k % 2] = to_bf16(v);
                 }
                 continue;
             }

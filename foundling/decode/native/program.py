@@ -96,7 +96,7 @@ def pack(linears: Sequence[nn.Linear], form: str) -> Packed:
     out, in_ = weight.shape
     panels, groups, number = -(-out // LANES), -(-in_ // GROUP), FORMS.index(form)
     scales = torch.zeros(panels * groups * LANES, dtype=torch.int16) if number >= 2 else None
-    size = panels * LANES * {0: 4 * in_, 1: 2 * in_, 2: groups * GROUP, 3: groups * GROUP // 2}[number]
+    size = panels * LANES * {0: 4 * in_, 1: (in_ + 1) // 2 * 4, 2: groups * GROUP, 3: groups * GROUP // 2}[number]
     held = torch.zeros(size + 64, dtype=torch.uint8)
     to = held[-held.data_ptr() % 64 :][:size]
     library().foundling_pack(
@@ -194,7 +194,7 @@ class Program:
         if packed.scales is None:
             return [op]
         op.xq, op.xs = (t.data_ptr() for t in self._rounded(packed.in_features))
-        first = Op(kind=QUANTIZE, in_=packed.in_features, x=x.data_ptr(), xq=op.xq, xs=op.xs)
+        first = Op(kind=QUANTIZE, form=packed.form, in_=packed.in_features, x=x.data_ptr(), xq=op.xq, xs=op.xs)
         return [first, op]
 
     def _attend(self, m: Attention, index: int, x: Tensor, y: Tensor) -> Op:
