@@ -124,14 +124,65 @@ void remember(const Op &op, const Rows &rows, int row, int head) {
     }
 }
 
+// Σ weight · value of N times 16 channels. The last load may run past a head's channels: pages have room behind them.
+template <typename T, int N>
+inline void mix(const T *values, size_t stride, const int32_t *table, int length, int P, const float *weights, float by,
+                int width, float *y) {
+    F acc[N];
+    for (int b = 0; b < N; b++) acc[b] = F{};
+    for (int n = 0; n * L < length; n++) {
+        const T *v = values + table[n] * stride, *soon = v;
+        const int tokens = length - n * L < L ? length - n * L : L;
+        if ((n + 1) * L < length) soon = values + table[n + 1] * stride;
+        for (int t = 0; t < tokens; t++, v += P, soon += P) {
+            for (size_t at = 0; at < N * L * sizeof(T); at += 64) __builtin_prefetch((const char *)soon + at);
+            for (int b = 0; b < N; b++) acc[b] += load(v + b * L) * weights[n * L + t];
+        }
+    }
+    for (int b = 0; b < N; b++) {
+        const F v = acc[b] * by;
+        memcpy(y + b * L, &v, width - b * L < L ? (width - b * L) * 4 : 64);
+    }
+}
+
+// Softmax of q · keys, unnormalised; returns what to multiply by.
 template <typename T>
-void attend_head(const Op &op, const Rows &rows, int row, int kv, float *scores) {
-    const int P = op.head_dim, group = op.heads / op.kv_heads, length = rows.positions[row] + 1;
-    const int pages = (length + L - 1) / L, half = P / 2;
+inline float weigh(const T *keys, size_t stride, const int32_t *table, int length, int P, const float *q,
+                   float *weights) {
+    F most = splat(-INFINITY);
+    for (int n = 0; n * L < length; n++) {
+        const T *k = keys + table[n] * stride, *soon = (n + 1) * L < length ? keys + table[n + 1] * stride : k;
+        F s[4] = {F{}, F{}, F{}, F{}};
+        int i = 0;
+        for (; i + 4 <= P; i += 4) {
+            for (size_t at = 0; at < 4 * L * sizeof(T); at += 64) __builtin_prefetch((const char *)(soon + i * L) + at);
+            for (int j = 0; j < 4; j++) s[j] += load(k + (size_t)(i + j) * L) * q[i + j];
+        }
+        for (; i < P; i++) s[0] += load(k + (size_t)i * L) * q[i];
+        F all = (s[0] + s[1]) + (s[2] + s[3]);
+        for (int j = length - n * L; j < L; j++) all[j] = -INFINITY;
+        most = all > most ? all : most;
+        store(weights + n * L, all);
+    }
+    float top = most[0];
+    for (int i = 1; i < L; i++) top = most[i] > top ? most[i] : top;
+    F total = F{};
+    for (int n = 0; n * L < length; n++) {
+        const F s = load(weights + n * L), e = exponential(s - top), some = s > -INFINITY ? e : F{};
+        total += some;
+        store(weights + n * L, some);
+    }
+    return 1.0f / sum(total);
+}
+
+template <typename T>
+void attend_head(const Op &op, const Rows &rows, int row, int kv, float *weights) {
+    const int P = op.head_dim, group = op.heads / op.kv_heads, length = rows.positions[row] + 1, half = P / 2;
     const int32_t *table = rows.tables + (size_t)row * rows.page_stride;
-    const size_t layer = (size_t)op.layer * rows.pages;
-    for (int h = 0; h < group; h++) {
-        const int head = kv * group + h;
+    const size_t block = (size_t)P * L, stride = op.kv_heads * block;
+    const size_t first = (size_t)op.layer * rows.pages * stride + kv * block;
+    const T *keys = (const T *)rows.keys + first, *values = (const T *)rows.values + first;
+    for (int head = kv * group; head < (kv + 1) * group; head++) {
         const float *given = op.x + (size_t)row * op.in + (size_t)head * P;
         float q[512];
         for (int i = 0; i < P; i++) {
@@ -142,53 +193,13 @@ void attend_head(const Op &op, const Rows &rows, int row, int kv, float *scores)
             }
             q[i] *= op.number;
         }
-        F most = splat(-INFINITY);
-        for (int n = 0; n < pages; n++) {
-            const T *keys = (const T *)rows.keys + ((layer + table[n]) * op.kv_heads + kv) * P * L;
-            F s[4] = {F{}, F{}, F{}, F{}};
-            int i = 0;
-            for (; i + 4 <= P; i += 4)
-                for (int j = 0; j < 4; j++) s[j] += load(keys + (size_t)(i + j) * L) * q[i + j];
-            for (; i < P; i++) s[0] += load(keys + (size_t)i * L) * q[i];
-            F all = (s[0] + s[1]) + (s[2] + s[3]);
-            const int left = length - n * L;
-            if (left < L)
-                for (int j = left; j < L; j++) all[j] = -INFINITY;
-            most = all > most ? all : most;
-            store(scores + (size_t)n * L, all);
-        }
-        float top = most[0];
-        for (int i = 1; i < L; i++) top = most[i] > top ? most[i] : top;
-        F total = F{};
-        for (int n = 0; n < pages; n++) {
-            F s = load(scores + (size_t)n * L);
-            F e = exponential(s - top);
-            e = s > -INFINITY ? e : F{};
-            total += e;
-            store(scores + (size_t)n * L, e);
-        }
-        const float by = 1.0f / sum(total);
+        const float by = weigh(keys, stride, table, length, P, q, weights);
         float *y = op.y + (size_t)row * op.out + (size_t)head * P;
-        for (int begin = 0; begin < P; begin += 4 * L) {  // 64 channels at a time stay in registers
-            const int width = P - begin < 4 * L ? P - begin : 4 * L, blocks = width / L, rest = width % L;
-            F acc[5] = {F{}, F{}, F{}, F{}, F{}};
-            for (int n = 0; n < pages; n++) {
-                const T *values = (const T *)rows.values + ((layer + table[n]) * op.kv_heads + kv) * P * L + begin;
-                const int tokens = length - n * L < L ? length - n * L : L;
-                for (int t = 0; t < tokens; t++) {
-                    const float p = scores[(size_t)n * L + t];
-                    const T *v = values + (size_t)t * P;
-                    for (int b = 0; b < blocks; b++) acc[b] += load(v + b * L) * p;
-                    if (rest) {
-                        T some[L] = {0};
-                        memcpy(some, v + blocks * L, rest * sizeof(T));
-                        acc[4] += load(some) * p;
-                    }
-                }
-            }
-            for (int b = 0; b < blocks; b++) store(y + begin + b * L, acc[b] * by);
-            for (int i = 0; i < rest; i++) y[begin + blocks * L + i] = acc[4][i] * by;
-        }
+        int at = 0;
+        for (; at + 4 * L <= P; at += 4 * L)
+            mix<T, 4>(values + at, stride, table, length, P, weights, by, 4 * L, y + at);
+        for (; at < P; at += L)
+            mix<T, 1>(values + at, stride, table, length, P, weights, by, P - at < L ? P - at : L, y + at);
     }
 }
 

@@ -214,10 +214,10 @@ class Program:
         What no token was written to is not read for any, so that the system hands out what is used."""
         dtype = torch.float32 if self.form == "float32" else torch.bfloat16
         kv, p = self.slot
-        return (
-            torch.empty(self.n_layers, count, kv, p, LANES, dtype=dtype),
-            torch.empty(self.n_layers, count, kv, LANES, p, dtype=dtype),
-        )
+        number = self.n_layers * count * kv * p * LANES
+        keys, values = torch.empty(number, dtype=dtype), torch.empty(number + LANES, dtype=dtype)
+        shape = (self.n_layers, count, kv)
+        return keys.view(*shape, p, LANES), values[:number].view(*shape, LANES, p)
 
     def read(
         self,
