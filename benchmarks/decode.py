@@ -5,7 +5,7 @@ python -m benchmarks.decode [llama] [gpt2] [--rounds 5] [--batches 1,8] [--peers
 
 A prompt of 128 random ids and 128 more, greedily. Weights are random: speed does not depend on them. CTranslate2 and
 llama.cpp take part where `pip install ctranslate2 llama-cpp-python` has been run. The bandwidth is that of summing an
-array larger than the caches on all threads.
+array larger than the caches on all threads, the better of just before and just after.
 """
 
 import argparse
@@ -144,6 +144,7 @@ class LlamaCpp:
 
     def __call__(self, rows: list[list[int]], new: int) -> None:
         (row,) = rows
+        self.model.reset()  # or it would go on from a prompt that it has read before
         told = self.model.generate(row, temp=0.0, reset=True)
         for _ in range(new):
             next(told)
@@ -192,29 +193,39 @@ def measure(size: str, rounds: int, batches: list[int], peers: list[str]) -> dic
         sides = {name: Side("benchmarks.decode", name, size) for name in taking}
         read = Side("benchmarks.decode", "bandwidth", size)
         seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in taking}
-        speeds = [read() for _ in range(2)]
         for side in sides.values():
             side(batch=batch, new=2)
+        speeds: dict[str, list[float]] = {name: [] for name in OURS}
         for _ in range(rounds):
-            speeds.append(read())
             for name, side in sides.items():
+                before = read() if name in OURS else 0.0
                 seconds[name].append((side(batch=batch, new=1), side(batch=batch, new=ANSWER)))
+                if name in OURS:
+                    speeds[name].append(max(before, read()))
         decode = {n: statistics.median(batch * (ANSWER - 1) / (b - a) for a, b in s) for n, s in seconds.items()}
         prefill = {n: statistics.median(batch * PROMPT / a for a, _ in s) for n, s in seconds.items()}
         result: dict[str, Any] = {
             "decode_tokens_per_second": {n: round(v, 1) for n, v in decode.items()},
             "prompt_tokens_per_second": {n: round(v, 1) for n, v in prefill.items()},
-            "bandwidth_gb_per_second": round(statistics.median(speeds) / 1e9, 1),
+            "bandwidth_gb_per_second": round(statistics.median(s for of in speeds.values() for s in of) / 1e9, 1),
         }
         if batch == 1:
             result["share_of_bandwidth"] = {
-                n: round(sides[n](batch=0, new=0) * decode[n] / statistics.median(speeds), 3) for n in OURS
-            }
+                n: round(statistics.median(
+                    sides[n](batch=0, new=0) * (ANSWER - 1) / (b - a) / speed
+                    for (a, b), speed in zip(seconds[n], speeds[n], strict=True)), 3)
+                for n in OURS
+            }  # fmt: skip
         for side in [*sides.values(), read]:
             side.end()
         result["ratios"] = {
             f"{own} / {peer}": round(statistics.median(
                 (d - c) / (b - a) for (a, b), (c, d) in zip(seconds[own], seconds[peer], strict=True)), 2)
+            for own in OURS for peer in taking if peer not in OURS
+        }  # fmt: skip
+        result["prompt_ratios"] = {
+            f"{own} / {peer}": round(statistics.median(
+                b / a for (a, _), (b, _) in zip(seconds[own], seconds[peer], strict=True)), 2)
             for own in OURS for peer in taking if peer not in OURS
         }  # fmt: skip
         found[f"batch {batch}"] = result
@@ -226,7 +237,7 @@ def main() -> None:
     there = {"transformers": True, "ctranslate2": "ctranslate2", "llamacpp": "llama_cpp"}
     have = [peer for peer, module in there.items() if module is True or importlib.util.find_spec(str(module))]
     parser = argparse.ArgumentParser()
-    parser.add_argument("sizes", nargs="*", choices=list(MODELS))
+    parser.add_argument("sizes", nargs="*", help=", ".join(MODELS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--peers", default=",".join(have))
@@ -234,6 +245,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.serve:
         return serve(*args.serve)
+    for size in args.sizes:
+        if size not in MODELS:
+            parser.error(f"{size} is not known; there are {', '.join(MODELS)}")
     for size in args.sizes or list(MODELS):
         batches = [int(b) for b in args.batches.split(",")]
         print(json.dumps(measure(size, args.rounds, batches, args.peers.split(",") if args.peers else []), indent=1))

@@ -32,17 +32,16 @@ class NativeRunner:
 
     def read(self, works: Sequence[Work], wants: Sequence[int]) -> Tensor:
         """The logits (Σ wants, V) after the last `wants` tokens of each work; overwritten by the next call."""
-        tokens, positions, wanted, tables, owner = [], [], [], [], []
-        for index, (work, want) in enumerate(zip(works, wants, strict=True)):
+        tokens, positions, wanted, tables = [], [], [], []
+        for work, want in zip(works, wants, strict=True):
             tokens += work.sequence.tokens[work.start : work.start + work.count]
             positions += range(work.start, work.start + work.count)
             wanted += range(len(tokens) - want, len(tokens))
             tables.append(work.sequence.pages)
-            owner += [index] * work.count
         stride = max(map(len, tables))
         table = torch.tensor([pages + [0] * (stride - len(pages)) for pages in tables], dtype=torch.int32)
         return self.program.read(
-            torch.tensor(tokens), torch.tensor(positions), table[owner].contiguous(), self.keys, self.values,
+            torch.tensor(tokens), torch.tensor(positions), [work.count for work in works], table, self.keys, self.values,
             torch.tensor(wanted, dtype=torch.int64),
         )  # fmt: skip
 

@@ -21,6 +21,7 @@ typedef int32_t I __attribute__((vector_size(64)));
 typedef uint32_t U __attribute__((vector_size(64)));
 typedef uint16_t H __attribute__((vector_size(32)));
 typedef uint8_t B __attribute__((vector_size(64)));
+typedef int8_t Bytes __attribute__((vector_size(16)));
 
 enum Kind : int32_t { NORM = 0, LINEAR = 1, ATTEND = 2, ACTIVATE = 3, QUANTIZE = 4 };
 enum Weights : int32_t { F32 = 0, BF16 = 1, INT8 = 2, INT4 = 3 };
@@ -46,15 +47,20 @@ struct Op {  // mirrored by program.py
     Rounded *xs;                 // (rows, groups)
 };
 
+struct Group {  // neighbours in one sequence
+    int32_t row, count, table;
+};
+
 struct Rows {
     int32_t count, page_stride;  // pages of the longest table
-    const int32_t *tables;       // (rows, page_stride)
+    const int32_t *tables;       // (sequences, page_stride)
     const int32_t *positions;    // (rows)
     const float *cosine, *sine;  // (rows, head_dim) or null
     void *keys, *values;         // (layers, pages, kv_heads, head_dim, 16) and (layers, pages, kv_heads, 16, head_dim)
     int32_t pages, kv_bf16;
-    float *scores;               // (threads, longest)
-    int32_t longest, unused;     // a multiple of 16
+    float *scores;               // (threads, 4, longest)
+    int32_t longest, n_groups;   // longest: a multiple of 16
+    const Group *groups;         // of at most 4 rows
 };
 
 inline F splat(float v) { return F{} + v; }
@@ -115,10 +121,28 @@ inline F exponential(F x) {
     return p * (F)bits;
 }
 
+inline F max(F a, F b) { return a > b ? a : b; }
+#if defined(__AVX512F__)
+inline float largest(F v) { return _mm512_reduce_max_ps((__m512)v); }
+inline float sum(F v) { return _mm512_reduce_add_ps((__m512)v); }
+inline int32_t sum(I v) { return _mm512_reduce_add_epi32((__m512i)v); }
+#else
+inline float largest(F v) {
+    float most = v[0];
+    for (int i = 1; i < L; i++) most = v[i] > most ? v[i] : most;
+    return most;
+}
 inline float sum(F v) {
     float s = 0;
     for (int i = 0; i < L; i++) s += v[i];
     return s;
 }
+inline int32_t sum(I v) {
+    int32_t s = 0;
+    for (int i = 0; i < L; i++) s += v[i];
+    return s;
+}
+#endif
+inline I nearest(F v) { return __builtin_convertvector(v + (v < 0.0f ? splat(-0.5f) : splat(0.5f)), I); }
 
 }  // namespace

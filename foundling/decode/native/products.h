@@ -143,7 +143,7 @@ void product(const Op &op, int count, int begin, int end) {
 
 void linear(const Op &op, const Rows &rows, std::atomic<int> &next) {
     const int panels = (op.out + L - 1) / L;
-    const int step = 12 * (1 + panels / 768);
+    const int step = (op.form == F32 && rows.count > 1 ? 3 : 4) * (1 + panels / 256);
     for (int begin; (begin = next.fetch_add(step, std::memory_order_relaxed)) < panels;) {
         int end = begin + step < panels ? begin + step : panels;
         switch (op.form) {

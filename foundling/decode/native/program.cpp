@@ -11,8 +11,9 @@
 #include <thread>
 #include <vector>
 
-#include "layers.h"
+#include "attention.h"
 #include "products.h"
+#include "rows.h"
 
 namespace {
 

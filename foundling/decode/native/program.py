@@ -22,7 +22,7 @@ from foundling.decode.native.build import Unavailable, library
 Form = Literal["float32", "bfloat16", "int8", "int4"]
 """of the weights; int8 and int4 have a float16 scale for every 32 of them, as GGUF's Q8_0 and Q4_0"""
 FORMS: tuple[str, ...] = get_args(Form)
-LANES, GROUP, WIDEST_HEAD = 16, 32, 512
+LANES, GROUP, WIDEST_HEAD, NEIGHBOURS = 16, 32, 512, 4
 NORM, LINEAR, ATTEND, ACTIVATE, QUANTIZE = range(5)
 GATED = {F.silu: 0, gelu_tanh: 2, F.gelu: 5}
 PLAIN = {gelu_tanh: 1, F.relu: 3, F.gelu: 4}
@@ -43,7 +43,8 @@ class Rows(ctypes.Structure):
 
     _fields_ = [("count", _int), ("page_stride", _int)]
     _fields_ += [(name, _pointer) for name in ("tables", "positions", "cosine", "sine", "keys", "values")]
-    _fields_ += [("pages", _int), ("kv_bf16", _int), ("scores", _pointer), ("longest", _int), ("unused", _int)]
+    _fields_ += [("pages", _int), ("kv_bf16", _int), ("scores", _pointer)]
+    _fields_ += [("longest", _int), ("n_groups", _int), ("groups", _pointer)]
 
 
 def why_not(model: Any) -> str | None:
@@ -223,14 +224,15 @@ class Program:
         self,
         tokens: Tensor,
         positions: Tensor,
+        counts: Sequence[int],
         tables: Tensor,
         keys: Tensor,
         values: Tensor,
         wanted: Tensor,
     ) -> Tensor:
-        """Reads n tokens (n,) at their places in their sequences, whose pages are tables (n, most) int32; gives the
-        logits (w, V) float32 after those of index `wanted` (w,). Tokens of one sequence stand in order, and everything
-        before them is in its pages."""
+        """Reads n tokens (n,) at their places in their sequences, each `counts` of them, whose pages are tables
+        (sequences, most) int32; gives the logits (w, V) float32 after those of index `wanted` (w,). Tokens of one
+        sequence stand in order, and everything before them is in its pages."""
         model, n = self.model, len(tokens)
         assert n <= self.most_rows and tables.dtype == torch.int32 and tables.is_contiguous()
         x, rotation = model.place(model.embed(tokens[None]), positions[None])
@@ -238,12 +240,19 @@ class Program:
         places = positions.to(torch.int32)
         cos, sin = (None, None) if rotation is None else (t.reshape(n, -1).contiguous() for t in rotation)
         longest = (int(places.max()) // LANES + 1) * LANES
-        scores = torch.empty(self.threads, longest)
+        scores = torch.empty(self.threads, NEIGHBOURS, longest)
+        groups, first = list[int](), 0
+        for table, count in enumerate(counts):
+            for row in range(first, first + count, NEIGHBOURS):
+                groups += (row, min(NEIGHBOURS, first + count - row), table)
+            first += count
+        by_sequence = torch.tensor(groups, dtype=torch.int32)
         rows = Rows(
             count=n, page_stride=tables.shape[1], tables=tables.data_ptr(), positions=places.data_ptr(),
             cosine=None if cos is None else cos.data_ptr(), sine=None if sin is None else sin.data_ptr(),
             keys=keys.data_ptr(), values=values.data_ptr(), pages=keys.shape[1],
             kv_bf16=int(keys.dtype == torch.bfloat16), scores=scores.data_ptr(), longest=longest,
+            n_groups=len(groups) // 3, groups=by_sequence.data_ptr(),
         )  # fmt: skip
         self.native.foundling_run(self.team, self.body, _int(len(self.body)), ctypes.byref(rows))
         if not len(wanted):

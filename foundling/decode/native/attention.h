@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention over pages. Queries that read the same keys (neighbours in a sequence, heads that share one of keys) take
+// turns at each page while it is at hand; what one gets does not depend on who is beside it.
+
+#pragma once
+
+#include <atomic>
+
+#include "lanes.h"
+
+namespace {
+
+constexpr int WIDEST = 512, NEIGHBOURS = 4;
+
+// A head turned to its position (rotate-half), and scaled.
+inline void turn(const Rows &rows, int row, const float *x, int P, float scale, float *y) {
+    if (!rows.cosine) {
+        for (int i = 0; i < P; i++) y[i] = x[i] * scale;
+        return;
+    }
+    const float *c = rows.cosine + (size_t)row * P, *s = rows.sine + (size_t)row * P;
+    const int half = P / 2;
+    for (int i = 0; i < half; i++) y[i] = (x[i] * c[i] - x[i + half] * s[i]) * scale;
+    for (int i = half; i < P; i++) y[i] = (x[i] * c[i] + x[i - half] * s[i]) * scale;
+}
+
+// x holds q, k and v of every row. Keys lie transposed in their page, so that 16 scores come of one pass over q.
+template <typename T>
+void remember(const Op &op, const Rows &rows, const Group &g, int head) {
+    const int P = op.head_dim;
+    float key[WIDEST];
+    for (int row = g.row; row < g.row + g.count; row++) {
+        const int position = rows.positions[row];
+        const size_t page = rows.tables[(size_t)g.table * rows.page_stride + position / L];
+        const size_t block = (((size_t)op.layer * rows.pages + page) * op.kv_heads + head) * P * L;
+        const float *k = op.x + (size_t)row * op.in + (size_t)(op.heads + head) * P;
+        const float *v = k + (size_t)op.kv_heads * P;
+        T *keys = (T *)rows.keys + block + position % L, *values = (T *)rows.values + block + (size_t)(position % L) * P;
+        turn(rows, row, k, P, 1.0f, key);
+        for (int i = 0; i < P; i++) put(keys + (size_t)i * L, key[i]);
+        for (int i = 0; i < P; i++) put(values + i, v[i]);
+    }
+}
+
+template <int Q>
+struct Queries {
+    float q[Q][WIDEST];
+    int length[Q];
+    float *weights[Q];
+    float by[Q];
+    float *y[Q];
+};
+
+// Softmax of q · keys, unnormalised, and what to multiply by.
+template <typename T, int Q>
+inline void weigh(const T *keys, size_t stride, const int32_t *table, int P, Queries<Q> &of) {
+    const int longest = of.length[Q - 1];
+    F most[Q];
+    for (int j = 0; j < Q; j++) most[j] = splat(-INFINITY);
+    for (int n = 0; n * L < longest; n++) {
+        const T *k = keys + table[n] * stride, *soon = (n + 1) * L < longest ? keys + table[n + 1] * stride : k;
+        F even[Q], odd[Q];
+        for (int j = 0; j < Q; j++) even[j] = odd[j] = F{};
+        int i = 0;
+        for (; i + 2 <= P; i += 2) {
+            for (size_t at = 0; at < 2 * L * sizeof(T); at += 64) __builtin_prefetch((const char *)(soon + i * L) + at);
+            const F a = load(k + (size_t)i * L), b = load(k + (size_t)(i + 1) * L);
+            for (int j = 0; j < Q; j++) even[j] += a * of.q[j][i];
+            for (int j = 0; j < Q; j++) odd[j] += b * of.q[j][i + 1];
+        }
+        if (i < P)
+            for (int j = 0; j < Q; j++) even[j] += load(k + (size_t)i * L) * of.q[j][i];
+        for (int j = 0; j < Q; j++) {
+            F all = even[j] + odd[j];
+            if ((n + 1) * L > of.length[j])
+                for (int t = 0; t < L; t++) all[t] = n * L + t < of.length[j] ? all[t] : -INFINITY;
+            most[j] = max(most[j], all);
+            store(of.weights[j] + n * L, all);
+        }
+    }
+    for (int j = 0; j < Q; j++) {
+        const float top = largest(most[j]);
+        F total = F{};
+        for (int n = 0; n * L < longest; n++) {
+            const F s = load(of.weights[j] + n * L), e = exponential(s - top), some = s > -INFINITY ? e : F{};
+            total += some;
+            store(of.weights[j] + n * L, some);
+        }
+        of.by[j] = 1.0f / sum(total);
+    }
+}
+
+// Σ weight · value of N times 16 channels. The last load may run past a head's channels: pages have room behind them.
+template <typename T, int Q, int N>
+inline void mix(const T *values, size_t stride, const int32_t *table, int P, Queries<Q> &of, int begin) {
+    const int longest = of.length[Q - 1];
+    F acc[Q][N];
+    for (int j = 0; j < Q; j++)
+        for (int b = 0; b < N; b++) acc[j][b] = F{};
+    for (int n = 0; n * L < longest; n++) {
+        const T *v = values + table[n] * stride + begin, *soon = v;
+        const int tokens = longest - n * L < L ? longest - n * L : L;
+        if ((n + 1) * L < longest) soon = values + table[n + 1] * stride + begin;
+        for (int t = 0; t < tokens; t++, v += P, soon += P) {
+            for (size_t at = 0; at < N * L * sizeof(T); at += 64) __builtin_prefetch((const char *)soon + at);
+            F some[N];
+            for (int b = 0; b < N; b++) some[b] = load(v + b * L);
+            for (int j = 0; j < Q; j++)
+                for (int b = 0; b < N; b++) acc[j][b] += some[b] * of.weights[j][n * L + t];
+        }
+    }
+    const int width = P - begin < N * L ? P - begin : N * L;
+    for (int j = 0; j < Q; j++)
+        for (int b = 0; b < N; b++) {
+            const F v = acc[j][b] * of.by[j];
+            if ((b + 1) * L <= width) store(of.y[j] + begin + b * L, v);
+            else for (int i = 0; b * L + i < width; i++) of.y[j][begin + b * L + i] = v[i];
+        }
+}
+
+// Q queries from the one of number `first` on: heads of a row first, then rows, so that the last reads furthest.
+template <typename T, int Q>
+void attend_some(const Op &op, const Rows &rows, const Group &g, int kv, int first, float *scores) {
+    const int P = op.head_dim, group = op.heads / op.kv_heads;
+    const int32_t *table = rows.tables + (size_t)g.table * rows.page_stride;
+    const size_t block = (size_t)P * L, stride = op.kv_heads * block;
+    const size_t at = (size_t)op.layer * rows.pages * stride + kv * block;
+    Queries<Q> of;
+    for (int j = 0; j < Q; j++) {
+        const int row = g.row + (first + j) / group, head = kv * group + (first + j) % group;
+        turn(rows, row, op.x + (size_t)row * op.in + (size_t)head * P, P, op.number, of.q[j]);
+        of.length[j] = rows.positions[row] + 1;
+        of.weights[j] = scores + (size_t)j * rows.longest;
+        of.y[j] = op.y + (size_t)row * op.out + (size_t)head * P;
+    }
+    weigh<T, Q>((const T *)rows.keys + at, stride, table, P, of);
+    const T *values = (const T *)rows.values + at;
+    int begin = 0;
+    for (; begin + 4 * L <= P; begin += 4 * L) mix<T, Q, 4>(values, stride, table, P, of, begin);
+    for (; begin < P; begin += L) mix<T, Q, 1>(values, stride, table, P, of, begin);
+}
+
+template <typename T>
+void attend_group(const Op &op, const Rows &rows, const Group &g, int kv, float *scores) {
+    const int queries = g.count * (op.heads / op.kv_heads);
+    int first = 0;
+    for (; first + 4 <= queries; first += 4) attend_some<T, 4>(op, rows, g, kv, first, scores);
+    for (; first < queries; first++) attend_some<T, 1>(op, rows, g, kv, first, scores);
+}
+
+void attend(const Op &op, const Rows &rows, std::atomic<int> &next, int me, bool write) {
+    for (int job; (job = next.fetch_add(1, std::memory_order_relaxed)) < rows.n_groups * op.kv_heads;) {
+        const Group &g = rows.groups[job / op.kv_heads];
+        const int kv = job % op.kv_heads;
+        float *scores = rows.scores + (size_t)me * NEIGHBOURS * rows.longest;
+        if (write) rows.kv_bf16 ? remember<uint16_t>(op, rows, g, kv) : remember<float>(op, rows, g, kv);
+        else rows.kv_bf16 ? attend_group<uint16_t>(op, rows, g, kv, scores)
+                          : attend_group<float>(op, rows, g, kv, scores);
+    }
+}
+
+}  // namespace

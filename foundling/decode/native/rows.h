@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+// What is done to each row apart: norms, activations, rounding to integers.
+
+#pragma once
+
+#include <atomic>
+
+#include "lanes.h"
+
+namespace {
+
+void norm(const Op &op, const Rows &rows, std::atomic<int> &next) {
+    for (int row; (row = next.fetch_add(1, std::memory_order_relaxed)) < rows.count;) {
+        const float *x = op.x + (size_t)row * op.in;
+        const float *weight = (const float *)op.weight;
+        float *y = op.y + (size_t)row * op.in;
+        const int whole = op.in / L * L;
+        float mean = 0;
+        if (op.form) {
+            F s = F{};
+            for (int i = 0; i < whole; i += L) s += load(x + i);
+            mean = sum(s);
+            for (int i = whole; i < op.in; i++) mean += x[i];
+            mean /= op.in;
+        }
+        F q = F{};
+        for (int i = 0; i < whole; i += L) {
+            F d = load(x + i) - mean;
+            q += d * d;
+        }
+        float square = sum(q);
+        for (int i = whole; i < op.in; i++) square += (x[i] - mean) * (x[i] - mean);
+        const float by = 1.0f / std::sqrt(square / op.in + op.number);
+        for (int i = 0; i < whole; i += L) {
+            F v = (load(x + i) - mean) * by * load(weight + i);
+            store(y + i, op.bias ? v + load(op.bias + i) : v);
+        }
+        for (int i = whole; i < op.in; i++) y[i] = (x[i] - mean) * by * weight[i] + (op.bias ? op.bias[i] : 0.0f);
+    }
+}
+
+inline F gelu_tanh(F x) {  // x · σ(2u) is x/2 · (1 + tanh u)
+    F u = (x + x * x * x * 0.044715f) * 1.5957691216057308f;
+    return x / (exponential(-u) + 1.0f);
+}
+inline F silu(F x) { return x / (exponential(-x) + 1.0f); }
+inline F gelu(F x) {
+    F y;
+    for (int i = 0; i < L; i++) y[i] = 0.5f * x[i] * (1.0f + std::erf(x[i] * 0.70710678118654752f));
+    return y;
+}
+inline F activated(int form, F x) {
+    switch (form) {
+        case SILU_GATED: return silu(x);
+        case GELU_TANH: case GELU_TANH_GATED: return gelu_tanh(x);
+        case RELU: return x > 0.0f ? x : F{};
+        default: return gelu(x);
+    }
+}
+
+void activate(const Op &op, const Rows &rows, std::atomic<int> &next) {
+    const bool gated = op.form == SILU_GATED || op.form == GELU_TANH_GATED || op.form == GELU_GATED;
+    constexpr int STEP = 512;
+    const int pieces = (op.out + STEP - 1) / STEP;
+    for (int job; (job = next.fetch_add(1, std::memory_order_relaxed)) < rows.count * pieces;) {
+        const int row = job / pieces, begin = job % pieces * STEP;
+        const int end = begin + STEP < op.out ? begin + STEP : op.out;
+        const float *x = op.x + (size_t)row * op.in;
+        float *y = op.y + (size_t)row * op.out;
+        int i = begin;
+        for (; i + L <= end; i += L) {
+            const F v = activated(op.form, load(x + i));
+            store(y + i, gated ? v * load(x + op.out + i) : v);
+        }
+        if (i < end) {
+            F a = F{};
+            memcpy(&a, x + i, (end - i) * 4);
+            const F v = activated(op.form, a);
+            for (int j = 0; i + j < end; j++) y[i + j] = gated ? v[j] * x[op.out + i + j] : v[j];
+        }
+    }
+}
+
+void quantize(const Op &op, const Rows &rows, std::atomic<int> &next) {
+    const int groups = (op.in + GROUP - 1) / GROUP;
+    for (int row; (row = next.fetch_add(1, std::memory_order_relaxed)) < rows.count;) {
+        const float *x = op.x + (size_t)row * op.in;
+        for (int g = 0; g < groups; g++) {
+            float last[GROUP] = {0};
+            const float *v = x + g * GROUP;
+            if ((g + 1) * GROUP > op.in) v = (const float *)memcpy(last, v, (op.in - g * GROUP) * 4);
+            const F a = load(v), b = load(v + L), size = max(a < 0.0f ? -a : a, b < 0.0f ? -b : b);
+            const float most = largest(size), by = most > 0 ? 127.0f / most : 0.0f;
+            const I first = nearest(a * by), second = nearest(b * by);
+            const Bytes q[2] = {__builtin_convertvector(first, Bytes), __builtin_convertvector(second, Bytes)};
+            memcpy(op.xq + ((size_t)row * groups + g) * GROUP, q, GROUP);
+            op.xs[(size_t)row * groups + g] = {most / 127.0f, sum(first + second) * (op.form == INT8 ? -128 : -8)};
+        }
+    }
+}
+
+}  // namespace
