@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many requests at once: 32 of mixed length against transformers' padded batch, a shared beginning, guesses by lookup.
+"""Many requests at once: 32 of mixed length against transformers' padded batch, a shared beginning, guesses by lookup,
+and what the deterministic mode costs.
 
-python -m benchmarks.serving [mixed] [prefix] [lookup] [--weights bfloat16] [--rounds 3]
+python -m benchmarks.serving [mixed] [prefix] [lookup] [deterministic] [--weights bfloat16] [--rounds 3]
 
 The Llama of benchmarks/decode.py, in turn, a process each. What is said in `lookup` is scripted by a processor, since a
 model of random weights copies nothing: real source code, once repeated with some lines changed (copy-heavy), once new.
@@ -27,6 +28,7 @@ from foundling.runtime import available_threads
 from foundling.text import Tokenizer
 
 VOCAB, REQUESTS = 32000, 32
+PARTS = ("mixed", "prefix", "lookup", "deterministic")
 
 
 def mixed() -> list[Request]:
@@ -174,6 +176,30 @@ def lookup(weights: str) -> None:
     answer_calls(work)
 
 
+def deterministic(weights: str) -> None:
+    """Eight requests by torch, whose products round as their shapes have it, so that they must go one by one; native
+    code is deterministic as it is."""
+    model, asked = foundling.load(directory("llama")), [Request(r.prompt[:32], 32, Sampling(0)) for r in mixed()[:8]]
+    engines = {
+        "torch": Engine(model, EngineOptions(native=False, share_prefixes=False)),
+        "torch, deterministic": Engine(model, EngineOptions(native=False, deterministic=True)),
+        "native": Engine(model, EngineOptions(weights=weights, native=True, share_prefixes=False)),
+        "native, deterministic": Engine(
+            model, EngineOptions(weights=weights, native=True, share_prefixes=False, deterministic=True)
+        ),
+    }
+
+    def work(**_: Any) -> dict[str, float]:
+        told = {}
+        for name, engine in engines.items():
+            begin = time.perf_counter()
+            engine.answer(asked)
+            told[name] = time.perf_counter() - begin
+        return told
+
+    answer_calls(work)
+
+
 def serve(name: str, *args: str) -> None:
     torch.set_num_threads(available_threads())
     if name == "ours":
@@ -181,7 +207,7 @@ def serve(name: str, *args: str) -> None:
     elif name == "theirs":
         theirs_mixed(args[0], int(args[1]))
     else:
-        {"prefix": prefix, "lookup": lookup}[name](args[0])
+        {"prefix": prefix, "lookup": lookup, "deterministic": deterministic}[name](args[0])
 
 
 def measure_mixed(weights: str, rounds: int) -> dict[str, Any]:
@@ -215,6 +241,7 @@ def measure(name: str, weights: str, rounds: int) -> dict[str, Any]:
     pairs = {
         "prefix": [("apart", "shared")],
         "lookup": [(f"{k}, plain", f"{k}, lookup") for k in ("copy-heavy", "elsewhere")],
+        "deterministic": [(k, f"{k}, deterministic") for k in ("torch", "native")],
     }
     return {
         "seconds": {key: round(value, 3) for key, value in middle.items()},
@@ -224,14 +251,17 @@ def measure(name: str, weights: str, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("parts", nargs="*", choices=["mixed", "prefix", "lookup"])
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)} (default: all)")
     parser.add_argument("--weights", default="bfloat16")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--serve", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
         return serve(*args.serve)
-    for name in args.parts or ["mixed", "prefix", "lookup"]:
+    for name in args.parts:
+        if name not in PARTS:
+            parser.error(f"{name} is not known; there are {', '.join(PARTS)}")
+    for name in args.parts or PARTS:
         print(json.dumps({name: measure(name, args.weights, args.rounds)}, indent=1), flush=True)
 
 

@@ -41,8 +41,8 @@ class NativeRunner:
         stride = max(map(len, tables))
         table = torch.tensor([pages + [0] * (stride - len(pages)) for pages in tables], dtype=torch.int32)
         return self.program.read(
-            torch.tensor(tokens), torch.tensor(positions), [work.count for work in works], table, self.keys, self.values,
-            torch.tensor(wanted, dtype=torch.int64),
+            torch.tensor(tokens), torch.tensor(positions), [work.count for work in works], table, self.keys,
+            self.values, torch.tensor(wanted, dtype=torch.int64),
         )  # fmt: skip
 
 

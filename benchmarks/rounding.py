@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What weights of fewer bits cost in quality: perplexity of a raised model on its held-out text, in every form.
+
+python -m benchmarks.rounding DIR [--data builtin:stdlib] [--tokens 50000]
+
+DIR is what `foundling raise` made of the same data (`make quickstart` makes runs/quickstart). Windows as long as the
+model reads, told by the engine's prompt_logprobs; what follows a window's first token counts.
+"""
+
+import argparse
+import json
+import math
+
+import foundling
+from foundling.decode.answer import Request
+from foundling.decode.engine.engine import Engine, EngineOptions
+from foundling.decode.native.program import FORMS
+from foundling.recipes import corpus
+from foundling.text import Tokenizer
+
+
+def perplexity(engine: Engine, windows: list[list[int]]) -> float:
+    asked = [Request(window, 1, prompt_logprobs=0) for window in windows]
+    told = [own for answer in engine.answer(asked) for own in answer.prompt_logprobs or [] if own is not None]
+    return math.exp(-sum(told) / len(told))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("dir")
+    parser.add_argument("--data", default="builtin:stdlib")
+    parser.add_argument("--tokens", type=int, default=50_000)
+    args = parser.parse_args()
+    model, tokenizer = foundling.load(args.dir), Tokenizer.load(args.dir)
+    found, _ = corpus.read(args.data, "text")
+    tokens: list[int] = []
+    for document in found.held_out:
+        tokens += [tokenizer.eos, *tokenizer.encode(document.text)]
+        if len(tokens) >= args.tokens:
+            break
+    length = model.config.max_seq_len - 1
+    windows = [tokens[at : at + length] for at in range(0, len(tokens) - length + 1, length)]
+    plain = perplexity(Engine(model, EngineOptions(native=False)), windows)
+    result = {"tokens": len(windows) * length, "torch float32": round(plain, 4)}
+    for form in FORMS:
+        value = perplexity(Engine(model, EngineOptions(weights=form, native=True)), windows)
+        result[form] = {"perplexity": round(value, 4), "change_percent": round(100 * (value / plain - 1), 3)}
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
