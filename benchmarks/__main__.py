@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """`make bench`: the benchmarks that take minutes, each in a process of its own; ARGS names some of them. Calibration,
-quality, learning and sweep take an hour or so and are run apart."""
+quality, learning and sweep take an hour or so and are run apart; rounding wants a raised model."""
 
 import subprocess
 import sys
 
-MODULES = {"loss_memory": [], "step": [], "plan": [], "prediction": ["--minutes", "1,3", "--seeds", "0"]}
+MODULES = {
+    "loss_memory": [],
+    "step": [],
+    "plan": [],
+    "prediction": ["--minutes", "1,3", "--seeds", "0"],
+    "decode": ["--rounds", "1"],
+    "serving": ["--rounds", "1"],
+}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or MODULES:

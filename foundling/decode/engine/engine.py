@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -183,7 +184,8 @@ class Engine:
         chosen = dict[int, int | Exception]()
         if speak:
             writings = [self.under_way[plan[i].sequence.number][0] for i in speak]
-            chosen = dict(zip(speak, _each(writings, torch.cat([parts[i][-1:] for i in speak])), strict=True))
+            with _one_thread(self.native):
+                chosen = dict(zip(speak, _each(writings, torch.cat([parts[i][-1:] for i in speak])), strict=True))
         return [event for i, work in enumerate(plan) if (event := self._after(work, parts[i], chosen.get(i)))]
 
     def _want(self, work: Work) -> int:
@@ -286,6 +288,20 @@ class Engine:
             if event.answer is not None:
                 found[event.number] = event.answer
         return [found[i] for i in range(len(requests))]
+
+
+@contextmanager
+def _one_thread(really: bool) -> Generator[None]:
+    """torch's own workers keep their cores for a while after they were used, and native code finds its threads late:
+    a millisecond a step of GPT-2, whose logits are just long enough to be split."""
+    threads = torch.get_num_threads()
+    if really:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if really:
+            torch.set_num_threads(threads)
 
 
 def _each(writings: list[Writing], logits: Tensor) -> Sequence[int | Exception]:
