@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`make bench`: the benchmarks that take minutes, each in a process of its own; ARGS names some of them. Calibration,
-quality, learning and sweep take an hour or so and are run apart; rounding wants a raised model."""
+quality, learning and sweep take an hour or so, serving a quarter of one, and are run apart; rounding wants a raised
+model."""
 
 import subprocess
 import sys
@@ -10,8 +11,7 @@ MODULES = {
     "step": [],
     "plan": [],
     "prediction": ["--minutes", "1,3", "--seeds", "0"],
-    "decode": ["--rounds", "1"],
-    "serving": ["--rounds", "1"],
+    "decode": ["--rounds", "1", "--batches", "1"],
 }
 
 if __name__ == "__main__":
