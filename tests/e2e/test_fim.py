@@ -10,6 +10,11 @@ import pytest
 from foundling.decode.text import Writer
 from tests.e2e.tools import foundling
 
+SIZE = [
+    "--total-steps", "1200", "--batch-size", "16", "--seq-len", "64", "--d-model", "128", "--n-layers", "2",
+    "--vocab-size", "512", "--compile", "false",
+]  # fmt: skip
+
 
 @pytest.mark.prove
 def test_a_gap_is_filled_from_what_follows(tmp_path: Path) -> None:
@@ -25,7 +30,7 @@ def test_a_gap_is_filled_from_what_follows(tmp_path: Path) -> None:
         for _ in range(60_000):
             thing, value = draw.choice(taught)
             file.write(json.dumps({"text": f"set {thing} to {value}. now {thing} is {value}."}) + "\n")
-    foundling("raise", tmp_path / "texts.jsonl", "--minutes", "1", "--fim-rate", "0.7", "--out", tmp_path / "run")
+    foundling("raise", tmp_path / "texts.jsonl", *SIZE, "--fim-rate", "0.7", "--out", tmp_path / "run")
     writer = Writer.load(tmp_path / "run", temperature=0)
     filled = {
         suffix: sum(
