@@ -44,7 +44,7 @@ class Mask:
     `documents` (B, T) of the queries: places with the same id see each other, -1 is padding, on the right.
     `key_documents` (B, S) of the keys, where they are not the queries themselves: a cache, a memory.
     `lengths` (B,): keys that stood in the cache before; query t of row b is key lengths[b] + t.
-    `bias` (B or 1, H, T, S) is added to the scores.
+    `bias` (B or 1, H, T, S) is added to the scores. `window`: a query sees itself and the window − 1 before it.
     """
 
     causal: bool = True
@@ -52,6 +52,7 @@ class Mask:
     key_documents: Tensor | None = None
     lengths: Tensor | None = None
     bias: Tensor | None = None
+    window: int | None = None
 
 
 class KV(NamedTuple):

@@ -2,6 +2,8 @@
 """Attention (Vaswani et al. 2017, section 3.2), with shared key/value heads (Ainslie et al. 2023, GQA)."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,8 @@ def dense_mask(mask: Mask, n_queries: int, n_keys: int, device: torch.device) ->
     if mask.lengths is not None:
         at = at + mask.lengths[:, None, None]
     allowed = (key <= at) if mask.causal else torch.ones_like(key <= at)
+    if mask.window is not None:
+        allowed = allowed & (at - key < mask.window)
     if allowed.ndim == 2:
         allowed = allowed[None]
     if mask.documents is not None:
@@ -31,27 +35,40 @@ def dense_mask(mask: Mask, n_queries: int, n_keys: int, device: torch.device) ->
 class Attend(nn.Module):
     """softmax(scale · q kᵀ + bias) v under a Mask: the one place that paged kernels, maps and prefixes replace."""
 
-    def __init__(self, scale: float | None = None) -> None:
-        """`scale` is 1/√P unless given."""
+    def __init__(self, scale: float | None = None, softcap: float | None = None) -> None:
+        """`scale` is 1/√P unless given; `softcap` · tanh(scores / softcap) bounds them (Gemma 2, section 2)."""
         super().__init__()
-        self.scale = scale
+        self.scale, self.softcap = scale, softcap
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
         """q (B, H, T, P), k and v (B, K, S, P) -> (B, H, T, P)"""
-        plain = mask.documents is None and mask.lengths is None
+        local = mask.window is not None and mask.window < k.shape[2]
+        plain = mask.documents is None and mask.lengths is None and not local
         grouped, allowed = q.shape[1] != k.shape[1], None
         if mask.bias is not None or not plain:
             allowed = dense_mask(mask, q.shape[2], k.shape[2], q.device)
         if mask.bias is not None and allowed is not None:
             allowed = torch.where(allowed, mask.bias.to(q.dtype), -math.inf)
+        if self.softcap is not None:
+            return self._capped(q, k, v, dense_mask(mask, q.shape[2], k.shape[2], q.device), mask.bias)
         causal = mask.causal and allowed is None
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=allowed, is_causal=causal, scale=self.scale, enable_gqa=grouped
         )
 
+    def _capped(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, bias: Tensor | None) -> Tensor:
+        assert self.softcap is not None and bias is None
+        group = q.shape[1] // k.shape[1]
+        if group > 1:
+            k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if self.scale is None else self.scale)
+        scores = torch.tanh(scores / self.softcap) * self.softcap
+        return torch.softmax(scores.masked_fill(~allowed, -math.inf).float(), dim=-1).to(v.dtype) @ v
+
 
 class Attention(nn.Module):
-    """Self-attention; `scale` as in Attend."""
+    """Self-attention; `scale` and `softcap` as in Attend, `window` as in Mask. `qk_norm` makes a norm of a width, for
+    each head's queries and keys before they are turned (Dehghani et al. 2023, section 2)."""
 
     def __init__(
         self,
@@ -62,31 +79,46 @@ class Attention(nn.Module):
         *,
         bias: bool = False,
         scale: float | None = None,
+        softcap: float | None = None,
+        window: int | None = None,
+        qk_norm: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, head_dim
+        self.n_heads, self.n_kv_heads, self.head_dim, self.window = n_heads, n_kv_heads, head_dim, window
         self.q = nn.Linear(d_model, n_heads * head_dim, bias=bias)
         self.k = nn.Linear(d_model, n_kv_heads * head_dim, bias=bias)
         self.v = nn.Linear(d_model, n_kv_heads * head_dim, bias=bias)
         self.o = nn.Linear(n_heads * head_dim, d_model, bias=bias)
-        self.attend = Attend(scale)
+        self.q_norm, self.k_norm = (qk_norm(head_dim), qk_norm(head_dim)) if qk_norm else (None, None)
+        self.attend = Attend(scale, softcap)
 
     def slots(self) -> tuple[Slot, ...]:
         return (KV(self.n_kv_heads, self.head_dim),)
 
     def sequence_flops(self, seq_len: int) -> int:
-        """Forward, per token, besides the projections: scores and values over half of the square."""
-        return 2 * self.n_heads * self.head_dim * seq_len
+        """Forward, per token, besides the projections: scores and values over half of the square, or what of it the
+        window leaves."""
+        seen = seq_len / 2 if self.window is None else min(seq_len / 2, self.window)
+        return int(4 * self.n_heads * self.head_dim * seen)
 
     def heads(self, x: Tensor) -> Tensor:
         """(B, T, heads · P) -> (B, heads, T, P)"""
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
+    def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, D) -> q (B, H, T, P), k and v (B, K, T, P), not yet turned"""
+        q, k, v = self.heads(self.q(x)), self.heads(self.k(x)), self.heads(self.v(x))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return q, k, v
+
     def forward(
         self, x: Tensor, mask: Mask, rotation: Rotation | None = None, cache: LayerCache | None = None
     ) -> Tensor:
         """x (B, T, D) -> (B, T, D); with a cache the keys are all that each row holds and x is what comes next."""
-        q, k, v = self.heads(self.q(x)), self.heads(self.k(x)), self.heads(self.v(x))
+        q, k, v = self.qkv(x)
+        if self.window is not None:
+            mask = replace(mask, window=self.window)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:

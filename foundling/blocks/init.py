@@ -63,18 +63,28 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
     for name, role in sorted(roles(model).items()):
         p, path = params[name], name.rpartition(".")[0]
         if role.kind == "vector":
-            p.fill_(1.0 if name.endswith("weight") else 0.0)
-        elif role.kind == "head" or path.endswith(INTO_RESIDUAL):
+            norm = modules[path]
+            gain = getattr(norm, "start", 1.0) - getattr(norm, "offset", 0.0)
+            p.fill_(gain if name.endswith("weight") else 0.0)
+        elif role.kind == "head" or (path.endswith(INTO_RESIDUAL) and not _starts_closed(modules, path)):
             p.zero_()
         else:
             std = EMBEDDING_STD if role.kind == "embedding" else role.fan_in**-0.5
             p.copy_(_normal(p, generator) * std * getattr(modules[path], "start_gain", 1.0))
     if "head" in modules and modules["head"].weight is params.get("embedding.weight"):
         # what a zero head would do: logits start small, whatever the width
-        modules["norm"].weight.fill_((BASE_WIDTH / modules["embedding"].embedding_dim) ** 0.5)  # pyright: ignore
+        norm = modules["norm"]
+        gain = (BASE_WIDTH / modules["embedding"].embedding_dim) ** 0.5  # pyright: ignore
+        norm.weight.fill_(gain - getattr(norm, "offset", 0.0))  # pyright: ignore
     for _, module in sorted(modules.items()):
         if hasattr(module, "initialise"):
             module.initialise(generator)  # pyright: ignore[reportCallIssue]
+
+
+def _starts_closed(modules: dict[str, nn.Module], path: str) -> bool:
+    """Whether a norm of gain 0 stands behind what writes into the residual stream: it begins as nothing by that."""
+    layer, _, part = path.rpartition(".")[0].rpartition(".")
+    return any(getattr(modules.get(f"{layer}.{part}{name}"), "start", 1.0) == 0 for name in ("_norm", "_post_norm"))
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:

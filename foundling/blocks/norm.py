@@ -7,15 +7,17 @@ from torch import Tensor, nn
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) · weight over the last axis (Zhang & Sennrich 2019, eq. 4)."""
+    """x / rms(x) · (offset + weight) over the last axis (Zhang & Sennrich 2019, eq. 4; Gemma's offset is 1). `start` is
+    the gain that training begins with: 0 behind a part of a residual layer, which then begins as nothing."""
 
-    def __init__(self, d_model: int, eps: float) -> None:
+    def __init__(self, d_model: int, eps: float, *, offset: float = 0.0, start: float = 1.0) -> None:
         super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(d_model))
+        self.eps, self.offset, self.start = eps, offset, start
+        self.weight = nn.Parameter(torch.full((d_model,), start - offset))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+        gain = self.weight.float() + self.offset if self.offset else self.weight.float()
+        return F.rms_norm(x.float(), self.weight.shape, gain, self.eps).to(x.dtype)
 
 
 class LayerNorm(nn.Module):

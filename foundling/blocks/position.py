@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Positions: counted inside each document, and turned into rotations (RoPE)."""
 
+import math
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
+
+from foundling.errors import ConfigError
 
 
 def positions_of(tokens: Tensor, documents: Tensor | None) -> Tensor:
@@ -20,25 +26,55 @@ Rotation = tuple[Tensor, Tensor]
 """cos and sin, (B or 1, 1, T, P) float32, the halves of P repeated."""
 
 
+@dataclass(frozen=True)
+class RopeScaling:
+    """How a model reads further than it was first trained: `linear` turns everything slower by `factor` (Chen et al.
+    2023), `llama3` only what turns less than low_freq_factor times over original_max_seq_len, with a passage up to
+    high_freq_factor times (Grattafiori et al. 2024, section 3.4.2 and its code)."""
+
+    kind: Literal["linear", "llama3"]
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_seq_len: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.factor < 1 or not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise ConfigError(
+                f"rope_scaling {self} makes no sense: factor >= 1, 0 < low_freq_factor < high_freq_factor"
+            )
+
+    def slowed(self, rates: Tensor) -> Tensor:
+        if self.kind == "linear":
+            return rates / self.factor
+        turns = self.original_max_seq_len * rates / (2 * math.pi)
+        kept = ((turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)).clamp(0, 1)
+        return (1 - kept) * rates / self.factor + kept * rates
+
+
 class RoPE(nn.Module):
     """Rotary positions (Su et al. 2021, RoFormer, section 3.4.2); a head's halves are paired, as in Llama."""
 
-    def __init__(self, head_dim: int, theta: float) -> None:
+    def __init__(self, head_dim: int, theta: float, scaling: RopeScaling | None = None) -> None:
         super().__init__()
         self.head_dim = head_dim
-        self.theta = theta
+        self.theta, self.scaling = theta, scaling
 
     def forward(self, positions: Tensor) -> Rotation:
         """positions (B or 1, T) -> (cos, sin)"""
         powers = torch.arange(0, self.head_dim, 2, device=positions.device, dtype=torch.float32) / self.head_dim
-        angles = positions[..., None].float() * (1.0 / self.theta**powers)
+        rates = 1.0 / self.theta**powers
+        angles = positions[..., None].float() * (rates if self.scaling is None else self.scaling.slowed(rates))
         angles = torch.cat((angles, angles), dim=-1)[:, None]
         return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """x (B, H, T, P) turned by its position, in x's dtype."""
+    """x (B, H, T, P) turned by its position, in x's dtype; of a rotation narrower than P, its first channels."""
     cos, sin = rotation
+    width = cos.shape[-1]
+    if width < x.shape[-1]:
+        return torch.cat((rotate(x[..., :width], rotation), x[..., width:]), dim=-1)
     half = x.shape[-1] // 2
     turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
     return (x * cos + turned * sin).to(x.dtype)

@@ -27,6 +27,23 @@ class Block(nn.Module):
         return x + self.ffn(self.ffn_norm(x))
 
 
+class SandwichBlock(Block):
+    """x + norm(mixer(norm(x))), then so with ffn (Ding et al. 2021, CogView, section 2.4)."""
+
+    def __init__(
+        self, mixer_norm: nn.Module, mixer: nn.Module, mixer_post_norm: nn.Module,
+        ffn_norm: nn.Module, ffn: nn.Module, ffn_post_norm: nn.Module,
+    ) -> None:  # fmt: skip
+        super().__init__(mixer_norm, mixer, ffn_norm, ffn)
+        self.mixer_post_norm, self.ffn_post_norm = mixer_post_norm, ffn_post_norm
+
+    def forward(
+        self, x: Tensor, mask: Mask, rotation: Rotation | None = None, cache: LayerCache | None = None
+    ) -> Tensor:
+        x = x + self.mixer_post_norm(self.mixer(self.mixer_norm(x), mask, rotation, cache))
+        return x + self.ffn_post_norm(self.ffn(self.ffn_norm(x)))
+
+
 def opening(
     x: Tensor, documents: Tensor | None, positions: Tensor | None, cache: ModelCache | None
 ) -> tuple[Mask, Tensor]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch.nn.functional as F
@@ -12,10 +12,11 @@ from torch import Tensor
 from foundling.blocks.attention import Attention
 from foundling.blocks.mlp import GatedMLP
 from foundling.blocks.norm import RMSNorm
-from foundling.blocks.position import RoPE, Rotation
+from foundling.blocks.position import RoPE, RopeScaling, Rotation
 from foundling.blocks.stack import Block, Decoder
 from foundling.contracts import ConfigMap, Key
 from foundling.errors import ConfigError
+from foundling.models import published
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class LlamaConfig:
     d_ff: int
     max_seq_len: int = 2048
     rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
     norm_eps: float = 1e-5
     tie_embeddings: bool = False
 
@@ -55,7 +57,7 @@ class Llama(Decoder):
             ],
             RMSNorm(c.d_model, c.norm_eps),
         )
-        self.rope = RoPE(c.head_dim, c.rope_theta)
+        self.rope = RoPE(c.head_dim, c.rope_theta, c.rope_scaling)
 
     def place(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Rotation | None]:
         return x, self.rope(positions)
@@ -93,6 +95,24 @@ PRESETS: dict[str, dict[str, Any]] = {
         vocab_size=128256, d_model=4096, n_layers=32, n_heads=32, n_kv_heads=8, head_dim=128, d_ff=14336,
         max_seq_len=8192, rope_theta=500_000.0,
     ),
+    "llama-3.1-8b": dict(
+        vocab_size=128256, d_model=4096, n_layers=32, n_heads=32, n_kv_heads=8, head_dim=128, d_ff=14336,
+        max_seq_len=131072, rope_theta=500_000.0, rope_scaling={"kind": "llama3", "factor": 8.0},
+    ),
+    "llama-3.1-70b": dict(
+        vocab_size=128256, d_model=8192, n_layers=80, n_heads=64, n_kv_heads=8, head_dim=128, d_ff=28672,
+        max_seq_len=131072, rope_theta=500_000.0, rope_scaling={"kind": "llama3", "factor": 8.0},
+    ),
+    "llama-3.2-1b": dict(
+        vocab_size=128256, d_model=2048, n_layers=16, n_heads=32, n_kv_heads=8, head_dim=64, d_ff=8192,
+        max_seq_len=131072, rope_theta=500_000.0, rope_scaling={"kind": "llama3", "factor": 32.0},
+        tie_embeddings=True,
+    ),
+    "llama-3.2-3b": dict(
+        vocab_size=128256, d_model=3072, n_layers=28, n_heads=24, n_kv_heads=8, head_dim=128, d_ff=8192,
+        max_seq_len=131072, rope_theta=500_000.0, rope_scaling={"kind": "llama3", "factor": 32.0},
+        tie_embeddings=True,
+    ),
 }  # fmt: skip
 
 KEYS = [
@@ -123,6 +143,7 @@ CONFIG = ConfigMap(
         "intermediate_size": "d_ff",
         "max_position_embeddings": "max_seq_len",
         "rope_theta": "rope_theta",
+        "rope_scaling": "rope_scaling",
         "rms_norm_eps": "norm_eps",
         "tie_word_embeddings": "tie_embeddings",
     },
@@ -131,6 +152,7 @@ CONFIG = ConfigMap(
         "head_dim": lambda c: c["hidden_size"] // c["num_attention_heads"],
         "max_position_embeddings": lambda c: 2048,
         "rope_theta": lambda c: 10_000.0,
+        "rope_scaling": lambda c: None,
         "rms_norm_eps": lambda c: 1e-6,
         "tie_word_embeddings": lambda c: False,
     },
@@ -139,8 +161,17 @@ CONFIG = ConfigMap(
         "attention_bias": False,
         "mlp_bias": False,
         "pretraining_tp": 1,
-        "rope_scaling": None,
     },
+    convert={"rope_scaling": published.ROPE_SCALING},
     base_prefix="model.",
     ignored=("rotary_emb.inv_freq", "lm_head.weight"),
 )
+
+PLAIN_ROPE = replace(
+    CONFIG,
+    fields={theirs: ours for theirs, ours in CONFIG.fields.items() if ours != "rope_scaling"},
+    derived={key: value for key, value in CONFIG.derived.items() if key != "rope_scaling"},
+    only={**CONFIG.only, "rope_scaling": None},
+    convert={},
+)
+"""For families like this one whose rotations are never slowed."""

@@ -115,14 +115,14 @@ CONFIG = ConfigMap(
     model_type="mixtral",
     architecture="MixtralForCausalLM",
     fields={
-        **{theirs: ours for theirs, ours in llama.CONFIG.fields.items() if ours != "d_ff"},
+        **{theirs: ours for theirs, ours in llama.PLAIN_ROPE.fields.items() if ours != "d_ff"},
         "intermediate_size": "d_expert",
         "num_local_experts": "n_experts",
         "num_experts_per_tok": "n_active",
         "router_aux_loss_coef": "balance_weight",
     },
     derived={
-        **llama.CONFIG.derived,
+        **llama.PLAIN_ROPE.derived,
         "num_key_value_heads": lambda c: 8,
         "rope_theta": lambda c: 1e6,
         "rms_norm_eps": lambda c: 1e-5,
@@ -133,5 +133,5 @@ CONFIG = ConfigMap(
     },
     only={"hidden_act": "silu", "sliding_window": None, "router_jitter_noise": 0.0},
     base_prefix="model.",
-    ignored=llama.CONFIG.ignored,
+    ignored=llama.PLAIN_ROPE.ignored,
 )

@@ -11,6 +11,7 @@ from foundling.errors import WeightsError
 from foundling.models import FAMILIES, Family, family
 
 # Written by transformers itself; ours to say anew.
+FLAT_ROPE, LOCAL_THETA = ("rope_theta", "partial_rotary_factor"), "rope_local_base_freq"
 OWN = {"model_type", "architectures", "transformers_version", "torch_dtype", "dtype", "_class_name"}
 
 
@@ -61,24 +62,40 @@ def write_config(found: Family, config: Any, inert: dict[str, Any], dtype: str =
     values |= {theirs: table.convert.get(theirs, same)[1](ours[name]) for theirs, name in table.fields.items()}
     values |= {key: follows(ours) for key, follows in table.implied.items()}
     values |= {key: value for key, value in table.only.items() if value is not None}
-    if "rope_theta" in values:  # version 5 moved it; version 4 reads the flat key
-        values["rope_parameters"] = {"rope_type": "default", "rope_theta": values["rope_theta"]}
+    if "rope_theta" in values:  # version 5 moved them; version 4 reads the flat keys
+        values["rope_parameters"] = _rope_parameters(values)
     if table.type_key == "model_type":
         values["dtype"] = dtype
     return _nested(values | _flat(inert, table))
 
 
 def _version_4(values: dict[str, Any], file: str) -> dict[str, Any]:
-    """transformers 5 nests RoPE's figures and spells infinity out; flatten and read them as version 4 wrote them,
-    refusing any scaling that is not computed here."""
+    """transformers 5 nests RoPE's figures and spells infinity out; flatten and read them as version 4 wrote them."""
     values = _spelt_out(values)
     nested = values.pop("rope_parameters", None)
-    if nested is not None:
-        if not isinstance(nested, dict) or nested.get("rope_type", "default") != "default":
-            raise WeightsError(f"{file}: rope_parameters {nested!r}: only rope_type 'default' is supported")
-        if "rope_theta" in nested:
-            values["rope_theta"] = nested["rope_theta"]
+    if nested is None:
+        return values
+    if isinstance(nested, dict) and isinstance(nested.get("full_attention"), dict):
+        near, nested = nested.get("sliding_attention", {}), nested["full_attention"]
+        if not isinstance(near, dict) or near.get("rope_type", "default") != "default":
+            raise WeightsError(f"{file}: rope_parameters of sliding_attention {near!r}: only 'default' is supported")
+        values |= {LOCAL_THETA: near["rope_theta"]} if "rope_theta" in near else {}
+    if not isinstance(nested, dict):
+        raise WeightsError(f"{file}: rope_parameters is {nested!r}, expected a mapping")
+    values |= {key: nested[key] for key in FLAT_ROPE if key in nested}
+    scaling = {key: value for key, value in nested.items() if key not in FLAT_ROPE}
+    if scaling.get("rope_type", "default") != "default":
+        values["rope_scaling"] = scaling
     return values
+
+
+def _rope_parameters(values: dict[str, Any]) -> dict[str, Any]:
+    scaling = values.get("rope_scaling") or {"rope_type": "default"}
+    nested = {key: values[key] for key in FLAT_ROPE if key in values} | scaling
+    if LOCAL_THETA not in values:
+        return nested
+    near = {"rope_type": "default", "rope_theta": values[LOCAL_THETA]}
+    return {"full_attention": nested, "sliding_attention": near}
 
 
 def _converted(table: ConfigMap, key: str, value: Any, file: str) -> Any:

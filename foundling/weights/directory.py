@@ -69,7 +69,7 @@ def write_weights(
     """config.json and the tensors in the published layout, into an existing directory."""
     found = family_of(model)
     tensors = {}
-    for link in keys.links(found.module.KEYS, params):
+    for link in keys.links(found.module.KEYS, params, model.config):
         parts = link.to_theirs([params[name] for name in link.ours])
         # safetensors refuses views that share memory
         tensors |= {name: part.clone() for name, part in zip(link.theirs, parts, strict=True)}
@@ -159,7 +159,7 @@ def load(directory: str | Path, *, dtype: torch.dtype = torch.float32, device: s
             config = dataclasses.replace(config, tie_embeddings=False)
         model = skeleton(found, config, str(file))
         model.inert = inert
-        for name, tensor in _read(tensors, found, dict(model.named_parameters()), dtype).items():
+        for name, tensor in _read(tensors, found, model, dtype).items():
             _assign(model, name, tensor)
     if getattr(config, "tie_embeddings", False):
         model.head.weight = model.embedding.weight
@@ -194,8 +194,9 @@ def _has_head(tensors: Tensors, found: Family) -> bool:
     return not torch.equal(tensors.read(head), tensors.read(embedding))
 
 
-def _read(tensors: Tensors, found: Family, params: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    links, prefix = keys.links(found.module.KEYS, params), found.module.CONFIG.base_prefix
+def _read(tensors: Tensors, found: Family, model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+    params = dict(model.named_parameters())
+    links, prefix = keys.links(found.module.KEYS, params, model.config), found.module.CONFIG.base_prefix
     wanted = {name for link in links for name in link.theirs}
     present = {n if n in wanted or prefix + n not in wanted else prefix + n: n for n in tensors}
     _compare(tensors, present, links, params, found.module.CONFIG)

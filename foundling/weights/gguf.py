@@ -160,6 +160,8 @@ def save_gguf(model: Any, file: str | Path, *, weights: str = "float32", tokeniz
     gguf, file, family = _library(), Path(file), family_of(model)
     if family.module.CONFIG.model_type != "llama":
         raise WeightsError(f"GGUF is written for llama, not for {family.module.CONFIG.model_type}")
+    if model.config.rope_scaling is not None:
+        raise WeightsError("GGUF is written without scaled rotary positions, which this model has")
     if weights not in TYPES:
         raise WeightsError(f"weights '{weights}' are not known; use {', '.join(TYPES)}")
     if file.exists():

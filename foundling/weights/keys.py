@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,12 +15,19 @@ from foundling.contracts import Key
 from foundling.errors import WeightsError
 
 Parts = list[Tensor]
-# name -> (on loading, on saving). Each takes a list of tensors and the number of tensors that it has to give.
-TRANSFORMS: dict[str, tuple[Callable[[Parts, int], Parts], Callable[[Parts, int], Parts]]] = {
-    "transpose": (lambda p, n: [t.T for t in p], lambda p, n: [t.T for t in p]),
-    "split": (lambda p, n: list(p[0].chunk(n)), lambda p, n: [torch.cat(p)]),
-    "scalar": (lambda p, n: [t.reshape(1) for t in p], lambda p, n: [t.reshape(()) for t in p]),
-    "stack_experts": (lambda p, n: [torch.stack(p)], lambda p, n: list(p[0].unbind())),
+# name -> (on loading, on saving). Each takes a list of tensors, the number of tensors that it has to give, and how many
+# heads the model has.
+Change = Callable[[Parts, int, int], Parts]
+TRANSFORMS: dict[str, tuple[Change, Change]] = {
+    "transpose": (lambda p, n, h: [t.T for t in p], lambda p, n, h: [t.T for t in p]),
+    "split": (lambda p, n, h: list(p[0].chunk(n)), lambda p, n, h: [torch.cat(p)]),
+    "scalar": (lambda p, n, h: [t.reshape(1) for t in p], lambda p, n, h: [t.reshape(()) for t in p]),
+    "stack_experts": (lambda p, n, h: [torch.stack(p)], lambda p, n, h: list(p[0].unbind())),
+    # (heads, n parts, P) in one matrix -> each part's (heads, P)
+    "qkv_interleave": (
+        lambda p, n, h: [t.flatten(0, 1) for t in p[0].unflatten(0, (h, n, -1)).unbind(1)],
+        lambda p, n, h: [torch.stack([t.unflatten(0, (h, -1)) for t in p], 1).flatten(0, 2)],
+    ),
 }
 
 
@@ -30,15 +37,16 @@ class Link(NamedTuple):
     key: Key
     theirs: tuple[str, ...]
     ours: tuple[str, ...]
+    heads: int
 
     def to_ours(self, parts: Parts) -> Parts:
         for transform in self.key.transforms:
-            parts = TRANSFORMS[transform][0](parts, len(self.ours))
+            parts = TRANSFORMS[transform][0](parts, len(self.ours), self.heads)
         return parts
 
     def to_theirs(self, parts: Parts) -> Parts:
         for transform in reversed(self.key.transforms):
-            parts = TRANSFORMS[transform][1](parts, len(self.theirs))
+            parts = TRANSFORMS[transform][1](parts, len(self.theirs), self.heads)
         return [tensor.contiguous() for tensor in parts]
 
     def theirs_shapes(self, ours: dict[str, Tensor]) -> list[tuple[int, ...]]:
@@ -47,8 +55,9 @@ class Link(NamedTuple):
         return [tuple(part.shape) for part in parts]
 
 
-def links(keys: list[Key], ours: dict[str, Tensor]) -> list[Link]:
+def links(keys: list[Key], ours: dict[str, Tensor], config: Any) -> list[Link]:
     """What becomes what, for a model that has the tensors `ours` (of which only names and shapes are read)."""
+    heads = getattr(config, "n_heads", 1)
     found = []
     for key in keys:
         pattern = re.compile(re.sub(r"\\{([a-z])\\}", r"(?P<\1>\\d+)", re.escape(key.targets[0])))
@@ -59,7 +68,7 @@ def links(keys: list[Key], ours: dict[str, Tensor]) -> list[Link]:
                     continue
                 each = [{"e": str(e)} for e in range(tensor.shape[0])] if "{e}" in key.theirs else [{}]
                 theirs = tuple(_fill(key.theirs, numbers | index) for index in each)
-                found.append(Link(key, theirs, tuple(_fill(t, numbers) for t in key.targets)))
+                found.append(Link(key, theirs, tuple(_fill(t, numbers) for t in key.targets), heads))
     covered = [name for link in found for name in link.ours]
     assert sorted(covered) == sorted(ours), f"KEYS leave out or repeat {sorted({*covered} ^ {*ours})[:3]}"
     return found

@@ -94,9 +94,9 @@ def test_the_engine_says_what_plain_decoding_says(name: str, lookup: int) -> Non
         for index, answer in found.items():
             compare(answer, plain(model, asked[index]))
         assert engine.pages.held == 0 and not engine.scheduler.waiting
-        assert engine.native == (native and name in ("gpt2", "llama"))
+        assert engine.native == (native and name in ("gpt2", "llama", "opt"))
         if lookup and engine.lookup:
-            assert 0 < engine.accepted < engine.proposed
+            assert 0 < engine.accepted <= engine.proposed
         if name == "llama" and not lookup:
             assert engine.scheduler.preemptions > 0
 

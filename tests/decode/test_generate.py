@@ -15,7 +15,7 @@ from foundling.decode.sampling import Sampling, distribution
 from foundling.decode.speculative import ModelGuesser, Tally, speculate
 from foundling.errors import GenerationError
 from foundling.models import FAMILIES, build, family
-from tests.contract.cases import case
+from tests.contract.cases import UNTIED, case
 from tests.contract.matrix import covers
 
 transformers = pytest.importorskip("transformers")
@@ -157,18 +157,19 @@ def test_greedy_speculation_changes_nothing(name: str) -> None:
 @torch.inference_mode()
 def test_speculation_draws_from_the_models_own_distribution(name: str) -> None:
     """3,000 answers of two tokens, against their exact joint distribution (chi-square, p > 0.001, fixed seeds)."""
-    fields = family(name).module.sized(5, 32, 32, 1)
+    fields = family(name).module.sized(5, 32, 32, 1) | UNTIED.get(name, {})
     models = []
     for seed in range(2):
         torch.manual_seed(seed)
         model = build(name, **fields)
         for p in model.parameters():
             p.copy_(torch.randn_like(p) * 0.3 + (p.ndim < 2))
+        model.head.weight.mul_(0.3 if name in UNTIED else 1.0)
         models.append(model.eval())
     model, draft = models
     sampling, rows = Sampling(temperature=1.3, top_k=4, top_p=0.95), 3000
     answers, tally = speculated(model, draft, [[2, 1]] * rows, 2, sampling, 2)
-    assert 0.1 < tally.accepted / tally.proposed < 0.95
+    assert 0.02 < tally.accepted / tally.proposed < 0.95
     statistic, cells = 0.0, 0
     first = distribution(follow(model, [2, 1], [])[None], sampling.shape)[0]
     for a in range(5):

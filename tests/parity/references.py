@@ -46,6 +46,40 @@ def llama(**fields: Any) -> Reference:
     return _decoder("LlamaForCausalLM", "LlamaConfig", **(base | fields))
 
 
+def like_llama(name: str, config: str = "Config", **fields: Any) -> Reference:
+    base = dict(
+        vocab_size=64, hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0,
+    )  # fmt: skip
+    return _decoder(f"{name}ForCausalLM", f"{name}{config}", **(base | fields))
+
+
+def gemma3(**fields: Any) -> Reference:
+    return like_llama("Gemma3", "TextConfig", **fields)
+
+
+def opt(**fields: Any) -> Reference:
+    base = dict(
+        vocab_size=64, hidden_size=32, word_embed_proj_dim=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=64, dropout=0.0, pad_token_id=1,
+    )  # fmt: skip
+    return _decoder("OPTForCausalLM", "OPTConfig", **(base | fields))
+
+
+def bloom(**fields: Any) -> Reference:
+    return _decoder(
+        "BloomForCausalLM", "BloomConfig", **(dict(vocab_size=64, hidden_size=32, n_head=4, n_layer=2) | fields)
+    )
+
+
+def gpt_neox(**fields: Any) -> Reference:
+    base = dict(
+        vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    return _decoder("GPTNeoXForCausalLM", "GPTNeoXConfig", **(base | fields))
+
+
 def mixtral(**fields: Any) -> Reference:
     base = dict(
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -144,10 +178,46 @@ REFERENCES: dict[str, list[Reference]] = {
     ],
     "llama": [
         llama(hidden_size=48, num_attention_heads=4, num_key_value_heads=1, head_dim=12, intermediate_size=64),
-        llama(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=32, intermediate_size=100),
+        llama(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=32, intermediate_size=100,
+              rope_parameters={"rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "low_freq_factor": 1.0,
+                               "high_freq_factor": 4.0, "original_max_position_embeddings": 16}),
         llama(hidden_size=64, num_attention_heads=4, num_key_value_heads=4, intermediate_size=96,
               tie_word_embeddings=True),
     ],
+    "mistral": [
+        like_llama("Mistral", sliding_window=7),
+        like_llama("Mistral", sliding_window=None, head_dim=16),
+        like_llama("Mistral", num_key_value_heads=1, tie_word_embeddings=True, sliding_window=3),
+    ],
+    "qwen3": [
+        like_llama("Qwen3", head_dim=16),
+        like_llama("Qwen3", head_dim=32, num_key_value_heads=4, tie_word_embeddings=True),
+        like_llama("Qwen3", head_dim=8, num_key_value_heads=1),
+    ],
+    "olmo2": [
+        like_llama("Olmo2"),
+        like_llama("Olmo2", num_key_value_heads=1, tie_word_embeddings=True),
+        like_llama("Olmo2", hidden_size=64, num_attention_heads=2, num_key_value_heads=2),
+    ],
+    "gpt_neox": [
+        gpt_neox(),
+        gpt_neox(rope_parameters={"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}),
+        gpt_neox(use_parallel_residual=False, tie_word_embeddings=True, num_attention_heads=2),
+    ],
+    "gemma2": [
+        like_llama("Gemma2", head_dim=16, sliding_window=7, query_pre_attn_scalar=10),
+        like_llama("Gemma2", head_dim=8, sliding_window=30, num_key_value_heads=1, attn_logit_softcapping=5.0),
+        like_llama("Gemma2", head_dim=12, num_key_value_heads=4, final_logit_softcapping=3.0),
+    ],
+    "gemma3": [
+        gemma3(num_hidden_layers=7, head_dim=16, sliding_window=7),
+        gemma3(head_dim=8, sliding_window=5, num_key_value_heads=1, sliding_window_pattern=2),
+        gemma3(head_dim=12, num_key_value_heads=4, sliding_window_pattern=1, rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500.0}}),
+    ],
+    "opt": [opt(), opt(num_attention_heads=1, ffn_dim=50), opt(tie_word_embeddings=False, num_attention_heads=8)],
+    "bloom": [bloom(), bloom(n_head=3, hidden_size=24), bloom(n_head=12, hidden_size=48, tie_word_embeddings=False)],
     "mixtral": [mixtral(), mixtral(num_local_experts=3, num_experts_per_tok=1, head_dim=16), mixtral(hidden_size=64)],
     "mamba2": [
         mamba2(),

@@ -62,6 +62,8 @@ def why_not(model: Any) -> str | None:
     for index, layer in enumerate(model.layers):
         if type(layer) is not Block or type(layer.mixer) is not Attention or type(layer.mixer.attend) is not Attend:
             return f"layer {index} is not plain attention and feed-forward"
+        if layer.mixer.window is not None or layer.mixer.q_norm is not None or layer.mixer.attend.softcap is not None:
+            return f"layer {index} has a window, norms or caps in its attention"
         if layer.mixer.head_dim > WIDEST_HEAD:
             return f"its heads are wider than {WIDEST_HEAD}"
         activations = {GatedMLP: GATED, MLP: PLAIN}.get(type(layer.ffn))
@@ -71,6 +73,8 @@ def why_not(model: Any) -> str | None:
     for name, module in [*model.layers.named_modules(), ("norm", model.norm), ("head", model.head)]:
         if name and type(module) not in known:
             return f"'{name}' is a {type(module).__name__}"
+    if any(isinstance(m, RMSNorm) and m.offset for m in model.modules()):
+        return "its norms' gains are written less an offset"
     shapes = {tuple(m.weight.shape for m in layer.modules() if isinstance(m, nn.Linear)) for layer in model.layers}
     if len(shapes) > 1:
         return "its layers differ in shape"
