@@ -219,6 +219,7 @@ def compiled(name: str, backend: str) -> tuple[float, float, dict[str, float]]:
     """The losses of a plain and a compiled model, and how far each gradient is off."""
     of = case(name)
     plain, model = of.tiny(), of.tiny()
+    torch.compiler.reset()  # what other families left: shared blocks may be compiled some eight ways in a process
     for layer in layers_of(model):
         layer.compile(backend=backend, fullgraph=True, dynamic=False)
     batch, objective = of.batch(0), of.objective()
