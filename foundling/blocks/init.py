@@ -73,12 +73,19 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
             p.copy_(_normal(p, generator) * std * getattr(modules[path], "start_gain", 1.0))
     if "head" in modules and modules["head"].weight is params.get("embedding.weight"):
         # what a zero head would do: logits start small, whatever the width
-        norm = modules["norm"]
+        norm = _last_norm(modules)
         gain = (BASE_WIDTH / modules["embedding"].embedding_dim) ** 0.5  # pyright: ignore
         norm.weight.fill_(gain - getattr(norm, "offset", 0.0))  # pyright: ignore
     for _, module in sorted(modules.items()):
         if hasattr(module, "initialise"):
             module.initialise(generator)  # pyright: ignore[reportCallIssue]
+
+
+def _last_norm(modules: dict[str, nn.Module]) -> nn.Module:
+    """What the head reads: the final norm, or in a stack of post-norm layers the last one's."""
+    if hasattr(modules["norm"], "weight"):
+        return modules["norm"]
+    return modules[f"layers.{len(modules['layers']) - 1}.ffn_norm"]  # pyright: ignore[reportArgumentType]
 
 
 def _starts_closed(modules: dict[str, nn.Module], path: str) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stack of pre-norm residual layers that reads tokens from left to right."""
+"""Residual layers, and a stack of them that reads tokens from left to right."""
 
 from __future__ import annotations
 
@@ -25,6 +25,16 @@ class Block(nn.Module):
     ) -> Tensor:
         x = x + self.mixer(self.mixer_norm(x), mask, rotation, cache)
         return x + self.ffn(self.ffn_norm(x))
+
+
+class PostNormBlock(Block):
+    """norm(x + mixer(x)), then norm(x + ffn(x)) (Vaswani et al. 2017, section 3.1)."""
+
+    def forward(
+        self, x: Tensor, mask: Mask, rotation: Rotation | None = None, cache: LayerCache | None = None
+    ) -> Tensor:
+        x = self.mixer_norm(x + self.mixer(x, mask, rotation, cache))
+        return self.ffn_norm(x + self.ffn(x))
 
 
 class SandwichBlock(Block):
@@ -56,7 +66,8 @@ def opening(
 
 
 class Decoder(nn.Module):
-    """Token embedding, layers, final norm and head. A family builds the parts and says in `place` what positions do."""
+    """Token embedding, layers, final norm (nn.Identity behind post-norm layers, whose last is it) and head. A family
+    builds the parts and says in `place` what positions do."""
 
     def __init__(self, config: Any, layers: list[nn.Module], norm: nn.Module) -> None:
         super().__init__()
@@ -107,5 +118,5 @@ class Decoder(nn.Module):
     def new_cache(self, batch_size: int, max_seq_len: int, memory: Memory | None = None) -> ModelCache:
         if memory is not None:
             raise GenerationError(f"{type(self).__name__} reads no memory")
-        weight = self.norm.weight
-        return ModelCache(self.cache_spec(), batch_size, max_seq_len, dtype=weight.dtype, device=weight.device)  # pyright: ignore
+        weight = self.embedding.weight
+        return ModelCache(self.cache_spec(), batch_size, max_seq_len, dtype=weight.dtype, device=weight.device)

@@ -10,8 +10,8 @@ from foundling.contracts import ConfigMap
 from foundling.errors import WeightsError
 from foundling.models import FAMILIES, Family, family
 
-# Written by transformers itself; ours to say anew.
 FLAT_ROPE, LOCAL_THETA = ("rope_theta", "partial_rotary_factor"), "rope_local_base_freq"
+# Written by transformers itself; ours to say anew.
 OWN = {"model_type", "architectures", "transformers_version", "torch_dtype", "dtype", "_class_name"}
 
 

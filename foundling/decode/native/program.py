@@ -54,7 +54,7 @@ def why_not(model: Any) -> str | None:
         getattr(type(model), name) is not getattr(Decoder, name) for name in ("forward", "read", "logits", "embed")
     ):
         return f"{type(model).__name__} does not read as a stack of pre-norm layers"
-    if model.norm.weight.device.type != "cpu":
+    if model.embedding.weight.device.type != "cpu":
         return "it is not on a CPU"
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
