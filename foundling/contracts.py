@@ -177,6 +177,41 @@ class LanguageModel(Protocol):
 
 
 @runtime_checkable
+class Encoder(Protocol):
+    """An nn.Module that reads both ways, with public `.layers`, a frozen `.config`, and `.head`, which is None where
+    nothing predicts tokens. token_types (B, T): which of the texts that are read together."""
+
+    config: Any
+    layers: nn.ModuleList
+    head: nn.Linear | None
+
+    def embed(self, tokens: Tensor) -> Tensor: ...
+    def encode(
+        self,
+        x: Tensor,
+        *,
+        documents: Tensor | None = None,
+        positions: Tensor | None = None,
+        token_types: Tensor | None = None,
+    ) -> Memory:
+        """x (B, T) ids or (B, T, D) embeddings -> its states, and of each row one vector where there is a pooler."""
+        ...
+
+    def __call__(
+        self,
+        x: Tensor,
+        *,
+        documents: Tensor | None = None,
+        positions: Tensor | None = None,
+        token_types: Tensor | None = None,
+    ) -> Out:
+        """What `logits` reads."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
 class Pair(Protocol):
     """Two encoders into one space. Rows of both have length 1; `scale` (1,) is the logarithm of what the similarities
     are multiplied by, learnt."""
@@ -286,6 +321,15 @@ class ConfigMap:
     """published name -> (to ours, to theirs), where the values differ too"""
     implied: dict[str, Callable[[dict[str, Any]], Any]] = field(default_factory=dict)
     """published names whose value follows from our fields: another one is refused"""
+    architectures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """name -> what our fields must be; the first that fits is written in place of `architecture`"""
+    parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """our field -> published tensors of which a directory may have one: a bool says whether it has, a number is how
+    many rows that one has. What stands on a model differs between directories of one model_type."""
+    filled: dict[str, Callable[[dict[str, Any]], Any]] = field(default_factory=dict)
+    """published names that are written from our fields (not where that gives None), unless kept as inert"""
+    renamed: tuple[tuple[str, str], ...] = ()
+    """(ending of tensor names in older directories, what it is today)"""
     type_key: str = "model_type"
     """the key that holds `model_type`"""
     weights: str = "model.safetensors"

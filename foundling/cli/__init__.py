@@ -18,6 +18,7 @@ COMMANDS = {
     "plan": "foundling.cli.plan",
     "chat": "foundling.cli.chat",
     "generate": "foundling.cli.generate",
+    "fill": "foundling.cli.fill",
     "check": "foundling.cli.check",
     "reproduce": "foundling.cli.reproduce",
     "families": "foundling.cli.families",

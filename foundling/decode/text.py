@@ -65,7 +65,10 @@ class Writer:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise WeightsError(f"{file}: {name} is {value!r}, expected a number")
         sampling = Sampling(**values | {name: value for name, value in chosen.items() if value is not None})
-        model, tokenizer = load(directory), Tokenizer.load(directory)
+        model = load(directory)
+        if not hasattr(model, "new_cache"):
+            raise WeightsError(f"{directory}: this model does not write from left to right; try `foundling fill`")
+        tokenizer = Tokenizer.load(directory)
         if tokenizer.vocab_size > model.config.vocab_size:
             raise WeightsError(
                 f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}"
@@ -88,12 +91,13 @@ class Writer:
         """`n` continuations, or with a `suffix` what stands between it and the prompt: {'text', 'tokens' (how many),
         'finish': 'end' of the document, 'stop' or 'length'}, and
         'logprobs' where asked for: [{'token', 'logprob', 'alternatives'}], tokens as text."""
-        ids = [self.tokenizer.eos, *self.tokenizer.encode(prompt)]
+        opens = [] if self.tokenizer.bos is None else [self.tokenizer.bos]
+        ids = [*opens, *self.tokenizer.encode(prompt)]
         if suffix is not None:
             if self.tokenizer.fim is None:
                 raise GenerationError("the tokenizer has no marks for fill-in-the-middle; leave the suffix out")
             before, after, middle = self.tokenizer.fim
-            ids = [ids[0], before, *ids[1:], after, *self.tokenizer.encode(suffix), middle]
+            ids = [*opens, before, *ids[len(opens) :], after, *self.tokenizer.encode(suffix), middle]
         room = self.model.config.max_seq_len - len(ids)
         if room < 1:
             raise GenerationError(

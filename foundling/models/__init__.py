@@ -15,8 +15,9 @@ from foundling.blocks.moe import MoE
 from foundling.config import from_dict, nearest
 from foundling.errors import ConfigError
 
-Kind = Literal["decoder", "seq2seq", "pair", "denoiser"]
-"""decoder: reads left to right; seq2seq: so, with a memory; pair: two encoders into one space; denoiser: noise out"""
+Kind = Literal["decoder", "encoder", "seq2seq", "pair", "denoiser"]
+"""decoder: reads left to right; encoder: both ways; seq2seq: left to right, with a memory; pair: two encoders into one
+space; denoiser: noise out"""
 
 
 class Entry(NamedTuple):
@@ -39,6 +40,10 @@ FAMILIES: dict[str, Entry] = {
     "bloom": Entry("foundling.models.bloom", "Bloom", "BloomConfig", "decoder"),
     "mixtral": Entry("foundling.models.mixtral", "Mixtral", "MixtralConfig", "decoder"),
     "mamba2": Entry("foundling.models.mamba2", "Mamba2", "Mamba2Config", "decoder"),
+    "bert": Entry("foundling.models.bert", "BERT", "BERTConfig", "encoder"),
+    "roberta": Entry("foundling.models.roberta", "RoBERTa", "RoBERTaConfig", "encoder"),
+    "distilbert": Entry("foundling.models.distilbert", "DistilBERT", "DistilBERTConfig", "encoder"),
+    "albert": Entry("foundling.models.albert", "ALBERT", "ALBERTConfig", "encoder"),
     "t5": Entry("foundling.models.t5", "T5", "T5Config", "seq2seq"),
     "clip": Entry("foundling.models.clip", "CLIP", "CLIPConfig", "pair"),
     "unet": Entry("foundling.models.unet", "UNet", "UNetConfig", "denoiser"),

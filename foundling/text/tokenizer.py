@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import tokenizers
@@ -26,17 +26,29 @@ MAX_FILE_BYTES = 64 << 20
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+[ \t]*|\s+(?!\S)|\s+"
 
 
-class Tokenizer:
-    """`eos` opens and closes every document; special tokens are never read out of ordinary text."""
+NAMED = ("bos_token", "eos_token", "sep_token", "mask_token")
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+
+class Tokenizer:
+    """`eos` closes every document, and `bos` opens it (with ours the same token); special tokens are never read out of
+    ordinary text. `names`: which tokens play the parts of NAMED, where they are not ours."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, names: Mapping[str, str] | None = None) -> None:
         self.backend = backend
         self.backend.encode_special_tokens = True
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
-        eos = backend.token_to_id(END)
+        self.names = dict(names or {})
+        own = backend.token_to_id(END)
+        ids = {part: backend.token_to_id(name) for part, name in self.names.items()}
+        eos = next((i for i in (ids.get("eos_token"), ids.get("sep_token"), own) if i is not None), None)
         if eos is None:
-            raise ConfigError(f"the tokenizer has no {END} token")
+            raise ConfigError(f"the tokenizer has no {END} token, and names no eos_token")
         self.eos: int = eos
+        self.bos: int | None = ids.get("bos_token", None if self.names else own)
+        self.mask: int | None = ids.get("mask_token")
+        """what stands in a gap, for models that fill them"""
+        added = backend.get_added_tokens_decoder()
+        self.special = frozenset(i for i, token in added.items() if token.special)
         marks = [backend.token_to_id(f"<|fim_{name}|>") for name in ("prefix", "suffix", "middle")]
         self.fim: tuple[int, int, int] | None = None if None in marks else tuple(marks)  # pyright: ignore
         """what stands before the prefix, the suffix and the middle"""
@@ -80,20 +92,18 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exception for whatever the file is
             raise WeightsError(f"{file}: damaged, not a tokenizer ({str(error).splitlines()[0]})") from None
-        return cls(backend)
+        backend.no_padding()
+        backend.no_truncation()
+        return cls(backend, _names(Path(directory)))
 
     def save(self, directory: str | Path) -> None:
         """tokenizer.json, tokenizer_config.json and the chat template, as transformers reads them."""
         directory = Path(directory)
         self.backend.save(str(directory / "tokenizer.json"))
-        config = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": END,
-            "eos_token": END,
-            "pad_token": PAD,
-            "clean_up_tokenization_spaces": False,
-            "chat_template": CHAT_TEMPLATE,
-        }
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        own = {"bos_token": END, "eos_token": END, "pad_token": PAD, "chat_template": CHAT_TEMPLATE}
+        config |= own if self.backend.token_to_id(END) is not None and self.backend.token_to_id(PAD) is not None else {}
+        config |= self.names
         (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def encode(self, text: str) -> list[int]:
@@ -103,12 +113,28 @@ class Tokenizer:
         except (UnicodeEncodeError, TypeError):  # what the library makes of half a surrogate pair
             raise DataError("the text holds half a surrogate pair, which is not Unicode text") from None
 
+    def encode_framed(self, text: str) -> list[int]:
+        """Ids with what the tokenizer sets around a text that stands alone, such as [CLS] and [SEP]."""
+        first, last = self.frame
+        return [*first, *self.encode(text), *last]
+
+    @property
+    def frame(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer sets before and behind a text that stands alone."""
+        probe = self.backend.encode("a", add_special_tokens=True)
+        own = [at for at, special in enumerate(probe.special_tokens_mask) if not special]
+        return probe.ids[: own[0]], probe.ids[own[-1] + 1 :]
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids; special tokens are left out, bytes that form no character become U+FFFD."""
         return self.backend.decode(list(ids), skip_special_tokens=True)
+
+    def piece(self, token: int) -> str:
+        """One token as text, without the sign for a word that goes on (WordPiece's ##)."""
+        return self.decode([token]).removeprefix("##")
 
     def pieces(self, text: str) -> list[tuple[str, int]]:
         """(characters, id) of each token: what the tokenizer sees. A token that ends inside a character shows as ''."""
@@ -118,3 +144,26 @@ class Tokenizer:
             pieces.append((text[max(start, end) : stop], i))
             end = max(end, stop)
         return pieces
+
+
+def _names(directory: Path) -> dict[str, str]:
+    """Which tokens play which parts, as tokenizer_config.json and, before it, special_tokens_map.json say."""
+    found: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        file = directory / name
+        if not file.is_file():
+            continue
+        if file.stat().st_size > MAX_FILE_BYTES:
+            raise WeightsError(f"{file}: over {MAX_FILE_BYTES >> 20} MiB, too large for a configuration")
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            raise WeightsError(f"{file}: damaged, not JSON") from None
+        if not isinstance(values, dict):
+            raise WeightsError(f"{file}: damaged, expected a mapping")
+        for part in NAMED:
+            value = values.get(part)
+            value = value.get("content") if isinstance(value, dict) else value
+            if isinstance(value, str):
+                found[part] = value
+    return found

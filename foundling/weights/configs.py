@@ -56,8 +56,9 @@ def write_config(found: Family, config: Any, inert: dict[str, Any], dtype: str =
     table: ConfigMap = found.module.CONFIG
     ours = to_dict(config)
     values: dict[str, Any] = {table.type_key: table.model_type}
-    if table.architecture:
-        values["architectures"] = [table.architecture]
+    fitting = [name for name, asks in table.architectures.items() if asks.items() <= ours.items()]
+    if architecture := (*fitting, table.architecture)[0]:
+        values["architectures"] = [architecture]
     same = (lambda v: v, lambda v: v)
     values |= {theirs: table.convert.get(theirs, same)[1](ours[name]) for theirs, name in table.fields.items()}
     values |= {key: follows(ours) for key, follows in table.implied.items()}
@@ -66,7 +67,8 @@ def write_config(found: Family, config: Any, inert: dict[str, Any], dtype: str =
         values["rope_parameters"] = _rope_parameters(values)
     if table.type_key == "model_type":
         values["dtype"] = dtype
-    return _nested(values | _flat(inert, table))
+    filled = {key: value for key, makes in table.filled.items() if (value := makes(ours)) is not None}
+    return _nested(values | filled | _flat(inert, table))
 
 
 def _version_4(values: dict[str, Any], file: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from foundling.adapt.bank import Banked
 from foundling.adapt.lora import LoRA, base_tensors
 from foundling.adapt.quantize import Int8GroupedLinear, Int8Linear
 from foundling.contracts import ConfigMap
-from foundling.errors import WeightsError
+from foundling.errors import ConfigError, WeightsError
 from foundling.models import Family, family_of
 from foundling.runtime import barrier, is_first_rank
 from foundling.weights import keys
@@ -155,13 +155,15 @@ def load(directory: str | Path, *, dtype: torch.dtype = torch.float32, device: s
     found, config, inert = read_config(read_json(file), str(file))
     with tensors_of(directory, found.module.CONFIG.weights, device) as tensors:
         _check_counts(config, len(tensors), str(file))
+        changes = _parts(tensors, found.module.CONFIG)
         if getattr(config, "tie_embeddings", False) and _has_head(tensors, found):
-            config = dataclasses.replace(config, tie_embeddings=False)
+            changes["tie_embeddings"] = False
+        config = _changed(config, changes, str(file))
         model = skeleton(found, config, str(file))
         model.inert = inert
         for name, tensor in _read(tensors, found, model, dtype).items():
             _assign(model, name, tensor)
-    if getattr(config, "tie_embeddings", False):
+    if getattr(config, "tie_embeddings", False) and model.head is not None:
         model.head.weight = model.embedding.weight
     return model.eval()
 
@@ -184,6 +186,34 @@ def skeleton(found: Family, config: Any, file: str) -> Any:
         raise WeightsError(f"{file}: no model can have these sizes ({str(error).splitlines()[0]})") from None
 
 
+def _published(tensors: Tensors, table: ConfigMap) -> dict[str, str]:
+    """The name of each tensor as directories have it today -> its name here."""
+    endings = {old: new for old, new in table.renamed}
+    found = {}
+    for name in tensors:
+        old = next((ending for ending in endings if name.endswith(ending)), "")
+        found[name.removesuffix(old) + endings.get(old, "")] = name
+    return found
+
+
+def _parts(tensors: Tensors, table: ConfigMap) -> dict[str, Any]:
+    """The fields that follow from what tensors there are."""
+    fields: dict[str, Any] = {}
+    here = _published(tensors, table)
+    for field, names in table.parts.items():
+        there = [n for n in names for n in (n, n.removeprefix(table.base_prefix)) if n in here]
+        counted = field.startswith("n_")
+        fields[field] = (tensors.shape(here[there[0]])[0] if there else 0) if counted else bool(there)
+    return fields
+
+
+def _changed(config: Any, changes: dict[str, Any], file: str) -> Any:
+    try:
+        return dataclasses.replace(config, **changes)
+    except ConfigError as error:
+        raise WeightsError(f"{file}: {error}") from None
+
+
 def _has_head(tensors: Tensors, found: Family) -> bool:
     """Whether there is a head that is not the embedding, whatever the configuration says (transformers 5 calls every T5
     tied)."""
@@ -198,7 +228,8 @@ def _read(tensors: Tensors, found: Family, model: Any, dtype: torch.dtype) -> di
     params = dict(model.named_parameters())
     links, prefix = keys.links(found.module.KEYS, params, model.config), found.module.CONFIG.base_prefix
     wanted = {name for link in links for name in link.theirs}
-    present = {n if n in wanted or prefix + n not in wanted else prefix + n: n for n in tensors}
+    here = _published(tensors, found.module.CONFIG)
+    present = {n if n in wanted or prefix + n not in wanted else prefix + n: name for n, name in here.items()}
     _compare(tensors, present, links, params, found.module.CONFIG)
     ours = {}
     for link in links:

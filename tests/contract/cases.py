@@ -89,6 +89,16 @@ class Case:
         return model(x, **more).hidden
 
 
+class Encoder(Case):
+    """Learns to fill gaps: every third token is hidden, and asked for where it stands."""
+
+    def batch(self, n: int, rows: int = ROWS) -> Batch:
+        batch = text_batch(rows, n)
+        batch["targets"] = batch["tokens"]
+        batch["tokens"] = torch.where(batch["loss_mask"], 1, batch["targets"])
+        return batch
+
+
 class Seq2Seq(Case):
     """Reads a source besides; `hidden` gives every row the same one."""
 
@@ -168,7 +178,13 @@ class Counted:
         return {n: term for n, term in self.objective(model, batch).items() if n in self.counts(batch)}
 
 
-KINDS: dict[str, type[Case]] = {"decoder": Case, "seq2seq": Seq2Seq, "pair": Pair, "denoiser": Denoiser}
+KINDS: dict[str, type[Case]] = {
+    "decoder": Case,
+    "encoder": Encoder,
+    "seq2seq": Seq2Seq,
+    "pair": Pair,
+    "denoiser": Denoiser,
+}
 
 
 def case(name: str) -> Any:

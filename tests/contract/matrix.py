@@ -49,6 +49,11 @@ METHODS = {
 _IMAGES = "rows are images, not streams of tokens"
 _LANGUAGE = "a method of language models"
 WITHOUT: dict[tuple[str, str], str] = {
+    **{
+        ("encoder", m): "reads all at once; what fits into a gap is told in one pass"
+        for m in ("cache", "recurrent", "generate", "beams", "speculate", "engine")
+    },
+    ("encoder", "DPO"): "tells probabilities of single places, not of texts",
     ("pair", "packing"): "a text is a row; its padding is tested",
     ("denoiser", "packing"): _IMAGES,
     ("denoiser", "padding"): _IMAGES,

@@ -6,6 +6,7 @@ import torch
 
 from foundling.blocks.init import initialise, roles
 from foundling.contracts import Denoiser as DenoiserProtocol
+from foundling.contracts import Encoder as EncoderProtocol
 from foundling.contracts import LanguageModel, State, layers_of
 from foundling.contracts import Pair as PairProtocol
 from foundling.models import FAMILIES, build, count_parameters, family, family_of
@@ -28,6 +29,11 @@ def test_shapes_and_protocol(name: str) -> None:
         assert isinstance(model, PairProtocol)
         both = of.outputs(model)
         assert both.shape[0] == 2 and both.isfinite().all()
+    elif of.family.kind == "encoder":
+        assert isinstance(model, EncoderProtocol)
+        memory = model.encode(tokens())
+        assert memory.states.shape == (2, T, 64) and (memory.documents == 0).all()
+        assert model.logits(model(tokens()).hidden).shape == (2, T, VOCAB)
     elif of.family.kind == "denoiser":
         protocol: DenoiserProtocol = model
         assert of.outputs(protocol).shape == of.batch(0, 2)["pixels"].shape
@@ -39,7 +45,7 @@ def test_shapes_and_protocol(name: str) -> None:
         close(of.hidden(model, model.embed(tokens())), hidden)
 
 
-@covers("packing")
+@covers("packing", only=[n for n, e in FAMILIES.items() if e.kind in ("decoder", "seq2seq")])
 def test_later_tokens_change_nothing_earlier(name: str) -> None:
     of = case(name)
     model, x = of.tiny(), tokens()
@@ -49,6 +55,15 @@ def test_later_tokens_change_nothing_earlier(name: str) -> None:
     # experts see another number of rows, and products of other shapes may round otherwise
     close(a[:, :15], b[:, :15], 1e-6)
     assert (a[:, 15:] - b[:, 15:]).abs().amax(-1).min() > 0
+
+
+@covers("packing", only=[n for n, e in FAMILIES.items() if e.kind == "encoder"])
+def test_each_token_sees_both_sides(name: str) -> None:
+    of = case(name)
+    model, x = of.tiny(), tokens()
+    other = x.clone()
+    other[:, 15] = (other[:, 15] + 1) % VOCAB
+    assert (of.hidden(model, x) - of.hidden(model, other)).abs().amax(-1).min() > 0
 
 
 @covers("packing")
@@ -159,7 +174,7 @@ def test_every_parameter_has_a_role_and_a_start(name: str) -> None:
     assert weights_hash(model) == first
     outputs = of.outputs(model)
     assert outputs.isfinite().all()
-    if of.family.kind in ("decoder", "seq2seq"):
+    if of.family.kind in ("decoder", "encoder", "seq2seq"):
         assert torch.softmax(outputs, -1).max() < 0.2, "a fresh model is nearly uniform"
 
 
@@ -279,6 +294,9 @@ PUBLISHED = {
     "opt-6.7b": 6_658_473_984, "opt-13b": 12_853_473_280, "opt-30b": 29_974_540_288, "bloom-560m": 559_214_592,
     "bloom-1b1": 1_065_314_304, "bloom-1b7": 1_722_408_960, "bloom-3b": 3_002_557_440, "bloom-7b1": 7_069_016_064,
     "bloom": 176_247_271_424,
+    "bert-base": 110_106_428, "bert-large": 336_226_108, "minilm-l6": 22_713_216,
+    "roberta-base": 124_697_433, "roberta-large": 355_412_057, "distilbert-base": 66_985_530,
+    "albert-base": 11_813_810, "albert-large": 17_847_474, "albert-xlarge": 59_021_490, "albert-xxlarge": 223_158_450,
     "unet-32": 35_751_939,  # nobody's but ours; as many as diffusers' UNet2DModel of that shape has
 }  # fmt: skip
 """Parameters of the released checkpoints."""

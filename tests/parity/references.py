@@ -112,6 +112,23 @@ def t5(*, head: bool = False, **fields: Any) -> Reference:
     )
 
 
+def encoder(name: str, **fields: Any) -> Reference:
+    base = dict(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=40,
+    )  # fmt: skip
+    return _decoder(name, name.partition("For")[0] + "Config", **(base | fields))
+
+
+def distilbert(**fields: Any) -> Reference:
+    base = dict(vocab_size=64, dim=32, hidden_dim=48, n_layers=2, n_heads=4, max_position_embeddings=40)
+    return _decoder("DistilBertForMaskedLM", "DistilBertConfig", **(base | fields))
+
+
+def albert(**fields: Any) -> Reference:
+    return encoder("AlbertForMaskedLM", **(dict(embedding_size=12) | fields))
+
+
 def clip(eos: int, width: int, channels: int) -> Reference:
     text = dict(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
                 max_position_embeddings=16, eos_token_id=eos, bos_token_id=0)  # fmt: skip
@@ -225,6 +242,22 @@ REFERENCES: dict[str, list[Reference]] = {
         mamba2(n_groups=4, conv_kernel=2, chunk_size=5, state_size=16),
     ],
     "t5": [t5(), t5(head=True, feed_forward_proj="gated-gelu", tie_word_embeddings=False), t5(d_kv=16, num_heads=3)],
+    "bert": [
+        encoder("BertForMaskedLM"),
+        encoder("BertForMaskedLM", num_attention_heads=1, type_vocab_size=1, num_hidden_layers=3),
+        encoder("BertForMaskedLM", num_attention_heads=8, vocab_size=61, layer_norm_eps=1e-5),
+    ],
+    "roberta": [
+        encoder("RobertaForMaskedLM", type_vocab_size=1),
+        encoder("RobertaForMaskedLM", num_attention_heads=1, num_hidden_layers=3),
+        encoder("RobertaForMaskedLM", num_attention_heads=8, vocab_size=61, layer_norm_eps=1e-5),
+    ],
+    "distilbert": [distilbert(), distilbert(n_heads=1, n_layers=3), distilbert(n_heads=8, tie_word_embeddings=False)],
+    "albert": [
+        albert(),
+        albert(hidden_act="gelu", num_hidden_layers=3),
+        albert(num_hidden_groups=2, num_hidden_layers=4),
+    ],
     "unet": [
         unet((16, 32), (False, True), 1),
         unet((16, 16, 32), (True, False, True), 2, channels=3),

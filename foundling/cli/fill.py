@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fill the gaps of a text, by a model that reads both ways."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+EXAMPLES = [
+    'foundling fill bert-base-uncased "The capital of France is ___."',
+    'foundling fill bert-base-uncased "___ is the capital of ___." -n 3 --json',
+]
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dir", help="model directory of an encoder (BERT, RoBERTa …), ours or transformers'")
+    parser.add_argument("text", help="with a gap for each missing word")
+    parser.add_argument("-n", type=int, default=5, help="how many words to name for each gap (default 5)")
+    parser.add_argument("--gap", default="___", help="what a gap looks like (default ___; the model's own mask too)")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    from foundling.decode.fill import Filler
+
+    filled = Filler.load(args.dir).fill(args.text, gap=args.gap, n=args.n)
+    if not args.json:
+        print(filled["text"])
+        for number, best in enumerate(filled["gaps"], 1):
+            print(
+                f"  gap {number}: " + ", ".join(f"{word['token'].strip()} {word['probability']:.1%}" for word in best)
+            )
+    return {"model_dir": args.dir, **filled}
