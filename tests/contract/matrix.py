@@ -80,10 +80,18 @@ def names(method: str) -> list[str]:
     return [name for name in FAMILIES if why_not(name, method) is None]
 
 
-def covers(method: str, only: list[str] | None = None, but: tuple[str, ...] = ()) -> Callable[[Any], Any]:
-    """Runs the test for each family that the method applies to (of `only`, without `but`) and fills their cells."""
+UNLIKE = ("llama", "mamba2", "mixtral", "bert", "t5", "clip", "unet")
+"""One family of each kind of layer: what is slow, and is the same code for all, is proved for the others apart."""
+
+
+def covers(method: str, only: list[str] | None = None, quick: tuple[str, ...] | None = None) -> Callable[[Any], Any]:
+    """Runs the test for each family that the method applies to (of `only`) and fills their cells; where `quick` is
+    given, for the others than these in `make prove`."""
     assert method in METHODS, method
-    chosen = [n for n in (names(method) if only is None else only) if n not in but]
+    chosen = [
+        pytest.param(name, marks=[] if quick is None or name in quick else pytest.mark.prove)
+        for name in (names(method) if only is None else only)
+    ]
 
     def mark(test: Any) -> Any:
         return pytest.mark.covers(method)(pytest.mark.parametrize("name", chosen)(test))

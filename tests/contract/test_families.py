@@ -257,20 +257,11 @@ def test_compiles_without_a_break(name: str) -> None:
     assert max(gradients.values()) < 1e-3, gradients
 
 
-SOME = ["llama", "mamba2", "mixtral"]
-
-
-@covers("inductor", only=SOME)
+@covers("inductor", quick=("llama", "mamba2", "mixtral"))
 def test_compiled_by_inductor_is_the_same(name: str) -> None:
     plain, model, gradients = compiled(name, "inductor")
     assert model == pytest.approx(plain, rel=1e-5)
     assert max(gradients.values()) < 1e-3, gradients
-
-
-@pytest.mark.prove
-@covers("inductor", but=tuple(SOME))
-def test_the_others_compiled_by_inductor_are_the_same(name: str) -> None:
-    test_compiled_by_inductor_is_the_same(name)
 
 
 PUBLISHED = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.matrix import covers
+from tests.contract.matrix import UNLIKE, covers
 
 STEPS = 8
 
@@ -46,7 +46,7 @@ def server():
     return context
 
 
-@covers("resume")
+@covers("resume", quick=UNLIKE)
 def test_killed_and_resumed_is_bitwise_the_same(name: str, server, tmp_path) -> None:
     def start(directory: str) -> multiprocessing.Process:
         process = server.Process(target=go, args=(name, tmp_path / directory, tmp_path / f"{directory}.hash"))

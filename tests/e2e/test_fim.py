@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model raised with fill-in-the-middle writes what only the text after the gap can tell."""
+
+import itertools
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from foundling.decode.text import Writer
+from tests.e2e.tools import foundling
+
+SIZE = [
+    "--total-steps", "1000", "--batch-size", "16", "--seq-len", "64", "--d-model", "128", "--n-layers", "2",
+    "--vocab-size", "512", "--compile", "false",
+]  # fmt: skip
+
+
+@pytest.mark.prove
+def test_a_gap_is_filled_from_what_follows(tmp_path: Path) -> None:
+    """Every animal makes a sound of its own. Which one is meant is told by the sound behind the gap alone; the pairs of
+    place and animal that are asked for were never read."""
+    draw = random.Random(0)
+
+    def words(n: int) -> list[str]:
+        syllables = [a + b for a, b in itertools.product("bdfgklmnprstvz", "aeiou")]
+        return ["".join(pair) for pair in draw.sample([*itertools.product(syllables, repeat=2)], n)]
+
+    places, animals, sounds = words(40), words(40), words(40)
+    pairs = [*itertools.product(places, range(40))]
+    draw.shuffle(pairs)
+    asked, taught = pairs[:100], pairs[100:]
+    with (tmp_path / "texts.jsonl").open("w", encoding="utf-8") as file:
+        for _ in range(30_000):
+            lines = (f"in {place} the {animals[i]} says {sounds[i]}." for place, i in draw.choices(taught, k=2))
+            file.write(json.dumps({"text": "\n".join(lines)}) + "\n")
+    done = foundling(
+        "raise", tmp_path / "texts.jsonl", *SIZE, "--fim-rate", "0.7", "--out", tmp_path / "run", timeout=3000
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    writer = Writer.load(tmp_path / "run", temperature=0)
+    filled = []
+    for tells in (True, False):
+        answers = (
+            writer.write(f"in {place} the", suffix=f" says {sounds[i] if tells else ''}", max_tokens=8)[0]["text"]
+            for place, i in asked
+        )
+        filled.append(sum(text.strip() == animals[i] for text, (_, i) in zip(answers, asked, strict=True)))
+    print(f"of 100 gaps {filled[0]} were filled as the text after them says, {filled[1]} where it does not say")
+    assert filled[0] >= 80 and filled[1] <= 15
