@@ -110,6 +110,8 @@ class Decoder(nn.Module):
         return x, {}
 
     def logits(self, hidden: Tensor) -> Tensor:
+        if self.head is None:  # saved without it
+            raise GenerationError(f"this {type(self).__name__} has no head: it reads, and predicts no tokens")
         return self.head(hidden)
 
     def cache_spec(self) -> list[tuple[Slot, ...]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from foundling.weights.tensors import MAX_SHARD_BYTES, Tensors, tensors_of, writ
 
 FORMAT_VERSION = 1
 MANIFEST = "foundling.json"
+BASE_MODEL = re.compile("(ForCausalLM|LMHeadModel)$")
+"""what transformers calls a model, by the end of what it calls the same with a head"""
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -75,6 +78,8 @@ def write_weights(
         tensors |= {name: part.clone() for name, part in zip(link.theirs, parts, strict=True)}
     dtype = str(next(iter(params.values())).dtype).removeprefix("torch.")
     config = write_config(found, model.config, getattr(model, "inert", {}), dtype)
+    if found.kind == "decoder" and model.head is None:
+        config["architectures"] = [BASE_MODEL.sub("Model", name) for name in config["architectures"]]
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     write_tensors(tensors, directory, found.module.CONFIG.weights, max_shard_bytes)
 
@@ -161,6 +166,8 @@ def load(directory: str | Path, *, dtype: torch.dtype = torch.float32, device: s
         config = _changed(config, changes, str(file))
         model = skeleton(found, config, str(file))
         model.inert = inert
+        if found.kind == "decoder" and _is_base(tensors, found, model):
+            model.head = None
         for name, tensor in _read(tensors, found, model, dtype).items():
             _assign(model, name, tensor)
     if getattr(config, "tie_embeddings", False) and model.head is not None:
@@ -222,6 +229,12 @@ def _has_head(tensors: Tensors, found: Family) -> bool:
     if head not in tensors or embedding not in tensors or tensors.shape(head) != tensors.shape(embedding):
         return False
     return not torch.equal(tensors.read(head), tensors.read(embedding))
+
+
+def _is_base(tensors: Tensors, found: Family, model: Any) -> bool:
+    """Whether an untied model was saved without the head that it would have: it reads, and predicts nothing."""
+    theirs = next(key.theirs for key in found.module.KEYS if key.targets[0] == "head.weight")
+    return theirs not in tensors and model.head.weight is not model.embedding.weight
 
 
 def _read(tensors: Tensors, found: Family, model: Any, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import foundling
-from foundling.errors import WeightsError
+from foundling.errors import GenerationError, WeightsError
 
 transformers = pytest.importorskip("transformers")
 
@@ -84,3 +84,20 @@ def test_a_base_model_without_head_loads_where_the_head_is_tied(tmp_path) -> Non
     ours = foundling.load(tmp_path)
     x = torch.randint(0, 64, (2, 17))
     close(ours.logits(ours(x).hidden), theirs(x).logits)
+
+
+@torch.inference_mode()
+def test_an_untied_base_model_reads_and_predicts_nothing(tmp_path) -> None:
+    theirs = reference("llama", LLAMA).model
+    theirs.save_pretrained(tmp_path / "a")
+    ours = foundling.load(tmp_path / "a")
+    x = torch.randint(0, 64, (2, 17))
+    close(ours(x).hidden, theirs(x).last_hidden_state)
+    with pytest.raises(GenerationError, match="no head"):
+        foundling.generate(ours, [[1, 2]], max_tokens=2)
+    foundling.save(ours, tmp_path / "b")
+    back, info = transformers.AutoModel.from_pretrained(tmp_path / "b", output_loading_info=True)
+    assert type(back) is type(theirs) and not info["missing_keys"] and not info["unexpected_keys"]
+    assert back.config.architectures == ["LlamaModel"]
+    for (key, a), (_, b) in zip(theirs.state_dict().items(), back.state_dict().items(), strict=True):
+        assert torch.equal(a, b), key

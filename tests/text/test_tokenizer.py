@@ -62,6 +62,25 @@ def test_transformers_reads_it_the_same(tokenizer: Tokenizer, tmp_path) -> None:
     assert Tokenizer.load(tmp_path).encode(TEXTS[1]) == tokenizer.encode(TEXTS[1])
 
 
+def test_the_files_say_which_token_plays_which_part(tokenizer: Tokenizer, tmp_path) -> None:
+    """As transformers writes them: a name, or a mapping with the name as content; the newer file has the last word."""
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.mask) == (
+        *[tokenizer.backend.token_to_id("<|endoftext|>")] * 2,
+        None,
+    )
+    tokenizer.save(tmp_path)
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<|pad|>", "mask_token": "<|spare_1|>"}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": {"content": "<|im_end|>"}, "bos_token": None})
+    )
+    loaded, ids = Tokenizer.load(tmp_path), tokenizer.backend.token_to_id
+    assert (loaded.bos, loaded.eos, loaded.mask) == (None, ids("<|im_end|>"), ids("<|spare_1|>"))
+    for damaged in ("[]", "{", "\xff"):
+        (tmp_path / "tokenizer_config.json").write_text(damaged)
+        with pytest.raises(WeightsError, match=r"tokenizer_config\.json: damaged"):
+            Tokenizer.load(tmp_path)
+
+
 def test_bad_input(tokenizer: Tokenizer, tmp_path) -> None:
     with pytest.raises(ConfigError, match="multiple of 64"):
         Tokenizer.train(TEXTS, 1000)
