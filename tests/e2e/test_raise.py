@@ -8,6 +8,7 @@ import torch
 
 import foundling as library
 from foundling.text import Tokenizer
+from foundling.models import FAMILIES
 from tests.e2e.tools import TINY, corpus, files, foundling, raised, weights
 
 
@@ -127,7 +128,13 @@ def test_gpt2_is_raised_by_the_same_command(model, tmp_path) -> None:
     assert result["actual"]["bits_per_byte"] > 0
 
 
-@pytest.mark.parametrize("family", ["mixtral", "mamba2"])
+QUICK = ("mixtral", "mamba2")
+DECODERS = [name for name, entry in FAMILIES.items() if entry.kind == "decoder" and name not in ("llama", "gpt2")]
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.prove) for name in DECODERS]
+)
 def test_every_decoder_is_raised_by_the_same_command(family: str, tmp_path) -> None:
     data = corpus(tmp_path / "data")
     result = raised(data, "--tokens", "3072", *TINY, "--family", family, "--out", tmp_path / "out")
