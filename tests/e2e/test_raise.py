@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import foundling as library
-from foundling.text import Tokenizer
 from foundling.models import FAMILIES
+from foundling.text import Tokenizer
 from tests.e2e.tools import TINY, corpus, files, foundling, raised, weights
 
 
