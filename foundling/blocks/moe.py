@@ -87,13 +87,14 @@ class Routing(NamedTuple):
 
 class MoE(nn.Module):
     """Σ over the `n_active` likeliest experts of probability · expert(x), no token dropped (Jiang et al. 2024, Mixtral,
-    section 2.1). The router computes in float32; chosen probabilities are scaled to sum to one."""
+    section 2.1). The router computes in float32; `normalised`: chosen probabilities are scaled to sum to one."""
 
     def __init__(
-        self, d_model: int, d_ff: int, n_experts: int, n_active: int, activation: Callable[[Tensor], Tensor]
-    ) -> None:
+        self, d_model: int, d_ff: int, n_experts: int, n_active: int, activation: Callable[[Tensor], Tensor],
+        *, normalised: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.n_experts, self.n_active, self.activation = n_experts, n_active, activation
+        self.n_experts, self.n_active, self.activation, self.normalised = n_experts, n_active, activation, normalised
         self.router = nn.Linear(d_model, n_experts, bias=False)
         self.gate = GroupedLinear(n_experts, d_model, d_ff)
         self.up = GroupedLinear(n_experts, d_model, d_ff)
@@ -106,7 +107,8 @@ class MoE(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             probability = torch.softmax(self.router(read).float(), dim=-1)
         weight, expert = probability.topk(self.n_active, dim=-1)
-        weight = weight / weight.sum(-1, keepdim=True)
+        if self.normalised:
+            weight = weight / weight.sum(-1, keepdim=True)
         counted = torch.ones_like(flat[:, 0], dtype=torch.float32) if real is None else real.flatten().float()
         chosen = F.one_hot(expert, self.n_experts).sum(1)
         order = expert.flatten().argsort(stable=True)

@@ -13,15 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foundling.contracts import Conv, LayerCache, Mask, Slot, State
-
-
-def segments_of(documents: Tensor, previous: Tensor | None) -> Tensor:
-    """documents (B, T), -1 on the right; previous (B,): the last document of what was read before, -1 for none. ->
-    (B, T): 0 while the document before goes on, then one more at each border; padding continues the last."""
-    before = documents[:, :1] if previous is None else previous[:, None]
-    shifted = torch.cat((before, documents[:, :-1]), dim=1)
-    return ((documents != shifted) & (documents >= 0) & (shifted >= 0)).cumsum(1)
+from foundling.blocks.conv import CausalConv, segments_of
+from foundling.contracts import LayerCache, Mask, Slot, State
 
 
 def ssd_chunked(
@@ -84,29 +77,10 @@ def ssd_step(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, state: Tensor) 
     return (state * c[:, :, None]).sum(-1), state
 
 
-class CausalConv(nn.Module):
-    """A depthwise convolution over the last `width` tokens of each document."""
-
-    def __init__(self, channels: int, width: int) -> None:
-        super().__init__()
-        self.channels, self.width = channels, width
-        self.weight = nn.Parameter(torch.randn(channels, 1, width) * width**-0.5)
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor, segments: Tensor | None, held: Tensor | None) -> Tensor:
-        """x (B, T, C); held (B, width − 1, C), the inputs before, or None for none -> (B, T, C)"""
-        before = self.width - 1
-        x = F.pad(x, (0, 0, before, 0)) if held is None else torch.cat((held.to(x.dtype), x), dim=1)
-        if segments is None:
-            return F.conv1d(x.mT, self.weight, self.bias, groups=self.channels).mT
-        # what was held belongs to segment 0, unless a border came first: then segments begin at 1
-        s = F.pad(segments, (before, 0))
-        steps = segments.shape[1]
-        taps = [
-            torch.where((s[:, k : k + steps] == segments)[..., None], x[:, k : k + steps], 0) * self.weight[:, 0, k]
-            for k in range(self.width)
-        ]
-        return sum(taps[1:], taps[0]) + self.bias
+def first_dt_bias(channels: int, generator: torch.Generator) -> Tensor:
+    """(C,): what softplus turns into a Δ of 0.001 to 0.1, spread evenly in the logarithm."""
+    dt = torch.exp(torch.rand(channels, generator=generator) * math.log(100) + math.log(0.001))
+    return dt + torch.log(-torch.expm1(-dt))
 
 
 class GatedRMSNorm(nn.Module):
@@ -153,9 +127,8 @@ class Mamba2Mixer(nn.Module):
     def initialise(self, generator: torch.Generator) -> None:
         """Rates 1 to 16 and Δ of 0.001 to 0.1, both spread evenly (in the logarithm), as the authors' code starts."""
         rate = torch.rand(self.n_heads, generator=generator) * 15 + 1
-        dt = torch.exp(torch.rand(self.n_heads, generator=generator) * math.log(100) + math.log(0.001))
         self.log_rate.copy_(rate.log())
-        self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus of it is Δ
+        self.dt_bias.copy_(first_dt_bias(self.n_heads, generator))
         self.skip.fill_(1.0)
 
     def sequence_flops(self, seq_len: int) -> int:
@@ -164,10 +137,7 @@ class Mamba2Mixer(nn.Module):
         return 2 * chunk * (self.n_groups * self.d_state + width) + 4 * width * self.d_state
 
     def slots(self) -> tuple[Slot, ...]:
-        return (
-            Conv(self.conv.channels, self.conv.width - 1),
-            State((self.n_heads, self.head_dim, self.d_state)),
-        )
+        return self.conv.slot(), State((self.n_heads, self.head_dim, self.d_state))
 
     def forward(self, x: Tensor, mask: Mask, rotation: None = None, cache: LayerCache | None = None) -> Tensor:
         """x (B, T, D) -> (B, T, D); Δ, decay and state in float32."""
@@ -177,11 +147,7 @@ class Mamba2Mixer(nn.Module):
         if documents is not None:
             segments = segments_of(documents, None if cache is None else cache.previous)
             dt = torch.where((documents >= 0)[..., None], dt, 0)
-        held = None if cache is None else cache.get(Conv)
-        convolved = self.conv(mixed, segments, held)
-        if cache is not None:  # after it: what is held is overwritten
-            cache.put(Conv, self._remembered(mixed, held, cache.documents, segments))  # pyright: ignore
-        mixed = F.silu(convolved).float()
+        mixed = F.silu(self.conv(mixed, segments, cache)).float()
         state_size = self.n_groups * self.d_state
         value, b, c = mixed.split([self.n_heads * self.head_dim, state_size, state_size], dim=-1)
         value = value.unflatten(-1, (self.n_heads, self.head_dim))
@@ -200,16 +166,3 @@ class Mamba2Mixer(nn.Module):
             cache.put(State, state)
         y = (y + value * self.skip.float()[:, None]).flatten(2)
         return self.o(self.norm(y, gate).to(x.dtype))
-
-    def _remembered(self, mixed: Tensor, held: Tensor, documents: Tensor, segments: Tensor | None) -> Tensor:
-        """The last inputs of the convolution after each row's real tokens, those of older documents left out."""
-        before = self.conv.width - 1
-        inputs = torch.cat((held, mixed.to(held.dtype)), dim=1)
-        real = (documents >= 0).sum(1)
-        places = real[:, None] + torch.arange(before, device=mixed.device)
-        kept = inputs.gather(1, places[..., None].expand(-1, -1, inputs.shape[2]))
-        if segments is None:
-            return kept
-        s = F.pad(segments, (before, 0))
-        last = s.gather(1, (real + before - 1)[:, None])
-        return torch.where((s.gather(1, places) == last)[..., None], kept, 0)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from foundling.blocks.cache import ModelCache
+from foundling.blocks.moe import Routing, balance
 from foundling.blocks.position import Rotation, positions_of
 from foundling.contracts import LayerCache, Mask, Memory, Out, Slot, Term
 from foundling.errors import GenerationError
@@ -52,6 +53,30 @@ class SandwichBlock(Block):
     ) -> Tensor:
         x = x + self.mixer_post_norm(self.mixer(self.mixer_norm(x), mask, rotation, cache))
         return x + self.ffn_post_norm(self.ffn(self.ffn_norm(x)))
+
+
+class MixerBlock(nn.Module):
+    """x + mixer(norm(x)), where mixers alone make the stack."""
+
+    def __init__(self, mixer_norm: nn.Module, mixer: nn.Module) -> None:
+        super().__init__()
+        self.mixer_norm, self.mixer = mixer_norm, mixer
+
+    def forward(
+        self, x: Tensor, mask: Mask, rotation: Rotation | None = None, cache: LayerCache | None = None
+    ) -> Tensor:
+        return x + self.mixer(self.mixer_norm(x), mask, rotation, cache)
+
+
+class MoEBlock(Block):
+    """A pre-norm block whose ffn is a mixture of experts; it also says what the router did."""
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Tensor, mask: Mask, rotation: Rotation | None = None, cache: LayerCache | None = None
+    ) -> tuple[Tensor, Routing]:
+        x = x + self.mixer(self.mixer_norm(x), mask, rotation, cache)
+        y, routing = self.ffn(self.ffn_norm(x), None if mask.documents is None else mask.documents >= 0)
+        return x + y, routing
 
 
 def opening(
@@ -122,3 +147,20 @@ class Decoder(nn.Module):
             raise GenerationError(f"{type(self).__name__} reads no memory")
         weight = self.embedding.weight
         return ModelCache(self.cache_spec(), batch_size, max_seq_len, dtype=weight.dtype, device=weight.device)
+
+
+class SparseDecoder(Decoder):
+    """A decoder some of whose layers are MoEBlocks, balanced by `config.balance_weight`."""
+
+    def read(
+        self, x: Tensor, mask: Mask, rotation: Rotation | None, cache: ModelCache | None
+    ) -> tuple[Tensor, dict[str, Term]]:
+        routings = []
+        for index, layer in enumerate(self.layers):
+            out = layer(x, mask, rotation, None if cache is None else cache.slot(index))
+            if isinstance(out, tuple):
+                x, routing = out
+                routings.append(routing)
+            else:
+                x = out
+        return x, {"router_balance": Term(balance(routings), 1, self.config.balance_weight)} if routings else {}

@@ -39,6 +39,8 @@ FAMILIES: dict[str, Entry] = {
     "opt": Entry("foundling.models.opt", "OPT", "OPTConfig", "decoder"),
     "bloom": Entry("foundling.models.bloom", "Bloom", "BloomConfig", "decoder"),
     "mixtral": Entry("foundling.models.mixtral", "Mixtral", "MixtralConfig", "decoder"),
+    "mamba": Entry("foundling.models.mamba", "Mamba", "MambaConfig", "decoder"),
+    "jamba": Entry("foundling.models.jamba", "Jamba", "JambaConfig", "decoder"),
     "mamba2": Entry("foundling.models.mamba2", "Mamba2", "Mamba2Config", "decoder"),
     "bert": Entry("foundling.models.bert", "BERT", "BERTConfig", "encoder"),
     "roberta": Entry("foundling.models.roberta", "RoBERTa", "RoBERTaConfig", "encoder"),

@@ -6,12 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
-
 from foundling.blocks.norm import RMSNorm
 from foundling.blocks.ssm import Mamba2Mixer
-from foundling.blocks.stack import Decoder
-from foundling.contracts import ConfigMap, Key, LayerCache, Mask
+from foundling.blocks.stack import Decoder, MixerBlock
+from foundling.contracts import ConfigMap, Key
 from foundling.errors import ConfigError
 
 
@@ -35,25 +33,19 @@ class Mamba2Config:
             raise ConfigError(f"n_heads {self.n_heads} is not a multiple of n_groups {self.n_groups}")
 
 
-class MixerBlock(nn.Module):
-    """x + mixer(norm(x))"""
-
-    def __init__(self, c: Mamba2Config) -> None:
-        super().__init__()
-        self.mixer_norm = RMSNorm(c.d_model, c.norm_eps)
-        self.mixer = Mamba2Mixer(
-            c.d_model, c.n_heads, c.head_dim, c.n_groups, c.d_state, c.d_conv, c.chunk_size, c.norm_eps
-        )
-
-    def forward(self, x: Tensor, mask: Mask, rotation: None, cache: LayerCache | None = None) -> Tensor:
-        return x + self.mixer(self.mixer_norm(x), mask, rotation, cache)
-
-
 class Mamba2(Decoder):
     def __init__(self, config: Mamba2Config) -> None:
-        super().__init__(
-            config, [MixerBlock(config) for _ in range(config.n_layers)], RMSNorm(config.d_model, config.norm_eps)
-        )
+        c = config
+        layers = [
+            MixerBlock(
+                RMSNorm(c.d_model, c.norm_eps),
+                Mamba2Mixer(
+                    c.d_model, c.n_heads, c.head_dim, c.n_groups, c.d_state, c.d_conv, c.chunk_size, c.norm_eps
+                ),
+            )
+            for _ in range(c.n_layers)
+        ]
+        super().__init__(c, [*layers], RMSNorm(c.d_model, c.norm_eps))
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from foundling.blocks.attention import Attention
-from foundling.blocks.cache import ModelCache
-from foundling.blocks.moe import MoE, Routing, balance
+from foundling.blocks.moe import MoE
 from foundling.blocks.norm import RMSNorm
 from foundling.blocks.position import RoPE, Rotation
-from foundling.blocks.stack import Decoder
-from foundling.contracts import ConfigMap, Key, LayerCache, Mask, Term
+from foundling.blocks.stack import MoEBlock, SparseDecoder
+from foundling.contracts import ConfigMap, Key
 from foundling.errors import ConfigError
 from foundling.models import llama
 
@@ -44,41 +43,23 @@ class MixtralConfig:
             raise ConfigError(f"n_active {self.n_active} is more than n_experts {self.n_experts}")
 
 
-class MoEBlock(nn.Module):
-    """A pre-norm block that also says what its router did."""
-
-    def __init__(self, c: MixtralConfig) -> None:
-        super().__init__()
-        self.mixer_norm, self.ffn_norm = RMSNorm(c.d_model, c.norm_eps), RMSNorm(c.d_model, c.norm_eps)
-        self.mixer = Attention(c.d_model, c.n_heads, c.n_kv_heads, c.head_dim)
-        self.ffn = MoE(c.d_model, c.d_expert, c.n_experts, c.n_active, F.silu)
-
-    def forward(
-        self, x: Tensor, mask: Mask, rotation: Rotation, cache: LayerCache | None = None
-    ) -> tuple[Tensor, Routing]:
-        x = x + self.mixer(self.mixer_norm(x), mask, rotation, cache)
-        y, routing = self.ffn(self.ffn_norm(x), None if mask.documents is None else mask.documents >= 0)
-        return x + y, routing
-
-
-class Mixtral(Decoder):
+class Mixtral(SparseDecoder):
     def __init__(self, config: MixtralConfig) -> None:
-        super().__init__(
-            config, [MoEBlock(config) for _ in range(config.n_layers)], RMSNorm(config.d_model, config.norm_eps)
-        )
-        self.rope = RoPE(config.head_dim, config.rope_theta)
+        c = config
+        layers = [
+            MoEBlock(
+                RMSNorm(c.d_model, c.norm_eps),
+                Attention(c.d_model, c.n_heads, c.n_kv_heads, c.head_dim),
+                RMSNorm(c.d_model, c.norm_eps),
+                MoE(c.d_model, c.d_expert, c.n_experts, c.n_active, F.silu),
+            )
+            for _ in range(c.n_layers)
+        ]
+        super().__init__(c, [*layers], RMSNorm(c.d_model, c.norm_eps))
+        self.rope = RoPE(c.head_dim, c.rope_theta)
 
     def place(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Rotation | None]:
         return x, self.rope(positions)
-
-    def read(
-        self, x: Tensor, mask: Mask, rotation: Rotation | None, cache: ModelCache | None
-    ) -> tuple[Tensor, dict[str, Term]]:
-        routings = []
-        for index, layer in enumerate(self.layers):
-            x, routing = layer(x, mask, rotation, None if cache is None else cache.slot(index))
-            routings.append(routing)
-        return x, {"router_balance": Term(balance(routings), 1, self.config.balance_weight)}
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:

@@ -61,7 +61,8 @@ class Case:
                 p, module = params[name], model.get_submodule(name.rpartition(".")[0])
                 std = {"vector": 0.3, "embedding": 0.5}.get(role.kind, role.fan_in**-0.5)
                 drawn = torch.randn(p.shape, generator=draw) * std * getattr(module, "start_gain", 1.0)
-                p.copy_(drawn + (role.kind == "vector"))
+                centre = -1 if name.endswith("dt_bias") else role.kind == "vector"  # a Δ of a third: states that last
+                p.copy_(drawn + centre)
         return model.eval()
 
     def fresh(self, seed: int = 0) -> Any:

@@ -288,13 +288,18 @@ PUBLISHED = {
     "bert-base": 110_106_428, "bert-large": 336_226_108, "minilm-l6": 22_713_216,
     "roberta-base": 124_697_433, "roberta-large": 355_412_057, "distilbert-base": 66_985_530,
     "albert-base": 11_813_810, "albert-large": 17_847_474, "albert-xlarge": 59_021_490, "albert-xxlarge": 223_158_450,
+    "mamba-130m": 129_135_360, "mamba-370m": 371_516_416, "mamba-790m": 793_204_224, "mamba-1.4b": 1_372_178_432,
+    "mamba-2.8b": 2_768_345_600, "jamba-v0.1": 51_570_323_328, "jamba-1.5-mini": 51_570_323_328,
     "unet-32": 35_751_939,  # nobody's but ours; as many as diffusers' UNet2DModel of that shape has
 }  # fmt: skip
 """Parameters of the released checkpoints."""
-ROUNDED = {"opt-66b": 66e9, "opt-175b": 175e9}
+ROUNDED = {"opt-66b": 66e9, "opt-175b": 175e9, "jamba-1.5-large": 398e9}
 """as papers state them"""
-ACTIVE = {"mixtral-8x7b": 12_879_925_248, "mixtral-8x22b": 39_161_468_928}
-"""of which a token meets, as published: 12.9 and 39 billion"""
+ACTIVE = {
+    "mixtral-8x7b": 12_879_925_248, "mixtral-8x22b": 39_161_468_928,
+    "jamba-v0.1": 12_110_311_296, "jamba-1.5-mini": 12_110_311_296,
+}  # fmt: skip
+"""of which a token meets, as published: 12.9, 39 and 12 billion"""
 
 
 @each

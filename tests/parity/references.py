@@ -88,6 +88,19 @@ def mixtral(**fields: Any) -> Reference:
     return _decoder("MixtralForCausalLM", "MixtralConfig", **(base | fields))
 
 
+def mamba(**fields: Any) -> Reference:
+    base = dict(vocab_size=64, hidden_size=32, state_size=8, num_hidden_layers=2)
+    return _decoder("MambaForCausalLM", "MambaConfig", **(base | fields))
+
+
+def jamba(**fields: Any) -> Reference:
+    base = dict(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, num_experts=4, attn_layer_period=3, attn_layer_offset=1, mamba_d_state=8,
+    )  # fmt: skip
+    return _decoder("JambaForCausalLM", "JambaConfig", **(base | fields))
+
+
 def mamba2(**fields: Any) -> Reference:
     base = dict(vocab_size=64, hidden_size=32, num_heads=4, head_dim=16, state_size=8, n_groups=2, num_hidden_layers=2,
                 chunk_size=8)  # fmt: skip
@@ -179,7 +192,7 @@ def randomise(model: Any) -> Any:
             noise = torch.randn(p.shape, generator=draw)
             if name.endswith("A_log"):
                 p.copy_(noise.abs())
-            elif name.endswith("dt_bias"):
+            elif name.endswith(("dt_bias", "dt_proj.bias")):
                 p.copy_(noise - 1)
             else:
                 size = p[0].numel() ** -0.5 if p.ndim == 4 else 0.25 if p.ndim > 1 else 0.3
@@ -236,6 +249,17 @@ REFERENCES: dict[str, list[Reference]] = {
     "opt": [opt(), opt(num_attention_heads=1, ffn_dim=50), opt(tie_word_embeddings=False, num_attention_heads=8)],
     "bloom": [bloom(), bloom(n_head=3, hidden_size=24), bloom(n_head=12, hidden_size=48, tie_word_embeddings=False)],
     "mixtral": [mixtral(), mixtral(num_local_experts=3, num_experts_per_tok=1, head_dim=16), mixtral(hidden_size=64)],
+    "mamba": [
+        mamba(),
+        mamba(expand=3, conv_kernel=2, time_step_rank=5, tie_word_embeddings=False),
+        mamba(hidden_size=48, state_size=16, num_hidden_layers=3, chunk_size=8),
+    ],
+    "jamba": [
+        jamba(),
+        jamba(attn_layer_period=2, attn_layer_offset=0, expert_layer_period=3, expert_layer_offset=2, num_experts=3,
+              num_experts_per_tok=1, tie_word_embeddings=True),
+        jamba(hidden_size=64, num_key_value_heads=1, mamba_dt_rank=7, mamba_expand=1, mamba_d_conv=3, chunk_size=5),
+    ],
     "mamba2": [
         mamba2(),
         mamba2(n_groups=1, chunk_size=256, tie_word_embeddings=True),
@@ -265,5 +289,5 @@ REFERENCES: dict[str, list[Reference]] = {
     ],
     "clip": [clip(63, 32, 3), clip(63, 48, 1), clip(2, 64, 3)],
 }  # fmt: skip
-TOLERANCE = {"mixtral": 1e-5}
+TOLERANCE = {"mixtral": 1e-5, "jamba": 1e-5}
 """max|a − b| / max|b|; elsewhere 5e-6, of T5 v1.1 too"""

@@ -65,9 +65,10 @@ def test_padding_of_a_source(tmp_path) -> None:
     close(ours.logits(ours(y, memory=ours.encode(x, documents=mask - 1)).hidden), expected)
 
 
+@pytest.mark.parametrize("name", ["mixtral", "jamba"])
 @torch.inference_mode()
-def test_the_router_loss_is_theirs(tmp_path) -> None:
-    theirs, x = randomise(REFERENCES["mixtral"][0].make()), tokens()
+def test_the_router_loss_is_theirs(name: str, tmp_path) -> None:
+    theirs, x = randomise(REFERENCES[name][0].make()), tokens()
     theirs.save_pretrained(tmp_path)
     ours = foundling.load(tmp_path)
     mask = torch.ones_like(x)

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Causal convolutions, and the borders of documents that recurrent mixers heed."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foundling.contracts import Conv, LayerCache
+
+
+def segments_of(documents: Tensor, previous: Tensor | None) -> Tensor:
+    """documents (B, T), -1 on the right; previous (B,): the last document of what was read before, -1 for none. ->
+    (B, T): 0 while the document before goes on, then one more at each border; padding continues the last."""
+    before = documents[:, :1] if previous is None else previous[:, None]
+    shifted = torch.cat((before, documents[:, :-1]), dim=1)
+    return ((documents != shifted) & (documents >= 0) & (shifted >= 0)).cumsum(1)
+
+
+class CausalConv(nn.Module):
+    """A depthwise convolution over the last `width` tokens of each document."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.channels, self.width = channels, width
+        self.weight = nn.Parameter(torch.randn(channels, 1, width) * width**-0.5)
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def slot(self) -> Conv:
+        return Conv(self.channels, self.width - 1)
+
+    def forward(self, x: Tensor, segments: Tensor | None, cache: LayerCache | None) -> Tensor:
+        """x (B, T, C), segments (B, T) as segments_of gives them, or None for one document -> (B, T, C). With a cache
+        it goes on from what is held, and holds the last inputs anew."""
+        held = None if cache is None else cache.get(Conv)
+        y = self._convolved(x, segments, held)
+        if cache is not None and held is not None:  # after it: what is held is overwritten
+            cache.put(Conv, self._remembered(x, held, cache.documents, segments))
+        return y
+
+    def _convolved(self, x: Tensor, segments: Tensor | None, held: Tensor | None) -> Tensor:
+        """held (B, width − 1, C): the inputs before"""
+        before = self.width - 1
+        x = F.pad(x, (0, 0, before, 0)) if held is None else torch.cat((held.to(x.dtype), x), dim=1)
+        if segments is None:
+            return F.conv1d(x.mT, self.weight, self.bias, groups=self.channels).mT
+        # what was held belongs to segment 0, unless a border came first: then segments begin at 1
+        s = F.pad(segments, (before, 0))
+        steps = segments.shape[1]
+        taps = [
+            torch.where((s[:, k : k + steps] == segments)[..., None], x[:, k : k + steps], 0) * self.weight[:, 0, k]
+            for k in range(self.width)
+        ]
+        return sum(taps[1:], taps[0]) + self.bias
+
+    def _remembered(self, x: Tensor, held: Tensor, documents: Tensor, segments: Tensor | None) -> Tensor:
+        """The last inputs after each row's real tokens, those of older documents left out."""
+        before = self.width - 1
+        inputs = torch.cat((held, x.to(held.dtype)), dim=1)
+        real = (documents >= 0).sum(1)
+        places = real[:, None] + torch.arange(before, device=x.device)
+        kept = inputs.gather(1, places[..., None].expand(-1, -1, inputs.shape[2]))
+        if segments is None:
+            return kept
+        s = F.pad(segments, (before, 0))
+        last = s.gather(1, (real + before - 1)[:, None])
+        return torch.where((s.gather(1, places) == last)[..., None], kept, 0)
