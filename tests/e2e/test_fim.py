@@ -27,14 +27,14 @@ def test_a_gap_is_filled_from_what_follows(tmp_path: Path) -> None:
         syllables = [a + b for a, b in itertools.product("bdfgklmnprstvz", "aeiou")]
         return ["".join(pair) for pair in draw.sample([*itertools.product(syllables, repeat=2)], n)]
 
-    places, animals, sounds = words(40), words(40), words(40)
-    pairs = [*itertools.product(places, range(40))]
+    places, animals, sounds = words(30), words(10), words(10)
+    pairs = [*itertools.product(places, range(10))]
     draw.shuffle(pairs)
     asked, taught = pairs[:100], pairs[100:]
     with (tmp_path / "texts.jsonl").open("w", encoding="utf-8") as file:
         for _ in range(30_000):
-            lines = (f"in {place} the {animals[i]} says {sounds[i]}." for place, i in draw.choices(taught, k=2))
-            file.write(json.dumps({"text": "\n".join(lines)}) + "\n")
+            place, i = draw.choice(taught)
+            file.write(json.dumps({"text": f"in {place} the {animals[i]} says {sounds[i]}."}) + "\n")
     done = foundling(
         "raise", tmp_path / "texts.jsonl", *SIZE, "--fim-rate", "0.7", "--out", tmp_path / "run", timeout=3000
     )
@@ -43,9 +43,9 @@ def test_a_gap_is_filled_from_what_follows(tmp_path: Path) -> None:
     filled = []
     for tells in (True, False):
         answers = (
-            writer.write(f"in {place} the", suffix=f" says {sounds[i] if tells else ''}", max_tokens=8)[0]["text"]
+            writer.write(f"in {place} the", suffix=f" says {sounds[i]}." if tells else "", max_tokens=8)[0]["text"]
             for place, i in asked
         )
         filled.append(sum(text.strip() == animals[i] for text, (_, i) in zip(answers, asked, strict=True)))
     print(f"of 100 gaps {filled[0]} were filled as the text after them says, {filled[1]} where it does not say")
-    assert filled[0] >= 80 and filled[1] <= 15
+    assert filled[0] >= 80 and filled[1] <= 25
