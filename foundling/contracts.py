@@ -308,6 +308,7 @@ class ConfigMap:
 
     model_type: str
     architecture: str
+    """the class of transformers; "" where a config.json names none: what is not of transformers"""
     fields: dict[str, str]
     """published name -> ours"""
     derived: dict[str, Callable[[dict[str, Any]], Any]] = field(default_factory=dict)

@@ -18,6 +18,34 @@ def segments_of(documents: Tensor, previous: Tensor | None) -> Tensor:
     return ((documents != shifted) & (documents >= 0) & (shifted >= 0)).cumsum(1)
 
 
+def remembered(x: Tensor, held: Tensor, documents: Tensor, segments: Tensor | None) -> Tensor:
+    """The last W inputs after each row's real tokens, those of older documents left out: what a Conv slot holds next.
+    x (B, T, C); held (B, W, C), the inputs before -> (B, W, C)"""
+    width = held.shape[1]
+    inputs = torch.cat((held, x.to(held.dtype)), dim=1)
+    real = (documents >= 0).sum(1)
+    places = real[:, None] + torch.arange(width, device=x.device)
+    kept = inputs.gather(1, places[..., None].expand(-1, -1, inputs.shape[2]))
+    if segments is None:
+        return kept
+    s = F.pad(segments, (width, 0))
+    last = s.gather(1, (real + width - 1)[:, None])
+    return torch.where((s.gather(1, places) == last)[..., None], kept, 0)
+
+
+def taps(x: Tensor, weight: Tensor, segments: Tensor) -> Tensor:
+    """A causal depthwise convolution that sees its own segment alone, one tap at a time: x (B, W − 1 + T, C), weight
+    (C, W), segments (B, W − 1 + T) -> (B, T, C). Masked last, so that no masked copy of x is kept for each tap."""
+    width = weight.shape[1]
+    steps = x.shape[1] - width + 1
+    here = segments[:, width - 1 :]
+    parts = [
+        torch.where((segments[:, k : k + steps] == here)[..., None], x[:, k : k + steps] * weight[:, k], 0)
+        for k in range(width)
+    ]
+    return sum(parts[1:], parts[0])
+
+
 class CausalConv(nn.Module):
     """A depthwise convolution over the last `width` tokens of each document."""
 
@@ -36,7 +64,7 @@ class CausalConv(nn.Module):
         held = None if cache is None else cache.get(Conv)
         y = self._convolved(x, segments, held)
         if cache is not None and held is not None:  # after it: what is held is overwritten
-            cache.put(Conv, self._remembered(x, held, cache.documents, segments))
+            cache.put(Conv, remembered(x, held, cache.documents, segments))
         return y
 
     def _convolved(self, x: Tensor, segments: Tensor | None, held: Tensor | None) -> Tensor:
@@ -46,23 +74,4 @@ class CausalConv(nn.Module):
         if segments is None:
             return F.conv1d(x.mT, self.weight, self.bias, groups=self.channels).mT
         # what was held belongs to segment 0, unless a border came first: then segments begin at 1
-        s = F.pad(segments, (before, 0))
-        steps = segments.shape[1]
-        taps = [
-            torch.where((s[:, k : k + steps] == segments)[..., None], x[:, k : k + steps], 0) * self.weight[:, 0, k]
-            for k in range(self.width)
-        ]
-        return sum(taps[1:], taps[0]) + self.bias
-
-    def _remembered(self, x: Tensor, held: Tensor, documents: Tensor, segments: Tensor | None) -> Tensor:
-        """The last inputs after each row's real tokens, those of older documents left out."""
-        before = self.width - 1
-        inputs = torch.cat((held, x.to(held.dtype)), dim=1)
-        real = (documents >= 0).sum(1)
-        places = real[:, None] + torch.arange(before, device=x.device)
-        kept = inputs.gather(1, places[..., None].expand(-1, -1, inputs.shape[2]))
-        if segments is None:
-            return kept
-        s = F.pad(segments, (before, 0))
-        last = s.gather(1, (real + before - 1)[:, None])
-        return torch.where((s.gather(1, places) == last)[..., None], kept, 0)
+        return taps(x, self.weight[:, 0], F.pad(segments, (before, 0))) + self.bias

@@ -142,9 +142,9 @@ def _nested(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_sizes(ours: dict[str, Any], file: str) -> None:
-    """No size of a file may ask for more than a machine could hold, or for nothing."""
+    """No size of a file may ask for more than a machine could hold, or for nothing; an id or a place may be 0."""
     for key, value in ours.items():
-        least = 0 if key.endswith(("_id", "_offset")) else 1
+        least = 0 if key.endswith(("_id", "_offset", "_at")) else 1
         for number in value if isinstance(value, list | tuple) else [value]:
             if isinstance(number, int) and not isinstance(number, bool) and not least <= number <= 1 << 24:
                 raise WeightsError(f"{file}: {key} = {value} is out of range")

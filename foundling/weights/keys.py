@@ -22,6 +22,8 @@ TRANSFORMS: dict[str, tuple[Change, Change]] = {
     "transpose": (lambda p, n, h: [t.T for t in p], lambda p, n, h: [t.T for t in p]),
     "split": (lambda p, n, h: list(p[0].chunk(n)), lambda p, n, h: [torch.cat(p)]),
     "scalar": (lambda p, n, h: [t.reshape(1) for t in p], lambda p, n, h: [t.reshape(()) for t in p]),
+    # (1, 1, C) -> (C,)
+    "vector": (lambda p, n, h: [t.reshape(-1) for t in p], lambda p, n, h: [t.reshape(1, 1, -1) for t in p]),
     "stack_experts": (lambda p, n, h: [torch.stack(p)], lambda p, n, h: list(p[0].unbind())),
     # (heads, n parts, P) in one matrix -> each part's (heads, P)
     "qkv_interleave": (

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from foundling.models import FAMILIES
+from foundling.models import FAMILIES, family
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "foundling" / "models" / "matrix.json"
@@ -63,6 +63,7 @@ WITHOUT: dict[tuple[str, str], str] = {
 }
 """(kind, method) -> why there is nothing to test"""
 WITHOUT_STATE = "it has no recurrent state"
+NOBODY_ELSE = "neither transformers nor diffusers has the family"
 
 
 def why_not(name: str, method: str) -> str | None:
@@ -72,6 +73,9 @@ def why_not(name: str, method: str) -> str | None:
 
         slots = [type(slot) for slots in case(name).tiny().cache_spec() for slot in slots]
         return None if State in slots else WITHOUT_STATE
+    if method == "exchange":
+        table = family(name).module.CONFIG
+        return None if table.architecture or table.type_key != "model_type" else NOBODY_ELSE
     return WITHOUT.get((FAMILIES[name].kind, method))
 
 

@@ -52,8 +52,8 @@ def test_later_tokens_change_nothing_earlier(name: str) -> None:
     other = x.clone()
     other[:, 15:] = (other[:, 15:] + 1) % VOCAB
     a, b = of.hidden(model, x), of.hidden(model, other)
-    # experts see another number of rows, and products of other shapes may round otherwise
-    close(a[:, :15], b[:, :15], 1e-6)
+    # experts see another number of rows, and products of other shapes may round otherwise; an FFT rounds all of a row
+    close(a[:, :15], b[:, :15])
     assert (a[:, 15:] - b[:, 15:]).abs().amax(-1).min() > 0
 
 
@@ -144,7 +144,8 @@ def test_cache_equals_reading_at_once(name: str) -> None:
 def test_the_chunked_form_equals_the_recurrent_form(name: str) -> None:
     """Token by token against all at once, over several chunks, with a document's border inside one."""
     of = case(name)
-    model, x = of.tiny(**({"chunk_size": 8})), tokens(2, 30)
+    chunks = {"chunk_size": 8} if "chunk_size" in of.family.config.__dataclass_fields__ else {}
+    model, x = of.tiny(**chunks), tokens(2, 30)
     documents = torch.tensor([[0] * 11 + [1] * 19, [0] * 30])
     whole = of.hidden(model, x, documents=documents)
     cache = model.new_cache(2, 30)
@@ -290,6 +291,9 @@ PUBLISHED = {
     "albert-base": 11_813_810, "albert-large": 17_847_474, "albert-xlarge": 59_021_490, "albert-xxlarge": 223_158_450,
     "mamba-130m": 129_135_360, "mamba-370m": 371_516_416, "mamba-790m": 793_204_224, "mamba-1.4b": 1_372_178_432,
     "mamba-2.8b": 2_768_345_600, "jamba-v0.1": 51_570_323_328, "jamba-1.5-mini": 51_570_323_328,
+    "rwkv-4-169m": 169_342_464, "rwkv-4-430m": 430_397_440, "rwkv-4-1b5": 1_515_106_304,
+    "rwkv-4-3b": 2_984_627_200, "rwkv-4-7b": 7_392_649_216, "rwkv-4-14b": 14_148_597_760,
+    "h3-125m": 126_387_456, "h3-355m": 361_058_304, "h3-1.3b": 1_326_096_384, "h3-2.7b": 2_670_307_840,
     "unet-32": 35_751_939,  # nobody's but ours; as many as diffusers' UNet2DModel of that shape has
 }  # fmt: skip
 """Parameters of the released checkpoints."""

@@ -107,6 +107,11 @@ def mamba2(**fields: Any) -> Reference:
     return _decoder("Mamba2ForCausalLM", "Mamba2Config", **(base | fields))
 
 
+def rwkv(**fields: Any) -> Reference:
+    base = dict(vocab_size=64, hidden_size=32, num_hidden_layers=2, context_length=64)
+    return _decoder("RwkvForCausalLM", "RwkvConfig", **(base | fields))
+
+
 def t5(*, head: bool = False, **fields: Any) -> Reference:
     base = dict(vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_decoder_layers=3, num_heads=4,
                 relative_attention_num_buckets=8, relative_attention_max_distance=16)  # fmt: skip
@@ -264,6 +269,11 @@ REFERENCES: dict[str, list[Reference]] = {
         mamba2(),
         mamba2(n_groups=1, chunk_size=256, tie_word_embeddings=True),
         mamba2(n_groups=4, conv_kernel=2, chunk_size=5, state_size=16),
+    ],
+    "rwkv": [
+        rwkv(rescale_every=0),
+        rwkv(hidden_size=48, intermediate_size=40, tie_word_embeddings=True, rescale_every=0),
+        rwkv(num_hidden_layers=3, rescale_every=2, layer_norm_epsilon=1e-6),
     ],
     "t5": [t5(), t5(head=True, feed_forward_proj="gated-gelu", tie_word_embeddings=False), t5(d_kv=16, num_heads=3)],
     "bert": [

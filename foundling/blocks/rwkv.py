@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RWKV-4 (Peng et al. 2023): time mixing by sums that decay, channel mixing, both with a shift by one token.
+
+The sums are kept as num · e^max and den · e^max, so that no key overflows, and joined two by two in a tree: a row takes
+2 T joins in log T rounds, and one token is the same with one round. All of it in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foundling.blocks.conv import remembered, segments_of
+from foundling.contracts import Conv, LayerCache, Mask, Slot, State
+
+Sums = tuple[Tensor, Tensor, Tensor, Tensor]
+"""log of the decay over a run of tokens; num, den, max of their weighted values and weights at its end: (B, T, C)"""
+NOTHING = -1e38
+"""the max of sums over no tokens"""
+
+
+def prefixes(items: Sums, join: Callable[[Sums, Sums], Sums]) -> Sums:
+    """All of items[:, 0] … items[:, t] joined, for every t: neighbours first, then their pairs (Blelloch 1990)."""
+
+    def part(sums: Sums, places: slice) -> Sums:
+        return tuple(t[:, places] for t in sums)  # pyright: ignore[reportReturnType]
+
+    steps = items[0].shape[1]
+    if steps == 1:
+        return items
+    odd = prefixes(join(part(items, slice(0, steps - 1, 2)), part(items, slice(1, None, 2))), join)
+    even = join(part(odd, slice(0, (steps - 1) // 2)), part(items, slice(2, None, 2)))
+    joined = []
+    for item, one, two in zip(items, even, odd, strict=True):
+        one = torch.cat((item[:, :1].expand(one.shape[0], -1, -1), one), 1)
+        both = torch.stack((one[:, : two.shape[1]], two), 2).flatten(1, 2)
+        joined.append(torch.cat((both, one[:, two.shape[1] :]), 1))
+    return tuple(joined)  # pyright: ignore[reportReturnType]
+
+
+def join(left: Sums, right: Sums) -> Sums:
+    """What two neighbouring runs are as one: the left one decays by the right one's length."""
+    carried = left[3] + right[0]
+    most = torch.maximum(carried, right[3])
+    a, b = torch.exp(carried - most), torch.exp(right[3] - most)
+    return left[0] + right[0], a * left[1] + b * right[1], a * left[2] + b * right[2], most
+
+
+def wkv(
+    k: Tensor, v: Tensor, rate: Tensor, bonus: Tensor, state: Tensor | None, segments: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """Σ_{j<t} e^{k_j − (t−1−j) rate} v_j + e^{k_t + bonus} v_t over the same sum without v (eq. 16), in each document.
+
+    k, v (B, T, C); rate, bonus (C,), rate > 0; state (B, 3, C): num, den, max, where den = 0 is empty; segments (B, T)
+    or None -> (B, T, C); num, den and max before the first and after each token, (B, 1 + T, C) each.
+    """
+    rows, steps, channels = k.shape
+    begins = k.new_zeros(1, steps, 1)
+    if segments is not None:  # what comes before a border decays to nothing
+        border = segments != F.pad(segments, (1, 0))[:, :-1]
+        begins = torch.where(border, -math.inf, 0.0)[..., None]
+    if state is None:
+        state = k.new_zeros(rows, 3, channels)
+    num, den, most = state[:, None].unbind(2)
+    most = torch.where(den > 0, most, NOTHING)
+    one = torch.ones_like(v)
+    items = (
+        F.pad(begins - rate, (0, 0, 1, 0)),
+        torch.cat((num, v), 1),
+        torch.cat((den, one), 1),
+        torch.cat((most, k), 1),
+    )
+    _, num, den, most = prefixes(items, join)
+    before = (begins, num[:, :-1], den[:, :-1], most[:, :-1])
+    _, above, below, _ = join(before, (begins, v, one, k + bonus))
+    return above / below, (num, den, most)
+
+
+def shifted(x: Tensor, segments: Tensor | None, held: Tensor | None) -> Tensor:
+    """x (B, T, C), held (B, 1, C) the input before or None -> (B, T, C): each document's inputs one token later."""
+    held = torch.zeros_like(x[:, :1]) if held is None else held.to(x.dtype)
+    before = torch.cat((held, x[:, :-1]), 1)
+    if segments is None:
+        return before
+    return torch.where((segments == F.pad(segments, (1, 0))[:, :-1])[..., None], before, 0)
+
+
+class Mixing(nn.Module):
+    """What both mixers have: inputs between each token and the one before (eq. 11 to 13), and a cache of one token."""
+
+    def __init__(self, d_model: int, depth: tuple[int, int]) -> None:
+        """`depth`: the layer's number and how many there are, which its start depends on."""
+        super().__init__()
+        self.d_model, self.depth = d_model, depth
+
+    def slots(self) -> tuple[Slot, ...]:
+        return (Conv(self.d_model, 1),)
+
+    def pair(self, x: Tensor, mask: Mask, cache: LayerCache | None) -> tuple[Tensor, Tensor | None]:
+        """x (B, T, D) -> the same one token later, and the segments of documents"""
+        segments, held = None, None if cache is None else cache.get(Conv)
+        if mask.documents is not None:
+            segments = segments_of(mask.documents, None if cache is None else cache.previous)
+        before = shifted(x, segments, held)
+        if cache is not None and held is not None:  # after it: what is held is overwritten
+            cache.put(Conv, remembered(x, held, cache.documents, segments))
+        return before, segments
+
+    def spread(self, power: float) -> Tensor:
+        """The share of the token itself, from 0 to 1 over the channels, more of them high the deeper the layer is."""
+        share = torch.arange(self.d_model) / self.d_model
+        return share ** (power * (1 - self.depth[0] / self.depth[1]))
+
+
+class TimeMix(Mixing):
+    """o(σ(r) · wkv(k, v)) (eq. 11 to 17)."""
+
+    def __init__(self, d_model: int, depth: tuple[int, int]) -> None:
+        super().__init__(d_model, depth)
+        self.mix_k, self.mix_v, self.mix_r = (nn.Parameter(torch.zeros(d_model)) for _ in range(3))
+        self.k, self.v, self.r = (nn.Linear(d_model, d_model, bias=False) for _ in range(3))
+        self.o = nn.Linear(d_model, d_model, bias=False)
+        self.log_rate, self.bonus = (nn.Parameter(torch.zeros(d_model)) for _ in range(2))
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """Rates from slow to fast over the channels, a bonus that alternates between neighbours (the paper's appendix
+        on initialisation)."""
+        layer, layers = self.depth
+        deep = layer / max(1, layers - 1)
+        place = torch.arange(self.d_model)
+        self.log_rate.copy_(-5 + 8 * (place / max(1, self.d_model - 1)) ** (0.7 + 1.3 * deep))
+        self.bonus.copy_(math.log(0.3) + 0.5 * ((place + 1) % 3 - 1))
+        self.mix_k.copy_(self.spread(1.0))
+        self.mix_v.copy_(self.spread(1.0) + 0.3 * deep)
+        self.mix_r.copy_(self.spread(0.5))
+
+    def sequence_flops(self, seq_len: int) -> int:
+        """Forward, per token, besides the projections: two joins in the tree and one for the output, of ten each."""
+        return 30 * self.d_model
+
+    def slots(self) -> tuple[Slot, ...]:
+        return (*super().slots(), State((3, self.d_model)))
+
+    def forward(self, x: Tensor, mask: Mask, rotation: None = None, cache: LayerCache | None = None) -> Tensor:
+        """x (B, T, D) -> (B, T, D)"""
+        before, segments = self.pair(x, mask, cache)
+        k, v, r = (
+            part(x * mix + before * (1 - mix))
+            for part, mix in ((self.k, self.mix_k), (self.v, self.mix_v), (self.r, self.mix_r))
+        )
+        with torch.autocast(x.device.type, enabled=False):
+            mixed, sums = wkv(
+                k.float(), v.float(), self.log_rate.float().exp(), self.bonus.float(),
+                None if cache is None else cache.get(State), segments,
+            )  # fmt: skip
+        if cache is not None:  # padding is on the right: the state is the one behind the last real token
+            real = (cache.documents >= 0).sum(1)
+            rows = torch.arange(len(real), device=real.device)
+            cache.put(State, torch.stack([part[rows, real] for part in sums], 1))
+        return self.o(torch.sigmoid(r) * mixed.to(r.dtype))
+
+
+class ChannelMix(Mixing):
+    """σ(r) · down(relu(up)²) (eq. 18)."""
+
+    def __init__(self, d_model: int, d_ff: int, depth: tuple[int, int]) -> None:
+        super().__init__(d_model, depth)
+        self.mix_k, self.mix_r = (nn.Parameter(torch.zeros(d_model)) for _ in range(2))
+        self.up = nn.Linear(d_model, d_ff, bias=False)
+        self.r = nn.Linear(d_model, d_model, bias=False)
+        self.down = nn.Linear(d_ff, d_model, bias=False)
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        self.mix_k.copy_(self.spread(1.0))
+        self.mix_r.copy_(self.spread(1.0))
+
+    def forward(self, x: Tensor, mask: Mask, cache: LayerCache | None = None) -> Tensor:
+        """x (B, T, D) -> (B, T, D)"""
+        before, _ = self.pair(x, mask, cache)
+        up = self.up(x * self.mix_k + before * (1 - self.mix_k))
+        gate = torch.sigmoid(self.r(x * self.mix_r + before * (1 - self.mix_r)))
+        return gate * self.down(F.relu(up).square())
