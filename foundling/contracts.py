@@ -45,6 +45,7 @@ class Mask:
     `key_documents` (B, S) of the keys, where they are not the queries themselves: a cache, a memory.
     `lengths` (B,): keys that stood in the cache before; query t of row b is key lengths[b] + t.
     `bias` (B or 1, H, T, S) is added to the scores. `window`: a query sees itself and the window − 1 before it.
+    `chunk`: each document is cut into pieces of so many tokens from its begin on, and a query sees its own piece.
     """
 
     causal: bool = True
@@ -53,6 +54,7 @@ class Mask:
     lengths: Tensor | None = None
     bias: Tensor | None = None
     window: int | None = None
+    chunk: int | None = None
 
 
 class KV(NamedTuple):
@@ -295,6 +297,8 @@ class Key:
     """a tensor of ours beside which alone this entry holds"""
     unless: str = ""
     """a tensor of ours beside which it does not"""
+    heads: str = "n_heads"
+    """the field of the configuration that says how many heads it holds, for transforms that ask"""
 
     @property
     def targets(self) -> tuple[str, ...]:

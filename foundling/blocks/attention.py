@@ -4,12 +4,13 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foundling.blocks.position import Rotation, rotate
+from foundling.blocks.position import positions_of, rotate
 from foundling.contracts import KV, Cross, LayerCache, Mask, Slot
 
 
@@ -23,6 +24,11 @@ def dense_mask(mask: Mask, n_queries: int, n_keys: int, device: torch.device) ->
     allowed = (key <= at) if mask.causal else torch.ones_like(key <= at)
     if mask.window is not None:
         allowed = allowed & (at - key < mask.window)
+    if mask.chunk is not None:
+        keys = mask.documents if mask.key_documents is None else mask.key_documents
+        chunks = positions_of(key if keys is None else keys, keys) // mask.chunk  # (B or 1, S)
+        own = chunks.gather(1, at.flatten(-2).expand(len(chunks), -1).clamp_max(n_keys - 1))
+        allowed = allowed & (own[:, :, None] == chunks[:, None, :])
     if allowed.ndim == 2:
         allowed = allowed[None]
     if mask.documents is not None:
@@ -42,7 +48,7 @@ class Attend(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
         """q (B, H, T, P), k and v (B, K, S, P) -> (B, H, T, P)"""
-        local = mask.window is not None and mask.window < k.shape[2]
+        local = any(part is not None and part < k.shape[2] for part in (mask.window, mask.chunk))
         plain = mask.documents is None and mask.lengths is None and not local
         grouped, allowed = q.shape[1] != k.shape[1], None
         if mask.bias is not None or not plain:
@@ -67,8 +73,8 @@ class Attend(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention; `scale` and `softcap` as in Attend, `window` as in Mask. `qk_norm` makes a norm of a width, for
-    each head's queries and keys before they are turned (Dehghani et al. 2023, section 2)."""
+    """Self-attention; `scale` and `softcap` as in Attend, `window` and `chunk` as in Mask. `qk_norm` makes a norm of a
+    width, for each head's queries and keys before they are turned (Dehghani et al. 2023, section 2)."""
 
     def __init__(
         self,
@@ -81,10 +87,12 @@ class Attention(nn.Module):
         scale: float | None = None,
         softcap: float | None = None,
         window: int | None = None,
+        chunk: int | None = None,
         qk_norm: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        self.n_heads, self.n_kv_heads, self.head_dim, self.window = n_heads, n_kv_heads, head_dim, window
+        self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, head_dim
+        self.window, self.chunk = window, chunk
         self.q = nn.Linear(d_model, n_heads * head_dim, bias=bias)
         self.k = nn.Linear(d_model, n_kv_heads * head_dim, bias=bias)
         self.v = nn.Linear(d_model, n_kv_heads * head_dim, bias=bias)
@@ -97,8 +105,9 @@ class Attention(nn.Module):
 
     def sequence_flops(self, seq_len: int) -> int:
         """Forward, per token, besides the projections: scores and values over half of the square, or what of it the
-        window leaves."""
-        seen = seq_len / 2 if self.window is None else min(seq_len / 2, self.window)
+        window or the chunks leave."""
+        seen = (seq_len if self.chunk is None else min(seq_len, self.chunk)) / 2
+        seen = seen if self.window is None else min(seen, self.window)
         return int(4 * self.n_heads * self.head_dim * seen)
 
     def heads(self, x: Tensor) -> Tensor:
@@ -112,15 +121,17 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v
 
-    def forward(
-        self, x: Tensor, mask: Mask, rotation: Rotation | None = None, cache: LayerCache | None = None
-    ) -> Tensor:
+    def turn(self, q: Tensor, k: Tensor, rotation: Any) -> tuple[Tensor, Tensor]:
+        """What positions do to queries and keys."""
+        return rotate(q, rotation), rotate(k, rotation)
+
+    def forward(self, x: Tensor, mask: Mask, rotation: Any = None, cache: LayerCache | None = None) -> Tensor:
         """x (B, T, D) -> (B, T, D); with a cache the keys are all that each row holds and x is what comes next."""
         q, k, v = self.qkv(x)
-        if self.window is not None:
-            mask = replace(mask, window=self.window)
+        if self.window is not None or self.chunk is not None:
+            mask = replace(mask, window=self.window, chunk=self.chunk)
         if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
+            q, k = self.turn(q, k, rotation)
         if cache is not None:
             k, v = cache.extend(k, v)
         return self.o(self.attend(q, k, v, mask).transpose(1, 2).flatten(2))

@@ -18,7 +18,7 @@ from foundling.blocks.moe import GroupedLinear
 BASE_WIDTH = 128
 """The width at which a learning rate is stated."""
 EMBEDDING_STD = 0.02
-INTO_RESIDUAL = ("mixer.o", "cross.o", "ffn.down")
+INTO_RESIDUAL = ("mixer.o", "cross.o", "ffn.down", "ffn.shared.down")
 
 Kind = Literal["embedding", "hidden", "head", "vector", "conv", "adapter"]
 """hidden: a matrix, or experts' matrices; adapter: beside one, whose thin side says nothing of the width"""

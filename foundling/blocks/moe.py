@@ -89,6 +89,9 @@ class MoE(nn.Module):
     """Σ over the `n_active` likeliest experts of probability · expert(x), no token dropped (Jiang et al. 2024, Mixtral,
     section 2.1). The router computes in float32; `normalised`: chosen probabilities are scaled to sum to one."""
 
+    weighs_input = False
+    """whether what an expert reads is weighed, and not what it says"""
+
     def __init__(
         self, d_model: int, d_ff: int, n_experts: int, n_active: int, activation: Callable[[Tensor], Tensor],
         *, normalised: bool = True,
@@ -100,23 +103,29 @@ class MoE(nn.Module):
         self.up = GroupedLinear(n_experts, d_model, d_ff)
         self.down = GroupedLinear(n_experts, d_ff, d_model)
 
+    def choose(self, logits: Tensor, probability: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the router's logits and their softmax, both (n, E): weights and numbers of the experts, (n, A) each"""
+        weight, expert = probability.topk(self.n_active, dim=-1)
+        return weight / weight.sum(-1, keepdim=True) if self.normalised else weight, expert
+
     def forward(self, x: Tensor, real: Tensor | None = None) -> tuple[Tensor, Routing]:
         """x (B, T, D), real (B, T) bool or None for all -> (B, T, D) and what the router did"""
         flat = x.flatten(0, 1)
         read = flat.float() if torch.is_autocast_enabled(x.device.type) else flat  # else weights are in x's type too
         with torch.autocast(x.device.type, enabled=False):
-            probability = torch.softmax(self.router(read).float(), dim=-1)
-        weight, expert = probability.topk(self.n_active, dim=-1)
-        if self.normalised:
-            weight = weight / weight.sum(-1, keepdim=True)
+            logits = self.router(read).float()
+        probability = torch.softmax(logits, dim=-1)
+        weight, expert = self.choose(logits, probability)
         counted = torch.ones_like(flat[:, 0], dtype=torch.float32) if real is None else real.flatten().float()
         chosen = F.one_hot(expert, self.n_experts).sum(1)
         order = expert.flatten().argsort(stable=True)
         ends = chosen.sum(0).cumsum(0).to(torch.int32)
         rows = flat[order // self.n_active]
+        if self.weighs_input:
+            rows = rows * weight.flatten()[order, None].to(rows.dtype)
         y = self.down(self.activation(self.gate(rows, ends)) * self.up(rows, ends), ends)
         y = torch.empty_like(y).index_copy(0, order, y).unflatten(0, (-1, self.n_active))
-        y = (y * weight[..., None].to(y.dtype)).sum(1).to(x.dtype)
+        y = (y if self.weighs_input else y * weight[..., None].to(y.dtype)).sum(1).to(x.dtype)
         routing = Routing((probability * counted[:, None]).sum(0), (chosen * counted[:, None]).sum(0), counted.sum())
         return y.unflatten(0, x.shape[:2]), routing
 

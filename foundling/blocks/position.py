@@ -39,16 +39,17 @@ class RopeScaling:
     original_max_seq_len: int = 8192
 
     def __post_init__(self) -> None:
-        if self.factor < 1 or not 0 < self.low_freq_factor < self.high_freq_factor:
+        if self.factor < 1 or not 0 < self.low_freq_factor <= self.high_freq_factor:
             raise ConfigError(
-                f"rope_scaling {self} makes no sense: factor >= 1, 0 < low_freq_factor < high_freq_factor"
+                f"rope_scaling {self} makes no sense: factor >= 1, 0 < low_freq_factor <= high_freq_factor"
             )
 
     def slowed(self, rates: Tensor) -> Tensor:
         if self.kind == "linear":
             return rates / self.factor
         turns = self.original_max_seq_len * rates / (2 * math.pi)
-        kept = ((turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)).clamp(0, 1)
+        passage = max(self.high_freq_factor - self.low_freq_factor, 1e-9)
+        kept = ((turns - self.low_freq_factor) / passage).clamp(0, 1)
         return (1 - kept) * rates / self.factor + kept * rates
 
 

@@ -131,8 +131,12 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, dict[str, Term]]:
         """Through the layers; a family whose layers say more than x overrides it."""
         for index, layer in enumerate(self.layers):
-            x = layer(x, mask, rotation, None if cache is None else cache.slot(index))
+            x = layer(x, mask, self.turns(layer, rotation), None if cache is None else cache.slot(index))
         return x, {}
+
+    def turns(self, layer: nn.Module, rotation: Any) -> Any:
+        """What this layer is given of what `place` made for all."""
+        return rotation
 
     def logits(self, hidden: Tensor) -> Tensor:
         if self.head is None:  # saved without it
@@ -157,7 +161,7 @@ class SparseDecoder(Decoder):
     ) -> tuple[Tensor, dict[str, Term]]:
         routings = []
         for index, layer in enumerate(self.layers):
-            out = layer(x, mask, rotation, None if cache is None else cache.slot(index))
+            out = layer(x, mask, self.turns(layer, rotation), None if cache is None else cache.slot(index))
             if isinstance(out, tuple):
                 x, routing = out
                 routings.append(routing)

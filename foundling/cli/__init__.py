@@ -20,6 +20,9 @@ COMMANDS = {
     "generate": "foundling.cli.generate",
     "fill": "foundling.cli.fill",
     "check": "foundling.cli.check",
+    "import": "foundling.cli.import_",
+    "export": "foundling.cli.export",
+    "inspect": "foundling.cli.inspect",
     "reproduce": "foundling.cli.reproduce",
     "families": "foundling.cli.families",
 }

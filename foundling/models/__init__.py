@@ -28,8 +28,10 @@ class Entry(NamedTuple):
 
 
 FAMILIES: dict[str, Entry] = {
+    "gpt": Entry("foundling.models.gpt", "GPT", "GPTConfig", "decoder"),
     "gpt2": Entry("foundling.models.gpt2", "GPT2", "GPT2Config", "decoder"),
     "llama": Entry("foundling.models.llama", "Llama", "LlamaConfig", "decoder"),
+    "llama4": Entry("foundling.models.llama4", "Llama4", "Llama4Config", "decoder"),
     "mistral": Entry("foundling.models.mistral", "Mistral", "MistralConfig", "decoder"),
     "qwen3": Entry("foundling.models.qwen3", "Qwen3", "Qwen3Config", "decoder"),
     "olmo2": Entry("foundling.models.olmo2", "OLMo2", "OLMo2Config", "decoder"),

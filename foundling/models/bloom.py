@@ -86,6 +86,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "bloom-3b": dict(vocab_size=250880, d_model=2560, n_layers=30, n_heads=32),
     "bloom-7b1": dict(vocab_size=250880, d_model=4096, n_layers=30, n_heads=32),
     "bloom": dict(vocab_size=250880, d_model=14336, n_layers=70, n_heads=112),
+    "poro-34b": dict(vocab_size=128000, d_model=7168, n_layers=54, n_heads=56),  # Luukkonen et al. 2024, section 3
 }
 
 KEYS = [

@@ -8,15 +8,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from foundling.blocks.attention import Attention
-from foundling.blocks.cache import ModelCache
 from foundling.blocks.mlp import GatedMLP, gelu_tanh
 from foundling.blocks.norm import RMSNorm
 from foundling.blocks.position import RoPE, RopeScaling
 from foundling.blocks.stack import Decoder, SandwichBlock
-from foundling.contracts import Key, Mask, Term
+from foundling.contracts import Key
 from foundling.errors import ConfigError
 from foundling.models import gemma2, llama, published
 
@@ -78,12 +77,9 @@ class Gemma3(Decoder):
     def place(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Any]:
         return x, (self.rope(positions), self.local_rope(positions))
 
-    def read(self, x: Tensor, mask: Mask, rotation: Any, cache: ModelCache | None) -> tuple[Tensor, dict[str, Term]]:
+    def turns(self, layer: nn.Module, rotation: Any) -> Any:
         far, near = rotation
-        for index, layer in enumerate(self.layers):
-            turn = far if layer.mixer.window is None else near  # pyright: ignore
-            x = layer(x, mask, turn, None if cache is None else cache.slot(index))
-        return x, {}
+        return far if layer.mixer.window is None else near  # pyright: ignore
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:

@@ -69,11 +69,31 @@ def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dic
     }
 
 
+def _gpt3() -> dict[str, dict[str, Any]]:
+    """GPT-3 (Brown et al. 2020, table 2.1), to plan by: nobody has its weights, and every other layer of it sees a band
+    only, which changes no count. Two rows of the table contradict themselves. XL's 24 heads of 128 are wider than its
+    2,048: 16 here. 13B's 5,140 is no multiple of its 40 heads; 5,120 gives the 12.9e9 parameters of table D.1.
+
+    OpenAI's API called four of them ada to davinci; which ones is inferred from their scores (Gao 2021, "On the sizes
+    of OpenAI API models")."""
+    rows = {
+        "125m": (12, 768, 12), "350m": (24, 1024, 16), "760m": (24, 1536, 16), "1.3b": (24, 2048, 16),
+        "2.7b": (32, 2560, 32), "6.7b": (32, 4096, 32), "13b": (40, 5120, 40), "175b": (96, 12288, 96),
+    }  # fmt: skip
+    sizes = {
+        f"gpt3-{name}": dict(vocab_size=50257, d_model=d, n_layers=n, n_heads=heads, d_ff=4 * d, max_seq_len=2048)
+        for name, (n, d, heads) in rows.items()
+    }
+    names = {"ada": "350m", "babbage": "1.3b", "curie": "6.7b", "davinci": "175b"}
+    return sizes | {name: sizes[f"gpt3-{size}"] for name, size in names.items()}
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     "gpt2": dict(vocab_size=50257, d_model=768, n_layers=12, n_heads=12, d_ff=3072),
     "gpt2-medium": dict(vocab_size=50257, d_model=1024, n_layers=24, n_heads=16, d_ff=4096),
     "gpt2-large": dict(vocab_size=50257, d_model=1280, n_layers=36, n_heads=20, d_ff=5120),
     "gpt2-xl": dict(vocab_size=50257, d_model=1600, n_layers=48, n_heads=25, d_ff=6400),
+    **_gpt3(),
 }
 
 # The published checkpoints keep weights as (in, out), and q, k and v in one matrix.

@@ -113,6 +113,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         max_seq_len=131072, rope_theta=500_000.0, rope_scaling={"kind": "llama3", "factor": 32.0},
         tie_embeddings=True,
     ),
+    # To plan by, since nobody has their weights. Gopher (Rae et al. 2021, table 1) and Chinchilla (Hoffmann et al.
+    # 2022, table 4) have RMSNorm as here, but a plain feed-forward layer of 4 d_model and Transformer-XL's positions,
+    # which each layer projects: 13 d_model² of matrices a layer, as many as there are with a gated one of 3 d_model.
+    "gopher-280b": dict(
+        vocab_size=32000, d_model=16384, n_layers=80, n_heads=128, n_kv_heads=128, head_dim=128, d_ff=3 * 16384,
+        tie_embeddings=True,
+    ),
+    "chinchilla-70b": dict(
+        vocab_size=32000, d_model=8192, n_layers=80, n_heads=64, n_kv_heads=64, head_dim=128, d_ff=3 * 8192,
+        tie_embeddings=True,
+    ),
 }  # fmt: skip
 
 KEYS = [

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from foundling.config import nearest
 from foundling.diffusion.schedule import NoiseSchedule
@@ -59,21 +60,35 @@ def save_denoiser(
     if found.kind != "denoiser":
         raise WeightsError(f"{found.name} is a {found.kind}, no denoiser; save it with save(model, directory)")
     directory, params, digest = Path(directory), whole_parameters(model), weights_hash(model)
-    name = found.module.CONFIG.model_type
-    index = {"_class_name": PIPELINE, "unet": [DIFFUSERS, name], "scheduler": [DIFFUSERS, SCHEDULER]}
 
     def fill(aside: Path) -> None:
-        for part in ("unet", "scheduler"):
-            (aside / part).mkdir()
-        write_weights(model, params, aside / "unet")
-        for file, value in ((INDEX, index), ("scheduler/scheduler_config.json", _scheduler(schedule))):
-            (aside / file).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        write_denoiser(model, params, schedule, aside)
         write_manifest(aside, {"weights_hash": digest, **(about or {})})
 
     if is_first_rank():
         write_directory(directory, fill)
     barrier()
     return directory
+
+
+def write_denoiser(model: Any, params: dict[str, Tensor], schedule: NoiseSchedule, directory: Path) -> None:
+    """The components and their index, into an existing directory."""
+    name = family_of(model).module.CONFIG.model_type
+    index = {"_class_name": PIPELINE, "unet": [DIFFUSERS, name], "scheduler": [DIFFUSERS, SCHEDULER]}
+    for part in ("unet", "scheduler"):
+        (directory / part).mkdir()
+    write_weights(model, params, directory / "unet")
+    for file, value in ((INDEX, index), ("scheduler/scheduler_config.json", _scheduler(schedule))):
+        (directory / file).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def is_pipeline(directory: Path) -> bool:
+    return (directory / INDEX).is_file()
+
+
+def tensors_folder(directory: Path) -> Path:
+    """Where the tensors lie: the denoiser's folder of a pipeline, elsewhere the directory itself."""
+    return directory / "unet" if is_pipeline(directory) else directory
 
 
 def load_denoiser(

@@ -46,7 +46,7 @@ def read_config(values: dict[str, Any], file: str) -> tuple[Family, Any, dict[st
     config = from_dict(found.config, ours, where=file)
     for key, follows in table.implied.items():
         wanted = follows(to_dict(config))
-        if key in values and values[key] != wanted:
+        if values.get(key) not in (None, [], wanted):  # nothing said: as the others imply
             raise WeightsError(f"{file}: {key} = {values[key]!r} is not supported by {found.name}; only {wanted!r} is")
     return found, config, inert
 
@@ -105,7 +105,7 @@ def _converted(table: ConfigMap, key: str, value: Any, file: str) -> Any:
         return value
     try:
         return table.convert[key][0](value)
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise WeightsError(f"{file}: {key} = {value!r} cannot be read ({error})") from None
 
 

@@ -8,6 +8,8 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ FORMAT_VERSION = 1
 MANIFEST = "foundling.json"
 BASE_MODEL = re.compile("(ForCausalLM|LMHeadModel)$")
 """what transformers calls a model, by the end of what it calls the same with a head"""
+SOME_ROWS = 16
+"""Of a head and an embedding: where these differ, the rest need not be read."""
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -153,7 +157,20 @@ def load(directory: str | Path, *, dtype: torch.dtype = torch.float32, device: s
     Raises WeightsError naming file and key for what is missing, extra, ill-shaped or not safetensors. Sizes are bounded
     by what the headers hold, and shapes compared with them, before anything is allocated.
     """
-    directory = Path(directory)
+    with opened(Path(directory), device) as (found, config, inert, tensors):
+        model = skeleton(found, config, str(Path(directory) / "config.json"), tensors)
+        model.inert = inert
+        for name, tensor in _read(tensors, found, model, dtype).items():
+            _assign(model, name, tensor)
+    if getattr(config, "tie_embeddings", False) and model.head is not None:
+        model.head.weight = model.embedding.weight
+    return model.eval()
+
+
+@contextmanager
+def opened(directory: Path, device: str = "cpu") -> Iterator[tuple[Family, Any, dict[str, Any], Tensors]]:
+    """What a model directory says that it holds: the family, our configuration, the inert keys, and the tensors by
+    their headers."""
     if not directory.is_dir():
         raise WeightsError(f"{directory}: no such model directory")
     file = directory / "config.json"
@@ -163,16 +180,7 @@ def load(directory: str | Path, *, dtype: torch.dtype = torch.float32, device: s
         changes = _parts(tensors, found.module.CONFIG)
         if getattr(config, "tie_embeddings", False) and _has_head(tensors, found):
             changes["tie_embeddings"] = False
-        config = _changed(config, changes, str(file))
-        model = skeleton(found, config, str(file))
-        model.inert = inert
-        if found.kind == "decoder" and _is_base(tensors, found, model):
-            model.head = None
-        for name, tensor in _read(tensors, found, model, dtype).items():
-            _assign(model, name, tensor)
-    if getattr(config, "tie_embeddings", False) and model.head is not None:
-        model.head.weight = model.embedding.weight
-    return model.eval()
+        yield found, _changed(config, changes, str(file)), inert, tensors
 
 
 def _check_counts(config: Any, n_tensors: int, file: str) -> None:
@@ -184,13 +192,19 @@ def _check_counts(config: Any, n_tensors: int, file: str) -> None:
             raise WeightsError(f"{file}: {field.name} = {count}, the directory holds {n_tensors} tensors")
 
 
-def skeleton(found: Family, config: Any, file: str) -> Any:
-    """The model without memory behind it; WeightsError where sizes multiply to more than can be counted."""
+def skeleton(found: Family, config: Any, file: str, tensors: Tensors | None = None) -> Any:
+    """The model without memory behind it, a decoder without head where `tensors` have none; WeightsError where sizes
+    multiply to more than can be counted."""
     try:
         with torch.device("meta"):
-            return found.model(config)
+            model = found.model(config)
     except (RuntimeError, OverflowError, TypeError, ZeroDivisionError) as error:
         raise WeightsError(f"{file}: no model can have these sizes ({str(error).splitlines()[0]})") from None
+    if tensors is not None and found.kind == "decoder" and not config.tie_embeddings:
+        theirs = next(key.theirs for key in found.module.KEYS if key.targets[0] == "head.weight")
+        if theirs not in tensors:  # saved without it: the model reads, and predicts nothing
+            model.head = None
+    return model
 
 
 def _published(tensors: Tensors, table: ConfigMap) -> dict[str, str]:
@@ -228,33 +242,34 @@ def _has_head(tensors: Tensors, found: Family) -> bool:
     head, embedding = theirs["head.weight"], theirs["embedding.weight"]
     if head not in tensors or embedding not in tensors or tensors.shape(head) != tensors.shape(embedding):
         return False
+    if not torch.equal(tensors.first_rows(head, SOME_ROWS), tensors.first_rows(embedding, SOME_ROWS)):
+        return True
     return not torch.equal(tensors.read(head), tensors.read(embedding))
 
 
-def _is_base(tensors: Tensors, found: Family, model: Any) -> bool:
-    """Whether an untied model was saved without the head that it would have: it reads, and predicts nothing."""
-    theirs = next(key.theirs for key in found.module.KEYS if key.targets[0] == "head.weight")
-    return theirs not in tensors and model.head.weight is not model.embedding.weight
-
-
 def _read(tensors: Tensors, found: Family, model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+    ours = {}
+    for link, names in compared(tensors, found, model):
+        parts = link.to_ours([tensors.read(name) for name in names])
+        ours |= {name: part.to(dtype).contiguous() for name, part in zip(link.ours, parts, strict=True)}
+    return ours
+
+
+def compared(tensors: Tensors, found: Family, model: Any) -> list[tuple[keys.Link, list[str]]]:
+    """What becomes what, with the names that the file has; WeightsError unless every tensor is there, none more, each
+    of the right shape — by the headers alone."""
     params = dict(model.named_parameters())
     links, prefix = keys.links(found.module.KEYS, params, model.config), found.module.CONFIG.base_prefix
     wanted = {name for link in links for name in link.theirs}
     here = _published(tensors, found.module.CONFIG)
     present = {n if n in wanted or prefix + n not in wanted else prefix + n: name for n, name in here.items()}
     _compare(tensors, present, links, params, found.module.CONFIG)
-    ours = {}
-    for link in links:
-        parts = link.to_ours([tensors.read(present[name]) for name in link.theirs])
-        ours |= {name: part.to(dtype).contiguous() for name, part in zip(link.ours, parts, strict=True)}
-    return ours
+    return [(link, [present[name] for name in link.theirs]) for link in links]
 
 
 def _compare(
     tensors: Tensors, present: dict[str, str], links: list[keys.Link], params: dict[str, Tensor], table: ConfigMap
 ) -> None:
-    """Every tensor there, none more, each of the right shape — by the headers alone."""
     wanted = {
         name: shape for link in links for name, shape in zip(link.theirs, link.theirs_shapes(params), strict=True)
     }

@@ -74,15 +74,15 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     try:
         found = path.stat()
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror})") from error
     if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
         raise WeightsError(f"{path}: not a file")
-    if found.st_size > MAX_JSON_BYTES:
-        raise WeightsError(f"{path}: over {MAX_JSON_BYTES >> 20} MiB, not a configuration")
+    if found.st_size > max_bytes:
+        raise WeightsError(f"{path}: over {max_bytes >> 20} MiB, not a configuration")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -94,12 +94,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def require_free(path: Path) -> None:
+    """OutputError if `path` holds anything already."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise OutputError(f"{path}: exists and is not empty; choose another directory")
+
+
 def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
     """`fill` writes into a directory aside, which then takes the name `path`; `path` must not exist or be empty."""
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise OutputError(f"{path}: exists and is not empty; choose another directory")
+        require_free(path)
         aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         shutil.rmtree(aside, ignore_errors=True)
         try:

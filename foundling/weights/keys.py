@@ -19,12 +19,18 @@ Parts = list[Tensor]
 # heads the model has.
 Change = Callable[[Parts, int, int], Parts]
 TRANSFORMS: dict[str, tuple[Change, Change]] = {
-    "transpose": (lambda p, n, h: [t.T for t in p], lambda p, n, h: [t.T for t in p]),
+    "transpose": (lambda p, n, h: [t.mT for t in p], lambda p, n, h: [t.mT for t in p]),
     "split": (lambda p, n, h: list(p[0].chunk(n)), lambda p, n, h: [torch.cat(p)]),
     "scalar": (lambda p, n, h: [t.reshape(1) for t in p], lambda p, n, h: [t.reshape(()) for t in p]),
     # (1, 1, C) -> (C,)
     "vector": (lambda p, n, h: [t.reshape(-1) for t in p], lambda p, n, h: [t.reshape(1, 1, -1) for t in p]),
     "stack_experts": (lambda p, n, h: [torch.stack(p)], lambda p, n, h: list(p[0].unbind())),
+    "split_experts": (lambda p, n, h: list(p[0].chunk(n, dim=1)), lambda p, n, h: [torch.cat(p, dim=1)]),
+    # what RoPE turns together: neighbours there, half a head apart here
+    "rope_pairs": (
+        lambda p, n, h: [t.unflatten(0, (h, -1, 2)).transpose(1, 2).flatten(0, 2) for t in p],
+        lambda p, n, h: [t.unflatten(0, (h, 2, -1)).transpose(1, 2).flatten(0, 2) for t in p],
+    ),
     # (heads, n parts, P) in one matrix -> each part's (heads, P)
     "qkv_interleave": (
         lambda p, n, h: [t.flatten(0, 1) for t in p[0].unflatten(0, (h, n, -1)).unbind(1)],
@@ -59,7 +65,6 @@ class Link(NamedTuple):
 
 def links(keys: list[Key], ours: dict[str, Tensor], config: Any) -> list[Link]:
     """What becomes what, for a model that has the tensors `ours` (of which only names and shapes are read)."""
-    heads = getattr(config, "n_heads", 1)
     found = []
     for key in keys:
         pattern = re.compile(re.sub(r"\\{([a-z])\\}", r"(?P<\1>\\d+)", re.escape(key.targets[0])))
@@ -70,6 +75,7 @@ def links(keys: list[Key], ours: dict[str, Tensor], config: Any) -> list[Link]:
                     continue
                 each = [{"e": str(e)} for e in range(tensor.shape[0])] if "{e}" in key.theirs else [{}]
                 theirs = tuple(_fill(key.theirs, numbers | index) for index in each)
+                heads = getattr(config, key.heads, 1)
                 found.append(Link(key, theirs, tuple(_fill(t, numbers) for t in key.targets), heads))
     covered = [name for link in found for name in link.ours]
     assert sorted(covered) == sorted(ours), f"KEYS leave out or repeat {sorted({*covered} ^ {*ours})[:3]}"

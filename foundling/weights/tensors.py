@@ -62,6 +62,14 @@ class Tensors:
             )
         return tuple(part.get_shape())
 
+    def dtype(self, name: str) -> str:
+        """By the header, as safetensors calls it: F32, BF16 …"""
+        return self.files[name].get_slice(name).get_dtype()
+
+    def first_rows(self, name: str, n: int) -> Tensor:
+        """The first `n` rows of a matrix, and nothing more of it."""
+        return self.files[name].get_slice(name)[:n]
+
     def read(self, name: str) -> Tensor:
         return self.files[name].get_tensor(name)
 

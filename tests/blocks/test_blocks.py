@@ -7,7 +7,7 @@ import torch
 
 from foundling.blocks.attention import Attend, Attention, dense_mask
 from foundling.blocks.norm import LayerNorm, RMSNorm
-from foundling.blocks.position import RoPE, positions_of, rotate
+from foundling.blocks.position import RoPE, RopeScaling, positions_of, rotate
 from foundling.contracts import Mask
 
 
@@ -55,10 +55,40 @@ def test_masks_by_hand() -> None:
     assert cached[:, 0, 0].tolist() == [[True, True, True, False], [True, False, False, False]]
 
 
+def test_chunks_are_counted_from_a_documents_begin() -> None:
+    """By loops; then the same places as a cache would ask for them, row by row from another length on."""
+    documents = torch.tensor([[4, 4, 4, 4, 9, 9, 9, 9, 9, 9, -1], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]])
+    begins = torch.tensor([[0] * 4 + [4] * 7, [0] * 11])
+    device, n = torch.device("cpu"), 11
+    whole = dense_mask(Mask(documents=documents, chunk=3), n, n, device)[:, 0]
+    for row in range(2):
+        for t in range(n - 1):
+            mine = (t - int(begins[row, t])) // 3
+            seen = [
+                s <= t and documents[row, s] == documents[row, t] and (s - int(begins[row, s])) // 3 == mine
+                for s in range(n)
+            ]
+            assert whole[row, t].tolist() == [bool(x) for x in seen], (row, t)
+    assert whole.any(-1).all(), "no softmax is over nothing"
+    assert torch.equal(dense_mask(Mask(chunk=3), n, n, device)[0, 0], whole[1])
+    lengths = torch.tensor([6, 2])
+    rows = torch.stack([documents[row, at : at + 3] for row, at in enumerate(lengths.tolist())])
+    cached = dense_mask(Mask(documents=rows, key_documents=documents, lengths=lengths, chunk=3), 3, n, device)[:, 0]
+    for row, at in enumerate(lengths.tolist()):
+        assert torch.equal(cached[row], whole[row, at : at + 3])
+
+
 def test_positions_restart_in_every_document() -> None:
     documents = torch.tensor([[4, 4, 4, 9, 9, -1], [0, 1, 2, 2, 2, 2]])
     assert positions_of(documents, documents).tolist() == [[0, 1, 2, 0, 1, 0], [0, 0, 0, 1, 2, 3]]
     assert positions_of(documents[:, :2], None).tolist() == [[0, 1]]
+
+
+def test_frequencies_of_llama_4_have_no_passage() -> None:
+    """Where both factors are one, a rate is slowed or it is not."""
+    rates, scaling = 0.5 ** torch.arange(12), RopeScaling("llama3", 16.0, 1.0, 1.0, 512)
+    expected = [r if 512 * r / (2 * math.pi) > 1 else r / 16 for r in rates.tolist()]
+    torch.testing.assert_close(scaling.slowed(rates), torch.tensor(expected))
 
 
 def test_norms_by_their_formulas_in_float32() -> None:

@@ -39,7 +39,7 @@ def text_batch(rows: int, n: int) -> Batch:
     }
 
 
-UNTIED = {name: {"tie_embeddings": False} for name in ("gemma2", "gemma3", "bloom")}
+UNTIED = {name: {"tie_embeddings": False} for name in ("gpt", "gemma2", "gemma3", "bloom")}
 """Their inputs are large, so that a random tied head would say the last token again and nothing else."""
 
 

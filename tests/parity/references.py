@@ -40,6 +40,10 @@ def gpt2(**fields: Any) -> Reference:
     return _decoder("GPT2LMHeadModel", "GPT2Config", **(dict(vocab_size=64, attn_pdrop=0.1) | fields))
 
 
+def gpt(**fields: Any) -> Reference:
+    return _decoder("OpenAIGPTLMHeadModel", "OpenAIGPTConfig", **(dict(vocab_size=64, n_layer=2) | fields))
+
+
 def llama(**fields: Any) -> Reference:
     rope = {"rope_type": "default", "rope_theta": 5000.0}
     base = dict(vocab_size=64, num_hidden_layers=3, max_position_embeddings=64, rope_parameters=rope)
@@ -99,6 +103,14 @@ def jamba(**fields: Any) -> Reference:
         num_key_value_heads=2, num_experts=4, attn_layer_period=3, attn_layer_offset=1, mamba_d_state=8,
     )  # fmt: skip
     return _decoder("JambaForCausalLM", "JambaConfig", **(base | fields))
+
+
+def llama4(**fields: Any) -> Reference:
+    base = dict(
+        intermediate_size_mlp=80, num_local_experts=4, attention_chunk_size=9, no_rope_layer_interval=2,
+        interleave_moe_layer_step=2, floor_scale=5, head_dim=12, num_hidden_layers=4,
+    )  # fmt: skip
+    return like_llama("Llama4", "TextConfig", **(base | fields))
 
 
 def mamba2(**fields: Any) -> Reference:
@@ -206,6 +218,11 @@ def randomise(model: Any) -> Any:
 
 
 REFERENCES: dict[str, list[Reference]] = {
+    "gpt": [
+        gpt(n_embd=48, n_head=3, n_positions=40, vocab_size=97),
+        gpt(n_embd=64, n_head=1, n_layer=3, n_positions=33),
+        gpt(n_embd=32, n_head=8, n_positions=64, tie_word_embeddings=False),
+    ],
     "gpt2": [
         gpt2(n_embd=48, n_head=3, n_layer=2, n_positions=40, vocab_size=97),
         gpt2(n_embd=64, n_head=1, n_layer=3, n_positions=33, n_inner=100),
@@ -218,6 +235,14 @@ REFERENCES: dict[str, list[Reference]] = {
                                "high_freq_factor": 4.0, "original_max_position_embeddings": 16}),
         llama(hidden_size=64, num_attention_heads=4, num_key_value_heads=4, intermediate_size=96,
               tie_word_embeddings=True),
+    ],
+    "llama4": [
+        llama4(),
+        llama4(interleave_moe_layer_step=1, num_experts_per_tok=2, use_qk_norm=False, no_rope_layer_interval=3),
+        llama4(num_key_value_heads=4, head_dim=16, attn_temperature_tuning=False, tie_word_embeddings=True,
+               attention_chunk_size=40, num_local_experts=3,
+               rope_parameters={"rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "low_freq_factor": 1.0,
+                                "high_freq_factor": 1.0, "original_max_position_embeddings": 16}),
     ],
     "mistral": [
         like_llama("Mistral", sliding_window=7),
@@ -299,5 +324,5 @@ REFERENCES: dict[str, list[Reference]] = {
     ],
     "clip": [clip(63, 32, 3), clip(63, 48, 1), clip(2, 64, 3)],
 }  # fmt: skip
-TOLERANCE = {"mixtral": 1e-5, "jamba": 1e-5}
+TOLERANCE = {"mixtral": 1e-5, "jamba": 1e-5, "llama4": 1e-5}
 """max|a − b| / max|b|; elsewhere 5e-6, of T5 v1.1 too"""

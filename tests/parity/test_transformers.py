@@ -8,6 +8,7 @@ import torch
 
 import foundling
 from foundling.errors import GenerationError, WeightsError
+from tests.parity.references import REFERENCES, randomise
 
 transformers = pytest.importorskip("transformers")
 
@@ -101,3 +102,18 @@ def test_an_untied_base_model_reads_and_predicts_nothing(tmp_path) -> None:
     assert back.config.architectures == ["LlamaModel"]
     for (key, a), (_, b) in zip(theirs.state_dict().items(), back.state_dict().items(), strict=True):
         assert torch.equal(a, b), key
+
+
+def test_what_releases_of_llama_4_leave_unsaid(tmp_path) -> None:
+    """Empty lists and numbers in place of yes; lists that no period gives are refused."""
+    theirs = randomise(REFERENCES["llama4"][0].make())
+    theirs.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    first = foundling.load(tmp_path)
+    file.write_text(json.dumps(config | {"no_rope_layers": [], "moe_layers": None, "attn_temperature_tuning": 4}))
+    assert foundling.load(tmp_path).config == first.config
+    for change in ({"no_rope_layers": [1, 1, 1, 1]}, {"moe_layers": [0, 3]}, {"layer_types": ["full_attention"] * 4}):
+        file.write_text(json.dumps(config | change))
+        with pytest.raises(WeightsError, match=next(iter(change))):
+            foundling.load(tmp_path)

@@ -96,6 +96,7 @@ def test_an_index_that_is_wrong(sharded) -> None:
         ({"rms_norm_eps": float("nan")}, ["config.json", "norm_eps"]),
         ({"rope_theta": float("inf"), "rope_parameters": None}, ["config.json", "rope_theta"]),
         ({"num_attention_heads": 0}, ["config.json"]),
+        ({"rope_scaling": 3}, ["config.json", "rope_scaling"]),
     ],
 )
 def test_a_configuration_that_lies(whole, values: dict, parts: list[str]) -> None:

@@ -51,7 +51,8 @@ def why_not(model: Any) -> str | None:
     """What a model has that program.cpp has not, or None: a decoder of pre-norm attention and feed-forward layers on a
     CPU, unchanged by hooks, adapters or quantisation."""
     if not isinstance(model, Decoder) or any(
-        getattr(type(model), name) is not getattr(Decoder, name) for name in ("forward", "read", "logits", "embed")
+        getattr(type(model), name) is not getattr(Decoder, name)
+        for name in ("forward", "read", "turns", "logits", "embed")
     ):
         return f"{type(model).__name__} does not read as a stack of pre-norm layers"
     if model.embedding.weight.device.type != "cpu":
@@ -62,9 +63,10 @@ def why_not(model: Any) -> str | None:
     for index, layer in enumerate(model.layers):
         if type(layer) is not Block or type(layer.mixer) is not Attention or type(layer.mixer.attend) is not Attend:
             return f"layer {index} is not plain attention and feed-forward"
-        if layer.mixer.window is not None or layer.mixer.q_norm is not None or layer.mixer.attend.softcap is not None:
-            return f"layer {index} has a window, norms or caps in its attention"
-        if layer.mixer.head_dim > WIDEST_HEAD:
+        mixer = layer.mixer
+        if any(part is not None for part in (mixer.window, mixer.chunk, mixer.q_norm, mixer.attend.softcap)):
+            return f"layer {index} has a window, chunks, norms or caps in its attention"
+        if mixer.head_dim > WIDEST_HEAD:
             return f"its heads are wider than {WIDEST_HEAD}"
         activations = {GatedMLP: GATED, MLP: PLAIN}.get(type(layer.ffn))
         if activations is None or layer.ffn.activation not in activations:

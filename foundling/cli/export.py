@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write a model directory as transformers or diffusers would have saved it, or as one GGUF file."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from foundling.cli.import_ import STORED, tell
+from foundling.errors import ConfigError
+
+EXAMPLES = [
+    "foundling export runs/notes for-others",
+    "foundling export runs/notes for-others --dtype bfloat16",
+    "foundling export runs/notes notes.gguf --gguf --dtype int4     # a Llama, for llama.cpp",
+]
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dir", help="model directory")
+    parser.add_argument("out", help="directory, or with --gguf the file, to write")
+    parser.add_argument("--gguf", action="store_true", help="one file for llama.cpp, of a Llama")
+    parser.add_argument(
+        "--dtype", choices=(*STORED, "int8", "int4"), help="what to store the weights in (default: as they are); "
+        "int8 and int4 with --gguf alone",
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    if args.dtype not in (None, *STORED) and not args.gguf:
+        raise ConfigError(f"--dtype {args.dtype} is for --gguf; a directory holds one of {', '.join(STORED)}")
+    from foundling.cli import show_for
+    from foundling.weights.exchange import export_gguf, export_model
+
+    show_for(args).line(f"reading {args.dir}")
+    if args.gguf:
+        found = export_gguf(args.dir, args.out, weights=args.dtype)
+    else:
+        found = export_model(args.dir, args.out, dtype=args.dtype)
+    if not args.json:
+        tell(found)
+    return found

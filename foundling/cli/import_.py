@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Take a directory of transformers or diffusers in: the same weights, with every hash and a note of their source."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+EXAMPLES = [
+    "foundling import downloads/llama-3.2-1b models/llama-3.2-1b",
+    "foundling import downloads/mamba2-130m models/mamba2 --dtype bfloat16",
+    "foundling import llama.gguf models/llama",
+]
+STORED = ("float32", "bfloat16", "float16")
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="directory with config.json and safetensors, or a .gguf file of a Llama")
+    parser.add_argument("out", help="model directory to write")
+    parser.add_argument("--dtype", choices=STORED, help="what to store the weights in (default: as they are)")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    from foundling.cli import show_for
+    from foundling.weights.exchange import import_model
+
+    show_for(args).line(f"reading {args.source}")
+    found = import_model(args.source, args.out, dtype=args.dtype)
+    if not args.json:
+        tell(found)
+        print(f"'foundling check {args.out}' compares every file with its hash")
+    return found
+
+
+def tell(found: dict[str, Any]) -> None:
+    print(f"{found['out']}: {found['family']} of {found['parameters']:,} parameters in {found['dtype']}")
+    for key, what in (("kept", "went along"), ("left_out", "stayed behind")):
+        if found[key]:
+            print(f"{what}: {', '.join(found[key])}")
