@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`make bench`: the benchmarks that take minutes, each in a process of its own; ARGS names some of them. Calibration,
-quality, learning and sweep take an hour or so, serving a quarter of one, and are run apart; rounding wants a raised
-model."""
+quality, learning, sweep, families and league take an hour or so, serving a quarter of one, and are run apart; rounding
+wants a raised model."""
 
 import subprocess
 import sys

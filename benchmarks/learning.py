@@ -10,6 +10,7 @@ import argparse
 import itertools
 import json
 import tempfile
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -99,12 +100,14 @@ def run(data: Prepared, d_model: int, n_layers: int, tokens: float, seed: int, t
     initialise(model, generator("init", seed))
     batches = PackedBatches(data.tokens.train, seq_len=seq_len, batch_size=batch_size, seed=seed)
     state = TrainState(model, Optimizer(model, recipe.optim()))
+    begin = time.monotonic()
     losses = [
         record.loss
         for record in train(
             state, Causal(), batches, recipe.make_schedule(), TrainOptions(recipe.micro_batch_size), runtime
         )
     ]
+    seconds = time.monotonic() - begin
     held_out = evaluation_batches(data.tokens.held_out, seq_len=seq_len, batch_size=16, stride=seq_len // 2)
     found = score(model, Causal(), held_out, data.split.held_out_bytes, runtime)
     tail = losses[-max(1, len(losses) // 20) :]
@@ -113,6 +116,7 @@ def run(data: Prepared, d_model: int, n_layers: int, tokens: float, seed: int, t
         "n": matmul_parameters(model), "bytes_read": round(recipe.tokens * data.bytes_per_token),
         "unique_bytes": data.split.train_bytes, "scale": round(data.scale, 4),
         "bits_per_byte": round(found.bits_per_byte, 5), "train_loss": round(sum(tail) / len(tail), 4),
+        "seconds": round(seconds, 2),
     }  # fmt: skip
 
 

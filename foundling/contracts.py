@@ -322,6 +322,8 @@ class ConfigMap:
     """what a model without head leaves out of its tensor names"""
     ignored: tuple[str, ...] = ()
     """endings of tensor names that hold nothing learnt"""
+    zero: tuple[str, ...] = ()
+    """endings of tensor names that are left out while they are zero; others are refused"""
     convert: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = field(default_factory=dict)
     """published name -> (to ours, to theirs), where the values differ too"""
     implied: dict[str, Callable[[dict[str, Any]], Any]] = field(default_factory=dict)

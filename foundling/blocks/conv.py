@@ -33,16 +33,16 @@ def remembered(x: Tensor, held: Tensor, documents: Tensor, segments: Tensor | No
     return torch.where((s.gather(1, places) == last)[..., None], kept, 0)
 
 
-def taps(x: Tensor, weight: Tensor, segments: Tensor) -> Tensor:
+def taps(x: Tensor, weight: Tensor, segments: Tensor | None) -> Tensor:
     """A causal depthwise convolution that sees its own segment alone, one tap at a time: x (B, W − 1 + T, C), weight
-    (C, W), segments (B, W − 1 + T) -> (B, T, C). Masked last, so that no masked copy of x is kept for each tap."""
+    (C, W), segments (B, W − 1 + T) or None for one -> (B, T, C). Rows stay whole, where torch's convolution would turn
+    them to channels and back. Masked last, so that no masked copy of x is kept for each tap."""
     width = weight.shape[1]
     steps = x.shape[1] - width + 1
-    here = segments[:, width - 1 :]
-    parts = [
-        torch.where((segments[:, k : k + steps] == here)[..., None], x[:, k : k + steps] * weight[:, k], 0)
-        for k in range(width)
-    ]
+    parts = [x[:, k : k + steps] * weight[:, k] for k in range(width)]
+    if segments is not None:
+        same = (segments[:, k : k + steps] == segments[:, width - 1 :] for k in range(width))
+        parts = [torch.where(seen[..., None], part, 0) for seen, part in zip(same, parts, strict=True)]
     return sum(parts[1:], parts[0])
 
 
@@ -71,7 +71,6 @@ class CausalConv(nn.Module):
         """held (B, width − 1, C): the inputs before"""
         before = self.width - 1
         x = F.pad(x, (0, 0, before, 0)) if held is None else torch.cat((held.to(x.dtype), x), dim=1)
-        if segments is None:
-            return F.conv1d(x.mT, self.weight, self.bias, groups=self.channels).mT
         # what was held belongs to segment 0, unless a border came first: then segments begin at 1
-        return taps(x, self.weight[:, 0], F.pad(segments, (before, 0))) + self.bias
+        seen = None if segments is None else F.pad(segments, (before, 0))
+        return taps(x, self.weight[:, 0], seen) + self.bias

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Positions: counted inside each document, and turned into rotations (RoPE)."""
+"""Positions: counted inside each document, and turned into waves to add or rotations (RoPE)."""
 
 import math
 from dataclasses import dataclass
@@ -20,6 +20,14 @@ def positions_of(tokens: Tensor, documents: Tensor | None) -> Tensor:
     begins = torch.ones_like(documents, dtype=torch.bool)
     begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
     return steps - torch.where(begins, steps, 0).cummax(dim=1).values
+
+
+def sinusoids(positions: Tensor, d_model: int) -> Tensor:
+    """positions (B or 1, T) -> (B or 1, T, D) float32: sin and cos of one rate side by side, the rates falling from 1
+    to 1/10000 (Vaswani et al. 2017, section 3.5)."""
+    powers = torch.arange(0, d_model, 2, device=positions.device, dtype=torch.float32) / d_model
+    angles = positions[..., None].float() / 10000.0**powers
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
 
 
 Rotation = tuple[Tensor, Tensor]

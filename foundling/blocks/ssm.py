@@ -36,36 +36,38 @@ def ssd_chunked(
             segments = torch.cat((segments, segments[:, -1:].expand(-1, pad)), dim=1)
     x, log_decay, b, c = (t.unflatten(1, (-1, chunk)) for t in (x, log_decay, b, c))
     x = x.unflatten(3, (groups, -1))  # (B, c, L, G, H/G, P)
-    log_decay = log_decay.unflatten(3, (groups, -1))  # (B, c, L, G, H/G)
+    log_decay = log_decay.unflatten(3, (groups, -1)).movedim(2, -1)  # (B, c, G, H/G, L)
+    b, c = b.transpose(2, 3), c.transpose(2, 3)  # (B, c, G, L, N)
     # sums of what lies between, never differences of long sums, which would cancel
     see = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).tril()
-    between = torch.where(see.tril(-1)[:, :, None, None], log_decay[:, :, :, None], 0).cumsum(2)  # (B, c, L, L, G, H/G)
-    until, after = log_decay.cumsum(2), between[:, :, -1]
-    see = see[None, None]
-    into, out = torch.ones_like(see[:, :, 0]), torch.ones_like(see[:, :, 0])
+    between = torch.where(see.tril(-1), log_decay[..., None], 0).cumsum(-2)  # (B, c, G, H/G, L, L)
+    until, after = log_decay.cumsum(-1), between[..., -1, :]
+    into, out = torch.ones_like(see[0]), torch.ones_like(see[0])
     if segments is None:
         keep = x.new_ones(1, x.shape[1])
     else:
         s = segments.unflatten(1, (-1, chunk))
-        see = see & (s[:, :, :, None] == s[:, :, None])
+        see = (see & (s[:, :, :, None] == s[:, :, None]))[:, :, None, None]
         arriving = torch.cat((torch.zeros_like(s[:, :1, -1]), s[:, :-1, -1]), dim=1)  # segment of the state that comes
-        into, out = s == arriving[..., None], s == s[:, :, -1:]
+        into, out = (s == arriving[..., None])[:, :, None, None], (s == s[:, :, -1:])[:, :, None, None]
         keep = (arriving == s[:, :, -1]).to(x.dtype)
-    decay = torch.exp(between.masked_fill(~see[..., None, None], -math.inf))
-    scores = torch.einsum("zclgn,zcsgn->zclsg", c, b)
-    y = torch.einsum("zclsgh,zcsghp->zclghp", scores[..., None] * decay, x)
+    decay = torch.exp(between.masked_fill(~see, -math.inf))
+    scores = (c @ b.mT)[:, :, :, None] * decay  # (B, c, G, H/G, L, L)
+    inside = scores @ x.movedim(2, -2)  # (B, c, G, H/G, L, P)
 
-    to_end = torch.exp(after) * out[..., None, None]
-    added = torch.einsum("zclgn,zclgh,zclghp->zcghpn", b, to_end, x)
-    whole = torch.exp(until[:, :, -1]) * keep[..., None, None]  # (B, c, G, H/G)
+    # heads of a group share b and c: one product for all, each head's decay on its narrower side
+    to_end = (torch.exp(after) * out).movedim(-1, 2)[..., None]
+    added = (x * to_end).flatten(4).movedim(2, -1) @ b  # (B, c, G, H/G · P, N)
+    whole = torch.exp(until[..., -1]) * keep[..., None, None]  # (B, c, G, H/G)
     held = x.new_zeros(rows, groups, heads // groups, width, n)
     held = held if state is None else state.unflatten(1, (groups, -1))
     before = []
-    for index in range(x.shape[1]):
+    for decays, adds in zip(whole.unbind(1), added.unflatten(3, (-1, width)).unbind(1), strict=True):
         before.append(held)
-        held = whole[:, index, ..., None, None] * held + added[:, index]
-    from_start = torch.exp(until) * into[..., None, None]
-    y = y + torch.einsum("zclgn,zclgh,zcghpn->zclghp", c, from_start, torch.stack(before, 1))
+        held = decays[..., None, None] * held + adds
+    from_start = (torch.exp(until) * into).movedim(-1, 2)[..., None]
+    arrived = c @ torch.stack(before, 1).flatten(3, 4).mT  # (B, c, G, L, H/G · P)
+    y = inside.movedim(-2, 2) + arrived.movedim(3, 2).unflatten(-1, (-1, width)) * from_start
     return y.flatten(3, 4).flatten(1, 2)[:, :steps], held.flatten(1, 2)
 
 

@@ -52,6 +52,8 @@ FAMILIES: dict[str, Entry] = {
     "s4": Entry("foundling.models.s4", "S4", "S4Config", "decoder"),
     "h3": Entry("foundling.models.h3", "H3", "H3Config", "decoder"),
     "t5": Entry("foundling.models.t5", "T5", "T5Config", "seq2seq"),
+    "transformer": Entry("foundling.models.transformer", "Transformer", "TransformerConfig", "seq2seq"),
+    "bart": Entry("foundling.models.bart", "BART", "BARTConfig", "seq2seq"),
     "clip": Entry("foundling.models.clip", "CLIP", "CLIPConfig", "pair"),
     "unet": Entry("foundling.models.unet", "UNet", "UNetConfig", "denoiser"),
 }

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -12,12 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foundling.blocks.attention import Attention, CrossAttention
-from foundling.blocks.cache import ModelCache
 from foundling.blocks.mlp import MLP, GatedMLP, gelu_tanh
 from foundling.blocks.norm import RMSNorm
-from foundling.blocks.stack import Block, Decoder, opening
-from foundling.contracts import ConfigMap, Key, LayerCache, Mask, Memory, Out, Slot
-from foundling.errors import GenerationError
+from foundling.blocks.seq2seq import Encoder, EncoderDecoder, ReadingBlock
+from foundling.blocks.stack import Block
+from foundling.contracts import ConfigMap, Key
 
 
 @dataclass(frozen=True)
@@ -78,95 +77,31 @@ def norm(c: T5Config) -> RMSNorm:
     return RMSNorm(c.d_model, c.norm_eps)
 
 
-class Encoder(nn.Module):
+class T5Encoder(Encoder):
     def __init__(self, c: T5Config) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(Block(norm(c), attention(c), norm(c), feed_forward(c)) for _ in range(c.n_layers))
-        self.norm = norm(c)
+        layers = [Block(norm(c), attention(c), norm(c), feed_forward(c)) for _ in range(c.n_layers)]
+        super().__init__([*layers], norm(c))
         self.relative = RelativeBias(c.n_buckets, c.max_distance, c.n_heads, both_ways=True)
 
-    def forward(self, x: Tensor, documents: Tensor) -> Tensor:
-        at = torch.arange(x.shape[1], device=x.device)[None]
-        mask = Mask(causal=False, documents=documents, bias=self.relative(at, at))
-        for layer in self.layers:
-            x = layer(x, mask)
-        return self.norm(x)
+    def relate(self, queries: Tensor, keys: Tensor) -> Tensor | None:
+        return self.relative(queries, keys)
 
 
-class ReadingBlock(Block):
-    """A block that, between mixer and ffn, reads a memory."""
-
-    def __init__(self, c: T5Config) -> None:
-        super().__init__(norm(c), attention(c), norm(c), feed_forward(c))
-        self.cross_norm, self.cross = norm(c), attention(c, CrossAttention)
-
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, x: Tensor, mask: Mask, states: Tensor | None, reads: Mask, cache: LayerCache | None
-    ) -> Tensor:
-        x = x + self.mixer(self.mixer_norm(x), mask, None, cache)
-        x = x + self.cross(self.cross_norm(x), states, reads, cache)
-        return x + self.ffn(self.ffn_norm(x))
+def reading(c: T5Config) -> nn.Module:
+    return ReadingBlock(norm(c), attention(c), norm(c), attention(c, CrossAttention), norm(c), feed_forward(c))
 
 
-class T5(Decoder):
+class T5(EncoderDecoder):
     def __init__(self, config: T5Config) -> None:
         c = config
-        super().__init__(c, [ReadingBlock(c) for _ in range(c.n_decoder_layers)], norm(c))
-        self.encoder = Encoder(c)
+        super().__init__(c, T5Encoder(c), [reading(c) for _ in range(c.n_decoder_layers)], norm(c))
         self.relative = RelativeBias(c.n_buckets, c.max_distance, c.n_heads, both_ways=False)
 
-    def encode(self, x: Tensor, *, documents: Tensor | None = None) -> Memory:
-        """x (B, S) ids or (B, S, D) embeddings -> what the decoder reads"""
-        if documents is None:
-            documents = torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
-        return Memory(self.encoder(x if x.is_floating_point() else self.embed(x), documents), documents)
-
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        documents: Tensor | None = None,
-        positions: Tensor | None = None,
-        cache: ModelCache | None = None,
-        memory: Memory | None = None,
-        memory_documents: Tensor | None = None,
-    ) -> Out:
-        if memory is None and cache is None:
-            raise GenerationError("an encoder-decoder reads a memory; pass memory=model.encode(…)")
-        mask, _ = opening(x, documents, positions, cache)
-        steps = torch.arange(x.shape[1], device=x.device)[None]
-        queries = keys = steps if positions is None else positions
-        if cache is not None:
-            queries, keys = cache.lengths[:, None] + steps, torch.arange(cache.span, device=x.device)[None]
-        mask = replace(mask, bias=self.relative(queries, keys))
-        reading = mask.documents if memory_documents is None else memory_documents
-        if reading is None:
-            reading = torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
-        there = memory.documents if memory is not None else cache.memory_documents  # pyright: ignore
-        reads = Mask(causal=False, documents=reading, key_documents=there)
-        x = x if x.is_floating_point() else self.embed(x)
-        for index, layer in enumerate(self.layers):
-            states = None if memory is None else memory.states
-            x = layer(x, mask, states, reads, None if cache is None else cache.slot(index))
-        if cache is not None:
-            cache.advance()
-        return Out(self.norm(x), {})
+    def relate(self, queries: Tensor, keys: Tensor) -> Tensor | None:
+        return self.relative(queries, keys)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.head(hidden * self.config.d_model**-0.5 if self.config.scale_head else hidden)
-
-    def cache_spec(self) -> list[tuple[Slot, ...]]:
-        return [layer.mixer.slots() + layer.cross.slots() for layer in self.layers]  # pyright: ignore
-
-    def new_cache(self, batch_size: int, max_seq_len: int, memory: Memory | None = None) -> ModelCache:
-        if memory is None:
-            raise GenerationError("an encoder-decoder reads a memory; pass memory=model.encode(…)")
-        cross = [layer.cross.project(memory.states) for layer in self.layers]  # pyright: ignore
-        dtype, device = memory.states.dtype, memory.states.device
-        return ModelCache(
-            self.cache_spec(), batch_size, max_seq_len,
-            dtype=dtype, device=device, cross=cross, memory_documents=memory.documents,
-        )  # fmt: skip
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:

@@ -277,7 +277,9 @@ def _compare(
         if name not in present:
             raise WeightsError(f"{tensors.path}: lacks tensor '{name}'")
     for name in present:
-        if name not in wanted and not name.endswith(table.ignored):
+        if name not in wanted and name.endswith(table.zero) and tensors.read(name).any():
+            raise WeightsError(f"{tensors.path}: '{name}' is not zero, which is not supported")
+        if name not in wanted and not name.endswith(table.ignored + table.zero):
             raise keys.unknown(name, wanted, str(tensors.path))
     for name, shape in wanted.items():
         found = tensors.shape(present[name])

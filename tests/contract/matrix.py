@@ -63,7 +63,7 @@ WITHOUT: dict[tuple[str, str], str] = {
 }
 """(kind, method) -> why there is nothing to test"""
 WITHOUT_STATE = "it has no recurrent state"
-NOBODY_ELSE = "neither transformers nor diffusers has the family"
+WITHOUT_OTHERS = "no library else has it; see tests/parity or tests/blocks"
 
 
 def why_not(name: str, method: str) -> str | None:
@@ -73,10 +73,15 @@ def why_not(name: str, method: str) -> str | None:
 
         slots = [type(slot) for slots in case(name).tiny().cache_spec() for slot in slots]
         return None if State in slots else WITHOUT_STATE
-    if method == "exchange":
-        table = family(name).module.CONFIG
-        return None if table.architecture or table.type_key != "model_type" else NOBODY_ELSE
+    if method == "exchange" and ours_alone(name):
+        return WITHOUT_OTHERS
     return WITHOUT.get((FAMILIES[name].kind, method))
+
+
+def ours_alone(name: str) -> bool:
+    """Whether transformers and diffusers have nothing to exchange with."""
+    table = family(name).module.CONFIG
+    return not table.architecture and table.type_key == "model_type"
 
 
 def names(method: str) -> list[str]:

@@ -295,6 +295,8 @@ PUBLISHED = {
     "rwkv-4-169m": 169_342_464, "rwkv-4-430m": 430_397_440, "rwkv-4-1b5": 1_515_106_304,
     "rwkv-4-3b": 2_984_627_200, "rwkv-4-7b": 7_392_649_216, "rwkv-4-14b": 14_148_597_760,
     "h3-125m": 126_387_456,
+    "bart-base": 139_420_416, "bart-large": 406_291_456,
+    "transformer-base": 63_082_496,  # nobody's; its shapes and 37,000 tokens make this, table 3 says 65 million
     "unet-32": 35_751_939,  # nobody's but ours; as many as diffusers' UNet2DModel of that shape has
 }  # fmt: skip
 """Parameters of the released checkpoints."""
@@ -304,6 +306,7 @@ ROUNDED = {
     "gpt3-6.7b": 6.66e9, "gpt3-13b": 12.9e9, "gpt3-175b": 175e9,  # Brown et al. 2020, table D.1
     "llama-4-scout": 109e9 - 0.9e9, "llama-4-maverick": 401e9 - 0.9e9,  # less the encoder of images and its adapter
     "ada": 356e6, "babbage": 1.32e9, "curie": 6.66e9, "davinci": 175e9, "jamba-1.5-large": 398e9,
+    "transformer-big": 213e6,
     "h3-355m": 361e6, "h3-1.3b": 1.326e9, "h3-2.7b": 2.67e9,
 }  # fmt: skip
 """as papers state them, or follow from them"""

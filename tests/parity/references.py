@@ -134,6 +134,26 @@ def t5(*, head: bool = False, **fields: Any) -> Reference:
             model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
         return model
 
+    return _reading(make)
+
+
+def bart(*, head: bool = False, **fields: Any) -> Reference:
+    base = dict(
+        vocab_size=64, d_model=32, encoder_layers=2, decoder_layers=3, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=40,
+    )  # fmt: skip
+
+    def make() -> Any:
+        model = transformers().BartForConditionalGeneration(transformers().BartConfig(**(base | fields)))
+        if head:
+            model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
+        return model
+
+    return _reading(make)
+
+
+def _reading(make: Callable[[], Any]) -> Reference:
+    """An encoder-decoder: a source and what is answered so far."""
     answers = tokens(2, 17)
     return Reference(
         make,
@@ -316,6 +336,11 @@ REFERENCES: dict[str, list[Reference]] = {
         albert(),
         albert(hidden_act="gelu", num_hidden_layers=3),
         albert(num_hidden_groups=2, num_hidden_layers=4),
+    ],
+    "bart": [
+        bart(),
+        bart(head=True, encoder_attention_heads=1, decoder_attention_heads=1, scale_embedding=True),
+        bart(d_model=48, encoder_ffn_dim=50, decoder_ffn_dim=50, encoder_layers=1, pad_token_id=0),
     ],
     "unet": [
         unet((16, 32), (False, True), 1),

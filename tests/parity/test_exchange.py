@@ -5,8 +5,10 @@ import pytest
 import torch
 
 import foundling
+from foundling.decode.sampling import Sampling
+from foundling.errors import WeightsError
 from foundling.models import FAMILIES
-from tests.contract.matrix import covers
+from tests.contract.matrix import covers, names
 from tests.parity.references import REFERENCES, TOLERANCE, randomise, tokens
 
 pytest.importorskip("transformers")
@@ -54,15 +56,45 @@ def test_padded_and_packed_rows(name: str, tmp_path) -> None:
     close(packed[:, 12:], theirs(x[:, 12:]).logits, 1e-5)
 
 
+READERS = [n for n in names("exchange") if FAMILIES[n].kind == "seq2seq"]
+
+
+@pytest.mark.parametrize("name", READERS)
 @torch.inference_mode()
-def test_padding_of_a_source(tmp_path) -> None:
-    theirs, x, y = randomise(REFERENCES["t5"][0].make()), tokens(), tokens(2, 17)
+def test_padding_of_a_source(name: str, tmp_path) -> None:
+    theirs, x, y = randomise(REFERENCES[name][0].make()), tokens(), tokens(2, 17)
     theirs.save_pretrained(tmp_path)
     ours = foundling.load(tmp_path)
     mask = torch.ones_like(x)
     mask[1, 20:] = 0
     expected = theirs(input_ids=x, attention_mask=mask, decoder_input_ids=y).logits
     close(ours.logits(ours(y, memory=ours.encode(x, documents=mask - 1)).hidden), expected)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_greedy_answers_are_theirs(name: str, tmp_path) -> None:
+    theirs, x = randomise(REFERENCES[name][1].make()), tokens()  # of an untied head: others repeat what they said
+    for parameter, p in theirs.named_parameters():
+        if parameter.endswith("bias"):  # what is added always would choose the token alone
+            p.data.zero_()
+    theirs.save_pretrained(tmp_path)
+    ours = foundling.load(tmp_path)
+    told = dict(
+        decoder_start_token_id=ours.config.start_id, pad_token_id=0, eos_token_id=None, forced_eos_token_id=None
+    )
+    expected = theirs.generate(x, do_sample=False, max_new_tokens=12, use_cache=False, **told)
+    answers = foundling.generate(ours, x.tolist(), max_tokens=12, sampling=Sampling(0))
+    assert [answer.tokens for answer in answers] == expected[:, 1:].tolist()
+    assert len({tuple(answer.tokens) for answer in answers}) > 1, "the answer depends on the source"
+
+
+@torch.inference_mode()
+def test_a_bias_of_the_head_that_is_not_zero_is_refused(tmp_path) -> None:
+    theirs = REFERENCES["bart"][0].make()
+    theirs.final_logits_bias[0, 5] = 1.0
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(WeightsError, match="final_logits_bias"):
+        foundling.load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["mixtral", "jamba"])

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Families against transformers' own at its best setting, in turn, a process each.
+
+python -m benchmarks.families [mamba2] [scaling] [mixtral] [bert] [--rounds 5]
+
+mamba2: forward and backward at 2,048 tokens, two layers of the 130m size. scaling: the same by length, a token's cost
+of Mamba-2 beside Llama's. mixtral: one layer at 4,096 tokens, against theirs and a dense layer of as many active FLOPs.
+bert: encoding with the base size. Of each side's settings the best of a first look stays in the race; all have the
+memory setting of `Runtime.setup`, which is ours. Weights are random: speed does not depend on them.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.sides import Side, answer_calls
+from foundling.blocks.init import initialise
+from foundling.blocks.position import RoPE
+from foundling.contracts import Mask, layers_of
+from foundling.models import FAMILIES, build, family
+from foundling.models.mixtral import MixtralConfig, MoEBlock
+from foundling.plan.memory import free_memory
+from foundling.runtime import Runtime, available_threads, generator
+
+VOCAB = 2048
+MAMBA2 = dict(vocab_size=VOCAB, d_model=768, n_layers=2, n_heads=24)
+LLAMA = dict(
+    vocab_size=VOCAB, d_model=768, n_layers=2, n_heads=12, n_kv_heads=12, head_dim=64, d_ff=2048, max_seq_len=8192
+)
+MIXTRAL = dict(vocab_size=VOCAB, d_model=1024, n_layers=1, n_heads=16, n_kv_heads=8, head_dim=64, d_expert=1792)
+LENGTHS = (512, 1024, 2048, 4096, 8192)
+Work = Callable[[int, int], Tensor]
+"""(rows, seq_len) -> what came out"""
+
+
+class Made(NamedTuple):
+    module: nn.Module
+    work: Work
+    units: list[nn.Module]
+    """what is compiled"""
+
+
+def ids(rows: int, seq_len: int) -> Tensor:
+    return torch.randint(3, VOCAB, (rows, seq_len), generator=generator("ids", rows, seq_len))
+
+
+def states(rows: int, seq_len: int, width: int) -> Tensor:
+    return torch.randn(rows, seq_len, width, generator=generator("states", rows, seq_len)).requires_grad_()
+
+
+def of_ours(name: str, fields: dict[str, Any]) -> Made:
+    model = build(name, **fields)
+    initialise(model, generator("bench"))
+    return Made(model, lambda rows, steps: model(ids(rows, steps)).hidden, layers_of(model))
+
+
+def of_theirs(model: Any) -> Made:
+    return Made(model, lambda rows, steps: model(ids(rows, steps)).last_hidden_state, [model])
+
+
+def mamba2(option: str) -> Made:
+    if not option:
+        return of_ours("mamba2", MAMBA2)
+    import transformers
+
+    c = MAMBA2
+    config = transformers.Mamba2Config(
+        vocab_size=VOCAB, hidden_size=c["d_model"], num_heads=c["n_heads"], head_dim=64, n_groups=1, state_size=128,
+        num_hidden_layers=c["n_layers"], chunk_size=int(option.removeprefix("chunk")), use_cache=False,
+    )  # fmt: skip
+    return of_theirs(transformers.Mamba2Model(config))
+
+
+def scaling(option: str) -> Made:
+    return of_ours(option, MAMBA2 if option == "mamba2" else LLAMA)
+
+
+def mixtral(option: str) -> Made:
+    c, width = MIXTRAL, MIXTRAL["d_model"]
+    if option in ("", "dense"):
+        rope, mask = RoPE(c["head_dim"], 1e6), Mask()
+        if option:
+            dense = LLAMA | {k: v for k, v in c.items() if k != "d_expert"} | {"d_ff": 2 * c["d_expert"]}
+            layer = build("llama", **dense).layers[0]
+        else:
+            layer = MoEBlock(MixtralConfig(**c))
+
+        def ours(rows: int, steps: int) -> Tensor:
+            out = layer(states(rows, steps, width), mask, rope(torch.arange(steps)[None]))
+            return out[0] if isinstance(out, tuple) else out
+
+        return Made(layer, ours, [layer])
+    gathered = 4 * 2 * 4096 * 2 * c["d_expert"] * width  # batched_mm copies a matrix for each choice of each token
+    if option == "batched_mm" and gathered > free_memory():
+        raise SystemExit(f"batched_mm would take {gathered >> 30} GiB")
+    import transformers
+    from transformers.models.mixtral.modeling_mixtral import MixtralDecoderLayer, MixtralRotaryEmbedding
+
+    config = transformers.MixtralConfig(
+        hidden_size=width, intermediate_size=c["d_expert"], num_attention_heads=c["n_heads"], num_hidden_layers=1,
+        num_key_value_heads=c["n_kv_heads"], head_dim=c["head_dim"], attn_implementation="sdpa",
+        experts_implementation=option,
+    )  # fmt: skip
+    layer, rope = MixtralDecoderLayer(config, 0), MixtralRotaryEmbedding(config)
+    for p in layer.parameters():
+        nn.init.normal_(p, std=0.02)
+
+    def theirs(rows: int, steps: int) -> Tensor:
+        x = states(rows, steps, width)
+        return layer(x, position_embeddings=rope(x, torch.arange(steps)[None]))
+
+    return Made(layer, theirs, [layer])
+
+
+def bert(option: str) -> Made:
+    if not option:
+        model = build("bert", **family("bert").module.PRESETS["bert-base"])
+        initialise(model, generator("bench"))
+        return encoder(model)
+    import transformers
+
+    return of_theirs(transformers.BertModel(transformers.BertConfig(attn_implementation="sdpa")))
+
+
+def encoder(model: Any) -> Made:
+    """Any encoder of ours: what it makes of its tokens."""
+    return Made(model, lambda rows, steps: model.encode(ids(rows, steps)).states, layers_of(model))
+
+
+class Case(NamedTuple):
+    make: Callable[[str], Made]
+    shape: tuple[int, int]
+    options: dict[str, list[str]]
+    """side -> what it may be, besides precision and compiling; ours first"""
+    bars: dict[str, float]
+    """side -> how many times our seconds its own should be at least"""
+    learns: bool = True
+    """backward too"""
+
+
+CASES = {
+    "mamba2": Case(mamba2, (1, 2048), {"foundling": [""], "transformers": ["chunk256", "chunk64"]},
+                   {"transformers": 2.0}),
+    "scaling": Case(scaling, (1, 2048), {"mamba2": ["mamba2"], "llama": ["llama"]}, {}),
+    "mixtral": Case(mixtral, (8, 512), {"foundling": [""], "transformers": ["eager", "grouped_mm", "batched_mm"],
+                                        "dense": ["dense"]}, {"transformers": 1.2, "dense": 0.8}),
+    "bert": Case(bert, (8, 128), {"foundling": [""], "transformers": ["theirs"]}, {"transformers": 1.2}, False),
+}  # fmt: skip
+SETTINGS = list(itertools.product(("float32", "bfloat16"), ("plain", "compiled")))
+
+
+def serve(name: str, option: str, precision: str, compiled: str) -> None:
+    """Builds one side, then works for each call and says its seconds."""
+    case = CASES[name]
+    Runtime(threads=available_threads()).setup()
+    made = case.make(option)
+    made.module.train(case.learns)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16" and case.learns)
+    if precision == "bfloat16" and not case.learns:
+        made.module.to(torch.bfloat16)
+    for unit in made.units if compiled == "compiled" else ():
+        unit.compile(dynamic=False)
+
+    def work(rows: int, seq_len: int) -> float:
+        begin = time.perf_counter()
+        with autocast, torch.set_grad_enabled(case.learns):
+            out = made.work(rows, seq_len)
+        if case.learns:
+            out.float().square().mean().backward()
+            made.module.zero_grad()
+        return time.perf_counter() - begin
+
+    answer_calls(work)
+
+
+def first_look(name: str, case: Case, compiling: bool) -> tuple[dict[str, Side], dict[str, float]]:
+    """The fastest setting of each side, still there, and what all took."""
+    rows, seq_len = case.shape
+    kept: dict[str, Side] = {}
+    found: dict[str, float] = {}
+    for side, options in case.options.items():
+        best = float("inf")
+        for option, (precision, compiled) in itertools.product(options, SETTINGS):
+            if compiled == "compiled" and not compiling:
+                continue
+            one = Side("benchmarks.families", name, option, precision, compiled)
+            label = " ".join(filter(None, (side, option if option != side else "", precision, compiled)))
+            try:
+                seconds = min(one(rows=rows, seq_len=seq_len) for _ in range(3))
+            except (SystemExit, OSError):  # what does not work, or not in this memory, is no setting
+                print(f"{name}, first look: {label} does not run", file=sys.stderr, flush=True)
+                continue
+            found[label] = round(seconds, 4)
+            print(f"{name}, first look: {label} {seconds:.3f} s", file=sys.stderr, flush=True)
+            if seconds < best:
+                if side in kept:
+                    kept[side].end()
+                best, kept[side] = seconds, one
+            else:
+                one.end()
+    return kept, found
+
+
+def measure(name: str, rounds: int, compiling: bool) -> dict[str, Any]:
+    case = CASES[name]
+    kept, found = first_look(name, case, compiling)
+    shapes = [(1, n) for n in LENGTHS] if name == "scaling" else [case.shape]
+    seconds: dict[tuple[str, int], list[float]] = {(side, n): [] for side in kept for _, n in shapes}
+    for _, (rows, n) in itertools.product(range(rounds + 1), shapes):  # the first of each shape is not counted
+        for side, one in kept.items():
+            seconds[side, n].append(one(rows=rows, seq_len=n))
+    for one in kept.values():
+        one.end()
+    runs = {key: s[1:] for key, s in seconds.items()}
+    own, result = next(iter(kept)), {"case": name, "first_look_seconds": found}
+    result["microseconds_a_token"] = {
+        f"{side} at {n}": round(1e6 * statistics.median(runs[side, n]) / (rows * n), 1)
+        for side in kept
+        for rows, n in shapes
+    }
+    result["slowest_to_fastest"] = {f"{side} at {n}": round(max(s) / min(s), 2) for (side, n), s in runs.items()}
+    result["times_our_seconds"] = {
+        f"{side} at {n}": round(statistics.median(a / b for a, b in zip(s, runs[own, n], strict=True)), 3)
+        for (side, n), s in runs.items()
+        if side != own
+    }
+    result["wanted_at_least"] = case.bars
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("cases", nargs="*", help=", ".join(CASES))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", choices=["true", "false"], default="true")
+    parser.add_argument("--serve", nargs=4, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        return serve(*args.serve)
+    for name in args.cases or list(CASES):
+        if name not in CASES:
+            parser.error(f"{name} is not known; there are {', '.join(CASES)}")
+        if name in ("bert",) and name not in FAMILIES:
+            print(json.dumps({"case": name, "skipped": "the family is not in this version of foundling"}))
+            continue
+        print(json.dumps(measure(name, args.rounds, args.compile == "true"), indent=1), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every family of decoders at the same training FLOPs on the built-in text: what it learns, and what it costs.
+
+python -m benchmarks.league [llama mamba2 …] --out docs/league.json [--flops 3e12] [--size 256x4]
+
+Width and depth are the same for all, the rest is each family's `sized`; tokens are what the FLOPs pay for. Each family
+has a process of its own, so that its peak of memory is its own, and what has ended is kept in the file: a second call
+goes on. The table and the figure stand beside it (.md, .png).
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.learning import Prepared, flops, run
+from foundling.blocks.init import initialise
+from foundling.models import FAMILIES, build, count_parameters, family
+from foundling.runtime import available_threads, generator
+from foundling.weights.files import write_bytes
+
+WORK = Path(tempfile.gettempdir()) / "foundling-benchmarks"
+CONTEXTS = (128, 256, 512, 1024, 2048)
+STEPS = 8
+VOCAB = 2048
+DECODERS = [name for name, entry in FAMILIES.items() if entry.kind == "decoder"]
+
+
+@torch.inference_mode()
+def decode_milliseconds(name: str, d_model: int, n_layers: int) -> dict[int, float]:
+    """context -> the median cost of one more token, of one row through the cache. Weights are random: speed does not
+    depend on them, and a model trained on short windows may have no positions so far out."""
+    model = build(name, **family(name).module.sized(VOCAB, CONTEXTS[-1] + STEPS, d_model, n_layers))
+    initialise(model, generator("league"))
+    model.eval()
+    x = torch.randint(3, VOCAB, (1, CONTEXTS[-1] + STEPS), generator=generator("league", 1))
+    found = {}
+    for context in CONTEXTS:
+        cache, taken = model.new_cache(1, context + STEPS), []
+        model(x[:, :context], cache=cache)
+        for step in range(context, context + STEPS):
+            begin = time.perf_counter()
+            model.logits(model(x[:, step : step + 1], cache=cache).hidden)
+            taken.append(time.perf_counter() - begin)
+        found[context] = round(1000 * statistics.median(taken), 3)
+    return found
+
+
+def enter(name: str, budget: float, d_model: int, n_layers: int) -> dict[str, Any]:
+    """One family's row, in this process."""
+    tokens = budget / flops(d_model, n_layers, VOCAB, {"family": name})
+    learnt = run(Prepared("stdlib", WORK, VOCAB), d_model, n_layers, tokens, 0, available_threads(), family=name)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux
+    sizes = family(name).module.sized(VOCAB, 256, d_model, n_layers)
+    return {
+        "params": count_parameters(build(name, device="meta", **sizes)),
+        "tokens": learnt["tokens"],
+        "bits_per_byte": learnt["bits_per_byte"],
+        "train_seconds": learnt["seconds"],
+        "tokens_per_second": round(learnt["tokens"] / learnt["seconds"]),
+        "peak_bytes": peak,
+        "decode_milliseconds": decode_milliseconds(name, d_model, n_layers),
+    }
+
+
+def table(league: dict[str, Any]) -> str:
+    asked, rows = league["asked"], league["families"]
+    lines = [
+        "# The league of decoders",
+        "",
+        f"Each family learnt the built-in `stdlib` text for {asked['flops']:.0e} FLOPs at {asked['size']} (width x",
+        "layers), in windows of 256 tokens; bits per byte are of text that none has read, best first. A token costs",
+        "what one row takes with so many in the cache. `python -m benchmarks.league --out docs/league.json`",
+        "",
+        "| family | M parameters (active) | M tokens | bits per byte | tokens/s | peak GiB | "
+        + " | ".join(f"ms at {context}" for context in CONTEXTS)
+        + " |",
+        "|---|" + "--:|" * (5 + len(CONTEXTS)),
+    ]
+    for name, row in sorted(rows.items(), key=lambda item: item[1]["bits_per_byte"]):
+        size = row["params"]
+        cells = [
+            f"{size['total'] / 1e6:.2f} ({size['active'] / 1e6:.2f})",
+            f"{row['tokens'] / 1e6:.2f}",
+            f"{row['bits_per_byte']:.3f}",
+            f"{row['tokens_per_second']:,}",
+            f"{row['peak_bytes'] / 2**30:.2f}",
+            *(f"{row['decode_milliseconds'][str(context)]:.2f}" for context in CONTEXTS),
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n\n![bits per byte, and a token's cost by context](league.png)\n"
+
+
+def picture(league: dict[str, Any], file: Path) -> None:
+    from matplotlib.figure import Figure
+
+    rows = dict(sorted(league["families"].items(), key=lambda item: -item[1]["bits_per_byte"]))
+    figure = Figure(figsize=(10, 1.5 + 0.25 * len(rows)))
+    bits, costs = figure.subplots(1, 2)
+    bits.plot([row["bits_per_byte"] for row in rows.values()], list(rows), "o")
+    bits.set(xlabel="held-out bits per byte")
+    bits.grid(axis="y", alpha=0.3)
+    for name, row in reversed(rows.items()):
+        costs.plot(CONTEXTS, [row["decode_milliseconds"][str(context)] for context in CONTEXTS], label=name)
+    costs.set(xscale="log", xlabel="tokens in the cache", ylabel="ms a token")
+    costs.set_xticks(CONTEXTS, [str(context) for context in CONTEXTS])
+    costs.minorticks_off()
+    costs.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(file, dpi=110, bbox_inches="tight")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("families", nargs="*", help=", ".join(DECODERS))
+    parser.add_argument("--out", default="docs/league.json")
+    parser.add_argument("--flops", type=float, default=3e12)
+    parser.add_argument("--size", default="256x4")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if unknown := set(args.families) - set(DECODERS):
+        parser.error(f"{', '.join(sorted(unknown))}: not a family of decoders; there are {', '.join(DECODERS)}")
+    d_model, n_layers = map(int, args.size.split("x"))
+    if args.one:
+        print(json.dumps(enter(args.families[0], args.flops, d_model, n_layers)))
+        return
+    out, asked = Path(args.out), {"flops": args.flops, "size": args.size}
+    league: dict[str, Any] = {"asked": asked, "families": {}}
+    if out.exists() and (kept := json.loads(out.read_text(encoding="utf-8")))["asked"] == asked:
+        league = kept
+    elif out.exists():
+        parser.error(f"{out} is of {kept['asked']}, not {asked}; ask the same, or give another --out")
+    for name in args.families or DECODERS:
+        if name in league["families"]:
+            continue
+        command = ["-m", "benchmarks.league", name, "--one", "--flops", str(args.flops), "--size", args.size]
+        ended = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True)
+        if ended.returncode:
+            print(json.dumps({"family": name, "failed": ended.returncode}), flush=True)
+            continue
+        row = league["families"][name] = json.loads(ended.stdout.splitlines()[-1])
+        print(json.dumps({"family": name, **row}), flush=True)
+        write_bytes(out, (json.dumps(league, indent=1) + "\n").encode())
+    write_bytes(out.with_suffix(".md"), table(league).encode())
+    picture(league, out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
