@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from dataclasses import dataclass, fields
@@ -108,16 +109,15 @@ def activation_bytes(
     family: str, config: dict[str, Any], rows: int, seq_len: int, precision: Precision, checkpointing: bool
 ) -> int:
     """Bytes that autograd keeps of a forward pass over (rows, seq_len) tokens."""
-    per_token, per_square = _activation_law(family, tuple(sorted(config.items())), precision, checkpointing)
+    per_token, per_square = _activation_law(family, json.dumps(config, sort_keys=True), precision, checkpointing)
     return int(rows * seq_len * (per_token + per_square * seq_len))
 
 
 @lru_cache(maxsize=64)
-def _activation_law(
-    family: str, config: tuple[tuple[str, Any], ...], precision: Precision, checkpointing: bool
-) -> tuple[float, float]:
-    """(bytes per token, bytes per token and length), counted on tensors without memory at two short lengths."""
-    fields = dict(config)
+def _activation_law(family: str, config: str, precision: Precision, checkpointing: bool) -> tuple[float, float]:
+    """(bytes per token, bytes per token and length), counted on tensors without memory at two short lengths. `config`
+    is JSON, so that equal ones are counted once."""
+    fields = json.loads(config)
     with FakeTensorMode():
         model = build(family, **fields)
         if checkpointing:  # what enters each layer, and all of one layer

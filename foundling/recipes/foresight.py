@@ -58,7 +58,10 @@ def shape_of(given: dict[str, Any], preset: str | None, ranks: int = 1) -> Shape
     if ranks < 1:
         raise ConfigError(f"--ranks {ranks}: expected at least 1")
     if preset is not None:
-        presets = {p: n for n, entry in FAMILIES.items() if entry.kind == "decoder" for p in family(n).module.PRESETS}
+        everyone = {p: n for n in FAMILIES for p in family(n).module.PRESETS}
+        presets = {p: n for p, n in everyone.items() if FAMILIES[n].kind == "decoder"}
+        if preset in everyone and preset not in presets:
+            raise ConfigError(f"preset '{preset}' is of {everyone[preset]}; plans are of what reads from left to right")
         if preset not in presets:
             raise ConfigError(f"unknown preset '{preset}'; {nearest(preset, list(presets))}")
         for key in ("family", "d_model", "n_layers", "vocab_size"):

@@ -170,3 +170,6 @@ def test_wrong_input(trained: Path, tmp_path: Path, capsys) -> None:
         assert code == 2 and says in err and err.count("\n") == 1 and not out, err
     with pytest.raises(GenerationError, match="no gap"):
         fill(case("bert").tiny(), [4, 5], 1)
+    for write in (foundling.Engine, lambda model: foundling.generate(model, [[4, 5]], max_tokens=2)):
+        with pytest.raises(GenerationError, match="foundling fill"):
+            write(case("bert").tiny())

@@ -36,6 +36,13 @@ def test_activations_are_those_that_autograd_keeps(name: str) -> None:
     del out
 
 
+def test_a_configuration_may_hold_another() -> None:
+    config = sized("llama") | {"rope_scaling": {"kind": "linear", "factor": 2.0}}
+    assert activation_bytes("llama", config, 3, 192, "float32", False) == activation_bytes(
+        "llama", sized("llama"), 3, 192, "float32", False
+    )
+
+
 def test_parts_by_hand() -> None:
     """A GPT-2 of one matrix shape group known by arithmetic: 12 d² a layer, moments of AdamW and of Muon."""
     fields = family("gpt2").module.sized(512, 128, 64, 2)

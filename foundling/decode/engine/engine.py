@@ -70,6 +70,8 @@ class Engine:
 
     def __init__(self, model: Any, options: EngineOptions | None = None) -> None:
         """GenerationError for options that this model or machine cannot serve."""
+        if not hasattr(model, "new_cache"):
+            raise GenerationError(f"{type(model).__name__} does not write from left to right; see `foundling fill`")
         self.model, self.options = model, options or EngineOptions()
         self.encodes = hasattr(model, "encode")
         self.numbers = itertools.count()
