@@ -197,6 +197,12 @@ def check_request(config: Any, request: Request, *, encodes: bool) -> None:
     request.sampling.check(vocab)
 
 
+def check_writes(model: Any) -> None:
+    """GenerationError for a model that reads both ways, or no text at all."""
+    if not hasattr(model, "new_cache"):
+        raise GenerationError(f"{type(model).__name__} does not write from left to right; see `foundling fill`")
+
+
 def requests_of(
     tokens: Sequence[Sequence[int]],
     n: int,

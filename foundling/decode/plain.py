@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from foundling.decode.answer import Answer, Writing, check_request, next_tokens, requests_of
+from foundling.decode.answer import Answer, Writing, check_request, check_writes, next_tokens, requests_of
 from foundling.decode.beam import beam_search
 from foundling.decode.processors import Processor
 from foundling.decode.prompts import prefill, tell_prompt
@@ -51,6 +51,7 @@ def generate(
     Raises GenerationError for an empty prompt, values that make no sense or exclude each other, ids outside the
     vocabulary or more tokens than the model's max_seq_len.
     """
+    check_writes(model)
     requests = requests_of(
         tokens, n, seed, sampling, cuts, max_tokens=max_tokens, stop=stop, stop_strings=stop_strings, decode=decode,
         logprobs=logprobs, prompt_logprobs=prompt_logprobs, processors=processors,

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from foundling.decode.answer import Answer, told
-from foundling.errors import GenerationError
 
 
 def padded(rows: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
@@ -27,8 +26,6 @@ def padded(rows: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
 def prefill(model: Any, tokens: Sequence[Sequence[int]], room: int) -> tuple[Any, Tensor]:
     """The cache, with `room` for more tokens a row, and the hidden states (B, D) from which the first one follows. An
     encoder-decoder encodes the tokens, projects the memory once, and reads its start id."""
-    if not hasattr(model, "new_cache"):
-        raise GenerationError(f"{type(model).__name__} does not write from left to right; see `foundling fill`")
     device = next(model.parameters()).device
     ids, documents = padded(tokens, device)
     if hasattr(model, "encode"):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from foundling.decode.answer import Answer, Request, Writing, check_request, next_tokens, told
+from foundling.decode.answer import Answer, Request, Writing, check_request, check_writes, next_tokens, told
 from foundling.decode.engine.native_runner import NativeRunner, page_bytes
 from foundling.decode.engine.pages import Pages, pages_for
 from foundling.decode.engine.scheduler import Running, Scheduler, Work
@@ -70,8 +70,7 @@ class Engine:
 
     def __init__(self, model: Any, options: EngineOptions | None = None) -> None:
         """GenerationError for options that this model or machine cannot serve."""
-        if not hasattr(model, "new_cache"):
-            raise GenerationError(f"{type(model).__name__} does not write from left to right; see `foundling fill`")
+        check_writes(model)
         self.model, self.options = model, options or EngineOptions()
         self.encodes = hasattr(model, "encode")
         self.numbers = itertools.count()
