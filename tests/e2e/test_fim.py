@@ -32,9 +32,9 @@ def test_a_gap_is_filled_from_what_follows(tmp_path: Path) -> None:
     draw.shuffle(pairs)
     asked, taught = pairs[:100], pairs[100:]
     with (tmp_path / "texts.jsonl").open("w", encoding="utf-8") as file:
-        for _ in range(30_000):
+        for day in range(30_000):  # every text another: where one is cut, its hash says
             place, i = draw.choice(taught)
-            file.write(json.dumps({"text": f"in {place} the {animals[i]} says {sounds[i]}."}) + "\n")
+            file.write(json.dumps({"text": f"{day}: in {place} the {animals[i]} says {sounds[i]}."}) + "\n")
     done = foundling(
         "raise", tmp_path / "texts.jsonl", *SIZE, "--fim-rate", "0.7", "--out", tmp_path / "run", timeout=3000
     )
@@ -43,8 +43,10 @@ def test_a_gap_is_filled_from_what_follows(tmp_path: Path) -> None:
     filled = []
     for tells in (True, False):
         answers = (
-            writer.write(f"in {place} the", suffix=f" says {sounds[i]}." if tells else "", max_tokens=8)[0]["text"]
-            for place, i in asked
+            writer.write(f"{day}: in {place} the", suffix=f" says {sounds[i]}." if tells else "", max_tokens=8)[0][
+                "text"
+            ]
+            for day, (place, i) in enumerate(asked)
         )
         filled.append(sum(text.strip() == animals[i] for text, (_, i) in zip(answers, asked, strict=True)))
     print(f"of 100 gaps {filled[0]} were filled as the text after them says, {filled[1]} where it does not say")
