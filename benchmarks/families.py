@@ -26,7 +26,6 @@ from foundling.blocks.init import initialise
 from foundling.blocks.position import RoPE
 from foundling.contracts import Mask, layers_of
 from foundling.models import FAMILIES, build, family
-from foundling.models.mixtral import MixtralConfig, MoEBlock
 from foundling.plan.memory import free_memory
 from foundling.runtime import Runtime, available_threads, generator
 
@@ -91,7 +90,7 @@ def mixtral(option: str) -> Made:
             dense = LLAMA | {k: v for k, v in c.items() if k != "d_expert"} | {"d_ff": 2 * c["d_expert"]}
             layer = build("llama", **dense).layers[0]
         else:
-            layer = MoEBlock(MixtralConfig(**c))
+            layer = build("mixtral", **c).layers[0]
 
         def ours(rows: int, steps: int) -> Tensor:
             out = layer(states(rows, steps, width), mask, rope(torch.arange(steps)[None]))
@@ -200,6 +199,8 @@ def first_look(name: str, case: Case, compiling: bool) -> tuple[dict[str, Side],
                 if seconds < HOPELESS * best or compiled == "compiled":  # whose first run compiles
                     seconds = min(one(rows=rows, seq_len=seq_len) for _ in range(2))
             except (SystemExit, OSError):  # what does not work, or not in this memory, is no setting
+                if side == "foundling":
+                    raise
                 print(f"{name}, first look: {label} does not run", file=sys.stderr, flush=True)
                 continue
             found[label] = round(seconds, 4)
