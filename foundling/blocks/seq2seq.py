@@ -16,7 +16,7 @@ from foundling.contracts import LayerCache, Mask, Memory, Out, Slot
 from foundling.errors import GenerationError
 
 
-class Encoder(nn.Module):
+class SourceEncoder(nn.Module):
     """Layers that see both ways, and a final norm (nn.Identity behind post-norm layers). A family says in `place` or
     `relate` what positions do."""
 
@@ -76,7 +76,7 @@ class PostNormReadingBlock(ReadingBlock):
 class EncoderDecoder(Decoder):
     """A decoder of reading blocks, and its encoder; both embed by one table."""
 
-    def __init__(self, config: Any, encoder: Encoder, layers: list[nn.Module], norm: nn.Module) -> None:
+    def __init__(self, config: Any, encoder: SourceEncoder, layers: list[nn.Module], norm: nn.Module) -> None:
         super().__init__(config, layers, norm)
         self.encoder = encoder
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from foundling.blocks.norm import LayerNorm
 from foundling.blocks.position import Rotation
-from foundling.blocks.seq2seq import Encoder, EncoderDecoder
+from foundling.blocks.seq2seq import EncoderDecoder, SourceEncoder
 from foundling.contracts import ConfigMap, Key
 from foundling.errors import ConfigError
 from foundling.models import transformer
@@ -51,7 +51,7 @@ class Placed(nn.Module):
         return self.norm(x + self.table(positions + FIRST_POSITION))
 
 
-class BARTEncoder(Encoder):
+class BARTEncoder(SourceEncoder):
     def __init__(self, c: BARTConfig) -> None:
         super().__init__([layer(c, F.gelu, reads=False) for _ in range(c.n_layers)], nn.Identity())
         self.position = Placed(c)

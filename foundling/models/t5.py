@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from foundling.blocks.attention import Attention, CrossAttention
 from foundling.blocks.mlp import MLP, GatedMLP, gelu_tanh
 from foundling.blocks.norm import RMSNorm
-from foundling.blocks.seq2seq import Encoder, EncoderDecoder, ReadingBlock
+from foundling.blocks.seq2seq import EncoderDecoder, ReadingBlock, SourceEncoder
 from foundling.blocks.stack import Block
 from foundling.contracts import ConfigMap, Key
 
@@ -77,7 +77,7 @@ def norm(c: T5Config) -> RMSNorm:
     return RMSNorm(c.d_model, c.norm_eps)
 
 
-class T5Encoder(Encoder):
+class T5Encoder(SourceEncoder):
     def __init__(self, c: T5Config) -> None:
         layers = [Block(norm(c), attention(c), norm(c), feed_forward(c)) for _ in range(c.n_layers)]
         super().__init__([*layers], norm(c))

@@ -15,7 +15,7 @@ from foundling.blocks.attention import Attention, CrossAttention
 from foundling.blocks.mlp import MLP
 from foundling.blocks.norm import LayerNorm
 from foundling.blocks.position import Rotation, sinusoids
-from foundling.blocks.seq2seq import Encoder, EncoderDecoder, PostNormReadingBlock
+from foundling.blocks.seq2seq import EncoderDecoder, PostNormReadingBlock, SourceEncoder
 from foundling.blocks.stack import PostNormBlock
 from foundling.contracts import ConfigMap, Key
 from foundling.errors import ConfigError
@@ -53,7 +53,7 @@ def layer(c: Any, activation: Callable[[Tensor], Tensor], *, reads: bool) -> nn.
     return PostNormReadingBlock(*first, norm(c.d_model), CrossAttention(*sizes, bias=True), *last)
 
 
-class SinusoidEncoder(Encoder):
+class SinusoidEncoder(SourceEncoder):
     def place(self, x: Tensor, positions: Tensor) -> Tensor:
         return x + sinusoids(positions, x.shape[-1]).to(x.dtype)
 
