@@ -335,6 +335,8 @@ class ConfigMap:
     many rows that one has. What stands on a model differs between directories of one model_type."""
     filled: dict[str, Callable[[dict[str, Any]], Any]] = field(default_factory=dict)
     """published names that are written from our fields (not where that gives None), unless kept as inert"""
+    counted: tuple[str, ...] | None = None
+    """our fields of which each one has tensors of its own; by default those that count layers, blocks and experts"""
     renamed: tuple[tuple[str, str], ...] = ()
     """(ending of tensor names in older directories, what it is today)"""
     type_key: str = "model_type"

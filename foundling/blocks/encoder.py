@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from foundling.blocks.norm import LayerNorm
 from foundling.blocks.position import positions_of
 from foundling.contracts import Mask, Memory, Out
-from foundling.errors import ConfigError
+from foundling.errors import ConfigError, GenerationError
 
 
 class Encoder(nn.Module):
@@ -67,6 +67,8 @@ class Encoder(nn.Module):
         """x (B, T) ids or (B, T, D) embeddings, token_types (B, T), 0 unless given -> the last layer's states; `pooled`
         (B, D) is made of each row's first one, where the model has a pooler."""
         places = positions_of(x, documents) if positions is None else positions
+        if x.shape[1] > self.config.max_seq_len and int(places.max()) >= self.config.max_seq_len:
+            raise GenerationError(f"a text is longer than {self.config.max_seq_len} tokens, which is all that is read")
         y = x if x.is_floating_point() else self.embed(x)
         y = y + self.position_embedding(places + self.first_position)
         if self.type_embedding is not None:

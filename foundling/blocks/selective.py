@@ -193,7 +193,8 @@ class SelectiveMixer(nn.Module):
             dt = torch.where((documents >= 0)[..., None], dt, 0)
         value, rate = value.float(), self.log_rate.float().exp().T.contiguous()
         state = value.new_zeros(len(x), *rate.shape) if cache is None else cache.get(State)
-        y, state, _ = selective_scan(value, dt, rate, b.float(), c.float(), fresh, state, self.chunk)
+        with torch.autocast(x.device.type, enabled=False):
+            y, state, _ = selective_scan(value, dt, rate, b.float(), c.float(), fresh, state, self.chunk)
         if cache is not None:
             cache.put(State, state)
         y = (y + value * self.skip.float()) * F.silu(gate.float())

@@ -43,9 +43,13 @@ def fill(model: Any, tokens: Sequence[int], mask: int, *, n: int = 5, without: S
         raise GenerationError("the text has no gap to fill")
     answers = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=device)
     answers[[mask, *without]] = True
+    if answers.all():
+        raise GenerationError("no token is left that could be an answer")
     found: dict[int, list[tuple[int, float]]] = {}
     while len(left):
         logits = model.logits(model(ids).hidden[0, left]).float()
+        if not logits.isfinite().all():
+            raise GenerationError("the model's scores are no numbers; is the model damaged?")
         chances = logits.softmax(-1).masked_fill(answers, 0.0)
         surest = int(chances.amax(-1).argmax())
         best = chances[surest].topk(min(n, int((~answers).sum())))
@@ -73,7 +77,9 @@ class Filler:
             raise WeightsError(f"{directory}: this {found.name} has no head over its vocabulary, so it fills no gaps")
         tokenizer = Tokenizer.load(directory)
         if tokenizer.mask is None:
-            raise WeightsError(f"{directory}: tokenizer_config.json names no mask_token")
+            name = tokenizer.names.get("mask_token")
+            why = f"'{name}' is not in the vocabulary" if name else "it names none"
+            raise WeightsError(f"{directory}: tokenizer_config.json has no mask_token ({why})")
         if tokenizer.vocab_size > model.config.vocab_size:
             raise WeightsError(
                 f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}"
@@ -85,8 +91,8 @@ class Filler:
         The tokenizer's own mask token in the text is a gap too."""
         mask = self.tokenizer.mask
         assert mask is not None
-        own = self.tokenizer.names.get("mask_token", gap)
-        parts = text.replace(own, gap).split(gap) if gap else [text]
+        own = self.tokenizer.names["mask_token"]
+        parts = text.replace(own, gap).split(gap) if gap else text.split(own)
         if len(parts) < 2:
             raise GenerationError(f"the text has no gap; write {gap or own} where a word is missing")
         first, last = self.tokenizer.frame
@@ -95,7 +101,7 @@ class Filler:
             # a word brings the space before it
             ids += self.tokenizer.encode(part.rstrip(" ") if number < len(parts) - 1 else part)
             ids += [mask] if number < len(parts) - 1 else []
-        nameless = range(self.tokenizer.vocab_size, self.model.config.vocab_size)
+        nameless = [*self.tokenizer.nameless, *range(self.tokenizer.vocab_size, self.model.config.vocab_size)]
         filled = fill(self.model, [*ids, *last], mask, n=n, without=[*self.tokenizer.special, *nameless])
         words = [self.tokenizer.piece(best[0][0]).strip() for best in filled.gaps]
         whole = "".join(a + b for a, b in zip(parts, [*words, ""], strict=True))

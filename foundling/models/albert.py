@@ -132,4 +132,5 @@ CONFIG = replace(
         "n_classes": ("sop_classifier.classifier.weight", "classifier.weight"),
     },
     base_prefix="albert.",
+    counted=("n_groups",),
 )

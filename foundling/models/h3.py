@@ -41,7 +41,7 @@ class H3Config:
                 f"d_state {self.d_state} must be even, chunk_size {self.chunk_size} a power of 2, "
                 f"d_model {self.d_model} a multiple of n_heads {self.n_heads}"
             )
-        if not set(self.attend_at) < set(range(self.n_layers)):
+        if not all(0 <= layer < self.n_layers for layer in self.attend_at) or len(self.attend_at) >= self.n_layers:
             raise ConfigError(f"attend_at {self.attend_at} are not some of 0 to {self.n_layers - 1}")
 
 

@@ -228,6 +228,7 @@ CONFIG = replace(
     },
     only={"hidden_act": "silu", "attention_bias": False, "router_jitter_noise": 0.0},
     convert=llama.CONFIG.convert | {"attn_temperature_tuning": (bool, bool)},  # some releases say 4
+    counted=("n_layers",),
     implied={
         "no_rope_layers": lambda c: [int((i + 1) % c["rope_period"] != 0) for i in range(c["n_layers"])],
         "layer_types": lambda c: [

@@ -68,5 +68,9 @@ CONFIG = replace(
         "n_classes": ("classifier.out_proj.weight",),
     },
     base_prefix="roberta.",
-    ignored=(".position_ids", "lm_head.decoder.weight", "lm_head.decoder.bias", "lm_head.bias"),
-)
+    # a pooler that classes do not read is left out, as transformers leaves it out
+    ignored=(
+        ".position_ids", "lm_head.decoder.weight", "lm_head.decoder.bias", "lm_head.bias",
+        "pooler.dense.weight", "pooler.dense.bias",
+    ),
+)  # fmt: skip

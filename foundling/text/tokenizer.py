@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
@@ -27,17 +29,38 @@ WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n
 
 
 NAMED = ("bos_token", "eos_token", "sep_token", "mask_token")
+NAMES_CODE = "auto_map"
+"""a key by which transformers finds programs; none is kept"""
+
+
+@contextmanager
+def _library(doing: str) -> Iterator[None]:
+    """Whatever the library makes of a tokenizer that is damaged or lacks something: bare Exception, and where it did
+    not expect it a panic, which is no Exception."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError, UnicodeEncodeError, TypeError):
+        raise
+    except BaseException as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"the tokenizer cannot {doing} ({why})") from None
 
 
 class Tokenizer:
     """`eos` closes every document, and `bos` opens it (with ours the same token); special tokens are never read out of
-    ordinary text. `names`: which tokens play the parts of NAMED, where they are not ours."""
+    ordinary text. `described`: what tokenizer_config.json says, of which NAMED tell who plays which part; kept, and
+    written again by `save`."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, names: Mapping[str, str] | None = None) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, described: Mapping[str, Any] | None = None) -> None:
         self.backend = backend
         self.backend.encode_special_tokens = True
-        self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
-        self.names = dict(names or {})
+        ids_of = backend.get_vocab(with_added_tokens=True)
+        self.vocab_size: int = max(ids_of.values(), default=-1) + 1
+        """one more than the largest id"""
+        self.nameless = frozenset(range(self.vocab_size)) - frozenset(ids_of.values())
+        """ids in between that no token has"""
+        self.described = dict(described or {})
+        self.names = {part: name for part in NAMED if (name := _name(self.described.get(part)))}
         own = backend.token_to_id(END)
         ids = {part: backend.token_to_id(name) for part, name in self.names.items()}
         eos = next((i for i in (ids.get("eos_token"), ids.get("sep_token"), own) if i is not None), None)
@@ -89,27 +112,34 @@ class Tokenizer:
         if file.stat().st_size > MAX_FILE_BYTES:
             raise WeightsError(f"{file}: over {MAX_FILE_BYTES >> 20} MiB, too large for a tokenizer")
         try:
-            backend = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises bare Exception for whatever the file is
-            raise WeightsError(f"{file}: damaged, not a tokenizer ({str(error).splitlines()[0]})") from None
+            with _library("be read"):
+                backend = tokenizers.Tokenizer.from_file(str(file))
+        except WeightsError as error:
+            raise WeightsError(f"{file}: damaged, not a tokenizer ({error})") from None
         backend.no_padding()
         backend.no_truncation()
-        return cls(backend, _names(Path(directory)))
+        return cls(backend, _described(Path(directory)))
 
     def save(self, directory: str | Path) -> None:
         """tokenizer.json, tokenizer_config.json and the chat template, as transformers reads them."""
         directory = Path(directory)
         self.backend.save(str(directory / "tokenizer.json"))
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        own = {"bos_token": END, "eos_token": END, "pad_token": PAD, "chat_template": CHAT_TEMPLATE}
-        config |= own if self.backend.token_to_id(END) is not None and self.backend.token_to_id(PAD) is not None else {}
-        config |= self.names
+        own = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": END,
+            "eos_token": END,
+            "pad_token": PAD,
+            "clean_up_tokenization_spaces": False,
+            "chat_template": CHAT_TEMPLATE,
+        }
+        config = self.described or own
         (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone, no special tokens added or read."""
         try:
-            return self.backend.encode(text, add_special_tokens=False).ids
+            with _library("read this text"):
+                return self.backend.encode(text, add_special_tokens=False).ids
         except (UnicodeEncodeError, TypeError):  # what the library makes of half a surrogate pair
             raise DataError("the text holds half a surrogate pair, which is not Unicode text") from None
 
@@ -121,9 +151,10 @@ class Tokenizer:
     @property
     def frame(self) -> tuple[list[int], list[int]]:
         """What the tokenizer sets before and behind a text that stands alone."""
-        probe = self.backend.encode("a", add_special_tokens=True)
+        with _library("frame a text"):
+            probe = self.backend.encode("a", add_special_tokens=True)
         own = [at for at, special in enumerate(probe.special_tokens_mask) if not special]
-        return probe.ids[: own[0]], probe.ids[own[-1] + 1 :]
+        return (probe.ids[: own[0]], probe.ids[own[-1] + 1 :]) if own else ([], [])
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
@@ -146,9 +177,15 @@ class Tokenizer:
         return pieces
 
 
-def _names(directory: Path) -> dict[str, str]:
-    """Which tokens play which parts, as tokenizer_config.json and, before it, special_tokens_map.json say."""
-    found: dict[str, str] = {}
+def _name(value: Any) -> str | None:
+    """A token as the files write it: its text, or a mapping with the text as content."""
+    value = value.get("content") if isinstance(value, dict) else value
+    return value if isinstance(value, str) else None
+
+
+def _described(directory: Path) -> dict[str, Any]:
+    """What tokenizer_config.json says of a tokenizer, and before it special_tokens_map.json of its tokens."""
+    found: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         file = directory / name
         if not file.is_file():
@@ -161,9 +198,5 @@ def _names(directory: Path) -> dict[str, str]:
             raise WeightsError(f"{file}: damaged, not JSON") from None
         if not isinstance(values, dict):
             raise WeightsError(f"{file}: damaged, expected a mapping")
-        for part in NAMED:
-            value = values.get(part)
-            value = value.get("content") if isinstance(value, dict) else value
-            if isinstance(value, str):
-                found[part] = value
+        found |= {key: value for key, value in values.items() if key != NAMES_CODE}
     return found

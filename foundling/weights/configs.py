@@ -25,10 +25,15 @@ def read_config(values: dict[str, Any], file: str) -> tuple[Family, Any, dict[st
         model_type = values.get("model_type", values.get("_class_name"))
         raise WeightsError(f"{file}: model_type {model_type!r} is not known here; known: {', '.join(FAMILIES)}")
     table: ConfigMap = found.module.CONFIG
-    values = _flat(_version_4(dict(values), file), table)
+    try:
+        values = _flat(_version_4(dict(values), file), table)
+    except RecursionError:
+        raise WeightsError(f"{file}: mappings in mappings without end") from None
     for key, wanted in table.only.items():
         if key in values and values[key] is not None and values[key] != wanted:
-            raise WeightsError(f"{file}: {key} = {values[key]!r} is not supported by {found.name}; only {wanted!r} is")
+            raise WeightsError(
+                f"{file}: {key} = {_short(values[key])} is not supported by {found.name}; only {_short(wanted)} is"
+            )
     for key, default in table.derived.items():
         if values.get(key) is None:
             try:
@@ -41,13 +46,15 @@ def read_config(values: dict[str, Any], file: str) -> tuple[Family, Any, dict[st
             raise WeightsError(f"{file}: lacks '{theirs}'")
         ours[name] = _converted(table, theirs, values[theirs], file)
     known = table.fields.keys() | table.only.keys() | table.implied.keys() | OWN
-    inert = _nested({k: v for k, v in values.items() if k not in known})
+    inert = _nested({k: v for k, v in values.items() if k not in known}, table)
     _check_sizes(ours, file)
     config = from_dict(found.config, ours, where=file)
     for key, follows in table.implied.items():
         wanted = follows(to_dict(config))
         if values.get(key) not in (None, [], wanted):  # nothing said: as the others imply
-            raise WeightsError(f"{file}: {key} = {values[key]!r} is not supported by {found.name}; only {wanted!r} is")
+            raise WeightsError(
+                f"{file}: {key} = {_short(values[key])} is not supported by {found.name}; only {_short(wanted)} is"
+            )
     return found, config, inert
 
 
@@ -68,7 +75,7 @@ def write_config(found: Family, config: Any, inert: dict[str, Any], dtype: str =
     if table.type_key == "model_type":
         values["dtype"] = dtype
     filled = {key: value for key, makes in table.filled.items() if (value := makes(ours)) is not None}
-    return _nested(values | filled | _flat(inert, table))
+    return _nested(values | filled | _flat(inert, table), table)
 
 
 def _version_4(values: dict[str, Any], file: str) -> dict[str, Any]:
@@ -106,7 +113,7 @@ def _converted(table: ConfigMap, key: str, value: Any, file: str) -> Any:
     try:
         return table.convert[key][0](value)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise WeightsError(f"{file}: {key} = {value!r} cannot be read ({error})") from None
+        raise WeightsError(f"{file}: {key} = {_short(value)} cannot be read ({error})") from None
 
 
 def _spelt_out(value: Any) -> Any:
@@ -120,7 +127,7 @@ def _spelt_out(value: Any) -> Any:
 
 def _flat(values: dict[str, Any], table: ConfigMap) -> dict[str, Any]:
     """{'text_config': {'hidden_size': 4}} -> {'text_config.hidden_size': 4}, for the mappings that the table reads."""
-    inside = {name.partition(".")[0] for name in [*table.fields, *table.only] if "." in name}
+    inside = _mappings(table)
     flat = {}
     for key, value in values.items():
         if key in inside and isinstance(value, dict):
@@ -130,15 +137,26 @@ def _flat(values: dict[str, Any], table: ConfigMap) -> dict[str, Any]:
     return flat
 
 
-def _nested(values: dict[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
+def _mappings(table: ConfigMap) -> set[str]:
+    return {name.partition(".")[0] for name in [*table.fields, *table.only] if "." in name}
+
+
+def _nested(values: dict[str, Any], table: ConfigMap) -> dict[str, Any]:
+    """The other way."""
+    inside, nested = _mappings(table), dict[str, Any]()
     for key, value in values.items():
         outer, dot, inner = key.partition(".")
-        if dot:
+        if dot and outer in inside:
             nested.setdefault(outer, {})[inner] = value
         else:
             nested[key] = value
     return nested
+
+
+def _short(value: Any) -> str:
+    """As Python writes it, on one line that can be read."""
+    said = repr(value)
+    return said if len(said) <= 120 else f"{said[:100]} … ({len(said):,} characters)"
 
 
 def _check_sizes(ours: dict[str, Any], file: str) -> None:
@@ -146,7 +164,8 @@ def _check_sizes(ours: dict[str, Any], file: str) -> None:
     for key, value in ours.items():
         least = 0 if key.endswith(("_id", "_offset", "_at")) else 1
         for number in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(number, int) and not isinstance(number, bool) and not least <= number <= 1 << 24:
+            most = 1 << 16 if key.endswith("_layers") else 1 << 24
+            if isinstance(number, int) and not isinstance(number, bool) and not least <= number <= most:
                 raise WeightsError(f"{file}: {key} = {value} is out of range")
             if isinstance(number, float) and not 0 <= number < 1e30:
                 raise WeightsError(f"{file}: {key} = {value} is out of range")

@@ -82,7 +82,7 @@ def write_weights(
         tensors |= {name: part.clone() for name, part in zip(link.theirs, parts, strict=True)}
     dtype = str(next(iter(params.values())).dtype).removeprefix("torch.")
     config = write_config(found, model.config, getattr(model, "inert", {}), dtype)
-    if found.kind == "decoder" and model.head is None:
+    if found.kind == "decoder" and model.head is None and "architectures" in config:
         config["architectures"] = [BASE_MODEL.sub("Model", name) for name in config["architectures"]]
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     write_tensors(tensors, directory, found.module.CONFIG.weights, max_shard_bytes)
@@ -176,20 +176,21 @@ def opened(directory: Path, device: str = "cpu") -> Iterator[tuple[Family, Any, 
     file = directory / "config.json"
     found, config, inert = read_config(read_json(file), str(file))
     with tensors_of(directory, found.module.CONFIG.weights, device) as tensors:
-        _check_counts(config, len(tensors), str(file))
+        _check_counts(config, len(tensors), found.module.CONFIG, str(file))
         changes = _parts(tensors, found.module.CONFIG)
         if getattr(config, "tie_embeddings", False) and _has_head(tensors, found):
             changes["tie_embeddings"] = False
         yield found, _changed(config, changes, str(file)), inert, tensors
 
 
-def _check_counts(config: Any, n_tensors: int, file: str) -> None:
+def _check_counts(config: Any, n_tensors: int, table: ConfigMap, file: str) -> None:
     """Every repeated part has tensors of its own: a configuration that asks for more parts than there are tensors costs
     nothing to refuse."""
-    for field in dataclasses.fields(config):
-        count = getattr(config, field.name)
-        if field.name.endswith(("_layers", "_blocks", "_experts")) and count > n_tensors:
-            raise WeightsError(f"{file}: {field.name} = {count}, the directory holds {n_tensors} tensors")
+    fields = [field.name for field in dataclasses.fields(config)]
+    repeated = [name for name in fields if name.endswith(("_layers", "_blocks", "_experts"))]
+    for name in repeated if table.counted is None else table.counted:
+        if (count := getattr(config, name)) > n_tensors:
+            raise WeightsError(f"{file}: {name} = {count}, the directory holds {n_tensors} tensors")
 
 
 def skeleton(found: Family, config: Any, file: str, tensors: Tensors | None = None) -> Any:
@@ -213,7 +214,10 @@ def _published(tensors: Tensors, table: ConfigMap) -> dict[str, str]:
     found = {}
     for name in tensors:
         old = next((ending for ending in endings if name.endswith(ending)), "")
-        found[name.removesuffix(old) + endings.get(old, "")] = name
+        today = name.removesuffix(old) + endings.get(old, "")
+        if today in found:
+            raise WeightsError(f"{tensors.path}: '{name}' and '{found[today]}' are the same tensor; take one away")
+        found[today] = name
     return found
 
 
@@ -224,6 +228,8 @@ def _parts(tensors: Tensors, table: ConfigMap) -> dict[str, Any]:
     for field, names in table.parts.items():
         there = [n for n in names for n in (n, n.removeprefix(table.base_prefix)) if n in here]
         counted = field.startswith("n_")
+        if counted and there and not tensors.shape(here[there[0]]):
+            raise WeightsError(f"{tensors.path}: tensor '{there[0]}' has no rows to count")
         fields[field] = (tensors.shape(here[there[0]])[0] if there else 0) if counted else bool(there)
     return fields
 
@@ -262,7 +268,12 @@ def compared(tensors: Tensors, found: Family, model: Any) -> list[tuple[keys.Lin
     links, prefix = keys.links(found.module.KEYS, params, model.config), found.module.CONFIG.base_prefix
     wanted = {name for link in links for name in link.theirs}
     here = _published(tensors, found.module.CONFIG)
-    present = {n if n in wanted or prefix + n not in wanted else prefix + n: name for n, name in here.items()}
+    present: dict[str, str] = {}
+    for n, name in here.items():
+        today = n if n in wanted or prefix + n not in wanted else prefix + n
+        if today in present:
+            raise WeightsError(f"{tensors.path}: '{name}' and '{present[today]}' are the same tensor; take one away")
+        present[today] = name
     _compare(tensors, present, links, params, found.module.CONFIG)
     return [(link, [present[name] for name in link.theirs]) for link in links]
 

@@ -25,8 +25,9 @@ from foundling.weights.directory import (
     write_manifest,
     write_weights,
 )
-from foundling.weights.files import read_json, require_free, sha256, write_directory
+from foundling.weights.files import read_json, require_free, sha256, write_directory, write_json
 from foundling.weights.gguf import load_gguf, save_gguf
+from foundling.weights.tensors import stored_in
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -40,6 +41,8 @@ COMPANIONS = (
 OURS = ("config.json", "model_index.json", "unet", "scheduler", MANIFEST)
 """written anew"""
 MAX_COMPANION_BYTES = 64 << 20
+NAMES_CODE = "auto_map"
+"""a key by which transformers finds programs; none is taken along"""
 PICKLED = (b"\x80", b"PK")
 """how a pickle begins, and torch's archive of them"""
 
@@ -54,7 +57,6 @@ def import_model(source: str | Path, out: str | Path, *, dtype: str | None = Non
     source, out = Path(source), Path(out)
     require_free(out)
     model, schedule = _read(source, dtype)
-    getattr(model, "inert", {}).pop("auto_map", None)  # it names code, and none is taken along
     kept, left_out = companions(source)
     origin = {"name": source.resolve().name, "files": _hashes(source, kept)}
 
@@ -152,13 +154,18 @@ def _read(source: Path, dtype: str | None) -> tuple[Any, NoiseSchedule | None]:
 
 
 def _write(model: Any, schedule: NoiseSchedule | None, kept: list[Path], aside: Path) -> None:
+    getattr(model, "inert", {}).pop(NAMES_CODE, None)
     params = whole_parameters(model)
     if schedule is None:
         write_weights(model, params, aside)
     else:
         write_denoiser(model, params, schedule, aside)
     for path in kept:
-        (aside / path.name).write_bytes(path.read_bytes())
+        values = read_json(path, MAX_COMPANION_BYTES) if path.suffix == ".json" else {}
+        if values.pop(NAMES_CODE, None) is None:
+            (aside / path.name).write_bytes(path.read_bytes())
+        else:
+            write_json(aside / path.name, values)
 
 
 def _hashes(source: Path, kept: list[Path]) -> dict[str, str]:
@@ -166,7 +173,10 @@ def _hashes(source: Path, kept: list[Path]) -> dict[str, str]:
     if source.is_file():
         return {source.name: sha256(source)}
     folder = tensors_folder(source)
-    read = [*kept, folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]
+    with opened(folder) as (found, _, _, _):
+        read = [*kept, folder / "config.json", *stored_in(folder, found.module.CONFIG.weights)]
+    if is_pipeline(source):
+        read += [source / "model_index.json", source / "scheduler" / "scheduler_config.json"]
     return {str(path.relative_to(source)): sha256(path) for path in sorted(read)}
 
 

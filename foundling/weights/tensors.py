@@ -74,6 +74,14 @@ class Tensors:
         return self.files[name].get_tensor(name)
 
 
+def stored_in(directory: Path, name: str) -> list[Path]:
+    """The files that `tensors_of` reads: `name`, or its index and every shard that this names."""
+    if (directory / name).is_file():
+        return [directory / name]
+    index = directory / f"{name}.index.json"
+    return [index, *sorted({directory / place for place in read_json(index)["weight_map"].values()})]
+
+
 @contextmanager
 def tensors_of(directory: Path, name: str, device: str = "cpu") -> Iterator[Tensors]:
     """The tensors of `name` in the directory, or of the shards that `name`.index.json lists. WeightsError by file and

@@ -161,7 +161,7 @@ def test_wrong_input(trained: Path, tmp_path: Path, capsys) -> None:
         (("fill", trained, "the ___", "-n", "0"), "n is 0"),
         (("fill", tmp_path / "llama", "the ___"), "generate --suffix"),
         (("fill", tmp_path / "base", "the ___"), "no head over its vocabulary"),
-        (("fill", tmp_path / "nameless", "the ___"), "names no mask_token"),
+        (("fill", tmp_path / "nameless", "the ___"), "has no mask_token"),
         (("fill", tmp_path / "nothing", "the ___"), "no such model directory"),
         (("generate", trained, "--prompt", "the cat"), "foundling fill"),
         (("chat", trained, "--weights", "float32"), "foundling fill"),

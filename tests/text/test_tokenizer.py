@@ -81,6 +81,35 @@ def test_the_files_say_which_token_plays_which_part(tokenizer: Tokenizer, tmp_pa
             Tokenizer.load(tmp_path)
 
 
+def test_what_others_say_of_their_tokens_is_kept(tokenizer: Tokenizer, tmp_path) -> None:
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    tokenizer.save(tmp_path / "a")
+    said = {"eos_token": "<|im_end|>", "pad_token": "<|pad|>", "model_max_length": 77, "auto_map": {"x": "evil.py"}}
+    (tmp_path / "a" / "tokenizer_config.json").write_text(json.dumps(said))
+    Tokenizer.load(tmp_path / "a").save(tmp_path / "b")
+    kept = json.loads((tmp_path / "b" / "tokenizer_config.json").read_text())
+    assert kept == {key: value for key, value in said.items() if key != "auto_map"}
+
+
+def test_tokenizers_that_lack_what_they_need(tmp_path) -> None:
+    """Bare exceptions and panics of the library end in one line."""
+    for model in (
+        {"type": "WordLevel", "vocab": {"[SEP]": 0, "zebra": 1000}, "unk_token": "[UNK]"},
+        {"type": "BPE", "vocab": {"[SEP]": 0, "x": 1}, "merges": []},
+    ):
+        backend = {"version": "1.0", "added_tokens": [], "model": model}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(backend))
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"sep_token": "[SEP]"}))
+        loaded = Tokenizer.load(tmp_path)
+        assert loaded.vocab_size == max(model["vocab"].values()) + 1
+        if model["type"] == "BPE":
+            assert loaded.frame == ([], []) and loaded.encode("a") == []
+        else:
+            assert len(loaded.nameless) == 999
+            with pytest.raises(WeightsError, match="cannot read this text"):
+                loaded.encode("horse")
+
+
 def test_bad_input(tokenizer: Tokenizer, tmp_path) -> None:
     with pytest.raises(ConfigError, match="multiple of 64"):
         Tokenizer.train(TEXTS, 1000)

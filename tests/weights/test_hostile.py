@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from foundling.errors import FoundlingError, WeightsError
+from foundling.models import build
 from foundling.weights.directory import check, load, save, weights_hash
 from tests.contract.cases import case
 
@@ -86,7 +87,8 @@ def test_an_index_that_is_wrong(sharded) -> None:
     ("values", "parts"),
     [
         ({"model_type": "mystery"}, ["config.json", "model_type", "mystery"]),
-        ({"num_hidden_layers": 1 << 24}, ["config.json", "n_layers", "tensors"]),
+        ({"num_hidden_layers": 1 << 15}, ["config.json", "n_layers", "tensors"]),
+        ({"num_hidden_layers": 1 << 24}, ["config.json", "n_layers", "out of range"]),
         ({"num_hidden_layers": 1 << 62}, ["config.json", "n_layers", "out of range"]),
         ({"num_hidden_layers": -3}, ["config.json", "n_layers"]),
         ({"hidden_size": 1 << 24}, ["model.safetensors", "asks for"]),
@@ -114,8 +116,50 @@ def test_parts_that_are_not_there(tmp_path) -> None:
         ("unet", "layers_per_block", "n_blocks"),
     ):
         directory = save(case(name).tiny(), tmp_path / field)
-        change(directory / "config.json", **{key: 1 << 21})
+        change(directory / "config.json", **{key: 1 << 15})
         refused(directory, "config.json", field, "tensors")
+
+
+def test_counts_of_what_is_shared_or_stacked_are_no_lies(tmp_path) -> None:
+    """More layers than tensors, where layers share theirs; more experts, where one tensor holds them all."""
+    for name, more in (
+        ("albert", {"n_layers": 48, "masked": False}),
+        ("llama4", {"n_layers": 1, "moe_period": 1, "rope_period": 1, "n_experts": 24}),
+    ):
+        model = build(name, **case(name).fields() | more).eval()
+        directory = save(model, tmp_path / name)
+        assert weights_hash(load(directory)) == weights_hash(model)
+
+
+def test_a_base_model_that_nobody_else_has_is_saved_again(tmp_path) -> None:
+    save(case("s4").tiny(tie_embeddings=False), tmp_path / "s4")
+    file = tmp_path / "s4" / "model.safetensors"
+    save_file({k: v for k, v in load_file(file).items() if k != "head.weight"}, file)
+    base = load(tmp_path / "s4")
+    assert base.head is None
+    assert load(save(base, tmp_path / "again")).head is None
+
+
+def test_tensors_that_say_something_twice_or_have_no_rows(tmp_path) -> None:
+    model = build("bert", **case("bert").fields() | {"pooled": True, "masked": False, "n_classes": 3}).eval()
+    file = save(model, tmp_path / "m") / "model.safetensors"
+    good = load_file(file)
+    norm = "bert.embeddings.LayerNorm"
+    for more, says in (
+        ({f"{norm}.gamma": good[f"{norm}.weight"]}, "gamma"),
+        ({"embeddings.LayerNorm.weight": good[f"{norm}.weight"]}, "the same tensor"),
+        ({"classifier.weight": torch.tensor(1.0)}, "no rows"),
+    ):
+        save_file(good | {k: v.clone() for k, v in more.items()}, file)
+        refused(tmp_path / "m", says)
+
+
+def test_inert_keys_with_dots_and_deep_ones(whole, tmp_path) -> None:
+    change(whole / "config.json", **{"task.x": 1, "task": 2})
+    again = json.loads((save(load(whole), tmp_path / "again") / "config.json").read_text())
+    assert again["task.x"] == 1 and again["task"] == 2
+    (whole / "config.json").write_text(json.dumps(again)[:-1] + ', "deep": ' + '{"a":' * 900 + "0" + "}" * 901)
+    refused(whole, "config.json")
 
 
 @pytest.mark.parametrize(
