@@ -51,6 +51,12 @@ def _chunk(
     return decay, inputs
 
 
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in their own type, also under autocast, which reaches into operators."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
+
+
 @torch.library.custom_op("foundling::selective_scan", mutates_args=())
 def selective_scan(
     x: Tensor, dt: Tensor, rate: Tensor, b: Tensor, c: Tensor, fresh: Tensor | None, state: Tensor, chunk: int
@@ -69,7 +75,7 @@ def selective_scan(
         starts.append(state)
         decay, h = _chunk(x[:, of], dt[:, of], rate, b[:, of], None if fresh is None else fresh[:, of], state)
         scan_(decay, h)
-        y[:, of] = (c[:, of, None] @ h)[:, :, 0]
+        y[:, of] = product(c[:, of, None], h)[:, :, 0]
         state = h[:, -1].clone()
     return y, state, torch.stack(starts, 1)
 
@@ -95,14 +101,14 @@ def selective_scan_backward(
         decay, h = _chunk(x_, dt_, rate, b_, None if fresh is None else fresh[:, of], start)
         spent = decay.clone()
         scan_(spent, h)
-        grad_c[:, of] = (h @ grad_[..., None])[..., 0]
+        grad_c[:, of] = product(h, grad_[..., None])[..., 0]
 
         back = grad_[:, :, None] * c[:, of, :, None]  # λ
         back[:, -1] += grad_state
         spent[:, :-1] = decay[:, 1:]
         scan_(spent, back, backwards=True)
-        grad_b[:, of] = (back @ (x_ * dt_)[..., None])[..., 0]
-        grad_input = (b_[:, :, None] @ back)[:, :, 0]
+        grad_b[:, of] = product(back, (x_ * dt_)[..., None])[..., 0]
+        grad_input = product(b_[:, :, None], back)[:, :, 0]
         grad_x[:, of] = grad_input * dt_
         grad_state = decay[:, 0] * back[:, 0]
 
@@ -193,8 +199,7 @@ class SelectiveMixer(nn.Module):
             dt = torch.where((documents >= 0)[..., None], dt, 0)
         value, rate = value.float(), self.log_rate.float().exp().T.contiguous()
         state = value.new_zeros(len(x), *rate.shape) if cache is None else cache.get(State)
-        with torch.autocast(x.device.type, enabled=False):
-            y, state, _ = selective_scan(value, dt, rate, b.float(), c.float(), fresh, state, self.chunk)
+        y, state, _ = selective_scan(value, dt, rate, b.float(), c.float(), fresh, state, self.chunk)
         if cache is not None:
             cache.put(State, state)
         y = (y + value * self.skip.float()) * F.silu(gate.float())
