@@ -122,6 +122,8 @@ def write(passed: dict[tuple[str, str], bool], by: str) -> None:
         for method in METHODS:
             reason, ran = why_not(name, method), passed.get((name, method))
             before = old.get(name, {}).get(method, "")
+            if ran and by == "prove" and before == "test":
+                ran = None  # some of its tests are long; the others stand in `make test`
             row[method] = f"– {reason}" if reason else ("" if not ran else by) if ran is not None else before
         table[name] = row
     FILE.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -16,7 +16,7 @@ from foundling.decode.speculative import ModelGuesser, Tally, speculate
 from foundling.errors import GenerationError
 from foundling.models import FAMILIES, build, family
 from tests.contract.cases import UNTIED, case
-from tests.contract.matrix import covers
+from tests.contract.matrix import UNLIKE, covers
 
 transformers = pytest.importorskip("transformers")
 
@@ -153,7 +153,7 @@ def test_greedy_speculation_changes_nothing(name: str) -> None:
     )
 
 
-@covers("speculate", only=list(WRITERS))
+@covers("speculate", only=list(WRITERS), quick=UNLIKE)
 @torch.inference_mode()
 def test_speculation_draws_from_the_models_own_distribution(name: str) -> None:
     """3,000 answers of two tokens, against their exact joint distribution (chi-square, p > 0.001, fixed seeds)."""
