@@ -187,7 +187,10 @@ class Encoder(Protocol):
     layers: nn.ModuleList
     head: nn.Linear | None
 
-    def embed(self, tokens: Tensor) -> Tensor: ...
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(B, T) int64 -> (B, T, D), of tokens alone"""
+        ...
+
     def encode(
         self,
         x: Tensor,
@@ -207,10 +210,12 @@ class Encoder(Protocol):
         positions: Tensor | None = None,
         token_types: Tensor | None = None,
     ) -> Out:
-        """What `logits` reads."""
+        """What `logits` reads, (B, T, D)."""
         ...
 
-    def logits(self, hidden: Tensor) -> Tensor: ...
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V)"""
+        ...
 
 
 @runtime_checkable

@@ -56,7 +56,8 @@ class Attend(nn.Module):
         if mask.bias is not None and allowed is not None:
             allowed = torch.where(allowed, mask.bias.to(q.dtype), -math.inf)
         if self.softcap is not None:
-            return self._capped(q, k, v, dense_mask(mask, q.shape[2], k.shape[2], q.device), mask.bias)
+            allowed = dense_mask(mask, q.shape[2], k.shape[2], q.device) if allowed is None else allowed
+            return self._capped(q, k, v, allowed, mask.bias)
         causal = mask.causal and allowed is None
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=allowed, is_causal=causal, scale=self.scale, enable_gqa=grouped

@@ -101,7 +101,7 @@ class Filler:
             # a word brings the space before it
             ids += self.tokenizer.encode(part.rstrip(" ") if number < len(parts) - 1 else part)
             ids += [mask] if number < len(parts) - 1 else []
-        nameless = [*self.tokenizer.nameless, *range(self.tokenizer.vocab_size, self.model.config.vocab_size)]
+        nameless = {*range(self.model.config.vocab_size)} - self.tokenizer.ids
         filled = fill(self.model, [*ids, *last], mask, n=n, without=[*self.tokenizer.special, *nameless])
         words = [self.tokenizer.piece(best[0][0]).strip() for best in filled.gaps]
         whole = "".join(a + b for a, b in zip(parts, [*words, ""], strict=True))

@@ -100,9 +100,8 @@ class Writer:
             ids = [*opens, before, *ids[len(opens) :], after, *self.tokenizer.encode(suffix), middle]
         room = self.model.config.max_seq_len - len(ids)
         if room < 1:
-            raise GenerationError(
-                f"the prompt is {len(ids) - 1} tokens, at most {self.model.config.max_seq_len - 2} are read; shorten it"
-            )
+            most = self.model.config.max_seq_len - 1 - len(opens)
+            raise GenerationError(f"the prompt is {len(ids) - len(opens)} tokens, at most {most} are read; shorten it")
         said = None if stream is None else Stream(self.tokenizer.decode, stream, stop_strings)
 
         def tell(new: int) -> None:

@@ -30,7 +30,7 @@ WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n
 
 NAMED = ("bos_token", "eos_token", "sep_token", "mask_token")
 NAMES_CODE = "auto_map"
-"""a key by which transformers finds programs; none is kept"""
+"""A key by which transformers finds programs: none is kept or taken along."""
 
 
 @contextmanager
@@ -54,11 +54,9 @@ class Tokenizer:
     def __init__(self, backend: tokenizers.Tokenizer, described: Mapping[str, Any] | None = None) -> None:
         self.backend = backend
         self.backend.encode_special_tokens = True
-        ids_of = backend.get_vocab(with_added_tokens=True)
-        self.vocab_size: int = max(ids_of.values(), default=-1) + 1
-        """one more than the largest id"""
-        self.nameless = frozenset(range(self.vocab_size)) - frozenset(ids_of.values())
-        """ids in between that no token has"""
+        self.ids = frozenset(backend.get_vocab(with_added_tokens=True).values())
+        """those that a token has; a file may leave some out in between"""
+        self.vocab_size: int = max(self.ids, default=-1) + 1
         self.described = dict(described or {})
         self.names = {part: name for part in NAMED if (name := _name(self.described.get(part)))}
         own = backend.token_to_id(END)

@@ -146,8 +146,8 @@ def _nested(values: dict[str, Any], table: ConfigMap) -> dict[str, Any]:
     inside, nested = _mappings(table), dict[str, Any]()
     for key, value in values.items():
         outer, dot, inner = key.partition(".")
-        if dot and outer in inside:
-            nested.setdefault(outer, {})[inner] = value
+        if dot and outer in inside and isinstance(nested.setdefault(outer, {}), dict):
+            nested[outer][inner] = value
         else:
             nested[key] = value
     return nested

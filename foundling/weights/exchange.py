@@ -14,6 +14,7 @@ from foundling.diffusion.schedule import NoiseSchedule
 from foundling.errors import ConfigError, OutputError, WeightsError
 from foundling.models import count_parameters, family_of
 from foundling.text import Tokenizer
+from foundling.text.tokenizer import NAMES_CODE
 from foundling.weights.composite import is_pipeline, load_denoiser, tensors_folder, write_denoiser
 from foundling.weights.directory import (
     MANIFEST,
@@ -41,8 +42,6 @@ COMPANIONS = (
 OURS = ("config.json", "model_index.json", "unet", "scheduler", MANIFEST)
 """written anew"""
 MAX_COMPANION_BYTES = 64 << 20
-NAMES_CODE = "auto_map"
-"""a key by which transformers finds programs; none is taken along"""
 PICKLED = (b"\x80", b"PK")
 """how a pickle begins, and torch's archive of them"""
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from foundling.blocks.init import initialise, roles
+from foundling.blocks.state_space import StateSpace
 from foundling.contracts import Denoiser as DenoiserProtocol
 from foundling.contracts import Encoder as EncoderProtocol
 from foundling.contracts import LanguageModel, State, layers_of
@@ -53,7 +54,8 @@ def test_later_tokens_change_nothing_earlier(name: str) -> None:
     other[:, 15:] = (other[:, 15:] + 1) % VOCAB
     a, b = of.hidden(model, x), of.hidden(model, other)
     # experts see another number of rows, and products of other shapes may round otherwise; an FFT rounds all of a row
-    close(a[:, :15], b[:, :15])
+    by_fft = any(isinstance(module, StateSpace) for module in model.modules())
+    close(a[:, :15], b[:, :15], 5e-6 if by_fft else 1e-6)
     assert (a[:, 15:] - b[:, 15:]).abs().amax(-1).min() > 0
 
 
@@ -307,9 +309,8 @@ ROUNDED = {
     "llama-4-scout": 109e9 - 0.9e9, "llama-4-maverick": 401e9 - 0.9e9,  # less the encoder of images and its adapter
     "ada": 356e6, "babbage": 1.32e9, "curie": 6.66e9, "davinci": 175e9, "jamba-1.5-large": 398e9,
     "transformer-big": 213e6,
-    "h3-355m": 361e6, "h3-1.3b": 1.326e9, "h3-2.7b": 2.67e9,
 }  # fmt: skip
-"""as papers state them, or follow from them"""
+"""as papers state them"""
 ACTIVE = {
     "mixtral-8x7b": 12_879_925_248, "mixtral-8x22b": 39_161_468_928, "llama-4-scout": 17e9, "llama-4-maverick": 17e9,
     "jamba-v0.1": 12_110_311_296, "jamba-1.5-mini": 12_110_311_296, "jamba-1.5-large": 94e9,

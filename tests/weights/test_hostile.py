@@ -162,6 +162,14 @@ def test_inert_keys_with_dots_and_deep_ones(whole, tmp_path) -> None:
     refused(whole, "config.json")
 
 
+def test_a_mapping_that_is_none(tmp_path) -> None:
+    directory = save(case("clip").tiny(), tmp_path / "clip")
+    config = json.loads((directory / "config.json").read_text())
+    flat = {f"text_config.{key}": value for key, value in config["text_config"].items()}
+    (directory / "config.json").write_text(json.dumps(config | flat | {"text_config": 3, "text_config.odd": 1}))
+    assert weights_hash(load(directory)) == weights_hash(case("clip").tiny())
+
+
 @pytest.mark.parametrize(
     "text", ["", "[]", "{", "[" * 100_000, '{"a":' * 50_000, "1" * 10_000, '{"model_type": "llama"}', "\ud800", "null"]
 )
