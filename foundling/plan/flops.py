@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -35,5 +37,10 @@ def training_flops_per_token(model: nn.Module, seq_len: int) -> int:
 
 
 def skeleton(family: str, fields: dict[str, Any]) -> Any:
-    """The model without memory behind it, to be counted."""
-    return build(family, device=str(torch.device("meta")), **fields)
+    """The model without memory behind it, to be counted and left as it is: equal fields give the same one again."""
+    return _skeleton(family, json.dumps(fields, sort_keys=True))
+
+
+@lru_cache(maxsize=64)
+def _skeleton(family: str, fields: str) -> Any:
+    return build(family, device=str(torch.device("meta")), **json.loads(fields))

@@ -6,16 +6,18 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from foundling.adapt.quantize import quantize
 from foundling.blocks.init import roles
+from foundling.blocks.moe import GroupedLinear
 from foundling.contracts import KV, Conv, State
 from foundling.models import build, count_parameters
 from foundling.objectives.chunked import CHUNK_LOGITS
@@ -109,23 +111,40 @@ def activation_bytes(
     family: str, config: dict[str, Any], rows: int, seq_len: int, precision: Precision, checkpointing: bool
 ) -> int:
     """Bytes that autograd keeps of a forward pass over (rows, seq_len) tokens."""
-    per_token, per_square = _activation_law(family, json.dumps(config, sort_keys=True), precision, checkpointing)
-    return int(rows * seq_len * (per_token + per_square * seq_len))
+    law = _activation_law(family, json.dumps(config, sort_keys=True), precision, checkpointing)
+    return int(seq_len * (rows * (law.token + law.square * seq_len) + law.place))
+
+
+class _Activations(NamedTuple):
+    """Bytes by what they grow with."""
+
+    token: float
+    square: float
+    """each token and the length"""
+    place: float
+    """the length alone: what all rows share, such as a convolution's kernel"""
 
 
 @lru_cache(maxsize=64)
-def _activation_law(family: str, config: str, precision: Precision, checkpointing: bool) -> tuple[float, float]:
-    """(bytes per token, bytes per token and length), counted on tensors without memory at two short lengths. `config`
-    is JSON, so that equal ones are counted once."""
-    fields = json.loads(config)
+def _activation_law(family: str, config: str, precision: Precision, checkpointing: bool) -> _Activations:
+    """Counted on tensors without memory at two short lengths. `config` is JSON, so that equal ones are counted once."""
+    fields, (some, more) = json.loads(config), SEEN
     with FakeTensorMode():
         model = build(family, **fields)
+
+        def saved(rows: int, length: int) -> int:
+            if not checkpointing:
+                return _saved_by_all(model, rows, length, precision)
+            first, both = (_saved(model, rows, length, precision, model.layers[:n]) for n in (1, 2))
+            return both - first or first
+
+        short = saved(1, some)
+        shared = max(0, 2 * short - saved(2, some))
+        token, place = (short - shared) / some, shared / some
         if checkpointing:  # what enters each layer, and all of one layer
-            first, both = (_saved(model, SEEN[0], precision, layers=n) for n in (1, 2))
-            return (both - first or first) / SEEN[0] + 4 * fields["d_model"] * (len(model.layers) + 2), 0.0
-        short, long = (_saved(model, length, precision) / length for length in SEEN)
-    square = max(0.0, (long - short) / (SEEN[1] - SEEN[0]))
-    return short - square * SEEN[0], square
+            return _Activations(token + 4 * fields["d_model"] * (len(model.layers) + 2), 0.0, place)
+        square = max(0.0, (saved(1, more) / more - short / some) / (more - some))
+        return _Activations(token - square * some, square, place)
 
 
 def largest_fit(
@@ -146,8 +165,36 @@ def largest_fit(
     return None
 
 
-def _saved(model: Any, length: int, precision: Precision, layers: int | None = None) -> int:
-    """Bytes of distinct tensors, parameters apart, that a forward pass over one row saves."""
+def _saved_by_all(model: Any, rows: int, length: int, precision: Precision) -> int:
+    """What all layers save; of those that are alike, two tell what each adds."""
+    count = Counter(_kind(layer) for layer in model.layers)
+    first = list({_kind(layer): layer for layer in reversed(model.layers)}.items())[::-1]
+    if len(first) * (len(first) + 2) >= len(model.layers):
+        return _saved(model, rows, length, precision, model.layers)
+    once = total = _saved(model, rows, length, precision, [layer for _, layer in first])
+    for kind, layer in first:
+        if count[kind] > 1:
+            twice = _saved(model, rows, length, precision, [*(layer for _, layer in first), layer])
+            total += (count[kind] - 1) * (twice - once)
+    return total
+
+
+def _kind(layer: nn.Module) -> tuple[Any, ...]:
+    """Equal for layers that differ in nothing but their weights."""
+    plain = (bool, int, float, str, type(None))
+    return tuple(
+        (
+            name,
+            type(m),
+            *((k, v) for k, v in vars(m).items() if isinstance(v, plain)),
+            *(p.shape for p in m.parameters()),
+        )
+        for name, m in layer.named_modules()
+    )
+
+
+def _saved(model: Any, rows: int, length: int, precision: Precision, layers: Iterable[nn.Module]) -> int:
+    """Bytes of distinct tensors, parameters apart, that a forward pass through these layers saves."""
     kept: dict[int, Tensor] = {}
     own = {p.untyped_storage()._cdata for p in model.parameters()}
 
@@ -156,10 +203,10 @@ def _saved(model: Any, length: int, precision: Precision, layers: int | None = N
             kept[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
-    tokens, everything = torch.zeros(1, length, dtype=torch.long), model.layers
+    tokens, everything = torch.zeros(rows, length, dtype=torch.long), model.layers
     half = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
     try:
-        model.layers = everything if layers is None else everything[:layers]
+        model.layers = nn.ModuleList(layers)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), half:
             model(tokens, documents=torch.zeros_like(tokens))
     finally:
@@ -179,8 +226,8 @@ def serving_bytes(family: str, config: dict[str, Any], *, rows: int, seq_len: in
             cache += math.prod(slot.shape)
         elif isinstance(slot, Conv):
             cache += slot.width * slot.channels
-    quantize(model)
-    integer = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+    rounded = [m.weight for m in model.layers.modules() if isinstance(m, nn.Linear | GroupedLinear)]
+    integer = 4 * n - sum(3 * w.numel() - 4 * (w.numel() // w.shape[-1]) for w in rounded)  # a scale for each output
     return {"float32": 4 * n, "bfloat16": 2 * n, "int8": integer, "cache": 4 * rows * cache}
 
 

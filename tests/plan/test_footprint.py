@@ -16,10 +16,12 @@ def sized(name: str, **changes: int) -> dict:
     return family(name).module.sized(512, changes.get("seq_len", 192), changes.get("d", 64), changes.get("layers", 3))
 
 
-@pytest.mark.parametrize("name", DECODERS)
-def test_activations_are_those_that_autograd_keeps(name: str) -> None:
-    """Counted at 128 and 256 tokens without memory, held against a real forward pass over 3 rows of 192."""
-    model, kept = build(name, **sized(name)), {}
+@pytest.mark.parametrize(("name", "layers"), [*((name, 5) for name in DECODERS), ("gemma2", 10), ("jamba", 5)])
+def test_activations_are_those_that_autograd_keeps(name: str, layers: int) -> None:
+    """Counted at 128 and 256 tokens of layers that differ, without memory, held against a real forward pass over 3 rows
+    of 192 through all of them."""
+    fields = sized(name, layers=layers)
+    model, kept = build(name, **fields), {}
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -31,8 +33,8 @@ def test_activations_are_those_that_autograd_keeps(name: str) -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         out = model(tokens, documents=torch.zeros_like(tokens))
     real = sum(t.untyped_storage().nbytes() for t in kept.values())
-    assert activation_bytes(name, sized(name), 3, 192, "float32", False) == pytest.approx(real, rel=0.03)
-    assert activation_bytes(name, sized(name), 3, 192, "float32", True) < real / 2
+    assert activation_bytes(name, fields, 3, 192, "float32", False) == pytest.approx(real, rel=0.03)
+    assert activation_bytes(name, fields, 3, 192, "float32", True) < real * (0.5 if name in DECODERS else 0.8)
     del out
 
 
