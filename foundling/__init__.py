@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from foundling.decode.engine.engine import Engine, EngineOptions
     from foundling.decode.fill import fill
     from foundling.decode.generate import generate
+    from foundling.decode.native.encoder import native_encoder
     from foundling.decode.sampling import Sampling
     from foundling.models import build
     from foundling.recipes.raising import raise_model, reproduce
@@ -39,6 +40,7 @@ _WHERE = {
     "load_denoiser": "foundling.weights.composite",
     "lora": "foundling.adapt.lora",
     "merge": "foundling.adapt.lora",
+    "native_encoder": "foundling.decode.native.encoder",
     "quantize": "foundling.adapt.quantize",
     "raise_model": "foundling.recipes.raising",
     "reproduce": "foundling.recipes.raising",
@@ -49,9 +51,8 @@ _WHERE = {
 }
 __all__ = [
     "Engine", "EngineOptions", "LoRAOptions", "Sampling", "Tokenizer",
-    "build", "check", "denoise", "dequantize", "fill", "generate", "load", "load_adapter",
-    "load_denoiser", "lora", "merge", "quantize", "raise_model", "reproduce", "save", "save_adapter", "save_denoiser",
-    "train",
+    "build", "check", "denoise", "dequantize", "fill", "generate", "load", "load_adapter", "load_denoiser", "lora",
+    "merge", "native_encoder", "quantize", "raise_model", "reproduce", "save", "save_adapter", "save_denoiser", "train",
 ]  # fmt: skip
 
 

@@ -4,7 +4,7 @@ into gaps, classes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -22,7 +22,8 @@ class Encoder(nn.Module):
     sections 3 and A.2). The family builds the layers; `config` says which of the parts on top there are: `pooled`,
     `masked` (the head over the vocabulary) and `n_classes`.
 
-    `first_position`: the row of the table that a document's first token reads."""
+    `d_embed`: the embeddings' width, where it is not the layers'; `first_position`: the row of the table that a
+    document's first token reads."""
 
     def __init__(
         self,
@@ -43,6 +44,7 @@ class Encoder(nn.Module):
         self.position_embedding = nn.Embedding(c.max_seq_len + first_position, width)
         self.type_embedding = nn.Embedding(n_types, width) if n_types else None
         self.embedding_norm = LayerNorm(width, c.norm_eps)
+        self.widen = nn.Identity() if d_embed is None else nn.Linear(width, c.d_model)
         self.layers = nn.ModuleList(layers)
         self.pooler = nn.Linear(c.d_model, c.d_model) if c.pooled else None
         self.transform = nn.Linear(c.d_model, width) if c.masked else None
@@ -75,17 +77,21 @@ class Encoder(nn.Module):
             y = y + (self.type_embedding.weight[0] if token_types is None else self.type_embedding(token_types))
         elif token_types is not None:
             raise ConfigError(f"{type(self).__name__} knows no token_types; leave them out")
-        y = self.read(self.embedding_norm(y), Mask(causal=False, documents=documents))
+        y = self.read(self.widen(self.embedding_norm(y)), Mask(causal=False, documents=documents))
         pooled = None if self.pooler is None else self.pool_activation(self.pooler(y[:, 0]))
         if documents is None:
             documents = torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
         return Memory(y, documents, pooled)
 
     def read(self, x: Tensor, mask: Mask) -> Tensor:
-        """Through the layers; a family that walks them otherwise overrides it."""
-        for layer in self.layers:
+        """x (B, T, D) -> (B, T, D), through the layers"""
+        for layer in self.turns():
             x = layer(x, mask)
         return x
+
+    def turns(self) -> Iterable[nn.Module]:
+        """The layers in the order that they are passed in; one may come more than once."""
+        return self.layers
 
     def forward(
         self,

@@ -3,18 +3,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from foundling.blocks.attention import Attention
 from foundling.blocks.encoder import Encoder
 from foundling.blocks.mlp import MLP, gelu_tanh
 from foundling.blocks.norm import LayerNorm
 from foundling.blocks.stack import PostNormBlock
-from foundling.contracts import Key, Mask
+from foundling.contracts import Key
 from foundling.errors import ConfigError
 from foundling.models import bert
 
@@ -46,14 +47,10 @@ class ALBERT(Encoder):
             for _ in range(c.n_groups)
         ]
         super().__init__(c, [*layers], d_embed=c.d_embed, n_types=c.n_types, activation=activation)
-        self.widen = nn.Linear(c.d_embed, c.d_model)
 
-    def read(self, x: Tensor, mask: Mask) -> Tensor:
-        x = self.widen(x)
-        for group in self.layers:
-            for _ in range(self.config.n_layers // self.config.n_groups):
-                x = group(x, mask)
-        return x
+    def turns(self) -> Iterable[nn.Module]:
+        each = self.config.n_layers // self.config.n_groups
+        return (group for group in self.layers for _ in range(each))
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from foundling.decode.engine.pages import Pages, pages_for
 from foundling.decode.engine.scheduler import Running, Scheduler, Work
 from foundling.decode.engine.torch_runner import PAGE_SIZE, TorchRunner
 from foundling.decode.native.build import Unavailable
-from foundling.decode.native.program import FORMS, Program, why_not
+from foundling.decode.native.decoder import DecoderProgram, why_not
+from foundling.decode.native.program import FORMS
 from foundling.decode.speculative import Guess, LookupGuesser, take_guesses
 from foundling.errors import GenerationError
 
@@ -103,7 +104,7 @@ class Engine:
         self.reason = why_not(self.model) or ("" if form in FORMS else f"it has no products of {form}")
         if not self.reason:
             try:
-                program = Program(self.model, form, o.max_step_tokens)
+                program = DecoderProgram(self.model, form, o.max_step_tokens)
                 return NativeRunner(program, self._pages(page_bytes(self.model, form)))
             except Unavailable as error:
                 self.reason = str(error)

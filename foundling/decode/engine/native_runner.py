@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from foundling.decode.engine.scheduler import Work
-from foundling.decode.native.program import LANES, Program
+from foundling.decode.native.decoder import DecoderProgram
+from foundling.decode.native.program import LANES
 
 
 class NativeRunner:
@@ -18,9 +19,9 @@ class NativeRunner:
 
     recurrent = False
 
-    def __init__(self, program: Program, pages: int) -> None:
+    def __init__(self, program: DecoderProgram, pages: int) -> None:
         self.program, self.pages, self.page_size = program, pages, LANES
-        self.keys, self.values = program.new_pages(pages)
+        self.keys, self.values = program.cache_pages(pages)
 
     def begin(self, number: int, prompt: Sequence[int], adapter: str | None) -> list[int]:
         assert adapter is None  # a model with a bank is not for native code

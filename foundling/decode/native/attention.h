@@ -129,7 +129,7 @@ void attend_some(const Op &op, const Rows &rows, const Group &g, int kv, int fir
     for (int j = 0; j < Q; j++) {
         const int row = g.row + (first + j) / group, head = kv * group + (first + j) % group;
         turn(rows, row, op.x + (size_t)row * op.in + (size_t)head * P, P, op.number, of.q[j]);
-        of.length[j] = rows.positions[row] + 1;
+        of.length[j] = op.form ? g.length : rows.positions[row] + 1;
         of.weights[j] = scores + (size_t)j * rows.longest;
         of.y[j] = op.y + (size_t)row * op.out + (size_t)head * P;
     }

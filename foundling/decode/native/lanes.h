@@ -33,7 +33,8 @@ struct Rounded {  // a group of inputs as integers
 };
 
 struct Op {  // mirrored by program.py
-    int32_t kind, form;          // form: Weights (of what follows, for QUANTIZE), Activation, or 1 for LayerNorm
+    int32_t kind, form;          // form: Weights (of what follows, for QUANTIZE), Activation, 1 for LayerNorm, or 1
+                                 // where a row attends to all of its sequence, not to what is before it
     int32_t in, out;             // widths
     int32_t heads, kv_heads, head_dim, layer;
     float number, unused;        // eps, or the scale of scores
@@ -48,7 +49,7 @@ struct Op {  // mirrored by program.py
 };
 
 struct Group {  // neighbours in one sequence
-    int32_t row, count, table;
+    int32_t row, count, table, length;  // length: rows of the sequence
 };
 
 struct Rows {

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model as a list of operations for program.cpp: its projections fused and packed, its layers laid in order."""
+"""Layers as a list of operations for program.cpp: projections fused and packed, in the order that they are run in."""
 
 from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from foundling.blocks.attention import Attend, Attention
 from foundling.blocks.mlp import MLP, GatedMLP, gelu_tanh
 from foundling.blocks.norm import LayerNorm, RMSNorm
-from foundling.blocks.stack import Block, Decoder
+from foundling.blocks.position import Rotation
+from foundling.blocks.stack import Block, PostNormBlock
 from foundling.contracts import KV
-from foundling.decode.native.build import Unavailable, library
+from foundling.decode.native.build import library
 
 Form = Literal["float32", "bfloat16", "int8", "int4"]
 """of the weights; int8 and int4 have a float16 scale for every 32 of them, as GGUF's Q8_0 and Q4_0"""
@@ -45,42 +46,6 @@ class Rows(ctypes.Structure):
     _fields_ += [(name, _pointer) for name in ("tables", "positions", "cosine", "sine", "keys", "values")]
     _fields_ += [("pages", _int), ("kv_bf16", _int), ("scores", _pointer)]
     _fields_ += [("longest", _int), ("n_groups", _int), ("groups", _pointer)]
-
-
-def why_not(model: Any) -> str | None:
-    """What a model has that program.cpp has not, or None: a decoder of pre-norm attention and feed-forward layers on a
-    CPU, unchanged by hooks, adapters or quantisation."""
-    if not isinstance(model, Decoder) or any(
-        getattr(type(model), name) is not getattr(Decoder, name)
-        for name in ("forward", "read", "turns", "logits", "embed")
-    ):
-        return f"{type(model).__name__} does not read as a stack of pre-norm layers"
-    if model.embedding.weight.device.type != "cpu":
-        return "it is not on a CPU"
-    for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
-            return f"'{name}' has hooks"
-    for index, layer in enumerate(model.layers):
-        if type(layer) is not Block or type(layer.mixer) is not Attention or type(layer.mixer.attend) is not Attend:
-            return f"layer {index} is not plain attention and feed-forward"
-        mixer = layer.mixer
-        if any(part is not None for part in (mixer.window, mixer.chunk, mixer.q_norm, mixer.attend.softcap)):
-            return f"layer {index} has a window, chunks, norms or caps in its attention"
-        if mixer.head_dim > WIDEST_HEAD:
-            return f"its heads are wider than {WIDEST_HEAD}"
-        activations = {GatedMLP: GATED, MLP: PLAIN}.get(type(layer.ffn))
-        if activations is None or layer.ffn.activation not in activations:
-            return f"layer {index} has another feed-forward part"
-    known = (nn.Linear, RMSNorm, LayerNorm, Attend, Block, Attention, GatedMLP, MLP)
-    for name, module in [*model.layers.named_modules(), ("norm", model.norm), ("head", model.head)]:
-        if name and type(module) not in known:
-            return f"'{name}' is a {type(module).__name__}"
-    if any(isinstance(m, RMSNorm) and m.offset for m in model.modules()):
-        return "its norms' gains are written less an offset"
-    shapes = {tuple(m.weight.shape for m in layer.modules() if isinstance(m, nn.Linear)) for layer in model.layers}
-    if len(shapes) > 1:
-        return "its layers differ in shape"
-    return None
 
 
 class Packed(NamedTuple):
@@ -118,57 +83,63 @@ def pack(linears: Sequence[nn.Linear], form: str) -> Packed:
     return Packed(number, in_, out, to, scales, bias)
 
 
+def why_not_layers(layers: Iterable[nn.Module], kind: type[Block]) -> str | None:
+    """What layers have that program.cpp has not, or None: plain attention and feed-forward, unchanged by adapters or
+    quantisation, all of one shape."""
+    layers = list(layers)
+    for index, layer in enumerate(layers):
+        if type(layer) is not kind or type(layer.mixer) is not Attention or type(layer.mixer.attend) is not Attend:
+            return f"layer {index} is not plain attention and feed-forward"
+        mixer = layer.mixer
+        if any(part is not None for part in (mixer.window, mixer.chunk, mixer.q_norm, mixer.attend.softcap)):
+            return f"layer {index} has a window, chunks, norms or caps in its attention"
+        if mixer.head_dim > WIDEST_HEAD:
+            return f"its heads are wider than {WIDEST_HEAD}"
+        activations = {GatedMLP: GATED, MLP: PLAIN}.get(type(layer.ffn))
+        if activations is None or layer.ffn.activation not in activations:
+            return f"layer {index} has another feed-forward part"
+        for name, module in layer.named_modules():
+            if type(module) not in (nn.Linear, RMSNorm, LayerNorm, Attend, kind, Attention, GatedMLP, MLP):
+                return f"'{name}' of layer {index} is a {type(module).__name__}"
+    if any(isinstance(m, RMSNorm) and m.offset for layer in layers for m in layer.modules()):
+        return "its norms' gains are written less an offset"
+    shapes = {tuple(m.weight.shape for m in layer.modules() if isinstance(m, nn.Linear)) for layer in layers}
+    return "its layers differ in shape" if len(shapes) > 1 else None
+
+
+def why_not_modules(model: nn.Module) -> str | None:
+    """The same of any model: where it is, and who watches it."""
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            return f"'{name}' has hooks"
+    elsewhere = {p.device.type for p in model.parameters()} - {"cpu"}
+    return "it is not on a CPU" if elsewhere else None
+
+
 class Program:
-    """A model's layers and head, ready to run on up to `most_rows` tokens at once.
+    """Layers, ready to run on up to `most_rows` tokens at once. Raises Unavailable where there is no compiler."""
 
-    Raises Unavailable where there is no compiler, or for a model that `why_not` names.
-    """
-
-    def __init__(self, model: Any, form: Form, most_rows: int) -> None:
-        reason = why_not(model)
-        if reason:
-            raise Unavailable(reason)
+    def __init__(self, layers: Sequence[Any], form: Form, most_rows: int, *, causal: bool) -> None:
+        """`layers` are such as `why_not_layers` finds nothing against; one that comes twice is packed once. Not
+        `causal`: a token attends to all of its sequence, and keys are of one layer at a time."""
         native = library()
         native.foundling_team.restype = _pointer
         assert native.foundling_op_size() == ctypes.sizeof(Op) and native.foundling_rows_size() == ctypes.sizeof(Rows)
-        self.model, self.form, self.most_rows = model, form, most_rows
+        self.native, self.form, self.most_rows, self.causal = native, form, most_rows, causal
         self.kept: list[Any] = []  # what the operations point to
         self.rounded: dict[int, tuple[Tensor, Tensor]] = {}
-        c, first = model.config, model.layers[0].mixer
-        self.slot = KV(first.n_kv_heads, first.head_dim)
-        self.n_layers = len(model.layers)
-        x, normed = self._buffer(c.d_model), self._buffer(c.d_model)
-        mixed = self._buffer(sum(m.out_features for m in (first.q, first.k, first.v)))
-        attended, ffn = self._buffer(first.o.in_features), model.layers[0].ffn
-        wide = self._buffer(ffn.up.out_features * (2 if type(ffn) is GatedMLP else 1))
-        inner = self._buffer(ffn.down.in_features)
-        self.x, ops = x, list[Op]()
-        for index, layer in enumerate(model.layers):
-            m, f = layer.mixer, layer.ffn
-            gated = type(f) is GatedMLP
-            qkv = pack([m.q, m.k, m.v], form)
-            up = pack([f.gate, f.up] if gated else [f.up], form)
-            ops += [self._norm(layer.mixer_norm, x, normed), *self._linear(qkv, normed, mixed)]
-            ops.append(self._attend(m, index, mixed, attended))
-            ops += self._linear(pack([m.o], form), attended, x, residual=x)
-            ops += [self._norm(layer.ffn_norm, x, normed), *self._linear(up, normed, wide)]
-            ops.append(
-                Op(kind=ACTIVATE, form=(GATED if gated else PLAIN)[f.activation], in_=up.out_features,
-                   out=f.down.in_features, x=wide.data_ptr(), y=inner.data_ptr())
-            )  # fmt: skip
-            ops += self._linear(pack([f.down], form), inner, x, residual=x)
-        # the head's input is rounded least: the last layer decides what is said
-        self.head_form = "int8" if form == "int4" else form
-        self.last, self.said = self._buffer(c.d_model), self._buffer(c.vocab_size)
-        head = [
-            self._norm(model.norm, self.last, normed),
-            *self._linear(pack([model.head], self.head_form), normed, self.said),
-        ]
-        self.body, self.head = (Op * len(ops))(*ops), (Op * len(head))(*head)
+        self.packs: dict[tuple[int, ...], Packed] = {}
+        m, f = layers[0].mixer, layers[0].ffn
+        self.slot = KV(m.n_kv_heads, m.head_dim)
+        self.x, self.normed = self._buffer(m.q.in_features), self._buffer(m.q.in_features)
+        self.mixed = self._buffer(sum(part.out_features for part in (m.q, m.k, m.v)))
+        self.attended, self.inner = self._buffer(m.o.in_features), self._buffer(f.down.in_features)
+        self.wide = self._buffer(f.up.out_features * (2 if type(f) is GatedMLP else 1))
+        ops = [op for index, layer in enumerate(layers) for op in self._layer(layer, index if causal else 0)]
+        self.body = (Op * len(ops))(*ops)
         self.threads = torch.get_num_threads()
         self.team = _pointer(native.foundling_team(_int(self.threads)))
         weakref.finalize(self, native.foundling_disband, self.team)
-        self.native = native
 
     def _buffer(self, width: int) -> Tensor:
         self.kept.append(torch.zeros(self.most_rows, width))
@@ -181,6 +152,36 @@ class Program:
             self.rounded[width] = torch.zeros(rows, groups * GROUP, dtype=torch.int8), torch.zeros(rows, groups, 2)
         return self.rounded[width]
 
+    def _layer(self, layer: Any, index: int) -> list[Op]:
+        """From self.x to self.x; norms stand before each part, or behind it and what it is added to."""
+        m, f, post = layer.mixer, layer.ffn, type(layer) is PostNormBlock
+        read, gated = self.x if post else self.normed, type(f) is GatedMLP
+
+        def normed(norm: Any, part: list[Op]) -> list[Op]:
+            return [*part, self._norm(norm, self.x, read)] if post else [self._norm(norm, self.x, read), *part]
+
+        scale = m.head_dim**-0.5 if m.attend.scale is None else m.attend.scale
+        attend = Op(
+            kind=ATTEND, form=int(not self.causal), in_=self.mixed.shape[1], out=self.attended.shape[1],
+            heads=m.n_heads, kv_heads=m.n_kv_heads, head_dim=m.head_dim, layer=index, number=scale,
+            x=self.mixed.data_ptr(), y=self.attended.data_ptr(),
+        )  # fmt: skip
+        activate = Op(
+            kind=ACTIVATE, form=(GATED if gated else PLAIN)[f.activation], in_=self.wide.shape[1],
+            out=self.inner.shape[1], x=self.wide.data_ptr(), y=self.inner.data_ptr(),
+        )  # fmt: skip
+        mixing = [
+            *self._linear([m.q, m.k, m.v], self.form, read, self.mixed),
+            attend,
+            *self._linear([m.o], self.form, self.attended, self.x, residual=self.x),
+        ]
+        feeding = [
+            *self._linear([f.gate, f.up] if gated else [f.up], self.form, read, self.wide),
+            activate,
+            *self._linear([f.down], self.form, self.inner, self.x, residual=self.x),
+        ]
+        return normed(layer.mixer_norm, mixing) + normed(layer.ffn_norm, feeding)
+
     def _norm(self, norm: Any, x: Tensor, y: Tensor) -> Op:
         weight = norm.weight.detach().float().contiguous()
         bias = norm.bias.detach().float().contiguous() if type(norm) is LayerNorm else None
@@ -190,8 +191,12 @@ class Program:
             y=y.data_ptr(), weight=weight.data_ptr(), bias=None if bias is None else bias.data_ptr(),
         )  # fmt: skip
 
-    def _linear(self, packed: Packed, x: Tensor, y: Tensor, residual: Tensor | None = None) -> list[Op]:
-        self.kept.append(packed)
+    def _linear(
+        self, linears: list[nn.Linear], form: str, x: Tensor, y: Tensor, residual: Tensor | None = None
+    ) -> list[Op]:
+        same = tuple(map(id, linears))
+        packed = self.packs[same] if same in self.packs else pack(linears, form)
+        self.packs[same] = packed
         parts = {"weight": packed.weight, "scales": packed.scales, "bias": packed.bias, "residual": residual}
         at = {name: None if t is None else t.data_ptr() for name, t in parts.items()}
         op = Op(
@@ -204,45 +209,33 @@ class Program:
         first = Op(kind=QUANTIZE, form=packed.form, in_=packed.in_features, x=x.data_ptr(), xq=op.xq, xs=op.xs)
         return [first, op]
 
-    def _attend(self, m: Attention, index: int, x: Tensor, y: Tensor) -> Op:
-        scale = m.head_dim**-0.5 if m.attend.scale is None else m.attend.scale
-        return Op(
-            kind=ATTEND, in_=x.shape[1], out=y.shape[1], heads=m.n_heads, kv_heads=m.n_kv_heads, head_dim=m.head_dim,
-            layer=index, number=scale, x=x.data_ptr(), y=y.data_ptr(),
-        )  # fmt: skip
-
     @property
     def weight_bytes(self) -> int:
         """What one step reads of the weights."""
-        return sum(kept.bytes for kept in self.kept if isinstance(kept, Packed))
+        return sum(packed.bytes for packed in self.packs.values())
 
-    def new_pages(self, count: int) -> tuple[Tensor, Tensor]:
-        """Keys (layers, pages, K, P, 16) and values (layers, pages, K, 16, P); bfloat16 unless weights are float32.
-        What no token was written to is not read for any, so that the system hands out what is used."""
-        dtype = torch.float32 if self.form == "float32" else torch.bfloat16
+    def new_pages(self, layers: int, count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys (layers, pages, K, P, 16) and values (layers, pages, K, 16, P). What no token was written to is not read
+        for any, so that the system hands out what is used."""
         kv, p = self.slot
-        number = self.n_layers * count * kv * p * LANES
+        number = layers * count * kv * p * LANES
         keys, values = torch.empty(number, dtype=dtype), torch.empty(number + LANES, dtype=dtype)
-        shape = (self.n_layers, count, kv)
+        shape = (layers, count, kv)
         return keys.view(*shape, p, LANES), values[:number].view(*shape, LANES, p)
 
-    def read(
+    def run(
         self,
-        tokens: Tensor,
         positions: Tensor,
         counts: Sequence[int],
         tables: Tensor,
         keys: Tensor,
         values: Tensor,
-        wanted: Tensor,
-    ) -> Tensor:
-        """Reads n tokens (n,) at their places in their sequences, each `counts` of them, whose pages are tables
-        (sequences, most) int32; gives the logits (w, V) float32 after those of index `wanted` (w,). Tokens of one
-        sequence stand in order, and everything before them is in its pages."""
-        model, n = self.model, len(tokens)
+        rotation: Rotation | None = None,
+    ) -> None:
+        """self.x[:n] through the layers: tokens of some sequences, `counts` of each, in order; positions (n,) are their
+        places, and tables (sequences, most) int32 the pages of each sequence's keys and values."""
+        n = len(positions)
         assert n <= self.most_rows and tables.dtype == torch.int32 and tables.is_contiguous()
-        x, rotation = model.place(model.embed(tokens[None]), positions[None])
-        self.x[:n] = x[0]
         places = positions.to(torch.int32)
         cos, sin = (None, None) if rotation is None else (t.reshape(n, -1).contiguous() for t in rotation)
         longest = (int(places.max()) // LANES + 1) * LANES
@@ -250,7 +243,7 @@ class Program:
         groups, first = list[int](), 0
         for table, count in enumerate(counts):
             for row in range(first, first + count, NEIGHBOURS):
-                groups += (row, min(NEIGHBOURS, first + count - row), table)
+                groups += (row, min(NEIGHBOURS, first + count - row), table, count)
             first += count
         by_sequence = torch.tensor(groups, dtype=torch.int32)
         rows = Rows(
@@ -258,12 +251,6 @@ class Program:
             cosine=None if cos is None else cos.data_ptr(), sine=None if sin is None else sin.data_ptr(),
             keys=keys.data_ptr(), values=values.data_ptr(), pages=keys.shape[1],
             kv_bf16=int(keys.dtype == torch.bfloat16), scores=scores.data_ptr(), longest=longest,
-            n_groups=len(groups) // 3, groups=by_sequence.data_ptr(),
+            n_groups=len(groups) // 4, groups=by_sequence.data_ptr(),
         )  # fmt: skip
         self.native.foundling_run(self.team, self.body, _int(len(self.body)), ctypes.byref(rows))
-        if not len(wanted):
-            return self.said[:0]
-        rows.count = len(wanted)
-        torch.index_select(self.x[:n], 0, wanted, out=self.last[: len(wanted)])
-        self.native.foundling_run(self.team, self.head, _int(len(self.head)), ctypes.byref(rows))
-        return self.said[: len(wanted)]

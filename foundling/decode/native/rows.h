@@ -44,11 +44,18 @@ inline F gelu_tanh(F x) {  // x · σ(2u) is x/2 · (1 + tanh u)
     return x / (exponential(-u) + 1.0f);
 }
 inline F silu(F x) { return x / (exponential(-x) + 1.0f); }
-inline F gelu(F x) {
-    F y;
-    for (int i = 0; i < L; i++) y[i] = 0.5f * x[i] * (1.0f + std::erf(x[i] * 0.70710678118654752f));
-    return y;
+// erf by Abramowitz & Stegun 7.1.26, absolute error below 2e-7
+inline F erf(F x) {
+    const F a = x < 0.0f ? -x : x, t = 1.0f / (a * 0.3275911f + 1.0f);
+    F p = splat(1.061405429f);
+    p = p * t - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = p * t + 0.254829592f;
+    const F y = 1.0f - p * t * exponential(-a * a);
+    return x < 0.0f ? -y : y;
 }
+inline F gelu(F x) { return x * 0.5f * (erf(x * 0.70710678118654752f) + 1.0f); }
 inline F activated(int form, F x) {
     switch (form) {
         case SILU_GATED: return silu(x);

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An encoder whose layers native code reads: real tokens side by side, whatever the lengths, so that padding costs
+nothing."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foundling.blocks.encoder import Encoder
+from foundling.blocks.stack import PostNormBlock
+from foundling.contracts import Mask
+from foundling.decode.native.build import Unavailable
+from foundling.decode.native.program import FORMS, LANES, Form, Program, why_not_layers, why_not_modules
+from foundling.errors import GenerationError
+
+ROWS = 1024
+"""tokens at once, unless one text may be longer"""
+
+
+def why_not(model: Any) -> str | None:
+    """What a model has that native code has not, or None: it serves BERT and those alike, on a CPU."""
+    if not isinstance(model, Encoder) or type(model).read is not Encoder.read:
+        return f"{type(model).__name__} does not read as a stack of layers without direction"
+    return why_not_modules(model) or why_not_layers(model.layers, PostNormBlock)
+
+
+def native_encoder(model: Any, weights: Form = "int8") -> Any:
+    """The same encoder to read with, its layers as they are now packed for native code in `weights` ('float32',
+    'bfloat16', 'int8', 'int4'): `encode`, `logits` and all else as before, but no gradients. GenerationError where
+    there is no compiler, or for a model that native code does not know."""
+    if weights not in FORMS:
+        raise GenerationError(f"weights {weights!r}: expected one of {', '.join(FORMS)}")
+    reason = why_not(model)
+    try:
+        if reason:
+            raise Unavailable(reason)
+        layers = _Layers(model, weights)
+    except Unavailable as error:
+        raise GenerationError(f"native code cannot be had: {error}") from None
+    made = copy.copy(model)
+    made.read = layers.read
+    return made
+
+
+class _Layers(Program):
+    def __init__(self, model: Encoder, form: Form) -> None:
+        super().__init__(list(model.turns()), form, max(ROWS, model.config.max_seq_len), causal=False)
+        # a page holds tokens of one sequence, so each may leave one half empty
+        self.keys, self.values = self.new_pages(1, self.most_rows, torch.float32)
+
+    def read(self, x: Tensor, mask: Mask) -> Tensor:
+        """As Encoder.read. x (B, T, D) -> (B, T, D), 0 where there is padding."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise GenerationError("packed layers have no gradients; read under torch.inference_mode()")
+        flat, out = x.flatten(0, 1), torch.zeros_like(x).flatten(0, 1)
+        order, counts = _sequences(x, mask.documents)
+        begin = 0
+        while begin < len(counts):
+            end, total = begin, 0
+            while end < len(counts) and (end == begin or total + counts[end] <= self.most_rows):
+                total, end = total + counts[end], end + 1
+            some, order = order[:total], order[total:]
+            out[some] = self._some(flat[some], counts[begin:end]).to(out.dtype)
+            begin = end
+        return out.unflatten(0, x.shape[:2])
+
+    def _some(self, x: Tensor, counts: list[int]) -> Tensor:
+        """x (n, D), whole sequences -> (n, D)"""
+        if len(x) > self.most_rows:
+            raise GenerationError(f"a text is {len(x)} tokens, at most {self.most_rows} are read")
+        self.x[: len(x)] = x
+        pages = [-(-count // LANES) for count in counts]
+        first = torch.tensor([0, *pages[:-1]]).cumsum(0)[:, None]
+        tables = (first + torch.arange(max(pages))).clamp_max(self.most_rows - 1).to(torch.int32)
+        positions = torch.cat([torch.arange(count) for count in counts])
+        self.run(positions, counts, tables, self.keys, self.values)
+        return self.x[: len(x)]
+
+
+def _sequences(x: Tensor, documents: Tensor | None) -> tuple[Tensor, list[int]]:
+    """Which of the B · T tokens are real, those of one document of one row side by side, and how many each has."""
+    if documents is None:
+        return torch.arange(x.shape[0] * x.shape[1]), [x.shape[1]] * x.shape[0]
+    real = (documents.flatten() >= 0).nonzero()[:, 0]
+    whose = torch.stack((real // x.shape[1], documents.flatten()[real]))
+    _, of, counts = whose.unique(dim=1, return_inverse=True, return_counts=True)
+    return real[of.argsort(stable=True)], counts.tolist()

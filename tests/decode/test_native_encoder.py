@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Encoders in native code against the same encoders in torch: whatever the lengths, whoever stands beside."""
+
+import pytest
+import torch
+
+import foundling
+from foundling.decode.fill import fill
+from foundling.decode.native.encoder import ROWS
+from foundling.decode.native.program import FORMS
+from foundling.errors import GenerationError
+from foundling.models import FAMILIES, build, family
+from tests.contract.cases import case
+
+ENCODERS = [name for name, entry in FAMILIES.items() if entry.kind == "encoder"]
+NEAR = {"float32": 2e-6, "bfloat16": 5e-3, "int8": 2e-2, "int4": 0.25}
+"""of the states' size"""
+
+
+def sample(rows: int, length: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens, and documents: packed, padded behind and before, one that goes on further right, one of one token, a row
+    with nothing in it."""
+    made = torch.Generator().manual_seed(seed)
+    documents = torch.zeros(rows, length, dtype=torch.int64)
+    documents[1, length // 3 :] = 7
+    documents[2, length - 5 :] = -1
+    documents[3, :3] = -1
+    documents[4, 2:9], documents[4, 9:10] = 1, 2
+    documents[5] = -1
+    return torch.randint(3, 64, (rows, length), generator=made), documents
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ENCODERS)
+@torch.inference_mode()
+def test_states_are_those_of_torch(name: str, form: str) -> None:
+    model = case(name).tiny()
+    for block in model.layers:
+        block.ffn.up.weight *= 4  # into both tails of the activation
+    fast = foundling.native_encoder(model, form)
+    tokens, documents = sample(7, 24)
+    for marks in (None, documents):
+        want, got = model.encode(tokens, documents=marks), fast.encode(tokens, documents=marks)
+        real = torch.ones_like(documents, dtype=torch.bool) if marks is None else marks >= 0
+        error = (got.states - want.states)[real].norm() / want.states[real].norm()
+        assert (1e-4 if form != "float32" else 0) <= error < NEAR[form], error
+        assert torch.equal(got.documents, want.documents) and not got.states[~real].any()
+        if want.pooled is not None:
+            assert torch.allclose(got.pooled[real[:, 0]], want.pooled[real[:, 0]], atol=10 * NEAR[form])
+    assert fast.read != model.read and "read" not in vars(model)
+
+
+@pytest.mark.parametrize("form", ["float32", "int8"])
+@torch.inference_mode()
+def test_more_than_is_read_at_once(form: str) -> None:
+    """And a text's states are the same to the bit wherever it stands."""
+    model = case("bert").tiny()
+    fast = foundling.native_encoder(model, form)
+    lengths = torch.randint(1, 33, (150,), generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(3, 64, (150, 32), generator=torch.Generator().manual_seed(2))
+    documents = torch.where(torch.arange(32) < lengths[:, None], 0, -1)
+    assert int(lengths.sum()) > 2 * ROWS
+    states = fast.encode(tokens, documents=documents).states
+    for row, length in enumerate(lengths.tolist()):
+        alone = fast.encode(tokens[row : row + 1, :length]).states[0]
+        assert torch.equal(states[row, :length], alone)
+
+
+def test_what_else_an_encoder_does() -> None:
+    model = case("bert").tiny()
+    fast = foundling.native_encoder(model, "float32")
+    text = [5, 9, 4, 17, 4, 30]
+    plain, native = fill(model, text, 4), fill(fast, text, 4)
+    assert plain.tokens == native.tokens and len(native.gaps) == 2
+    for a, b in zip(plain.gaps, native.gaps, strict=True):
+        assert [token for token, _ in a] == [token for token, _ in b]
+        assert [p for _, p in a] == pytest.approx([p for _, p in b], rel=1e-4)
+    half = case("bert").tiny().to(torch.bfloat16)
+    with torch.inference_mode():
+        got = foundling.native_encoder(half).encode(torch.tensor([text])).states
+        assert got.dtype == torch.bfloat16
+        assert (got - half.encode(torch.tensor([text])).states).norm() < 0.05 * got.norm()
+        before = fast.encode(torch.tensor([text])).states
+        model.layers[0].ffn.up.weight.zero_()
+        assert torch.equal(fast.encode(torch.tensor([text])).states, before), "packed as they were"
+
+
+def test_what_native_code_cannot_read() -> None:
+    model = case("bert").tiny()
+    fast = foundling.native_encoder(model)
+    with pytest.raises(GenerationError, match="no gradients"):
+        fast.encode(torch.tensor([[5, 6, 7]]))
+    with pytest.raises(GenerationError, match="expected one of float32"):
+        foundling.native_encoder(model, "int3")  # pyright: ignore
+    with pytest.raises(GenerationError, match="Llama does not read"):
+        foundling.native_encoder(case("llama").tiny())
+    narrow = build("bert", **family("bert").module.sized(64, 2 * ROWS, 64, 1))
+    positions = torch.arange(3 * ROWS)[None] % ROWS
+    with torch.inference_mode(), pytest.raises(GenerationError, match=f"is {3 * ROWS} tokens, at most {2 * ROWS}"):
+        foundling.native_encoder(narrow).encode(torch.zeros(1, 3 * ROWS, dtype=torch.int64), positions=positions)
+    foundling.quantize(model)
+    with pytest.raises(GenerationError, match="is a Int8Linear"):
+        foundling.native_encoder(model)
+    watched = case("bert").tiny()
+    watched.layers[0].register_forward_hook(lambda *_: None)
+    with pytest.raises(GenerationError, match="has hooks"):
+        foundling.native_encoder(watched)
