@@ -6,8 +6,8 @@ python -m benchmarks.families [mamba2] [scaling] [mixtral] [bert] [bert8] [bert_
 mamba2: forward and backward at 2,048 tokens, two layers of the 130m size. scaling: the same by length, a token's cost
 of Mamba-2 beside Llama's. mixtral: one layer at 4,096 tokens, against theirs and a dense layer of as many active FLOPs.
 bert: encoding with the base size, 8 texts of 128 tokens; bert8: the
-same with 8-bit products on both sides (ours has a scale for every 32 weights and inputs, torch's dynamic quantisation
-one for a row of weights and one for all inputs); bert_mixed, bert8_mixed: 8 texts of 32 to 256 tokens in one batch, as
+same with 8-bit products on both sides (ours has a scale for every 768 weights or inputs, torch's dynamic quantisation
+one for each matrix and one for all inputs); bert_mixed, bert8_mixed: 8 texts of 32 to 256 tokens in one batch, as
 a server gets them, padded for their side. Of each side's settings the best of a first look stays in the race; all have
 the memory setting of `Runtime.setup`, which is ours. Weights are random: speed does not depend on them.
 """

@@ -25,7 +25,7 @@ def grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 
 def _groups(ends: Tensor, weight: Tensor) -> list[tuple[slice, Tensor]]:
     stops = ends.tolist()
-    return [(slice(a, b), w) for a, b, w in zip([0, *stops[:-1]], stops, weight, strict=True) if b > a]
+    return [(slice(a, b), w) for a, b, w in zip([0, *stops[:-1]], stops, weight, strict=True)]
 
 
 @grouped_mm.register_fake
@@ -35,10 +35,10 @@ def _(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 
 @torch.library.custom_op("foundling::grouped_mm_backward", mutates_args=())
 def grouped_mm_backward(grad: Tensor, x: Tensor, weight: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-    grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight)
-    for (rows, matrix), to in zip(_groups(ends, weight), _groups(ends, grad_weight), strict=True):
+    grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
+    for (rows, matrix), to in zip(_groups(ends, weight), grad_weight, strict=True):
         torch.mm(grad[rows], matrix, out=grad_x[rows])
-        torch.mm(grad[rows].T, x[rows], out=to[1])
+        torch.mm(grad[rows].T, x[rows], out=to)  # zero for an expert without rows
     return grad_x, grad_weight
 
 

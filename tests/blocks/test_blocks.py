@@ -6,6 +6,7 @@ import math
 import torch
 
 from foundling.blocks.attention import Attend, Attention, dense_mask
+from foundling.blocks.moe import GroupedLinear
 from foundling.blocks.norm import LayerNorm, RMSNorm
 from foundling.blocks.position import RoPE, RopeScaling, positions_of, rotate
 from foundling.contracts import Mask
@@ -116,3 +117,20 @@ def test_attention_agrees_with_torchs_own() -> None:
     hidden = torch.triu(torch.ones(9, 9, dtype=torch.bool), 1)
     expected, _ = theirs(x, x, x, attn_mask=hidden, need_weights=False)
     torch.testing.assert_close(ours(x, Mask()), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_experts_are_linear_layers_side_by_side() -> None:
+    """With one that no row goes to, at either end and in between; its gradient is zero, and not what memory held."""
+    for ends in ([0, 3, 3, 7], [2, 2, 7, 7]):
+        grouped, x = GroupedLinear(4, 6, 5), torch.randn(7, 6, requires_grad=True)
+        y = grouped(x, torch.tensor(ends, dtype=torch.int32))
+        pieces = zip([0, *ends[:-1]], ends, grouped.weight, strict=True)
+        expected = torch.cat([x[begin:end] @ weight.T for begin, end, weight in pieces])
+        torch.testing.assert_close(y, expected)
+        upstream = torch.randn(7, 5)
+        for found, wanted in zip(
+            torch.autograd.grad(y, (x, grouped.weight), upstream),
+            torch.autograd.grad(expected, (x, grouped.weight), upstream),
+            strict=True,
+        ):
+            torch.testing.assert_close(found, wanted)

@@ -13,7 +13,7 @@ from foundling.models import FAMILIES, build, family
 from tests.contract.cases import case
 
 ENCODERS = [name for name, entry in FAMILIES.items() if entry.kind == "encoder"]
-NEAR = {"float32": 2e-6, "bfloat16": 5e-3, "int8": 2e-2, "int4": 0.25}
+NEAR = {"float32": 2e-6, "bfloat16": 5e-3, "int8": 3e-2, "int4": 0.25}
 """of the states' size"""
 
 
@@ -76,6 +76,10 @@ def test_what_else_an_encoder_does() -> None:
         assert [token for token, _ in a] == [token for token, _ in b]
         assert [p for _, p in a] == pytest.approx([p for _, p in b], rel=1e-4)
     half = case("bert").tiny().to(torch.bfloat16)
+    with torch.inference_mode():
+        made = foundling.native_encoder(model, "float32")
+    with torch.no_grad():
+        assert torch.equal(made.encode(torch.tensor([text])).states, fast.encode(torch.tensor([text])).states)
     with torch.inference_mode():
         got = foundling.native_encoder(half).encode(torch.tensor([text])).states
         assert got.dtype == torch.bfloat16

@@ -19,6 +19,9 @@ from foundling.errors import GenerationError
 
 ROWS = 1024
 """tokens at once, unless one text may be longer"""
+SPAN = 24
+"""With 8 bits this many times 32 inputs share a scale: products are 1.4 times as fast as with one for every 32, and a
+third less exact, which is still nearer than one scale for all inputs."""
 
 
 def why_not(model: Any) -> str | None:
@@ -48,7 +51,8 @@ def native_encoder(model: Any, weights: Form = "int8") -> Any:
 
 class _Layers(Program):
     def __init__(self, model: Encoder, form: Form) -> None:
-        super().__init__(list(model.turns()), form, max(ROWS, model.config.max_seq_len), causal=False)
+        most, span = max(ROWS, model.config.max_seq_len), SPAN if form == "int8" else 1
+        super().__init__(list(model.turns()), form, most, causal=False, span=span)
         # a page holds tokens of one sequence, so each may leave one half empty
         self.keys, self.values = self.new_pages(1, self.most_rows, torch.float32)
 

@@ -14,7 +14,7 @@
 namespace {
 
 constexpr int L = 16;      // lanes: outputs of a panel, tokens of a page
-constexpr int GROUP = 32;  // inputs that share a scale
+constexpr int GROUP = 32;  // inputs that are read together; a scale is of a span of groups
 
 typedef float F __attribute__((vector_size(64)));
 typedef int32_t I __attribute__((vector_size(64)));
@@ -27,7 +27,7 @@ enum Kind : int32_t { NORM = 0, LINEAR = 1, ATTEND = 2, ACTIVATE = 3, QUANTIZE =
 enum Weights : int32_t { F32 = 0, BF16 = 1, INT8 = 2, INT4 = 3 };
 enum Activation : int32_t { SILU_GATED = 0, GELU_TANH = 1, GELU_TANH_GATED = 2, RELU = 3, GELU = 4, GELU_GATED = 5 };
 
-struct Rounded {  // a group of inputs as integers
+struct Rounded {  // a span of inputs as integers
     float scale;
     int32_t offset;  // what the weights' own offset adds to every sum, negative
 };
@@ -37,15 +37,16 @@ struct Op {  // mirrored by program.py
                                  // where a row attends to all of its sequence, not to what is before it
     int32_t in, out;             // widths
     int32_t heads, kv_heads, head_dim, layer;
-    float number, unused;        // eps, or the scale of scores
+    float number;                // eps, or the scale of scores
+    int32_t span;                // groups that share a scale
     const float *x;              // (rows, in)
     float *y;                    // (rows, out)
     const float *residual;       // (rows, out), may be y
     const void *weight;          // panels
-    const uint16_t *scales;      // (panels, groups, 16) float16
+    const uint16_t *scales;      // (panels, spans, 16) float16
     const float *bias;           // (out padded)
     int8_t *xq;                  // (rows, in padded), of x
-    Rounded *xs;                 // (rows, groups)
+    Rounded *xs;                 // (rows, spans)
 };
 
 struct Group {  // neighbours in one sequence

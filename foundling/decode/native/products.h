@@ -73,37 +73,38 @@ inline I dot4(I acc, B weights, const int8_t *x) {  // acc[lane] += Σ of 4 weig
 }
 
 // Integers by integers: weights are stored with an offset (128, or 8 where two share a byte), which the sums begin
-// with; a group's integer sum is exact, groups are added in order.
+// with; a span's integer sum is exact, spans are added in order.
 template <int FORM, int R, int P>
 inline void tile_int(const Op &op, int row, int panel, F (&total)[R][P]) {
     constexpr int BYTES = FORM == INT8 ? GROUP * L : GROUP * L / 2;
-    const size_t groups = (op.in + GROUP - 1) / GROUP;
+    const size_t groups = (op.in + GROUP - 1) / GROUP, spans = (groups + op.span - 1) / op.span;
     const uint8_t *w = (const uint8_t *)op.weight + panel * groups * BYTES;
-    const uint16_t *s = op.scales + panel * groups * L;
-    const Rounded *xs = op.xs + row * groups;
+    const uint16_t *s = op.scales + panel * spans * L;
+    const Rounded *xs = op.xs + row * spans;
     const int8_t *x = op.xq + row * groups * GROUP;
-    for (size_t g = 0; g < groups; g++, x += GROUP) {
+    for (size_t at = 0, g = 0; at < spans; at++) {
         I acc[R][P];
         for (int r = 0; r < R; r++)
-            for (int p = 0; p < P; p++) acc[r][p] = I{} + xs[r * groups + g].offset;
-        for (int k = 0; k < BYTES / 64; k++) {
-            B b[P];
-            for (int p = 0; p < P; p++) memcpy(&b[p], w + (p * groups + g) * BYTES + k * 64, 64);
-            if constexpr (FORM == INT8) {
-                for (int r = 0; r < R; r++)
-                    for (int p = 0; p < P; p++) acc[r][p] = dot4(acc[r][p], b[p], x + r * groups * GROUP + k * 4);
-            } else {
-                for (int upper = 0; upper < 2; upper++)
+            for (int p = 0; p < P; p++) acc[r][p] = I{} + xs[r * spans + at].offset;
+        for (const size_t end = g + op.span < groups ? g + op.span : groups; g < end; g++, x += GROUP)
+            for (int k = 0; k < BYTES / 64; k++) {
+                B b[P];
+                for (int p = 0; p < P; p++) memcpy(&b[p], w + (p * groups + g) * BYTES + k * 64, 64);
+                if constexpr (FORM == INT8) {
                     for (int r = 0; r < R; r++)
-                        for (int p = 0; p < P; p++)
-                            acc[r][p] = dot4(acc[r][p], (upper ? (B)((U)b[p] >> 4) : b[p]) & 15,
-                                             x + r * groups * GROUP + k * 8 + upper * 4);
+                        for (int p = 0; p < P; p++) acc[r][p] = dot4(acc[r][p], b[p], x + r * groups * GROUP + k * 4);
+                } else {
+                    for (int upper = 0; upper < 2; upper++)
+                        for (int r = 0; r < R; r++)
+                            for (int p = 0; p < P; p++)
+                                acc[r][p] = dot4(acc[r][p], (upper ? (B)((U)b[p] >> 4) : b[p]) & 15,
+                                                 x + r * groups * GROUP + k * 8 + upper * 4);
+                }
             }
-        }
         for (int p = 0; p < P; p++) {
-            const F scale = halves(s + (p * groups + g) * L);
+            const F scale = halves(s + (p * spans + at) * L);
             for (int r = 0; r < R; r++)
-                total[r][p] += __builtin_convertvector(acc[r][p], F) * (scale * xs[r * groups + g].scale);
+                total[r][p] += __builtin_convertvector(acc[r][p], F) * (scale * xs[r * spans + at].scale);
         }
     }
 }

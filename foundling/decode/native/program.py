@@ -21,7 +21,7 @@ from foundling.contracts import KV
 from foundling.decode.native.build import library
 
 Form = Literal["float32", "bfloat16", "int8", "int4"]
-"""of the weights; int8 and int4 have a float16 scale for every 32 of them, as GGUF's Q8_0 and Q4_0"""
+"""of the weights; int8 and int4 have a float16 scale for every 32 of them, as GGUF's Q8_0 and Q4_0, or for more"""
 FORMS: tuple[str, ...] = get_args(Form)
 LANES, GROUP, WIDEST_HEAD, NEIGHBOURS = 16, 32, 512, 4
 NORM, LINEAR, ATTEND, ACTIVATE, QUANTIZE = range(5)
@@ -35,7 +35,7 @@ class Op(ctypes.Structure):
     """As in program.cpp."""
 
     _fields_ = [(name, _int) for name in ("kind", "form", "in_", "out", "heads", "kv_heads", "head_dim", "layer")]
-    _fields_ += [("number", _float), ("unused", _float)]
+    _fields_ += [("number", _float), ("span", _int)]
     _fields_ += [(name, _pointer) for name in ("x", "y", "residual", "weight", "scales", "bias", "xq", "xs")]
 
 
@@ -63,16 +63,17 @@ class Packed(NamedTuple):
         return sum(t.numel() * t.element_size() for t in (self.weight, self.scales, self.bias) if t is not None)
 
 
-def pack(linears: Sequence[nn.Linear], form: str) -> Packed:
+def pack(linears: Sequence[nn.Linear], form: str, span: int = 1) -> Packed:
+    """`span`: how many times 32 inputs of an output share a scale."""
     weight = torch.cat([linear.weight.detach().float() for linear in linears]).contiguous()
     out, in_ = weight.shape
     panels, groups, number = -(-out // LANES), -(-in_ // GROUP), FORMS.index(form)
-    scales = torch.zeros(panels * groups * LANES, dtype=torch.int16) if number >= 2 else None
+    scales = torch.zeros(panels * -(-groups // span) * LANES, dtype=torch.int16) if number >= 2 else None
     size = panels * LANES * {0: 4 * in_, 1: (in_ + 1) // 2 * 4, 2: groups * GROUP, 3: groups * GROUP // 2}[number]
     held = torch.zeros(size + 64, dtype=torch.uint8)
     to = held[-held.data_ptr() % 64 :][:size]
     library().foundling_pack(
-        _int(number), _int(out), _int(in_), _pointer(weight.data_ptr()), _pointer(to.data_ptr()),
+        _int(number), _int(span), _int(out), _int(in_), _pointer(weight.data_ptr()), _pointer(to.data_ptr()),
         _pointer(None if scales is None else scales.data_ptr()),
     )  # fmt: skip
     bias = None
@@ -119,13 +120,13 @@ def why_not_modules(model: nn.Module) -> str | None:
 class Program:
     """Layers, ready to run on up to `most_rows` tokens at once. Raises Unavailable where there is no compiler."""
 
-    def __init__(self, layers: Sequence[Any], form: Form, most_rows: int, *, causal: bool) -> None:
+    def __init__(self, layers: Sequence[Any], form: Form, most_rows: int, *, causal: bool, span: int = 1) -> None:
         """`layers` are such as `why_not_layers` finds nothing against; one that comes twice is packed once. Not
-        `causal`: a token attends to all of its sequence, and keys are of one layer at a time."""
+        `causal`: a token attends to all of its sequence, and keys are of one layer at a time. `span` as of `pack`."""
         native = library()
         native.foundling_team.restype = _pointer
         assert native.foundling_op_size() == ctypes.sizeof(Op) and native.foundling_rows_size() == ctypes.sizeof(Rows)
-        self.native, self.form, self.most_rows, self.causal = native, form, most_rows, causal
+        self.native, self.form, self.most_rows, self.causal, self.span = native, form, most_rows, causal, span
         self.kept: list[Any] = []  # what the operations point to
         self.rounded: dict[int, tuple[Tensor, Tensor]] = {}
         self.packs: dict[tuple[int, ...], Packed] = {}
@@ -141,6 +142,7 @@ class Program:
         self.team = _pointer(native.foundling_team(_int(self.threads)))
         weakref.finalize(self, native.foundling_disband, self.team)
 
+    @torch.inference_mode(False)  # else nothing could be written to it outside of that mode
     def _buffer(self, width: int) -> Tensor:
         self.kept.append(torch.zeros(self.most_rows, width))
         return self.kept[-1]
@@ -195,18 +197,20 @@ class Program:
         self, linears: list[nn.Linear], form: str, x: Tensor, y: Tensor, residual: Tensor | None = None
     ) -> list[Op]:
         same = tuple(map(id, linears))
-        packed = self.packs[same] if same in self.packs else pack(linears, form)
+        packed = self.packs[same] if same in self.packs else pack(linears, form, self.span)
         self.packs[same] = packed
         parts = {"weight": packed.weight, "scales": packed.scales, "bias": packed.bias, "residual": residual}
         at = {name: None if t is None else t.data_ptr() for name, t in parts.items()}
         op = Op(
-            kind=LINEAR, form=packed.form, in_=packed.in_features, out=packed.out_features, x=x.data_ptr(),
-            y=y.data_ptr(), **at,
+            kind=LINEAR, form=packed.form, in_=packed.in_features, out=packed.out_features, span=self.span,
+            x=x.data_ptr(), y=y.data_ptr(), **at,
         )  # fmt: skip
         if packed.scales is None:
             return [op]
         op.xq, op.xs = (t.data_ptr() for t in self._rounded(packed.in_features))
-        first = Op(kind=QUANTIZE, form=packed.form, in_=packed.in_features, x=x.data_ptr(), xq=op.xq, xs=op.xs)
+        first = Op(
+            kind=QUANTIZE, form=packed.form, in_=packed.in_features, span=self.span, x=x.data_ptr(), xq=op.xq, xs=op.xs
+        )
         return [first, op]
 
     @property

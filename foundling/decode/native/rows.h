@@ -89,19 +89,28 @@ void activate(const Op &op, const Rows &rows, std::atomic<int> &next) {
 }
 
 void quantize(const Op &op, const Rows &rows, std::atomic<int> &next) {
-    const int groups = (op.in + GROUP - 1) / GROUP;
+    const int groups = (op.in + GROUP - 1) / GROUP, spans = (groups + op.span - 1) / op.span;
     for (int row; (row = next.fetch_add(1, std::memory_order_relaxed)) < rows.count;) {
         const float *x = op.x + (size_t)row * op.in;
-        for (int g = 0; g < groups; g++) {
-            float last[GROUP] = {0};
-            const float *v = x + g * GROUP;
-            if ((g + 1) * GROUP > op.in) v = (const float *)memcpy(last, v, (op.in - g * GROUP) * 4);
-            const F a = load(v), b = load(v + L), size = max(a < 0.0f ? -a : a, b < 0.0f ? -b : b);
-            const float most = largest(size), by = most > 0 ? 127.0f / most : 0.0f;
-            const I first = nearest(a * by), second = nearest(b * by);
-            const Bytes q[2] = {__builtin_convertvector(first, Bytes), __builtin_convertvector(second, Bytes)};
-            memcpy(op.xq + ((size_t)row * groups + g) * GROUP, q, GROUP);
-            op.xs[(size_t)row * groups + g] = {most / 127.0f, sum(first + second) * (op.form == INT8 ? -128 : -8)};
+        int8_t *to = op.xq + (size_t)row * groups * GROUP;
+        for (int at = 0; at < spans; at++) {
+            const int begin = at * op.span * GROUP, wanted = begin + op.span * GROUP;
+            const int end = wanted < groups * GROUP ? wanted : groups * GROUP, whole = end < op.in ? end : op.in / L * L;
+            F size = F{}, last = F{};
+            for (int i = begin; i < whole; i += L) {
+                const F a = load(x + i);
+                size = max(size, a < 0.0f ? -a : a);
+            }
+            if (whole < op.in && end > op.in) memcpy(&last, x + whole, (op.in - whole) * 4);
+            const float most = largest(max(size, last < 0.0f ? -last : last)), by = most > 0 ? 127.0f / most : 0.0f;
+            I total = I{};
+            for (int i = begin; i < end; i += L) {
+                const I q = nearest((i < whole ? load(x + i) : i == whole ? last : F{}) * by);
+                const Bytes bytes = __builtin_convertvector(q, Bytes);
+                memcpy(to + i, &bytes, L);
+                total += q;
+            }
+            op.xs[(size_t)row * spans + at] = {most / 127.0f, sum(total) * (op.form == INT8 ? -128 : -8)};
         }
     }
 }
