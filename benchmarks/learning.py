@@ -25,6 +25,7 @@ from foundling.blocks.attention import Attention
 from foundling.blocks.init import initialise
 from foundling.blocks.position import rotate
 from foundling.data.loader import PackedBatches, evaluation_batches
+from foundling.data.shards import TokenArray, TokenShards
 from foundling.evaluate.perplexity import score
 from foundling.models import build, family
 from foundling.objectives.causal import Causal
@@ -65,9 +66,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 class Prepared:
-    """A corpus split and tokenized once, kept below `directory`."""
+    """A corpus split and tokenized once, kept below `directory`; what it is held against may be about the first
+    `held_out_bytes` alone."""
 
-    def __init__(self, name: str, directory: Path, vocab_size: int = 2048) -> None:
+    def __init__(self, name: str, directory: Path, vocab_size: int = 2048, held_out_bytes: int | None = None) -> None:
         self.name, self.vocab_size = name, vocab_size
         self.split, _ = corpus.read(path_of(name, directory), "text")
         home = directory / f"{name}-{vocab_size}"
@@ -78,6 +80,14 @@ class Prepared:
         self.tokens = corpus.write_tokens(home, self.split, self.tokenizer, 1.0)
         self.bytes_per_token = corpus.bytes_per_token(self.split, self.tokenizer)
         self.scale = compressibility(scale_sample(self.split))
+        self.held_out: TokenShards | TokenArray = self.tokens.held_out
+        self.held_out_bytes = self.split.held_out_bytes
+        if held_out_bytes is not None:
+            texts = [document.text for document in self.split.held_out]
+            sizes = itertools.accumulate(len(text.encode()) for text in texts)
+            some = [(text, size) for text, size in zip(texts, sizes, strict=True) if size <= held_out_bytes]
+            some = some or [(texts[0], len(texts[0].encode()))]
+            self.held_out, self.held_out_bytes = TokenArray((text for text, _ in some), self.tokenizer), some[-1][1]
 
 
 def run(data: Prepared, d_model: int, n_layers: int, tokens: float, seed: int, threads: int, **changes: Any) -> dict:
@@ -108,8 +118,8 @@ def run(data: Prepared, d_model: int, n_layers: int, tokens: float, seed: int, t
         )
     ]
     seconds = time.monotonic() - begin
-    held_out = evaluation_batches(data.tokens.held_out, seq_len=seq_len, batch_size=16, stride=seq_len // 2)
-    found = score(model, Causal(), held_out, data.split.held_out_bytes, runtime)
+    held_out = evaluation_batches(data.held_out, seq_len=seq_len, batch_size=16, stride=seq_len // 2)
+    found = score(model, Causal(), held_out, data.held_out_bytes, runtime)
     tail = losses[-max(1, len(losses) // 20) :]
     return {
         "corpus": data.name, "d_model": d_model, "n_layers": n_layers, "seed": seed, "tokens": recipe.tokens,

@@ -85,11 +85,11 @@ class Encoder(nn.Module):
 
     def read(self, x: Tensor, mask: Mask) -> Tensor:
         """x (B, T, D) -> (B, T, D), through the layers"""
-        for layer in self.turns():
+        for layer in self.passes():
             x = layer(x, mask)
         return x
 
-    def turns(self) -> Iterable[nn.Module]:
+    def passes(self) -> Iterable[nn.Module]:
         """The layers in the order that they are passed in; one may come more than once."""
         return self.layers
 

@@ -48,7 +48,7 @@ class ALBERT(Encoder):
         ]
         super().__init__(c, [*layers], d_embed=c.d_embed, n_types=c.n_types, activation=activation)
 
-    def turns(self) -> Iterable[nn.Module]:
+    def passes(self) -> Iterable[nn.Module]:
         each = self.config.n_layers // self.config.n_groups
         return (group for group in self.layers for _ in range(each))
 

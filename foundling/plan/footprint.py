@@ -6,10 +6,10 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -112,7 +112,7 @@ def activation_bytes(
 ) -> int:
     """Bytes that autograd keeps of a forward pass over (rows, seq_len) tokens."""
     law = _activation_law(family, json.dumps(config, sort_keys=True), precision, checkpointing)
-    return int(seq_len * (rows * (law.token + law.square * seq_len) + law.place))
+    return int(seq_len * (rows * (law.token + law.square * seq_len) + law.place) + law.once)
 
 
 class _Activations(NamedTuple):
@@ -123,6 +123,8 @@ class _Activations(NamedTuple):
     """each token and the length"""
     place: float
     """the length alone: what all rows share, such as a convolution's kernel"""
+    once: float
+    """nothing: weights in another type"""
 
 
 @lru_cache(maxsize=64)
@@ -138,13 +140,15 @@ def _activation_law(family: str, config: str, precision: Precision, checkpointin
             first, both = (_saved(model, rows, length, precision, model.layers[:n]) for n in (1, 2))
             return both - first or first
 
-        short = saved(1, some)
-        shared = max(0, 2 * short - saved(2, some))
-        token, place = (short - shared) / some, shared / some
-        if checkpointing:  # what enters each layer, and all of one layer
-            return _Activations(token + 4 * fields["d_model"] * (len(model.layers) + 2), 0.0, place)
-        square = max(0.0, (saved(1, more) / more - short / some) / (more - some))
-        return _Activations(token - square * some, square, place)
+        one, two = ([saved(rows, length) for length in SEEN] for rows in (1, 2))
+        row = [b - a for a, b in zip(one, two, strict=True)]
+        rest = [a - b for a, b in zip(one, row, strict=True)]
+    square = max(0.0, (row[1] / more - row[0] / some) / (more - some))
+    place = max(0.0, (rest[1] - rest[0]) / (more - some))
+    token = row[0] / some - square * some
+    if checkpointing:  # what enters each layer, and all of one layer
+        token += 4 * fields["d_model"] * (len(model.layers) + 2)
+    return _Activations(token, square, place, max(0.0, rest[0] - place * some))
 
 
 def largest_fit(
@@ -167,21 +171,22 @@ def largest_fit(
 
 def _saved_by_all(model: Any, rows: int, length: int, precision: Precision) -> int:
     """What all layers save; of those that are alike, two tell what each adds."""
-    count = Counter(_kind(layer) for layer in model.layers)
-    first = list({_kind(layer): layer for layer in reversed(model.layers)}.items())[::-1]
+    alike: dict[Any, list[nn.Module]] = {}
+    for layer in model.layers:
+        alike.setdefault(_kind(layer), []).append(layer)
+    first = [layers[0] for layers in alike.values()]
     if len(first) * (len(first) + 2) >= len(model.layers):
         return _saved(model, rows, length, precision, model.layers)
-    once = total = _saved(model, rows, length, precision, [layer for _, layer in first])
-    for kind, layer in first:
-        if count[kind] > 1:
-            twice = _saved(model, rows, length, precision, [*(layer for _, layer in first), layer])
-            total += (count[kind] - 1) * (twice - once)
+    once = total = _saved(model, rows, length, precision, first)
+    for layers in alike.values():
+        if len(layers) > 1:
+            total += (len(layers) - 1) * (_saved(model, rows, length, precision, [*first, layers[1]]) - once)
     return total
 
 
 def _kind(layer: nn.Module) -> tuple[Any, ...]:
     """Equal for layers that differ in nothing but their weights."""
-    plain = (bool, int, float, str, type(None))
+    plain = (bool, int, float, str, type(None), FunctionType)
     return tuple(
         (
             name,

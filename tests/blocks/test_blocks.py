@@ -119,8 +119,11 @@ def test_attention_agrees_with_torchs_own() -> None:
     torch.testing.assert_close(ours(x, Mask()), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_experts_are_linear_layers_side_by_side() -> None:
-    """With one that no row goes to, at either end and in between; its gradient is zero, and not what memory held."""
+def test_experts_are_linear_layers_side_by_side(request) -> None:
+    """With one that no row goes to, at either end and in between; its gradient is zero, and not what memory held, which
+    deterministic algorithms make NaN."""
+    torch.use_deterministic_algorithms(True)
+    request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))
     for ends in ([0, 3, 3, 7], [2, 2, 7, 7]):
         grouped, x = GroupedLinear(4, 6, 5), torch.randn(7, 6, requires_grad=True)
         y = grouped(x, torch.tensor(ends, dtype=torch.int32))

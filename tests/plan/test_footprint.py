@@ -3,10 +3,18 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from foundling.adapt.quantize import quantize
 from foundling.models import build, count_parameters, family
-from foundling.plan.footprint import activation_bytes, largest_fit, serving_bytes, training_footprint
+from foundling.plan.footprint import (
+    _saved,
+    _saved_by_all,
+    activation_bytes,
+    largest_fit,
+    serving_bytes,
+    training_footprint,
+)
 from foundling.train.optim import OptimOptions
 
 DECODERS = ("llama", "gpt2", "mixtral", "mamba2")
@@ -16,7 +24,7 @@ def sized(name: str, **changes: int) -> dict:
     return family(name).module.sized(512, changes.get("seq_len", 192), changes.get("d", 64), changes.get("layers", 3))
 
 
-@pytest.mark.parametrize(("name", "layers"), [*((name, 5) for name in DECODERS), ("gemma2", 10), ("jamba", 5)])
+@pytest.mark.parametrize(("name", "layers"), [*((name, 5) for name in DECODERS), ("gemma2", 10), ("jamba", 16)])
 def test_activations_are_those_that_autograd_keeps(name: str, layers: int) -> None:
     """Counted at 128 and 256 tokens of layers that differ, without memory, held against a real forward pass over 3 rows
     of 192 through all of them."""
@@ -36,6 +44,17 @@ def test_activations_are_those_that_autograd_keeps(name: str, layers: int) -> No
     assert activation_bytes(name, fields, 3, 192, "float32", False) == pytest.approx(real, rel=0.03)
     assert activation_bytes(name, fields, 3, 192, "float32", True) < real * (0.5 if name in DECODERS else 0.8)
     del out
+
+
+def test_layers_that_are_alike_are_counted_by_two_of_them() -> None:
+    """In bfloat16 too, where each saves its weights in that type, however long the text is."""
+    fields = sized("llama", layers=6)
+    with FakeTensorMode():
+        model = build("llama", **fields)
+        for precision in ("float32", "bfloat16"):
+            everything = _saved(model, 3, 192, precision, model.layers)
+            assert _saved_by_all(model, 3, 192, precision) == everything
+            assert activation_bytes("llama", fields, 3, 192, precision, False) == pytest.approx(everything, rel=0.01)
 
 
 def test_a_configuration_may_hold_another() -> None:

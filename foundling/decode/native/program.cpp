@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A pre-norm transformer's step as a list of operations over rows of activations, run by a few threads with a barrier
+// A transformer's layers as a list of operations over rows of activations, run by a few threads with a barrier
 // after each. Weights are read once, in panels of 16 outputs, so that every load is whole and sums run along lanes.
 //
 // A row is one token: its place in its sequence and the pages that hold that sequence's keys and values. Rows of one

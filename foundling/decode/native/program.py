@@ -88,6 +88,8 @@ def why_not_layers(layers: Iterable[nn.Module], kind: type[Block]) -> str | None
     """What layers have that program.cpp has not, or None: plain attention and feed-forward, unchanged by adapters or
     quantisation, all of one shape."""
     layers = list(layers)
+    if not layers:
+        return "it has no layers"
     for index, layer in enumerate(layers):
         if type(layer) is not kind or type(layer.mixer) is not Attention or type(layer.mixer.attend) is not Attend:
             return f"layer {index} is not plain attention and feed-forward"
@@ -129,7 +131,7 @@ class Program:
         self.native, self.form, self.most_rows, self.causal, self.span = native, form, most_rows, causal, span
         self.kept: list[Any] = []  # what the operations point to
         self.rounded: dict[int, tuple[Tensor, Tensor]] = {}
-        self.packs: dict[tuple[int, ...], Packed] = {}
+        self.packs: dict[tuple[str | int, ...], Packed] = {}
         m, f = layers[0].mixer, layers[0].ffn
         self.slot = KV(m.n_kv_heads, m.head_dim)
         self.x, self.normed = self._buffer(m.q.in_features), self._buffer(m.q.in_features)
@@ -148,7 +150,7 @@ class Program:
         return self.kept[-1]
 
     def _rounded(self, width: int) -> tuple[Tensor, Tensor]:
-        """Where inputs of a width lie as integers, with each group's scale and sum; read before the next ones come."""
+        """Where inputs of a width lie as integers, with each span's scale and sum; read before the next ones come."""
         if width not in self.rounded:
             groups, rows = -(-width // GROUP), self.most_rows
             self.rounded[width] = torch.zeros(rows, groups * GROUP, dtype=torch.int8), torch.zeros(rows, groups, 2)
@@ -185,8 +187,8 @@ class Program:
         return normed(layer.mixer_norm, mixing) + normed(layer.ffn_norm, feeding)
 
     def _norm(self, norm: Any, x: Tensor, y: Tensor) -> Op:
-        weight = norm.weight.detach().float().contiguous()
-        bias = norm.bias.detach().float().contiguous() if type(norm) is LayerNorm else None
+        weight = norm.weight.detach().float().clone()  # projections are copies too: what is packed stays as it is
+        bias = norm.bias.detach().float().clone() if type(norm) is LayerNorm else None
         self.kept += [weight, bias]
         return Op(
             kind=NORM, form=int(bias is not None), in_=x.shape[1], out=x.shape[1], number=norm.eps, x=x.data_ptr(),
@@ -196,7 +198,7 @@ class Program:
     def _linear(
         self, linears: list[nn.Linear], form: str, x: Tensor, y: Tensor, residual: Tensor | None = None
     ) -> list[Op]:
-        same = tuple(map(id, linears))
+        same = (form, *map(id, linears))
         packed = self.packs[same] if same in self.packs else pack(linears, form, self.span)
         self.packs[same] = packed
         parts = {"weight": packed.weight, "scales": packed.scales, "bias": packed.bias, "residual": residual}
@@ -215,7 +217,7 @@ class Program:
 
     @property
     def weight_bytes(self) -> int:
-        """What one step reads of the weights."""
+        """Of the packed weights."""
         return sum(packed.bytes for packed in self.packs.values())
 
     def new_pages(self, layers: int, count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
