@@ -199,12 +199,14 @@ def measure(size: str, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("sizes", nargs="*", choices=list(SIZES))
+    parser.add_argument("sizes", nargs="*", help=", ".join(SIZES))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
         return serve(args.serve, args.sizes[0])
+    if unknown := set(args.sizes) - set(SIZES):
+        parser.error(f"{', '.join(sorted(unknown))}: not a size; there are {', '.join(SIZES)}")
     for size in args.sizes or ["small"]:
         print(json.dumps(measure(size, args.rounds), indent=1), flush=True)
 
