@@ -72,12 +72,15 @@ inline I dot4(I acc, B weights, const int8_t *x) {  // acc[lane] += Σ of 4 weig
 #endif
 }
 
+constexpr int INT8_SPANS = INT4 + 1;  // a scale for more than one group
+
 // Integers by integers: weights are stored with an offset (128, or 8 where two share a byte), which the sums begin
 // with; a span's integer sum is exact, spans are added in order.
 template <int FORM, int R, int P>
 inline void tile_int(const Op &op, int row, int panel, F (&total)[R][P]) {
-    constexpr int BYTES = FORM == INT8 ? GROUP * L : GROUP * L / 2;
-    const size_t groups = (op.in + GROUP - 1) / GROUP, spans = (groups + op.span - 1) / op.span;
+    constexpr int BYTES = FORM == INT4 ? GROUP * L / 2 : GROUP * L;
+    const size_t span = FORM == INT8_SPANS ? op.span : 1;  // known to the compiler where it is 1
+    const size_t groups = (op.in + GROUP - 1) / GROUP, spans = (groups + span - 1) / span;
     const uint8_t *w = (const uint8_t *)op.weight + panel * groups * BYTES;
     const uint16_t *s = op.scales + panel * spans * L;
     const Rounded *xs = op.xs + row * spans;
@@ -86,11 +89,11 @@ inline void tile_int(const Op &op, int row, int panel, F (&total)[R][P]) {
         I acc[R][P];
         for (int r = 0; r < R; r++)
             for (int p = 0; p < P; p++) acc[r][p] = I{} + xs[r * spans + at].offset;
-        for (const size_t end = g + op.span < groups ? g + op.span : groups; g < end; g++, x += GROUP)
+        for (const size_t end = g + span < groups ? g + span : groups; g < end; g++, x += GROUP)
             for (int k = 0; k < BYTES / 64; k++) {
                 B b[P];
                 for (int p = 0; p < P; p++) memcpy(&b[p], w + (p * groups + g) * BYTES + k * 64, 64);
-                if constexpr (FORM == INT8) {
+                if constexpr (FORM != INT4) {
                     for (int r = 0; r < R; r++)
                         for (int p = 0; p < P; p++) acc[r][p] = dot4(acc[r][p], b[p], x + r * groups * GROUP + k * 4);
                 } else {
@@ -123,7 +126,7 @@ __attribute__((noinline)) void tile(const Op &op, int row, int panel) {
 // A panel stays in the cache while rows pass; how many rows and panels share the registers was measured.
 template <int FORM, int P>
 void rows_by(const Op &op, int count, int panel) {
-    constexpr int MANY = FORM == INT8 || FORM == INT4 ? 6 : 8;
+    constexpr int MANY = FORM == F32 || FORM == BF16 ? 8 : 6;
     int row = 0;
     for (; row + MANY <= count; row += MANY) tile<FORM, MANY, P>(op, row, panel);
     if (row + 4 <= count) tile<FORM, 4, P>(op, row, panel), row += 4;
@@ -150,7 +153,10 @@ void linear(const Op &op, const Rows &rows, std::atomic<int> &next) {
         switch (op.form) {
             case F32: product<F32>(op, rows.count, begin, end); break;
             case BF16: product<BF16>(op, rows.count, begin, end); break;
-            case INT8: product<INT8>(op, rows.count, begin, end); break;
+            case INT8:
+                if (op.span > 1) product<INT8_SPANS>(op, rows.count, begin, end);
+                else product<INT8>(op, rows.count, begin, end);
+                break;
             default: product<INT4>(op, rows.count, begin, end);
         }
     }

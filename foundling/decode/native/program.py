@@ -64,7 +64,8 @@ class Packed(NamedTuple):
 
 
 def pack(linears: Sequence[nn.Linear], form: str, span: int = 1) -> Packed:
-    """`span`: how many times 32 inputs of an output share a scale."""
+    """`span`: how many times 32 inputs of an output share a scale, of int8."""
+    assert span == 1 or form != "int4"
     weight = torch.cat([linear.weight.detach().float() for linear in linears]).contiguous()
     out, in_ = weight.shape
     panels, groups, number = -(-out // LANES), -(-in_ // GROUP), FORMS.index(form)
