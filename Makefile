@@ -22,26 +22,26 @@ PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test matrix prove bench lint clean newcomer
+.PHONY: help quickstart test matrix test-slow bench lint clean newcomer
 
 help: ## this list
 	@echo "Foundling: raise your own foundation model"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 quickstart: $(VENV)/.installed ## raise a language model in 3 minutes on the built-in corpus, into runs/
 	@out="$(OUT)"; \
 	if [ -e "$$out" ]; then out="$$out-$$(date +%Y%m%d-%H%M%S)"; echo "$(OUT) exists and is kept; this run goes to $$out"; fi; \
 	$(PY) -m foundling raise --minutes $(MINUTES) --out "$$out" $(ARGS)
 
-test: $(VENV)/.installed-dev ## all tests but the long proofs
+test: $(VENV)/.installed-dev ## all tests but the slow ones
 	@$(PYTEST) $(if $(ARGS),,--check-matrix) $(ARGS)
 
 matrix: $(VENV)/.installed-dev ## docs/matrix.md, by running it
 	@$(PYTEST) --matrix tests/contract tests/parity tests/decode
-	@$(PYTEST) --matrix -m prove tests/contract tests/parity tests/decode
+	@$(PYTEST) --matrix -m slow tests/contract tests/parity tests/decode
 
-prove: $(VENV)/.installed-dev ## the long proofs (trained for minutes each)
-	@$(PYTEST) -m prove $(ARGS) || { code=$$?; [ $$code -eq 5 ] && echo "there are no long proofs yet" || exit $$code; }
+test-slow: $(VENV)/.installed-dev ## the slow tests (models trained for minutes each)
+	@$(PYTEST) -m slow $(ARGS) || { code=$$?; [ $$code -eq 5 ] && echo "there are no slow tests yet" || exit $$code; }
 
 bench: $(VENV)/.installed-dev ## ours against peers, in one run
 	@if [ -d benchmarks ]; then $(PY) -m benchmarks $(ARGS); else echo "there are no benchmarks yet"; fi

@@ -19,7 +19,7 @@ import foundling
 from benchmarks.learning import Prepared, run
 from foundling.plan.law import fit
 from foundling.recipes.probing import look
-from foundling.runtime import Runtime, available_threads
+from foundling.runtime.device import Runtime, available_threads
 
 WORK = Path(tempfile.gettempdir()) / "foundling-benchmarks"
 TABLE = Path(foundling.__file__).parent / "plan" / "calibration.json"

@@ -27,10 +27,11 @@ from foundling.decode.engine.engine import Engine, EngineOptions
 from foundling.decode.engine.native_runner import NativeRunner
 from foundling.decode.sampling import Sampling
 from foundling.models import build
-from foundling.models.gpt2 import PRESETS
-from foundling.runtime import available_threads, generator
+from foundling.models.decoder.gpt2 import PRESETS
+from foundling.runtime.device import available_threads
+from foundling.runtime.rng import generator
 from foundling.text import Tokenizer
-from foundling.weights.gguf import save_gguf
+from foundling.weights.convert.gguf import save_gguf
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": (

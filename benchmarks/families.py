@@ -28,11 +28,12 @@ from torch import Tensor, nn
 from benchmarks.sides import Side, answer_calls
 from foundling.blocks.init import initialise
 from foundling.blocks.position import RoPE
-from foundling.contracts import Mask, layers_of
+from foundling.contracts.model import Mask, layers_of
 from foundling.decode.native.encoder import native_encoder
 from foundling.models import build, family
-from foundling.plan.memory import free_memory
-from foundling.runtime import Runtime, available_threads, generator
+from foundling.runtime.device import Runtime, available_threads
+from foundling.runtime.memory import free_memory
+from foundling.runtime.rng import generator
 from foundling.weights.directory import load
 
 VOCAB = 2048
@@ -231,7 +232,7 @@ def serve(name: str, option: str, precision: str, compiled: str) -> None:
     answer_calls(work)
 
 
-def first_look(name: str, case: Case, compiling: bool) -> tuple[dict[str, Side], dict[str, float]]:
+def proxy_run(name: str, case: Case, compiling: bool) -> tuple[dict[str, Side], dict[str, float]]:
     """The fastest setting of each side, still there, and what all took."""
     rows, seq_len = case.shape
     kept: dict[str, Side] = {}
@@ -268,7 +269,7 @@ def first_look(name: str, case: Case, compiling: bool) -> tuple[dict[str, Side],
 
 def measure(name: str, rounds: int, compiling: bool) -> dict[str, Any]:
     case = CASES[name]
-    kept, found = first_look(name, case, compiling)
+    kept, found = proxy_run(name, case, compiling)
     shapes = [(1, n) for n in LENGTHS] if name == "scaling" else [case.shape]
     seconds: dict[tuple[str, int], list[float]] = {(side, n): [] for side in kept for _, n in shapes}
     for _, (rows, n) in itertools.product(range(rounds + 1), shapes):  # the first of each shape is not counted

@@ -24,7 +24,8 @@ import torch
 from benchmarks.learning import Prepared, flops, run
 from foundling.blocks.init import initialise
 from foundling.models import FAMILIES, build, count_parameters, family
-from foundling.runtime import available_threads, generator
+from foundling.runtime.device import available_threads
+from foundling.runtime.rng import generator
 from foundling.weights.files import write_bytes
 
 WORK = Path(tempfile.gettempdir()) / "foundling-benchmarks"

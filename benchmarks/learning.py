@@ -35,7 +35,8 @@ from foundling.recipes import corpus
 from foundling.recipes.corpus import scale_sample
 from foundling.recipes.planning import batch_rows
 from foundling.recipes.recipe import Recipe
-from foundling.runtime import Runtime, generator
+from foundling.runtime.device import Runtime
+from foundling.runtime.rng import generator
 from foundling.text import Tokenizer
 from foundling.train.loop import TrainOptions, TrainState, train
 from foundling.train.optim import Optimizer

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 
 from foundling.objectives.chunked import chunked_cross_entropy
-from foundling.plan.memory import PeakMemory, tree_bytes
-from foundling.runtime import Runtime, available_threads
+from foundling.runtime.device import Runtime, available_threads
+from foundling.runtime.memory import PeakMemory, tree_bytes
 
 SHAPES = {"6 × 384": (8, 256, 384, 50304), "GPT-2 124M": (2, 1024, 768, 50304)}
 

@@ -18,10 +18,11 @@ from foundling.blocks.init import initialise
 from foundling.models import build, family
 from foundling.objectives.causal import Causal
 from foundling.plan.flops import skeleton, training_flops_per_token
-from foundling.plan.footprint import process_bytes, training_footprint
-from foundling.plan.memory import PeakMemory, free_memory
-from foundling.plan.probe import RandomBatches, foreseen_step
-from foundling.runtime import Runtime, available_threads, generator
+from foundling.plan.memory import estimate_training_memory, process_bytes
+from foundling.plan.probe import RandomBatches, estimate_step
+from foundling.runtime.device import Runtime, available_threads
+from foundling.runtime.memory import PeakMemory, free_memory
+from foundling.runtime.rng import generator
 from foundling.train.loop import TrainOptions, TrainState, train
 from foundling.train.optim import Optimizer, OptimOptions
 from foundling.train.schedule import Schedule
@@ -47,12 +48,12 @@ def work(what: str, case: list[Any], least: float) -> dict[str, Any]:
     runtime.setup()
     if what == "foresee":
         flops = training_flops_per_token(skeleton(name, fields), seq_len)
-        footprint = training_footprint(
+        footprint = estimate_training_memory(
             name, fields, micro_batch_size=micro, seq_len=seq_len, precision=precision, optim=optim,
             accumulates=micro < rows, checkpointing=twice, process=process_bytes(),
         )  # fmt: skip
         begin = time.perf_counter()
-        step = foreseen_step(
+        step = estimate_step(
             name, fields, Causal(), runtime, rows, micro, optim, flops_per_token=flops, memory_bytes=free_memory(),
             checkpoint_activations=twice,
         )  # fmt: skip

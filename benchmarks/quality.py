@@ -21,7 +21,8 @@ import torch
 from benchmarks.corpora import path_of
 from benchmarks.prediction import errors, raised, shown
 from foundling.recipes import corpus
-from foundling.runtime import available_threads, generator
+from foundling.runtime.device import available_threads
+from foundling.runtime.rng import generator
 
 CONTEXT, BATCH, WIDTH, LAYERS, HEADS = 64, 12, 128, 4, 4
 RATE, LEAST_RATE, WARMUP_SHARE = 1e-3, 1e-4, 0.05

@@ -24,7 +24,7 @@ from benchmarks.sides import Side, answer_calls
 from foundling.decode.answer import Request
 from foundling.decode.engine.engine import Engine, EngineOptions
 from foundling.decode.sampling import Sampling
-from foundling.runtime import available_threads
+from foundling.runtime.device import available_threads
 from foundling.text import Tokenizer
 
 VOCAB, REQUESTS = 32000, 32

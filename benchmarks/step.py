@@ -22,11 +22,12 @@ import torch
 
 from foundling.blocks.init import initialise
 from foundling.models import build
-from foundling.models.gpt2 import PRESETS
+from foundling.models.decoder.gpt2 import PRESETS
 from foundling.objectives.causal import Causal
 from foundling.plan.flops import training_flops_per_token
 from foundling.plan.probe import RandomBatches, choose_precision
-from foundling.runtime import Precision, Runtime, available_threads, generator
+from foundling.runtime.device import Precision, Runtime, available_threads
+from foundling.runtime.rng import generator
 from foundling.train.loop import TrainOptions, TrainState, train
 from foundling.train.optim import Optimizer, OptimOptions
 from foundling.train.schedule import Schedule

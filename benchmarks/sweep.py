@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.learning import Prepared, run, without_transfer
 from foundling.recipes.recipe import Recipe
-from foundling.runtime import available_threads
+from foundling.runtime.device import available_threads
 
 WORK = Path(tempfile.gettempdir()) / "foundling-benchmarks"
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)

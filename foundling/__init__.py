@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from foundling.text import Tokenizer
     from foundling.train.loop import train
     from foundling.weights.adapters import load_adapter, save_adapter
-    from foundling.weights.composite import load_denoiser, save_denoiser
+    from foundling.weights.convert.diffusers import load_denoiser, save_denoiser
     from foundling.weights.directory import check, load, save
 
 _WHERE = {
@@ -37,7 +37,7 @@ _WHERE = {
     "generate": "foundling.decode.generate",
     "load": "foundling.weights.directory",
     "load_adapter": "foundling.weights.adapters",
-    "load_denoiser": "foundling.weights.composite",
+    "load_denoiser": "foundling.weights.convert.diffusers",
     "lora": "foundling.adapt.lora",
     "merge": "foundling.adapt.lora",
     "native_encoder": "foundling.decode.native.encoder",
@@ -46,7 +46,7 @@ _WHERE = {
     "reproduce": "foundling.recipes.raising",
     "save": "foundling.weights.directory",
     "save_adapter": "foundling.weights.adapters",
-    "save_denoiser": "foundling.weights.composite",
+    "save_denoiser": "foundling.weights.convert.diffusers",
     "train": "foundling.train.loop",
 }
 __all__ = [

@@ -69,7 +69,7 @@ class Cells:
                 cells[name, method] = cells.get((name, method), True) and report.passed
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        cells, by = self.config.stash[CELLS], "prove" if "prove" == self.config.option.markexpr else "test"
+        cells, by = self.config.stash[CELLS], "slow" if "slow" == self.config.option.markexpr else "test"
         if hasattr(self.config, "workerinput"):
             return
         from tests.contract import matrix

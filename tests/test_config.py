@@ -8,7 +8,7 @@ import pytest
 
 from foundling.config import dump_yaml, from_dict, load_yaml, parse_overrides, to_dict
 from foundling.errors import ConfigError
-from foundling.models.llama import LlamaConfig
+from foundling.models.decoder.llama import LlamaConfig
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foundling.blocks.position import positions_of, rotate
-from foundling.contracts import KV, Cross, LayerCache, Mask, Slot
+from foundling.contracts.cache import KV, Cross, LayerCache, Slot
+from foundling.contracts.model import Mask
 
 
 def dense_mask(mask: Mask, n_queries: int, n_keys: int, device: torch.device) -> Tensor:

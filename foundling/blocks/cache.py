@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from foundling.contracts import KV, Conv, Cross, Slot, State
+from foundling.contracts.cache import KV, Conv, Cross, Slot, State
 from foundling.errors import GenerationError
 
 Snapshot = tuple[Tensor, list[list[Tensor]]]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foundling.contracts import Conv, LayerCache
+from foundling.contracts.cache import Conv, LayerCache
 
 
 def segments_of(documents: Tensor, previous: Tensor | None) -> Tensor:

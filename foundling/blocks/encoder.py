@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from foundling.blocks.norm import LayerNorm
 from foundling.blocks.position import positions_of
-from foundling.contracts import Mask, Memory, Out
+from foundling.contracts.model import EncoderOutput, Mask, ModelOutput
 from foundling.errors import ConfigError, GenerationError
 
 
@@ -65,7 +65,7 @@ class Encoder(nn.Module):
         documents: Tensor | None = None,
         positions: Tensor | None = None,
         token_types: Tensor | None = None,
-    ) -> Memory:
+    ) -> EncoderOutput:
         """x (B, T) ids or (B, T, D) embeddings, token_types (B, T), 0 unless given -> the last layer's states; `pooled`
         (B, D) is made of each row's first one, where the model has a pooler."""
         places = positions_of(x, documents) if positions is None else positions
@@ -81,7 +81,7 @@ class Encoder(nn.Module):
         pooled = None if self.pooler is None else self.pool_activation(self.pooler(y[:, 0]))
         if documents is None:
             documents = torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
-        return Memory(y, documents, pooled)
+        return EncoderOutput(y, documents, pooled)
 
     def read(self, x: Tensor, mask: Mask) -> Tensor:
         """x (B, T, D) -> (B, T, D), through the layers"""
@@ -100,12 +100,12 @@ class Encoder(nn.Module):
         documents: Tensor | None = None,
         positions: Tensor | None = None,
         token_types: Tensor | None = None,
-    ) -> Out:
+    ) -> ModelOutput:
         """As `encode`, but what the head over the vocabulary reads; ConfigError without that head."""
         if self.transform is None or self.norm is None:
             raise ConfigError(f"this {type(self).__name__} has no head over its vocabulary; use encode(…)")
         states = self.encode(x, documents=documents, positions=positions, token_types=token_types).states
-        return Out(self.norm(self.activation(self.transform(states))), {})
+        return ModelOutput(self.norm(self.activation(self.transform(states))), {})
 
     def logits(self, hidden: Tensor) -> Tensor:
         """What forward gives, (..., D) -> (..., V)"""

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foundling.blocks.conv import remembered, segments_of
-from foundling.contracts import Conv, LayerCache, Mask, Slot, State
+from foundling.contracts.cache import Conv, LayerCache, Slot, State
+from foundling.contracts.model import Mask
 
 Sums = tuple[Tensor, Tensor, Tensor, Tensor]
 """log of the decay over a run of tokens; num, den, max of their weighted values and weights at its end: (B, T, C)"""

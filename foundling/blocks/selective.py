@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from foundling.blocks.conv import CausalConv, segments_of
 from foundling.blocks.init import Role
 from foundling.blocks.ssm import first_dt_bias
-from foundling.contracts import LayerCache, Mask, Slot, State
+from foundling.contracts.cache import LayerCache, Slot, State
+from foundling.contracts.model import Mask
 
 
 def scan_(decay: Tensor, x: Tensor, *, backwards: bool = False) -> None:

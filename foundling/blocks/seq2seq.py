@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from foundling.blocks.cache import ModelCache
 from foundling.blocks.position import positions_of
 from foundling.blocks.stack import Block, Decoder, opening
-from foundling.contracts import LayerCache, Mask, Memory, Out, Slot
+from foundling.contracts.cache import LayerCache, Slot
+from foundling.contracts.model import EncoderOutput, Mask, ModelOutput
 from foundling.errors import GenerationError
 
 
@@ -43,7 +44,7 @@ class SourceEncoder(nn.Module):
         return self.norm(x)
 
 
-class ReadingBlock(Block):
+class CrossAttentionBlock(Block):
     """A pre-norm block that, between mixer and ffn, reads a memory."""
 
     def __init__(
@@ -62,7 +63,7 @@ class ReadingBlock(Block):
         return x + self.ffn(self.ffn_norm(x))
 
 
-class PostNormReadingBlock(ReadingBlock):
+class PostNormCrossAttentionBlock(CrossAttentionBlock):
     """The same with each norm behind its sum."""
 
     def forward(
@@ -85,11 +86,11 @@ class EncoderDecoder(Decoder):
         (B or 1, H, T, S), None for nothing"""
         return None
 
-    def encode(self, x: Tensor, *, documents: Tensor | None = None) -> Memory:
+    def encode(self, x: Tensor, *, documents: Tensor | None = None) -> EncoderOutput:
         """x (B, S) ids or (B, S, D) embeddings -> what the decoder reads"""
         if documents is None:
             documents = torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
-        return Memory(self.encoder(x if x.is_floating_point() else self.embed(x), documents), documents)
+        return EncoderOutput(self.encoder(x if x.is_floating_point() else self.embed(x), documents), documents)
 
     def forward(
         self,
@@ -98,9 +99,9 @@ class EncoderDecoder(Decoder):
         documents: Tensor | None = None,
         positions: Tensor | None = None,
         cache: ModelCache | None = None,
-        memory: Memory | None = None,
+        memory: EncoderOutput | None = None,
         memory_documents: Tensor | None = None,
-    ) -> Out:
+    ) -> ModelOutput:
         if memory is None and cache is None:
             raise GenerationError("an encoder-decoder reads a memory; pass memory=model.encode(…)")
         mask, places = opening(x, documents, positions, cache)
@@ -120,12 +121,12 @@ class EncoderDecoder(Decoder):
             x = layer(x, mask, states, reads, None if cache is None else cache.slot(index))
         if cache is not None:
             cache.advance()
-        return Out(self.norm(x), {})
+        return ModelOutput(self.norm(x), {})
 
     def cache_spec(self) -> list[tuple[Slot, ...]]:
         return [layer.mixer.slots() + layer.cross.slots() for layer in self.layers]  # pyright: ignore
 
-    def new_cache(self, batch_size: int, max_seq_len: int, memory: Memory | None = None) -> ModelCache:
+    def new_cache(self, batch_size: int, max_seq_len: int, memory: EncoderOutput | None = None) -> ModelCache:
         if memory is None:
             raise GenerationError("an encoder-decoder reads a memory; pass memory=model.encode(…)")
         cross = [layer.cross.project(memory.states) for layer in self.layers]  # pyright: ignore

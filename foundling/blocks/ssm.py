@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foundling.blocks.conv import CausalConv, segments_of
-from foundling.contracts import LayerCache, Mask, Slot, State
+from foundling.contracts.cache import LayerCache, Slot, State
+from foundling.contracts.model import Mask
 
 
 def ssd_chunked(

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from foundling.blocks.cache import ModelCache
 from foundling.blocks.moe import Routing, balance
 from foundling.blocks.position import Rotation, positions_of
-from foundling.contracts import LayerCache, Mask, Memory, Out, Slot, Term
+from foundling.contracts.cache import LayerCache, Slot
+from foundling.contracts.model import EncoderOutput, Mask, ModelOutput
+from foundling.contracts.objective import Term
 from foundling.errors import GenerationError
 
 
@@ -118,13 +120,13 @@ class Decoder(nn.Module):
         documents: Tensor | None = None,
         positions: Tensor | None = None,
         cache: ModelCache | None = None,
-    ) -> Out:
+    ) -> ModelOutput:
         mask, positions = opening(x, documents, positions, cache)
         x, rotation = self.place(x if x.is_floating_point() else self.embed(x), positions)
         x, aux = self.read(x, mask, rotation, cache)
         if cache is not None:
             cache.advance()
-        return Out(self.norm(x), aux)
+        return ModelOutput(self.norm(x), aux)
 
     def read(
         self, x: Tensor, mask: Mask, rotation: Rotation | None, cache: ModelCache | None
@@ -146,7 +148,7 @@ class Decoder(nn.Module):
     def cache_spec(self) -> list[tuple[Slot, ...]]:
         return [layer.mixer.slots() for layer in self.layers]  # pyright: ignore
 
-    def new_cache(self, batch_size: int, max_seq_len: int, memory: Memory | None = None) -> ModelCache:
+    def new_cache(self, batch_size: int, max_seq_len: int, memory: EncoderOutput | None = None) -> ModelCache:
         if memory is not None:
             raise GenerationError(f"{type(self).__name__} reads no memory")
         weight = self.embedding.weight

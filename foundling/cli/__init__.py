@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Floor 10: the command line. One thin file a command; what is heavy is imported when the command runs."""
+"""The command line. One thin file a command; what is heavy is imported when the command runs."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Runs a command and exits: 0 done, 1 our fault, 2 the user's, 75 resume me, 130 interrupted."""
     # OpenMP threads wait for each other actively; with anything else on the machine a step then takes five times as
-    # long (docs/diary.md). Waiting less costs 5 % on a quiet one. It must be said before torch is imported.
+    # long (docs/benchmarks.md). Waiting less costs 5 % on a quiet one. It must be said before torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     parser = make_parser()
     args, extra = parser.parse_known_args(argv)
@@ -116,7 +116,7 @@ def _fail(args: argparse.Namespace, message: str, code: int) -> int:
 
 def show_for(args: argparse.Namespace) -> Any:
     """Progress on stderr, timed from the start of the process."""
-    from foundling.recipes.showing import Show
-    from foundling.runtime import process_age
+    from foundling.recipes.progress import Show
+    from foundling.runtime.clock import process_age
 
     return Show(on=not args.json or sys.stderr.isatty(), age=process_age())

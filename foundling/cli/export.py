@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.dtype not in (None, *STORED) and not args.gguf:
         raise ConfigError(f"--dtype {args.dtype} is for --gguf; a directory holds one of {', '.join(STORED)}")
     from foundling.cli import show_for
-    from foundling.weights.exchange import export_gguf, export_model
+    from foundling.weights.convert.hugging_face import export_gguf, export_model
 
     show_for(args).line(f"reading {args.dir}")
     if args.gguf:

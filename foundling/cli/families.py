@@ -7,7 +7,7 @@ import argparse
 from typing import Any
 
 EXAMPLES = ["foundling families", "foundling families --json"]
-MARKS = {"test": "●", "prove": "◐", "": " "}
+MARKS = {"test": "●", "slow": "◐", "": " "}
 
 
 def add(parser: argparse.ArgumentParser) -> None:

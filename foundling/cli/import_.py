@@ -22,7 +22,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     from foundling.cli import show_for
-    from foundling.weights.exchange import import_model
+    from foundling.weights.convert.hugging_face import import_model
 
     show_for(args).line(f"reading {args.source}")
     found = import_model(args.source, args.out, dtype=args.dtype)

@@ -25,7 +25,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.depth is not None and args.depth < 0:
         raise ConfigError(f"--depth {args.depth}: expected at least 0")
-    from foundling.weights.anatomy import inspect
+    from foundling.weights.inspect import inspect
 
     found = inspect(args.dir, depth=args.depth)
     if not args.json:

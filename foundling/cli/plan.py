@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from foundling.cli import show_for
 
     show = show_for(args)
-    from foundling.plan.dial import Budget
+    from foundling.plan.budget import Budget
     from foundling.recipes import foresight
     from foundling.recipes.recipe import Request
 

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     show = show_for(args)
     from foundling.config import load_yaml
-    from foundling.plan.dial import Budget
+    from foundling.plan.budget import Budget
     from foundling.recipes.raising import raise_model, resume_model
     from foundling.recipes.recipe import Request
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Floor 2: where text comes from and how it is prepared — sources, the built-in corpora, the held-out split."""
+"""Where text comes from and how it is prepared — sources, the built-in corpora, the held-out split."""

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from foundling.contracts import Batch
+from foundling.contracts.data import Batch
 from foundling.data.shards import TokenArray, TokenShards
 from foundling.errors import DataError
 

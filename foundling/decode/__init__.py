@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Floor 5: from a model to tokens."""
+"""From a model to tokens."""

@@ -9,11 +9,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from foundling.contracts import Condition
+from foundling.contracts.denoise import Condition
 from foundling.diffusion.samplers import ddim, ddpm, guided
 from foundling.diffusion.schedule import NoiseSchedule, to_x0
 from foundling.errors import GenerationError
-from foundling.runtime import generator
+from foundling.runtime.rng import generator
 
 Sampler = Literal["ddpm", "ddim"]
 

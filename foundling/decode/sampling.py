@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from foundling.errors import GenerationError
-from foundling.runtime import generator
+from foundling.runtime.rng import generator
 
 
 class Shape(NamedTuple):

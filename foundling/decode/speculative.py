@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from foundling.contracts import Conv, State
+from foundling.contracts.cache import Conv, State
 from foundling.decode.answer import Writing, check_request, filtered, next_tokens
 from foundling.decode.prompts import prefill
 from foundling.decode.sampling import distribution, draw, uniform

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from foundling.contracts import Batch, Objective
-from foundling.runtime import Runtime
+from foundling.contracts.data import Batch
+from foundling.contracts.objective import Objective
+from foundling.runtime.device import Runtime
 
 
 class Score(NamedTuple):

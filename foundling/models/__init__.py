@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Floor 2: model families, one file each. FAMILIES is the registry, a table of lazy imports."""
+"""Model families, one file each. FAMILIES is the registry, a table of lazy imports."""
 
 from __future__ import annotations
 
@@ -28,34 +28,34 @@ class Entry(NamedTuple):
 
 
 FAMILIES: dict[str, Entry] = {
-    "gpt": Entry("foundling.models.gpt", "GPT", "GPTConfig", "decoder"),
-    "gpt2": Entry("foundling.models.gpt2", "GPT2", "GPT2Config", "decoder"),
-    "llama": Entry("foundling.models.llama", "Llama", "LlamaConfig", "decoder"),
-    "llama4": Entry("foundling.models.llama4", "Llama4", "Llama4Config", "decoder"),
-    "mistral": Entry("foundling.models.mistral", "Mistral", "MistralConfig", "decoder"),
-    "qwen3": Entry("foundling.models.qwen3", "Qwen3", "Qwen3Config", "decoder"),
-    "olmo2": Entry("foundling.models.olmo2", "OLMo2", "OLMo2Config", "decoder"),
-    "gpt_neox": Entry("foundling.models.gpt_neox", "GPTNeoX", "GPTNeoXConfig", "decoder"),
-    "gemma2": Entry("foundling.models.gemma2", "Gemma2", "Gemma2Config", "decoder"),
-    "gemma3": Entry("foundling.models.gemma3", "Gemma3", "Gemma3Config", "decoder"),
-    "opt": Entry("foundling.models.opt", "OPT", "OPTConfig", "decoder"),
-    "bloom": Entry("foundling.models.bloom", "Bloom", "BloomConfig", "decoder"),
-    "mixtral": Entry("foundling.models.mixtral", "Mixtral", "MixtralConfig", "decoder"),
-    "mamba": Entry("foundling.models.mamba", "Mamba", "MambaConfig", "decoder"),
-    "jamba": Entry("foundling.models.jamba", "Jamba", "JambaConfig", "decoder"),
-    "mamba2": Entry("foundling.models.mamba2", "Mamba2", "Mamba2Config", "decoder"),
-    "bert": Entry("foundling.models.bert", "BERT", "BERTConfig", "encoder"),
-    "roberta": Entry("foundling.models.roberta", "RoBERTa", "RoBERTaConfig", "encoder"),
-    "distilbert": Entry("foundling.models.distilbert", "DistilBERT", "DistilBERTConfig", "encoder"),
-    "albert": Entry("foundling.models.albert", "ALBERT", "ALBERTConfig", "encoder"),
-    "rwkv": Entry("foundling.models.rwkv", "RWKV", "RWKVConfig", "decoder"),
-    "s4": Entry("foundling.models.s4", "S4", "S4Config", "decoder"),
-    "h3": Entry("foundling.models.h3", "H3", "H3Config", "decoder"),
-    "t5": Entry("foundling.models.t5", "T5", "T5Config", "seq2seq"),
-    "transformer": Entry("foundling.models.transformer", "Transformer", "TransformerConfig", "seq2seq"),
-    "bart": Entry("foundling.models.bart", "BART", "BARTConfig", "seq2seq"),
-    "clip": Entry("foundling.models.clip", "CLIP", "CLIPConfig", "pair"),
-    "unet": Entry("foundling.models.unet", "UNet", "UNetConfig", "denoiser"),
+    "gpt": Entry("foundling.models.decoder.gpt", "GPT", "GPTConfig", "decoder"),
+    "gpt2": Entry("foundling.models.decoder.gpt2", "GPT2", "GPT2Config", "decoder"),
+    "llama": Entry("foundling.models.decoder.llama", "Llama", "LlamaConfig", "decoder"),
+    "llama4": Entry("foundling.models.decoder.llama4", "Llama4", "Llama4Config", "decoder"),
+    "mistral": Entry("foundling.models.decoder.mistral", "Mistral", "MistralConfig", "decoder"),
+    "qwen3": Entry("foundling.models.decoder.qwen3", "Qwen3", "Qwen3Config", "decoder"),
+    "olmo2": Entry("foundling.models.decoder.olmo2", "OLMo2", "OLMo2Config", "decoder"),
+    "gpt_neox": Entry("foundling.models.decoder.gpt_neox", "GPTNeoX", "GPTNeoXConfig", "decoder"),
+    "gemma2": Entry("foundling.models.decoder.gemma2", "Gemma2", "Gemma2Config", "decoder"),
+    "gemma3": Entry("foundling.models.decoder.gemma3", "Gemma3", "Gemma3Config", "decoder"),
+    "opt": Entry("foundling.models.decoder.opt", "OPT", "OPTConfig", "decoder"),
+    "bloom": Entry("foundling.models.decoder.bloom", "Bloom", "BloomConfig", "decoder"),
+    "mixtral": Entry("foundling.models.decoder.mixtral", "Mixtral", "MixtralConfig", "decoder"),
+    "mamba": Entry("foundling.models.recurrent.mamba", "Mamba", "MambaConfig", "decoder"),
+    "jamba": Entry("foundling.models.recurrent.jamba", "Jamba", "JambaConfig", "decoder"),
+    "mamba2": Entry("foundling.models.recurrent.mamba2", "Mamba2", "Mamba2Config", "decoder"),
+    "bert": Entry("foundling.models.encoder.bert", "BERT", "BERTConfig", "encoder"),
+    "roberta": Entry("foundling.models.encoder.roberta", "RoBERTa", "RoBERTaConfig", "encoder"),
+    "distilbert": Entry("foundling.models.encoder.distilbert", "DistilBERT", "DistilBERTConfig", "encoder"),
+    "albert": Entry("foundling.models.encoder.albert", "ALBERT", "ALBERTConfig", "encoder"),
+    "rwkv": Entry("foundling.models.recurrent.rwkv", "RWKV", "RWKVConfig", "decoder"),
+    "s4": Entry("foundling.models.recurrent.s4", "S4", "S4Config", "decoder"),
+    "h3": Entry("foundling.models.recurrent.h3", "H3", "H3Config", "decoder"),
+    "t5": Entry("foundling.models.seq2seq.t5", "T5", "T5Config", "seq2seq"),
+    "transformer": Entry("foundling.models.seq2seq.transformer", "Transformer", "TransformerConfig", "seq2seq"),
+    "bart": Entry("foundling.models.seq2seq.bart", "BART", "BARTConfig", "seq2seq"),
+    "clip": Entry("foundling.models.multimodal.clip", "CLIP", "CLIPConfig", "pair"),
+    "unet": Entry("foundling.models.denoiser.unet", "UNet", "UNetConfig", "denoiser"),
 }
 
 
@@ -94,7 +94,7 @@ def build(name: str, *, device: str = "cpu", **fields: Any) -> Any:
 
 
 def matrix() -> dict[str, dict[str, str]]:
-    """family -> method -> 'test' or 'prove', the run that it passes in; '' for nothing; '– why' where it has no
+    """family -> method -> 'test' or 'slow', the run that it passes in; '' for nothing; '– why' where it has no
     meaning. Written by `make matrix`."""
     return json.loads((Path(__file__).parent / "matrix.json").read_text(encoding="utf-8"))
 

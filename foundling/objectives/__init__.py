@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Floor 2: what is to be learnt. An objective is `counts(batch)` and `__call__(model, batch) -> Loss`."""
+"""What is to be learnt. An objective is `normalizers(batch)` and `__call__(model, batch) -> Loss`."""

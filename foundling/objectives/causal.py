@@ -7,11 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from foundling.contracts import Batch, Loss, Out, Term
+from foundling.contracts.data import Batch
+from foundling.contracts.model import ModelOutput
+from foundling.contracts.objective import Loss, Term
 from foundling.objectives.chunked import chunked_cross_entropy
 
 
-def read(model: Any, batch: Batch, prefix: str = "") -> Out:
+def read(model: Any, batch: Batch, prefix: str = "") -> ModelOutput:
     """What the model makes of the batch's `tokens`. Where there is a `source` (B, S) with `source_documents`, of this
     prefix or shared by all, the model encodes it first and the tokens read it."""
     tokens, documents = batch[f"{prefix}tokens"], batch[f"{prefix}documents"]
@@ -34,7 +36,7 @@ def _kept_apart(documents: Tensor) -> Tensor | None:
 class Causal:
     """loss: natural-log nats per counted token. With a `source`, the tokens that answer it."""
 
-    def counts(self, batch: Batch) -> dict[str, int]:
+    def normalizers(self, batch: Batch) -> dict[str, int]:
         return {"loss": int(batch["loss_mask"].sum())}
 
     def __call__(self, model: Any, batch: Batch) -> Loss:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Contrastive learning of pairs (Radford et al. 2021, figure 3): each image is to find its text among all of the batch,
-and each text its image. No sum over rows: the loop hands over all representations at once (contracts.Contrast)."""
+and each text its image. No sum over rows: the loop hands over all representations at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foundling.contracts import Batch, Loss, Pair, Term
+from foundling.contracts.data import Batch
+from foundling.contracts.model import DualEncoder
+from foundling.contracts.objective import Loss, Term
 
 MOST = math.log(100)
 """The logits are never scaled by more (section 2.5)."""
@@ -26,11 +28,11 @@ def info_nce(logits: Tensor) -> Tensor:
 class Contrastive:
     """Batch: `pixels` (B, C, H, W), `tokens` and `documents` (B, T), row by row together."""
 
-    def counts(self, batch: Batch) -> dict[str, int]:
+    def normalizers(self, batch: Batch) -> dict[str, int]:
         rows = len(batch["pixels"])
         return {"loss": rows, "accuracy": rows}
 
-    def represent(self, model: Pair, batch: Batch) -> dict[str, Tensor]:
+    def represent(self, model: DualEncoder, batch: Batch) -> dict[str, Tensor]:
         """The learned scale goes with the images, so that it reaches the loss through them and needs no gradient path
         of its own."""
         scale = model.scale.clamp_max(MOST).exp()
@@ -42,5 +44,5 @@ class Contrastive:
         found = (logits.argmax(1) == torch.arange(len(logits), device=logits.device)).float().sum()
         return {"loss": Term(info_nce(logits).sum(), len(logits)), "accuracy": Term(found, len(logits), 0.0)}
 
-    def __call__(self, model: Pair, batch: Batch) -> Loss:
+    def __call__(self, model: DualEncoder, batch: Batch) -> Loss:
         return self.loss(self.represent(model, batch))

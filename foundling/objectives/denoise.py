@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
-from foundling.contracts import Batch, Condition, Loss, Term
+from foundling.contracts.data import Batch
+from foundling.contracts.denoise import Condition
+from foundling.contracts.objective import Loss, Term
 from foundling.diffusion.schedule import NoiseSchedule, noised, target
 from foundling.errors import ConfigError
-from foundling.runtime import generator
+from foundling.runtime.rng import generator
 
 
 class Denoise:
@@ -26,7 +28,7 @@ class Denoise:
         self.schedule, self.seed, self.drop = schedule, seed, drop
         self.alpha_bar = schedule.alpha_bar()
 
-    def counts(self, batch: Batch) -> dict[str, int]:
+    def normalizers(self, batch: Batch) -> dict[str, int]:
         return {"loss": batch["pixels"].numel()}
 
     def __call__(self, model: Any, batch: Batch) -> Loss:

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foundling.contracts import Batch, Loss, Term
+from foundling.contracts.data import Batch
+from foundling.contracts.objective import Loss, Term
 from foundling.errors import ConfigError
 from foundling.objectives.causal import read
 from foundling.objectives.chunked import chunked_sum, counted
@@ -35,7 +36,7 @@ class Distill:
         self.teacher = teacher.requires_grad_(False).eval()
         self.temperature, self.alpha = temperature, alpha
 
-    def counts(self, batch: Batch) -> dict[str, int]:
+    def normalizers(self, batch: Batch) -> dict[str, int]:
         return {"loss": int(batch["loss_mask"].sum())}
 
     def __call__(self, model: Any, batch: Batch) -> Loss:

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import torch
 
-from foundling.contracts import Batch, Batches
+from foundling.contracts.data import Batch, Batches
 from foundling.errors import ConfigError
-from foundling.runtime import generator
+from foundling.runtime.rng import generator
 
 HIDDEN, OTHER = 0.8, 0.1
 """of the chosen places: shown as the mask, shown as any token; the rest is shown as it is"""

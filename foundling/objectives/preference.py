@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from foundling.contracts import Batch, Batches, Loss, Out, Term
+from foundling.contracts.data import Batch, Batches
+from foundling.contracts.model import ModelOutput
+from foundling.contracts.objective import Loss, Term
 from foundling.errors import ConfigError
 from foundling.objectives.causal import read
 from foundling.objectives.chunked import chunk_size
@@ -19,7 +21,7 @@ from foundling.objectives.chunked import chunk_size
 SIDES = ("chosen", "rejected")
 
 
-def answer_logprobs(model: Any, batch: Batch, side: str) -> tuple[Tensor, Out]:
+def answer_logprobs(model: Any, batch: Batch, side: str) -> tuple[Tensor, ModelOutput]:
     """(B,) Σ log p(target) over the counted places of each row, and what else the model said. Logits are made chunk by
     chunk, and again in the backward pass, so that (B, T, V) never exists whole."""
     out = read(model, batch, f"{side}_")
@@ -51,7 +53,7 @@ class DPO:
             raise ConfigError(f"beta is {beta}; expected a positive number, such as 0.1")
         self.beta = beta
 
-    def counts(self, batch: Batch) -> dict[str, int]:
+    def normalizers(self, batch: Batch) -> dict[str, int]:
         rows = len(batch["chosen_tokens"])
         return {"loss": rows, "accuracy": rows, "margin": rows}
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from foundling.contracts import Batch, Batches
+from foundling.contracts.data import Batch, Batches
 from foundling.errors import ConfigError
-from foundling.runtime import generator
+from foundling.runtime.rng import generator
 
 
 def noise_mask(length: int, density: float, mean_span: float, chance: torch.Generator) -> np.ndarray:

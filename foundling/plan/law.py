@@ -49,7 +49,7 @@ class Corpus:
     scale: float
     """bits per byte under xz"""
     look: float
-    """bits per byte of a first look (plan/probe.first_look)"""
+    """bits per byte of a first look (plan/probe.proxy_run)"""
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 
 from foundling.blocks.init import initialise
-from foundling.contracts import Batch, Batches, Objective
+from foundling.contracts.data import Batch, Batches
+from foundling.contracts.objective import Objective
 from foundling.data.loader import packed
 from foundling.models import build
-from foundling.plan.footprint import training_footprint
-from foundling.plan.memory import PeakMemory
-from foundling.runtime import Precision, Runtime, generator
+from foundling.plan.memory import estimate_training_memory
+from foundling.runtime.device import Precision, Runtime
+from foundling.runtime.memory import PeakMemory
+from foundling.runtime.rng import generator
 from foundling.train.loop import TrainOptions, TrainState, train
 from foundling.train.optim import Optimizer, OptimOptions
 from foundling.train.schedule import Schedule
@@ -92,7 +94,7 @@ LOOK_SIZE = (64, 2)
 LOOK_STEPS, LOOK_STEP_TOKENS = 32, 1024
 
 
-def first_look(
+def proxy_run(
     family: str, fields: dict[str, Any], objective: Objective, runtime: Runtime, batches: Batches, optim: OptimOptions,
     schedule: Schedule,
 ) -> tuple[Any, float]:  # fmt: skip
@@ -109,13 +111,13 @@ def first_look(
 REAL_SECONDS = 4.0
 """A step expected to take no longer is timed as it is."""
 SETTLED = 8
-"""Micro-batches after which an allocator has taken most of what it ever will (docs/diary.md)."""
+"""Micro-batches after which an allocator has taken most of what it ever will (docs/benchmarks.md)."""
 FEW = (1, 4)
 """Layers of the shallow models that a deep one's step is put together from."""
 
 
 @dataclass(frozen=True)
-class Foreseen:
+class StepEstimate:
     """A whole step, before any is taken for real."""
 
     seconds: float
@@ -123,18 +125,18 @@ class Foreseen:
     """the most memory the process had while it was tried, or would have; None if nothing could be tried"""
     how: str
 
-    def times(self, n: float, more: Foreseen) -> Foreseen:
+    def times(self, n: float, more: StepEstimate) -> StepEstimate:
         """This, and n times what `more` takes beyond it."""
         assert self.peak_bytes and more.peak_bytes
         seconds = self.seconds + n * (more.seconds - self.seconds)
-        return Foreseen(seconds, round(self.peak_bytes + n * (more.peak_bytes - self.peak_bytes)), more.how)
+        return StepEstimate(seconds, round(self.peak_bytes + n * (more.peak_bytes - self.peak_bytes)), more.how)
 
 
-def foreseen_step(
+def estimate_step(
     family: str, fields: dict[str, Any], objective: Objective, runtime: Runtime, batch_size: int, micro_batch_size: int,
     optim: OptimOptions, *, flops_per_token: float, memory_bytes: int, least_seconds: float = 2.0,
     checkpoint_activations: bool = False,
-) -> Foreseen:  # fmt: skip
+) -> StepEstimate:  # fmt: skip
     """Seconds and memory of a whole step: tried, where that takes seconds; else put together from shallow models of the
     same width and one or two micro-batches, since both are linear in either; else, where even those do not fit, seconds
     alone, from the rate of a bare product."""
@@ -142,7 +144,7 @@ def foreseen_step(
     rate, n_micro = product_rate(runtime.precision, runtime.device), -(-batch_size // micro_batch_size)
     expected = 2 * flops_per_token * tokens / rate
 
-    def tried(layers: int, micro: int, how: str = "put together from fewer layers") -> Foreseen:
+    def tried(layers: int, micro: int, how: str = "put together from fewer layers") -> StepEstimate:
         memory = PeakMemory(0.02)
         seconds = step_seconds(
             family, fields | {"n_layers": layers}, objective, runtime, micro * micro_batch_size, micro_batch_size,
@@ -150,10 +152,10 @@ def foreseen_step(
             checkpoint_activations=checkpoint_activations,
         )  # fmt: skip
         memory.done.set()
-        return Foreseen(seconds, memory.peak, how)
+        return StepEstimate(seconds, memory.peak, how)
 
     def bytes_of(layers: int) -> int:
-        return training_footprint(
+        return estimate_training_memory(
             family, fields | {"n_layers": layers}, micro_batch_size=micro_batch_size, seq_len=fields["max_seq_len"],
             precision=runtime.precision, optim=optim, checkpointing=checkpoint_activations,
         ).peak  # fmt: skip
@@ -162,9 +164,9 @@ def foreseen_step(
         return tried(depth, n_micro, "tried")
     low, high = FEW if depth > FEW[1] else (depth, depth)
     if expected * high / depth > 5 * REAL_SECONDS or bytes_of(high) > memory_bytes:
-        return Foreseen(expected * n_micro, None, "from the rate of a product, within a factor of two")
+        return StepEstimate(expected * n_micro, None, "from the rate of a product, within a factor of two")
 
-    def whole(micro: int) -> Foreseen:
+    def whole(micro: int) -> StepEstimate:
         first = tried(low, micro)
         return first if low == high else first.times((depth - low) / (high - low), tried(high, micro))
 
@@ -173,4 +175,4 @@ def foreseen_step(
         return one
     two = whole(2)
     # the second micro-batch finds the first one's gradients there; from then on nothing is added
-    return Foreseen(one.seconds + (two.seconds - one.seconds) * (n_micro - 1), two.peak_bytes, two.how)
+    return StepEstimate(one.seconds + (two.seconds - one.seconds) * (n_micro - 1), two.peak_bytes, two.how)

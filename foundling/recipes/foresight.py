@@ -14,23 +14,23 @@ from foundling.models import FAMILIES, count_parameters, family
 from foundling.objectives.causal import Causal
 from foundling.plan.energy import estimate
 from foundling.plan.flops import matmul_parameters, skeleton, training_flops_per_token
-from foundling.plan.footprint import (
-    Footprint,
+from foundling.plan.law import Corpus, load_law
+from foundling.plan.memory import (
+    MemoryEstimate,
+    estimate_training_memory,
     largest_fit,
     process_bytes,
     serving_bytes,
     spare_memory,
-    training_footprint,
 )
-from foundling.plan.law import Corpus, load_law
-from foundling.plan.memory import PeakMemory, anonymous_bytes, free_memory
-from foundling.plan.probe import choose_precision, foreseen_step
+from foundling.plan.probe import choose_precision, estimate_step
 from foundling.recipes import corpus
 from foundling.recipes.planning import batch_rows, plan
 from foundling.recipes.probing import look
+from foundling.recipes.progress import Show
 from foundling.recipes.recipe import Request, recipe_dict
-from foundling.recipes.showing import Show
-from foundling.runtime import Precision, Runtime, available_threads, default_device, resolve_device
+from foundling.runtime.device import Precision, Runtime, available_threads, default_device, resolve_device
+from foundling.runtime.memory import PeakMemory, anonymous_bytes, free_memory
 from foundling.train.optim import OptimOptions
 
 LOOK_WINDOW = 256
@@ -92,14 +92,14 @@ def memory_of(shape: Shape, free: int | None = None) -> dict[str, Any]:
     process = process_bytes()
     held = free + anonymous_bytes(os.getpid())
 
-    def footprint(**changes: Any) -> Footprint:
+    def footprint(**changes: Any) -> MemoryEstimate:
         settings = {
             "micro_batch_size": shape.micro_batch_size or batch_size,
             "checkpointing": bool(shape.checkpoint_activations),
             "optim": shape.optim, "ranks": shape.ranks,
         } | changes  # fmt: skip
         settings["accumulates"] = settings["micro_batch_size"] < batch_size
-        return training_footprint(
+        return estimate_training_memory(
             shape.family, shape.fields, seq_len=shape.seq_len, precision=shape.precision, process=process, **settings
         )
 
@@ -143,7 +143,7 @@ def run_of(shape: Shape, tokens: float, data: str, show: Show, given: dict[str, 
     micro, twice = shape.micro_batch_size, shape.checkpoint_activations
     if micro is not None or twice is not None or fit is None:
         micro, twice = micro or (fit[0] if fit else 1), bool(twice if twice is not None else fit and fit[1])
-        footprint = training_footprint(
+        footprint = estimate_training_memory(
             shape.family, shape.fields, micro_batch_size=micro, checkpointing=twice, accumulates=micro < batch_size,
             **settings,
         )  # fmt: skip
@@ -155,7 +155,7 @@ def run_of(shape: Shape, tokens: float, data: str, show: Show, given: dict[str, 
     fields = shape.fields | {"max_seq_len": shape.seq_len}
     counts = _counts(shape)
     with show.phase("probe", "measuring this machine"):
-        step = foreseen_step(
+        step = estimate_step(
             shape.family, fields, Causal(), runtime, batch_size, micro, shape.optim,
             flops_per_token=counts["flops_per_token"], memory_bytes=free, checkpoint_activations=twice,
         )  # fmt: skip

@@ -15,17 +15,18 @@ from foundling.data.split import Split
 from foundling.errors import BudgetError
 from foundling.models import build
 from foundling.objectives.causal import Causal
-from foundling.plan.dial import Budget, Choice, candidate, choose, ladder
+from foundling.plan.budget import Budget, Choice, candidate, choose, ladder
 from foundling.plan.energy import estimate
-from foundling.plan.footprint import largest_fit, spare_memory, training_footprint
 from foundling.plan.law import load_law
-from foundling.plan.memory import PeakMemory, anonymous_bytes, free_memory
+from foundling.plan.memory import estimate_training_memory, largest_fit, spare_memory
 from foundling.plan.probe import LOOK_SIZE, LOOK_STEP_TOKENS, choose_precision, step_seconds
 from foundling.recipes.corpus import bytes_per_token, train_tokenizer
 from foundling.recipes.probing import anchors, evaluation_seconds, look
+from foundling.recipes.progress import Show
 from foundling.recipes.recipe import Recipe, Request
-from foundling.recipes.showing import Show
-from foundling.runtime import Runtime, available_threads, compiler_missing, default_device, generator, resolve_device
+from foundling.runtime.device import Runtime, available_threads, compiler_missing, default_device, resolve_device
+from foundling.runtime.memory import PeakMemory, anonymous_bytes, free_memory
+from foundling.runtime.rng import generator
 from foundling.text import Tokenizer
 from foundling.text.tokenizer import MULTIPLE, SMALLEST
 from foundling.train.optim import OptimOptions
@@ -114,7 +115,7 @@ def plan(request: Request, found: Split, show: Show, memory: PeakMemory) -> Plan
     )
 
     def least_bytes(fields: dict[str, Any]) -> int:
-        return training_footprint(
+        return estimate_training_memory(
             name, fields, micro_batch_size=1, checkpointing=True, accumulates=True, optim=optim, **settings
         ).peak
 

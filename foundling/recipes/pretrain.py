@@ -18,10 +18,10 @@ from foundling.data.shards import TokenShards
 from foundling.errors import Interrupted, MismatchError
 from foundling.models import family
 from foundling.objectives.causal import Causal
-from foundling.plan.footprint import spare_memory, training_footprint
+from foundling.plan.memory import estimate_training_memory, spare_memory
+from foundling.recipes.progress import Show
 from foundling.recipes.recipe import Recipe
-from foundling.recipes.showing import Show
-from foundling.runtime import Runtime, compiler_missing
+from foundling.runtime.device import Runtime, compiler_missing
 from foundling.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from foundling.train.log import Log
 from foundling.train.loop import TrainOptions, TrainState, train
@@ -77,7 +77,7 @@ def pretrain(
         show.line("compiling the layers at the first step")
     sizes = family(recipe.family).module.sized(recipe.vocab_size, recipe.seq_len, recipe.d_model, recipe.n_layers)
     spare_memory(
-        training_footprint(
+        estimate_training_memory(
             recipe.family,
             sizes,
             micro_batch_size=recipe.micro_batch_size,

@@ -17,10 +17,10 @@ from foundling.models import family
 from foundling.objectives.causal import Causal
 from foundling.plan.flops import skeleton, training_flops_per_token
 from foundling.plan.law import Corpus, compressibility
-from foundling.plan.probe import LOOK_SIZE, LOOK_STEP_TOKENS, LOOK_STEPS, RandomBatches, first_look, step_seconds
+from foundling.plan.probe import LOOK_SIZE, LOOK_STEP_TOKENS, LOOK_STEPS, RandomBatches, proxy_run, step_seconds
 from foundling.recipes.corpus import bytes_per_token, pieces, scale_sample, slices
 from foundling.recipes.recipe import Recipe
-from foundling.runtime import Runtime
+from foundling.runtime.device import Runtime
 from foundling.text import Tokenizer
 from foundling.train.optim import OptimOptions
 from foundling.train.schedule import Schedule
@@ -45,7 +45,7 @@ def look(found: Split, tokenizer: Tokenizer, name: str, seq_len: int, runtime: R
     batches = PackedBatches(tokens, seq_len=min(seq_len, tokens.n_tokens // 2), batch_size=rows, seed=0)
     fields = family(name).module.sized(tokenizer.vocab_size, seq_len, *LOOK_SIZE)
     schedule = Schedule(LOOK_STEPS, decay_share=Recipe.decay_share)
-    model, seconds = first_look(name, fields, Causal(), runtime, batches, optim, schedule)
+    model, seconds = proxy_run(name, fields, Causal(), runtime, batches, optim, schedule)
     judged = list(slices(found.held_out, JUDGED_BYTES / found.held_out_bytes))
     text = evaluation_batches(TokenArray(judged, tokenizer), seq_len=seq_len, batch_size=EVALUATE_ROWS, stride=seq_len)
     bits = score(model, Causal(), text, sum(len(t.encode()) for t in judged), runtime).bits_per_byte

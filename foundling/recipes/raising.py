@@ -18,15 +18,17 @@ from foundling.evaluate.perplexity import score
 from foundling.models import build, family
 from foundling.objectives.causal import Causal
 from foundling.plan.energy import Meter
-from foundling.plan.memory import PeakMemory
 from foundling.recipes import corpus
 from foundling.recipes.planning import plan
 from foundling.recipes.pretrain import pretrain
 from foundling.recipes.probing import EVALUATE_ROWS, EVALUATE_STRIDE
+from foundling.recipes.progress import Show
 from foundling.recipes.recipe import Recipe, Request, code_version
 from foundling.recipes.results import Raised, finish
-from foundling.recipes.showing import Show
-from foundling.runtime import Runtime, generator, machine
+from foundling.runtime.device import Runtime
+from foundling.runtime.machine import machine
+from foundling.runtime.memory import PeakMemory
+from foundling.runtime.rng import generator
 from foundling.text import Tokenizer
 from foundling.weights.directory import MANIFEST, read_manifest
 from foundling.weights.files import lock, read_json, write_bytes, write_directory, write_json

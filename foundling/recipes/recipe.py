@@ -13,8 +13,8 @@ from typing import Any, Literal, get_type_hints
 from foundling.config import from_dict, nearest, to_dict
 from foundling.errors import ConfigError
 from foundling.models import FAMILIES, family
-from foundling.plan.dial import Budget, Unit
-from foundling.runtime import Precision
+from foundling.plan.budget import Budget, Unit
+from foundling.runtime.device import Precision
 from foundling.text.tokenizer import MULTIPLE, SMALLEST
 from foundling.train.optim import OptimOptions
 from foundling.train.schedule import Schedule

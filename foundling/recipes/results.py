@@ -22,12 +22,12 @@ from foundling.evaluate.ngram import ByteNGram
 from foundling.evaluate.perplexity import Score
 from foundling.evaluate.report import Run, write_report
 from foundling.plan.energy import Meter
-from foundling.plan.memory import PeakMemory
 from foundling.recipes.corpus import BUILTIN, Tokens, clear
 from foundling.recipes.planning import MAX_NGRAM_BYTES
+from foundling.recipes.progress import Show
 from foundling.recipes.recipe import Recipe, Request, code_version
-from foundling.recipes.showing import Show
-from foundling.runtime import machine, trim_memory
+from foundling.runtime.machine import machine
+from foundling.runtime.memory import PeakMemory, trim_memory
 from foundling.text import Tokenizer
 from foundling.weights.directory import MANIFEST, weights_hash, whole_parameters, write_manifest, write_weights
 from foundling.weights.files import output_errors, publish, write_bytes, write_json

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from foundling.errors import WeightsError
-from foundling.runtime import barrier, is_first_rank
+from foundling.runtime.distributed import barrier, is_first_rank
 from foundling.train.loop import TrainState
 from foundling.train.parallel import local, part_of
 from foundling.weights.directory import check, read_manifest, whole, write_manifest

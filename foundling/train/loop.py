@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from foundling.contracts import Batch, Batches, Contrast, Objective, total
+from foundling.contracts.data import Batch, Batches
+from foundling.contracts.objective import ContrastiveObjective, Objective, total
 from foundling.errors import ConfigError, DivergedError
-from foundling.runtime import Runtime
+from foundling.runtime.device import Runtime
 from foundling.train.optim import Optimizer
 from foundling.train.parallel import (
     gather_rows,
@@ -89,7 +90,7 @@ def micro_batches(batch: Batch, size: int) -> list[Batch]:
 
 def train(
     state: TrainState,
-    objective: Objective | Contrast,
+    objective: Objective | ContrastiveObjective,
     batches: Batches,
     schedule: Schedule,
     options: TrainOptions,
@@ -110,12 +111,12 @@ def train(
     params = [p for p in model.parameters() if p.requires_grad]
     if not params:
         raise ConfigError("every parameter of the model is frozen; there is nothing to train")
-    accumulate = _accumulate_contrast if isinstance(objective, Contrast) else _accumulate
+    accumulate = _accumulate_contrast if isinstance(objective, ContrastiveObjective) else _accumulate
     while state.step < schedule.total_steps:
         micro = micro_batches(_to(batches[state.step], runtime.device), options.micro_batch_size)
         own: dict[str, int] = {}
         for batch in micro:
-            for name, count in objective.counts(batch).items():
+            for name, count in objective.normalizers(batch).items():
                 own[name] = own.get(name, 0) + count
         counts = sum_counts(own, runtime)
         metrics = accumulate(step, micro, counts, runtime)
@@ -137,7 +138,7 @@ def train(
         yield record
 
 
-def _wrapped(state: TrainState, objective: Objective | Contrast, runtime: Runtime) -> Any:
+def _wrapped(state: TrainState, objective: Objective | ContrastiveObjective, runtime: Runtime) -> Any:
     if state.wrapped is None:
         state.wrapped = wrap(Step(state.model, objective, runtime), runtime)
         if runtime.shard:
@@ -166,7 +167,7 @@ def _accumulate_contrast(step: Any, micro: list[Batch], counts: dict[str, int], 
     """The same for a loss over the whole batch at once: representations without gradients first, then the loss's
     gradient by them, then each micro-batch again with its share of it (Gao et al. 2021, GradCache). One micro-batch
     needs no second pass."""
-    objective: Contrast = (step.module if isinstance(step, DistributedDataParallel) else step).objective
+    objective: ContrastiveObjective = (step.module if isinstance(step, DistributedDataParallel) else step).objective
     once = len(micro) * runtime.world_size == 1
     with nullcontext() if once else torch.no_grad():
         parts = [step(batch) for batch in micro]

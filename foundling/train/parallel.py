@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.parallel import DistributedDataParallel
 
-from foundling.contracts import layers_of
-from foundling.runtime import Runtime
+from foundling.contracts.model import layers_of
+from foundling.runtime.device import Runtime
 from foundling.train.step import Step
 
 

@@ -10,20 +10,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from foundling.contracts import Batch, Contrast, Loss, Objective, layers_of
-from foundling.runtime import Runtime
+from foundling.contracts.data import Batch
+from foundling.contracts.model import layers_of
+from foundling.contracts.objective import ContrastiveObjective, Loss, Objective
+from foundling.runtime.device import Runtime
 
 
 class Step(nn.Module):
-    def __init__(self, model: Any, objective: Objective | Contrast, runtime: Runtime) -> None:
+    def __init__(self, model: Any, objective: Objective | ContrastiveObjective, runtime: Runtime) -> None:
         super().__init__()
         self.model, self.objective, self.runtime = model, objective, runtime
 
     def forward(self, batch: Batch, cotangent: dict[str, Tensor] | None = None) -> Loss | dict[str, Tensor] | Tensor:
-        """The loss of a micro-batch. Of a Contrast its representations, or, given the gradient of the loss by them,
-        Σ representation · cotangent (), whose gradient by the parameters is the loss's (Gao et al. 2021)."""
+        """The loss of a micro-batch. For a ContrastiveObjective: its representations or, where the gradient of the loss
+        with respect to them is given, Σ representation · cotangent (), whose gradient with respect to the parameters is
+        the loss's (Gao et al. 2021)."""
         with self.runtime.autocast():
-            if not isinstance(self.objective, Contrast):
+            if not isinstance(self.objective, ContrastiveObjective):
                 return self.objective(self.model, batch)
             found = self.objective.represent(self.model, batch)
         if cotangent is None:

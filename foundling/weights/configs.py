@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from foundling.config import from_dict, to_dict
-from foundling.contracts import ConfigMap
+from foundling.contracts.checkpoint_map import ConfigMap
 from foundling.errors import WeightsError
 from foundling.models import FAMILIES, Family, family
 

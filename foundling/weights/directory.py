@@ -20,10 +20,10 @@ from torch.distributed.tensor import DTensor
 from foundling.adapt.bank import Banked
 from foundling.adapt.lora import LoRA, base_tensors
 from foundling.adapt.quantize import Int8GroupedLinear, Int8Linear
-from foundling.contracts import ConfigMap
+from foundling.contracts.checkpoint_map import ConfigMap
 from foundling.errors import ConfigError, WeightsError
 from foundling.models import Family, family_of
-from foundling.runtime import barrier, is_first_rank
+from foundling.runtime.distributed import barrier, is_first_rank
 from foundling.weights import keys
 from foundling.weights.configs import read_config, write_config
 from foundling.weights.files import read_json, sha256, write_directory, write_json

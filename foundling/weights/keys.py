@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from foundling.config import nearest
-from foundling.contracts import Key
+from foundling.contracts.checkpoint_map import Key
 from foundling.errors import WeightsError
 
 Parts = list[Tensor]

@@ -16,7 +16,8 @@ from foundling.adapt.rewrite import matches, pattern_of
 from foundling.blocks.moe import GroupedLinear
 from foundling.errors import AdaptError
 from foundling.models import FAMILIES
-from foundling.runtime import Runtime, generator
+from foundling.runtime.device import Runtime
+from foundling.runtime.rng import generator
 from foundling.train.loop import TrainOptions, TrainState, train
 from foundling.train.optim import Optimizer, OptimOptions
 from foundling.train.schedule import Schedule

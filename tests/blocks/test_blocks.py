@@ -9,7 +9,7 @@ from foundling.blocks.attention import Attend, Attention, dense_mask
 from foundling.blocks.moe import GroupedLinear
 from foundling.blocks.norm import LayerNorm, RMSNorm
 from foundling.blocks.position import RoPE, RopeScaling, positions_of, rotate
-from foundling.contracts import Mask
+from foundling.contracts.model import Mask
 
 
 def test_rope_turns_pairs_by_position_as_complex_numbers() -> None:

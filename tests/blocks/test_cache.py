@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from foundling.contracts import Conv, State
+from foundling.contracts.cache import Conv, State
 from foundling.errors import GenerationError
 from foundling.models import FAMILIES
 from tests.contract.cases import case, close, tokens

@@ -8,7 +8,7 @@ from scipy import signal
 
 from foundling.blocks.conv import segments_of
 from foundling.blocks.state_space import Diagonal, LowRank, Shift, StateSpace, legs
-from foundling.runtime import generator
+from foundling.runtime.rng import generator
 
 C, N, T = 3, 8, 29
 KINDS = (LowRank, Diagonal, Shift)

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from foundling.blocks.init import initialise, roles
-from foundling.contracts import Batch, Condition
+from foundling.contracts.data import Batch
+from foundling.contracts.denoise import Condition
 from foundling.diffusion.schedule import NoiseSchedule
 from foundling.models import FAMILIES, build, family
 from foundling.objectives.causal import Causal
 from foundling.objectives.contrastive import Contrastive
 from foundling.objectives.denoise import Denoise
-from foundling.runtime import generator
+from foundling.runtime.rng import generator
 from foundling.train.loop import TrainState
 from foundling.train.optim import Optimizer, OptimOptions
 
@@ -118,7 +119,7 @@ class Seq2Seq(Case):
         return model(x, **more).hidden
 
 
-class Pair(Case):
+class DualEncoder(Case):
     def fields(self) -> dict[str, Any]:
         return self.family.module.sized(VOCAB, 16, 8, 4, 1, 64, 2)
 
@@ -171,19 +172,19 @@ class Counted:
 
     def __init__(self, objective: Any) -> None:
         self.objective = objective
-        self.counts = objective.counts
+        self.normalizers = objective.normalizers
         if hasattr(objective, "represent"):
             self.represent, self.loss = objective.represent, objective.loss
 
     def __call__(self, model: Any, batch: Batch) -> Any:
-        return {n: term for n, term in self.objective(model, batch).items() if n in self.counts(batch)}
+        return {n: term for n, term in self.objective(model, batch).items() if n in self.normalizers(batch)}
 
 
 KINDS: dict[str, type[Case]] = {
     "decoder": Case,
     "encoder": Encoder,
     "seq2seq": Seq2Seq,
-    "pair": Pair,
+    "pair": DualEncoder,
     "denoiser": Denoiser,
 }
 

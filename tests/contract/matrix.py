@@ -68,7 +68,7 @@ WITHOUT_OTHERS = "no library else has it; see tests/parity or tests/blocks"
 
 def why_not(name: str, method: str) -> str | None:
     if method == "recurrent" and FAMILIES[name].kind in ("decoder", "seq2seq"):
-        from foundling.contracts import State
+        from foundling.contracts.cache import State
         from tests.contract.cases import case
 
         slots = [type(slot) for slots in case(name).tiny().cache_spec() for slot in slots]
@@ -95,10 +95,10 @@ UNLIKE = ("llama", "mamba2", "mixtral", "bert", "t5", "clip", "unet")
 
 def covers(method: str, only: list[str] | None = None, quick: tuple[str, ...] | None = None) -> Callable[[Any], Any]:
     """Runs the test for each family that the method applies to (of `only`) and fills their cells; where `quick` is
-    given, for the others than these in `make prove`."""
+    given, for the others than these in `make test-slow`."""
     assert method in METHODS, method
     chosen = [
-        pytest.param(name, marks=[] if quick is None or name in quick else pytest.mark.prove)
+        pytest.param(name, marks=[] if quick is None or name in quick else pytest.mark.slow)
         for name in (names(method) if only is None else only)
     ]
 
@@ -109,7 +109,7 @@ def covers(method: str, only: list[str] | None = None, quick: tuple[str, ...] | 
 
 
 def read() -> dict[str, dict[str, str]]:
-    """family -> method -> 'test' or 'prove' (what fills it), or the reason why nothing does"""
+    """family -> method -> 'test' or 'slow' (what fills it), or the reason why nothing does"""
     return json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
 
 
@@ -122,7 +122,7 @@ def write(passed: dict[tuple[str, str], bool], by: str) -> None:
         for method in METHODS:
             reason, ran = why_not(name, method), passed.get((name, method))
             before = old.get(name, {}).get(method, "")
-            if ran and by == "prove" and before == "test":
+            if ran and by == "slow" and before == "test":
                 ran = None  # some of its tests are long; the others stand in `make test`
             row[method] = f"– {reason}" if reason else ("" if not ran else by) if ran is not None else before
         table[name] = row
@@ -131,13 +131,13 @@ def write(passed: dict[tuple[str, str], bool], by: str) -> None:
 
 
 def page(table: dict[str, dict[str, str]]) -> str:
-    mark = {"test": "●", "prove": "◐", "": " "}
+    mark = {"test": "●", "slow": "◐", "": " "}
     reasons = sorted({cell for row in table.values() for cell in row.values() if cell.startswith("–")})
     notes = {reason: f"–{i + 1}" for i, reason in enumerate(reasons)}
     lines = [
         "# Families and methods",
         "",
-        "Produced by running it: `make matrix`. ● passes in `make test`, ◐ in `make prove`, an empty cell is not",
+        "Produced by running it: `make matrix`. ● passes in `make test`, ◐ in `make test-slow`, an empty cell is not",
         "tested yet, – has no meaning there. `make test` fails when a cell that is green here is not.",
         "",
         "| method | " + " | ".join(table) + " |",

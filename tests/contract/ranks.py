@@ -14,7 +14,7 @@ STEPS, MICRO = 20, 4
 
 def losses(name: str, shard: bool, directory: Path, rank: int, world_size: int) -> dict[str, Any]:
     """Trains, saves a checkpoint and a model directory."""
-    from foundling.runtime import Runtime
+    from foundling.runtime.device import Runtime
     from foundling.train.checkpoint import save_checkpoint
     from foundling.train.loop import TrainOptions, train
     from foundling.train.schedule import Schedule

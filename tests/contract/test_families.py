@@ -6,12 +6,14 @@ import torch
 
 from foundling.blocks.init import initialise, roles
 from foundling.blocks.state_space import StateSpace
-from foundling.contracts import Denoiser as DenoiserProtocol
-from foundling.contracts import Encoder as EncoderProtocol
-from foundling.contracts import LanguageModel, State, layers_of
-from foundling.contracts import Pair as PairProtocol
+from foundling.contracts.cache import State
+from foundling.contracts.denoise import Denoiser as DenoiserProtocol
+from foundling.contracts.model import DualEncoder as PairProtocol
+from foundling.contracts.model import Encoder as EncoderProtocol
+from foundling.contracts.model import LanguageModel, layers_of
 from foundling.models import FAMILIES, build, count_parameters, family, family_of
-from foundling.runtime import Runtime, generator
+from foundling.runtime.device import Runtime
+from foundling.runtime.rng import generator
 from foundling.train.loop import TrainOptions, train
 from foundling.train.schedule import Schedule
 from foundling.weights.directory import check, load, save, weights_hash

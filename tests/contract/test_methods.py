@@ -9,7 +9,8 @@ from foundling.adapt.quantize import dequantize, quantize
 from foundling.errors import MismatchError, WeightsError
 from foundling.objectives.distill import Distill
 from foundling.objectives.preference import DPO, Referenced
-from foundling.runtime import Runtime, generator
+from foundling.runtime.device import Runtime
+from foundling.runtime.rng import generator
 from foundling.train.checkpoint import load_checkpoint, save_checkpoint
 from foundling.train.loop import TrainOptions, TrainState, train
 from foundling.train.optim import Optimizer, OptimOptions

@@ -21,7 +21,7 @@ def go(name: str, directory: Path, out: Path) -> None:
 
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    from foundling.runtime import Runtime
+    from foundling.runtime.device import Runtime
     from foundling.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
     from foundling.train.loop import TrainOptions, train
     from foundling.train.schedule import Schedule

@@ -13,11 +13,12 @@ from foundling.diffusion.schedule import NoiseSchedule
 from foundling.errors import GenerationError, WeightsError
 from foundling.models import FAMILIES, build, family
 from foundling.objectives.denoise import Denoise
-from foundling.runtime import Runtime, generator
+from foundling.runtime.device import Runtime
+from foundling.runtime.rng import generator
 from foundling.train.loop import TrainOptions, TrainState, train
 from foundling.train.optim import Optimizer, OptimOptions
 from foundling.train.schedule import Schedule
-from foundling.weights.composite import load_denoiser, save_denoiser
+from foundling.weights.convert.diffusers import load_denoiser, save_denoiser
 from foundling.weights.directory import check
 from tests.contract.cases import case, close
 from tests.contract.matrix import covers
@@ -131,7 +132,7 @@ def test_noise_depends_on_the_sample_alone() -> None:
     assert float(sum(parts).detach()) == pytest.approx(float(whole.detach()), rel=1e-5)
 
 
-@pytest.mark.prove
+@pytest.mark.slow
 def test_learns_to_draw_digits() -> None:
     """A classifier fitted to the real digits reads what was drawn; guidance makes it clearer."""
     from sklearn.linear_model import LogisticRegression

@@ -16,7 +16,8 @@ from foundling.decode.fill import Filler, fill
 from foundling.errors import GenerationError
 from foundling.objectives.causal import Causal
 from foundling.objectives.masked import MaskedBatches
-from foundling.runtime import Runtime, generator
+from foundling.runtime.device import Runtime
+from foundling.runtime.rng import generator
 from foundling.text import Tokenizer
 from foundling.train.loop import TrainOptions, TrainState, train
 from foundling.train.optim import Optimizer, OptimOptions

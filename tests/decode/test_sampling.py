@@ -9,7 +9,7 @@ from foundling.decode.plain import generate
 from foundling.decode.sampling import Sampling, distribution, draw
 from foundling.errors import GenerationError
 from foundling.models import build, family
-from foundling.runtime import generator
+from foundling.runtime.rng import generator
 
 
 def written(*args, **options) -> list[list[int]]:

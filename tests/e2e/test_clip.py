@@ -8,7 +8,8 @@ from foundling.blocks.init import initialise
 from foundling.data.corpora.glyphs import GlyphBatches, draw, glyphs, is_held_out
 from foundling.models import build, family
 from foundling.objectives.contrastive import Contrastive
-from foundling.runtime import Runtime, generator
+from foundling.runtime.device import Runtime
+from foundling.runtime.rng import generator
 from foundling.text import Tokenizer
 from foundling.train.loop import TrainOptions, TrainState, train
 from foundling.train.optim import Optimizer, OptimOptions
@@ -45,7 +46,7 @@ def test_glyph_batches_depend_on_seed_and_number_alone(tokenizer) -> None:
     assert not seen & held
 
 
-@pytest.mark.prove
+@pytest.mark.slow
 def test_unseen_characters_find_their_names(tokenizer) -> None:
     fields = family("clip").module.sized(tokenizer.vocab_size, 32, 16, 4, 1, 128, 3) | {"eos_id": tokenizer.eos}
     model = build("clip", **fields)

@@ -14,9 +14,9 @@ from foundling.cli import main
 from foundling.diffusion.schedule import NoiseSchedule
 from foundling.models import build, count_parameters, family
 from foundling.text import Tokenizer
+from foundling.weights.convert.gguf import load_gguf
+from foundling.weights.convert.hugging_face import COMPANIONS
 from foundling.weights.directory import check, load, save
-from foundling.weights.exchange import COMPANIONS
-from foundling.weights.gguf import load_gguf
 from foundling.weights.keys import links
 from tests.contract.cases import case
 from tests.e2e.test_bad_input import fails, make

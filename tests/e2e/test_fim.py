@@ -17,7 +17,7 @@ SIZE = [
 ]  # fmt: skip
 
 
-@pytest.mark.prove
+@pytest.mark.slow
 def test_a_gap_is_filled_from_what_follows(tmp_path: Path) -> None:
     """Every animal makes a sound of its own. Which one is meant is told by the sound behind the gap alone; the pairs of
     place and animal that are asked for were never read."""

@@ -90,7 +90,7 @@ def test_told_to_stop_it_saves_and_says_75(unbroken, tmp_path) -> None:
     assert weights(out) == expected
 
 
-@pytest.mark.prove
+@pytest.mark.slow
 def test_killed_at_thirty_points(unbroken, tmp_path) -> None:
     data, expected, seconds = unbroken
     chance, kills = random.Random(0), 0
@@ -103,7 +103,7 @@ def test_killed_at_thirty_points(unbroken, tmp_path) -> None:
     assert kills >= 30
 
 
-@pytest.mark.prove
+@pytest.mark.slow
 def test_reproduce_is_bitwise_compiled(tmp_path) -> None:
     data = corpus(tmp_path / "data")
     args = [a if a != "false" else "true" for a in TINY]

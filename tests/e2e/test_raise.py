@@ -133,7 +133,7 @@ DECODERS = [name for name, entry in FAMILIES.items() if entry.kind == "decoder" 
 
 
 @pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.prove) for name in DECODERS]
+    "family", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in DECODERS]
 )
 def test_every_decoder_is_raised_by_the_same_command(family: str, tmp_path) -> None:
     data = corpus(tmp_path / "data")

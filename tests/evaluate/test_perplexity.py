@@ -10,7 +10,7 @@ from foundling.data.shards import write_shards
 from foundling.evaluate.perplexity import score
 from foundling.models import build, family
 from foundling.objectives.causal import Causal
-from foundling.runtime import Runtime
+from foundling.runtime.device import Runtime
 from foundling.text import Tokenizer
 
 TEXTS = ["first text, rather short", "a second one that is a good deal longer than the first", "third"]

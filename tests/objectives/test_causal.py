@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from foundling.contracts import Term, total
+from foundling.contracts.objective import Term, total
 from foundling.objectives import chunked
 from foundling.objectives.causal import Causal, read
 from foundling.objectives.chunked import chunked_cross_entropy, cross_entropy_sum
@@ -84,7 +84,7 @@ def test_of_a_seq2seq_the_loss_is_that_of_the_answer_given_the_source() -> None:
     logprobs = torch.log_softmax(model.logits(read(model, batch).hidden).detach(), -1)
     each = logprobs.gather(-1, batch["targets"][..., None])[..., 0]
     assert float(loss.sum.detach()) == pytest.approx(-float((each * batch["loss_mask"]).sum()), rel=1e-5)
-    assert int(loss.count) == int(batch["loss_mask"].sum()) == Causal().counts(batch)["loss"]
+    assert int(loss.count) == int(batch["loss_mask"].sum()) == Causal().normalizers(batch)["loss"]
     assert all(p.grad is not None for p in model.encoder.parameters()), "the encoder learns too"
 
 

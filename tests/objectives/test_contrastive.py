@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from foundling.contracts import Contrast
+from foundling.contracts.objective import ContrastiveObjective
 from foundling.objectives.contrastive import MOST, Contrastive, info_nce
-from foundling.runtime import Runtime
+from foundling.runtime.device import Runtime
 from foundling.train.loop import TrainOptions, TrainState, train
 from foundling.train.optim import Optimizer, OptimOptions
 from foundling.train.schedule import Schedule
@@ -26,7 +26,7 @@ def test_by_hand() -> None:
 def test_the_scale_is_bounded_and_learnt_through_the_images() -> None:
     of = case("clip")
     model, batch, objective = of.tiny(), of.batch(0), Contrastive()
-    assert isinstance(objective, Contrast)
+    assert isinstance(objective, ContrastiveObjective)
     objective(model, batch)["loss"].sum.backward()
     assert model.scale.grad.abs() > 0
     with torch.no_grad():

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from foundling.contracts import Batch, Condition
+from foundling.contracts.data import Batch
+from foundling.contracts.denoise import Condition
 from foundling.diffusion.schedule import NoiseSchedule
 from foundling.errors import ConfigError
 from foundling.objectives.denoise import Denoise
@@ -37,7 +38,7 @@ class Network:
 @pytest.mark.parametrize("predicts", ["eps", "x0", "v"])
 def test_loss_by_hand(predicts: str) -> None:
     objective, rows = Denoise(NoiseSchedule(1, "linear", 0.36, 0.36, predicts), seed=0), batch()
-    assert objective.counts(rows) == {"loss": ROWS * 6}
+    assert objective.normalizers(rows) == {"loss": ROWS * 6}
     for off, each in ((0.0, 0.0), (0.5, 0.25), (-2.0, 4.0)):
         term = objective(Network(rows["pixels"], predicts, off), rows)["loss"]
         assert term.count == ROWS * 6 and term.weight == 1 and term.sum.dtype == torch.float32

@@ -6,11 +6,11 @@ import math
 import pytest
 import torch
 
-from foundling.contracts import Batch
+from foundling.contracts.data import Batch
 from foundling.errors import ConfigError
 from foundling.objectives import causal, chunked
 from foundling.objectives.preference import DPO, SIDES, Referenced, answer_logprobs, dpo_loss
-from foundling.runtime import Runtime
+from foundling.runtime.device import Runtime
 from foundling.train.loop import TrainOptions, TrainState, train
 from foundling.train.optim import Optimizer, OptimOptions
 from foundling.train.schedule import Schedule
@@ -67,7 +67,7 @@ def test_chunks_give_the_whole_loss_gradient_and_metrics(name: str, monkeypatch)
     assert float(loss["loss"].sum.detach()) == pytest.approx(float(whole.detach()), rel=1e-5)
     assert float(loss["accuracy"].sum) == float((margin > 0).sum()) and loss["accuracy"].weight == 0
     assert float(loss["margin"].sum) == pytest.approx(0.02 * float(margin.detach().sum()), rel=1e-4)
-    assert loss["margin"].weight == 0 and DPO().counts(batch) == {"loss": 8, "accuracy": 8, "margin": 8}
+    assert loss["margin"].weight == 0 and DPO().normalizers(batch) == {"loss": 8, "accuracy": 8, "margin": 8}
     for n, p in model.named_parameters():
         assert (got[n] - p.grad).norm() <= 1e-4 * p.grad.norm() + 1e-6, n
 

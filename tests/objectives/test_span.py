@@ -7,7 +7,7 @@ import torch
 
 from foundling.errors import ConfigError
 from foundling.objectives.span import SpanBatches, corrupt, noise_mask
-from foundling.runtime import generator
+from foundling.runtime.rng import generator
 
 SENTINELS = [99, 98, 97, 96, 95, 94, 93, 92]
 
@@ -88,7 +88,7 @@ def test_what_makes_no_sense_is_refused() -> None:
 def test_a_model_learns_to_fill_in() -> None:
     """T5 by the ordinary loop and Causal: words that recur are found again."""
     from foundling.objectives.causal import Causal
-    from foundling.runtime import Runtime
+    from foundling.runtime.device import Runtime
     from foundling.train.loop import TrainOptions, train
     from foundling.train.schedule import Schedule
     from tests.contract.cases import case

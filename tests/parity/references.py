@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from foundling.contracts import Condition
+from foundling.contracts.denoise import Condition
 
 
 class Reference(NamedTuple):

@@ -9,11 +9,11 @@ import pytest
 
 from foundling.errors import BudgetError
 from foundling.models import count_parameters, family
-from foundling.plan.dial import Budget, choose, ladder
+from foundling.plan.budget import Budget, choose, ladder
 from foundling.plan.energy import Meter, estimate
 from foundling.plan.flops import matmul_parameters, skeleton, training_flops_per_token
 from foundling.plan.law import Corpus, LossLaw, compressibility, effective_bytes, fit, load_law
-from foundling.plan.memory import PeakMemory, tree_bytes
+from foundling.runtime.memory import PeakMemory, tree_bytes
 
 
 def test_flops_by_hand() -> None:

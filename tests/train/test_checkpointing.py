@@ -4,9 +4,9 @@
 import pytest
 import torch
 
-from foundling.contracts import layers_of
+from foundling.contracts.model import layers_of
 from foundling.models import FAMILIES
-from foundling.runtime import Runtime
+from foundling.runtime.device import Runtime
 from foundling.train.loop import TrainOptions, train
 from foundling.train.schedule import Schedule
 from tests.contract.cases import Data, case

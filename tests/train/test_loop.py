@@ -14,7 +14,8 @@ from foundling.data.shards import write_shards
 from foundling.errors import DivergedError, WeightsError
 from foundling.models import build, family
 from foundling.objectives.causal import Causal
-from foundling.runtime import Runtime, generator
+from foundling.runtime.device import Runtime
+from foundling.runtime.rng import generator
 from foundling.text import Tokenizer
 from foundling.train.checkpoint import checkpoints, latest_checkpoint, load_checkpoint, save_checkpoint
 from foundling.train.loop import TrainOptions, TrainState, train
@@ -89,8 +90,8 @@ class Poisoned:
     def __init__(self, bad: set[int]) -> None:
         self.bad, self.seen = bad, 0
 
-    def counts(self, batch):
-        return Causal().counts(batch)
+    def normalizers(self, batch):
+        return Causal().normalizers(batch)
 
     def __call__(self, model, batch):
         loss = Causal()(model, batch)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from foundling.adapt.lora import LoRAOptions, adapter_tensors, lora
 from foundling.adapt.quantize import quantize
 from foundling.errors import AdaptError, ConfigError, FoundlingError, MismatchError, OutputError, WeightsError
-from foundling.runtime import generator
+from foundling.runtime.rng import generator
 from foundling.weights.adapters import FILE, load_adapter, save_adapter
 from foundling.weights.directory import MANIFEST, check, weights_hash, write_manifest
 from tests.contract.cases import case
@@ -144,7 +144,7 @@ def test_adapters_are_not_put_on_adapters(directory) -> None:
 def share(rank: int, root: str, answers: Any) -> None:
     import torch.distributed as dist
 
-    from foundling.runtime import Runtime
+    from foundling.runtime.device import Runtime
     from foundling.train.loop import TrainOptions, TrainState, train
     from foundling.train.optim import Optimizer, OptimOptions
     from foundling.train.schedule import Schedule
@@ -163,7 +163,7 @@ def share(rank: int, root: str, answers: Any) -> None:
 
 
 def test_two_processes_that_share_the_parameters_write_what_one_does(tmp_path) -> None:
-    from foundling.runtime import Runtime
+    from foundling.runtime.device import Runtime
     from foundling.train.loop import TrainOptions, TrainState, train
     from foundling.train.optim import Optimizer, OptimOptions
     from foundling.train.schedule import Schedule

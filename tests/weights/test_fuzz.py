@@ -167,7 +167,7 @@ def test_300_mutations(bases, tmp_path) -> None:
     run(bases, tmp_path, range(300))
 
 
-@pytest.mark.prove
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(4))
 def test_10000_mutations(bases, tmp_path, part: int) -> None:
     worst = run(bases, tmp_path, range(1000 + part * 2500, 1000 + (part + 1) * 2500))

@@ -11,7 +11,7 @@ import torch
 import foundling
 from foundling.errors import OutputError, WeightsError
 from foundling.text import Tokenizer
-from foundling.weights.gguf import load_gguf, save_gguf
+from foundling.weights.convert.gguf import load_gguf, save_gguf
 from tests.contract.cases import case
 
 IDS = torch.tensor([[3, 9, 27, 17, 51, 25, 11]])

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from foundling.contracts import Batch
+from foundling.contracts.data import Batch
 from foundling.errors import DataError
-from foundling.runtime import generator
+from foundling.runtime.rng import generator
 
 LICENCE = "CC-BY-4.0"
 HELD_OUT = 297

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from foundling.contracts import Batch
+from foundling.contracts.data import Batch
 from foundling.errors import DataError
-from foundling.runtime import generator
+from foundling.runtime.rng import generator
 from foundling.text import Tokenizer
 
 LICENCE = "Bitstream-Vera AND public domain (DejaVu fonts), Unicode-3.0 (names)"

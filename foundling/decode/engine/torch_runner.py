@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from foundling.blocks.cache import held_by
-from foundling.contracts import KV, Conv, Slot, State
+from foundling.contracts.cache import KV, Conv, Slot, State
 from foundling.decode.engine.scheduler import Work
 
 PAGE_SIZE = 16

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from foundling.blocks.encoder import Encoder
 from foundling.blocks.stack import PostNormBlock
-from foundling.contracts import Mask
+from foundling.contracts.model import Mask
 from foundling.decode.native.build import Unavailable
 from foundling.decode.native.program import FORMS, LANES, Form, Program, why_not_layers, why_not_modules
 from foundling.errors import GenerationError

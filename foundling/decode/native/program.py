@@ -17,7 +17,7 @@ from foundling.blocks.mlp import MLP, GatedMLP, gelu_tanh
 from foundling.blocks.norm import LayerNorm, RMSNorm
 from foundling.blocks.position import Rotation
 from foundling.blocks.stack import Block, PostNormBlock
-from foundling.contracts import KV
+from foundling.contracts.cache import KV
 from foundling.decode.native.build import library
 
 Form = Literal["float32", "bfloat16", "int8", "int4"]

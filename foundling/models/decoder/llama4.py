@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Llama 4's text model (Meta 2025): experts beside a shared one, attention in chunks, every fourth layer unturned.
+
+Layers with rotary positions see their chunk of 8,192 tokens alone. Those without see everything, and their queries grow
+with the logarithm of the position (Nakanishi 2025, Scalable-Softmax).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foundling.blocks.attention import Attention
+from foundling.blocks.mlp import GatedMLP
+from foundling.blocks.moe import MoE, Routing
+from foundling.blocks.norm import RMSNorm
+from foundling.blocks.position import RoPE, RopeScaling
+from foundling.blocks.stack import Block, MoEBlock, SparseDecoder
+from foundling.contracts.checkpoint_map import Key
+from foundling.errors import ConfigError
+from foundling.models.decoder import llama
+
+
+@dataclass(frozen=True)
+class Llama4Config:
+    vocab_size: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    d_ff: int
+    """of the layers without experts"""
+    d_expert: int
+    n_experts: int = 16
+    n_active: int = 1
+    moe_period: int = 1
+    """every so-manieth layer has experts"""
+    balance_weight: float = 0.001
+    chunk: int = 8192
+    rope_period: int = 4
+    """every so-manieth layer has no positions and sees everything"""
+    qk_norm: bool = True
+    tempered: bool = True
+    """whether queries without positions grow, by `temper` · log(1 + ⌊(position + 1) / `temper_from`⌋)"""
+    temper: float = 0.1
+    temper_from: int = 8192
+    max_seq_len: int = 131072
+    rope_theta: float = 500_000.0
+    rope_scaling: RopeScaling | None = None
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        if self.n_heads % self.n_kv_heads or self.head_dim % 2:
+            raise ConfigError(f"{self.n_heads} heads of {self.head_dim} do not share {self.n_kv_heads} key/value heads")
+        if self.n_active > self.n_experts:
+            raise ConfigError(f"n_active {self.n_active} is more than n_experts {self.n_experts}")
+        if min(self.moe_period, self.rope_period, self.chunk, self.temper_from) <= 0:
+            raise ConfigError("moe_period, rope_period, chunk and temper_from must be above 0")
+
+
+class UnitNorm(nn.Module):
+    """x / rms(x) over the last axis. Turning changes no length, so it may stand before the rotation."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
+
+
+class Unturned(Attention):
+    """Attention without positions; `rotation` (B or 1, 1, T, 1) is what each query is multiplied by."""
+
+    def turn(self, q: Tensor, k: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
+        return (q * rotation).to(q.dtype), k
+
+
+class SharedMoE(MoE):
+    """An expert that reads every token, and of the others the likeliest, each weighed by the sigmoid of its own logit
+    and by that before it reads."""
+
+    weighs_input = True
+
+    def __init__(self, d_model: int, d_expert: int, n_experts: int, n_active: int) -> None:
+        super().__init__(d_model, d_expert, n_experts, n_active, F.silu)
+        self.shared = GatedMLP(d_model, d_expert, F.silu)
+
+    def choose(self, logits: Tensor, probability: Tensor) -> tuple[Tensor, Tensor]:
+        top, expert = logits.topk(self.n_active, dim=-1)
+        return torch.sigmoid(top), expert
+
+    def forward(self, x: Tensor, real: Tensor | None = None) -> tuple[Tensor, Routing]:
+        y, routing = super().forward(x, real)
+        return y + self.shared(x), routing
+
+
+class Llama4(SparseDecoder):
+    def __init__(self, config: Llama4Config) -> None:
+        super().__init__(
+            config,
+            [self._layer(config, i + 1) for i in range(config.n_layers)],
+            RMSNorm(config.d_model, config.norm_eps),
+        )
+        self.rope = RoPE(config.head_dim, config.rope_theta, config.rope_scaling)
+
+    def _layer(self, c: Llama4Config, number: int) -> nn.Module:
+        sizes = c.d_model, c.n_heads, c.n_kv_heads, c.head_dim
+        norm = (lambda width: UnitNorm(c.norm_eps)) if c.qk_norm else None
+        mixer = Attention(*sizes, chunk=c.chunk, qk_norm=norm) if number % c.rope_period else Unturned(*sizes)
+        norms = RMSNorm(c.d_model, c.norm_eps), RMSNorm(c.d_model, c.norm_eps)
+        if number % c.moe_period:
+            return Block(norms[0], mixer, norms[1], GatedMLP(c.d_model, c.d_ff, F.silu))
+        return MoEBlock(norms[0], mixer, norms[1], SharedMoE(c.d_model, c.d_expert, c.n_experts, c.n_active))
+
+    def place(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Any]:
+        c, growth = self.config, None
+        if c.tempered:
+            spans = torch.floor((positions[:, None, :, None].float() + 1) / c.temper_from)
+            growth = torch.log1p(spans) * c.temper + 1
+        return x, (self.rope(positions), growth)
+
+    def turns(self, layer: nn.Module, rotation: Any) -> Any:
+        turned, growth = rotation
+        return growth if isinstance(layer.mixer, Unturned) else turned
+
+
+def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:
+    """Llama's proportions; every second layer has four experts of half the width, one for each token, and chunks are a
+    quarter of what the model reads."""
+    fields = llama.sized(vocab_size, max_seq_len, d_model, n_layers)
+    return fields | {
+        "d_expert": -(-fields["d_ff"] // 64) * 32, "n_experts": 4, "moe_period": min(2, n_layers),
+        "rope_period": min(4, n_layers), "chunk": max(1, max_seq_len // 4), "temper_from": max(1, max_seq_len // 4),
+    }  # fmt: skip
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "llama-4-scout": dict(
+        vocab_size=202048, d_model=5120, n_layers=48, n_heads=40, n_kv_heads=8, head_dim=128, d_ff=16384,
+        d_expert=8192, max_seq_len=10485760, rope_scaling={"kind": "llama3", "factor": 16.0, "high_freq_factor": 1.0},
+    ),
+    "llama-4-maverick": dict(
+        vocab_size=202048, d_model=5120, n_layers=48, n_heads=40, n_kv_heads=8, head_dim=128, d_ff=16384,
+        d_expert=8192, n_experts=128, moe_period=2, qk_norm=False, max_seq_len=1048576,
+    ),
+}  # fmt: skip
+
+_ROUTED = "layers.{i}.ffn.router.weight"
+_TURNED = {f"mixer.{part}.weight": dict(transforms=("rope_pairs",), heads=heads)
+           for part, heads in (("q", "n_heads"), ("k", "n_kv_heads"))}  # fmt: skip
+
+KEYS = [
+    *[
+        replace(key, **_TURNED.get(key.targets[0].removeprefix("layers.{i}."), {}))
+        for key in llama.KEYS
+        if ".mlp." not in key.theirs
+    ],
+    *[
+        Key(f"model.layers.{{i}}.feed_forward.{part}_proj.weight", f"layers.{{i}}.ffn.{part}.weight", unless=_ROUTED)
+        for part in ("gate", "up", "down")
+    ],
+    *[
+        Key(
+            f"model.layers.{{i}}.feed_forward.shared_expert.{part}_proj.weight",
+            f"layers.{{i}}.ffn.shared.{part}.weight",
+        )
+        for part in ("gate", "up", "down")
+    ],
+    Key("model.layers.{i}.feed_forward.router.weight", _ROUTED),
+    Key(
+        "model.layers.{i}.feed_forward.experts.gate_up_proj",
+        ("layers.{i}.ffn.gate.weight", "layers.{i}.ffn.up.weight"),
+        ("transpose", "split_experts"),
+        given=_ROUTED,
+    ),
+    Key(
+        "model.layers.{i}.feed_forward.experts.down_proj",
+        "layers.{i}.ffn.down.weight",
+        ("transpose",),
+        given=_ROUTED,
+    ),
+]
+
+CONFIG = replace(
+    llama.CONFIG,
+    model_type="llama4_text",
+    architecture="Llama4ForCausalLM",
+    fields=llama.CONFIG.fields
+    | {
+        "intermediate_size": "d_expert",
+        "intermediate_size_mlp": "d_ff",
+        "num_local_experts": "n_experts",
+        "num_experts_per_tok": "n_active",
+        "interleave_moe_layer_step": "moe_period",
+        "router_aux_loss_coef": "balance_weight",
+        "attention_chunk_size": "chunk",
+        "no_rope_layer_interval": "rope_period",
+        "use_qk_norm": "qk_norm",
+        "attn_temperature_tuning": "tempered",
+        "attn_scale": "temper",
+        "floor_scale": "temper_from",
+    },
+    derived=llama.CONFIG.derived
+    | {
+        "num_key_value_heads": lambda c: 8,
+        "head_dim": lambda c: 128,
+        "max_position_embeddings": lambda c: 4096 * 32,
+        "rope_theta": lambda c: 500_000.0,
+        "rms_norm_eps": lambda c: 1e-5,
+        "intermediate_size_mlp": lambda c: 16384,
+        "num_local_experts": lambda c: 16,
+        "num_experts_per_tok": lambda c: 1,
+        "interleave_moe_layer_step": lambda c: 1,
+        "router_aux_loss_coef": lambda c: 0.001,
+        "attention_chunk_size": lambda c: 8192,
+        "no_rope_layer_interval": lambda c: 4,
+        "use_qk_norm": lambda c: True,
+        "attn_temperature_tuning": lambda c: True,
+        "attn_scale": lambda c: 0.1,
+        "floor_scale": lambda c: 8192,
+    },
+    only={"hidden_act": "silu", "attention_bias": False, "router_jitter_noise": 0.0},
+    convert=llama.CONFIG.convert | {"attn_temperature_tuning": (bool, bool)},  # some releases say 4
+    counted=("n_layers",),
+    implied={
+        "no_rope_layers": lambda c: [int((i + 1) % c["rope_period"] != 0) for i in range(c["n_layers"])],
+        "layer_types": lambda c: [
+            "chunked_attention" if (i + 1) % c["rope_period"] else "full_attention" for i in range(c["n_layers"])
+        ],
+        "moe_layers": lambda c: [i for i in range(c["n_layers"]) if (i + 1) % c["moe_period"] == 0],
+    },
+)

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""OLMo 2 (OLMo team 2024): norms behind each part instead of before it, and over all queries and keys (section 3.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foundling.blocks.attention import Attention
+from foundling.blocks.mlp import GatedMLP
+from foundling.blocks.norm import RMSNorm
+from foundling.blocks.position import RoPE, Rotation
+from foundling.blocks.stack import Decoder
+from foundling.contracts.cache import LayerCache
+from foundling.contracts.checkpoint_map import Key
+from foundling.contracts.model import Mask
+from foundling.errors import ConfigError
+from foundling.models.decoder import llama
+
+
+@dataclass(frozen=True)
+class OLMo2Config:
+    vocab_size: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_ff: int
+    max_seq_len: int = 4096
+    rope_theta: float = 500_000.0
+    norm_eps: float = 1e-6
+    tie_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        if self.d_model % (2 * self.n_heads) or self.n_heads % self.n_kv_heads:
+            raise ConfigError(
+                f"{self.n_heads} heads of d_model {self.d_model} do not share {self.n_kv_heads} key/value heads"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.d_model // self.n_heads
+
+
+class OLMo2Attention(Attention):
+    """Queries and keys are normalised before they are parted into heads."""
+
+    def __init__(self, c: OLMo2Config) -> None:
+        super().__init__(c.d_model, c.n_heads, c.n_kv_heads, c.head_dim)
+        self.q_norm = RMSNorm(c.n_heads * c.head_dim, c.norm_eps)
+        self.k_norm = RMSNorm(c.n_kv_heads * c.head_dim, c.norm_eps)
+
+    def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        assert self.q_norm is not None and self.k_norm is not None
+        return self.heads(self.q_norm(self.q(x))), self.heads(self.k_norm(self.k(x))), self.heads(self.v(x))
+
+
+class OLMo2Block(nn.Module):
+    """x + norm(mixer(x)), then x + norm(ffn(x))."""
+
+    def __init__(self, c: OLMo2Config) -> None:
+        super().__init__()
+        self.mixer, self.mixer_norm = OLMo2Attention(c), RMSNorm(c.d_model, c.norm_eps, start=0.0)
+        self.ffn, self.ffn_norm = GatedMLP(c.d_model, c.d_ff, F.silu), RMSNorm(c.d_model, c.norm_eps, start=0.0)
+
+    def forward(
+        self, x: Tensor, mask: Mask, rotation: Rotation | None = None, cache: LayerCache | None = None
+    ) -> Tensor:
+        x = x + self.mixer_norm(self.mixer(x, mask, rotation, cache))
+        return x + self.ffn_norm(self.ffn(x))
+
+
+class OLMo2(Decoder):
+    def __init__(self, config: OLMo2Config) -> None:
+        c = config
+        super().__init__(c, [OLMo2Block(c) for _ in range(c.n_layers)], RMSNorm(c.d_model, c.norm_eps))
+        self.rope = RoPE(c.head_dim, c.rope_theta)
+
+    def place(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Rotation | None]:
+        return x, self.rope(positions)
+
+
+def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:
+    """Llama's proportions."""
+    fields = llama.sized(vocab_size, max_seq_len, d_model, n_layers)
+    del fields["head_dim"]
+    return fields
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "olmo-2-1b": dict(vocab_size=100352, d_model=2048, n_layers=16, n_heads=16, n_kv_heads=16, d_ff=8192),
+    "olmo-2-7b": dict(vocab_size=100352, d_model=4096, n_layers=32, n_heads=32, n_kv_heads=32, d_ff=11008),
+    "olmo-2-13b": dict(vocab_size=100352, d_model=5120, n_layers=40, n_heads=40, n_kv_heads=40, d_ff=13824),
+    "olmo-2-32b": dict(vocab_size=100352, d_model=5120, n_layers=64, n_heads=40, n_kv_heads=8, d_ff=27648),
+}
+
+KEYS = [
+    *[key for key in llama.KEYS if "layernorm" not in key.theirs],
+    Key("model.layers.{i}.post_attention_layernorm.weight", "layers.{i}.mixer_norm.weight"),
+    Key("model.layers.{i}.post_feedforward_layernorm.weight", "layers.{i}.ffn_norm.weight"),
+    *[Key(f"model.layers.{{i}}.self_attn.{n}_norm.weight", f"layers.{{i}}.mixer.{n}_norm.weight") for n in "qk"],
+]
+CONFIG = replace(
+    llama.PLAIN_ROPE,
+    model_type="olmo2",
+    architecture="Olmo2ForCausalLM",
+    fields={theirs: ours for theirs, ours in llama.PLAIN_ROPE.fields.items() if ours != "head_dim"},
+    derived={k: v for k, v in llama.PLAIN_ROPE.derived.items() if k != "head_dim"} | {"rms_norm_eps": lambda c: 1e-5},
+    only={"hidden_act": "silu", "attention_bias": False, "rope_scaling": None},
+)

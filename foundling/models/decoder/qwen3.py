@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Qwen 3 (Yang et al. 2025): Llama's parts, with norms over each head's queries and keys (section 2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from foundling.blocks.attention import Attention
+from foundling.blocks.mlp import GatedMLP
+from foundling.blocks.norm import RMSNorm
+from foundling.blocks.position import RoPE, Rotation
+from foundling.blocks.stack import Block, Decoder
+from foundling.contracts.checkpoint_map import Key
+from foundling.errors import ConfigError
+from foundling.models.decoder import llama
+
+
+@dataclass(frozen=True)
+class Qwen3Config:
+    vocab_size: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    d_ff: int
+    max_seq_len: int = 32768
+    rope_theta: float = 1e6
+    norm_eps: float = 1e-6
+    tie_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        if self.n_heads % self.n_kv_heads or self.head_dim % 2:
+            raise ConfigError(f"{self.n_heads} heads of {self.head_dim} do not share {self.n_kv_heads} key/value heads")
+
+
+class Qwen3(Decoder):
+    def __init__(self, config: Qwen3Config) -> None:
+        c = config
+        norm = partial(RMSNorm, eps=c.norm_eps)
+        super().__init__(
+            c,
+            [
+                Block(
+                    norm(c.d_model),
+                    Attention(c.d_model, c.n_heads, c.n_kv_heads, c.head_dim, qk_norm=norm),
+                    norm(c.d_model),
+                    GatedMLP(c.d_model, c.d_ff, F.silu),
+                )
+                for _ in range(c.n_layers)
+            ],
+            norm(c.d_model),
+        )
+        self.rope = RoPE(c.head_dim, c.rope_theta)
+
+    def place(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Rotation | None]:
+        return x, self.rope(positions)
+
+
+sized = llama.sized
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "qwen3-0.6b": dict(
+        vocab_size=151936, d_model=1024, n_layers=28, n_heads=16, n_kv_heads=8, head_dim=128, d_ff=3072,
+        max_seq_len=40960, tie_embeddings=True,
+    ),
+    "qwen3-1.7b": dict(
+        vocab_size=151936, d_model=2048, n_layers=28, n_heads=16, n_kv_heads=8, head_dim=128, d_ff=6144,
+        max_seq_len=40960, tie_embeddings=True,
+    ),
+    "qwen3-8b": dict(
+        vocab_size=151936, d_model=4096, n_layers=36, n_heads=32, n_kv_heads=8, head_dim=128, d_ff=12288,
+        max_seq_len=40960,
+    ),
+    "qwen3-32b": dict(
+        vocab_size=151936, d_model=5120, n_layers=64, n_heads=64, n_kv_heads=8, head_dim=128, d_ff=25600,
+        max_seq_len=40960,
+    ),
+}  # fmt: skip
+
+KEYS = [
+    *llama.KEYS,
+    *[Key(f"model.layers.{{i}}.self_attn.{n}_norm.weight", f"layers.{{i}}.mixer.{n}_norm.weight") for n in "qk"],
+]
+CONFIG = replace(
+    llama.PLAIN_ROPE,
+    model_type="qwen3",
+    architecture="Qwen3ForCausalLM",
+    derived=llama.PLAIN_ROPE.derived | {"max_position_embeddings": lambda c: 32768},
+    only={"hidden_act": "silu", "attention_bias": False, "rope_scaling": None, "use_sliding_window": False},
+)

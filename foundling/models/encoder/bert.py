@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BERT (Devlin et al. 2019): reads both ways; learns by filling gaps; the first token's state stands for the whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+
+from foundling.blocks.attention import Attention
+from foundling.blocks.encoder import Encoder
+from foundling.blocks.mlp import MLP
+from foundling.blocks.norm import LayerNorm
+from foundling.blocks.stack import PostNormBlock
+from foundling.contracts.checkpoint_map import ConfigMap, Key
+from foundling.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class BERTConfig:
+    vocab_size: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    d_ff: int
+    max_seq_len: int = 512
+    n_types: int = 2
+    norm_eps: float = 1e-12
+    tie_embeddings: bool = True
+    pooled: bool = False
+    masked: bool = True
+    n_classes: int = 0
+    """told from the pooled vector; beside the head over the vocabulary the two of next-sentence prediction"""
+
+    def __post_init__(self) -> None:
+        if self.d_model % self.n_heads:
+            raise ConfigError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
+        if self.n_classes and not self.pooled:
+            raise ConfigError("classes are told from the pooled vector; set pooled too")
+        if self.masked and self.n_classes not in (0, 2):
+            raise ConfigError(f"n_classes {self.n_classes} beside the head over the vocabulary; next sentences have 2")
+
+
+def block(d_model: int, n_heads: int, d_ff: int, eps: float) -> PostNormBlock:
+    return PostNormBlock(
+        LayerNorm(d_model, eps),
+        Attention(d_model, n_heads, n_heads, d_model // n_heads, bias=True),
+        LayerNorm(d_model, eps),
+        MLP(d_model, d_ff, F.gelu, bias=True),
+    )
+
+
+class BERT(Encoder):
+    def __init__(self, config: BERTConfig) -> None:
+        c = config
+        layers = [block(c.d_model, c.n_heads, c.d_ff, c.norm_eps) for _ in range(c.n_layers)]
+        super().__init__(c, [*layers], n_types=c.n_types)
+
+
+def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:
+    """Configuration fields of the usual proportions: heads of 64 (32 where narrow), d_ff = 4 d_model."""
+    head_dim = 64 if d_model % 64 == 0 and d_model >= 256 else 32
+    return dict(
+        vocab_size=vocab_size, max_seq_len=max_seq_len, d_model=d_model, n_layers=n_layers,
+        n_heads=d_model // head_dim, d_ff=4 * d_model,
+    )  # fmt: skip
+
+
+_WHOLE: dict[str, Any] = dict(vocab_size=30522, pooled=True, n_classes=2)
+PRESETS: dict[str, dict[str, Any]] = {
+    "bert-base": dict(d_model=768, n_layers=12, n_heads=12, d_ff=3072, **_WHOLE),
+    "bert-large": dict(d_model=1024, n_layers=24, n_heads=16, d_ff=4096, **_WHOLE),
+    "minilm-l6": dict(
+        vocab_size=30522, d_model=384, n_layers=6, n_heads=12, d_ff=1536, pooled=True, masked=False,
+    ),
+}  # fmt: skip
+
+
+def pairs(theirs: str, ours: str) -> list[Key]:
+    """weight and bias of one module"""
+    return [Key(f"{theirs}.{kind}", f"{ours}.{kind}") for kind in ("weight", "bias")]
+
+
+def keys(base: str) -> list[Key]:
+    """Embeddings and layers, under the name that the family's tensors begin with."""
+    return [
+        *[
+            Key(f"{base}.embeddings.{theirs}_embeddings.weight", f"{ours}.weight")
+            for theirs, ours in (
+                ("word", "embedding"),
+                ("position", "position_embedding"),
+                ("token_type", "type_embedding"),
+            )
+        ],
+        *pairs(f"{base}.embeddings.LayerNorm", "embedding_norm"),
+        *[
+            key
+            for theirs, ours in (
+                ("attention.self.query", "mixer.q"),
+                ("attention.self.key", "mixer.k"),
+                ("attention.self.value", "mixer.v"),
+                ("attention.output.dense", "mixer.o"),
+                ("attention.output.LayerNorm", "mixer_norm"),
+                ("intermediate.dense", "ffn.up"),
+                ("output.dense", "ffn.down"),
+                ("output.LayerNorm", "ffn_norm"),
+            )
+            for key in pairs(f"{base}.encoder.layer.{{i}}.{theirs}", f"layers.{{i}}.{ours}")
+        ],
+    ]
+
+
+KEYS = [
+    *keys("bert"),
+    *pairs("bert.pooler.dense", "pooler"),
+    *pairs("cls.predictions.transform.dense", "transform"),
+    *pairs("cls.predictions.transform.LayerNorm", "norm"),
+    Key("cls.predictions.decoder.weight", "head.weight"),
+    Key("cls.predictions.decoder.bias", "head.bias", given="head.weight"),
+    Key("cls.predictions.bias", "head.bias", unless="head.weight"),
+    *[Key(f"cls.seq_relationship.{kind}", f"classifier.{kind}", given="head.bias") for kind in ("weight", "bias")],
+    *[Key(f"classifier.{kind}", f"classifier.{kind}", unless="head.bias") for kind in ("weight", "bias")],
+]
+
+
+def labels(c: dict[str, Any]) -> dict[str, str] | None:
+    """transformers makes as many classes as there are labels."""
+    return {str(i): f"LABEL_{i}" for i in range(c["n_classes"])} if c["n_classes"] else None
+
+
+CONFIG = ConfigMap(
+    model_type="bert",
+    architecture="BertModel",
+    architectures={
+        "BertForPreTraining": {"masked": True, "pooled": True},
+        "BertForMaskedLM": {"masked": True},
+        "BertModel": {"n_classes": 0},
+        "BertForSequenceClassification": {},
+    },
+    fields={
+        "vocab_size": "vocab_size",
+        "hidden_size": "d_model",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "intermediate_size": "d_ff",
+        "max_position_embeddings": "max_seq_len",
+        "type_vocab_size": "n_types",
+        "layer_norm_eps": "norm_eps",
+        "tie_word_embeddings": "tie_embeddings",
+    },
+    derived={
+        "max_position_embeddings": lambda c: 512,
+        "type_vocab_size": lambda c: 2,
+        "layer_norm_eps": lambda c: 1e-12,
+        "tie_word_embeddings": lambda c: True,
+    },
+    only={
+        "hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False,
+    },
+    parts={
+        "pooled": ("bert.pooler.dense.weight",),
+        "masked": ("cls.predictions.transform.dense.weight",),
+        "n_classes": ("cls.seq_relationship.weight", "classifier.weight"),
+    },
+    filled={"id2label": labels},
+    base_prefix="bert.",
+    ignored=(".position_ids", "predictions.decoder.weight", "predictions.decoder.bias", "predictions.bias"),
+    renamed=((".gamma", ".weight"), (".beta", ".bias")),
+)  # fmt: skip

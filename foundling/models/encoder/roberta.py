@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RoBERTa (Liu et al. 2019): BERT trained longer on more; one kind of text, positions counted from 2 on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from foundling.blocks.encoder import Encoder
+from foundling.contracts.checkpoint_map import Key
+from foundling.models.encoder import bert
+
+FIRST_POSITION = 2
+
+
+@dataclass(frozen=True)
+class RoBERTaConfig(bert.BERTConfig):
+    n_types: int = 1
+    norm_eps: float = 1e-5
+
+
+class RoBERTa(Encoder):
+    def __init__(self, config: RoBERTaConfig) -> None:
+        c = config
+        layers = [bert.block(c.d_model, c.n_heads, c.d_ff, c.norm_eps) for _ in range(c.n_layers)]
+        super().__init__(c, [*layers], n_types=c.n_types, first_position=FIRST_POSITION)
+
+
+sized = bert.sized
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "roberta-base": dict(vocab_size=50265, d_model=768, n_layers=12, n_heads=12, d_ff=3072),
+    "roberta-large": dict(vocab_size=50265, d_model=1024, n_layers=24, n_heads=16, d_ff=4096),
+}
+
+KEYS = [
+    *bert.keys("roberta"),
+    # the classes' own layer between the first state and them is what the pooler is elsewhere
+    *[Key(f"classifier.dense.{kind}", f"pooler.{kind}", given="classifier.bias") for kind in ("weight", "bias")],
+    *[Key(f"roberta.pooler.dense.{kind}", f"pooler.{kind}", unless="classifier.bias") for kind in ("weight", "bias")],
+    *bert.pairs("classifier.out_proj", "classifier"),
+    *bert.pairs("lm_head.dense", "transform"),
+    *bert.pairs("lm_head.layer_norm", "norm"),
+    Key("lm_head.decoder.weight", "head.weight"),
+    Key("lm_head.decoder.bias", "head.bias", given="head.weight"),
+    Key("lm_head.bias", "head.bias", unless="head.weight"),
+]
+
+CONFIG = replace(
+    bert.CONFIG,
+    model_type="roberta",
+    architecture="RobertaModel",
+    architectures={
+        "RobertaForMaskedLM": {"masked": True},
+        "RobertaModel": {"n_classes": 0},
+        "RobertaForSequenceClassification": {},
+    },
+    derived=bert.CONFIG.derived
+    | {
+        "max_position_embeddings": lambda c: 512,
+        "layer_norm_eps": lambda c: 1e-12,
+    },
+    convert={"max_position_embeddings": (lambda n: n - FIRST_POSITION, lambda n: n + FIRST_POSITION)},
+    only=bert.CONFIG.only | {"pad_token_id": FIRST_POSITION - 1},
+    parts={
+        "pooled": ("roberta.pooler.dense.weight", "classifier.dense.weight"),
+        "masked": ("lm_head.dense.weight",),
+        "n_classes": ("classifier.out_proj.weight",),
+    },
+    base_prefix="roberta.",
+    # a pooler that classes do not read is left out, as transformers leaves it out
+    ignored=(
+        ".position_ids", "lm_head.decoder.weight", "lm_head.decoder.bias", "lm_head.bias",
+        "pooler.dense.weight", "pooler.dense.bias",
+    ),
+)  # fmt: skip

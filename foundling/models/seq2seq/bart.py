@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BART (Lewis et al. 2019): the Transformer with GELU, learned positions counted from 2 on, and normalised inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foundling.blocks.norm import LayerNorm
+from foundling.blocks.position import Rotation
+from foundling.blocks.seq2seq import EncoderDecoder, SourceEncoder
+from foundling.contracts.checkpoint_map import ConfigMap, Key
+from foundling.errors import ConfigError
+from foundling.models.decoder.opt import FIRST_POSITION
+from foundling.models.seq2seq import transformer
+from foundling.models.seq2seq.transformer import layer, norm
+
+
+@dataclass(frozen=True)
+class BARTConfig:
+    vocab_size: int
+    d_model: int
+    n_layers: int
+    n_decoder_layers: int
+    n_heads: int
+    d_ff: int
+    max_seq_len: int = 1024
+    start_id: int = 2
+    """what the decoder reads before its first token: the end of the last sequence"""
+    scale_embedding: bool = False
+    """embeddings times √d_model"""
+    tie_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        if self.d_model % self.n_heads:
+            raise ConfigError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
+
+
+class Placed(nn.Module):
+    """norm(x + its position's vector)"""
+
+    def __init__(self, c: BARTConfig) -> None:
+        super().__init__()
+        self.table = nn.Embedding(c.max_seq_len + FIRST_POSITION, c.d_model)
+        self.norm: LayerNorm = norm(c.d_model)
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        return self.norm(x + self.table(positions + FIRST_POSITION))
+
+
+class BARTEncoder(SourceEncoder):
+    def __init__(self, c: BARTConfig) -> None:
+        super().__init__([layer(c, F.gelu, reads=False) for _ in range(c.n_layers)], nn.Identity())
+        self.position = Placed(c)
+
+    def place(self, x: Tensor, positions: Tensor) -> Tensor:
+        return self.position(x, positions)
+
+
+class BART(EncoderDecoder):
+    def __init__(self, config: BARTConfig) -> None:
+        c = config
+        layers = [layer(c, F.gelu, reads=True) for _ in range(c.n_decoder_layers)]
+        super().__init__(c, BARTEncoder(c), layers, nn.Identity())
+        self.position = Placed(c)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self.embedding(tokens) * (self.config.d_model**0.5 if self.config.scale_embedding else 1.0)
+
+    def place(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Rotation | None]:
+        return self.position(x, positions), None
+
+
+sized = transformer.sized
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "bart-base": dict(vocab_size=50265, d_model=768, n_layers=6, n_decoder_layers=6, n_heads=12, d_ff=3072),
+    "bart-large": dict(vocab_size=50265, d_model=1024, n_layers=12, n_decoder_layers=12, n_heads=16, d_ff=4096),
+}
+
+
+def _side(theirs: str, ours: str, attentions: dict[str, str]) -> list[Key]:
+    parts = {"final_layer_norm": "ffn_norm", "fc1": "ffn.up", "fc2": "ffn.down"}
+    for attention, part in attentions.items():
+        matrices = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "out_proj": "o"}
+        parts |= {f"{attention}_layer_norm": f"{part}_norm"}
+        parts |= {f"{attention}.{matrix}": f"{part}.{letter}" for matrix, letter in matrices.items()}
+    return [
+        Key(f"{theirs}.embed_positions.weight", f"{ours}position.table.weight"),
+        *[
+            Key(f"{theirs}.{before}.{kind}", f"{ours}{after}.{kind}")
+            for before, after in (
+                ("layernorm_embedding", "position.norm"),
+                *((f"layers.{{i}}.{theirs_}", f"layers.{{i}}.{ours_}") for theirs_, ours_ in parts.items()),
+            )
+            for kind in ("weight", "bias")
+        ],
+    ]
+
+
+KEYS = [
+    Key("model.shared.weight", "embedding.weight"),
+    *_side("model.encoder", "encoder.", {"self_attn": "mixer"}),
+    *_side("model.decoder", "", {"self_attn": "mixer", "encoder_attn": "cross"}),
+    Key("lm_head.weight", "head.weight"),
+]
+
+CONFIG = ConfigMap(
+    model_type="bart",
+    architecture="BartForConditionalGeneration",
+    fields={
+        "vocab_size": "vocab_size",
+        "d_model": "d_model",
+        "encoder_layers": "n_layers",
+        "decoder_layers": "n_decoder_layers",
+        "encoder_attention_heads": "n_heads",
+        "encoder_ffn_dim": "d_ff",
+        "max_position_embeddings": "max_seq_len",
+        "decoder_start_token_id": "start_id",
+        "scale_embedding": "scale_embedding",
+    },
+    derived={
+        "max_position_embeddings": lambda c: 1024,
+        "decoder_start_token_id": lambda c: 2,
+        "scale_embedding": lambda c: False,
+    },
+    # an untied head is seen by its tensor; a file that says False has tables of its own on either side
+    only={
+        "activation_function": "gelu",
+        "normalize_before": False,
+        "add_final_layer_norm": False,
+        "tie_word_embeddings": True,
+    },
+    implied={"decoder_attention_heads": lambda c: c["n_heads"], "decoder_ffn_dim": lambda c: c["d_ff"]},
+    base_prefix="model.",
+    ignored=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"),
+    zero=("final_logits_bias",),
+)

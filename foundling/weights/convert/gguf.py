@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GGUF, the one-file layout of llama.cpp, for Llama: both ways, weights in any of its types read, in five written.
+
+The library `gguf` reads and writes the file; here is what its names and numbers are called in this house.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foundling.config import from_dict
+from foundling.errors import ConfigError, OutputError, WeightsError
+from foundling.models import family, family_of
+from foundling.models.decoder.llama import LlamaConfig
+from foundling.weights.directory import skeleton, whole_parameters
+from foundling.weights.files import fsync_path, output_errors
+
+KEYS = {
+    "token_embd.weight": "embedding.weight",
+    "blk.{i}.attn_norm.weight": "layers.{i}.mixer_norm.weight",
+    "blk.{i}.attn_q.weight": "layers.{i}.mixer.q.weight",
+    "blk.{i}.attn_k.weight": "layers.{i}.mixer.k.weight",
+    "blk.{i}.attn_v.weight": "layers.{i}.mixer.v.weight",
+    "blk.{i}.attn_output.weight": "layers.{i}.mixer.o.weight",
+    "blk.{i}.ffn_norm.weight": "layers.{i}.ffn_norm.weight",
+    "blk.{i}.ffn_gate.weight": "layers.{i}.ffn.gate.weight",
+    "blk.{i}.ffn_up.weight": "layers.{i}.ffn.up.weight",
+    "blk.{i}.ffn_down.weight": "layers.{i}.ffn.down.weight",
+    "output_norm.weight": "norm.weight",
+    "output.weight": "head.weight",
+}
+FIELDS = {
+    "llama.embedding_length": "d_model",
+    "llama.block_count": "n_layers",
+    "llama.attention.head_count": "n_heads",
+    "llama.attention.head_count_kv": "n_kv_heads",
+    "llama.attention.key_length": "head_dim",
+    "llama.feed_forward_length": "d_ff",
+    "llama.context_length": "max_seq_len",
+    "llama.rope.freq_base": "rope_theta",
+    "llama.attention.layer_norm_rms_epsilon": "norm_eps",
+}
+TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "Q8_0", "int4": "Q4_0"}
+MAX_LAYERS = 1000
+
+
+def _library() -> Any:
+    try:
+        import gguf
+    except ImportError:
+        raise WeightsError("GGUF needs the package gguf; install foundling[export]") from None
+    return gguf
+
+
+def _pairs(weight: Tensor, heads: int, *, ours: bool) -> Tensor:
+    """Rows of q or k: there the two that RoPE turns together are neighbours, here they lie half a head apart."""
+    shape = (heads, -1, 2) if ours else (heads, 2, -1)
+    return weight.unflatten(0, shape).transpose(1, 2).flatten(0, 2)
+
+
+def _turned(name: str, tensor: Tensor, config: Any, *, ours: bool) -> Tensor:
+    if name.endswith(("mixer.q.weight", "mixer.k.weight")):
+        return _pairs(tensor, config.n_heads if ".q." in name else config.n_kv_heads, ours=ours)
+    return tensor
+
+
+def _names(n_layers: int) -> dict[str, str]:
+    return {
+        theirs.replace("{i}", str(i)): ours.replace("{i}", str(i))
+        for theirs, ours in KEYS.items()
+        for i in range(n_layers if "{i}" in theirs else 1)
+    }
+
+
+def load_gguf(file: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
+    """A Llama from a GGUF file, in evaluation mode; quantised weights become numbers of `dtype`.
+
+    WeightsError, naming file and key, for another architecture, a missing, extra or ill-shaped tensor, scaled rotary
+    positions, and a file that is none or is cut short.
+    """
+    gguf, file = _library(), Path(file)
+    if not file.is_file():
+        raise WeightsError(f"{file}: no such file")
+    try:
+        reader = gguf.GGUFReader(file)
+        values = {
+            name: field.contents() for name, field in reader.fields.items() if name.startswith(("general.", "llama."))
+        }
+    except Exception as error:  # whatever the library makes of a file that is none
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"{file}: not a whole GGUF file ({reason})") from None
+    config, present = _config(values, {t.name: t for t in reader.tensors}, file)
+    model = skeleton(family("llama"), config, str(file))
+    wanted = _names(config.n_layers)
+    if config.tie_embeddings:
+        del wanted["output.weight"]
+    params = dict(model.named_parameters())
+    for name in sorted(wanted.keys() ^ {n for n in present if not n.startswith("rope_freqs")}):
+        raise WeightsError(f"{file}: {'lacks' if name in wanted else 'has an unknown'} tensor '{name}'")
+    for theirs, ours in wanted.items():
+        tensor, shape = present[theirs], tuple(params[ours].shape)
+        if tuple(reversed([int(n) for n in tensor.shape])) != shape:
+            raise WeightsError(
+                f"{file}: '{theirs}' is {[int(n) for n in tensor.shape]}, expected {list(reversed(shape))}"
+            )
+        try:
+            numbers = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            read = torch.tensor(numbers).reshape(shape).to(dtype)
+        except (NotImplementedError, ValueError, RuntimeError, TypeError) as error:
+            raise WeightsError(
+                f"{file}: '{theirs}' of type {tensor.tensor_type.name} cannot be read ({error})"
+            ) from None
+        path, _, leaf = ours.rpartition(".")
+        turned = _turned(ours, read, config, ours=True).contiguous()
+        setattr(model.get_submodule(path), leaf, torch.nn.Parameter(turned))
+    if config.tie_embeddings:
+        model.head.weight = model.embedding.weight
+    return model.eval()
+
+
+def _config(values: dict[str, Any], present: dict[str, Any], file: Path) -> tuple[Any, dict[str, Any]]:
+    if values.get("general.architecture") != "llama":
+        raise WeightsError(f"{file}: architecture is {values.get('general.architecture')!r}; only llama can be read")
+    if values.get("llama.rope.scaling.type", "none") != "none" or any(n.startswith("rope_freqs") for n in present):
+        raise WeightsError(f"{file}: its rotary positions are scaled, which this Llama does not do")
+    fields: dict[str, Any] = {ours: _decimal(values[theirs]) for theirs, ours in FIELDS.items() if theirs in values}
+    missing = [
+        t for t, ours in FIELDS.items() if ours in ("d_model", "n_layers", "n_heads", "d_ff") and t not in values
+    ]
+    if missing or "token_embd.weight" not in present:
+        raise WeightsError(f"{file}: lacks '{(missing or ['token_embd.weight'])[0]}'")
+    fields.setdefault("n_kv_heads", fields["n_heads"])
+    try:
+        fields.setdefault("head_dim", fields["d_model"] // fields["n_heads"])
+        fields["vocab_size"] = int(present["token_embd.weight"].shape[1])
+        fields["tie_embeddings"] = "output.weight" not in present
+        if fields["n_layers"] > min(len(present), MAX_LAYERS):
+            raise WeightsError(f"{file}: block_count {fields['n_layers']}, the file holds {len(present)} tensors")
+        return from_dict(LlamaConfig, fields), present
+    except (ConfigError, TypeError, ZeroDivisionError, IndexError) as error:
+        raise WeightsError(f"{file}: {error}") from None
+
+
+def _decimal(value: Any) -> Any:
+    """A float32 as the shortest number that rounds to it: 1e-05, where its digits are 9.999999747378752e-06."""
+    return float(str(np.float32(value))) if isinstance(value, float) else value
+
+
+def save_gguf(model: Any, file: str | Path, *, weights: str = "float32", tokenizer: Any = None) -> Path:
+    """Writes a Llama as one GGUF file, matrices as `weights` (float32, bfloat16, float16, int8: Q8_0, int4: Q4_0, the
+    head Q8_0 then), vectors as float32. WeightsError for another family, or a width that has no whole groups of 32;
+    OutputError where the file exists."""
+    gguf, file, family = _library(), Path(file), family_of(model)
+    if family.module.CONFIG.model_type != "llama":
+        raise WeightsError(f"GGUF is written for llama, not for {family.module.CONFIG.model_type}")
+    if model.config.rope_scaling is not None:
+        raise WeightsError("GGUF is written without scaled rotary positions, which this model has")
+    if weights not in TYPES:
+        raise WeightsError(f"weights '{weights}' are not known; use {', '.join(TYPES)}")
+    if file.exists():
+        raise OutputError(f"{file} exists; choose another name")
+    params, c = whole_parameters(model), model.config
+    if weights in ("int8", "int4") and (c.d_model % 32 or c.d_ff % 32 or c.n_heads * c.head_dim % 32):
+        raise WeightsError(f"{weights} needs widths that are multiples of 32; d_model is {c.d_model}, d_ff {c.d_ff}")
+    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        with output_errors(file):
+            writer = gguf.GGUFWriter(aside, "llama")
+            for theirs, ours in FIELDS.items():
+                value = getattr(c, ours)
+                (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(theirs, value)
+            writer.add_uint32("llama.attention.value_length", c.head_dim)
+            writer.add_uint32("llama.rope.dimension_count", c.head_dim)
+            writer.add_uint32("llama.vocab_size", c.vocab_size)
+            _write_tokenizer(writer, tokenizer, c.vocab_size, gguf)
+            for theirs, ours in _names(c.n_layers).items():
+                if ours in params:
+                    tensor = _turned(ours, params[ours].float(), c, ours=False).cpu().contiguous()
+                    kind = "F32" if tensor.ndim < 2 else TYPES[weights]
+                    if weights == "int4" and ours in ("embedding.weight", "head.weight"):
+                        kind = "Q8_0"
+                    kind = gguf.GGMLQuantizationType[kind]
+                    writer.add_tensor(theirs, gguf.quants.quantize(tensor.numpy(), kind), raw_dtype=kind)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+            writer.close()
+            fsync_path(aside)
+            os.replace(aside, file)
+            fsync_path(file.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+    return file
+
+
+def _write_tokenizer(writer: Any, tokenizer: Any, vocab_size: int, gguf: Any) -> None:
+    """Byte-level BPE as llama.cpp has it; where words are split before merging it has patterns of its own, so that its
+    ids of a text may differ. Ids read back are the same text."""
+    if tokenizer is None:
+        writer.add_tokenizer_model("no_vocab")
+        return
+    table = json.loads(tokenizer.backend.to_str())
+    special = {t["id"]: t["content"] for t in table["added_tokens"]}
+    tokens = {i: text for text, i in table["model"]["vocab"].items()} | special
+    kinds = gguf.TokenType
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("llama-bpe")
+    writer.add_token_list([tokens.get(i, f"[unused{i}]") for i in range(vocab_size)])
+    writer.add_token_types(
+        [kinds.CONTROL if i in special else kinds.NORMAL if i in tokens else kinds.UNUSED for i in range(vocab_size)]
+    )
+    merges = table["model"]["merges"]
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
+    writer.add_bos_token_id(tokenizer.eos)
+    writer.add_eos_token_id(tokenizer.eos)
