@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from foundling.blocks.norm import LayerNorm
 from foundling.blocks.position import positions_of
-from foundling.contracts.model import EncoderOutput, Mask, ModelOutput
+from foundling.contracts.model import Capabilities, EncoderOutput, Mask, ModelOutput
 from foundling.errors import ConfigError, GenerationError
 
 
@@ -24,6 +24,8 @@ class Encoder(nn.Module):
 
     `d_embed`: the embeddings' width, where it is not the layers'; `first_position`: the row of the table that a
     document's first token reads."""
+
+    capabilities = Capabilities(embeds=True)
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from foundling.blocks.cache import ModelCache
 from foundling.blocks.position import positions_of
 from foundling.blocks.stack import Block, Decoder, opening
 from foundling.contracts.cache import LayerCache, Slot
-from foundling.contracts.model import EncoderOutput, Mask, ModelOutput
+from foundling.contracts.model import Capabilities, EncoderOutput, Mask, ModelOutput
 from foundling.errors import GenerationError
 
 
@@ -75,7 +75,9 @@ class PostNormCrossAttentionBlock(CrossAttentionBlock):
 
 
 class EncoderDecoder(Decoder):
-    """A decoder of reading blocks, and its encoder; both embed by one table."""
+    """A decoder of cross-attention blocks, and its encoder; both embed by one table."""
+
+    capabilities = Capabilities(generates=True, reads_source=True)
 
     def __init__(self, config: Any, encoder: SourceEncoder, layers: list[nn.Module], norm: nn.Module) -> None:
         super().__init__(config, layers, norm)

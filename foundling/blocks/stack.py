@@ -11,7 +11,7 @@ from foundling.blocks.cache import ModelCache
 from foundling.blocks.moe import Routing, balance
 from foundling.blocks.position import Rotation, positions_of
 from foundling.contracts.cache import LayerCache, Slot
-from foundling.contracts.model import EncoderOutput, Mask, ModelOutput
+from foundling.contracts.model import Capabilities, EncoderOutput, Mask, ModelOutput
 from foundling.contracts.objective import Term
 from foundling.errors import GenerationError
 
@@ -95,6 +95,8 @@ def opening(
 class Decoder(nn.Module):
     """Token embedding, layers, final norm (nn.Identity behind post-norm layers, whose last is it) and head. A family
     builds the parts and says in `place` what positions do."""
+
+    capabilities = Capabilities(generates=True)
 
     def __init__(self, config: Any, layers: list[nn.Module], norm: nn.Module) -> None:
         super().__init__()

@@ -22,6 +22,21 @@ class ModelOutput(NamedTuple):
     """Losses that arise inside the model (router balance); {} for a dense one."""
 
 
+class Capabilities(NamedTuple):
+    """What a family can do, declared on its class as `capabilities`; callers read it and never guess by attributes."""
+
+    generates: bool = False
+    """predicts the next token from a cache: has `new_cache` and `logits`"""
+    reads_source: bool = False
+    """encodes a source first: has `encode(…) -> EncoderOutput`, which its forward takes as `memory`"""
+    embeds: bool = False
+    """has `encode` or `embed` that gives one vector for a whole input"""
+    denoises: bool = False
+    """forward(x, t, condition) predicts noise or sample"""
+    modalities: tuple[str, ...] = ("text",)
+    """what it reads: text, image, audio"""
+
+
 @dataclass(frozen=True)
 class Mask:
     """Who may attend to whom, as data; only `Attend` may make it dense.

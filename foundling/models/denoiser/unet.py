@@ -15,7 +15,7 @@ from foundling.blocks.attention import Attention
 from foundling.blocks.norm import GroupNorm
 from foundling.contracts.checkpoint_map import ConfigMap, Key
 from foundling.contracts.denoise import Condition
-from foundling.contracts.model import Mask
+from foundling.contracts.model import Capabilities, Mask
 from foundling.errors import ConfigError
 
 
@@ -130,6 +130,8 @@ class Side(nn.Module):
 
 
 class UNet(nn.Module):
+    capabilities = Capabilities(denoises=True, modalities=("image",))
+
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = c = config

@@ -17,7 +17,7 @@ from foundling.blocks.norm import LayerNorm
 from foundling.blocks.position import positions_of
 from foundling.blocks.stack import Block
 from foundling.contracts.checkpoint_map import ConfigMap, Key
-from foundling.contracts.model import EncoderOutput, Mask
+from foundling.contracts.model import Capabilities, EncoderOutput, Mask
 from foundling.errors import ConfigError
 
 
@@ -116,6 +116,8 @@ class TextEncoder(nn.Module):
 
 
 class CLIP(nn.Module):
+    capabilities = Capabilities(embeds=True, modalities=("text", "image"))
+
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
         self.config = config
