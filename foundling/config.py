@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frozen dataclasses <-> plain dictionaries <-> YAML <-> `key=value` overrides, validated by pydantic.
+"""Frozen dataclasses <-> nested dictionaries <-> YAML <-> dotted `key=value` overrides, validated by pydantic.
 
-Unknown and ill-typed keys name the key, the value and what was expected.
+Unknown and ill-typed keys name the key, the value and what was expected. Importing this module is cheap: pydantic and
+yaml are imported when they are used, so that `--help` does not wait for them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
-
-import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from foundling.errors import ConfigError
 
 T = TypeVar("T")
 MAX_YAML_BYTES = 1 << 20
+MAX_SHOWN = 120
+"""characters of a value that an error message repeats"""
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -28,47 +29,101 @@ def nearest(name: str, known: list[str]) -> str:
     return "known: " + ", ".join(sorted(known)) if len(known) <= 40 else "no known name is close"
 
 
+def shown(value: Any) -> str:
+    """A value as an error message repeats it: on one line, and no longer than MAX_SHOWN."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}… ({len(text):,} characters)"
+
+
+@functools.cache
+def hints(cls: type) -> dict[str, Any]:
+    """The types of a dataclass's fields."""
+    return get_type_hints(cls)
+
+
+def nested(hint: Any) -> type | None:
+    """The dataclass that a field holds, also where it may be None."""
+    return next((h for h in (hint, *get_args(hint)) if isinstance(h, type) and dataclasses.is_dataclass(h)), None)
+
+
 def from_dict(cls: type[T], values: dict[str, Any], *, where: str = "configuration") -> T:
-    """Builds the dataclass `cls`; raises ConfigError on a key or value that does not fit, naming it."""
-    hints = get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls) if f.init]  # pyright: ignore[reportArgumentType]
-    clean = {}
-    for key, value in values.items():
-        if key not in names:
-            raise ConfigError(f"{where}: unknown key '{key}'; {nearest(key, names)}")
-        clean[key] = _value(hints[key], value, key, where)
-    missing = [
-        f.name
-        for f in dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
-        if f.init and f.name not in clean and _needed(f)
-    ]
+    """Builds the dataclass `cls` from nested dictionaries; ConfigError for a key or value that does not fit."""
+    clean = partial_dict(cls, values, where=where)
+    missing = [f.name for f in dataclasses.fields(cls) if f.init and f.name not in clean and _required(f)]  # pyright: ignore[reportArgumentType]
     if missing:
         raise ConfigError(f"{where}: missing key '{missing[0]}'")
+    types = hints(cls)
+    built = {
+        key: from_dict(inner, value, where=f"{where}: {key}")
+        if (inner := nested(types[key])) and isinstance(value, dict)
+        else value
+        for key, value in clean.items()
+    }
     try:
-        return cls(**clean)
+        return cls(**built)
     except ConfigError:
         raise
     except (ValueError, TypeError) as error:  # a __post_init__ that refuses
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _needed(f: dataclasses.Field[Any]) -> bool:
+def partial_dict(cls: type, values: dict[str, Any], *, where: str = "configuration") -> dict[str, Any]:
+    """The values with every key known to `cls` and of its type, nested ones too; keys may be missing."""
+    types, clean = hints(cls), {}
+    names = [f.name for f in dataclasses.fields(cls) if f.init]
+    for key, value in values.items():
+        if key not in names:
+            raise ConfigError(f"{where}: unknown key '{key}'; {nearest(str(key), names)}")
+        inner = nested(types[key])
+        if inner and isinstance(value, dict):
+            clean[key] = partial_dict(inner, value, where=f"{where}: {key}")
+        elif inner and dataclasses.is_dataclass(value):
+            clean[key] = value
+        else:
+            clean[key] = _value(types[key], value, key, where)
+    return clean
+
+
+def _required(f: dataclasses.Field[Any]) -> bool:
     return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
 
 
 def _value(hint: Any, value: Any, key: str, where: str) -> Any:
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
     if isinstance(value, bool) and hint in (int, float):  # Python counts bools as ints; a user does not
         raise ConfigError(f"{where}: '{key}' is {value!r}, expected {_name(hint)}")
     try:
-        config = None if dataclasses.is_dataclass(hint) else ConfigDict(arbitrary_types_allowed=True)
+        config = None if nested(hint) else ConfigDict(arbitrary_types_allowed=True)
         return TypeAdapter(hint, config=config).validate_python(value)  # pyright: ignore[reportArgumentType]
     except ValidationError as error:
         expected = error.errors()[0]["msg"].removeprefix("Input should be ")
-        raise ConfigError(f"{where}: '{key}' is {value!r}, expected {_name(hint)} ({expected})") from None
+        raise ConfigError(f"{where}: '{key}' is {shown(value)}, expected {_name(hint)} ({expected})") from None
 
 
 def _name(hint: Any) -> str:
     return getattr(hint, "__name__", None) or str(hint).replace("typing.", "")
+
+
+def merged(*layers: dict[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries laid over each other, the later one first in force."""
+    out: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            both = isinstance(value, dict) and isinstance(out.get(key), dict)
+            out[key] = merged(out[key], value) if both else value
+    return out
+
+
+def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'optim': {'learning_rate': 1}} -> {'optim.learning_rate': 1}; an empty mapping stays a value."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= flattened(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -77,32 +132,39 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:
-    """['n_layers=4', 'tie=false'] -> {'n_layers': 4, 'tie': False}; values are YAML scalars."""
-    values = {}
+    """['optim.lr=4', 'tie=false'] -> {'optim': {'lr': 4}, 'tie': False}; values are YAML scalars."""
+    values: dict[str, Any] = {}
     for pair in pairs:
         key, sign, text = pair.partition("=")
-        if not sign or not key:
+        if not sign or not key.strip():
             raise ConfigError(f"override '{pair}' is not KEY=VALUE")
-        values[key.strip()] = _scalar(text)
+        value: Any = parse_scalar(text)
+        for part in reversed(key.strip().split(".")):
+            value = {part: value}
+        values = merged(values, value)
     return values
 
 
-def _scalar(text: str) -> Any:
-    """YAML 1.1 reads '3e-3' as a string; a number is what was meant."""
+def parse_scalar(text: str) -> Any:
+    """A value as YAML reads it. YAML 1.1 reads '3e-3' as a string; a number is what was meant."""
+    import yaml
+
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # ValueError: a date that is none
         return text
     if isinstance(value, str):
         try:
             return float(value)
         except ValueError:
             return value
-    return value
+    return value if isinstance(value, bool | int | float | list | dict) or value is None else text
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
     """One mapping from a file of at most 1 MiB."""
+    import yaml
+
     path = Path(path)
     try:
         if path.stat().st_size > MAX_YAML_BYTES:
@@ -120,5 +182,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def dump_yaml(config: Any) -> str:
+    import yaml
+
     values = to_dict(config) if dataclasses.is_dataclass(config) else config
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)

@@ -23,5 +23,5 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return {**found, "exit_code": 0 if found["ok"] else 2}
     if not found["ok"]:
         raise WeightsError(f"{args.dir}: {'; '.join(found['problems'])}")
-    print(f"{args.dir}: {found['checked']} files, all as they were written")
+    print(f"{args.dir}: {found['checked']} files, all unchanged")
     return {}

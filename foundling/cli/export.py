@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from foundling.cli.import_ import STORED, tell
+from foundling.cli.import_ import STORED, print_result
 from foundling.errors import ConfigError
 
 EXAMPLES = [
@@ -29,14 +29,14 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.dtype not in (None, *STORED) and not args.gguf:
         raise ConfigError(f"--dtype {args.dtype} is for --gguf; a directory holds one of {', '.join(STORED)}")
-    from foundling.cli import show_for
+    from foundling.cli.common import progress_for
     from foundling.weights.convert.hugging_face import export_gguf, export_model
 
-    show_for(args).line(f"reading {args.dir}")
+    progress_for(args).line(f"reading {args.dir}")
     if args.gguf:
         found = export_gguf(args.dir, args.out, weights=args.dtype)
     else:
         found = export_model(args.dir, args.out, dtype=args.dtype)
     if not args.json:
-        tell(found)
+        print_result(found)
     return found

@@ -38,5 +38,5 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for method in next(iter(cells.values()), {}):
             row = [MARKS.get(cells[name].get(method, ""), "–") if name in cells else " " for name in found]
             print(f"{method:11}" + " ".join(f"{mark:>8}" for mark in row))
-        print("● passes in the tests, ◐ in the long proofs, – has no meaning there (docs/matrix.md says why)")
+        print("● passes in the tests, ◐ in the slow tests, – has no meaning there (docs/matrix.md says why)")
     return found

@@ -21,19 +21,19 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    from foundling.cli import show_for
+    from foundling.cli.common import progress_for
     from foundling.weights.convert.hugging_face import import_model
 
-    show_for(args).line(f"reading {args.source}")
+    progress_for(args).line(f"reading {args.source}")
     found = import_model(args.source, args.out, dtype=args.dtype)
     if not args.json:
-        tell(found)
+        print_result(found)
         print(f"'foundling check {args.out}' compares every file with its hash")
     return found
 
 
-def tell(found: dict[str, Any]) -> None:
+def print_result(found: dict[str, Any]) -> None:
     print(f"{found['out']}: {found['family']} of {found['parameters']:,} parameters in {found['dtype']}")
-    for key, what in (("kept", "went along"), ("left_out", "stayed behind")):
+    for key, what in (("kept", "copied"), ("left_out", "left out")):
         if found[key]:
             print(f"{what}: {', '.join(found[key])}")

@@ -6,7 +6,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from foundling.cli.raise_ import add_keys, keys
+from foundling.cli.common import DEFAULT_DATA, add_budget, add_data, budget_of, clock, progress_for
+from foundling.cli.flags import add_recipe_flags, given_keys, options
+from foundling.config import flattened
 from foundling.errors import ConfigError
 
 EXAMPLES = [
@@ -27,66 +29,49 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="run: a stated size and its tokens; optimal: the best size for a budget; memory: will it fit, and what "
         "would make it fit",
     )
-    parser.add_argument("data", nargs="?", help="as of 'foundling raise' (default: the built-in 'stdlib')")
-    dial = parser.add_mutually_exclusive_group()
-    dial.add_argument("--minutes", type=float, help="optimal: a budget of time, as of 'foundling raise'")
-    dial.add_argument("--flops", type=float, help="optimal: a budget of floating-point operations")
-    dial.add_argument("--tokens", type=float, help="run: tokens to train on; optimal: a budget of tokens")
-    parser.add_argument("--preset", metavar="NAME", help="run, memory: a published size (foundling families)")
+    add_data(parser)
+    add_budget(parser)
     parser.add_argument(
         "--ranks", type=int, default=1, metavar="N", help="memory: processes that a model is split over"
     )
-    add_keys(parser)
+    add_recipe_flags(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    given, what = keys(args), args.what
+    given, what = given_keys(args), args.what
     _refuse(args, given)
-    from foundling.cli import show_for
-
-    show = show_for(args)
-    from foundling.plan.budget import Budget
-    from foundling.recipes import foresight
+    from foundling.recipes import estimate
     from foundling.recipes.recipe import Request
 
-    data = args.data or "builtin:stdlib"
+    if what == "run" and args.tokens is None:
+        raise ConfigError("how many tokens? give --tokens, such as --tokens 5e6")
+    request = Request(args.data or DEFAULT_DATA, budget_of(args), given=given)
     if what == "memory":
-        found = foresight.memory_of(foresight.shape_of(given, args.preset, args.ranks))
+        found = estimate.memory_estimate(request, args.ranks)
     elif what == "run":
-        if args.tokens is None:
-            raise ConfigError("how many tokens? give --tokens, such as --tokens 5e6")
-        Budget("tokens", args.tokens)
-        found = foresight.run_of(foresight.shape_of(given, args.preset), args.tokens, data, show, given)
+        found = estimate.run_estimate(request, progress_for(args), clock())
     else:
-        unit, value = "seconds", (3.0 if args.minutes is None else args.minutes) * 60
-        for name in ("flops", "tokens"):
-            if getattr(args, name) is not None:
-                unit, value = name, getattr(args, name)
-        Budget(unit, value)
-        found = foresight.optimal(Request(data, unit, value, given=given), show)
+        found = estimate.optimal(request, progress_for(args), clock())
     if not args.json:
         {"memory": _print_memory, "run": _print_run, "optimal": _print_optimal}[what](found)
     return found
 
 
-SHAPE_KEYS = (
-    "family", "d_model", "n_layers", "vocab_size", "seq_len", "batch_size", "micro_batch_size", "precision",
-    "optimizer", "checkpoint_activations",
-)  # fmt: skip
+SHAPE = ("model", "objective", "optim.optimizer", "data.vocab_size", "train.seq_len", "train.batch_size",
+         "train.micro_batch_size", "train.activation_checkpointing", "runtime.precision")  # fmt: skip
 
 
 def _refuse(args: argparse.Namespace, given: dict[str, Any]) -> None:
-    """What would be left unread is said, not ignored."""
+    """What would not be used is refused, not ignored."""
     what = args.what
-    reads = {"memory": SHAPE_KEYS, "run": (*SHAPE_KEYS, "field", "threads", "device"), "optimal": tuple(given)}[what]
-    for key in given:
-        if key not in reads:
-            raise ConfigError(f"plan {what} takes no --{key.replace('_', '-')} (see foundling plan --help)")
-    takes = {"memory": ("preset", "ranks"), "run": ("data", "tokens", "preset"),
-             "optimal": ("data", "minutes", "flops", "tokens")}  # fmt: skip
-    for name in ("data", "minutes", "flops", "tokens", "preset", "ranks"):
+    reads = {"memory": SHAPE, "run": (*SHAPE, "data.field", "runtime.threads", "runtime.device")}.get(what)
+    for key in flattened(given) if reads else ():
+        if not key.startswith(reads):
+            raise ConfigError(f"plan {what} takes no {options(key, set())[-1]} (see foundling plan --help)")
+    takes = {"memory": ("ranks",), "run": ("data", "tokens"), "optimal": ("data", "minutes", "flops", "tokens")}[what]
+    for name in ("data", "minutes", "flops", "tokens", "ranks"):
         value = getattr(args, name)
-        if value is not None and (name, value) != ("ranks", 1) and name not in takes[what]:
+        if value is not None and (name, value) != ("ranks", 1) and name not in takes:
             shown = f"'{value}'" if name == "data" else f"--{name}"
             raise ConfigError(f"plan {what} takes no {shown} (see foundling plan --help)")
 
@@ -98,7 +83,7 @@ def _parts(parts: dict[str, int]) -> str:
 def _print_memory(found: dict[str, Any]) -> None:
     print(f"{found['family']} of {found['params']:,} parameters, {found['flops_per_token']:.3g} FLOPs a token")
     print(f"training on {found['batch_size']} × {found['seq_len']} tokens in {found['precision']}:")
-    print(f"  {found['training']['peak'] / GIB:.2f} GiB at the most ({_parts(found['training'])})")
+    print(f"  {found['training']['peak'] / GIB:.2f} GiB peak memory ({_parts(found['training'])})")
     print(
         f"  {'fits into' if found['fits'] else 'more than'} the {found['free_bytes'] / GIB:.2f} GiB that are free here"
     )
@@ -119,33 +104,39 @@ def _print_run(found: dict[str, Any]) -> None:
     print(f"{found['family']} of {found['params']:,} parameters, {found['flops']:.3g} FLOPs")
     print(
         f"{found['tokens']:,} tokens in {found['steps']:,} steps of {found['batch_size']} rows, "
-        f"{found['micro_batch_size']} at once{', layers computed twice' if found['checkpoint_activations'] else ''}"
+        f"{found['micro_batch_size']} at once"
+        + (", activation checkpointing" if found["activation_checkpointing"] else "")
     )
     print(f"time:   {duration(found['seconds'])}, {found['step_seconds']:.3g} s a step ({found['how']})")
     print(
-        f"memory: {found['peak_bytes'] / GIB:.2f} GiB at the most; {found['memory']['peak'] / GIB:.2f} GiB are needed "
+        f"memory: peak {found['peak_bytes'] / GIB:.2f} GiB; {found['memory']['peak'] / GIB:.2f} GiB are needed "
         f"({_parts(found['memory'])}), the rest is what the allocator keeps"
     )
     print(f"energy: {found['joules']['value'] / 1000:.3g} kJ ({found['joules']['source'].split(':')[0]})")
-    print(
-        f"loss:   {found['bits_per_byte']:.3f} bits per byte held out = {found['loss']:.3f} nats a token "
-        f"(the law's own error is {found['law_error']:.0%})"
-    )
+    if "loss" in found:
+        print(
+            f"loss:   {found['bits_per_byte']:.3f} bits per byte held out = {found['loss']:.3f} nats a token "
+            f"(the law's own error is {found['law_error']:.0%})"
+        )
+    else:
+        print("loss:   no loss prediction for this objective")
 
 
 def _print_optimal(found: dict[str, Any]) -> None:
-    p, recipe = found["prediction"], found["recipe"]
+    p, fields, train = found["prediction"], found["recipe"]["model"]["fields"], found["recipe"]["train"]
     print(f"{'width':>6} {'layers':>6} {'parameters':>13} {'tokens':>13} {'bits per byte':>14}")
     for size in found["sizes"]:
-        chosen = (size["d_model"], size["n_layers"]) == (recipe["d_model"], recipe["n_layers"])
+        chosen = (size["d_model"], size["n_layers"]) == (fields["d_model"], fields["n_layers"])
         print(
             f"{size['d_model']:>6} {size['n_layers']:>6} {size['params']:>13,} {size['tokens']:>13,} "
             f"{size['bits_per_byte']:>14.3f}{'  <- best' if chosen else ''}"
         )
+    loss = "no loss prediction for this objective"
+    if "loss" in p:
+        loss = f"{p['bits_per_byte']:.3f} bits per byte (the law's own error is {p['law_error']:.0%})"
     print(
-        f"best: {recipe['d_model']} × {recipe['n_layers']}, {p['tokens']:,} tokens in {recipe['total_steps']:,} steps: "
-        f"{duration(p['seconds'])}, {p['peak_bytes'] / GIB:.2f} GiB, {p['joules']['value'] / 1000:.3g} kJ, "
-        f"{p['bits_per_byte']:.3f} bits per byte (the law's own error is {p['law_error']:.0%})"
+        f"best: {fields['d_model']} × {fields['n_layers']}, {p['tokens']:,} tokens in {train['total_steps']:,} steps: "
+        f"{duration(p['seconds'])}, {p['peak_bytes'] / GIB:.2f} GiB, {p['joules']['value'] / 1000:.3g} kJ, {loss}"
     )
 
 

@@ -16,12 +16,12 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    from foundling.cli import show_for
+    from foundling.cli.common import clock, progress_for
 
-    show = show_for(args)
-    from foundling.recipes.raising import reproduce
+    progress, timer = progress_for(args), clock()
+    from foundling.recipes.kinds import reproduce
 
-    result = reproduce(args.dir, data=args.data, out=args.out, show=show)
+    result = reproduce(args.dir, data=args.data, out=args.out, progress=progress, clock=timer)
     same = "the same weights, bit for bit" if result["identical"] else "DIFFERENT weights"
-    show.line(f"{same}: {result['weights_hash'][:16]} (recorded {result['expected'][:16]})")
+    progress.line(f"{same}: {result['weights_hash'][:16]} (recorded {result['expected'][:16]})")
     return {**result, "exit_code": 0 if result["identical"] else 1}

@@ -1,107 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dial: a budget in seconds, FLOPs or tokens becomes a model's size and a number of tokens."""
+"""What a run may spend: seconds, FLOPs or tokens."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from foundling.errors import BudgetError
-from foundling.models import count_parameters, family
-from foundling.plan.flops import matmul_parameters, skeleton, training_flops_per_token
-from foundling.plan.law import Corpus, LossLaw
 
 Unit = Literal["seconds", "flops", "tokens"]
-
-# (d_model, n_layers) of the sizes that are considered, each about 1.5 to 2 times the one before.
-LADDER = [
-    (64, 2), (96, 3), (128, 4), (160, 4), (192, 5), (256, 5), (320, 6), (384, 7), (512, 8), (640, 10), (768, 12),
-    (1024, 14), (1280, 18), (1536, 22), (2048, 24), (2560, 32), (4096, 32),
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Budget:
-    unit: Unit
-    value: float
+    """BudgetError for what is not a positive number."""
+
+    unit: Unit = "seconds"
+    value: float = 180.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.value) and self.value > 0):
-            unit = {"seconds": "--minutes"}.get(self.unit, f"--{self.unit}")
-            shown = self.value / 60 if self.unit == "seconds" else self.value
-            raise BudgetError(f"{unit} {shown:g}: expected a positive number, such as {unit} 3")
+            raise BudgetError(f"{self}: expected a positive number, such as {self.option} 3")
 
+    @property
+    def option(self) -> str:
+        """The flag that states it."""
+        return {"seconds": "--minutes"}.get(self.unit, f"--{self.unit}")
 
-@dataclass(frozen=True)
-class Choice:
-    """A size with what it would reach within the budget."""
-
-    fields: dict[str, Any]
-    tokens: float
-    flops_per_token: int
-    parameters: int
-    matmul_parameters: int
-    bits_per_byte: float
-
-
-def candidate(
-    family_name: str, fields: dict[str, Any], tokens_for: Callable[[int], float], corpus: Corpus, law: LossLaw
-) -> Choice:
-    """`tokens_for`: FLOPs per token -> tokens that the budget allows."""
-    model = skeleton(family_name, fields)
-    flops = training_flops_per_token(model, fields["max_seq_len"])
-    n, tokens = matmul_parameters(model), tokens_for(flops)
-    bpb = law.bits_per_byte(n, max(tokens, 1) * corpus.bytes_per_token, corpus)
-    return Choice(fields, tokens, flops, count_parameters(model)["total"], n, bpb)
-
-
-def ladder(
-    family_name: str, vocab_size: int, seq_len: int, *, d_model: int | None = None, n_layers: int | None = None
-) -> list[dict[str, Any]]:
-    """Configurations to choose from; a width or depth that was given is kept."""
-    sized = family(family_name).module.sized
-    sizes = [(d_model or d, n_layers or depth) for d, depth in LADDER]
-    if d_model and not n_layers:
-        sizes = [(d_model, min(LADDER, key=lambda size: abs(size[0] - d_model))[1])]
-    return [sized(vocab_size, seq_len, d, depth) for d, depth in dict.fromkeys(sizes)]
-
-
-def choose(
-    budget: Budget,
-    family_name: str,
-    sizes: list[dict[str, Any]],
-    corpus: Corpus,
-    law: LossLaw,
-    *,
-    seconds_per_token: Callable[[int, dict[str, Any]], float],
-    least_bytes: Callable[[dict[str, Any]], int],
-    memory_bytes: int,
-) -> tuple[Choice, list[Choice]]:
-    """The size with the lowest predicted loss in the budget, and all that were considered. For a budget in tokens: the
-    one for which so many tokens are compute-optimal. BudgetError if not even the smallest fits into memory."""
-
-    def all_within(tokens_for: Callable[[int, dict[str, Any]], float]) -> list[Choice]:
-        return [candidate(family_name, f, lambda flops, f=f: tokens_for(flops, f), corpus, law) for f in sizes]
-
-    def distance(choice: Choice) -> float:
-        compute = choice.flops_per_token * budget.value
-        best = min(all_within(lambda flops, _: compute / flops), key=lambda c: c.bits_per_byte)
-        return abs(math.log(best.tokens / budget.value))
-
-    if budget.unit == "flops":
-        found, worth = all_within(lambda flops, _: budget.value / flops), lambda c: c.bits_per_byte
-    elif budget.unit == "seconds":
-        found = all_within(lambda flops, f: budget.value / seconds_per_token(flops, f))
-        worth = lambda c: c.bits_per_byte  # noqa: E731
-    else:
-        found, worth = all_within(lambda *_: budget.value), distance
-    for choice in sorted(found, key=worth):  # memory is asked of the good ones first: the answer takes a moment
-        if least_bytes(choice.fields) <= memory_bytes:
-            return choice, found
-    least = least_bytes(sizes[0])
-    raise BudgetError(
-        f"training takes at least {least / 2**30:.1f} GiB of memory, {memory_bytes / 2**30:.1f} GiB are free; "
-        "choose a smaller d_model or n_layers"
-    )
+    def __str__(self) -> str:
+        """As on the command line."""
+        return f"{self.option} {self.value / 60 if self.unit == 'seconds' else self.value:g}"

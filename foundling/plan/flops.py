@@ -28,16 +28,37 @@ def matmul_parameters(model: nn.Module) -> int:
     return dense + sum(moe.n_active * m.in_features * m.out_features for moe, m in experts)
 
 
-def training_flops_per_token(model: nn.Module, seq_len: int) -> int:
+def training_flops_per_token(model: nn.Module, seq_len: int, target_len: int | None = None) -> int:
     """6 N + 3 × what mixers do along the sequence: two products forward and four backward per weight, and causal
     attention at half its square (Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022, appendix B, halved for
-    causality)."""
-    along = sum(m.sequence_flops(seq_len) for m in model.modules() if hasattr(m, "sequence_flops"))  # pyright: ignore
-    return 6 * matmul_parameters(model) + 3 * along
+    causality).
+
+    A model that reads a source is counted per token of the source (seq_len of them), which its encoder and the keys and
+    values of cross-attention read; the rest of its decoder reads `target_len` tokens."""
+    if target_len is None:
+        return 6 * matmul_parameters(model) + 3 * _along(model, seq_len)
+    share = target_len / seq_len
+    source = matmul_parameters(model.encoder) + sum(  # pyright: ignore[reportArgumentType]
+        m.in_features * m.out_features
+        for name, m in model.named_modules()
+        if isinstance(m, nn.Linear) and name.endswith((".cross.k", ".cross.v"))
+    )
+    target = matmul_parameters(model) - source
+    along = _along(model.encoder, seq_len)  # pyright: ignore[reportArgumentType]
+    for name, m in model.named_modules():
+        if hasattr(m, "sequence_flops") and not name.startswith("encoder."):
+            # every query of cross-attention reads the whole source, of self-attention what is before it
+            along += share * m.sequence_flops(seq_len if name.endswith(".cross") else target_len)  # pyright: ignore
+    return int(6 * (source + share * target) + 3 * along)
+
+
+def _along(model: nn.Module, seq_len: int) -> int:
+    """FLOPs per token of the mixers besides their projections."""
+    return sum(m.sequence_flops(seq_len) for m in model.modules() if hasattr(m, "sequence_flops"))  # pyright: ignore
 
 
 def skeleton(family: str, fields: dict[str, Any]) -> Any:
-    """The model without memory behind it, to be counted and left as it is: equal fields give the same one again."""
+    """The model on the meta device, to be counted and not changed: equal fields give the same object again."""
     return _skeleton(family, json.dumps(fields, sort_keys=True))
 
 

@@ -38,8 +38,8 @@ SEEN = (128, 256)
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes by part, and `peak`, the most that is held at once: at the loss, at the end of the backward pass, or while
-    the optimiser works."""
+    """Bytes by part, and `peak`, the most at any one time: at the loss, at the end of the backward pass, or while the
+    optimiser works."""
 
     process: int
     weights: int
@@ -75,8 +75,10 @@ def estimate_training_memory(
     checkpointing: bool = False,
     ranks: int = 1,
     process: int | None = None,
+    target_len: int | None = None,
 ) -> MemoryEstimate:
-    """Of a decoder in this library's step. With `ranks`, parameters, gradients and optimiser are split over them."""
+    """Of a language model in this library's training step. With `ranks`, parameters, gradients and optimiser are split
+    over them. A model that reads a source of `seq_len` tokens answers it with `target_len`."""
     model, optim = skeleton(family, config), optim or OptimOptions()
     n = count_parameters(model)["total"]
     found = roles(model)
@@ -87,7 +89,7 @@ def estimate_training_memory(
     for p in matrices.values():
         shapes[p.shape] = max(p.numel(), min(STACKED, shapes.get(p.shape, 0) + p.numel()))
     head = model.head.weight.numel()
-    rows = micro_batch_size * seq_len
+    rows = micro_batch_size * (seq_len if target_len is None else target_len)
     loss = 4 * (min(rows * model.head.out_features, CHUNK_LOGITS) + rows * model.head.in_features + head)
     if precision == "bfloat16":
         loss += 2 * min(rows * model.head.out_features, CHUNK_LOGITS)
@@ -100,7 +102,7 @@ def estimate_training_memory(
         weights=4 * n // ranks + gathered,
         gradients=4 * n // ranks,
         optimizer=4 * moments // ranks,
-        activations=activation_bytes(family, config, micro_batch_size, seq_len, precision, checkpointing),
+        activations=activation_bytes(family, config, micro_batch_size, seq_len, precision, checkpointing, target_len),
         logits=loss,
         update=3 * 4 * max(shapes.values(), default=0),
         accumulates=accumulates,
@@ -108,10 +110,17 @@ def estimate_training_memory(
 
 
 def activation_bytes(
-    family: str, config: dict[str, Any], rows: int, seq_len: int, precision: Precision, checkpointing: bool
+    family: str,
+    config: dict[str, Any],
+    rows: int,
+    seq_len: int,
+    precision: Precision,
+    checkpointing: bool,
+    target_len: int | None = None,
 ) -> int:
     """Bytes that autograd keeps of a forward pass over (rows, seq_len) tokens."""
-    law = _activation_law(family, json.dumps(config, sort_keys=True), precision, checkpointing)
+    share = None if target_len is None else target_len / seq_len
+    law = _activation_law(family, json.dumps(config, sort_keys=True), precision, checkpointing, share)
     return int(seq_len * (rows * (law.token + law.square * seq_len) + law.place) + law.once)
 
 
@@ -128,16 +137,19 @@ class _Activations(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def _activation_law(family: str, config: str, precision: Precision, checkpointing: bool) -> _Activations:
-    """Counted on tensors without memory at two short lengths. `config` is JSON, so that equal ones are counted once."""
+def _activation_law(
+    family: str, config: str, precision: Precision, checkpointing: bool, share: float | None
+) -> _Activations:
+    """Counted on tensors without memory at two short lengths. `config` is JSON, so that equal ones are counted once;
+    `share`: length of the target by that of the source."""
     fields, (some, more) = json.loads(config), SEEN
     with FakeTensorMode():
         model = build(family, **fields)
 
         def saved(rows: int, length: int) -> int:
             if not checkpointing:
-                return _saved_by_all(model, rows, length, precision)
-            first, both = (_saved(model, rows, length, precision, model.layers[:n]) for n in (1, 2))
+                return _saved_by_all(model, rows, length, precision, share)
+            first, both = (_saved(model, rows, length, precision, model.layers[:n], share) for n in (1, 2))
             return both - first or first
 
         one, two = ([saved(rows, length) for length in SEEN] for rows in (1, 2))
@@ -147,7 +159,7 @@ def _activation_law(family: str, config: str, precision: Precision, checkpointin
     place = max(0.0, (rest[1] - rest[0]) / (more - some))
     token = row[0] / some - square * some
     if checkpointing:  # what enters each layer, and all of one layer
-        token += 4 * fields["d_model"] * (len(model.layers) + 2)
+        token += 4 * fields["d_model"] * (fields["n_layers"] + fields.get("n_decoder_layers", 0) + 2)
     return _Activations(token, square, place, max(0.0, rest[0] - place * some))
 
 
@@ -169,18 +181,20 @@ def largest_fit(
     return None
 
 
-def _saved_by_all(model: Any, rows: int, length: int, precision: Precision) -> int:
+def _saved_by_all(model: Any, rows: int, length: int, precision: Precision, share: float | None) -> int:
     """What all layers save; of those that are alike, two tell what each adds."""
+    if share is not None:
+        return _saved(model, rows, length, precision, model.layers, share)
     alike: dict[Any, list[nn.Module]] = {}
     for layer in model.layers:
         alike.setdefault(_kind(layer), []).append(layer)
     first = [layers[0] for layers in alike.values()]
     if len(first) * (len(first) + 2) >= len(model.layers):
-        return _saved(model, rows, length, precision, model.layers)
-    once = total = _saved(model, rows, length, precision, first)
+        return _saved(model, rows, length, precision, model.layers, None)
+    once = total = _saved(model, rows, length, precision, first, None)
     for layers in alike.values():
         if len(layers) > 1:
-            total += (len(layers) - 1) * (_saved(model, rows, length, precision, [*first, layers[1]]) - once)
+            total += (len(layers) - 1) * (_saved(model, rows, length, precision, [*first, layers[1]], None) - once)
     return total
 
 
@@ -198,8 +212,10 @@ def _kind(layer: nn.Module) -> tuple[Any, ...]:
     )
 
 
-def _saved(model: Any, rows: int, length: int, precision: Precision, layers: Iterable[nn.Module]) -> int:
-    """Bytes of distinct tensors, parameters apart, that a forward pass through these layers saves."""
+def _saved(
+    model: Any, rows: int, length: int, precision: Precision, layers: Iterable[nn.Module], share: float | None
+) -> int:
+    """Bytes of distinct tensors, parameters apart, that a forward pass through these layers saves.."""
     kept: dict[int, Tensor] = {}
     own = {p.untyped_storage()._cdata for p in model.parameters()}
 
@@ -209,11 +225,19 @@ def _saved(model: Any, rows: int, length: int, precision: Precision, layers: Ite
         return tensor
 
     tokens, everything = torch.zeros(rows, length, dtype=torch.long), model.layers
+    batch = {"tokens": tokens, "documents": torch.zeros_like(tokens)}
+    if share is not None:
+        target = torch.zeros(rows, max(1, round(length * share)), dtype=torch.long)
+        batch = {"source": tokens, "source_documents": batch["documents"], "tokens": target, "documents": target}
     half = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
     try:
         model.layers = nn.ModuleList(layers)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), half:
-            model(tokens, documents=torch.zeros_like(tokens))
+            if share is None:
+                model(tokens, documents=batch["documents"])
+            else:
+                memory = model.encode(batch["source"], documents=batch["source_documents"])
+                model(batch["tokens"], documents=batch["documents"], memory=memory)
     finally:
         model.layers = everything
     return sum(t.untyped_storage().nbytes() for t in kept.values())

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A few seconds of measurement: which precision multiplies faster here, and how long a real training step takes."""
+"""Measurements of a few seconds: which precision multiplies faster here, and how long a real training step takes."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,13 +15,15 @@ from foundling.contracts.data import Batch, Batches
 from foundling.contracts.objective import Objective
 from foundling.data.loader import packed
 from foundling.models import build
+from foundling.plan.flops import skeleton, training_flops_per_token
 from foundling.plan.memory import estimate_training_memory
 from foundling.runtime.device import Precision, Runtime
 from foundling.runtime.memory import PeakMemory
 from foundling.runtime.rng import generator
-from foundling.train.loop import TrainOptions, TrainState, train
-from foundling.train.optim import Optimizer, OptimOptions
+from foundling.train.loop import train
+from foundling.train.options import OptimOptions, TrainOptions
 from foundling.train.schedule import Schedule
+from foundling.train.state import TrainState
 
 MOST_STEPS = 10_000
 LONG_SECONDS = 15.0
@@ -56,31 +59,48 @@ class RandomBatches:
 
     def __init__(self, rows: int, seq_len: int, vocab_size: int) -> None:
         tokens = torch.randint(0, vocab_size, (rows, seq_len + 1), generator=generator("probe"))
-        self.batch = packed(tokens, eos=0)
+        self.batch = packed(tokens, eos=0) | {"sample_ids": torch.arange(rows)}
 
     def __getitem__(self, n: int) -> Batch:
         return self.batch
 
 
-def step_seconds(
-    family: str, fields: dict[str, Any], objective: Objective, runtime: Runtime, batch_size: int, micro_batch_size: int,
-    optim: OptimOptions, *, least_seconds: float = 0.0, least_steps: int = 2, model: Any = None,
-    checkpoint_activations: bool = False,
-) -> float:  # fmt: skip
+@dataclass(frozen=True)
+class StepSpec:
+    """All that the time of a training step depends on. `transform` makes of packed batches what the objective reads."""
+
+    family: str
+    fields: dict[str, Any]
+    objective: Objective
+    runtime: Runtime
+    optim: OptimOptions
+    batch_size: int
+    micro_batch_size: int
+    seq_len: int
+    activation_checkpointing: bool = False
+    transform: Callable[[Batches], Batches] = lambda batches: batches
+    target_len: int | None = None
+    """columns of the target, for a model that reads a source"""
+
+    def batches(self) -> Batches:
+        return self.transform(RandomBatches(self.batch_size, self.seq_len, self.fields["vocab_size"]))
+
+
+def step_seconds(spec: StepSpec, *, least_seconds: float = 0.0, least_steps: int = 2, model: Any = None) -> float:
     """Seconds of one whole training step on random tokens: the mean over `least_seconds` and at least two steps, after
     a first one that is not counted; `least_steps` more, unless that takes long. A mean, since what slows a machine now
     and then will slow the run as well.
 
-    A `model` given is used, compiled and left trained on noise: initialise it again.
+    A `model` given is trained on noise: initialise it again.
     """
     if model is None:
-        model = build(family, device=runtime.device, **fields)
+        model = build(spec.family, device=spec.runtime.device, **spec.fields)
         initialise(model, generator("probe"))
-    state = TrainState(model, Optimizer(model, optim))
-    batches = RandomBatches(batch_size, fields["max_seq_len"], fields["vocab_size"])
+    state = TrainState.build(model, spec.optim)
     marks: list[float] = []
-    options = TrainOptions(micro_batch_size, checkpoint_activations=checkpoint_activations)
-    for record in train(state, objective, batches, Schedule(MOST_STEPS), options, runtime):
+    options = TrainOptions(spec.micro_batch_size, activation_checkpointing=spec.activation_checkpointing)
+    batches = _Repeated(spec.batches())
+    for record in train(state, spec.objective, batches, Schedule(MOST_STEPS), options, spec.runtime):
         record.grad_norm  # noqa: B018  waits for the device
         marks.append(time.perf_counter())
         gone = marks[-1] - marks[0]
@@ -89,23 +109,49 @@ def step_seconds(
     return (marks[-1] - marks[0]) / (len(marks) - 1)
 
 
-LOOK_SIZE = (64, 2)
-"""d_model and layers of the model that takes a first look at a corpus."""
-LOOK_STEPS, LOOK_STEP_TOKENS = 32, 1024
+class _Repeated:
+    """One batch again and again: what is timed is the step."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batch = batches[0]
+
+    def __getitem__(self, n: int) -> Batch:
+        return self.batch
+
+
+PROXY_SIZE = (64, 2)
+"""d_model and layers of the small model whose loss tells how hard a corpus is."""
+PROXY_STEPS, PROXY_STEP_TOKENS = 32, 1024
 
 
 def proxy_run(
     family: str, fields: dict[str, Any], objective: Objective, runtime: Runtime, batches: Batches, optim: OptimOptions,
     schedule: Schedule,
 ) -> tuple[Any, float]:  # fmt: skip
-    """(a new model trained over the whole schedule, seconds of a step). The same model each time on the same data."""
+    """(a new small model trained over the whole schedule, seconds of a step). The same model each time on the same
+    data."""
     model = build(family, device=runtime.device, **fields)
     initialise(model, generator("look"))
-    state, marks = TrainState(model, Optimizer(model, optim)), []
+    state, marks = TrainState.build(model, optim), []
     for record in train(state, objective, batches, schedule, TrainOptions(2**30), runtime):
         record.grad_norm  # noqa: B018  waits for the device
         marks.append(time.perf_counter())
     return model, (marks[-1] - marks[0]) / (len(marks) - 1)
+
+
+def fit_step_time(small: StepSpec, large: StepSpec, small_seconds: float | None = None) -> tuple[float, float]:
+    """(slope, per_width): seconds a token = slope · FLOPs + per_width · d_model · n_layers — products, and what passes
+    through memory — through two timed sizes; `small_seconds` where the small one has been timed."""
+    measured = []
+    for spec, seconds in ((small, small_seconds), (large, None)):
+        seconds = step_seconds(spec, least_seconds=0.2) if seconds is None else seconds
+        flops = training_flops_per_token(skeleton(spec.family, spec.fields), spec.seq_len, spec.target_len)
+        width = spec.fields["d_model"] * spec.fields["n_layers"]
+        measured.append((flops, width, seconds / (spec.batch_size * spec.seq_len)))
+    (f0, w0, s0), (f1, w1, s1) = measured
+    slope = (s0 * w1 - s1 * w0) / (f0 * w1 - f1 * w0)
+    per_width = (f0 * s1 - f1 * s0) / (f0 * w1 - f1 * w0)
+    return max(slope, 1e-15), max(per_width, 0.0)
 
 
 REAL_SECONDS = 4.0
@@ -113,19 +159,19 @@ REAL_SECONDS = 4.0
 SETTLED = 8
 """Micro-batches after which an allocator has taken most of what it ever will (docs/benchmarks.md)."""
 FEW = (1, 4)
-"""Layers of the shallow models that a deep one's step is put together from."""
+"""Layers of the shallow models from which a deep one's step is extrapolated."""
 
 
 @dataclass(frozen=True)
 class StepEstimate:
-    """A whole step, before any is taken for real."""
+    """A whole step, before any is taken."""
 
     seconds: float
     peak_bytes: int | None
-    """the most memory the process had while it was tried, or would have; None if nothing could be tried"""
+    """the most memory the process had while it was timed, or would have; None if nothing could be timed"""
     how: str
 
-    def times(self, n: float, more: StepEstimate) -> StepEstimate:
+    def extrapolated(self, n: float, more: StepEstimate) -> StepEstimate:
         """This, and n times what `more` takes beyond it."""
         assert self.peak_bytes and more.peak_bytes
         seconds = self.seconds + n * (more.seconds - self.seconds)
@@ -133,42 +179,41 @@ class StepEstimate:
 
 
 def estimate_step(
-    family: str, fields: dict[str, Any], objective: Objective, runtime: Runtime, batch_size: int, micro_batch_size: int,
-    optim: OptimOptions, *, flops_per_token: float, memory_bytes: int, least_seconds: float = 2.0,
-    checkpoint_activations: bool = False,
-) -> StepEstimate:  # fmt: skip
-    """Seconds and memory of a whole step: tried, where that takes seconds; else put together from shallow models of the
+    spec: StepSpec, *, flops_per_token: float, memory_bytes: int, least_seconds: float = 2.0
+) -> StepEstimate:
+    """Seconds and memory of a whole step: timed, where that takes seconds; else extrapolated from shallow models of the
     same width and one or two micro-batches, since both are linear in either; else, where even those do not fit, seconds
     alone, from the rate of a bare product."""
-    tokens, depth = micro_batch_size * fields["max_seq_len"], fields["n_layers"]
-    rate, n_micro = product_rate(runtime.precision, runtime.device), -(-batch_size // micro_batch_size)
+    tokens, depth = spec.micro_batch_size * spec.seq_len, spec.fields["n_layers"]
+    rate, n_micro = (
+        product_rate(spec.runtime.precision, spec.runtime.device),
+        -(-spec.batch_size // spec.micro_batch_size),
+    )
     expected = 2 * flops_per_token * tokens / rate
 
-    def tried(layers: int, micro: int, how: str = "put together from fewer layers") -> StepEstimate:
+    def timed(layers: int, micro: int, how: str = "extrapolated from fewer layers") -> StepEstimate:
         memory = PeakMemory(0.02)
-        seconds = step_seconds(
-            family, fields | {"n_layers": layers}, objective, runtime, micro * micro_batch_size, micro_batch_size,
-            optim, least_seconds=least_seconds, least_steps=-(-SETTLED // micro),
-            checkpoint_activations=checkpoint_activations,
-        )  # fmt: skip
+        tried = replace(spec, fields=spec.fields | {"n_layers": layers}, batch_size=micro * spec.micro_batch_size)
+        seconds = step_seconds(tried, least_seconds=least_seconds, least_steps=-(-SETTLED // micro))
         memory.done.set()
         return StepEstimate(seconds, memory.peak, how)
 
     def bytes_of(layers: int) -> int:
         return estimate_training_memory(
-            family, fields | {"n_layers": layers}, micro_batch_size=micro_batch_size, seq_len=fields["max_seq_len"],
-            precision=runtime.precision, optim=optim, checkpointing=checkpoint_activations,
+            spec.family, spec.fields | {"n_layers": layers}, micro_batch_size=spec.micro_batch_size,
+            seq_len=spec.seq_len, precision=spec.runtime.precision, optim=spec.optim,
+            checkpointing=spec.activation_checkpointing, target_len=spec.target_len,
         ).peak  # fmt: skip
 
     if expected * n_micro <= REAL_SECONDS and bytes_of(depth) < memory_bytes:
-        return tried(depth, n_micro, "tried")
+        return timed(depth, n_micro, "timed")
     low, high = FEW if depth > FEW[1] else (depth, depth)
     if expected * high / depth > 5 * REAL_SECONDS or bytes_of(high) > memory_bytes:
         return StepEstimate(expected * n_micro, None, "from the rate of a product, within a factor of two")
 
     def whole(micro: int) -> StepEstimate:
-        first = tried(low, micro)
-        return first if low == high else first.times((depth - low) / (high - low), tried(high, micro))
+        first = timed(low, micro)
+        return first if low == high else first.extrapolated((depth - low) / (high - low), timed(high, micro))
 
     one = whole(1)
     if n_micro == 1:

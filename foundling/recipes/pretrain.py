@@ -1,127 +1,107 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pretraining by a recipe, broken off and taken up again without a bit of difference."""
+"""Pretrain a decoder from left to right: `foundling raise DATA`, or continue with `--from DIR`."""
 
 from __future__ import annotations
 
-import signal
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import math
 from typing import Any
 
 import torch
 
-from foundling.data.loader import PackedBatches
-from foundling.data.shards import TokenShards
-from foundling.errors import Interrupted, MismatchError
-from foundling.models import family
+from foundling.contracts.records import BITS_PER_BYTE
+from foundling.data.ingest import Corpus
+from foundling.data.loader import evaluation_batches
+from foundling.decode.plain import generate
+from foundling.evaluate.baselines import compression
+from foundling.evaluate.baselines.ngram import ByteNGram
+from foundling.evaluate.perplexity import score
+from foundling.evaluate.tasks import tasks_for
 from foundling.objectives.causal import Causal
-from foundling.plan.memory import estimate_training_memory, spare_memory
-from foundling.recipes.progress import Show
-from foundling.recipes.recipe import Recipe
-from foundling.runtime.device import Runtime, compiler_missing
-from foundling.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from foundling.train.log import Log
-from foundling.train.loop import TrainOptions, TrainState, train
-from foundling.train.optim import Optimizer
-from foundling.train.step import is_compiled
+from foundling.recipes.publish import MAX_NGRAM_BYTES, Outcome
+from foundling.recipes.run import Run
+from foundling.recipes.text import (
+    EVALUATE_ROWS,
+    EVALUATE_STRIDE,
+    make_tokenizer,
+    packed_batches,
+    prepare_text,
+)
+from foundling.recipes.training import runtime_of
+from foundling.runtime.memory import trim_memory
+from foundling.text import Tokenizer
+
+N_SAMPLES = 50
+TEMPERATURE, TOP_P = 0.7, 0.95
+"""Of the samples, and of the model's generation_config.json."""
 
 
-class Stop:
-    """Set by SIGINT or SIGTERM: the step at hand is finished and saved first; a second signal ends at once."""
-
-    signal: int | None = None
-
-
-@contextmanager
-def stoppable() -> Iterator[Stop]:
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def hear(number: int, _: Any) -> None:
-        stop.signal = number
-        signal.signal(number, before[number])
-
-    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, hear)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def pretrain(
-    recipe: Recipe,
-    model: Any,
-    shards: TokenShards,
-    directory: Path,
-    show: Show,
-    bytes_per_token: float,
-    spent: float = 0.0,
-) -> tuple[Log, float]:
-    """Trains `model` in place to the end of the recipe, from the newest whole checkpoint in directory/checkpoints.
-
-    Returns the log and the seconds that runs before this one had spent. Raises Interrupted (75) or KeyboardInterrupt
-    after saving when told to stop.
-    """
-    runtime = Runtime(recipe.device, recipe.precision, recipe.threads, compile=recipe.compile)
-    if recipe.compile and (missing := compiler_missing(recipe.device)):
-        raise MismatchError(f"the recipe compiles, and {missing} here; install it: uncompiled, the bits would differ")
-    if recipe.compile and not is_compiled(model):
-        show.line("compiling the layers at the first step")
-    sizes = family(recipe.family).module.sized(recipe.vocab_size, recipe.seq_len, recipe.d_model, recipe.n_layers)
-    spare_memory(
-        estimate_training_memory(
-            recipe.family,
-            sizes,
-            micro_batch_size=recipe.micro_batch_size,
-            seq_len=recipe.seq_len,
-            precision=recipe.precision,
-            optim=recipe.optim(),
-            checkpointing=recipe.checkpoint_activations,
-        )
+def pretrain(run: Run) -> dict[str, Any]:
+    corpus = run.corpus()
+    recipe, tokenizer = run.settle(corpus, lambda: prepare_text(run, corpus), make_tokenizer)
+    tokens, model = run.tokens(corpus, tokenizer), run.model()
+    run.train(
+        model, Causal(), packed_batches(recipe, tokens.train), 1 / run.prediction["bytes_per_token"] / math.log(2)
     )
-    state = TrainState(model, Optimizer(model, recipe.optim()))
-    found, damaged = latest_checkpoint(directory / "checkpoints")
-    for line in damaged:
-        show.line(f"note: checkpoint {line}; going back to the one before")
-    if found:
-        about = load_checkpoint(found, state)
-        spent += about["seconds"]
-        show.line(f"going on from step {state.step} of {recipe.total_steps}")
-    log = Log(directory / "log.jsonl", after_step=state.step)
-    before = log.entries[-1]["seconds"] if log.entries else 0.0
-    batches = PackedBatches(shards, seq_len=recipe.seq_len, batch_size=recipe.batch_size, seed=recipe.seed)
-    options = TrainOptions(recipe.micro_batch_size, recipe.clip, recipe.checkpoint_activations)
-    per_step = recipe.batch_size * recipe.seq_len
-    begin = time.monotonic()
-    bits = 1 / (bytes_per_token * torch.log(torch.tensor(2.0)).item())
+    with run.measuring("measuring the held-out loss"):
+        seq_len = recipe.train.seq_len
+        batches = evaluation_batches(
+            tokens.held_out, seq_len=seq_len, batch_size=EVALUATE_ROWS, stride=max(1, seq_len // EVALUATE_STRIDE)
+        )
+        held_out = score(model, Causal(), batches, corpus.held_out_bytes, runtime_of(recipe))
+    run.progress.line(
+        f"held out: {held_out.loss:.3f} nats a token, {held_out.bits_per_byte:.3f} bits per byte "
+        f"after {run.seconds:.0f} s"
+    )
+    trim_memory()  # what training has freed: baselines would take theirs beside it
+    with run.clock.phase("baselines"):
+        run.progress.line("measuring gzip, xz and a byte 6-gram on the same text")
+        baselines, ngram = measure_baselines(corpus)
+    with run.clock.phase("samples"):
+        run.progress.line("sampling")
+        samples = sample(model, tokenizer, seq_len, recipe.seed)
+        results = [
+            result
+            for task in tasks_for(recipe.data.source, corpus.held_out)
+            for result in task(samples, ngram, corpus.held_out, TEMPERATURE)
+        ]
+    note = f"from an empty prompt, temperature {TEMPERATURE}, top-p {TOP_P}"
+    return run.publish(
+        Outcome(
+            kind="base model", model=model, tokenizer=tokenizer, corpus=corpus, tokens=tokens, metric=BITS_PER_BYTE,
+            figures={"loss": held_out.loss, "bits_per_byte": held_out.bits_per_byte}, baselines=baselines,
+            results=results, samples=[{"prompt": "", "text": text, "note": note} for text, _ in samples],
+            generation=generation_config(tokenizer),
+            next_commands=[("foundling chat {}", "continue text of your own")],
+        )
+    )  # fmt: skip
 
-    with (
-        stoppable() as stop,
-        show.bar("training", recipe.total_steps, done=state.step, scale=per_step, unit="tokens") as bar,
-    ):
-        for step in train(state, Causal(), batches, recipe.make_schedule(), options, runtime):
-            skipped = step.skipped
-            loss = None if skipped else round(step.loss, 5)
-            log.write(
-                step=step.n, tokens=step.n * per_step, seconds=round(before + time.monotonic() - begin, 3), loss=loss,
-                bits_per_byte=None if loss is None else round(loss * bits, 5), lr=recipe.learning_rate * step.lr_scale,
-                grad_norm=None if skipped else round(step.grad_norm, 5), skipped=skipped,
-            )  # fmt: skip
-            bar.advance("skipped" if loss is None else f"loss {loss:.3f}")
-            if stop.signal or step.n % recipe.checkpoint_every == 0 or step.n == recipe.total_steps:
-                save_checkpoint(directory / "checkpoints", state, {"seconds": spent + show.elapsed})
-            if stop.signal:
-                log.close()
-                if stop.signal == signal.SIGINT:
-                    raise KeyboardInterrupt
-                raise Interrupted(f"stopped at step {step.n} of {recipe.total_steps}; go on with --resume")
-    log.close()
-    return log, spent
+
+def generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
+    eos = tokenizer.eos
+    bos = eos if tokenizer.bos is None else tokenizer.bos
+    return {"bos_token_id": bos, "eos_token_id": eos, "do_sample": True, "temperature": TEMPERATURE, "top_p": TOP_P}
+
+
+def measure_baselines(corpus: Corpus) -> tuple[dict[str, float], ByteNGram]:
+    """Held-out bits per byte of compressors and of a byte 6-gram fitted to the training text (its first 32 MB)."""
+    held_out = [d.text.encode() for d in corpus.held_out]
+    training, left = [], MAX_NGRAM_BYTES
+    for document in corpus.train():
+        text = document.text.encode()[:left]
+        training.append(text)
+        left -= len(text)
+        if left <= 0:
+            break
+    ngram = ByteNGram.fit(training)
+    return {**compression.bits_per_byte(held_out), "ngram": ngram.bits_per_byte(held_out)}, ngram
+
+
+def sample(model: Any, tokenizer: Tokenizer, seq_len: int, seed: int) -> list[tuple[str, bool]]:
+    """Texts from an empty prompt, and whether each was cut off before its own end."""
+    opening = tokenizer.eos if tokenizer.bos is None else tokenizer.bos
+    with torch.compiler.set_stance("force_eager"):
+        rows = generate(
+            model.eval(), [[opening]] * N_SAMPLES, max_tokens=seq_len - 1, temperature=TEMPERATURE, top_p=TOP_P,
+            seed=seed, stop=[tokenizer.eos],
+        )  # fmt: skip
+    return [(tokenizer.decode(row.tokens), row.finish == "length") for row in rows]

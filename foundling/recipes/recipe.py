@@ -1,135 +1,260 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A raising as data: what was asked for, and the recipe it resolves to, from which the same weights come again."""
+"""A run as data: what was asked for, and the recipe that it resolves to, from which the same weights come again.
+
+These dataclasses import no torch: the command line builds its flags and help from them. The docstring under a field is
+its help text. A default stands here, or in the class that a section is (OptimOptions, Schedule), and nowhere else.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib import resources
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
-from foundling.config import from_dict, nearest, to_dict
+from foundling.config import hints, merged, nested, partial_dict
 from foundling.errors import ConfigError
-from foundling.models import FAMILIES, family
-from foundling.plan.budget import Budget, Unit
-from foundling.runtime.device import Precision
-from foundling.text.tokenizer import MULTIPLE, SMALLEST
-from foundling.train.optim import OptimOptions
+from foundling.plan.budget import Budget
+from foundling.train.options import OptimOptions, TrainOptions
 from foundling.train.schedule import Schedule
+
+Precision = Literal["float32", "bfloat16"]
+ObjectiveKind = Literal["causal", "masked", "span", "infill", "distill"]
+
+
+def _at_least(values: Any, least: float, *names: str) -> None:
+    for name in names:
+        if getattr(values, name) < least:
+            raise ConfigError(f"'{name}' is {getattr(values, name)}, expected at least {least:g}")
+
+
+def _share(values: Any, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(values, name) <= 1:
+            raise ConfigError(f"'{name}' is {getattr(values, name)}, expected 0 to 1")
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Every figure that the weights depend on; nothing here is looked up, probed or timed again."""
-
-    data: str
-    """a path, or 'builtin:NAME'"""
-    total_steps: int
-    vocab_size: int
-    d_model: int
-    n_layers: int
-    seq_len: int
-    batch_size: int
-    """rows of seq_len tokens in a step"""
-    micro_batch_size: int
-    threads: int
-    precision: Precision
-    compile: bool
-    device: str
-    data_share: float = 1.0
-    """of the training documents that are read, chosen by their hash; below 1 where the budget cannot use all"""
-    fim_rate: float = 0.0
-    """of the training documents that are rearranged to learn to fill in the middle (data/fim.py)"""
-    family: str = "llama"
+class DataSpec:
+    source: str
+    """file or folder of text, code, .jsonl or .parquet, or builtin:NAME"""
     field: str = "text"
-    seed: int = 0
-    optimizer: Literal["muon", "adamw"] = "muon"
-    learning_rate: float = 0.02
-    matrix_learning_rate: float = 0.02
-    weight_decay: float = 0.01
-    schedule: Literal["wsd", "cosine"] = "wsd"
-    warmup_steps: int = 0
-    decay_share: float = 0.8
-    clip: float = 1.0
-    checkpoint_every: int = 100
-    checkpoint_activations: bool = False
-    """computes layers twice instead of keeping their insides, where memory asks for it"""
+    """name of the text in rows of JSON lines and Parquet"""
+    vocab_size: int = 4096
+    """size of the tokenizer that is trained on the data"""
+    share: float = 1.0
+    """share of the training text that is used, chosen by hash; below 1 where the budget cannot use all"""
+    fim_rate: float = 0.0
+    """share of the training documents rearranged for fill-in-the-middle"""
 
     def __post_init__(self) -> None:
-        for name in (
-            "total_steps",
-            "d_model",
-            "n_layers",
-            "seq_len",
-            "batch_size",
-            "micro_batch_size",
-            "checkpoint_every",
-        ):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"'{name}' is {getattr(self, name)}, expected at least 1")
+        from foundling.text.tokenizer import MULTIPLE, SMALLEST
+
         if self.vocab_size % MULTIPLE or self.vocab_size < SMALLEST:
             raise ConfigError(
                 f"'vocab_size' is {self.vocab_size}, expected a multiple of {MULTIPLE} from {SMALLEST} up"
             )
-        if not 0 < self.data_share <= 1:
-            raise ConfigError(f"'data_share' is {self.data_share}, expected above 0, at most 1")
-        if not 0 <= self.fim_rate <= 1:
-            raise ConfigError(f"'fim_rate' is {self.fim_rate}, expected 0 to 1")
-        for name in ("learning_rate", "matrix_learning_rate", "clip"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ConfigError(f"'{name}' is {getattr(self, name)}, expected a positive number")
-        if family(self.family).kind != "decoder":
-            readers = ", ".join(name for name, entry in FAMILIES.items() if entry.kind == "decoder")
-            raise ConfigError(
-                f"'family' is {self.family}, which does not read from left to right; use one of {readers}"
-            )
-        if self.d_model % 32:
-            raise ConfigError(f"'d_model' is {self.d_model}, expected a multiple of 32 (the width of a head)")
+        if not 0 < self.share <= 1:
+            raise ConfigError(f"'share' is {self.share}, expected above 0, at most 1")
+        _share(self, "fim_rate")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One of family, preset and directory says where the model comes from; `fields` of the family's configuration are
+    set on top (any of them: --model.n-kv-heads 2)."""
+
+    family: str = "llama"
+    """model family (foundling families)"""
+    preset: str | None = None
+    """published size (foundling families); its fields are fixed"""
+    directory: str | None = None
+    """model directory to continue from, with its tokenizer"""
+    weights_hash: str | None = None
+    """hash of the weights in `directory`; filled in when the recipe is resolved"""
+    fields: dict[str, Any] = field(default_factory=dict)
+    """fields of the family's configuration"""
+
+
+@dataclass(frozen=True)
+class ObjectiveSpec:
+    kind: ObjectiveKind = "causal"
+    """what is learnt; follows from the family unless given"""
+    mask_rate: float = 0.15
+    """masked, span: share of the tokens that are hidden"""
+    infill_rate: float = 0.3
+    """infill: share of the tokens that are hidden"""
+    mean_span: float = 3.0
+    """span, infill: mean length of a hidden span in tokens"""
+    teacher: str | None = None
+    """distill: model directory of the teacher, whose tokenizer the student takes"""
+    teacher_hash: str | None = None
+    """hash of the teacher's weights; filled in when the recipe is resolved"""
+    temperature: float = 2.0
+    """distill: softens both distributions"""
+    alpha: float = 0.5
+    """distill: weight of the teacher; the text itself has 1 - alpha"""
+
+    def __post_init__(self) -> None:
+        _share(self, "alpha")
+        for name in ("mask_rate", "infill_rate"):
+            if not 0 < getattr(self, name) < 1:
+                raise ConfigError(f"'{name}' is {getattr(self, name)}, expected above 0 and below 1")
+        _at_least(self, 1, "mean_span")
+        if self.temperature <= 0:
+            raise ConfigError(f"'temperature' is {self.temperature}, expected a positive number")
+
+
+@dataclass(frozen=True)
+class ScheduleSpec:
+    kind: Literal["wsd", "cosine"] = Schedule.kind
+    """wsd: constant, then linear decay; cosine"""
+    warmup_steps: int = Schedule.warmup_steps
+    """steps of linear warm-up"""
+    decay_share: float = Schedule.decay_share
+    """wsd: share of the steps in which the rate falls"""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "warmup_steps")
+        if not 0 < self.decay_share <= 1:
+            raise ConfigError(f"'decay_share' is {self.decay_share}, expected above 0, at most 1")
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    total_steps: int
+    """optimiser steps"""
+    seq_len: int
+    """tokens in a row"""
+    batch_size: int
+    """rows in a step"""
+    micro_batch_size: int
+    """rows that go through the model at once; changes memory, not the result"""
+    clip: float = TrainOptions.clip
+    """largest norm of the gradient"""
+    activation_checkpointing: bool = TrainOptions.activation_checkpointing
+    """recompute layers in the backward pass instead of keeping their activations"""
+    ema_decay: float | None = None
+    """decay of an exponential moving average of the weights, which is what is saved; none unless given"""
+    checkpoint_every: int = 100
+    """steps between checkpoints"""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "total_steps", "seq_len", "batch_size", "micro_batch_size", "checkpoint_every")
+        if not 0 < self.clip < float("inf"):
+            raise ConfigError(f"'clip' is {self.clip}, expected a positive number")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ConfigError(f"'ema_decay' is {self.ema_decay}, expected above 0 and below 1")
 
     @property
     def tokens(self) -> int:
+        """that training reads"""
         return self.total_steps * self.batch_size * self.seq_len
 
-    def optim(self) -> OptimOptions:
-        return OptimOptions(
-            optimizer=self.optimizer,
-            learning_rate=self.learning_rate,
-            matrix_learning_rate=self.matrix_learning_rate,
-            weight_decay=self.weight_decay,
-        )
+
+@dataclass(frozen=True)
+class RuntimeSpec:
+    device: str
+    """cpu or cuda"""
+    precision: Precision
+    """what autocast computes in; parameters are float32"""
+    threads: int
+    """CPU threads"""
+    compile: bool
+    """torch.compile of the layers"""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "threads")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every figure that the weights depend on; nothing in it is looked up, probed or timed again."""
+
+    data: DataSpec
+    model: ModelSpec
+    objective: ObjectiveSpec
+    optim: OptimOptions
+    schedule: ScheduleSpec
+    train: TrainSpec
+    runtime: RuntimeSpec
+    seed: int = 0
+    """seed of everything random"""
 
     def make_schedule(self) -> Schedule:
-        return Schedule(self.total_steps, self.schedule, self.warmup_steps, self.decay_share)
+        return Schedule(
+            self.train.total_steps, self.schedule.kind, self.schedule.warmup_steps, self.schedule.decay_share
+        )
+
+    def train_options(self) -> TrainOptions:
+        t = self.train
+        return TrainOptions(
+            t.micro_batch_size, clip=t.clip, activation_checkpointing=t.activation_checkpointing, seed=self.seed
+        )
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for: the data, a budget, and any fields of the recipe to be held fixed."""
+    """What the user asked for: the data, a budget, and any keys of the recipe to be held fixed (`given`, nested as the
+    recipe is). Raises ConfigError, naming the key, before any work is done."""
 
     data: str
-    unit: Unit = "seconds"
-    value: float = 180.0
+    budget: Budget = field(default_factory=Budget)
     licence: str | None = None
     given: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(Recipe)
-        free = [f.name for f in fields(Recipe) if f.name != "data"]
-        for key, value in self.given.items():
-            if key not in free:
-                raise ConfigError(f"unknown key '{key}'; {nearest(key, free)}")
-            checked = from_dict(dataclasses.make_dataclass("One", [(key, hints[key])]), {key: value}, where="recipe")
-            self.given[key] = getattr(checked, key)
-        needed = {f.name: 1 for f in fields(Recipe) if f.default is dataclasses.MISSING}
-        placeholder: dict[str, Any] = needed | {"data": "", "precision": "float32", "compile": False, "device": "cpu"}
-        placeholder |= {"vocab_size": SMALLEST, "d_model": 32}
-        Recipe(**(placeholder | self.given))  # ranges, before any work is done
+        object.__setattr__(self, "given", check_given(self.given))
 
-    @property
-    def budget(self) -> Budget:
-        return Budget(self.unit, self.value)
+    def get(self, key: str, default: Any = None) -> Any:
+        """What was given for a dotted key."""
+        value: Any = self.given
+        for part in key.split("."):
+            if not isinstance(value, dict) or part not in value:
+                return default
+            value = value[part]
+        return value
+
+
+def check_given(given: dict[str, Any]) -> dict[str, Any]:
+    """Names, types and ranges of some keys of a recipe; what is missing is filled with anything that passes."""
+    clean = partial_dict(Recipe, given, where="recipe")
+    fill = {int: 1, str: "cpu", bool: False, Precision: "float32"}
+    for name, values in clean.items():
+        section = nested(hints(Recipe)[name])
+        if section is not None:
+            missing = [f for f in dataclasses.fields(section) if f.default is dataclasses.MISSING]
+            needed = {f.name: fill[hints(section)[f.name]] for f in missing if f.default_factory is dataclasses.MISSING}
+            section(**(needed | values))
+    return clean
+
+
+UPGRADED = {
+    "data": "data.source", "field": "data.field", "vocab_size": "data.vocab_size", "data_share": "data.share",
+    "fim_rate": "data.fim_rate", "family": "model.family", "d_model": "model.fields.d_model",
+    "n_layers": "model.fields.n_layers", "optimizer": "optim.optimizer", "learning_rate": "optim.learning_rate",
+    "matrix_learning_rate": "optim.matrix_learning_rate", "weight_decay": "optim.weight_decay",
+    "schedule": "schedule.kind", "warmup_steps": "schedule.warmup_steps", "decay_share": "schedule.decay_share",
+    "total_steps": "train.total_steps", "seq_len": "train.seq_len", "batch_size": "train.batch_size",
+    "micro_batch_size": "train.micro_batch_size", "clip": "train.clip", "checkpoint_every": "train.checkpoint_every",
+    "checkpoint_activations": "train.activation_checkpointing", "device": "runtime.device",
+    "precision": "runtime.precision", "threads": "runtime.threads", "compile": "runtime.compile", "seed": "seed",
+}  # fmt: skip
+"""Keys of the flat recipes of format 1 -> dotted keys of today's."""
+
+
+def upgrade(values: dict[str, Any]) -> dict[str, Any]:
+    """A recipe file or record of format 1, which was flat, as nested dictionaries; a nested one as it is."""
+    flat = {key: value for key, value in values.items() if key in UPGRADED and not isinstance(value, dict)}
+    out = {key: value for key, value in values.items() if key not in flat}
+    for key, value in flat.items():
+        inner: Any = value
+        for part in reversed(UPGRADED[key].split(".")):
+            inner = {part: inner}
+        out = merged(out, inner)
+    return out
 
 
 def code_version() -> dict[str, str]:
@@ -152,7 +277,3 @@ def code_version() -> dict[str, str]:
     except PackageNotFoundError:  # run from a source tree
         release = "unreleased"
     return {"version": release, "sha256": digest.hexdigest()}
-
-
-def recipe_dict(recipe: Recipe) -> dict[str, Any]:
-    return to_dict(recipe)

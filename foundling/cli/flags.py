@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flags of the recipe, generated from its dataclasses: --section.field, and --field for short where it is clear.
+
+The docstring under a field is its help. `--model.FIELD` is open: any field of any family's configuration, which is
+checked when the family is known. Values are read as YAML reads them, and checked against the field's type.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import inspect
+import itertools
+import textwrap
+from typing import Any, get_args
+
+from foundling.config import hints, merged, nested, parse_scalar
+from foundling.recipes.recipe import Recipe
+
+ALIASES = {
+    "model.directory": ["--from"], "model.fields.d_model": ["--d-model"], "model.fields.n_layers": ["--n-layers"],
+    "data.share": ["--data-share"], "objective.kind": ["--objective"], "schedule.kind": ["--schedule"],
+    "train.activation_checkpointing": ["--activation-checkpointing", "--checkpoint-activations"],
+}  # fmt: skip
+"""short names that do not follow from the field's own"""
+HIDDEN = ("data.source", "model.weights_hash", "model.fields", "objective.teacher_hash")
+"""set by the argument DATA, or when the recipe is resolved"""
+EXTRA = {"model.fields.d_model": "width of the model", "model.fields.n_layers": "number of layers"}
+"""fields of the model that have a flag of their own"""
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # pyright: ignore[reportAttributeAccessIssue]
+    docs = {}
+    for field, text in itertools.pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            docs[ast.unparse(field.target)] = " ".join(str(text.value.value).split())
+    return docs
+
+
+def recipe_fields() -> dict[str, tuple[Any, str, Any]]:
+    """dotted key -> (type, help, default) of everything that a flag can set."""
+    found: dict[str, tuple[Any, str, Any]] = {}
+    for section, hint in hints(Recipe).items():
+        cls = nested(hint)
+        if cls is None:
+            found[section] = (hint, field_docs(Recipe).get(section, ""), Recipe.__dataclass_fields__[section].default)
+            continue
+        docs = field_docs(cls)
+        for field in dataclasses.fields(cls):
+            if f"{section}.{field.name}" not in HIDDEN:
+                found[f"{section}.{field.name}"] = (hints(cls)[field.name], docs.get(field.name, ""), field.default)
+        if section == "model":
+            found |= {key: (int, text, dataclasses.MISSING) for key, text in EXTRA.items()}
+    return found
+
+
+def options(key: str, taken: set[str]) -> list[str]:
+    """The flags of a dotted key, the full name first."""
+    full = "--" + key.replace("model.fields.", "model.").replace("_", "-")
+    short = ALIASES.get(key, ["--" + key.rpartition(".")[2].replace("_", "-")])
+    return list(dict.fromkeys([full, *(name for name in short if name not in taken)]))
+
+
+def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    """A group for each section of the recipe."""
+    taken, groups = set(parser._option_string_actions), dict[str, Any]()
+    for key, (hint, text, default) in recipe_fields().items():
+        section = key.partition(".")[0] if "." in key else "recipe"
+        if section not in groups:
+            note = "any field of the family's configuration: --model.FIELD VALUE" if section == "model" else None
+            groups[section] = parser.add_argument_group(section, note)
+        names = options(key, taken)
+        taken |= set(names)
+        known = default not in (dataclasses.MISSING, None)
+        shown = f"{text} (default {default})" if known else text
+        choices = [str(c) for c in get_args(hint) if isinstance(c, str)]
+        metavar = "{" + ",".join(choices) + "}" if choices else _metavar(hint)
+        groups[section].add_argument(*names, dest="key:" + key, metavar=metavar, help=shown.replace("%", "%%"))
+
+
+def _metavar(hint: Any) -> str:
+    kinds = [h for h in (hint, *get_args(hint)) if isinstance(h, type) and h is not type(None)]
+    return {"str": "TEXT", "bool": "true|false", "tuple": "LIST"}.get(kinds[0].__name__, kinds[0].__name__.upper())
+
+
+def split_model_flags(argv: list[str], known: set[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The arguments without `--model.FIELD VALUE` of fields that have no flag, and those fields."""
+    rest, fields, at = list[str](), list[tuple[str, str]](), 0
+    while at < len(argv):
+        name, sign, value = argv[at].partition("=")
+        if name.startswith("--model.") and name not in known and (sign or at + 1 < len(argv)):
+            if not sign:
+                at, value = at + 1, argv[at + 1]
+            fields.append((name.removeprefix("--model.").replace("-", "_"), value))
+        else:
+            rest.append(argv[at])
+        at += 1
+    return rest, fields
+
+
+def given_keys(args: argparse.Namespace) -> dict[str, Any]:
+    """What was given of the recipe, nested as it is."""
+    texts = {name.removeprefix("key:"): value for name, value in vars(args).items() if name.startswith("key:")}
+    texts = {key: text for key, text in texts.items() if text is not None}
+    texts |= {f"model.fields.{name}": text for name, text in args.model_fields}
+    known, given = recipe_fields(), dict[str, Any]()
+    for key, text in texts.items():
+        hint = known[key][0] if key in known else None
+        value: Any = text if hint is str or str in get_args(hint) else parse_scalar(text)
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        given = merged(given, value)
+    return given

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which kind of run a request is, and the ways to start one."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from foundling.recipes import run
+from foundling.recipes.models import objective_for
+from foundling.recipes.progress import Progress
+from foundling.recipes.recipe import Request
+from foundling.runtime.clock import Clock
+from foundling.weights.directory import MANIFEST, read_manifest
+
+SCRIPTS = {
+    "causal": "foundling.recipes.pretrain:pretrain",
+    "masked": "foundling.recipes.masked:masked",
+    "span": "foundling.recipes.seq2seq:seq2seq",
+    "infill": "foundling.recipes.seq2seq:seq2seq",
+    "distill": "foundling.recipes.distill:distill",
+}
+"""objective -> the kind of run that learns it"""
+
+
+def script_of(objective: str) -> run.Script:
+    module, _, name = SCRIPTS[objective].partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def raise_model(
+    request: Request, out: str | Path, *, progress: Progress | None = None, clock: Clock | None = None
+) -> dict[str, Any]:
+    """Raises a model of any kind into the directory `out`, which must be new or empty, and returns what
+    `foundling raise --json` prints."""
+    return run.start(script_of(objective_for(request)), request, out, progress=progress, clock=clock)
+
+
+def resume_model(out: str | Path, *, progress: Progress | None = None, clock: Clock | None = None) -> dict[str, Any]:
+    """Continues the unfinished run in `out`; its request is read from there."""
+    out = Path(out)
+    if (out / MANIFEST).exists() and not (out / "run" / "request.json").exists():
+        (progress or Progress(False)).line(f"{out} is complete")
+        return read_manifest(out).get("result", {})
+    request = run.stored_request(out)
+    script = script_of(objective_for(request))
+    return run.start(script, request, out, resume=True, progress=progress, clock=clock)
+
+
+def reproduce(
+    directory: str | Path,
+    *,
+    data: str | None = None,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+    clock: Clock | None = None,
+) -> dict[str, Any]:
+    """Runs the recipe of `directory` again and compares the weights; see run.reproduce."""
+    return run.reproduce(script_of, directory, data=data, out=out, progress=progress, clock=clock)

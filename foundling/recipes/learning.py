@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a text objective is: its loss, and what it makes of packed batches. Planning and training use the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from foundling.contracts.data import Batches
+from foundling.contracts.objective import Objective
+from foundling.data.transforms.infill import InfillBatches
+from foundling.data.transforms.mask import MaskedBatches
+from foundling.data.transforms.span import SpanBatches
+from foundling.data.transforms.special import mask_id, sentinel_ids
+from foundling.objectives.causal import Causal
+from foundling.objectives.distill import Distill
+from foundling.recipes.recipe import ObjectiveSpec, Recipe
+from foundling.text import Tokenizer
+from foundling.weights.directory import load
+
+
+@dataclass(frozen=True)
+class Learning:
+    objective: Objective
+    transform: Callable[[Batches], Batches] = lambda batches: batches
+    """packed batches -> what the objective reads"""
+    target_len: int | None = None
+    """columns of the target, where a source is read"""
+
+
+def target_len(spec: ObjectiveSpec, seq_len: int) -> int | None:
+    """Tokens of the target for a source of `seq_len`: what is hidden and a sentinel for each span, with some room; or
+    the whole text. None where there is no source."""
+    if spec.kind == "span":
+        return int(seq_len * spec.mask_rate * (1 + 1 / spec.mean_span)) + 16
+    return seq_len + 16 if spec.kind == "infill" else None
+
+
+def learning_of(spec: ObjectiveSpec, tokenizer: Tokenizer, fields: dict[str, Any], seq_len: int, seed: int) -> Learning:
+    """`fields`: of the model's configuration. Cross-entropy is the loss of all but distillation: what differs is which
+    tokens are read and which are asked for."""
+    if spec.kind == "distill":
+        assert spec.teacher
+        return Learning(Distill(load(spec.teacher), temperature=spec.temperature, alpha=spec.alpha))
+    if spec.kind == "masked":
+        hidden: dict[str, Any] = dict(
+            seed=seed, mask=mask_id(tokenizer), vocab_size=tokenizer.vocab_size, rate=spec.mask_rate
+        )
+        return Learning(Causal(), lambda batches: MaskedBatches(batches, kept=(tokenizer.eos,), **hidden))
+    target = target_len(spec, seq_len)
+    if target is None:
+        return Learning(Causal())
+    common: dict[str, Any] = dict(
+        seed=seed, eos=tokenizer.eos, start_id=fields["start_id"], mean_span=spec.mean_span, target_len=target
+    )
+    if spec.kind == "infill":
+        mask = mask_id(tokenizer)
+        return Learning(
+            Causal(), lambda batches: InfillBatches(batches, mask=mask, rate=spec.infill_rate, **common), target
+        )
+    marks = sentinel_ids(tokenizer)
+    return Learning(
+        Causal(), lambda batches: SpanBatches(batches, sentinels=marks, density=spec.mask_rate, **common), target
+    )
+
+
+def learning_for(recipe: Recipe, tokenizer: Tokenizer) -> Learning:
+    """Of a resolved recipe."""
+    return learning_of(recipe.objective, tokenizer, recipe.model.fields, recipe.train.seq_len, recipe.seed)

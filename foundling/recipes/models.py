@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a ModelSpec to a model: a family and its fields, a published size, or a directory to continue from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foundling.blocks.init import initialise
+from foundling.config import from_dict, merged, nearest, to_dict
+from foundling.errors import ConfigError, MismatchError
+from foundling.models import FAMILIES, build, family, family_of
+from foundling.recipes.recipe import ModelSpec, ObjectiveSpec, Recipe, Request
+from foundling.runtime.rng import generator
+from foundling.weights.directory import load, weights_hash
+
+OBJECTIVES = {
+    "decoder": ("causal", "distill"), "encoder": ("masked",), "seq2seq": ("span", "infill"),
+}  # fmt: skip
+"""kind of family -> objectives that it is raised by, the usual one first"""
+INFILLED = ("bart",)
+"""families whose usual objective is to write the whole text again (Lewis et al. 2019)"""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model comes from. `fields` are all of its configuration where that is fixed, else None; `overrides` are
+    laid over what a size has."""
+
+    family: str
+    fields: dict[str, Any] | None
+    overrides: dict[str, Any]
+    preset: str | None = None
+    directory: str | None = None
+    model: Any = None
+    """loaded from `directory`"""
+    weights_hash: str | None = None
+
+
+def presets() -> dict[str, str]:
+    """preset -> family"""
+    return {preset: name for name in FAMILIES for preset in family(name).module.PRESETS}
+
+
+def find_preset(preset: str) -> tuple[str, dict[str, Any]]:
+    """(family, fields); ConfigError with the nearest name."""
+    known = presets()
+    if preset not in known:
+        raise ConfigError(f"unknown preset '{preset}'; {nearest(preset, list(known))} (foundling families lists them)")
+    return known[preset], dict(family(known[preset]).module.PRESETS[preset])
+
+
+def family_for(given: dict[str, Any]) -> str:
+    """The family that the model section of a request names, by whichever of its keys; nothing is loaded."""
+    if preset := given.get("preset"):
+        return find_preset(preset)[0]
+    if directory := given.get("directory"):
+        from foundling.weights.configs import recognise
+
+        return recognise(Path(directory)).name
+    return family(given.get("family", ModelSpec.family)).name
+
+
+def find_origin(given: dict[str, Any]) -> Origin:
+    """Of the model section of a request. ConfigError where keys exclude each other or a field is unknown."""
+    overrides = dict(given.get("fields", {}))
+    named = [key for key in ("family", "preset", "directory") if given.get(key)]
+    if len(named) > 1 and (named != ["family", "preset"] or find_preset(given["preset"])[0] != given["family"]):
+        raise ConfigError(f"{' and '.join(named)} both say what the model is; leave one out")
+    if directory := given.get("directory"):
+        if overrides:
+            raise ConfigError(f"the model in {directory} has its fields; leave --model.{min(overrides)} out")
+        model = load(directory)
+        found = family_of(model)
+        return Origin(
+            found.name, to_dict(model.config), {}, directory=directory, model=model, weights_hash=weights_hash(model)
+        )
+    if preset := given.get("preset"):
+        name, fields = find_preset(preset)
+        check_fields(name, fields | overrides)
+        return Origin(name, fields | overrides, overrides, preset=preset)
+    name = given.get("family", ModelSpec.family)
+    family(name)
+    return Origin(name, None, overrides)
+
+
+def check_fields(name: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """The whole configuration, checked; ConfigError naming the field."""
+    return to_dict(from_dict(family(name).config, fields, where=f"{name} configuration"))
+
+
+def build_model(recipe: Recipe) -> Any:
+    """The model as training starts, on the recipe's device."""
+    spec = recipe.model
+    if spec.directory:
+        return load(spec.directory, device=recipe.runtime.device)
+    model = build(spec.family, device=recipe.runtime.device, **spec.fields)
+    initialise(model, generator("init", recipe.seed))
+    return model
+
+
+def check_parents(recipe: Recipe) -> None:
+    """MismatchError where a directory that the recipe builds on has other weights than it had."""
+    for directory, expected in parents(recipe).items():
+        found = weights_hash(load(directory))
+        if found != expected:
+            raise MismatchError(
+                f"{directory} has weights {found[:12]}, the recipe was resolved with {expected[:12]}; restore them"
+            )
+
+
+def parents(recipe: Recipe) -> dict[str, str]:
+    """directory -> hash of its weights, of all models that the run starts from."""
+    pairs = (
+        (recipe.model.directory, recipe.model.weights_hash),
+        (recipe.objective.teacher, recipe.objective.teacher_hash),
+    )
+    return {directory: digest for directory, digest in pairs if directory and digest}
+
+
+def objective_for(request: Request) -> str:
+    """The objective of a request: as given, or as its family is usually raised; ConfigError where it does not fit."""
+    given, teacher = request.get("objective.kind"), request.get("objective.teacher")
+    name = family_for(request.get("model", {}))
+    kind = FAMILIES[name].kind
+    if kind not in OBJECTIVES:
+        known = ", ".join(n for n, entry in FAMILIES.items() if entry.kind in OBJECTIVES)
+        raise ConfigError(f"family '{name}' is not raised from text; use one of {known}")
+    usual = "distill" if teacher else "infill" if name in INFILLED else OBJECTIVES[kind][0]
+    chosen = given or usual
+    if chosen not in OBJECTIVES[kind]:
+        raise ConfigError(f"objective '{chosen}' is not for {name}; known: {', '.join(OBJECTIVES[kind])}")
+    if (chosen == "distill") != bool(teacher):
+        raise ConfigError("distillation needs a teacher: give --teacher DIR, and no other objective")
+    return chosen
+
+
+def objective_of(request: Request) -> ObjectiveSpec:
+    """With what was given of its section, and the hash of a teacher's weights."""
+    values = merged({"kind": objective_for(request)}, request.get("objective", {}))
+    if (teacher := values.get("teacher")) and not values.get("teacher_hash"):
+        values["teacher_hash"] = weights_hash(load(teacher))
+    return from_dict(ObjectiveSpec, values, where="objective")

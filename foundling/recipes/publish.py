@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The end of a run: its record, report and model card, and the model directory, published whole."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from foundling.config import flattened
+from foundling.contracts.records import Metric, Result, RunRecord
+from foundling.data.datasets import licence_of
+from foundling.recipes.models import parents
+from foundling.recipes.recipe import Request, code_version
+from foundling.report import write_report
+from foundling.report.card import model_card
+from foundling.runtime.files import clear, output_errors, publish, write_bytes, write_json
+from foundling.runtime.machine import machine
+from foundling.weights.directory import MANIFEST, weights_hash, whole_tensors, write_manifest, write_weights
+
+MAX_NGRAM_BYTES = 32_000_000
+NGRAM_BYTES_PER_BYTE = 14
+TRIMMED_BYTES = 330 << 20
+"""Of the process once training has given back what it held."""
+N_SHOWN = 5
+"""samples in the report"""
+HISTORY = ("step", "tokens", "seconds", "loss", "bits_per_byte", "lr", "grad_norm")
+
+
+@dataclass
+class Outcome:
+    """What a kind of run knows at its end, and run.py does not."""
+
+    kind: str
+    """in words: "base model", "masked language model" """
+    model: Any
+    tokenizer: Any
+    corpus: Any
+    tokens: Any
+    metric: Metric
+    figures: dict[str, float]
+    """held-out figures; `metric.key` among them"""
+    loss_unit: str = "nats per token"
+    baselines: dict[str, float] = field(default_factory=dict)
+    results: list[Result] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    generation: dict[str, Any] | None = None
+    """generation_config.json, where the model generates"""
+    pipeline_tag: str = "text-generation"
+    next_commands: list[tuple[str, str]] = field(default_factory=list)
+    """(command with {} for the directory, purpose)"""
+
+
+def publish_run(run: Any, outcome: Outcome) -> dict[str, Any]:
+    """Writes everything aside and publishes it, foundling.json last. Returns the --json object. `run`: a Run"""
+    progress, prediction, recipe = run.progress, run.prediction, run.recipe
+    peak = max(run.memory.sample(), run.memory.peak)
+    actual = {
+        "seconds": round(run.seconds, 1),
+        "peak_bytes": peak,
+        "joules": run.meter.read(run.seconds, recipe.runtime.threads, peak),
+        **{name: round(value, 5) for name, value in outcome.figures.items()},
+    }
+    result = {
+        "model_dir": str(run.out),
+        "kind": outcome.kind,
+        "params": prediction["params"],
+        "tokens": recipe.train.tokens,
+        "predicted": {key: prediction[key] for key in actual if key in prediction},
+        "actual": actual,
+        "metric": outcome.metric.key,
+        "baselines": {name: round(value, 5) for name, value in outcome.baselines.items()},
+        "results": [asdict(r) | {"scores": []} for r in outcome.results],
+        "source_bytes": outcome.corpus.source_bytes,
+        "phases": run.clock.seconds_by_phase(),
+    }
+    with run.clock.phase("write"):
+        _write(run, outcome, make_record(run, outcome, result), result)
+    _print_result(run, outcome, result, progress)
+    return result
+
+
+def make_record(run: Any, outcome: Outcome, result: dict[str, Any]) -> RunRecord:
+    recipe, corpus, prediction, tokens = run.recipe, outcome.corpus, run.prediction, outcome.tokens
+    settings, given = flattened(asdict(recipe)), {*flattened(run.request.given), "data.source"}
+    name, quoted = run.out.resolve().name, shlex.quote(str(run.out))
+    commands = [*outcome.next_commands, ("foundling check {}", "check every file against its hash"),
+                ("foundling reproduce {}", "raise it again, bit for bit")]  # fmt: skip
+    return RunRecord(
+        kind=outcome.kind,
+        name=name,
+        command=command(run.request, run.out),
+        created=time.strftime("%Y-%m-%d %H:%M"),
+        directory=str(run.out),
+        family=recipe.model.family,
+        params=prediction["params"],
+        settings={
+            key: {"value": value, "by": "given" if key in given else "chosen"}
+            for key, value in settings.items()
+            if value is not None
+        },
+        tokens=recipe.train.tokens,
+        bytes=int(recipe.train.tokens * tokens.train.n_bytes / max(1, tokens.train.n_tokens)),
+        flops=prediction["flops"],
+        data={
+            "source": recipe.data.source, "documents": corpus.train_documents, "bytes": corpus.train_bytes,
+            "removed": dict(corpus.removed) | dict(corpus.skipped), "held_out_documents": len(corpus.held_out),
+            "held_out_bytes": corpus.held_out_bytes, "hash": corpus.data_hash, "licence": licence(run),
+        },
+        predicted=result["predicted"],
+        actual=result["actual"],
+        history=[{key: e[key] for key in HISTORY if key in e} for e in run.log.entries],  # pyright: ignore
+        metric=outcome.metric,
+        loss_unit=outcome.loss_unit,
+        baselines=result["baselines"],
+        results=outcome.results,
+        samples=outcome.samples[:N_SHOWN],  # pyright: ignore[reportArgumentType]
+        machine=machine(),
+        timeline=run.clock.timeline,
+        law_error=prediction.get("law_error"),
+        tokenizer=tokenizer_view(outcome),
+        next_commands=[{"command": c.format(quoted), "purpose": purpose} for c, purpose in commands],
+        parents=[f"{Path(d).name} ({h[:12]})" for d, h in parents(recipe).items()],
+        pipeline_tag=outcome.pipeline_tag,
+    )  # fmt: skip
+
+
+def licence(run: Any) -> str | None:
+    """As stated, or of a built-in data set as it states itself."""
+    return run.request.licence or licence_of(run.recipe.data.source)
+
+
+def tokenizer_view(outcome: Outcome) -> Any:
+    tokenizer, held_out = outcome.tokenizer, outcome.corpus.held_out
+    text = held_out[0].text[:4000]
+    pieces = tokenizer.pieces(text)
+    vocabulary = tokenizer.backend.get_vocab(with_added_tokens=False).items()
+    longest = islice(sorted(vocabulary, key=lambda item: -len(item[0])), 40)
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        "snippets": [tokenizer.pieces(d.text[:500]) for d in held_out[:2]],
+        "bytes_per_token": outcome.tokens.held_out.n_bytes / max(1, outcome.tokens.held_out.n_tokens),
+        "tokens_per_word": len(pieces) / max(1, len(text.split())),
+        "longest": [tokenizer.decode([i]) for _, i in longest if i not in tokenizer.special][:12],
+    }
+
+
+def command(request: Request, out: Path) -> str:
+    """The command line that asks for the same."""
+    parts = ["foundling", "raise"]
+    if not request.data.startswith("builtin:"):
+        parts.append(shlex.quote(request.data))
+    parts.append(str(request.budget))
+    for key, value in flattened(request.given).items():
+        option = key.replace("model.fields.", "model.").replace("_", "-")
+        parts.append(f"--{option} {shlex.quote(str(value))}")
+    return " ".join([*parts, f"--out {shlex.quote(str(out))}"])
+
+
+def _write(run: Any, outcome: Outcome, record: RunRecord, result: dict[str, Any]) -> None:
+    staging, recipe = run.directory / "staging", run.recipe
+    with output_errors(run.out):
+        clear(staging)
+        staging.mkdir(parents=True)
+        write_weights(outcome.model, whole_tensors(outcome.model), staging)
+        outcome.tokenizer.save(staging)
+        if outcome.generation:
+            write_json(staging / "generation_config.json", outcome.generation)
+        write_report(record, staging / "report.html")
+        write_json(staging / "report.json", asdict(record))
+        card = model_card(record, model_id=record.name, parents=record.parents)
+        write_bytes(staging / "README.md", card.encode())
+        write_bytes(staging / "log.jsonl", (run.directory / "log.jsonl").read_bytes())
+        about = {
+            "kind": outcome.kind,
+            "weights_hash": weights_hash(outcome.model),
+            "recipe": asdict(recipe),
+            "data_hash": outcome.corpus.data_hash,
+            "licence": licence(run),
+            "code": code_version(),
+            "machine": machine(),
+            "parents": [{"name": Path(d).name, "weights_hash": h} for d, h in parents(recipe).items()],
+            "prediction": run.prediction,
+            "result": result,
+        }
+        write_manifest(staging, about)
+        publish(staging, run.out, MANIFEST)
+        clear(run.directory)
+
+
+def _print_result(run: Any, outcome: Outcome, result: dict[str, Any], progress: Any) -> None:
+    predicted, actual = result["predicted"], result["actual"]
+    progress.line(f"  {'':14}{'predicted':>12}{'actual':>12}")
+    for name, unit, scale in (("seconds", "s", 1), ("peak_bytes", "GiB", 2**30), ("loss", outcome.loss_unit, 1),
+                              (outcome.metric.key, outcome.metric.name, 1)):  # fmt: skip
+        if name not in actual or (name == "loss" and outcome.metric.key == "loss"):
+            continue
+        value = actual[name] / scale
+        if predicted.get(name) is None:
+            progress.line(f"  {name:14}{'–':>12}{value:>12.4g} {unit}")
+        else:
+            p = predicted[name] / scale
+            progress.line(f"  {name:14}{p:>12.4g}{value:>12.4g} {unit} ({value / p - 1:+.1%})")
+    figures = {"this model": outcome.figures[outcome.metric.key]} | outcome.baselines
+    if outcome.baselines:
+        progress.line(f"{outcome.metric.name}: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+    for r in outcome.results:
+        if r.value is not None:
+            interval = "" if r.low is None else f" (95 %: {r.low:.3f} to {r.high:.3f})"
+            progress.line(f"{r.task}, {r.subject}: {r.metric} {r.value:.3f} of {r.n}{interval}")
+    progress.line(f"model:  {run.out}")
+    progress.line(f"report: {os.path.join(run.out, 'report.html')}")
+    if outcome.next_commands:
+        progress.line(f"next:   {outcome.next_commands[0][0].format(shlex.quote(str(run.out)))}")

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training by a recipe, stopped and resumed without a bit of difference: checkpoints, signals, log, progress."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from foundling.contracts.data import Batches
+from foundling.contracts.objective import ContrastiveObjective, Objective
+from foundling.errors import Interrupted, MismatchError
+from foundling.recipes.progress import Progress
+from foundling.recipes.recipe import Recipe
+from foundling.runtime.device import Runtime, compiler_missing
+from foundling.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from foundling.train.log import Log
+from foundling.train.loop import train
+from foundling.train.state import TrainState
+from foundling.train.step import is_compiled
+
+
+class Stop:
+    """Set by SIGINT or SIGTERM: the step under way is finished and saved first; a second signal ends at once."""
+
+    signal: int | None = None
+
+
+@contextmanager
+def stoppable() -> Iterator[Stop]:
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(number: int, _: Any) -> None:
+        stop.signal = number
+        signal.signal(number, before[number])
+
+    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def runtime_of(recipe: Recipe) -> Runtime:
+    r = recipe.runtime
+    return Runtime(r.device, r.precision, r.threads, compile=r.compile)
+
+
+def run_training(
+    recipe: Recipe,
+    model: Any,
+    objective: Objective | ContrastiveObjective,
+    batches: Batches,
+    directory: Path,
+    progress: Progress,
+    elapsed: Callable[[], float],
+    bits_per_nat: float | None = None,
+) -> tuple[Log, float]:
+    """Trains `model` in place to the end of the recipe, from the newest whole checkpoint in directory/checkpoints.
+
+    Returns the log and the seconds that earlier processes had spent; `elapsed` says what this one has. With
+    `bits_per_nat` the log states the loss in bits per byte too. Raises Interrupted (exit code 75) or KeyboardInterrupt,
+    after saving, when told to stop."""
+    runtime = runtime_of(recipe)
+    if runtime.compile and (missing := compiler_missing(runtime.device)):
+        raise MismatchError(f"the recipe compiles, and {missing} here; install it: uncompiled, the bits would differ")
+    if runtime.compile and not is_compiled(model):
+        progress.line("compiling the layers at the first step")
+    state = TrainState.build(model, recipe.optim, ema_decay=recipe.train.ema_decay)
+    found, damaged = latest_checkpoint(directory / "checkpoints")
+    for line in damaged:
+        progress.line(f"note: checkpoint {line}; using the one before")
+    spent = 0.0
+    if found:
+        spent = load_checkpoint(found, state, batches=batches)["seconds"]
+        progress.line(f"resuming at step {state.step} of {recipe.train.total_steps}")
+    log = Log(directory / "log.jsonl", after_step=state.step)
+    logged = log.entries[-1]["seconds"] if log.entries else 0.0
+    total, per_step, start = recipe.train.total_steps, recipe.train.batch_size * recipe.train.seq_len, time.monotonic()
+
+    with (
+        stoppable() as stop,
+        progress.bar("training", total, done=state.step, scale=per_step, unit="tokens") as bar,
+    ):
+        for step in train(state, objective, batches, recipe.make_schedule(), recipe.train_options(), runtime):
+            loss = None if step.skipped else round(step.loss, 5)
+            bits = {} if bits_per_nat is None else {"bits_per_byte": loss and round(loss * bits_per_nat, 5)}
+            log.write(
+                step=step.n, tokens=step.n * per_step, seconds=round(logged + time.monotonic() - start, 3), loss=loss,
+                **bits, lr=recipe.optim.learning_rate * step.lr_scale,
+                grad_norm=None if step.skipped else round(step.grad_norm, 5), skipped=step.skipped,
+            )  # fmt: skip
+            bar.advance("skipped" if loss is None else f"loss {loss:.3f}")
+            if stop.signal or step.n % recipe.train.checkpoint_every == 0 or step.n == total:
+                save_checkpoint(directory / "checkpoints", state, {"seconds": spent + elapsed()}, batches=batches)
+            if stop.signal:
+                log.close()
+                if stop.signal == signal.SIGINT:
+                    raise KeyboardInterrupt
+                raise Interrupted(f"stopped at step {step.n} of {total}; continue with --resume")
+    log.close()
+    return log, spent
