@@ -90,6 +90,8 @@ def make_parser(command: str | None = None) -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
         sub.add_argument("--debug", action="store_true", help="show tracebacks")
         sub.set_defaults(run=module.run, parser=sub)
+        words = [f"[{a.dest.upper()}]" if a.nargs == "?" else a.dest.upper() for a in sub._get_positional_actions()]
+        sub.usage = f"foundling {name} {' '.join([*words, '[options]'])}"
     return parser
 
 

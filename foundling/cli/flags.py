@@ -26,6 +26,8 @@ ALIASES = {
 """short names that do not follow from the field's own"""
 HIDDEN = ("data.source", "model.weights_hash", "model.fields", "objective.teacher_hash")
 """set by the argument DATA, or when the recipe is resolved"""
+CHOSEN = ("data.share", "schedule.warmup_steps", "train.activation_checkpointing", "train.checkpoint_every")
+"""have a default and are chosen by the plan all the same, as are the fields without one"""
 EXTRA = {"model.fields.d_model": "width of the model", "model.fields.n_layers": "number of layers"}
 """fields of the model that have a flag of their own"""
 
@@ -74,11 +76,14 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
             groups[section] = parser.add_argument_group(section, note)
         names = options(key, taken)
         taken |= set(names)
-        known = default not in (dataclasses.MISSING, None)
-        shown = f"{text} (default {default})" if known else text
+        chosen = key in CHOSEN or default is dataclasses.MISSING
+        if chosen:
+            text += " (chosen unless given)"
+        elif default is not None:
+            text += f" (default {default})"
         choices = [str(c) for c in get_args(hint) if isinstance(c, str)]
         metavar = "{" + ",".join(choices) + "}" if choices else _metavar(hint)
-        groups[section].add_argument(*names, dest="key:" + key, metavar=metavar, help=shown.replace("%", "%%"))
+        groups[section].add_argument(*names, dest="key:" + key, metavar=metavar, help=text.replace("%", "%%"))
 
 
 def _metavar(hint: Any) -> str:

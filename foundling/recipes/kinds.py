@@ -40,7 +40,7 @@ def raise_model(
 def resume_model(out: str | Path, *, progress: Progress | None = None, clock: Clock | None = None) -> dict[str, Any]:
     """Continues the unfinished run in `out`; its request is read from there."""
     out = Path(out)
-    if (out / MANIFEST).exists() and not (out / "run" / "request.json").exists():
+    if (out / MANIFEST).exists() and not (out / "run" / run.REQUEST).exists():
         (progress or Progress(False)).line(f"{out} is complete")
         return read_manifest(out).get("result", {})
     request = run.stored_request(out)

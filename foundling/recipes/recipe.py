@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 from dataclasses import dataclass, field
 from importlib import resources
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 from foundling.config import hints, merged, nested, partial_dict
@@ -40,10 +39,10 @@ def _share(values: Any, *names: str) -> None:
 class DataSpec:
     source: str
     """file or folder of text, code, .jsonl or .parquet, or builtin:NAME"""
+    vocab_size: int
+    """size of the tokenizer that is trained on the data"""
     field: str = "text"
     """name of the text in rows of JSON lines and Parquet"""
-    vocab_size: int = 4096
-    """size of the tokenizer that is trained on the data"""
     share: float = 1.0
     """share of the training text that is used, chosen by hash; below 1 where the budget cannot use all"""
     fim_rate: float = 0.0
@@ -80,8 +79,8 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class ObjectiveSpec:
-    kind: ObjectiveKind = "causal"
-    """what is learnt; follows from the family unless given"""
+    kind: ObjectiveKind
+    """what is learnt; follows from the family"""
     mask_rate: float = 0.15
     """masked, span: share of the tokens that are hidden"""
     infill_rate: float = 0.3
@@ -221,7 +220,7 @@ class Request:
 def check_given(given: dict[str, Any]) -> dict[str, Any]:
     """Names, types and ranges of some keys of a recipe; what is missing is filled with anything that passes."""
     clean = partial_dict(Recipe, given, where="recipe")
-    fill = {int: 1, str: "cpu", bool: False, Precision: "float32"}
+    fill = {int: 320, str: "cpu", bool: False, Precision: "float32", ObjectiveKind: "causal"}
     for name, values in clean.items():
         section = nested(hints(Recipe)[name])
         if section is not None:
@@ -259,6 +258,8 @@ def upgrade(values: dict[str, Any]) -> dict[str, Any]:
 
 def code_version() -> dict[str, str]:
     """The release, and a SHA-256 over every source file: two versions that could compute differently differ here."""
+    from importlib.metadata import PackageNotFoundError, version  # not needed for --help
+
     digest = hashlib.sha256()
     root = resources.files("foundling")
     stack, files = [("", root)], {}

@@ -20,7 +20,7 @@ from foundling.contracts.objective import Objective
 from foundling.data.datasets import open_data
 from foundling.data.ingest import Corpus, ingest
 from foundling.data.tokens import Tokens, tokenize_corpus
-from foundling.errors import ConfigError, MismatchError, OutputError
+from foundling.errors import ConfigError, FoundlingError, MismatchError, OutputError
 from foundling.plan.energy import Meter
 from foundling.recipes.models import build_model, check_parents
 from foundling.recipes.progress import Progress
@@ -36,6 +36,8 @@ from foundling.text import Tokenizer
 from foundling.train.log import Log
 from foundling.weights.directory import MANIFEST, read_manifest
 
+REQUEST = "request.json"
+"""in OUT/run: what was asked for, and the mark by which a folder `run` is known as ours"""
 Script = Callable[["Run"], dict[str, Any]]
 
 
@@ -217,20 +219,30 @@ def start(
     `out` must be new or empty or, with `resume`, hold an unfinished run. OutputError, MismatchError or BusyError where
     it cannot be; nothing that was there is touched."""
     out, progress, clock = Path(out), progress or Progress(False), clock or Clock()
-    with claimed(out, resume):
-        if (out / MANIFEST).exists():
-            progress.line(f"{out} is complete")
-            if (out / "run" / "request.json").exists():  # left by a crash between publishing and clearing
-                clear(out / "run")
-            return read_manifest(out).get("result", {})
-        if not resume:
-            write_json(out / "run" / "request.json", asdict(request))
-        return script(Run(request, out, progress, clock, reproduced))
+    existed = out.exists()
+    try:
+        with claimed(out, resume):
+            if (out / MANIFEST).exists():
+                progress.line(f"{out} is complete")
+                if (out / "run" / REQUEST).exists():  # left by a crash between publishing and clearing
+                    clear(out / "run")
+                return read_manifest(out).get("result", {})
+            if not resume:
+                write_json(out / "run" / REQUEST, asdict(request))
+            try:
+                return script(Run(request, out, progress, clock, reproduced))
+            except FoundlingError:
+                if not resume and not (out / "run" / "recipe.yaml").exists():
+                    clear(out / "run")  # refused before anything was decided: nothing to resume
+                raise
+    finally:
+        if not existed and out.is_dir() and {p.name for p in out.iterdir()} <= {".lock"}:
+            clear(out)
 
 
 def stored_request(out: Path) -> Request:
     """The request that an unfinished run was started with."""
-    file = out / "run" / "request.json"
+    file = out / "run" / REQUEST
     if not file.exists():
         raise OutputError(f"{out}: there is no run to resume here; start one without --resume")
     values = read_json(file)
@@ -283,11 +295,15 @@ def claimed(out: Path, resume: bool) -> Iterator[None]:
     """`out` for this process alone; refuses to touch what another run or anyone else has put there."""
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out}: is a file; choose another --out")
-    if out.is_dir() and not resume and any(p.name != ".lock" for p in out.iterdir()):
-        unfinished = (out / "run" / "request.json").exists() and not (out / MANIFEST).exists()
+    if out.is_dir() and not resume and any(p.name != ".lock" and not _is_empty(p) for p in out.iterdir()):
+        unfinished = (out / "run" / REQUEST).exists() and not (out / MANIFEST).exists()
         way = "add --resume to continue it" if unfinished else "nothing in it was touched"
         raise OutputError(
             f"{out}: {'holds an unfinished run' if unfinished else 'is not empty'}; {way}, or choose another --out"
         )
     with lock(out):
         yield
+
+
+def _is_empty(path: Path) -> bool:
+    return path.name == "run" and path.is_dir() and not any(path.iterdir())
