@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 TINY = [
@@ -63,3 +64,14 @@ def weights(directory: Path) -> str:
 
 def files(directory: Path) -> dict[str, bytes]:
     return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+def kill_after_checkpoint(args: list, out: Path) -> None:
+    """Starts `foundling raise` and kills it (SIGKILL) once its second checkpoint is there."""
+    command = [sys.executable, "-m", "foundling", "raise", *map(str, args), "--json"]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while process.poll() is None and len(list((out / "run" / "checkpoints").glob("step-*"))) < 2:
+        time.sleep(0.001)
+    process.kill()
+    _, error = process.communicate()
+    assert (out / "run").exists(), error.decode()

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every kind of run through the real command line: raised, checked, used, resumed after SIGKILL, reproduced."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import foundling as library
+from foundling.recipes.recipe import Recipe
+from foundling.text import Tokenizer
+from tests.e2e.tools import TINY, corpus, foundling, kill_after_checkpoint, raised, weights
+
+KINDS = {"llama": "causal", "mamba2": "causal", "bert": "masked", "t5": "span", "bart": "infill"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return corpus(tmp_path_factory.mktemp("runs") / "data")
+
+
+@pytest.fixture(scope="module")
+def llama(data: Path) -> Path:
+    out = data.parent / "llama"
+    raised(data, "--tokens", "3072", *TINY, "--out", out)
+    return out
+
+
+def manifest(directory: Path) -> dict:
+    return json.loads((directory / "foundling.json").read_text())
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_one_family_of_each_kind_is_raised_killed_resumed_and_reproduced(
+    family: str, data: Path, tmp_path: Path
+) -> None:
+    args = [data, "--tokens", "3072", *TINY, "--family", family]
+    out = tmp_path / "whole"
+    result = raised(*args, "--out", out)
+    about = manifest(out)
+    assert about["recipe"]["objective"]["kind"] == KINDS[family] and about["recipe"]["model"]["family"] == family
+    assert result["actual"][result["metric"]] > 0 and result["params"] > 0
+    assert ("loss" in about["prediction"]) == (KINDS[family] == "causal")
+    assert foundling("check", out).returncode == 0
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert sum(e["loss"] for e in log[-4:]) < sum(e["loss"] for e in log[:4])
+
+    broken = tmp_path / "broken"
+    kill_after_checkpoint([*args, "--out", broken], broken)
+    assert foundling("raise", "--out", broken, "--resume").returncode == 0
+    assert weights(broken) == weights(out)
+    again = foundling("reproduce", out, "--out", tmp_path / "again", "--json")
+    assert again.returncode == 0 and json.loads(again.stdout)["identical"], again.stderr
+
+
+def test_an_encoder_fills_gaps_and_a_seq2seq_answers(data: Path, tmp_path: Path) -> None:
+    raised(data, "--tokens", "3072", *TINY, "--family", "distilbert", "--out", tmp_path / "bert")
+    filled = foundling("fill", tmp_path / "bert", "the model ___ data", "--json")
+    assert filled.returncode == 0, filled.stderr
+    assert len(json.loads(filled.stdout)["gaps"]) == 1
+    raised(data, "--tokens", "3072", *TINY, "--family", "t5", "--out", tmp_path / "t5")
+    answered = foundling("generate", tmp_path / "t5", "--prompt", "the model reads data", "--max-tokens", "5", "--json")
+    assert answered.returncode == 0, answered.stderr
+
+
+def test_a_preset_with_a_change(data: Path, tmp_path: Path) -> None:
+    sizes = ["--preset", "gpt2", "--model.n-layers", "1", "--model.d-model", "48", "--model.n-heads", "2"]
+    rest = TINY[: TINY.index("--d-model")] + TINY[TINY.index("--threads") :]
+    raised(data, "--tokens", "1536", *rest, "--total-steps", "4", *sizes, "--out", tmp_path / "o")
+    fields = manifest(tmp_path / "o")["recipe"]["model"]["fields"]
+    assert (fields["n_layers"], fields["d_model"], fields["vocab_size"]) == (1, 48, 50257)
+    assert library.load(tmp_path / "o").config.max_seq_len == 1024
+
+
+def test_a_directory_is_trained_further(data: Path, llama: Path, tmp_path: Path) -> None:
+    steps = [*TINY[: TINY.index("--d-model")], *TINY[TINY.index("--threads") :]]
+    result = raised(data, "--tokens", "3072", *steps, "--from", llama, "--out", tmp_path / "more")
+    about = manifest(tmp_path / "more")
+    assert about["parents"] == [{"name": "llama", "weights_hash": weights(llama)}]
+    before = manifest(llama)["result"]["actual"]["bits_per_byte"]
+    assert result["actual"]["bits_per_byte"] < before
+    assert Tokenizer.load(tmp_path / "more").backend.to_str() == Tokenizer.load(llama).backend.to_str()
+    again = foundling("reproduce", tmp_path / "more", "--out", tmp_path / "again", "--json")
+    assert json.loads(again.stdout)["identical"], again.stderr
+
+
+def test_a_teacher_teaches_a_smaller_model(data: Path, llama: Path, tmp_path: Path) -> None:
+    small = [*TINY[: TINY.index("--d-model")], *TINY[TINY.index("--threads") :], "--d-model", "32", "--n-layers", "1"]
+    result = raised(data, "--tokens", "3072", *small, "--teacher", llama, "--out", tmp_path / "student")
+    about = manifest(tmp_path / "student")
+    assert about["recipe"]["objective"]["teacher_hash"] == weights(llama)
+    assert result["baselines"]["teacher"] > 0 and about["kind"] == "distilled model"
+
+
+def test_the_source_is_read_once(data: Path, llama: Path) -> None:
+    size = sum(p.stat().st_size for p in data.rglob("*.txt"))
+    assert manifest(llama)["result"]["source_bytes"] == size
+
+
+def test_what_does_not_fit_together_is_refused(data: Path, llama: Path, tmp_path: Path) -> None:
+    for args, says in (
+        (["--family", "gpt2", "--preset", "llama-3-8b"], "leave one out"),
+        (["--from", llama, "--model.n-layers", "3"], "leave --model.n_layers out"),
+        (["--from", llama, "--vocab-size", "512"], "leave vocab_size 512 out"),
+        (["--objective", "masked"], "is not for llama"),
+        (["--objective", "distill"], "--teacher"),
+        (["--family", "bert", "--teacher", llama], "is not for bert"),
+        (["--model.n-layer", "3"], "did you mean 'n_layers'"),
+        (["--preset", "gpt-2"], "did you mean 'gpt2'"),
+        (["--from", tmp_path / "nowhere"], "nowhere"),
+    ):
+        done = foundling("raise", data, "--tokens", "3072", *args, "--out", tmp_path / "o")
+        assert done.returncode == 2 and says in done.stderr.splitlines()[-1], (args, done.stderr)
+        assert not (tmp_path / "o").exists(), args
+
+
+def test_runs_of_the_first_format_are_read_and_refused_by_name(tmp_path: Path) -> None:
+    """tests/golden/v1 was written by foundling 0.1 (commit cb9b851)."""
+    golden = Path(__file__).parents[1] / "golden" / "v1"
+    assert foundling("check", golden / "run").returncode == 0
+    done = foundling("generate", golden / "run", "--prompt", "the model", "--max-tokens", "4", "--json")
+    assert done.returncode == 0, done.stderr
+    done = foundling("reproduce", golden / "run", "--out", tmp_path / "again")
+    assert done.returncode == 2 and "install that version to reproduce it" in done.stderr
+    (tmp_path / "old" / "run").mkdir(parents=True)
+    (tmp_path / "old" / "run" / "request.json").write_text((golden / "unfinished_request.json").read_text())
+    done = foundling("raise", "--out", tmp_path / "old", "--resume")
+    assert done.returncode == 2 and "foundling 0.1" in done.stderr
+
+
+def test_the_kinds_share_no_copies() -> None:
+    """A kind of run is a script over run.py: short, and no twelve lines of one stand in another."""
+    folder = Path(library.__file__).parent / "recipes"
+    lines = {
+        name: (folder / f"{name}.py").read_text().splitlines() for name in ("pretrain", "masked", "seq2seq", "distill")
+    }
+    for name, text in lines.items():
+        assert len(text) <= 150, name
+    runs = {name: {tuple(text[i : i + 12]) for i in range(len(text) - 11)} for name, text in lines.items()}
+    for a in runs:
+        for b in runs:
+            assert a == b or not runs[a] & runs[b], (a, b)
+    assert Recipe.__dataclass_fields__["seed"].default == 0
