@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from foundling.train.options import OptimOptions
 
 from foundling.cli import parse
 from foundling.cli.flags import field_docs, given_keys, recipe_fields
@@ -14,7 +15,6 @@ from foundling.config import dump_yaml, flattened, from_dict, load_yaml, merged
 from foundling.errors import BudgetError, ConfigError
 from foundling.plan.budget import Budget
 from foundling.recipes.recipe import DataSpec, ModelSpec, Recipe, Request, TrainSpec, upgrade
-from foundling.train.options import OptimOptions
 from foundling.train.schedule import Schedule
 
 FLAT = {
@@ -99,7 +99,8 @@ def test_every_key_of_the_recipe_has_a_flag_with_help() -> None:
 def test_help_imports_neither_torch_nor_pydantic(command: list[str]) -> None:
     code = (
         "import sys\nfrom foundling.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit: pass\n"
-        "heavy = {'torch', 'pydantic', 'yaml', 'tokenizers', 'numpy'} & set(sys.modules)\nsys.exit(f'{heavy}' if heavy else 0)"
+        "heavy = {'torch', 'pydantic', 'yaml', 'tokenizers', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'{heavy}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
