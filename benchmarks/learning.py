@@ -36,11 +36,11 @@ from foundling.recipes.corpus import scale_sample
 from foundling.recipes.planning import batch_rows
 from foundling.recipes.recipe import Recipe
 from foundling.runtime.device import Runtime
+from foundling.runtime.files import write_directory
 from foundling.runtime.rng import generator
 from foundling.text import Tokenizer
 from foundling.train.loop import TrainOptions, TrainState, train
 from foundling.train.optim import Optimizer
-from foundling.weights.files import write_directory
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},

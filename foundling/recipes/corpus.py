@@ -16,8 +16,8 @@ from foundling.data.corpora import corpus
 from foundling.data.shards import TokenShards, write_shards
 from foundling.data.sources import Document, Source
 from foundling.data.split import Split, split
+from foundling.runtime.files import output_errors, write_directory
 from foundling.text import Tokenizer
-from foundling.weights.files import output_errors, write_directory
 
 BUILTIN = "builtin:"
 TOKENIZER_BYTES = 12_000_000

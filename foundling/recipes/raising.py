@@ -26,12 +26,12 @@ from foundling.recipes.progress import Show
 from foundling.recipes.recipe import Recipe, Request, code_version
 from foundling.recipes.results import Raised, finish
 from foundling.runtime.device import Runtime
+from foundling.runtime.files import lock, read_json, write_bytes, write_directory, write_json
 from foundling.runtime.machine import machine
 from foundling.runtime.memory import PeakMemory
 from foundling.runtime.rng import generator
 from foundling.text import Tokenizer
 from foundling.weights.directory import MANIFEST, read_manifest
-from foundling.weights.files import lock, read_json, write_bytes, write_directory, write_json
 
 
 def raise_model(request: Request, out: str | Path, *, resume: bool = False, show: Show | None = None) -> dict[str, Any]:

@@ -26,11 +26,11 @@ from foundling.recipes.corpus import BUILTIN, Tokens, clear
 from foundling.recipes.planning import MAX_NGRAM_BYTES
 from foundling.recipes.progress import Show
 from foundling.recipes.recipe import Recipe, Request, code_version
+from foundling.runtime.files import output_errors, publish, write_bytes, write_json
 from foundling.runtime.machine import machine
 from foundling.runtime.memory import PeakMemory, trim_memory
 from foundling.text import Tokenizer
 from foundling.weights.directory import MANIFEST, weights_hash, whole_parameters, write_manifest, write_weights
-from foundling.weights.files import output_errors, publish, write_bytes, write_json
 
 N_SAMPLES = 50
 N_SHOWN = 5

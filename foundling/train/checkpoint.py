@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from foundling.errors import WeightsError
 from foundling.runtime.distributed import barrier, is_first_rank
+from foundling.runtime.files import write_directory
 from foundling.train.loop import TrainState
 from foundling.train.parallel import local, part_of
 from foundling.weights.directory import check, read_manifest, whole, write_manifest
-from foundling.weights.files import write_directory
 
 KEEP = 2
 STATE = "state.safetensors"

@@ -24,9 +24,9 @@ from foundling.contracts.checkpoint_map import ConfigMap
 from foundling.errors import ConfigError, WeightsError
 from foundling.models import Family, family_of
 from foundling.runtime.distributed import barrier, is_first_rank
+from foundling.runtime.files import read_json, sha256, write_directory, write_json
 from foundling.weights import keys
 from foundling.weights.configs import read_config, write_config
-from foundling.weights.files import read_json, sha256, write_directory, write_json
 from foundling.weights.tensors import MAX_SHARD_BYTES, Tensors, tensors_of, write_tensors
 
 FORMAT_VERSION = 1

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from foundling.errors import WeightsError
-from foundling.weights.files import read_json, write_json
+from foundling.runtime.files import read_json, write_json
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 FLOATS = ("F64", "F32", "F16", "BF16")

@@ -16,6 +16,7 @@ from foundling.diffusion.schedule import NoiseSchedule
 from foundling.errors import ConfigError, WeightsError
 from foundling.models import family_of
 from foundling.runtime.distributed import barrier, is_first_rank
+from foundling.runtime.files import read_json, write_directory
 from foundling.weights.directory import (
     MANIFEST,
     check,
@@ -25,7 +26,6 @@ from foundling.weights.directory import (
     write_manifest,
     write_weights,
 )
-from foundling.weights.files import read_json, write_directory
 
 INDEX = "model_index.json"
 PIPELINE = "DDPMPipeline"

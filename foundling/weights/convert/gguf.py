@@ -19,8 +19,8 @@ from foundling.config import from_dict
 from foundling.errors import ConfigError, OutputError, WeightsError
 from foundling.models import family, family_of
 from foundling.models.decoder.llama import LlamaConfig
+from foundling.runtime.files import fsync_path, output_errors
 from foundling.weights.directory import skeleton, whole_parameters
-from foundling.weights.files import fsync_path, output_errors
 
 KEYS = {
     "token_embd.weight": "embedding.weight",
