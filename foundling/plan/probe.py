@@ -18,9 +18,10 @@ from foundling.plan.memory import estimate_training_memory
 from foundling.runtime.device import Precision, Runtime
 from foundling.runtime.memory import PeakMemory
 from foundling.runtime.rng import generator
-from foundling.train.loop import TrainOptions, TrainState, train
-from foundling.train.optim import Optimizer, OptimOptions
+from foundling.train.loop import train
+from foundling.train.options import OptimOptions, TrainOptions
 from foundling.train.schedule import Schedule
+from foundling.train.state import TrainState
 
 MOST_STEPS = 10_000
 LONG_SECONDS = 15.0
@@ -76,10 +77,10 @@ def step_seconds(
     if model is None:
         model = build(family, device=runtime.device, **fields)
         initialise(model, generator("probe"))
-    state = TrainState(model, Optimizer(model, optim))
+    state = TrainState.build(model, optim)
     batches = RandomBatches(batch_size, fields["max_seq_len"], fields["vocab_size"])
     marks: list[float] = []
-    options = TrainOptions(micro_batch_size, checkpoint_activations=checkpoint_activations)
+    options = TrainOptions(micro_batch_size, activation_checkpointing=checkpoint_activations)
     for record in train(state, objective, batches, Schedule(MOST_STEPS), options, runtime):
         record.grad_norm  # noqa: B018  waits for the device
         marks.append(time.perf_counter())
@@ -101,7 +102,7 @@ def proxy_run(
     """(a new model trained over the whole schedule, seconds of a step). The same model each time on the same data."""
     model = build(family, device=runtime.device, **fields)
     initialise(model, generator("look"))
-    state, marks = TrainState(model, Optimizer(model, optim)), []
+    state, marks = TrainState.build(model, optim), []
     for record in train(state, objective, batches, schedule, TrainOptions(2**30), runtime):
         record.grad_norm  # noqa: B018  waits for the device
         marks.append(time.perf_counter())

@@ -31,7 +31,7 @@ from foundling.recipes.progress import Show
 from foundling.recipes.recipe import Request, recipe_dict
 from foundling.runtime.device import Precision, Runtime, available_threads, default_device, resolve_device
 from foundling.runtime.memory import PeakMemory, anonymous_bytes, free_memory
-from foundling.train.optim import OptimOptions
+from foundling.train.options import OptimOptions
 
 LOOK_WINDOW = 256
 RANKS = (2, 4, 8, 16, 32, 64, 128, 256)

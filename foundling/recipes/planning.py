@@ -29,7 +29,7 @@ from foundling.runtime.memory import PeakMemory, anonymous_bytes, free_memory
 from foundling.runtime.rng import generator
 from foundling.text import Tokenizer
 from foundling.text.tokenizer import MULTIPLE, SMALLEST
-from foundling.train.optim import OptimOptions
+from foundling.train.options import OptimOptions
 
 COMPILE_FROM = 90.0
 """Seconds of training from which compiling pays for itself."""

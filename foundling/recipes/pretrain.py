@@ -24,8 +24,9 @@ from foundling.recipes.recipe import Recipe
 from foundling.runtime.device import Runtime, compiler_missing
 from foundling.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from foundling.train.log import Log
-from foundling.train.loop import TrainOptions, TrainState, train
-from foundling.train.optim import Optimizer
+from foundling.train.loop import train
+from foundling.train.options import TrainOptions
+from foundling.train.state import TrainState
 from foundling.train.step import is_compiled
 
 
@@ -87,7 +88,7 @@ def pretrain(
             checkpointing=recipe.checkpoint_activations,
         )
     )
-    state = TrainState(model, Optimizer(model, recipe.optim()))
+    state = TrainState.build(model, recipe.optim())
     found, damaged = latest_checkpoint(directory / "checkpoints")
     for line in damaged:
         show.line(f"note: checkpoint {line}; going back to the one before")

@@ -22,7 +22,7 @@ from foundling.recipes.corpus import bytes_per_token, pieces, scale_sample, slic
 from foundling.recipes.recipe import Recipe
 from foundling.runtime.device import Runtime
 from foundling.text import Tokenizer
-from foundling.train.optim import OptimOptions
+from foundling.train.options import OptimOptions
 from foundling.train.schedule import Schedule
 
 LOOK_BYTES = 1_000_000

@@ -16,7 +16,7 @@ from foundling.models import FAMILIES, family
 from foundling.plan.budget import Budget, Unit
 from foundling.runtime.device import Precision
 from foundling.text.tokenizer import MULTIPLE, SMALLEST
-from foundling.train.optim import OptimOptions
+from foundling.train.options import OptimOptions
 from foundling.train.schedule import Schedule
 
 

@@ -30,7 +30,7 @@ from foundling.runtime.files import output_errors, publish, write_bytes, write_j
 from foundling.runtime.machine import machine
 from foundling.runtime.memory import PeakMemory, trim_memory
 from foundling.text import Tokenizer
-from foundling.weights.directory import MANIFEST, weights_hash, whole_parameters, write_manifest, write_weights
+from foundling.weights.directory import MANIFEST, weights_hash, whole_tensors, write_manifest, write_weights
 
 N_SAMPLES = 50
 N_SHOWN = 5
@@ -264,7 +264,7 @@ def _write(raised: Raised, result: dict[str, Any], texts: list[str], show: Show)
     with output_errors(raised.out):
         clear(staging)
         staging.mkdir(parents=True)
-        write_weights(raised.model, whole_parameters(raised.model), staging)
+        write_weights(raised.model, whole_tensors(raised.model), staging)
         raised.tokenizer.save(staging)
         eos = raised.tokenizer.eos
         write_json(

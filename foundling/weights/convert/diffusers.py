@@ -22,7 +22,7 @@ from foundling.weights.directory import (
     check,
     load,
     weights_hash,
-    whole_parameters,
+    whole_tensors,
     write_manifest,
     write_weights,
 )
@@ -59,7 +59,7 @@ def save_denoiser(
     found = family_of(model)
     if found.kind != "denoiser":
         raise WeightsError(f"{found.name} is a {found.kind}, no denoiser; save it with save(model, directory)")
-    directory, params, digest = Path(directory), whole_parameters(model), weights_hash(model)
+    directory, params, digest = Path(directory), whole_tensors(model), weights_hash(model)
 
     def fill(aside: Path) -> None:
         write_denoiser(model, params, schedule, aside)

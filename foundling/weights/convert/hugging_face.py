@@ -24,7 +24,7 @@ from foundling.weights.directory import (
     load,
     opened,
     weights_hash,
-    whole_parameters,
+    whole_tensors,
     write_manifest,
     write_weights,
 )
@@ -154,7 +154,7 @@ def _read(source: Path, dtype: str | None) -> tuple[Any, NoiseSchedule | None]:
 
 def _write(model: Any, schedule: NoiseSchedule | None, kept: list[Path], aside: Path) -> None:
     getattr(model, "inert", {}).pop(NAMES_CODE, None)
-    params = whole_parameters(model)
+    params = whole_tensors(model)
     if schedule is None:
         write_weights(model, params, aside)
     else:
