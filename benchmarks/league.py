@@ -25,8 +25,8 @@ from benchmarks.learning import Prepared, flops, run
 from foundling.blocks.init import initialise
 from foundling.models import FAMILIES, build, count_parameters, family
 from foundling.runtime.device import available_threads
+from foundling.runtime.files import write_bytes
 from foundling.runtime.rng import generator
-from foundling.weights.files import write_bytes
 
 WORK = Path(tempfile.gettempdir()) / "foundling-benchmarks"
 CONTEXTS = (128, 256, 512, 1024, 2048)

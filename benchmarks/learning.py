@@ -36,11 +36,12 @@ from foundling.recipes.corpus import scale_sample
 from foundling.recipes.planning import batch_rows
 from foundling.recipes.recipe import Recipe
 from foundling.runtime.device import Runtime
+from foundling.runtime.files import write_directory
 from foundling.runtime.rng import generator
 from foundling.text import Tokenizer
-from foundling.train.loop import TrainOptions, TrainState, train
-from foundling.train.optim import Optimizer
-from foundling.weights.files import write_directory
+from foundling.train.loop import train
+from foundling.train.options import TrainOptions
+from foundling.train.state import TrainState
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -110,7 +111,7 @@ def run(data: Prepared, d_model: int, n_layers: int, tokens: float, seed: int, t
     model = build(recipe.family, **sizes)
     initialise(model, generator("init", seed))
     batches = PackedBatches(data.tokens.train, seq_len=seq_len, batch_size=batch_size, seed=seed)
-    state = TrainState(model, Optimizer(model, recipe.optim()))
+    state = TrainState.build(model, recipe.optim())
     begin = time.monotonic()
     losses = [
         record.loss

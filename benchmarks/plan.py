@@ -23,9 +23,10 @@ from foundling.plan.probe import RandomBatches, estimate_step
 from foundling.runtime.device import Runtime, available_threads
 from foundling.runtime.memory import PeakMemory, free_memory
 from foundling.runtime.rng import generator
-from foundling.train.loop import TrainOptions, TrainState, train
-from foundling.train.optim import Optimizer, OptimOptions
+from foundling.train.loop import train
+from foundling.train.options import OptimOptions, TrainOptions
 from foundling.train.schedule import Schedule
+from foundling.train.state import TrainState
 
 # family, vocabulary, window, width, layers, rows, rows at once, precision, optimiser, layers twice
 CASES = [
@@ -61,8 +62,8 @@ def work(what: str, case: list[Any], least: float) -> dict[str, Any]:
         return {**asdict(step), "needed": footprint.peak, "took": took}
     model = build(name, **fields)
     initialise(model, generator("bench"))
-    state, memory = TrainState(model, Optimizer(model, optim)), PeakMemory(0.02)
-    options, marks = TrainOptions(micro, checkpoint_activations=twice), []
+    state, memory = TrainState.build(model, optim), PeakMemory(0.02)
+    options, marks = TrainOptions(micro, activation_checkpointing=twice), []
     for record in train(state, Causal(), RandomBatches(rows, seq_len, vocab), Schedule(10**6), options, runtime):
         record.grad_norm  # noqa: B018
         marks.append(time.perf_counter())

@@ -28,9 +28,10 @@ from foundling.plan.flops import training_flops_per_token
 from foundling.plan.probe import RandomBatches, choose_precision
 from foundling.runtime.device import Precision, Runtime, available_threads
 from foundling.runtime.rng import generator
-from foundling.train.loop import TrainOptions, TrainState, train
-from foundling.train.optim import Optimizer, OptimOptions
+from foundling.train.loop import train
+from foundling.train.options import OptimOptions, TrainOptions
 from foundling.train.schedule import Schedule
+from foundling.train.state import TrainState
 
 SIZES = {
     "small": (8, 256, dict(vocab_size=50304, d_model=384, n_layers=6, n_heads=6, d_ff=1536, max_seq_len=256)),
@@ -44,7 +45,7 @@ def ours(fields: dict[str, Any], rows: int, seq_len: int, precision: Precision, 
     model = build("gpt2", **fields)
     initialise(model, generator("bench"))
     runtime = Runtime(precision=precision, threads=available_threads(), compile=compiled)
-    state = TrainState(model, Optimizer(model, OptimOptions(optimizer="adamw", learning_rate=1e-3)))
+    state = TrainState.build(model, OptimOptions(optimizer="adamw", learning_rate=1e-3))
     batches = RandomBatches(rows, seq_len, fields["vocab_size"])
     steps = train(state, Causal(), batches, Schedule(1_000_000), TrainOptions(rows), runtime)
     return lambda: next(steps).loss

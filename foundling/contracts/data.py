@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -16,3 +16,18 @@ class Batches(Protocol):
     """`batches[n]` is this rank's slice of global batch n, and depends on n alone."""
 
     def __getitem__(self, n: int) -> Batch: ...
+
+
+@runtime_checkable
+class ResumableBatches(Protocol):
+    """Batches that depend on what was asked for before (rollouts of the model in training): asked for in order, and
+    resumed by their own state, which is saved in the checkpoint."""
+
+    def __getitem__(self, n: int) -> Batch: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers, texts and tensors, in dicts and lists."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on as the source did from which `state` came."""
+        ...

@@ -13,9 +13,9 @@ from foundling.decode.answer import Answer, requests_of
 from foundling.decode.engine.engine import Engine, EngineOptions
 from foundling.decode.sampling import Sampling
 from foundling.errors import GenerationError, WeightsError
+from foundling.runtime.files import read_json
 from foundling.text import Tokenizer
 from foundling.weights.directory import load
-from foundling.weights.files import read_json
 
 DEFAULT_MAX_TOKENS = 100
 STORED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")

@@ -24,7 +24,8 @@ from foundling.objectives.chunked import CHUNK_LOGITS
 from foundling.plan.flops import skeleton
 from foundling.runtime.device import Precision
 from foundling.runtime.memory import anonymous_bytes, free_memory, return_freed_memory
-from foundling.train.optim import STACKED, OptimOptions
+from foundling.train.optim import STACKED
+from foundling.train.options import OptimOptions
 
 PROCESS_BYTES = 440 << 20
 """torch with its libraries' own buffers once it has computed, and what malloc holds between its blocks."""

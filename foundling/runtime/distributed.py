@@ -14,3 +14,7 @@ def is_first_rank() -> bool:
 def barrier() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
+
+
+def rank_count() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1

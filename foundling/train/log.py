@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from foundling.weights.files import output_errors, write_bytes
+from foundling.runtime.files import output_errors, write_bytes
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

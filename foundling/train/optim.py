@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,30 +12,16 @@ from torch.distributed.tensor import DTensor
 
 from foundling.blocks.init import adam_scale, roles
 from foundling.errors import WeightsError
+from foundling.train.options import OptimOptions
 from foundling.train.parallel import gathered, local, part_of
 
-
-@dataclass(frozen=True)
-class OptimOptions:
-    """Learning rates are stated at blocks/init.BASE_WIDTH and transferred to the model's own width."""
-
-    optimizer: Literal["muon", "adamw"] = "muon"
-    learning_rate: float = 0.01
-    """of AdamW: embeddings, head, gains, biases — and the matrices too when it is the only optimiser"""
-    matrix_learning_rate: float = 0.02
-    """of Muon: the size of a step in the spectral norm, before the shape's factor"""
-    betas: tuple[float, float] = (0.9, 0.95)
-    momentum: float = 0.95
-    weight_decay: float = 0.01
-
-
 STACKED = 1 << 24
-"""Numbers in the matrices that Muon works on at once, 64 MiB: what it holds besides is two or three times as much."""
+"""Numbers in the matrices that Muon works on at once, 64 MiB. Its temporary memory is two or three times as much."""
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised (Jordan et al. 2024, Muon): U Vᵀ of the momentum by a Newton–Schulz iteration, in
-    float32, many matrices of one shape at once. Where `found_inf` (a 0-dim tensor) is 1 a step does nothing."""
+    """Orthogonalised momentum (Jordan et al. 2024, Muon): U Vᵀ of the Nesterov momentum by a Newton–Schulz iteration,
+    in float32, many matrices of one shape at once. Where `found_inf` (a 0-dim tensor) is 1 a step does nothing."""
 
     found_inf: Tensor | None = None
 
@@ -52,19 +37,19 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     shapes.setdefault(p.shape, []).append(p)
             for shape, params in shapes.items():
-                most = max(1, STACKED // max(1, shape.numel()))
-                for first in range(0, len(params), most):
-                    some = params[first : first + most]
-                    self._step_shape(some, self._momentum((number, shape, first), some), group)
+                size = max(1, STACKED // max(1, shape.numel()))
+                for first in range(0, len(params), size):
+                    part = params[first : first + size]
+                    self._step_shape(part, self._momentum((number, shape, first), part), group)
 
     def _momentum(self, key: tuple[int, torch.Size, int], params: list[nn.Parameter]) -> Tensor:
-        """(n, …) the momentum of all of them in one piece of memory, of which each one's state is a view."""
+        """(n, …) the momenta of all `params` in one tensor; each one's state is a view of it."""
         buffers = [self.state[p].get("momentum_buffer") for p in params]
         stack = self.stacks.get(key)
-        own = stack is not None and len(stack) == len(params)
-        if not own or any(b is None or b.data_ptr() != s.data_ptr() for b, s in zip(buffers, stack, strict=True)):  # pyright: ignore
-            held = [local(p) for p in params]
-            stack = torch.stack([torch.zeros_like(p) if b is None else b for b, p in zip(buffers, held, strict=True)])
+        current = stack is not None and len(stack) == len(params)
+        if not current or any(b is None or b.data_ptr() != s.data_ptr() for b, s in zip(buffers, stack, strict=True)):  # pyright: ignore
+            parts = [local(p) for p in params]
+            stack = torch.stack([torch.zeros_like(p) if b is None else b for b, p in zip(buffers, parts, strict=True)])
             self.stacks[key] = stack
             for p, view in zip(params, stack.unbind(), strict=True):
                 self.state[p]["momentum_buffer"] = view
@@ -72,9 +57,9 @@ class Muon(torch.optim.Optimizer):
         return stack
 
     def _step_shape(self, params: list[nn.Parameter], momentum: Tensor, group: dict[str, Any]) -> None:
-        """Matrices of one shape; a rank that holds parts updates its parts, and knows the whole only of what is
-        orthogonalised. Besides the result, memory holds two more copies of the gradients and no more."""
-        held = [local(p) for p in params]
+        """One step for matrices of one shape. A rank with parts of them updates its parts; only the update is gathered
+        whole, to be orthogonalised. Temporary memory is two copies of the gradients."""
+        parts = [local(p) for p in params]
         update = torch.stack([local(p.grad) for p in params])  # pyright: ignore
         skip = torch.zeros((), device=update.device) if self.found_inf is None else self.found_inf
         keep = 1 - skip
@@ -83,18 +68,18 @@ class Muon(torch.optim.Optimizer):
         update.lerp_(momentum, group["momentum"])
         if isinstance(params[0], DTensor):
             update = torch.stack([gathered(u, p) for u, p in zip(update.unbind(), params, strict=True)])
-        rows, columns = update.shape[-2:]  # experts, where there are any, come before
+        rows, columns = update.shape[-2:]  # an axis of experts may come first
         update = orthogonalise(update.view(-1, rows, columns)).view(update.shape)
         lr = group["lr"] * max(1.0, rows / columns) ** 0.5
-        torch._foreach_mul_(held, 1 - keep * (group["lr"] * group["weight_decay"]))
+        torch._foreach_mul_(parts, 1 - keep * (group["lr"] * group["weight_decay"]))
         update.mul_(-lr * keep)
-        torch._foreach_add_(held, [part_of(u, p) for u, p in zip(update.unbind(), params, strict=True)])
+        torch._foreach_add_(parts, [part_of(u, p) for u, p in zip(update.unbind(), params, strict=True)])
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """(n, rows, columns) -> the same with all singular values near 1: the quintic x ← a x + b x³ + c x⁵ on them,
-    coefficients of Jordan et al. 2024 (chosen for slope at zero; the values end within about 0.7 to 1.2). The memory
-    of `matrices` is used up."""
+    """(n, rows, columns) -> the same matrices with all singular values near 1: each step maps them by the quintic
+    x ← a x + b x³ + c x⁵, with the coefficients of Jordan et al. 2024 (chosen for their slope at zero; the values end
+    within about 0.7 to 1.2). Overwrites `matrices`."""
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
@@ -106,7 +91,8 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Optimizer:
-    """The optimisers of a run as one: scaled by a schedule, skipped as one, saved by parameter name."""
+    """Muon and AdamW over one model as one optimiser: scaled by a schedule, skipped together, saved by parameter
+    name."""
 
     def __init__(self, model: nn.Module, options: OptimOptions) -> None:
         self.options = options
@@ -115,21 +101,21 @@ class Optimizer:
         self.bind(model)
 
     def bind(self, model: nn.Module) -> None:
-        """Takes the model's parameters as they are now, keeping what is known of each name."""
-        kept, options = self.state_tensors(), self.options
+        """Follows the model's parameters as they are now (sharding replaces them); state is kept by name."""
+        state, options = self.state_tensors(), self.options
         self.params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        found = {name: role for name, role in roles(model).items() if name in self.params}
-        matrices = [n for n, r in found.items() if r.kind == "hidden" and options.optimizer == "muon"]
-        # AdamW works element by element, so on what a rank holds alone
-        self.held = {
+        known = {name: role for name, role in roles(model).items() if name in self.params}
+        matrices = [n for n, r in known.items() if r.kind == "hidden" and options.optimizer == "muon"]
+        # AdamW works element by element, so on this rank's part of a tensor alone
+        self.adam_params = {
             n: nn.Parameter(local(p.detach())) if isinstance(p, DTensor) else p
             for n, p in self.params.items()
             if n not in matrices
         }
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-        for name, p in self.held.items():
-            decay = options.weight_decay if found[name].kind in ("hidden", "conv") else 0.0
-            groups.setdefault((adam_scale(found[name]) * options.learning_rate, decay), []).append(p)
+        for name, p in self.adam_params.items():
+            decay = options.weight_decay if known[name].kind in ("hidden", "conv") else 0.0
+            groups.setdefault((adam_scale(known[name]) * options.learning_rate, decay), []).append(p)
         self.parts = []
         if groups:
             self.parts.append(
@@ -149,11 +135,11 @@ class Optimizer:
                 )
             )
         self.base = [[group["lr"] for group in part.param_groups] for part in self.parts]
-        self.load_state_tensors(kept)
+        self.load_state_tensors(state)
 
     def step(self, scale: float, found_inf: Tensor) -> None:
         """`scale` multiplies every learning rate; where found_inf is 1 nothing moves."""
-        for name, p in self.held.items():
+        for name, p in self.adam_params.items():
             if p is not self.params[name] and (grad := self.params[name].grad) is not None:
                 p.grad = local(grad)
         for part, base in zip(self.parts, self.base, strict=True):
@@ -169,12 +155,12 @@ class Optimizer:
             p.grad = None
 
     def _states(self) -> dict[str, dict[str, Any]]:
-        """Parameter name -> what the optimiser keeps of it, as this rank holds it."""
-        names = {id(p): name for name, p in [*self.params.items(), *getattr(self, "held", {}).items()]}
+        """Parameter name -> the optimiser's state of it, this rank's part."""
+        names = {id(p): name for name, p in [*self.params.items(), *getattr(self, "adam_params", {}).items()]}
         return {names[id(p)]: part.state[p] for part in self.parts for g in part.param_groups for p in g["params"]}
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """'<parameter>/<slot>' -> whole tensor; where parameters are sharded, a collective."""
+        """'<parameter>/<slot>' -> whole tensor; a collective where parameters are sharded."""
         return {
             f"{name}/{slot}": gathered(value, self.params[name]) if value.ndim else value
             for name, state in self._states().items()
@@ -182,10 +168,11 @@ class Optimizer:
         }
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of `state_tensors`; WeightsError for a parameter that the model does not train."""
         states = self._states()
         for key, value in tensors.items():
             name, _, slot = key.rpartition("/")
             if name not in states:
-                raise WeightsError(f"the checkpoint's optimiser knows '{name}', this model does not")
+                raise WeightsError(f"the checkpoint has optimiser state of '{name}', which this model does not train")
             p = self.params[name]
             states[name][slot] = part_of(value.to(p.device), p).clone() if value.ndim else value

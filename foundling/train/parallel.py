@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several processes as one: wrapping the step, sums over ranks, and tensors of which a rank holds a part."""
+"""Several processes as one: the wrapped step, sums over ranks, and tensors of which each rank has a part."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def wrap(step: Step, runtime: Runtime) -> Any:
     if runtime.world_size == 1:
         return step
     if not runtime.shard:
-        return DistributedDataParallel(step)
+        return DistributedDataParallel(step, broadcast_buffers=False)  # once an update is enough: train/buffers
     mesh = init_device_mesh(torch.device(runtime.device).type, (runtime.world_size,))
     for layer in layers_of(step.model):
         fully_shard(layer, mesh=mesh)
@@ -41,17 +41,20 @@ def sync_gradients(step: Any, on: bool) -> None:
 
 
 def sum_over_ranks(values: Tensor, runtime: Runtime) -> Tensor:
-    """In place; float64 for exact counts."""
+    """In place."""
     if runtime.world_size > 1:
         dist.all_reduce(values)
     return values
 
 
 def sum_counts(counts: dict[str, int], runtime: Runtime) -> dict[str, int]:
+    """Summed over ranks: on the CPU where the process group can, as one that init_process_group makes without a
+    `backend` does, so that nothing waits for the device."""
     if runtime.world_size == 1 or not counts:
         return counts
     names = sorted(counts)
-    values = torch.tensor([counts[n] for n in names], dtype=torch.float64, device=runtime.device)
+    device = "cpu" if "cpu" in dist.get_backend_config() else runtime.device
+    values = torch.tensor([counts[n] for n in names], dtype=torch.float64, device=device)  # exact up to 2⁵³
     return {n: int(v) for n, v in zip(names, sum_over_ranks(values, runtime).tolist(), strict=True)}
 
 
@@ -65,7 +68,7 @@ def gather_rows(rows: Tensor, runtime: Runtime) -> Tensor:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor, sharing its memory."""
+    """This rank's part of a tensor, sharing its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -80,7 +83,7 @@ def part_of(full: Tensor, like: Tensor) -> Tensor:
 
 
 def gathered(part: Tensor, like: Tensor) -> Tensor:
-    """The whole of which every rank has a part as of `like`; a collective."""
+    """The whole tensor of which each rank has a `part`, sharded like `like`; a collective."""
     if not isinstance(like, DTensor):
         return part
     whole = DTensor.from_local(
@@ -90,9 +93,9 @@ def gathered(part: Tensor, like: Tensor) -> Tensor:
 
 
 def total_norm(gradients: list[Tensor], runtime: Runtime) -> Tensor:
-    """√Σ g² over all parameters and, where they are sharded, all ranks: of rows, which no rank has half of, and of
-    rows' norms in float64. So the last bit does not depend on how many ranks there are; a clipped Adam step would turn
-    it into a visible difference."""
+    """√Σ g² over all parameters and, where they are sharded, all ranks. Each row's norm is taken first (no rank has
+    half a row), then the sum over rows in float64. So the last bit does not depend on the number of ranks; a clipped
+    Adam step would turn it into a visible difference."""
     rows = [torch.linalg.vector_norm(g.flatten(1), dim=1) if g.ndim > 1 else g for g in map(local, gradients)]
     squares = torch.cat([r.flatten() for r in rows]).double().square().sum()
     if any(isinstance(g, DTensor) for g in gradients):

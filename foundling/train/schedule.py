@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learning-rate schedules: a step number in, a factor in (0, 1] out."""
+"""Learning-rate schedules: from the number of a step to a factor in (0, 1]. This file imports no torch."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Schedule:
     final: float = 0.0
 
     def __call__(self, step: int) -> float:
-        """`step` counts from 0; the first is already above zero."""
-        rise = min(1.0, (step + 1) / (self.warmup_steps + 1))
-        rest = max(1, self.total_steps - self.warmup_steps)
-        gone = min(1.0, max(0, step - self.warmup_steps + 0.5) / rest)
+        """`step` counts from 0; the first factor is already above zero."""
+        warmup = min(1.0, (step + 1) / (self.warmup_steps + 1))
+        steps_after_warmup = max(1, self.total_steps - self.warmup_steps)
+        progress = min(1.0, max(0, step - self.warmup_steps + 0.5) / steps_after_warmup)
         if self.kind == "cosine":
-            fall = 0.5 * (1 + math.cos(math.pi * gone))
+            decay = 0.5 * (1 + math.cos(math.pi * progress))
         else:
-            fall = min(1.0, (1 - gone) / self.decay_share)
-        return rise * (self.final + (1 - self.final) * fall)
+            decay = min(1.0, (1 - progress) / self.decay_share)
+        return warmup * (self.final + (1 - self.final) * decay)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from foundling.contracts.data import Batch
 from foundling.contracts.model import layers_of
 from foundling.contracts.objective import ContrastiveObjective, Loss, Objective
+from foundling.errors import ConfigError
 from foundling.runtime.device import Runtime
+from foundling.train.buffers import buffers_replaced, changing_buffers, copies
 
 
 class Step(nn.Module):
@@ -28,10 +31,10 @@ class Step(nn.Module):
         with self.runtime.autocast():
             if not isinstance(self.objective, ContrastiveObjective):
                 return self.objective(self.model, batch)
-            found = self.objective.represent(self.model, batch)
+            representations = self.objective.represent(self.model, batch)
         if cotangent is None:
-            return found
-        return torch.stack([(found[name].float() * c).sum() for name, c in cotangent.items()]).sum()
+            return representations
+        return torch.stack([(representations[name].float() * c).sum() for name, c in cotangent.items()]).sum()
 
 
 def compile_layers(model: Any) -> None:
@@ -42,12 +45,31 @@ def compile_layers(model: Any) -> None:
             layer.compile(dynamic=False)
 
 
-def checkpoint_layers(model: Any) -> None:
-    """Keeps of each layer what enters it alone, and computes the rest again in the backward pass (Chen et al. 2016):
-    the same bits for a third more time."""
+def checkpoint_layers(model: Any, *, compiled: bool = False) -> None:
+    """Activation checkpointing (Chen et al. 2016): keeps only the input of each layer and recomputes the rest in the
+    backward pass. The bits are the same for a third more time: the recomputation draws the same random numbers, starts
+    from the same buffers, and what it changes in them is dropped.
+
+    ConfigError for a layer with buffers in a model that will be compiled.
+    """
     for layer in layers_of(model):
-        if not isinstance(layer.forward, partial):
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore
+        if isinstance(layer.forward, partial):
+            continue
+        settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": True}
+        if changing_buffers(layer):
+            if compiled:
+                raise ConfigError(
+                    f"{type(layer).__name__} has buffers, so it cannot be both compiled and recomputed; "
+                    "turn off compile or activation_checkpointing"
+                )
+            settings["context_fn"] = partial(_recomputation, layer)
+        layer.forward = partial(checkpoint, layer.forward, **settings)  # pyright: ignore
+
+
+def _recomputation(layer: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """The contexts of a layer's forward pass and of its recomputation."""
+    before = copies(layer)
+    return nullcontext(), buffers_replaced(layer, before)
 
 
 def is_compiled(model: Any) -> bool:

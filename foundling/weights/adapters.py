@@ -18,8 +18,8 @@ from foundling.adapt.rewrite import pattern_of
 from foundling.config import from_dict, to_dict
 from foundling.errors import AdaptError, MismatchError, WeightsError
 from foundling.runtime.distributed import barrier, is_first_rank
+from foundling.runtime.files import write_directory
 from foundling.weights.directory import MANIFEST, check, read_manifest, weights_hash, whole, write_manifest
-from foundling.weights.files import write_directory
 from foundling.weights.keys import unknown
 from foundling.weights.tensors import tensors_of
 

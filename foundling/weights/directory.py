@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model directories: a Hugging Face directory (config.json, model.safetensors, tokenizer.json …) and `foundling.json`,
-which says how it came to be and what every file must hash to."""
+which records where it comes from and the SHA-256 of every file."""
 
 from __future__ import annotations
 
@@ -24,17 +24,35 @@ from foundling.contracts.checkpoint_map import ConfigMap
 from foundling.errors import ConfigError, WeightsError
 from foundling.models import Family, family_of
 from foundling.runtime.distributed import barrier, is_first_rank
+from foundling.runtime.files import read_json, sha256, write_directory, write_json
 from foundling.weights import keys
 from foundling.weights.configs import read_config, write_config
-from foundling.weights.files import read_json, sha256, write_directory, write_json
-from foundling.weights.tensors import MAX_SHARD_BYTES, Tensors, tensors_of, write_tensors
+from foundling.weights.tensors import FLOATS, INTEGERS, MAX_SHARD_BYTES, Tensors, tensors_of, write_tensors
 
 FORMAT_VERSION = 1
 MANIFEST = "foundling.json"
 BASE_MODEL = re.compile("(ForCausalLM|LMHeadModel)$")
-"""what transformers calls a model, by the end of what it calls the same with a head"""
+"""the end of the name that transformers gives to a model with a head; without it, "Model" stands there"""
 SOME_ROWS = 16
-"""Of a head and an embedding: where these differ, the rest need not be read."""
+"""Of a head and an embedding: where these rows differ, the rest need not be read."""
+
+
+def persistent_tensors(model: Any) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by our names, a tied one once: all that a model directory or a checkpoint
+    holds. They share the model's memory."""
+    hidden = {id(b) for b in _derived_buffers(model).values()}
+    buffers = {name: b for name, b in model.named_buffers() if id(b) not in hidden}
+    return {**dict(model.named_parameters()), **buffers}
+
+
+def _derived_buffers(model: Any) -> dict[str, Tensor]:
+    """Buffers that are not persistent: computed from the configuration, so never saved."""
+    return {
+        f"{path}.{leaf}".lstrip("."): module._buffers[leaf]
+        for path, module in model.named_modules()
+        for leaf in module._non_persistent_buffers_set
+        if module._buffers[leaf] is not None
+    }
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -43,10 +61,12 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def weights_hash(model: Any) -> str:
-    """SHA-256 over our names, shapes and bytes, in name order; a tied weight counts once. Of an adapted model: of its
-    base, which adapters are bound to."""
-    digest = hashlib.sha256()
+    """SHA-256 over names, shapes and bytes of parameters and persistent buffers, in the order of names; a tied weight
+    counts once. For an adapted model: of its base, which the adapters are bound to."""
+    digest, derived = hashlib.sha256(), {id(b) for b in _derived_buffers(model).values()}
     for name, tensor in sorted(base_tensors(model).items()):
+        if id(tensor) in derived:
+            continue
         data = whole(tensor.detach()).cpu().contiguous()
         digest.update(f"{name} {data.dtype} {tuple(data.shape)}\n".encode())
         digest.update(
@@ -57,30 +77,30 @@ def weights_hash(model: Any) -> str:
     return digest.hexdigest()
 
 
-IN_THE_WAY = (LoRA, Banked, Int8Linear, Int8GroupedLinear)
+NOT_PUBLISHED = (LoRA, Banked, Int8Linear, Int8GroupedLinear)
+"""modules that the published layout has no tensors for"""
 
 
-def whole_parameters(model: Any) -> dict[str, Tensor]:
-    """By our names, a tied one once. WeightsError for a model that has something in it which no reader would expect."""
-    if kinds := {type(m).__name__ for m in model.modules() if isinstance(m, IN_THE_WAY)}:
+def whole_tensors(model: Any) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by our names, a tied one once; a collective where they are sharded.
+    WeightsError for a model with adapters or quantised weights."""
+    if kinds := {type(m).__name__ for m in model.modules() if isinstance(m, NOT_PUBLISHED)}:
         raise WeightsError(
             f"the model has {', '.join(sorted(kinds))} in it; merge or dequantize it first, or save the adapter alone "
             "with save_adapter"
         )
-    return {name: whole(p.detach()) for name, p in model.named_parameters()}
+    return {name: whole(t.detach()) for name, t in persistent_tensors(model).items()}
 
 
-def write_weights(
-    model: Any, params: dict[str, Tensor], directory: Path, max_shard_bytes: int = MAX_SHARD_BYTES
-) -> None:
-    """config.json and the tensors in the published layout, into an existing directory."""
+def write_weights(model: Any, ours: dict[str, Tensor], directory: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+    """config.json and the tensors `ours` in the published layout, into an existing directory."""
     found = family_of(model)
     tensors = {}
-    for link in keys.links(found.module.KEYS, params, model.config):
-        parts = link.to_theirs([params[name] for name in link.ours])
+    for link in keys.links(found.module.KEYS, ours, model.config):
+        parts = link.to_theirs([ours[name] for name in link.ours])
         # safetensors refuses views that share memory
         tensors |= {name: part.clone() for name, part in zip(link.theirs, parts, strict=True)}
-    dtype = str(next(iter(params.values())).dtype).removeprefix("torch.")
+    dtype = str(next(iter(ours.values())).dtype).removeprefix("torch.")
     config = write_config(found, model.config, getattr(model, "inert", {}), dtype)
     if found.kind == "decoder" and model.head is None and "architectures" in config:
         config["architectures"] = [BASE_MODEL.sub("Model", name) for name in config["architectures"]]
@@ -96,16 +116,16 @@ def save(
     about: dict[str, Any] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Path:
-    """Writes a model directory; OutputError if `directory` holds anything already. More tensors than fit into
-    `max_shard_bytes` go to several files with an index. Of a model that is sharded over processes all call, and the
-    first one writes."""
-    directory, params, digest = Path(directory), whole_parameters(model), weights_hash(model)
+    """Writes a model directory; OutputError if `directory` holds anything already. Tensors larger than
+    `max_shard_bytes` together go to several files with an index. Where a model is sharded over processes, all call and
+    the first one writes."""
+    directory, tensors, digest = Path(directory), whole_tensors(model), weights_hash(model)
 
-    def fill(aside: Path) -> None:
-        write_weights(model, params, aside, max_shard_bytes)
+    def fill(temporary: Path) -> None:
+        write_weights(model, tensors, temporary, max_shard_bytes)
         if tokenizer is not None:
-            tokenizer.save(aside)
-        write_manifest(aside, {"weights_hash": digest, **(about or {})})
+            tokenizer.save(temporary)
+        write_manifest(temporary, {"weights_hash": digest, **(about or {})})
 
     if is_first_rank():
         write_directory(directory, fill)
@@ -114,14 +134,14 @@ def save(
 
 
 def write_manifest(directory: Path, about: dict[str, Any]) -> None:
-    """foundling.json: the format, what the caller tells, and the SHA-256 of every other file."""
+    """Writes foundling.json: the format version, `about`, and the SHA-256 of every other file."""
     files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST)
     hashes = {str(p.relative_to(directory)): sha256(p) for p in files}
     write_json(directory / MANIFEST, {"format_version": FORMAT_VERSION, **about, "files": hashes})
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """foundling.json, of this format or an older one."""
+    """foundling.json; WeightsError for one that is damaged or of a newer format."""
     manifest = read_json(directory / MANIFEST)
     version = manifest.get("format_version")
     if not isinstance(version, int) or version < 1:
@@ -153,6 +173,7 @@ def check(directory: str | Path) -> dict[str, Any]:
 
 def load(directory: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
     """A model of a known family from our directory or one that transformers or diffusers saved, in evaluation mode.
+    `dtype` is that of its floating-point tensors.
 
     Raises WeightsError naming file and key for what is missing, extra, ill-shaped or not safetensors. Sizes are bounded
     by what the headers hold, and shapes compared with them, before anything is allocated.
@@ -162,6 +183,7 @@ def load(directory: str | Path, *, dtype: torch.dtype = torch.float32, device: s
         model.inert = inert
         for name, tensor in _read(tensors, found, model, dtype).items():
             _assign(model, name, tensor)
+        _rebuild_buffers(model, device)
     if getattr(config, "tie_embeddings", False) and model.head is not None:
         model.head.weight = model.embedding.weight
     return model.eval()
@@ -169,8 +191,8 @@ def load(directory: str | Path, *, dtype: torch.dtype = torch.float32, device: s
 
 @contextmanager
 def opened(directory: Path, device: str = "cpu") -> Iterator[tuple[Family, Any, dict[str, Any], Tensors]]:
-    """What a model directory says that it holds: the family, our configuration, the inert keys, and the tensors by
-    their headers."""
+    """What a model directory states: the family, our configuration, the inert keys, and the tensors by their
+    headers."""
     if not directory.is_dir():
         raise WeightsError(f"{directory}: no such model directory")
     file = directory / "config.json"
@@ -184,8 +206,8 @@ def opened(directory: Path, device: str = "cpu") -> Iterator[tuple[Family, Any, 
 
 
 def _check_counts(config: Any, n_tensors: int, table: ConfigMap, file: str) -> None:
-    """Every repeated part has tensors of its own: a configuration that asks for more parts than there are tensors costs
-    nothing to refuse."""
+    """Every repeated part has tensors of its own, so a configuration with more parts than the directory has tensors is
+    refused before anything is built."""
     fields = [field.name for field in dataclasses.fields(config)]
     repeated = [name for name in fields if name.endswith(("_layers", "_blocks", "_experts"))]
     for name in repeated if table.counted is None else table.counted:
@@ -194,8 +216,8 @@ def _check_counts(config: Any, n_tensors: int, table: ConfigMap, file: str) -> N
 
 
 def skeleton(found: Family, config: Any, file: str, tensors: Tensors | None = None) -> Any:
-    """The model without memory behind it, a decoder without head where `tensors` have none; WeightsError where sizes
-    multiply to more than can be counted."""
+    """The model on the meta device, a decoder without head where `tensors` have none; WeightsError for sizes that no
+    model can have."""
     try:
         with torch.device("meta"):
             model = found.model(config)
@@ -203,13 +225,13 @@ def skeleton(found: Family, config: Any, file: str, tensors: Tensors | None = No
         raise WeightsError(f"{file}: no model can have these sizes ({str(error).splitlines()[0]})") from None
     if tensors is not None and found.kind == "decoder" and not config.tie_embeddings:
         theirs = next(key.theirs for key in found.module.KEYS if key.targets[0] == "head.weight")
-        if theirs not in tensors:  # saved without it: the model reads, and predicts nothing
+        if theirs not in tensors:  # saved without it: the model embeds and predicts nothing
             model.head = None
     return model
 
 
 def _published(tensors: Tensors, table: ConfigMap) -> dict[str, str]:
-    """The name of each tensor as directories have it today -> its name here."""
+    """The name of each tensor as directories have it today -> its name in this one."""
     endings = {old: new for old, new in table.renamed}
     found = {}
     for name in tensors:
@@ -254,18 +276,19 @@ def _has_head(tensors: Tensors, found: Family) -> bool:
 
 
 def _read(tensors: Tensors, found: Family, model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
-    ours = {}
+    ours, targets = {}, persistent_tensors(model)
     for link, names in compared(tensors, found, model):
         parts = link.to_ours([tensors.read(name) for name in names])
-        ours |= {name: part.to(dtype).contiguous() for name, part in zip(link.ours, parts, strict=True)}
+        for name, part in zip(link.ours, parts, strict=True):
+            ours[name] = part.to(dtype if part.is_floating_point() else targets[name].dtype).contiguous()
     return ours
 
 
 def compared(tensors: Tensors, found: Family, model: Any) -> list[tuple[keys.Link, list[str]]]:
-    """What becomes what, with the names that the file has; WeightsError unless every tensor is there, none more, each
-    of the right shape — by the headers alone."""
-    params = dict(model.named_parameters())
-    links, prefix = keys.links(found.module.KEYS, params, model.config), found.module.CONFIG.base_prefix
+    """Which tensors of the file become which of ours; WeightsError unless exactly the expected tensors are there, each
+    of the right shape and kind of number. Reads headers alone."""
+    ours = persistent_tensors(model)
+    links, prefix = keys.links(found.module.KEYS, ours, model.config), found.module.CONFIG.base_prefix
     wanted = {name for link in links for name in link.theirs}
     here = _published(tensors, found.module.CONFIG)
     present: dict[str, str] = {}
@@ -274,16 +297,17 @@ def compared(tensors: Tensors, found: Family, model: Any) -> list[tuple[keys.Lin
         if today in present:
             raise WeightsError(f"{tensors.path}: '{name}' and '{present[today]}' are the same tensor; take one away")
         present[today] = name
-    _compare(tensors, present, links, params, found.module.CONFIG)
+    _compare(tensors, present, links, ours, found.module.CONFIG)
     return [(link, [present[name] for name in link.theirs]) for link in links]
 
 
 def _compare(
-    tensors: Tensors, present: dict[str, str], links: list[keys.Link], params: dict[str, Tensor], table: ConfigMap
+    tensors: Tensors, present: dict[str, str], links: list[keys.Link], ours: dict[str, Tensor], table: ConfigMap
 ) -> None:
-    wanted = {
-        name: shape for link in links for name, shape in zip(link.theirs, link.theirs_shapes(params), strict=True)
-    }
+    wanted, kinds = {}, {}
+    for link in links:
+        wanted |= dict(zip(link.theirs, link.theirs_shapes(ours), strict=True))
+        kinds |= dict.fromkeys(link.theirs, FLOATS if ours[link.ours[0]].is_floating_point() else INTEGERS)
     for name in wanted:
         if name not in present:
             raise WeightsError(f"{tensors.path}: lacks tensor '{name}'")
@@ -293,11 +317,23 @@ def _compare(
         if name not in wanted and not name.endswith(table.ignored + table.zero):
             raise keys.unknown(name, wanted, str(tensors.path))
     for name, shape in wanted.items():
-        found = tensors.shape(present[name])
+        found = tensors.shape(present[name], kinds[name])
         if found != shape:
             raise WeightsError(f"{tensors.path}: '{name}' is {list(found)}, the configuration asks for {list(shape)}")
 
 
 def _assign(model: Any, name: str, tensor: Tensor) -> None:
     path, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(path), leaf, torch.nn.Parameter(tensor))
+    module = model.get_submodule(path)
+    setattr(module, leaf, tensor if leaf in module._buffers else torch.nn.Parameter(tensor))
+
+
+def _rebuild_buffers(model: Any, device: str) -> None:
+    """Buffers that are not persistent were made on the meta device: a module that has any computes them again by
+    `derived_buffers() -> {name: tensor}`, as its constructor does."""
+    for name, buffer in _derived_buffers(model).items():
+        if buffer.is_meta:
+            path, _, leaf = name.rpartition(".")
+            module = model.get_submodule(path)
+            with torch.device(device):
+                module._buffers[leaf] = module.derived_buffers()[leaf]

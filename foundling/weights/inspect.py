@@ -13,32 +13,32 @@ from torch import nn
 from foundling.config import to_dict
 from foundling.models import count_parameters
 from foundling.weights.convert.diffusers import tensors_folder
-from foundling.weights.directory import compared, opened, skeleton
+from foundling.weights.directory import compared, opened, persistent_tensors, skeleton
 
-BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
 
 
 def inspect(directory: str | Path, *, depth: int | None = None) -> dict[str, Any]:
-    """{'family', 'kind', 'about', 'config', 'parameters', 'tensors', 'files', 'dtypes', 'bytes', 'tree'}: built without
-    memory and compared with the headers as on loading, so that a directory that would not load raises the same
-    WeightsError. No tensor is read, but for a head beside an embedding that the configuration calls tied.
+    """{'family', 'kind', 'about', 'config', 'parameters', 'tensors', 'files', 'dtypes', 'bytes', 'tree'}. The model is
+    built on the meta device and compared with the headers as on loading, so a directory that would not load raises the
+    same WeightsError. No tensor is read, except a head beside an embedding that the configuration calls tied.
 
     A part of the tree is {'name', 'kind', 'times', 'parameters', 'bytes', 'tensors', 'parts'}. Equal siblings are one
-    part that counts all of them, and below it stands what one of them has. `depth` 0 is the model alone, None all.
+    part with the totals of all and the `parts` of one. `depth` 0 is the model alone, None the whole tree.
     """
     folder = tensors_folder(Path(directory))
     with opened(folder) as (found, config, _, tensors):
         model = skeleton(found, config, str(folder / "config.json"), tensors)
-        kinds, stored = dict[str, int](), dict[str, tuple[str, int]]()
+        kinds, stored, ours = dict[str, int](), dict[str, tuple[str, int]](), persistent_tensors(model)
         for link, names in compared(tensors, found, model):
             held = [(tensors.dtype(name), math.prod(tensors.shape(name))) for name in names]
             for kind, size in held:
                 kinds[kind] = kinds.get(kind, 0) + size
             for name in link.ours:  # several of ours share what one of theirs holds, by their sizes
-                stored[name] = held[0][0], model.get_parameter(name).numel() * BYTES[held[0][0]]
+                stored[name] = held[0][0], ours[name].numel() * BYTES[held[0][0]]
         n_files, n_tensors = len({id(file) for file in tensors.files.values()}), len(tensors)
     total = count_parameters(model)
-    names = {id(p): name for name, p in model.named_parameters()}
+    names = {id(t): name for name, t in ours.items()}
     return {
         "family": found.name,
         "kind": found.kind,
@@ -62,14 +62,16 @@ def _part(
     depth: float,
 ) -> dict[str, Any]:  # fmt: skip
     tensors, parameters, size = {}, 0, 0
-    for leaf, p in module.named_parameters(recurse=False):
-        dtype, n_bytes = stored[names[id(p)]]
-        tensors[leaf] = {"shape": list(p.shape), "dtype": dtype}
-        if id(p) in seen:
-            tensors[leaf]["tied"] = names[id(p)]
+    for leaf, t in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+        if id(t) not in names:  # a buffer that is computed, not stored
             continue
-        seen.add(id(p))
-        parameters, size = parameters + p.numel(), size + n_bytes
+        dtype, n_bytes = stored[names[id(t)]]
+        tensors[leaf] = {"shape": list(t.shape), "dtype": dtype}
+        if id(t) in seen:
+            tensors[leaf]["tied"] = names[id(t)]
+            continue
+        seen.add(id(t))
+        parameters, size = parameters + t.numel() * isinstance(t, nn.Parameter), size + n_bytes
     parts = [_part(child, m, names, stored, seen, depth - 1) for child, m in module.named_children()]
     parts = [part for part in parts if part["tensors"] or part["parts"] or part["parameters"]]
     return {

@@ -14,10 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from foundling.errors import WeightsError
-from foundling.weights.files import read_json, write_json
+from foundling.runtime.files import read_json, write_json
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 FLOATS = ("F64", "F32", "F16", "BF16")
+INTEGERS = ("I64", "I32", "U8", "BOOL")
+"""of buffers that count"""
 MAX_HEADER_BYTES = 64 << 20
 MAX_SHARDS = 4096
 MAX_SHARD_BYTES = 5 << 30
@@ -53,12 +55,12 @@ class Tensors:
     def __len__(self) -> int:
         return len(self.files)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """By the header alone; WeightsError if it holds no floating-point numbers."""
+    def shape(self, name: str, dtypes: tuple[str, ...] = FLOATS) -> tuple[int, ...]:
+        """By the header alone; WeightsError if its type is none of `dtypes`."""
         part = self.files[name].get_slice(name)
-        if part.get_dtype() not in FLOATS:
+        if part.get_dtype() not in dtypes:
             raise WeightsError(
-                f"{self.path}: tensor '{name}' is {part.get_dtype()}, expected one of {', '.join(FLOATS)}"
+                f"{self.path}: tensor '{name}' is {part.get_dtype()}, expected one of {', '.join(dtypes)}"
             )
         return tuple(part.get_shape())
 

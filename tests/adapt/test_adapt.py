@@ -18,9 +18,10 @@ from foundling.errors import AdaptError
 from foundling.models import FAMILIES
 from foundling.runtime.device import Runtime
 from foundling.runtime.rng import generator
-from foundling.train.loop import TrainOptions, TrainState, train
-from foundling.train.optim import Optimizer, OptimOptions
+from foundling.train.loop import train
+from foundling.train.options import OptimOptions, TrainOptions
 from foundling.train.schedule import Schedule
+from foundling.train.state import TrainState
 from foundling.weights.directory import weights_hash
 from tests.contract.cases import case, close, tokens
 from tests.parity.references import REFERENCES, randomise
@@ -182,7 +183,7 @@ def test_autocast_computes_in_its_type_and_trains(name: str) -> None:
     for path in names:
         if not path.endswith("router"):  # which computes in float32 whatever surrounds it
             model.get_submodule(path).register_forward_hook(lambda m, x, y: wide.add(y.dtype))
-    state = TrainState(model, Optimizer(model, OptimOptions("adamw", learning_rate=0.003)))
+    state = TrainState.build(model, OptimOptions("adamw", learning_rate=0.003))
     batch, runtime = of.batch(0), Runtime(precision="bfloat16")
     steps = train(state, of.objective(), [batch] * 6, Schedule(6), TrainOptions(4), runtime)
     losses = [step.loss for step in steps]

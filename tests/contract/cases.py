@@ -18,8 +18,8 @@ from foundling.objectives.causal import Causal
 from foundling.objectives.contrastive import Contrastive
 from foundling.objectives.denoise import Denoise
 from foundling.runtime.rng import generator
-from foundling.train.loop import TrainState
-from foundling.train.optim import Optimizer, OptimOptions
+from foundling.train.options import OptimOptions
+from foundling.train.state import TrainState
 
 VOCAB, T, ROWS = 64, 24, 8
 
@@ -74,7 +74,7 @@ class Case:
 
     def state(self, optimizer: Any = "muon") -> TrainState:
         model = self.fresh()
-        return TrainState(model, Optimizer(model, OptimOptions(optimizer=optimizer, learning_rate=0.01)))
+        return TrainState.build(model, OptimOptions(optimizer=optimizer, learning_rate=0.01))
 
     def objective(self) -> Any:
         return Causal()

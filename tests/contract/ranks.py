@@ -16,7 +16,8 @@ def losses(name: str, shard: bool, directory: Path, rank: int, world_size: int) 
     """Trains, saves a checkpoint and a model directory."""
     from foundling.runtime.device import Runtime
     from foundling.train.checkpoint import save_checkpoint
-    from foundling.train.loop import TrainOptions, train
+    from foundling.train.loop import train
+    from foundling.train.options import TrainOptions
     from foundling.train.schedule import Schedule
     from foundling.weights.directory import save, weights_hash
     from tests.contract.cases import Data, case

@@ -14,7 +14,8 @@ from foundling.contracts.model import LanguageModel, layers_of
 from foundling.models import FAMILIES, build, count_parameters, family, family_of
 from foundling.runtime.device import Runtime
 from foundling.runtime.rng import generator
-from foundling.train.loop import TrainOptions, train
+from foundling.train.loop import train
+from foundling.train.options import TrainOptions
 from foundling.train.schedule import Schedule
 from foundling.weights.directory import check, load, save, weights_hash
 from tests.contract.cases import VOCAB, Counted, Data, T, case, close, tokens

@@ -12,9 +12,10 @@ from foundling.objectives.preference import DPO, Referenced
 from foundling.runtime.device import Runtime
 from foundling.runtime.rng import generator
 from foundling.train.checkpoint import load_checkpoint, save_checkpoint
-from foundling.train.loop import TrainOptions, TrainState, train
-from foundling.train.optim import Optimizer, OptimOptions
+from foundling.train.loop import train
+from foundling.train.options import OptimOptions, TrainOptions
 from foundling.train.schedule import Schedule
+from foundling.train.state import MODEL, TrainState
 from foundling.weights.adapters import load_adapter, save_adapter
 from foundling.weights.directory import load, save, weights_hash
 from tests.contract.cases import Counted, Data, case, close
@@ -33,7 +34,7 @@ class Same:
 
 
 def fit(model, objective, batches, steps: int = 6, micro: int = 4, until: int | None = None, state=None) -> list[float]:
-    state = state or TrainState(model, Optimizer(model, ADAMW))
+    state = state or TrainState.build(model, ADAMW)
     losses = []
     for step in train(state, objective, batches, Schedule(steps), TrainOptions(micro), Runtime()):
         losses.append(step.loss)
@@ -54,7 +55,7 @@ def test_adapters_train_alone_are_saved_alone_and_merge(name: str, tmp_path) -> 
     assert trainable == adapter_tensors(model).keys()
 
     model.train()
-    state = TrainState(model, Optimizer(model, ADAMW))
+    state = TrainState.build(model, ADAMW)
     losses = fit(model, objective, Same(of.batch(0)), state=state, until=3)
     path = save_checkpoint(tmp_path / "checkpoints", state, {})
     losses += fit(model, objective, Same(of.batch(0)), state=state)
@@ -62,7 +63,7 @@ def test_adapters_train_alone_are_saved_alone_and_merge(name: str, tmp_path) -> 
 
     again = load(tmp_path / "base")
     lora(again, EVERY, generator("lora"))
-    resumed = TrainState(again, Optimizer(again, ADAMW))
+    resumed = TrainState.build(again, ADAMW)
     load_checkpoint(path, resumed)
     assert fit(again.train(), objective, Same(of.batch(0)), state=resumed) == losses[3:], "resumed bitwise"
 
@@ -128,10 +129,10 @@ def test_learns_from_a_frozen_teacher(name: str) -> None:
     teacher, student = of.tiny(seed=3), of.fresh()
     before = weights_hash(teacher)
     objective = Distill(teacher, temperature=2.0, alpha=0.9)
-    state = TrainState(student, Optimizer(student, ADAMW))
+    state = TrainState.build(student, ADAMW)
     losses = fit(student, objective, Same(of.batch(0)), state=state, steps=12)
     assert losses[-1] < 0.95 * losses[0] and weights_hash(teacher) == before
-    registered = {id(p) for p in state.wrapped.parameters()}
+    registered = {id(p) for p in state.steps[MODEL][0].parameters()}
     assert not registered & {id(p) for p in teacher.parameters()}, "the teacher is no part of the step"
     whole, parts = (fit(of.fresh(), Counted(objective), Same(of.batch(0)), steps=2, micro=m) for m in (8, 3))
     assert parts == pytest.approx(whole, rel=1e-5)
@@ -152,8 +153,6 @@ def test_learns_from_preferences(name: str) -> None:
     of = case(name)
     model = of.tiny()
     batches = Referenced(Preferences(of), of.tiny())
-    steps = list(
-        train(TrainState(model, Optimizer(model, ADAMW)), DPO(), batches, Schedule(8), TrainOptions(4), Runtime())
-    )
+    steps = list(train(TrainState.build(model, ADAMW), DPO(), batches, Schedule(8), TrainOptions(4), Runtime()))
     assert steps[0].loss == pytest.approx(0.6931472, abs=1e-3), "policy and reference are equal at first: −log σ(0)"
     assert steps[-1].loss < 0.6 and steps[-1].losses["accuracy"] > steps[0].losses["accuracy"]

@@ -23,7 +23,8 @@ def go(name: str, directory: Path, out: Path) -> None:
     torch.use_deterministic_algorithms(True)
     from foundling.runtime.device import Runtime
     from foundling.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-    from foundling.train.loop import TrainOptions, train
+    from foundling.train.loop import train
+    from foundling.train.options import TrainOptions
     from foundling.train.schedule import Schedule
     from foundling.weights.directory import weights_hash
     from tests.contract.cases import Data, case

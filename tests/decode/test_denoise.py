@@ -15,9 +15,10 @@ from foundling.models import FAMILIES, build, family
 from foundling.objectives.denoise import Denoise
 from foundling.runtime.device import Runtime
 from foundling.runtime.rng import generator
-from foundling.train.loop import TrainOptions, TrainState, train
-from foundling.train.optim import Optimizer, OptimOptions
+from foundling.train.loop import train
+from foundling.train.options import OptimOptions, TrainOptions
 from foundling.train.schedule import Schedule
+from foundling.train.state import TrainState
 from foundling.weights.convert.diffusers import load_denoiser, save_denoiser
 from foundling.weights.directory import check
 from tests.contract.cases import case, close
@@ -139,7 +140,7 @@ def test_learns_to_draw_digits() -> None:
 
     model = build("unet", **family("unet").module.sized(8, 1, 10, 32))
     initialise(model, generator("init", 0))
-    state = TrainState(model, Optimizer(model, OptimOptions(optimizer="adamw", learning_rate=0.002)))
+    state = TrainState.build(model, OptimOptions(optimizer="adamw", learning_rate=0.002))
     batches, objective = DigitBatches(batch_size=64, seed=0), Denoise(SCHEDULE, seed=0)
     first = last = 0.0
     for step in train(state, objective, batches, Schedule(1500, warmup_steps=50), TrainOptions(64), Runtime()):

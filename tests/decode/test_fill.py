@@ -19,9 +19,10 @@ from foundling.objectives.masked import MaskedBatches
 from foundling.runtime.device import Runtime
 from foundling.runtime.rng import generator
 from foundling.text import Tokenizer
-from foundling.train.loop import TrainOptions, TrainState, train
-from foundling.train.optim import Optimizer, OptimOptions
+from foundling.train.loop import train
+from foundling.train.options import OptimOptions, TrainOptions
 from foundling.train.schedule import Schedule
+from foundling.train.state import TrainState
 from tests.contract.cases import case
 
 SOUNDS = {"cat": "meows", "dog": "barks", "cow": "moos", "duck": "quacks", "lion": "roars", "bee": "hums"}
@@ -79,7 +80,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = dict(vocab_size=192, max_seq_len=32, d_model=64, n_layers=2, n_heads=2, d_ff=128)
     model = foundling.build("bert", **sizes)
     foundling.blocks.init.initialise(model, generator("init", 0))
-    state = TrainState(model, Optimizer(model, OptimOptions(optimizer="adamw", learning_rate=0.003)))
+    state = TrainState.build(model, OptimOptions(optimizer="adamw", learning_rate=0.003))
     special = tuple(sorted(tokenizer.special))
     batches = MaskedBatches(
         Sentences(tokenizer), seed=0, mask=tokenizer.mask, vocab_size=150, rate=0.25, kept=special

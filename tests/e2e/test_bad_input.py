@@ -10,7 +10,7 @@ import pytest
 from foundling.cli import COMMANDS, main
 from foundling.cli.raise_ import KEYS
 from foundling.recipes.recipe import Recipe
-from foundling.weights.files import lock
+from foundling.runtime.files import lock
 from tests.e2e.tools import TINY, corpus, files, foundling
 
 

@@ -11,9 +11,10 @@ from foundling.objectives.contrastive import Contrastive
 from foundling.runtime.device import Runtime
 from foundling.runtime.rng import generator
 from foundling.text import Tokenizer
-from foundling.train.loop import TrainOptions, TrainState, train
-from foundling.train.optim import Optimizer, OptimOptions
+from foundling.train.loop import train
+from foundling.train.options import OptimOptions, TrainOptions
 from foundling.train.schedule import Schedule
+from foundling.train.state import TrainState
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_unseen_characters_find_their_names(tokenizer) -> None:
     fields = family("clip").module.sized(tokenizer.vocab_size, 32, 16, 4, 1, 128, 3) | {"eos_id": tokenizer.eos}
     model = build("clip", **fields)
     initialise(model, generator("init", 0))
-    state = TrainState(model, Optimizer(model, OptimOptions(learning_rate=0.003, matrix_learning_rate=0.01)))
+    state = TrainState.build(model, OptimOptions(learning_rate=0.003, matrix_learning_rate=0.01))
     batches = GlyphBatches(tokenizer, batch_size=256, seed=0)
     schedule, options = Schedule(600, warmup_steps=20), TrainOptions(128)
     losses = [step.loss for step in train(state, Contrastive(), batches, schedule, options, Runtime())]

@@ -9,9 +9,11 @@ import torch
 from foundling.contracts.objective import ContrastiveObjective
 from foundling.objectives.contrastive import MOST, Contrastive, info_nce
 from foundling.runtime.device import Runtime
-from foundling.train.loop import TrainOptions, TrainState, train
-from foundling.train.optim import Optimizer, OptimOptions
+from foundling.train.loop import train
+from foundling.train.optim import Optimizer
+from foundling.train.options import OptimOptions, TrainOptions
 from foundling.train.schedule import Schedule
+from foundling.train.state import MODEL, TrainState
 from tests.contract.cases import case
 
 
@@ -55,7 +57,7 @@ def test_micro_batches_of_64_give_the_gradients_of_1024() -> None:
             kept |= {name: p.grad.clone() for name, p in optimizer.params.items()}
 
         optimizer.step = keep  # type: ignore[method-assign]  what arrives there, and nothing else
-        state = TrainState(model, optimizer)
+        state = TrainState({MODEL: model}, {MODEL: optimizer})
         options = TrainOptions(micro, clip=1e9)
         losses += [s.loss for s in train(state, Contrastive(), Once(batch), Schedule(1), options, Runtime())]
         gradients.append(kept)

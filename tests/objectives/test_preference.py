@@ -11,9 +11,10 @@ from foundling.errors import ConfigError
 from foundling.objectives import causal, chunked
 from foundling.objectives.preference import DPO, SIDES, Referenced, answer_logprobs, dpo_loss
 from foundling.runtime.device import Runtime
-from foundling.train.loop import TrainOptions, TrainState, train
-from foundling.train.optim import Optimizer, OptimOptions
+from foundling.train.loop import train
+from foundling.train.options import OptimOptions, TrainOptions
 from foundling.train.schedule import Schedule
+from foundling.train.state import TrainState
 from tests.contract.cases import Case, Counted, case
 
 COLUMNS = ("tokens", "targets", "documents", "loss_mask")
@@ -102,7 +103,7 @@ def test_accumulation_changes_nothing(name: str) -> None:
 
     def losses(micro: int) -> list[float]:
         model = of.tiny()
-        state = TrainState(model, Optimizer(model, OptimOptions("adamw", learning_rate=0.001)))
+        state = TrainState.build(model, OptimOptions("adamw", learning_rate=0.001))
         steps = train(state, Counted(DPO(beta=0.05)), batches, Schedule(4), TrainOptions(micro), Runtime())
         return [step.loss for step in steps]
 

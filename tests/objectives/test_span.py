@@ -89,7 +89,8 @@ def test_a_model_learns_to_fill_in() -> None:
     """T5 by the ordinary loop and Causal: words that recur are found again."""
     from foundling.objectives.causal import Causal
     from foundling.runtime.device import Runtime
-    from foundling.train.loop import TrainOptions, train
+    from foundling.train.loop import train
+    from foundling.train.options import TrainOptions
     from foundling.train.schedule import Schedule
     from tests.contract.cases import case
 

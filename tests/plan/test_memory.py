@@ -15,7 +15,7 @@ from foundling.plan.memory import (
     largest_fit,
     serving_bytes,
 )
-from foundling.train.optim import OptimOptions
+from foundling.train.options import OptimOptions
 
 DECODERS = ("llama", "gpt2", "mixtral", "mamba2")
 

@@ -7,7 +7,8 @@ import torch
 from foundling.contracts.model import layers_of
 from foundling.models import FAMILIES
 from foundling.runtime.device import Runtime
-from foundling.train.loop import TrainOptions, train
+from foundling.train.loop import train
+from foundling.train.options import TrainOptions
 from foundling.train.schedule import Schedule
 from tests.contract.cases import Data, case
 
@@ -19,7 +20,7 @@ def test_layers_computed_twice_give_the_same_bits(name: str) -> None:
         of, calls = case(name), []
         state = of.state()
         layers_of(state.model)[0].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
-        options = TrainOptions(2, checkpoint_activations=twice)
+        options = TrainOptions(2, activation_checkpointing=twice)
         losses = [step.loss for step in train(state, of.objective(), Data(of), Schedule(3), options, Runtime())]
         ends.append((losses, [p.detach().clone() for p in state.model.parameters()]))
         passes.append(len(calls))
@@ -32,7 +33,7 @@ def test_less_is_kept() -> None:
     def kept(twice: bool) -> int:
         of, sizes = case("llama"), {}
         state, objective = of.state(), of.objective()
-        next(train(state, objective, Data(of), Schedule(1), TrainOptions(2, checkpoint_activations=twice), Runtime()))
+        next(train(state, objective, Data(of), Schedule(1), TrainOptions(2, activation_checkpointing=twice), Runtime()))
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t: sizes.setdefault(t.untyped_storage().data_ptr(), t), lambda t: t
         ):

@@ -6,7 +6,8 @@ import torch
 
 from foundling.blocks.init import BASE_WIDTH, roles
 from foundling.models import build, family
-from foundling.train.optim import Muon, Optimizer, OptimOptions, orthogonalise
+from foundling.train.optim import Muon, Optimizer, orthogonalise
+from foundling.train.options import OptimOptions
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 8, 40), (2, 40, 8)])

@@ -145,16 +145,17 @@ def share(rank: int, root: str, answers: Any) -> None:
     import torch.distributed as dist
 
     from foundling.runtime.device import Runtime
-    from foundling.train.loop import TrainOptions, TrainState, train
-    from foundling.train.optim import Optimizer, OptimOptions
+    from foundling.train.loop import train
+    from foundling.train.options import OptimOptions, TrainOptions
     from foundling.train.schedule import Schedule
+    from foundling.train.state import TrainState
     from tests.contract.cases import Data
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{root}/rendezvous", rank=rank, world_size=2)
     of = case("llama")
     model = adapted(of.tiny())
-    state = TrainState(model, Optimizer(model, OptimOptions("adamw")))
+    state = TrainState.build(model, OptimOptions("adamw"))
     runtime = Runtime(rank=rank, world_size=2, shard=True)
     losses = [s.loss for s in train(state, of.objective(), Data(of, rank, 2), Schedule(2), TrainOptions(4), runtime)]
     save_adapter(model, f"{root}/adapter")
@@ -164,9 +165,10 @@ def share(rank: int, root: str, answers: Any) -> None:
 
 def test_two_processes_that_share_the_parameters_write_what_one_does(tmp_path) -> None:
     from foundling.runtime.device import Runtime
-    from foundling.train.loop import TrainOptions, TrainState, train
-    from foundling.train.optim import Optimizer, OptimOptions
+    from foundling.train.loop import train
+    from foundling.train.options import OptimOptions, TrainOptions
     from foundling.train.schedule import Schedule
+    from foundling.train.state import TrainState
     from tests.contract.cases import Data
 
     context = multiprocessing.get_context("spawn")
@@ -181,7 +183,7 @@ def test_two_processes_that_share_the_parameters_write_what_one_does(tmp_path) -
     assert [process.exitcode for process in processes] == [0, 0]
     of = case("llama")
     alone = adapted(of.tiny())
-    state = TrainState(alone, Optimizer(alone, OptimOptions("adamw")))
+    state = TrainState.build(alone, OptimOptions("adamw"))
     losses = [s.loss for s in train(state, of.objective(), Data(of), Schedule(2), TrainOptions(4), Runtime())]
     assert [answers.get(timeout=5) for _ in processes] == [losses, losses]
     fresh = of.tiny()

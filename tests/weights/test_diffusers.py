@@ -155,7 +155,8 @@ def two_processes(rank: int, root: str, answers: Any) -> None:
     import torch.distributed as dist
 
     from foundling.runtime.device import Runtime
-    from foundling.train.loop import TrainOptions, train
+    from foundling.train.loop import train
+    from foundling.train.options import TrainOptions
     from foundling.train.schedule import Schedule
     from tests.contract.cases import Data
 

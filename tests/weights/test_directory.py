@@ -8,8 +8,8 @@ import pytest
 
 from foundling.errors import BusyError, OutputError, WeightsError
 from foundling.models import build, family
+from foundling.runtime.files import lock, publish, write_bytes, write_directory
 from foundling.weights.directory import MANIFEST, check, load, save
-from foundling.weights.files import lock, publish, write_bytes, write_directory
 
 
 @pytest.fixture

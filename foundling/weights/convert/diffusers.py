@@ -16,16 +16,16 @@ from foundling.diffusion.schedule import NoiseSchedule
 from foundling.errors import ConfigError, WeightsError
 from foundling.models import family_of
 from foundling.runtime.distributed import barrier, is_first_rank
+from foundling.runtime.files import read_json, write_directory
 from foundling.weights.directory import (
     MANIFEST,
     check,
     load,
     weights_hash,
-    whole_parameters,
+    whole_tensors,
     write_manifest,
     write_weights,
 )
-from foundling.weights.files import read_json, write_directory
 
 INDEX = "model_index.json"
 PIPELINE = "DDPMPipeline"
@@ -59,7 +59,7 @@ def save_denoiser(
     found = family_of(model)
     if found.kind != "denoiser":
         raise WeightsError(f"{found.name} is a {found.kind}, no denoiser; save it with save(model, directory)")
-    directory, params, digest = Path(directory), whole_parameters(model), weights_hash(model)
+    directory, params, digest = Path(directory), whole_tensors(model), weights_hash(model)
 
     def fill(aside: Path) -> None:
         write_denoiser(model, params, schedule, aside)

@@ -19,8 +19,8 @@ from foundling.config import from_dict
 from foundling.errors import ConfigError, OutputError, WeightsError
 from foundling.models import family, family_of
 from foundling.models.decoder.llama import LlamaConfig
-from foundling.weights.directory import skeleton, whole_parameters
-from foundling.weights.files import fsync_path, output_errors
+from foundling.runtime.files import fsync_path, output_errors
+from foundling.weights.directory import skeleton, whole_tensors
 
 KEYS = {
     "token_embd.weight": "embedding.weight",
@@ -166,7 +166,7 @@ def save_gguf(model: Any, file: str | Path, *, weights: str = "float32", tokeniz
         raise WeightsError(f"weights '{weights}' are not known; use {', '.join(TYPES)}")
     if file.exists():
         raise OutputError(f"{file} exists; choose another name")
-    params, c = whole_parameters(model), model.config
+    params, c = whole_tensors(model), model.config
     if weights in ("int8", "int4") and (c.d_model % 32 or c.d_ff % 32 or c.n_heads * c.head_dim % 32):
         raise WeightsError(f"{weights} needs widths that are multiples of 32; d_model is {c.d_model}, d_ff {c.d_ff}")
     aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")

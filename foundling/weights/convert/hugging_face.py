@@ -13,6 +13,7 @@ import torch
 from foundling.diffusion.schedule import NoiseSchedule
 from foundling.errors import ConfigError, OutputError, WeightsError
 from foundling.models import count_parameters, family_of
+from foundling.runtime.files import read_json, require_free, sha256, write_directory, write_json
 from foundling.text import Tokenizer
 from foundling.text.tokenizer import NAMES_CODE
 from foundling.weights.convert.diffusers import is_pipeline, load_denoiser, tensors_folder, write_denoiser
@@ -23,11 +24,10 @@ from foundling.weights.directory import (
     load,
     opened,
     weights_hash,
-    whole_parameters,
+    whole_tensors,
     write_manifest,
     write_weights,
 )
-from foundling.weights.files import read_json, require_free, sha256, write_directory, write_json
 from foundling.weights.tensors import stored_in
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -154,7 +154,7 @@ def _read(source: Path, dtype: str | None) -> tuple[Any, NoiseSchedule | None]:
 
 def _write(model: Any, schedule: NoiseSchedule | None, kept: list[Path], aside: Path) -> None:
     getattr(model, "inert", {}).pop(NAMES_CODE, None)
-    params = whole_parameters(model)
+    params = whole_tensors(model)
     if schedule is None:
         write_weights(model, params, aside)
     else:
