@@ -3,36 +3,31 @@
 
 from __future__ import annotations
 
-import io
 import shlex
-import tokenize
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from foundling.contracts.records import Result, RunRecord
 from foundling.data.corpora import CORPORA, corpus
 from foundling.data.split import Split
-from foundling.decode.plain import generate
-from foundling.evaluate import compression
-from foundling.evaluate.card import model_card
-from foundling.evaluate.ngram import ByteNGram
+from foundling.evaluate.baselines import measure_baselines
 from foundling.evaluate.perplexity import Score
-from foundling.evaluate.report import Run, write_report
+from foundling.evaluate.samples import judge_samples, sample_texts
+from foundling.evaluate.tasks import tasks_for
 from foundling.plan.energy import Meter
 from foundling.recipes.corpus import BUILTIN, Tokens, clear
 from foundling.recipes.planning import MAX_NGRAM_BYTES
 from foundling.recipes.progress import Show
 from foundling.recipes.recipe import Recipe, Request, code_version
+from foundling.report import model_card, write_report
 from foundling.runtime.machine import machine
 from foundling.runtime.memory import PeakMemory, trim_memory
 from foundling.text import Tokenizer
 from foundling.weights.directory import MANIFEST, weights_hash, whole_parameters, write_manifest, write_weights
 from foundling.weights.files import output_errors, publish, write_bytes, write_json
 
-N_SAMPLES = 50
 N_SHOWN = 5
 HISTORY = ("step", "tokens", "seconds", "loss", "bits_per_byte", "lr", "grad_norm")
 TEMPERATURE, TOP_P = 0.7, 0.95
@@ -81,11 +76,21 @@ def finish(raised: Raised, show: Show) -> dict[str, Any]:
     )
     trim_memory()  # what training has freed: baselines would take theirs beside it
     with show.phase("baselines", "measuring gzip, xz and a byte 6-gram on the same text"):
-        baselines, ngram = measure_baselines(raised)
+        found = raised.found
+        training, held_out = (d.text for d in found.train()), [d.text for d in found.held_out]
+        baselines, ngram = measure_baselines(training, held_out, max_ngram_bytes=MAX_NGRAM_BYTES)
     with show.phase("samples", "sampling"):
-        samples = sample(raised)
-        shares = python_shares(raised, samples, ngram)
-        texts = [text for text, _ in samples]
+        samples = sample_texts(
+            raised.model,
+            raised.tokenizer,
+            max_tokens=raised.recipe.seq_len - 1,
+            temperature=TEMPERATURE,
+            top_p=TOP_P,
+            seed=raised.recipe.seed,
+        )
+        tasks = tasks_for(raised.recipe.data, [d.name for d in found.held_out])
+        results = judge_samples(tasks, samples, ngram=ngram, held_out=held_out, temperature=TEMPERATURE)
+        texts = [sample.text for sample in samples]
     peak = max(raised.memory.sample(), raised.memory.peak)
     actual = {
         "seconds": round(raised.seconds, 1),
@@ -101,11 +106,11 @@ def finish(raised: Raised, show: Show) -> dict[str, Any]:
         "predicted": {k: raised.prediction[k] for k in actual},
         "actual": actual,
         "baselines": baselines,
-        "shares": shares,
+        "shares": shares(results),
         "phases": phases(show),
     }
     with show.phase("write"):
-        _write(raised, result, texts, show)
+        _write(raised, result, results, texts, show)
     _tell(raised, result, show)
     return result
 
@@ -118,86 +123,22 @@ def phases(show: Show) -> dict[str, float]:
     return total
 
 
-def measure_baselines(raised: Raised) -> tuple[dict[str, float], ByteNGram]:
-    """Held-out bits per byte of compressors and of a byte 6-gram fitted to the training text (its first 32 MB)."""
-    held_out = [d.text.encode() for d in raised.found.held_out]
-    training, left = [], MAX_NGRAM_BYTES
-    for document in raised.found.train():
-        text = document.text.encode()[:left]
-        training.append(text)
-        left -= len(text)
-        if left <= 0:
-            break
-    ngram = ByteNGram.fit(training)
-    figures = {**compression.bits_per_byte(held_out), "ngram": ngram.bits_per_byte(held_out)}
-    return {name: round(value, 5) for name, value in figures.items()}, ngram
+def shares(results: list[Result]) -> dict[str, Any]:
+    """By task: the value of each subject, and n."""
+    found: dict[str, Any] = {}
+    for result in results:
+        found.setdefault(result.task, {"n": result.n})[result.subject] = result.value
+    return found
 
 
-def sample(raised: Raised) -> list[tuple[str, bool]]:
-    """Texts from nothing but the opening token, and whether each was cut off before its own end."""
-    room = raised.recipe.seq_len - 1
-    with torch.compiler.set_stance("force_eager"):
-        rows = generate(
-            raised.model.eval(),
-            [[raised.tokenizer.eos]] * N_SAMPLES,
-            max_tokens=room,
-            temperature=TEMPERATURE,
-            top_p=TOP_P,
-            seed=raised.recipe.seed,
-            stop=[raised.tokenizer.eos],
-        )
-    return [(raised.tokenizer.decode(row.tokens), row.finish == "length") for row in rows]
-
-
-def tokenizes(text: str, *, cut: bool) -> tuple[bool, bool]:
-    """Whether Python's tokenizer meets no error (before the end, at all) in the text, less a last line cut short.
-
-    A text that was `cut` may stand inside a string or bracket at its end: so do the openings of good programs, which is
-    why that is told apart from an error before the end.
-    """
-    whole = (text[: text.rfind("\n") + 1] or text) if cut else text
-    try:
-        for _ in tokenize.generate_tokens(io.StringIO(whole).readline):
-            pass
-    except tokenize.TokenError as error:  # 3.11 and 3.12 word it differently
-        at_the_end = "EOF in multi-line" in str(error) or "unterminated triple-quoted" in str(error)
-        return cut and at_the_end, False
-    except (SyntaxError, ValueError):
-        return False, False
-    return True, True
-
-
-def python_shares(raised: Raised, samples: list[tuple[str, bool]], ngram: ByteNGram) -> dict[str, Any]:
-    """Where the corpus is Python: the share of samples its tokenizer reads, of the model, of the 6-gram at
-    the same lengths, and (strictly, for scale) of the held-out text itself cut to them."""
-    found = raised.found.held_out
-    if sum(d.name.endswith(".py") for d in found) < len(found) / 2:
-        return {}
-    lengths = [max(1, len(text.encode())) for text, _ in samples]
-    theirs = [ngram.sample(i, n, TEMPERATURE) for i, n in enumerate(lengths)]
-    real = [found[i % len(found)].text.encode()[:n] for i, n in enumerate(lengths)]
-    ours = [tokenizes(text, cut=cut) for text, cut in samples]
-    ngrams = [tokenizes(t.decode(errors="replace"), cut=len(t) >= n) for t, n in zip(theirs, lengths, strict=True)]
-    texts_cut = [tokenizes(t.decode(errors="ignore"), cut=True) for t in real]
-    n = len(samples)
-    return {
-        "passes Python's tokenize up to the cut": {"model": share(ours, 0), "ngram": share(ngrams, 0), "n": n},
-        "passes it with nothing left open either": {
-            "model": share(ours, 1), "ngram": share(ngrams, 1), "n": n, "held_out_text": share(texts_cut, 1),
-        },
-    }  # fmt: skip
-
-
-def share(results: list[tuple[bool, bool]], which: int) -> float:
-    return round(sum(result[which] for result in results) / len(results), 4)
-
-
-def make_run(raised: Raised, result: dict[str, Any], texts: list[str], show: Show) -> Run:
+def make_run(raised: Raised, result: dict[str, Any], results: list[Result], texts: list[str], show: Show) -> RunRecord:
     recipe, found, prediction = raised.recipe, raised.found, raised.prediction
     given = {*raised.request.given, "data"}
     quoted = shlex.quote(str(raised.out))
     note = f"from nothing, temperature {TEMPERATURE}, top-p {TOP_P}"
-    return Run(
+    return RunRecord(
+        kind="base model",
+        family=recipe.family,
         name=raised.out.resolve().name,
         command=command(raised.request, raised.out),
         created=raised.created,
@@ -221,7 +162,7 @@ def make_run(raised: Raised, result: dict[str, Any], texts: list[str], show: Sho
         timeline=show.timeline,
         law_error=prediction["law_error"],
         tokenizer=tokenizer_view(raised),
-        shares={k: {n: v[n] for n in ("model", "ngram", "n")} for k, v in result["shares"].items()},  # pyright: ignore
+        results=results,
         next_commands=[
             {"command": f"foundling chat {quoted}", "purpose": "continue text of your own"},
             {"command": f"foundling check {quoted}", "purpose": "see that no byte has changed"},
@@ -258,8 +199,8 @@ def command(request: Request, out: Path) -> str:
     return " ".join([*parts, f"--out {shlex.quote(str(out))}"])
 
 
-def _write(raised: Raised, result: dict[str, Any], texts: list[str], show: Show) -> None:
-    run = make_run(raised, result, texts, show)
+def _write(raised: Raised, result: dict[str, Any], results: list[Result], texts: list[str], show: Show) -> None:
+    run = make_run(raised, result, results, texts, show)
     staging = raised.out / "run" / "staging"
     with output_errors(raised.out):
         clear(staging)
@@ -273,14 +214,7 @@ def _write(raised: Raised, result: dict[str, Any], texts: list[str], show: Show)
         )
         write_report(run, staging / "report.html")
         write_json(staging / "report.json", asdict(run))
-        card = model_card(
-            run,
-            model_id=run.name,
-            family=raised.recipe.family,
-            data_licence=raised.licence,
-            flops=run.flops,
-            parents=[],
-        )
+        card = model_card(run)
         write_bytes(staging / "README.md", card.encode())
         write_bytes(staging / "log.jsonl", (raised.out / "run" / "log.jsonl").read_bytes())
         recipe = asdict(raised.recipe)
