@@ -5,7 +5,8 @@ import json
 import sys
 from pathlib import Path
 
-from foundling.evaluate.report import Run, summary_png
+from foundling.contracts.records import RunRecord
+from foundling.report import summary_png
 
 if __name__ == "__main__":
-    summary_png(Run(**json.loads((Path(sys.argv[1]) / "report.json").read_text())), sys.argv[2])
+    summary_png(RunRecord.from_dict(json.loads((Path(sys.argv[1]) / "report.json").read_text())), sys.argv[2])

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a raised model is measured with — tasks and metrics, and the baselines its figures stand beside."""
+"""How good a model is: tasks with their runners and intervals, held-out loss, baselines, comparisons."""

@@ -1,43 +1,195 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well a model predicts text it has not seen."""
+"""How well a model predicts text that it has not seen: the mean loss of whatever objective it was trained with.
+
+`score` serves every objective that counts tokens; `masked_score` and `denoising_score` corrupt held-out batches as
+training does, the same way every time. `pseudo_perplexity` asks a masked model for one token at a time.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from foundling.contracts.data import Batch
 from foundling.contracts.objective import Objective
+from foundling.contracts.records import Result
+from foundling.errors import ConfigError, DataError
+from foundling.evaluate.intervals import BOOTSTRAP, bootstrap
+from foundling.evaluate.runners import padded
+from foundling.objectives.causal import Causal
+from foundling.objectives.masked import MaskedBatches
+from foundling.objectives.span import SpanBatches
 from foundling.runtime.device import Runtime
+from foundling.runtime.rng import generator
 
 
 class Score(NamedTuple):
     loss: float
-    """nats per token"""
+    """nats per counted token"""
     bits_per_byte: float
+    """NaN where the bytes of the text are not known or not all of it is predicted"""
     tokens: int
+    low: float | None = None
+    high: float | None = None
+    """95 % interval of the loss by bootstrap over batches, that is blocks of neighbouring text; None for one batch"""
 
 
 def score(
     model: Any,
     objective: Objective,
     batches: Iterable[Batch],
-    n_bytes: int,
+    n_bytes: int | None,
     runtime: Runtime,
     tell: Callable[[], None] | None = None,
 ) -> Score:
-    """Total nats over all counted tokens, divided by tokens and by the text's UTF-8 bytes. Runs uncompiled: a compiled
-    layer would be compiled anew for evaluation, which costs more than it saves."""
+    """Total nats over all counted tokens, divided by the tokens and, where every token of a text of `n_bytes` UTF-8
+    bytes counts once, by these. `tell` is called after each batch.
+
+    Runs uncompiled: a layer would be compiled anew for evaluation, which costs more than it saves."""
     model.eval()
-    nats, tokens = 0.0, 0
+    nats, tokens = list[float](), list[int]()
     with torch.inference_mode(), torch.compiler.set_stance("force_eager"), runtime.autocast():
         for batch in batches:
             term = objective(model, {k: v.to(runtime.device) for k, v in batch.items()})["loss"]
-            nats += float(term.sum)
-            tokens += int(term.count)
+            nats.append(float(term.sum))
+            tokens.append(int(term.count))
             if tell:
                 tell()
-    return Score(nats / max(1, tokens), nats / math.log(2) / max(1, n_bytes), tokens)
+    total = sum(nats)
+    low, high = (bootstrap(nats, tokens) if min(tokens, default=0) > 0 else None) or (None, None)
+    bits = math.nan if n_bytes is None else total / math.log(2) / max(1, n_bytes)
+    return Score(total / max(1, sum(tokens)), bits, sum(tokens), low, high)
+
+
+def masked_score(
+    model: Any,
+    batches: Sequence[Batch],
+    runtime: Runtime,
+    *,
+    mask: int,
+    vocab_size: int,
+    seed: int = 0,
+    rate: float = 0.15,
+    kept: tuple[int, ...] = (),
+) -> Score:
+    """Nats per hidden token of a masked language model, hidden as MaskedBatches hides in training; what is hidden
+    depends on (seed, number of the row). `batches`: evaluation_batches with a stride of seq_len."""
+    numbered = _Numbered(batches)
+    hidden = MaskedBatches(numbered, seed=seed, mask=mask, vocab_size=vocab_size, rate=rate, kept=kept)
+
+    def once(n: int) -> Batch:
+        batch = hidden[n]  # the last window overlaps the one before it: a place counts where it is new
+        return batch | {"loss_mask": batch["loss_mask"] & numbered[n]["loss_mask"]}
+
+    return score(model, Causal(), map(once, range(len(batches))), None, runtime)
+
+
+def denoising_score(
+    model: Any,
+    batches: Sequence[Batch],
+    runtime: Runtime,
+    *,
+    sentinels: Sequence[int],
+    eos: int,
+    start_id: int = 0,
+    seed: int = 0,
+    density: float = 0.15,
+    mean_span: float = 3.0,
+) -> Score:
+    """Nats per target token of an encoder-decoder, given the source that SpanBatches corrupts as in training; what is
+    hidden depends on (seed, number of the row). `batches`: evaluation_batches with a stride of seq_len."""
+    new = [b | {"documents": torch.where(b["loss_mask"], b["documents"], -1)} for b in _Numbered(batches)]
+    corrupted = SpanBatches(
+        _Numbered(new),
+        seed=seed,
+        sentinels=sentinels,
+        eos=eos,
+        start_id=start_id,
+        density=density,
+        mean_span=mean_span,
+    )
+    return score(model, Causal(), (corrupted[n] for n in range(len(new))), None, runtime)
+
+
+@torch.inference_mode()
+def pseudo_perplexity(
+    model: Any,
+    sequences: Sequence[Sequence[int]],
+    mask: int,
+    *,
+    runtime: Runtime | None = None,
+    max_positions: int = 2000,
+    kept: Iterable[int] = (),
+    seed: int = 0,
+    batch_size: int = 32,
+) -> Result:
+    """exp(−1/N Σ ln p(token | all others)), each token masked in turn (Salazar et al. 2020, "Masked Language Model
+    Scoring", equation 2), with a 95 % interval.
+
+    `sequences` hold ids as the model reads them, framed ([CLS] …); ids in `kept`, such as the frame's, are never
+    masked. Each position costs one forward pass of its sequence, so at most `max_positions` of all are drawn, without
+    replacement, by `seed`: the figure is then an estimate. Raises ConfigError for a model without a masked head,
+    DataError where there is nothing to mask or a sequence is longer than the model reads.
+    """
+    runtime = runtime or Runtime(str(next(model.parameters()).device))
+    if model.capabilities.generates or getattr(model, "head", None) is None:
+        raise ConfigError(f"{type(model).__name__} does not predict masked tokens; measure it with score")
+    positions = _positions(sequences, set(kept), max_positions, seed)
+    if not positions:
+        raise DataError("the sequences hold no token to mask; give at least one")
+    longest = max(len(sequences[row]) for row, _ in positions)
+    if longest > model.config.max_seq_len:
+        raise DataError(f"a sequence has {longest} tokens, the model reads {model.config.max_seq_len}; cut it")
+    positions.sort(key=lambda p: (len(sequences[p[0]]), p))  # rows of one length need little padding
+    model.eval()
+    nats: list[float] = []
+    with torch.compiler.set_stance("force_eager"), runtime.autocast():
+        for start in range(0, len(positions), batch_size):
+            chosen = positions[start : start + batch_size]
+            ids, documents = padded([sequences[row] for row, _ in chosen], runtime.device)
+            at = torch.tensor([place for _, place in chosen], device=runtime.device)
+            row = torch.arange(len(chosen), device=runtime.device)
+            wanted = ids[row, at]
+            ids[row, at] = mask
+            hidden = model(ids, documents=documents).hidden[row, at]
+            logprobs = model.logits(hidden).float().log_softmax(-1)
+            nats += (-logprobs.gather(-1, wanted[:, None])[:, 0]).tolist()
+    low, high = bootstrap(nats) or (None, None)
+    return Result(
+        task="each held-out token masked in turn",
+        metric="pseudo-perplexity",
+        value=math.exp(sum(nats) / len(nats)),
+        n=len(nats),
+        low=None if low is None else math.exp(low),
+        high=None if high is None else math.exp(high),
+        interval=BOOTSTRAP,
+        lower_is_better=True,
+    )
+
+
+def _positions(sequences: Sequence[Sequence[int]], kept: set[int], most: int, seed: int) -> list[tuple[int, int]]:
+    """(sequence, place) of all that may be masked, or of `most` drawn from them."""
+    every = [(row, at) for row, ids in enumerate(sequences) for at, token in enumerate(ids) if token not in kept]
+    if len(every) <= most:
+        return every
+    drawn = torch.randperm(len(every), generator=generator("pseudo_perplexity", seed))[:most]
+    return [every[i] for i in drawn.tolist()]
+
+
+class _Numbered(Sequence[Batch]):
+    """Batches with `sample_ids`: rows numbered from 0, across all of them."""
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self.batches = batches
+        self.first = [0]
+        for batch in batches:
+            self.first.append(self.first[-1] + len(batch["tokens"]))
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, n: int) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.batches[n] | {"sample_ids": torch.arange(self.first[n], self.first[n + 1])}

@@ -11,7 +11,7 @@ import textwrap
 import pytest
 
 from foundling.errors import DataError
-from foundling.evaluate.compression import bits_per_byte
+from foundling.evaluate.baselines.compression import bits_per_byte
 
 DOCUMENTS = [inspect.getsource(module).encode() for module in (json.decoder, textwrap, subprocess)]
 N_BYTES = sum(map(len, DOCUMENTS))

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from foundling.errors import ConfigError, DataError
-from foundling.evaluate import ngram
-from foundling.evaluate.ngram import ByteNGram
+from foundling.evaluate.baselines import ngram
+from foundling.evaluate.baselines.ngram import ByteNGram
 
 END = 256
 FEW_LETTERS = st.lists(st.sampled_from(b"abc\x00\xff"), max_size=30).map(bytes)

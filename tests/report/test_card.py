@@ -7,22 +7,15 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from foundling.evaluate.card import model_card
-from foundling.evaluate.definitions import definitions
-from foundling.evaluate.report import units
-from tests.evaluate.runs import HOSTILE, hostile, realistic
+from foundling.report import units
+from foundling.report.card import model_card
+from foundling.report.definitions import definitions
+from tests.report.runs import HOSTILE, bare, hostile, realistic
 
 
 def card_of(run=None, **changes) -> str:
     run = run or realistic()
-    given = {
-        "model_id": "stdlib-3min",
-        "family": "llama",
-        "data_licence": None,
-        "flops": run.flops,
-        "parents": [],
-    }
-    return model_card(run, **given | changes).replace(units.SPACE, " ")
+    return model_card(run, **{"model_id": "stdlib-3min"} | changes).replace(units.SPACE, " ")
 
 
 def front_matter(card: str) -> dict:
@@ -46,6 +39,8 @@ def test_front_matter_is_what_the_hub_reads():
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["foundling", "base-model", "llama"],
+        "license": "other",
+        "license_name": "PSF-2.0",
     }
 
 
@@ -60,11 +55,12 @@ def test_front_matter_is_what_the_hub_reads():
 def test_licence_is_repeated_as_given(given, expected):
     facts = front_matter(card_of(data_licence=given))
     assert {name: facts[name] for name in facts if name.startswith("license")} == expected
-    assert "as given by whoever raised the model" in card_of(data_licence=given)
+    assert "as given by whoever trained the model" in card_of(data_licence=given)
 
 
 def test_licence_is_not_guessed():
-    assert ["licence", "not stated"] in table_rows(card_of())
+    run = replace(realistic(), data=realistic().data | {"licence": None})
+    assert ["licence", "not stated"] in table_rows(card_of(run)) and "license" not in front_matter(card_of(run))
 
 
 def test_card_says_what_a_stranger_needs():
@@ -85,12 +81,45 @@ def test_card_says_what_a_stranger_needs():
     assert ["energy", "4.89 kJ (1.36 Wh) — measured by RAPL, package domain"] in rows
     assert 'pipeline("text-generation", model="stdlib-3min")' in card
     assert "foundling reproduce stdlib-3min" in card
-    assert "raised from nothing" in card
+    assert "trained from random weights" in card
+
+
+def test_results_stand_beside_the_scores():
+    rows = table_rows(card_of())
+    assert ["task", "this model", "n-gram model", "n"] in rows
+    assert ["passes Python's tokenize", "84 % (71–92)", "10 % (4–21)", "50"] in rows
+
+
+@pytest.mark.parametrize(
+    ("tag", "words"),
+    [
+        ("text-generation", ["It continues text.", "foundling.generate(", 'pipeline("text-generation"']),
+        ("fill-mask", ["It fills gaps in text.", "Filler.load(", "does not write text from left to right"]),
+        ("text2text-generation", ["reads a source text", "AutoModelForSeq2SeqLM"]),
+        ("something-new", ["foundling.load(", "does what it was trained for"]),
+    ],
+)
+def test_what_depends_on_the_kind_follows_the_pipeline_tag(tag, words):
+    card = card_of(replace(bare(), pipeline_tag=tag, limits=["A sentence of its own."]))
+    assert all(
+        word in card for word in [*words, "A masked language model of the bert family", "A sentence of its own."]
+    )
+    assert front_matter(card)["pipeline_tag"] == tag
+    for block in re.findall(r"^```+python\n(.*?)^```+$", card, re.DOTALL | re.MULTILINE):
+        compile(block, "card", "exec")
+
+
+def test_a_run_without_prediction_and_baselines_says_so():
+    card = card_of(bare())
+    assert "3.21 nats per masked token on held-out data; no loss prediction for this objective." in card
+    assert ["this model", "3.210"] in table_rows(card)
+    assert "Predicted before the first step: no loss prediction for this objective." in card
+    assert "it generates neither text nor images" in card
 
 
 def test_lineage_and_its_compute_are_apart_from_this_run():
-    card = card_of(flops=1e15, parents=["sha256:abc"])
-    assert "- sha256:abc" in card and "raised from nothing" not in card
+    card = card_of(replace(realistic(), parents=["sha256:abc"]), lineage_flops=1e15)
+    assert "- sha256:abc" in card and "trained from random weights" not in card
     rows = table_rows(card)
     assert ["training", "7.2 × 10¹³ FLOPs"] in rows
     assert ["with everything it descends from", "1.0 × 10¹⁵ FLOPs"] in rows
@@ -106,14 +135,15 @@ def test_code_in_the_card_is_code():
 
 
 def test_hostile_text_changes_no_structure():
-    calm, card = card_of(parents=["x"]), card_of(hostile(), family="llama", data_licence=HOSTILE, parents=[HOSTILE])
+    calm, card = card_of(replace(realistic(), parents=["x"])), card_of(hostile(), model_id=HOSTILE)
     assert front_matter(card)["license"] == "other"
     headings = [re.findall(r"^## .*$", text, re.MULTILINE) for text in (calm, card)]
     assert headings[0] == headings[1]
-    assert {len(row) for row in table_rows(card)} == {2, 4}
+    assert {len(row) for row in table_rows(card)} == {2, 3, 4}
     prose = re.sub(r"^(`{3,})\w*\n.*?^\1$", "", card.split("---\n", 2)[2], flags=re.DOTALL | re.MULTILINE)
     assert "<" not in prose and "&lt;script&gt;" in prose
     card.encode()  # no unpaired surrogate is left for whoever writes the file
+    assert "\x00" not in card and "://" not in prose
 
 
 def test_small_model_is_a_foundation_model_nowhere():
@@ -122,9 +152,9 @@ def test_small_model_is_a_foundation_model_nowhere():
 
 def test_giant_is_a_foundation_model_everywhere():
     giant = replace(realistic(), params=100_000_000_000, data=realistic().data | {"bytes": 50_000_000_000_000})
-    assert verdicts(card_of(giant, flops=1e26)) == ["yes"] * 5
+    assert verdicts(card_of(giant, lineage_flops=1e26)) == ["yes"] * 5
     # The same model, its compute counted without the base it was made from, is no systemic risk but still general.
-    assert verdicts(card_of(giant, flops=2e23)) == ["yes", "yes", "yes", "no", "yes"]
+    assert verdicts(card_of(giant, lineage_flops=2e23)) == ["yes", "yes", "yes", "no", "yes"]
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from foundling.contracts.records import RunRecord
 from foundling.errors import OutputError
-from foundling.evaluate.report import Run, charts, findings, summary_png, units, write_report
-from tests.evaluate.runs import HOSTILE, hostile, realistic
+from foundling.report import charts, findings, summary_png, units, write_report
+from tests.report.runs import HOSTILE, bare, hostile, realistic
 
-SECTIONS = "samples learning scores prediction time tokenizer data settings compute again".split()  # noqa: SIM905
+SECTIONS = "learning prediction scores samples results time tokenizer data settings compute again".split()  # noqa: SIM905
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 
@@ -53,7 +54,7 @@ class Page(HTMLParser):
         return [attributes["id"] for _, attributes in self.elements if "id" in attributes]
 
 
-def page_of(run: Run, directory) -> Page:
+def page_of(run: RunRecord, directory) -> Page:
     write_report(run, directory / "report.html")
     return Page((directory / "report.html").read_text("utf-8"))
 
@@ -74,8 +75,8 @@ def test_page_has_every_section_in_order_and_reaches_for_nothing(run, tmp_path):
 def test_page_says_what_happened(tmp_path):
     words = " ".join(page_of(realistic(), tmp_path).words.replace("\u2011", "-").split())
     for phrase in [
-        "0.912 M parameters, 1.71 bits per byte on held-out text; predicted 1.75.",
-        "fewer bits than gzip, xz and the n-gram model, but no fewer than xz over one stream.",
+        "0.912 M parameters, 1.71 bits per byte on held-out data; predicted 1.75.",
+        "Better than gzip, xz and the n-gram model; not better than xz over one stream.",
         "time 3 min 00 s 2 min 56 s +2.2 %",
         "bits per byte 1.750 1.709 +2.4 %",
         "energy, actual 4.89 kJ (1.36 Wh) — measured by RAPL, package domain",
@@ -93,16 +94,68 @@ def test_page_says_what_happened(tmp_path):
 
 def test_hostile_text_is_shown_as_text(tmp_path):
     page = page_of(hostile(), tmp_path)
-    shown = HOSTILE.replace("\x00", "").replace("\ud83d", "\\ud83d")  # what UTF-8 cannot hold is shown escaped
-    assert page.words.replace("\x00", "").count(shown) > 15
+    text = (tmp_path / "report.html").read_text("utf-8")
+    block = HOSTILE.replace("\x00", "\u2400").replace("\ud83d", "\\ud83d")
+    line = block.replace("\n", "\u240a")
+    assert page.words.count(line) > 15 and page.words.count(block) >= 2
+    assert not {c for c in text if ord(c) < 32 and c not in "\n\t"}
     assert "nan" not in re.findall(r"\w+", page.words)
     assert {"alert", "7*7"} <= set(re.findall(r"alert|7\*7|49", page.words)) and "49" not in page.words
+
+
+def test_escape_sequences_and_sheer_length_change_no_page(tmp_path):
+    run = replace(
+        realistic(),
+        samples=[{"prompt": "", "text": "a\x1b[2J\u202eb" + "c" * 10_000_000, "note": "\x1b]0;t\x07"}],
+        machine={"n" * 5_000_000: "v" * 5_000_000},
+    )
+    page = page_of(run, tmp_path)
+    assert (tmp_path / "report.html").stat().st_size < 200_000
+    assert "a\u241b[2J\\u202eb" in page.words and "more characters" not in page.words
+    assert "characters more)" in page.words
+
+
+def test_long_samples_fold_and_short_ones_do_not(tmp_path):
+    long = "".join(f"line {i}\n" for i in range(40))
+    samples = [{"prompt": "line", "text": long[4:], "note": ""}, {"prompt": "", "text": "short", "note": ""}]
+    text = (tmp_path / "report.html", page_of(replace(realistic(), samples=[*samples, *samples * 3]), tmp_path))[0]
+    html = text.read_text("utf-8")
+    assert html.count("<details") == 3 and html.count('class="sample"') == 5  # no more than five are shown
+    summary = re.search(r"<summary>(.*?)</summary>", html, re.DOTALL)[1]
+    assert "line 4" in summary.replace("</span>", "") and "line 5" not in summary and "show all 40 lines" in summary
+
+
+@pytest.mark.parametrize("cut", [(0, 10), (3, 700), (500, 3), (900, 0)])
+def test_a_fold_loses_nothing(cut):
+    prompt, text = "p\n" * cut[0], "t" * cut[1]
+    part = findings.fold({"prompt": prompt, "text": text, "note": ""})
+    assert (part.prompt + part.more_prompt, part.text + part.more_text) == (prompt, text)
+    assert not (part.more_prompt and part.text)
+
+
+def test_a_run_without_prediction_and_baselines_has_a_page(tmp_path):
+    page = page_of(bare(), tmp_path)
+    assert [name for name in page.ids if name in SECTIONS] == [name for name in SECTIONS if name != "results"]
+    words = " ".join(page.words.replace("\u2011", "-").split())
+    for phrase in [
+        "0.912 M parameters, 3.21 nats per masked token on held-out data; no loss prediction for this objective.",
+        "bert-1min · masked language model · trained",
+        "nats per masked token — 3.210 —",
+        "time 1 min 01 s 59 s +3.4 %",
+        "There is no loss prediction for this objective.",
+        "No baseline was measured.",
+        "this model 3.210",
+        "held-out, measured 3.21",
+    ]:
+        assert phrase in words, phrase
+    assert "held-out, predicted" not in words and "bits per byte" not in words
 
 
 def test_report_is_the_same_in_every_writing_and_from_json(tmp_path):
     run = realistic()
     write_report(run, tmp_path / "a.html")
-    write_report(Run(**json.loads(json.dumps(asdict(run)))), tmp_path / "b.html")
+    again = RunRecord.from_dict(json.loads(json.dumps(asdict(run))))
+    write_report(again, tmp_path / "b.html")
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
 
 
@@ -134,8 +187,8 @@ def test_without_matplotlib_the_report_has_tables(tmp_path):
 import sys
 sys.modules["matplotlib"] = None
 from foundling.errors import OutputError
-from foundling.evaluate.report import summary_png, write_report
-from tests.evaluate.runs import realistic
+from foundling.report import summary_png, write_report
+from tests.report.runs import realistic
 write_report(realistic(), {str(tmp_path / "report.html")!r})
 assert "torch" not in sys.modules
 try:
@@ -162,11 +215,8 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 
 def test_standing_takes_sides_only_where_there_are_numbers():
     run = realistic()
-    assert findings.standing(replace(run, baselines={"gzip": 2.0})) == "It needs fewer bits than gzip."
-    assert (
-        findings.standing(replace(run, baselines={"xz": 1.0, "ppm": 1.709}))
-        == "It needs no fewer bits than xz and ppm."
-    )
+    assert findings.standing(replace(run, baselines={"gzip": 2.0})) == "Better than gzip."
+    assert findings.standing(replace(run, baselines={"xz": 1.0, "ppm": 1.709})) == "Not better than xz and ppm."
     assert findings.standing(replace(run, baselines={"gzip": "no text", "xz": nan})) == ""
     assert findings.standing(hostile()) == ""
 
@@ -179,6 +229,15 @@ def test_score_bars_are_sorted_and_scaled_and_keep_reasons():
     assert ngram.share is None and ngram.value == "less than 1 kB of text"
 
 
+def test_a_metric_that_is_better_higher_is_sorted_the_other_way():
+    metric = replace(realistic().metric, key="accuracy", name="accuracy", lower_is_better=False)
+    run = replace(
+        realistic(), metric=metric, actual=realistic().actual | {"accuracy": 0.5}, baselines={"a": 0.9, "b": 0.1}
+    )
+    assert [bar.name for bar in findings.score_bars(run)] == ["a", findings.MODEL, "b"]
+    assert findings.standing(run) == "Better than b; not better than a."
+
+
 def test_curve_and_throughput_worked_by_hand():
     record = {"step": 0, "bits_per_byte": None, "lr": 0.0, "grad_norm": None}
     history = [record | {"tokens": 10 * i, "seconds": 2.0 * i, "loss": float(i)} for i in range(1, 5)]
@@ -188,12 +247,6 @@ def test_curve_and_throughput_worked_by_hand():
     assert findings.throughput(history, 3) == [(4.0, 5.0), (6.0, 5.0), (8.0, 5.0)]
     assert findings.throughput(history, 1) == [(8.0, 5.0)]
     assert findings.throughput(history[:1], 3) == findings.throughput([history[0], history[0]], 3) == []
-
-
-def test_interval_of_a_share_is_wilsons():
-    # Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3, to four decimals.
-    for passed, n, low, high in [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611)]:
-        assert findings.wilson(passed / n, n) == pytest.approx((low, high), abs=5e-5)
 
 
 @pytest.mark.parametrize(

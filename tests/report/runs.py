@@ -4,13 +4,15 @@
 from dataclasses import replace
 from math import exp, log, nan, sin
 
-from foundling.evaluate.report import Run
+from foundling.contracts.records import Metric, Result, RunRecord
 
 CODE = "def factorial(n):\n    if n < 2:\n        return 1\n    return n * factorial(n - 1)\n"
 
 
-def realistic() -> Run:
-    return Run(
+def realistic() -> RunRecord:
+    return RunRecord(
+        kind="base model",
+        family="llama",
         name="stdlib-3min",
         command="foundling raise stdlib --minutes 3 --out stdlib-3min",
         created="2026-11-21",
@@ -99,10 +101,12 @@ def realistic() -> Run:
                 "\n        return ",
             ],
         },
-        shares={
-            "passes Python's tokenize": {"model": 0.84, "ngram": 0.1, "n": 50},
-            "parses as Python": {"model": 0.31, "ngram": 0.0, "n": 50},
-        },
+        results=[
+            _share("passes Python's tokenize", 0.84, 50, "model", 0.7149, 0.9166),
+            _share("passes Python's tokenize", 0.1, 50, "ngram", 0.0435, 0.2136),
+            _share("parses as Python", 0.3, 50, "model", 0.1910, 0.4375),
+            _share("parses as Python", 0.0, 50, "ngram", 0.0, 0.0714),
+        ],
         next_commands=[
             {"command": "foundling generate stdlib-3min 'def main('", "purpose": "write with it"},
             {"command": "foundling serve stdlib-3min", "purpose": "a playground page and an HTTP API"},
@@ -113,10 +117,9 @@ def realistic() -> Run:
 HOSTILE = '<script>alert("1")</script>\'&{{ 7*7 }}</pre></svg>|`~~~\n\n# $x_{$ \x00 ]]> --> \ud83d'
 
 
-def hostile() -> Run:
+def hostile() -> RunRecord:
     """Markup and template syntax in every string, an unpaired surrogate as paths have, and no number that is one."""
     nothing = {"seconds": nan, "peak_bytes": None, "loss": nan, "bits_per_byte": None, "joules": None}
-    share = {"model": nan, "n": 0}
     return replace(
         realistic(),
         name=HOSTILE,
@@ -142,9 +145,46 @@ def hostile() -> Run:
             "tokens_per_word": None,
             "longest": [HOSTILE],
         },
-        shares={HOSTILE: share},
+        results=[_share(HOSTILE, nan, 0, HOSTILE, nan, None)],
+        kind=HOSTILE,
+        family=HOSTILE,
+        metric=Metric("bits_per_byte", HOSTILE, True, HOSTILE),
+        loss_unit=HOSTILE,
+        parents=[HOSTILE],
+        pipeline_tag=HOSTILE,
+        limits=[HOSTILE],
         next_commands=[{"command": HOSTILE, "purpose": HOSTILE}],
     )
+
+
+def bare() -> RunRecord:
+    """A run of another kind: its main metric has no prediction, and nothing was measured beside the model."""
+    nothing = {"seconds": 61.0, "peak_bytes": 1e9, "joules": None}
+    return replace(
+        realistic(),
+        kind="masked language model",
+        family="bert",
+        name="bert-1min",
+        tokens=99_000,
+        metric=Metric("loss", "nats per masked token", True, "The mean of −ln p(token) over hidden tokens."),
+        loss_unit="nats per masked token",
+        predicted=nothing,
+        actual=nothing | {"seconds": 59.0, "loss": 3.21},
+        history=[{"step": i, "tokens": 1000 * i, "seconds": 0.1 * i, "loss": 8 / i + 3} for i in range(1, 100)],
+        baselines={},
+        results=[],
+        samples=[],
+        machine={},
+        timeline=[],
+        law_error=None,
+        tokenizer=None,
+        next_commands=[],
+        pipeline_tag="fill-mask",
+    )
+
+
+def _share(task: str, value: float, n: int, subject: str, low: float | None, high: float | None) -> Result:
+    return Result(task, "share", value, n, subject, low, high, "Wilson score")
 
 
 def _record(step: int) -> dict:

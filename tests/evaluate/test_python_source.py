@@ -3,7 +3,7 @@
 
 import pytest
 
-from foundling.recipes.results import tokenizes
+from foundling.evaluate.tasks.python_source import tokenizes
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@
 import io
 import re
 from collections.abc import Callable
-from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from foundling.evaluate.report import findings, units
-from foundling.evaluate.report.run import Run
-from foundling.evaluate.report.units import known
+from foundling.contracts.records import RunRecord
+from foundling.errors.render import html, terminal
+from foundling.report import findings, units
+from foundling.report.units import known
 
 _N_POINTS = 300  # more than the page has pixels to tell apart
 _N_SPANS = 60
@@ -46,19 +46,20 @@ LIGHT = Palette("#1f2328", "#626b73", "#dedcd4", "#1f6f78", "#b0562a", "#fcfbf8"
 _STAND_INS = Palette("#010101", "#020202", "#030303", "#040404", "#050505", "#060606")
 
 
-def loss_svg(run: Run) -> str:
+def loss_svg(run: RunRecord) -> str:
     """Training loss against tokens, the held-out loss as predicted and as measured; "" if there is no curve to draw."""
     points = findings.curve(run.history, _N_POINTS)
     if len(points) < 2:
         return ""
     label = (
         f"Training loss against tokens: {points[0].loss:.2f} at first, {points[-1].loss:.2f} at the end. "
-        f"Held-out loss: predicted {units.number(run.predicted['loss'])}, measured {units.number(run.actual['loss'])}."
+        f"Held-out loss: predicted {units.number(run.predicted.get('loss'))}, "
+        f"measured {units.number(run.actual.get('loss'))}."
     )
     return _svg("loss", label, 3.0, lambda axes: _draw_loss(axes, run, _STAND_INS))
 
 
-def throughput_svg(run: Run) -> str:
+def throughput_svg(run: RunRecord) -> str:
     """Tokens per second against seconds; "" if there is no curve to draw."""
     spans = findings.throughput(run.history, _N_SPANS)
     if len(spans) < 2:
@@ -77,7 +78,7 @@ def throughput_svg(run: Run) -> str:
     return _svg("throughput", label, 2.1, draw)
 
 
-def write_summary_png(run: Run, path: Path):
+def write_summary_png(run: RunRecord, path: Path):
     """The loss curve and the scores side by side, 1200 x 480."""
     with matplotlib.rc_context(_STYLE):
         spaced = ConstrainedLayoutEngine(w_pad=0.25, h_pad=0.2, wspace=0.06)
@@ -90,16 +91,16 @@ def write_summary_png(run: Run, path: Path):
         figure.savefig(path, format="png", metadata={"Software": None})
 
 
-def _draw_loss(axes: Axes, run: Run, colours: Palette):
+def _draw_loss(axes: Axes, run: RunRecord, colours: Palette):
     points = findings.curve(run.history, _N_POINTS)
     tokens, losses = [point.tokens for point in points], [point.loss for point in points]
     axes.plot(tokens, losses, color=colours.quiet, linewidth=0.7, alpha=0.45)
     axes.plot(tokens, _smoothed(losses), color=colours.ink, linewidth=1.6)
-    axes.set_title("loss, nats per token", color=colours.quiet)
+    axes.set_title(_label(f"loss, {run.loss_unit}"), color=colours.quiet)
     axes.set_xlabel("tokens", color=colours.quiet)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: units.count(x)))
     axes.set_xlim(left=0)
-    predicted, measured = run.predicted["loss"], run.actual["loss"]
+    predicted, measured = run.predicted.get("loss"), run.actual.get("loss")
     marks = []
     if known(predicted):
         axes.axhline(predicted, color=colours.predicted, linewidth=1.2, linestyle=(0, (5, 3)))
@@ -117,18 +118,26 @@ def _draw_loss(axes: Axes, run: Run, colours: Palette):
         axes.text(0.99, 0.97 - 0.1 * row, text, color=colour, bbox=ground, **place)
 
 
-def _draw_scores(axes: Axes, run: Run, colours: Palette):
+def _draw_scores(axes: Axes, run: RunRecord, colours: Palette):
     bars = [(bar, bar.share) for bar in findings.score_bars(run) if bar.share is not None]
-    axes.set_title("bits per byte of held-out text; fewer is better", color=colours.quiet)
+    better = "lower" if run.metric.lower_is_better else "higher"
+    axes.set_title(_label(f"{run.metric.name} on held-out data; {better} is better"), color=colours.quiet)
     axes.set_xlim(0, 1.15)
     axes.set_ylim(len(bars) - 0.4, -0.6)
     axes.set_axis_off()
     for row, (bar, share) in enumerate(bars):
         colour = colours.accent if bar.ours else colours.rule
         axes.barh(row + 0.16, share, height=0.34, color=colour)
-        axes.text(0, row - 0.12, bar.name, va="bottom", color=colours.ink, weight="bold" if bar.ours else "normal")
-        axes.text(share + 0.015, row + 0.16, bar.value, va="center", color=colours.ink)
+        axes.text(
+            0, row - 0.12, _label(bar.name), va="bottom", color=colours.ink, weight="bold" if bar.ours else "normal"
+        )
+        axes.text(share + 0.015, row + 0.16, _label(bar.value), va="center", color=colours.ink)
     axes.title.set_visible(True)
+
+
+def _label(text: str) -> str:
+    """Untrusted text in the picture's font, which has no pictures of control characters."""
+    return re.sub("[\u2400-\u2421]", "\N{REPLACEMENT CHARACTER}", terminal(text, limit=80))
 
 
 def _smoothed(values: list[float]) -> list[float]:
@@ -168,7 +177,7 @@ def _inline(svg: str, label: str) -> str:
     """A stand-alone SVG made part of a page: no prolog, no size, no style and no id that could reach beyond it."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(
-        r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg \1 role="img" aria-label="{escape(label)}">', svg, count=1
+        r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg \1 role="img" aria-label="{html(label)}">', svg, count=1
     )
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' id="(?![mp][0-9a-f]{10}")[^"]*"', "", svg)  # kept: markers and clips, which are referred to

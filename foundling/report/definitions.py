@@ -7,7 +7,7 @@ about the measurable condition alone, and each row names what it leaves to a rea
 
 from typing import NamedTuple
 
-from foundling.evaluate.report import units
+from foundling.report import units
 
 TENS_OF_BILLIONS = 1e10  # the lowest reading of the order's "tens of billions": who may be meant is told so
 BILL_PARAMS = 1e9
@@ -29,8 +29,9 @@ class Definition(NamedTuple):
     reason: str
 
 
-def definitions(*, params: int, flops: float, data_bytes: int) -> list[Definition]:
-    """`flops` is of the whole lineage, as thresholds count a base model's too; `data_bytes` is of distinct text."""
+def definitions(*, params: int, flops: float, data_bytes: int, generates: bool = True) -> list[Definition]:
+    """`flops` is of the whole lineage, as thresholds count a base model's too; `data_bytes` is of distinct text;
+    `generates`: whether the model generates text, images or video, which the EU's criterion asks for."""
     spent = f"{units.power(flops)} FLOPs"
     return [
         Definition(
@@ -58,9 +59,9 @@ def definitions(*, params: int, flops: float, data_bytes: int) -> list[Definitio
             "significant generality, competent at many distinct tasks, fit to be built into other systems; research "
             "and prototypes not yet on the market are excepted. Indicative criterion: over 10²³ FLOPs of training, "
             "and it generates language, or images or video from text",
-            flops > GENERAL_PURPOSE_FLOPS,
+            generates and flops > GENERAL_PURPOSE_FLOPS,
             _reason(flops, GENERAL_PURPOSE_FLOPS, spent, "10²³", strictly=True)
-            + "; it generates text; generality was not assessed",
+            + f"; it generates {'text' if generates else 'neither text nor images'}; generality was not assessed",
         ),
         Definition(
             "EU",

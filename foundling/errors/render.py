@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one renderer of untrusted text: file names, tensor names, keys, hashes, and text that a model wrote.
+
+Such text can hold escape sequences that move a terminal's cursor, line breaks that imitate our own lines, markup, and
+megabytes of anything. Each function here returns text that is shown and does nothing, for one destination.
+
+Control characters become their pictures (ESC becomes U+241B, ␛; Unicode block "Control Pictures"). What has no picture
+becomes its escape, such as \\u202e: C1 controls, marks that reorder text (Unicode Standard Annex 9, section 2), halves
+of surrogate pairs, which no file can hold. Text longer than `limit` characters is cut and says how much is left out.
+With `lines`, line breaks and tabs stay what they are; without, the result is one line.
+"""
+
+from __future__ import annotations
+
+import re
+from html import escape
+
+LIMIT = 2_000
+"""characters of one value in a line of output"""
+BLOCK_LIMIT = 20_000
+"""characters of a block of text, such as a sample"""
+
+# Zero-width joiners (U+200C, U+200D) stay: several scripts need them.
+_INVISIBLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e007f]"
+)
+_MARKDOWN = re.compile(r"([\\`*_\[\]|~#$])")
+
+
+def terminal(text: object, *, limit: int = LIMIT, lines: bool = False) -> str:
+    """For a terminal or a log: nothing in it moves the cursor, changes a colour or begins a line of its own."""
+    whole = str(text)
+    shown = whole[:limit].replace("\r\n", "\n") if lines else whole[:limit]
+    shown = _INVISIBLE.sub(lambda match: match[0] if lines and match[0] in "\n\t" else _picture(match[0]), shown)
+    return shown if len(whole) <= limit else f"{shown}… ({len(whole) - limit:,} characters more)"
+
+
+def html(text: object, *, limit: int = LIMIT, lines: bool = False) -> str:
+    """For the content of an HTML element, or for an attribute in quotation marks."""
+    return escape(terminal(text, limit=limit, lines=lines), quote=True)
+
+
+def markdown(text: object, *, limit: int = LIMIT) -> str:
+    """For prose or a table cell in Markdown: one line, with nothing that Markdown or HTML takes for markup or a link.
+    Runs of white space become one space."""
+    words = re.sub(r"[ \t\r\n]+", " ", str(text)[: limit + 1]).strip() if len(str(text)) <= limit else text
+    shown = _MARKDOWN.sub(r"\\\1", escape(terminal(words, limit=limit), quote=False))
+    return shown.replace("://", "&#58;//")
+
+
+def markdown_code(text: object, language: str = "text", *, limit: int = BLOCK_LIMIT) -> str:
+    """A fenced code block. Its fence is longer than any run of backticks inside, so that nothing inside can end it."""
+    shown = terminal(text, limit=limit, lines=True)
+    longest = max((len(run) for run in re.findall(r"`+", shown)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{shown}\n{fence}"
+
+
+def _picture(character: str) -> str:
+    code = ord(character)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "\u2421"
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"

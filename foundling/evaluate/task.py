@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A task: examples, how each becomes a prompt, and how an answer to it is scored."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from foundling.errors import DataError
+
+E = TypeVar("E")
+
+
+class GeneratedText(NamedTuple):
+    """What a generating subject answered."""
+
+    text: str
+    cut: bool = False
+    """it reached its length before its own end"""
+
+
+class Continuation(NamedTuple):
+    """What a model makes of a text that could follow the prompt."""
+
+    text: str
+    logprob: float
+    """natural log-probability of the whole, given the prompt"""
+    n_tokens: int
+
+
+@dataclass(frozen=True)
+class Task(Generic[E]):
+    """`score(example, answer)` is a number per example, and their mean is the task's figure.
+
+    For the runner `generate` an answer is a GeneratedText. For `loglikelihood` it is a list with a Continuation for
+    each text of `continuations(example)`.
+    """
+
+    name: str
+    examples: Sequence[E]
+    """plain data (numbers, strings, lists, dicts, dataclasses): they are hashed"""
+    prompt: Callable[[E], str]
+    score: Callable[[E, Any], float]
+    continuations: Callable[[E], Sequence[str]] | None = None
+    metric: str = "accuracy"
+    lower_is_better: bool = False
+
+    def hashes(self, *runner: Callable[..., Any]) -> dict[str, str]:
+        """SHA-256 of the examples with the task's name, of the rendered prompts and continuations, and of the source
+        files that define prompt, score, continuations and `runner`."""
+        rendered = [
+            [self.prompt(example), list(self.continuations(example)) if self.continuations else []]
+            for example in self.examples
+        ]
+        functions = [self.prompt, self.score, *([self.continuations] if self.continuations else []), *runner]
+        code = sorted({_source(function) for function in functions})
+        return {
+            "task": _digest([self.name, self.metric, [_plain(example) for example in self.examples]], self.name),
+            "prompt": _digest(rendered, self.name),
+            "code": _digest(code, self.name),
+        }
+
+
+def choice(answer: Callable[[Any], int]) -> Callable[[Any, list[Continuation]], float]:
+    """Scores 1 where the likeliest continuation is number answer(example)."""
+    return lambda example, found: float(_best([c.logprob for c in found]) == answer(example))
+
+
+def choice_per_byte(answer: Callable[[Any], int]) -> Callable[[Any, list[Continuation]], float]:
+    """`choice` by log-probability per UTF-8 byte, so that length does not decide (lm-evaluation-harness: acc_norm)."""
+    return lambda example, found: float(
+        _best([c.logprob / max(1, len(c.text.encode())) for c in found]) == answer(example)
+    )
+
+
+def exact_match(answer: Callable[[Any], str]) -> Callable[[Any, GeneratedText], float]:
+    """Scores 1 where the generated text is answer(example), white space at either end aside."""
+    return lambda example, found: float(found.text.strip() == answer(example).strip())
+
+
+def _best(values: list[float]) -> int:
+    return max(range(len(values)), key=values.__getitem__)
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+
+def _digest(value: Any, task: str) -> str:
+    try:
+        text = json.dumps(value, sort_keys=True, ensure_ascii=True)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"task {task!r}: its examples are not plain data ({error}); use numbers, strings, lists and dicts"
+        ) from None
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=256)
+def _file_digest(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _source(function: Callable[..., Any]) -> str:
+    """A digest of the file that defines the function; of its bytecode where there is no file."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = inspect.unwrap(function)
+    try:
+        path = inspect.getsourcefile(function if hasattr(function, "__code__") else type(function))
+        return _file_digest(path or "")
+    except (OSError, TypeError):
+        code = getattr(function, "__code__", None)
+        return hashlib.sha256(code.co_code if code else repr(type(function)).encode()).hexdigest()

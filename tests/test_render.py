@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Untrusted text is shown and does nothing: on a terminal, in HTML, in Markdown."""
+
+import html as standard
+import json
+import re
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foundling.errors.render import BLOCK_LIMIT, LIMIT, html, markdown, markdown_code, terminal
+
+ANY = st.text(alphabet=st.characters(exclude_categories=()), max_size=60)
+
+
+def acts(character: str) -> bool:
+    """Whether a terminal may do something else than draw it: controls, line and paragraph ends, marks that reorder."""
+    return unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} or unicodedata.bidirectional(character) in {
+        "LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI",
+    }  # fmt: skip
+
+
+@given(ANY)
+def test_terminal_shows_one_line_that_acts_on_nothing(text):
+    shown = terminal(text)
+    assert not any(acts(c) for c in shown)
+    shown.encode()
+    assert terminal(shown) == shown
+    assert not any(acts(c) for c in terminal(text, lines=True) if c not in "\n\t")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("layer.0\x1b[2J\x1b[1;1Hok: no byte has changed", "layer.0␛[2J␛[1;1Hok: no byte has changed"),
+        ("a\r\nb\tc\x7f\x00", "a␍␊b␉c␡␀"),
+        ("\x9b31m", "\\u009b31m"),
+        ("abc\u202etxt.exe\udcff", "abc\\u202etxt.exe\\udcff"),
+        ("\U000e0041", "\\U000e0041"),
+        ("naïve — 数 🎉 e\u0301 क\u094d\u200dष", "naïve — 数 🎉 e\u0301 क\u094d\u200dष"),
+        (17, "17"),
+    ],
+)
+def test_by_hand(text, shown):
+    assert terminal(text) == shown
+
+
+def test_line_breaks_stay_where_lines_are_asked_for():
+    assert terminal("a\r\n\tb\rc\x1b", lines=True) == "a\n\tb␍c␛"
+
+
+def test_length_is_bounded_and_said():
+    for show in (terminal, html, markdown):
+        shown = show("x" * 30_000_000)
+        assert len(shown) < LIMIT + 60 and f"({30_000_000 - LIMIT:,} characters more" in shown.replace("\\", "")
+    assert terminal("x" * LIMIT) == "x" * LIMIT
+    assert len(markdown_code("\n" * 10**6)) < BLOCK_LIMIT + 100
+
+
+@given(ANY)
+def test_html_is_the_text_again_once_read(text):
+    shown = html(text)
+    assert standard.unescape(shown) == terminal(text)
+    assert not re.search(r"[<>\"']", shown)
+
+
+@given(ANY)
+def test_markdown_stays_on_one_line_without_markup(text):
+    shown = markdown(text)
+    assert "\n" not in shown and not any(acts(c) for c in shown)
+    assert not re.search(r"[<>]|(?<!\\)(?:\\\\)*(?<!\\)[`*_\[\]|~]", shown), json.dumps(shown)
+
+
+def test_markdown_links_nothing():
+    assert markdown("see https://example.org [x](y) <b>") == "see https&#58;//example.org \\[x\\](y) &lt;b&gt;"
+
+
+@given(ANY)
+def test_nothing_ends_a_code_block_but_its_fence(text):
+    lines = markdown_code("```" + text + "\n````\n", "sh").split("\n")
+    fence = re.fullmatch(r"(`+)sh", lines[0])[1]
+    assert [i for i, line in enumerate(lines) if line.strip().startswith(fence)] == [0, len(lines) - 1]
