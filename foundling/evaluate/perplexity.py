@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How well a model predicts text that it has not seen: the mean loss of whatever objective it was trained with.
 
-`score` serves every objective that counts tokens; `masked_score` and `denoising_score` corrupt held-out batches as
-training does, the same way every time. `pseudo_perplexity` asks a masked model for one token at a time.
+`score` serves every objective that counts tokens; `corrupted_score` corrupts held-out batches as training does, the
+same way every time. `pseudo_perplexity` asks a masked model for one token at a time.
 """
 
 from __future__ import annotations
@@ -13,15 +13,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from foundling.contracts.data import Batch
+from foundling.contracts.data import Batch, Batches
 from foundling.contracts.objective import Objective
 from foundling.contracts.records import Result
 from foundling.errors import ConfigError, DataError
 from foundling.evaluate.intervals import BOOTSTRAP, bootstrap
 from foundling.evaluate.runners import padded
-from foundling.objectives.causal import Causal
-from foundling.objectives.masked import MaskedBatches
-from foundling.objectives.span import SpanBatches
 from foundling.runtime.device import Runtime
 from foundling.runtime.rng import generator
 
@@ -64,54 +61,28 @@ def score(
     return Score(total / max(1, sum(tokens)), bits, sum(tokens), low, high)
 
 
-def masked_score(
+def corrupted_score(
     model: Any,
+    objective: Objective,
+    transform: Callable[[Batches], Batches],
     batches: Sequence[Batch],
     runtime: Runtime,
-    *,
-    mask: int,
-    vocab_size: int,
-    seed: int = 0,
-    rate: float = 0.15,
-    kept: tuple[int, ...] = (),
 ) -> Score:
-    """Nats per hidden token of a masked language model, hidden as MaskedBatches hides in training; what is hidden
-    depends on (seed, number of the row). `batches`: evaluation_batches with a stride of seq_len."""
+    """Nats per token that is asked for, of a model that restores corrupted text: hidden tokens, or the target of a
+    source. `transform` corrupts as in training (data/transforms); what it hides depends on the number of the row.
+    `batches`: evaluation_batches with a stride of seq_len, each token of which counts once."""
     numbered = _Numbered(batches)
-    hidden = MaskedBatches(numbered, seed=seed, mask=mask, vocab_size=vocab_size, rate=rate, kept=kept)
+    corrupted = transform(numbered)
+    if batches and "source" in corrupted[0]:  # the last window overlaps the one before it: read what is new alone
+        new = [b | {"documents": torch.where(b["loss_mask"], b["documents"], -1)} for b in numbered]
+        corrupted = transform(_Numbered(new))
+        return score(model, objective, (corrupted[n] for n in range(len(new))), None, runtime)
 
     def once(n: int) -> Batch:
-        batch = hidden[n]  # the last window overlaps the one before it: a place counts where it is new
+        batch = corrupted[n]
         return batch | {"loss_mask": batch["loss_mask"] & numbered[n]["loss_mask"]}
 
-    return score(model, Causal(), map(once, range(len(batches))), None, runtime)
-
-
-def denoising_score(
-    model: Any,
-    batches: Sequence[Batch],
-    runtime: Runtime,
-    *,
-    sentinels: Sequence[int],
-    eos: int,
-    start_id: int = 0,
-    seed: int = 0,
-    density: float = 0.15,
-    mean_span: float = 3.0,
-) -> Score:
-    """Nats per target token of an encoder-decoder, given the source that SpanBatches corrupts as in training; what is
-    hidden depends on (seed, number of the row). `batches`: evaluation_batches with a stride of seq_len."""
-    new = [b | {"documents": torch.where(b["loss_mask"], b["documents"], -1)} for b in _Numbered(batches)]
-    corrupted = SpanBatches(
-        _Numbered(new),
-        seed=seed,
-        sentinels=sentinels,
-        eos=eos,
-        start_id=start_id,
-        density=density,
-        mean_span=mean_span,
-    )
-    return score(model, Causal(), (corrupted[n] for n in range(len(new))), None, runtime)
+    return score(model, objective, map(once, range(len(batches))), None, runtime)
 
 
 @torch.inference_mode()

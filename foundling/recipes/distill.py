@@ -9,7 +9,7 @@ from foundling.contracts.records import BITS_PER_BYTE
 from foundling.data.loader import evaluation_batches
 from foundling.evaluate.perplexity import score
 from foundling.objectives.causal import Causal
-from foundling.recipes.pretrain import generation_config, measure_baselines, sample
+from foundling.recipes.pretrain import draw_samples, generation_config, measure_baselines, shown
 from foundling.recipes.publish import Outcome
 from foundling.recipes.run import Run
 from foundling.recipes.text import (
@@ -44,14 +44,14 @@ def distill(run: Run) -> dict[str, Any]:
     with run.clock.phase("baselines"):
         baselines, _ = measure_baselines(corpus)
     with run.clock.phase("samples"):
-        samples = sample(model, tokenizer, seq_len, recipe.seed)
+        samples = shown(draw_samples(model, tokenizer, recipe))
     return run.publish(
         Outcome(
             kind="distilled model", model=model, tokenizer=tokenizer, corpus=corpus, tokens=tokens,
             metric=BITS_PER_BYTE, figures={"loss": student.loss, "bits_per_byte": student.bits_per_byte},
             loss_unit="nats per token (log: teacher and text mixed)",
             baselines={"teacher": teacher.bits_per_byte} | baselines,
-            samples=[{"prompt": "", "text": text, "note": "from an empty prompt"} for text, _ in samples],
+            samples=samples,
             generation=generation_config(tokenizer),
             next_commands=[("foundling chat {}", "continue text of your own")],
         )

@@ -3,18 +3,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from foundling.contracts.records import Metric
+from foundling.data.loader import evaluation_batches
 from foundling.data.transforms.special import mask_id
 from foundling.decode.fill import Filler
-from foundling.evaluate.perplexity import held_out_windows, pseudo_perplexity, score
+from foundling.evaluate.perplexity import corrupted_score, pseudo_perplexity
 from foundling.recipes.learning import learning_for
 from foundling.recipes.publish import Outcome
 from foundling.recipes.run import Run
 from foundling.recipes.text import EVALUATE_ROWS, make_tokenizer, packed_batches, prepare_text
 from foundling.recipes.training import runtime_of
 
+POSITIONS = 500
+"""held-out tokens that pseudo-perplexity masks, one forward pass each"""
 MASKED_LOSS = Metric(
     "loss", "nats per masked token", True,
     "The mean negative log-probability of a token that is hidden, given all that stands on both sides of it.",
@@ -28,16 +32,20 @@ def masked(run: Run) -> dict[str, Any]:
     learning = learning_for(recipe, tokenizer)
     run.train(model, learning.objective, learning.transform(packed_batches(recipe, tokens.train)))
     with run.measuring("measuring the held-out masked loss and pseudo-perplexity"):
-        windows = held_out_windows(tokens.held_out, seq_len=recipe.train.seq_len, batch_size=EVALUATE_ROWS)
-        hidden = [learning.transform(windows)[n] for n in range(len(windows))]
-        held_out = score(model, learning.objective, hidden, corpus.held_out_bytes, runtime_of(recipe))
-        pseudo = pseudo_perplexity(model, windows, mask=mask_id(tokenizer), seed=recipe.seed)
+        seq_len, runtime = recipe.train.seq_len, runtime_of(recipe)
+        windows = evaluation_batches(tokens.held_out, seq_len=seq_len, batch_size=EVALUATE_ROWS, stride=seq_len)
+        held_out = corrupted_score(model, learning.objective, learning.transform, windows, runtime)
+        rows = [row.tolist() for batch in windows for row in batch["tokens"]]
+        pseudo = pseudo_perplexity(
+            model, rows, mask_id(tokenizer), runtime=runtime, kept=[tokenizer.eos], max_positions=POSITIONS,
+            seed=recipe.seed,
+        )  # fmt: skip
     run.progress.line(f"held out: {held_out.loss:.3f} nats a masked token after {run.seconds:.0f} s")
     filler = Filler(model, tokenizer)
     return run.publish(
         Outcome(
             kind="masked language model", model=model, tokenizer=tokenizer, corpus=corpus, tokens=tokens,
-            metric=MASKED_LOSS, figures={"loss": held_out.loss, "pseudo_perplexity": pseudo.value},
+            metric=MASKED_LOSS, figures={"loss": held_out.loss, "pseudo_perplexity": pseudo.value or math.nan},
             loss_unit="nats per masked token", results=[pseudo], samples=gaps(filler, corpus.held_out[0].text),
             pipeline_tag="fill-mask", next_commands=[("foundling fill {} 'a ___ in the text'", "fill a gap")],
         )

@@ -11,13 +11,15 @@ import torch
 from foundling.contracts.records import BITS_PER_BYTE
 from foundling.data.ingest import Corpus
 from foundling.data.loader import evaluation_batches
-from foundling.decode.plain import generate
 from foundling.evaluate.baselines import compression
 from foundling.evaluate.baselines.ngram import ByteNGram
 from foundling.evaluate.perplexity import score
+from foundling.evaluate.samples import judge_samples, sample_texts
+from foundling.evaluate.task import GeneratedText
 from foundling.evaluate.tasks import tasks_for
 from foundling.objectives.causal import Causal
 from foundling.recipes.publish import MAX_NGRAM_BYTES, Outcome
+from foundling.recipes.recipe import Recipe
 from foundling.recipes.run import Run
 from foundling.recipes.text import (
     EVALUATE_ROWS,
@@ -30,7 +32,6 @@ from foundling.recipes.training import runtime_of
 from foundling.runtime.memory import trim_memory
 from foundling.text import Tokenizer
 
-N_SAMPLES = 50
 TEMPERATURE, TOP_P = 0.7, 0.95
 """Of the samples, and of the model's generation_config.json."""
 
@@ -58,18 +59,15 @@ def pretrain(run: Run) -> dict[str, Any]:
         baselines, ngram = measure_baselines(corpus)
     with run.clock.phase("samples"):
         run.progress.line("sampling")
-        samples = sample(model, tokenizer, seq_len, recipe.seed)
-        results = [
-            result
-            for task in tasks_for(recipe.data.source, corpus.held_out)
-            for result in task(samples, ngram, corpus.held_out, TEMPERATURE)
-        ]
-    note = f"from an empty prompt, temperature {TEMPERATURE}, top-p {TOP_P}"
+        samples = draw_samples(model, tokenizer, recipe)
+        tasks = tasks_for(recipe.data.source, [d.name for d in corpus.held_out])
+        texts = [d.text for d in corpus.held_out]
+        results = judge_samples(tasks, samples, ngram=ngram, held_out=texts, temperature=TEMPERATURE)
     return run.publish(
         Outcome(
             kind="base model", model=model, tokenizer=tokenizer, corpus=corpus, tokens=tokens, metric=BITS_PER_BYTE,
             figures={"loss": held_out.loss, "bits_per_byte": held_out.bits_per_byte}, baselines=baselines,
-            results=results, samples=[{"prompt": "", "text": text, "note": note} for text, _ in samples],
+            results=results, samples=shown(samples),
             generation=generation_config(tokenizer),
             next_commands=[("foundling chat {}", "continue text of your own")],
         )
@@ -96,12 +94,16 @@ def measure_baselines(corpus: Corpus) -> tuple[dict[str, float], ByteNGram]:
     return {**compression.bits_per_byte(held_out), "ngram": ngram.bits_per_byte(held_out)}, ngram
 
 
-def sample(model: Any, tokenizer: Tokenizer, seq_len: int, seed: int) -> list[tuple[str, bool]]:
-    """Texts from an empty prompt, and whether each was cut off before its own end."""
-    opening = tokenizer.eos if tokenizer.bos is None else tokenizer.bos
+def draw_samples(model: Any, tokenizer: Tokenizer, recipe: Recipe) -> list[GeneratedText]:
+    """Texts from an empty prompt."""
     with torch.compiler.set_stance("force_eager"):
-        rows = generate(
-            model.eval(), [[opening]] * N_SAMPLES, max_tokens=seq_len - 1, temperature=TEMPERATURE, top_p=TOP_P,
-            seed=seed, stop=[tokenizer.eos],
+        return sample_texts(
+            model.eval(), tokenizer, max_tokens=recipe.train.seq_len - 1, temperature=TEMPERATURE, top_p=TOP_P,
+            seed=recipe.seed,
         )  # fmt: skip
-    return [(tokenizer.decode(row.tokens), row.finish == "length") for row in rows]
+
+
+def shown(samples: list[GeneratedText]) -> list[dict[str, Any]]:
+    """As the report shows them."""
+    note = f"from an empty prompt, temperature {TEMPERATURE}, top-p {TOP_P}"
+    return [{"prompt": "", "text": sample.text, "note": note} for sample in samples]

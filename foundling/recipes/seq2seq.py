@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from foundling.contracts.records import Metric
+from foundling.data.loader import evaluation_batches
 from foundling.decode.plain import generate
-from foundling.evaluate.perplexity import held_out_windows, score
+from foundling.evaluate.perplexity import corrupted_score
 from foundling.recipes.learning import learning_for
 from foundling.recipes.publish import Outcome
 from foundling.recipes.run import Run
@@ -31,15 +32,15 @@ def seq2seq(run: Run) -> dict[str, Any]:
     learning = learning_for(recipe, tokenizer)
     run.train(model, learning.objective, learning.transform(packed_batches(recipe, tokens.train)))
     with run.measuring("measuring the held-out loss"):
-        windows = held_out_windows(tokens.held_out, seq_len=recipe.train.seq_len, batch_size=EVALUATE_ROWS)
-        batches = [learning.transform(windows)[n] for n in range(len(windows))]
-        held_out = score(model, learning.objective, batches, corpus.held_out_bytes, runtime_of(recipe))
+        seq_len = recipe.train.seq_len
+        windows = evaluation_batches(tokens.held_out, seq_len=seq_len, batch_size=EVALUATE_ROWS, stride=seq_len)
+        held_out = corrupted_score(model, learning.objective, learning.transform, windows, runtime_of(recipe))
     run.progress.line(f"held out: {held_out.loss:.3f} nats a target token after {run.seconds:.0f} s")
     return run.publish(
         Outcome(
             kind="denoising model", model=model, tokenizer=tokenizer, corpus=corpus, tokens=tokens,
             metric=RESTORED_LOSS, figures={"loss": held_out.loss}, loss_unit="nats per target token",
-            samples=restored(model, tokenizer, batches[0]), generation=generation_config(tokenizer, model),
+            samples=restored(model, tokenizer, learning.transform(numbered(windows[0]))[0]), generation=generation_config(tokenizer, model),
             pipeline_tag="text2text-generation",
             next_commands=[("foundling generate {} --prompt 'some text'", "answer a source")],
         )
@@ -66,3 +67,7 @@ def restored(model: Any, tokenizer: Tokenizer, batch: dict[str, torch.Tensor]) -
         }
         for source, answer in zip(sources, answers, strict=True)
     ]
+
+
+def numbered(batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    return [batch | {"sample_ids": torch.arange(len(batch["tokens"]))}]

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from foundling.contracts.data import Batches
 from foundling.contracts.objective import ContrastiveObjective, Objective
 from foundling.errors import Interrupted, MismatchError
@@ -20,7 +22,7 @@ from foundling.runtime.device import Runtime, compiler_missing
 from foundling.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from foundling.train.log import Log
 from foundling.train.loop import train
-from foundling.train.state import TrainState
+from foundling.train.state import MODEL, TrainState
 from foundling.train.step import is_compiled
 
 
@@ -109,4 +111,14 @@ def run_training(
                     raise KeyboardInterrupt
                 raise Interrupted(f"stopped at step {step.n} of {total}; continue with --resume")
     log.close()
+    if state.ema:
+        use_averages(model, state.ema[MODEL].state_tensors())
     return log, spent
+
+
+@torch.no_grad()
+def use_averages(model: Any, averages: dict[str, torch.Tensor]) -> None:
+    """Puts averaged weights in place of the last ones: what is measured and published."""
+    params = dict(model.named_parameters())
+    for name, average in averages.items():
+        params[name].copy_(average)
