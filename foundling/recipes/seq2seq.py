@@ -40,7 +40,8 @@ def seq2seq(run: Run) -> dict[str, Any]:
         Outcome(
             kind="denoising model", model=model, tokenizer=tokenizer, corpus=corpus, tokens=tokens,
             metric=RESTORED_LOSS, figures={"loss": held_out.loss}, loss_unit="nats per target token",
-            samples=restored(model, tokenizer, learning.transform(numbered(windows[0]))[0]), generation=generation_config(tokenizer, model),
+            samples=restored(model, tokenizer, learning.transform(windows)[0]),
+            generation=generation_config(tokenizer, model),
             pipeline_tag="text2text-generation",
             next_commands=[("foundling generate {} --prompt 'some text'", "answer a source")],
         )
@@ -67,7 +68,3 @@ def restored(model: Any, tokenizer: Tokenizer, batch: dict[str, torch.Tensor]) -
         }
         for source, answer in zip(sources, answers, strict=True)
     ]
-
-
-def numbered(batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    return [batch | {"sample_ids": torch.arange(len(batch["tokens"]))}]

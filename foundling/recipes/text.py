@@ -16,6 +16,7 @@ from foundling.data.loader import PackedBatches, evaluation_batches
 from foundling.data.sampling import sample_spans, sample_text
 from foundling.data.shards import TokenArray
 from foundling.data.tokens import bytes_per_token, scale_sample, train_tokenizer
+from foundling.data.transforms.special import mask_id
 from foundling.errors import BudgetError, ConfigError
 from foundling.evaluate.perplexity import score
 from foundling.models import build, family
@@ -59,7 +60,18 @@ EVALUATE_ROWS, EVALUATE_STRIDE = 16, 2
 def make_tokenizer(recipe: Recipe, corpus: Corpus) -> Tokenizer:
     """The tokenizer of a resolved recipe: a parent's, or trained on the data."""
     parent = recipe.model.directory or recipe.objective.teacher
-    return Tokenizer.load(parent) if parent else train_tokenizer(corpus, recipe.data.vocab_size)
+    return named(
+        Tokenizer.load(parent) if parent else train_tokenizer(corpus, recipe.data.vocab_size), recipe.objective
+    )
+
+
+def named(tokenizer: Tokenizer, objective: ObjectiveSpec) -> Tokenizer:
+    """With the mask's name, where the objective hides tokens behind one: who fills gaps looks for it."""
+    if objective.kind not in ("masked", "infill") or tokenizer.mask is not None:
+        return tokenizer
+    mask = tokenizer.backend.id_to_token(mask_id(tokenizer))
+    assert mask is not None
+    return tokenizer.naming(mask_token=mask)
 
 
 def packed_batches(recipe: Recipe, tokens: Any) -> PackedBatches:
@@ -79,7 +91,7 @@ def prepare_text(run: Run, corpus: Corpus) -> Prepared:
         precision, rate = choose_precision(device)
     runtime = Runtime(device, runtime_given.get("precision", precision), threads)
     vocab_size, seq_len = text_sizes(request.budget, rate, corpus.train_bytes)
-    tokenizer = _tokenizer(run, corpus, origin, objective, vocab_size)
+    tokenizer = named(_tokenizer(run, corpus, origin, objective, vocab_size), objective)
     seq_len, train_tokens = _seq_len(corpus, tokenizer, origin, seq_len, train_given.get("seq_len"))
     sizes = size_fields(origin, tokenizer.vocab_size, seq_len, start_id=tokenizer.eos)
     optim = from_dict(OptimOptions, given.get("optim", {}), where="optim")

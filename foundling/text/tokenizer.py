@@ -28,6 +28,15 @@ MAX_FILE_BYTES = 64 << 20
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+[ \t]*|\s+(?!\S)|\s+"
 
 
+OWN_CONFIG = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "bos_token": END,
+    "eos_token": END,
+    "pad_token": PAD,
+    "clean_up_tokenization_spaces": False,
+    "chat_template": CHAT_TEMPLATE,
+}
+"""tokenizer_config.json of a tokenizer that is trained here"""
 NAMED = ("bos_token", "eos_token", "sep_token", "mask_token")
 NAMES_CODE = "auto_map"
 """A key by which transformers finds programs: none is kept or taken along."""
@@ -122,16 +131,12 @@ class Tokenizer:
         """tokenizer.json, tokenizer_config.json and the chat template, as transformers reads them."""
         directory = Path(directory)
         self.backend.save(str(directory / "tokenizer.json"))
-        own = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": END,
-            "eos_token": END,
-            "pad_token": PAD,
-            "clean_up_tokenization_spaces": False,
-            "chat_template": CHAT_TEMPLATE,
-        }
-        config = self.described or own
+        config = self.described or OWN_CONFIG
         (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    def naming(self, **tokens: str) -> Tokenizer:
+        """The same tokenizer whose tokenizer_config.json names further tokens, such as mask_token="<|spare_0|>"."""
+        return Tokenizer(self.backend, (self.described or OWN_CONFIG) | tokens)
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone, no special tokens added or read."""
