@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from foundling.decode.native.encoder import native_encoder
     from foundling.decode.sampling import Sampling
     from foundling.models import build
-    from foundling.recipes.raising import raise_model, reproduce
+    from foundling.recipes.kinds import raise_model, reproduce
     from foundling.text import Tokenizer
     from foundling.train.loop import train
     from foundling.weights.adapters import load_adapter, save_adapter
@@ -42,8 +42,8 @@ _WHERE = {
     "merge": "foundling.adapt.lora",
     "native_encoder": "foundling.decode.native.encoder",
     "quantize": "foundling.adapt.quantize",
-    "raise_model": "foundling.recipes.raising",
-    "reproduce": "foundling.recipes.raising",
+    "raise_model": "foundling.recipes.kinds",
+    "reproduce": "foundling.recipes.kinds",
     "save": "foundling.weights.directory",
     "save_adapter": "foundling.weights.adapters",
     "save_denoiser": "foundling.weights.convert.diffusers",
