@@ -11,7 +11,7 @@ from typing import Any
 
 from foundling.blocks.init import initialise
 from foundling.config import from_dict
-from foundling.data.split import Split
+from foundling.data.ingest import Corpus
 from foundling.errors import BudgetError
 from foundling.models import build
 from foundling.objectives.causal import Causal
@@ -73,7 +73,7 @@ def batch_rows(tokens: float, seq_len: int) -> int:
     return max(1, 2 ** round(math.log2(math.sqrt(2 * max(tokens, 1)))) // seq_len)
 
 
-def plan(request: Request, found: Split, show: Show, memory: PeakMemory) -> Planned:
+def plan(request: Request, found: Corpus, show: Show, memory: PeakMemory) -> Planned:
     given, budget = request.given, request.budget
     name, seed = given.get("family", "llama"), given.get("seed", 0)
     device = resolve_device(given.get("device", default_device()))

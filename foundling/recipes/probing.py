@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from foundling.data import ingest
 from foundling.data.loader import PackedBatches, evaluation_batches
 from foundling.data.shards import TokenArray
-from foundling.data.split import Split
 from foundling.evaluate.perplexity import score
 from foundling.models import family
 from foundling.objectives.causal import Causal
@@ -33,7 +33,7 @@ EVALUATE_ROWS, EVALUATE_STRIDE = 16, 2
 """Held-out windows overlap by half: each token is predicted with at least half a window before it."""
 
 
-def look(found: Split, tokenizer: Tokenizer, name: str, seq_len: int, runtime: Runtime) -> tuple[Corpus, float]:
+def look(found: ingest.Corpus, tokenizer: Tokenizer, name: str, seq_len: int, runtime: Runtime) -> tuple[Corpus, float]:
     """What a prediction needs to know of the text, and the seconds of a step of LOOK_SIZE. Reads no clock but for the
     seconds. DataError if the sample holds no window.
 

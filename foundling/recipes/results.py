@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from foundling.data.corpora import CORPORA, corpus
-from foundling.data.split import Split
+from foundling.data.datasets import BUILTIN, describe_data
+from foundling.data.ingest import Corpus
 from foundling.decode.plain import generate
 from foundling.evaluate import compression
 from foundling.evaluate.card import model_card
@@ -22,7 +22,7 @@ from foundling.evaluate.ngram import ByteNGram
 from foundling.evaluate.perplexity import Score
 from foundling.evaluate.report import Run, write_report
 from foundling.plan.energy import Meter
-from foundling.recipes.corpus import BUILTIN, Tokens, clear
+from foundling.recipes.corpus import Tokens, clear
 from foundling.recipes.planning import MAX_NGRAM_BYTES
 from foundling.recipes.progress import Show
 from foundling.recipes.recipe import Recipe, Request, code_version
@@ -46,7 +46,7 @@ class Raised:
     request: Request
     recipe: Recipe
     prediction: dict[str, Any]
-    found: Split
+    found: Corpus
     skipped: dict[str, int]
     tokenizer: Tokenizer
     tokens: Tokens
@@ -61,16 +61,8 @@ class Raised:
 
     @property
     def licence(self) -> str | None:
-        if self.request.licence is None and self.recipe.data.startswith(BUILTIN):
-            return corpus_licence(self.recipe.data.removeprefix(BUILTIN))
-        return self.request.licence
-
-
-def corpus_licence(name: str) -> str:
-    import importlib
-
-    corpus(name)
-    return importlib.import_module(CORPORA[name]).LICENCE
+        entry = describe_data(self.recipe.data)
+        return entry.licence if entry and self.request.licence is None else self.request.licence
 
 
 def finish(raised: Raised, show: Show) -> dict[str, Any]:
