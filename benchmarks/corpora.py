@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from pydoc_data import topics
 
-from foundling.data.corpora import corpus
+from foundling.data.datasets import load_dataset
 
 MOST_BYTES = {"reference": 1_000_000}
 OTHERWISE = 12_000_000
@@ -35,7 +35,7 @@ def _descriptions() -> Iterator[str]:
 def _reference() -> Iterator[str]:
     """The language reference and, file by file, what the standard library's docstrings say."""
     yield from topics.topics.values()
-    for document in corpus("stdlib"):
+    for document in load_dataset("stdlib"):
         try:
             nodes = list(ast.walk(ast.parse(document.text)))
         except SyntaxError:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One file to its texts, a piece at a time: plain text, JSON lines, Parquet, and the first two gzipped.
+"""Read the texts of one file, a piece at a time: plain text, JSON lines, Parquet, and the first two gzipped.
 
-Bad data raises nothing here. It is yielded as a `Skip`, and the source decides whether that is an error.
+Bad data raises no error here. It is yielded as a `Skip`, and the source decides whether that is an error.
 """
 
 import codecs
@@ -9,7 +9,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 PIECE_BYTES = 8 * 2**20
 LINE_BYTES = 64 * 2**20
-# Text compresses 3 to 20 times, gzip at most 1,032 times: in between lies what is packed only to fill a disk.
+# Text compresses 3 to 20 times, gzip at most 1,032 times: a ratio in between marks a decompression bomb.
 GUNZIP_RATIO = 200
 GUNZIP_FREE_BYTES = 64 * 2**20
 _ROWS_AT_ONCE = 64
@@ -26,7 +26,7 @@ _NAMES_SHOWN = 20
 
 @dataclass(frozen=True)
 class Skip:
-    """What was not read: `reason` is counted, `detail` explains the first; `rest`: the file ends here for us."""
+    """A row or file that was not read. `reason` is counted, `detail` explains it; `rest`: reading of the file stops."""
 
     reason: str
     detail: str = ""
@@ -38,13 +38,34 @@ def is_rows(path: Path) -> bool:
     return path.suffix.lower() == ".parquet" or _is_json_lines(path)
 
 
-def read(path: Path, field: str) -> Iterator[tuple[str, str] | Skip]:
-    """Yield (label, text) or `Skip`; the label is "" for a whole file, "#row" or "@part", both counted from 1."""
+class _CountedFile(io.FileIO):
+    """A file opened for reading that reports the number of bytes of every read."""
+
+    def __init__(self, path: Path, on_read: Callable[[int], object]):
+        super().__init__(path)
+        self._on_read = on_read
+
+    def readinto(self, buffer, /) -> int:
+        n = super().readinto(buffer) or 0
+        self._on_read(n)
+        return n
+
+    def readall(self) -> bytes:
+        data = super().readall() or b""
+        self._on_read(len(data))
+        return data
+
+
+def read(path: Path, field: str, on_read: Callable[[int], object] = bool) -> Iterator[tuple[str, str] | Skip]:
+    """Yield (label, text) or `Skip`; the label is "" for a whole file, "#row" or "@part", both counted from 1.
+
+    `on_read` is called with the number of bytes of every read from the disk.
+    """
     try:
-        if path.suffix.lower() == ".parquet":
-            yield from _parquet(path, field)
-            return
-        with path.open("rb") as file:
+        with io.BufferedReader(_CountedFile(path, on_read)) as file:
+            if path.suffix.lower() == ".parquet":
+                yield from _parquet(file, field)
+                return
             stream = io.BufferedReader(_Gunzip(file, path.stat().st_size)) if _is_gzip(path) else file
             yield from _json_lines(stream, field) if _is_json_lines(path) else _plain(stream)
     except (OSError, EOFError, zlib.error) as error:
@@ -73,7 +94,7 @@ class _Gunzip(io.RawIOBase):
         n = self._inner.readinto(buffer)
         self._left -= n
         if self._left < 0:
-            raise OSError(f"it unpacks to over {GUNZIP_RATIO} times its size: unpack it yourself if that is meant")
+            raise OSError(f"it unpacks to over {GUNZIP_RATIO} times its size: unpack it yourself if that is intended")
         return n
 
 
@@ -110,7 +131,7 @@ def _border(buffer: bytes) -> int:
 def _why_binary(start: bytes) -> str:
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "it looks like UTF-16: convert it with iconv -f UTF-16 -t UTF-8"
-    return "it holds NUL bytes, so it is not text: give UTF-8 text, .jsonl or .parquet"
+    return "it contains NUL bytes, so it is not text: give UTF-8 text, .jsonl or .parquet"
 
 
 def _json_lines(stream: BinaryIO, field: str) -> Iterator[tuple[str, str] | Skip]:
@@ -145,7 +166,7 @@ def _json_text(line: bytes, row: int, field: str) -> str | Skip:
 
 
 def _checked(text: object, field: str) -> str | Skip:
-    """A row's text under the same rules as a plain file; a lone surrogate is what JSON can say and UTF-8 cannot."""
+    """Apply the rules of a plain file to the text of a row. JSON can encode a lone surrogate, UTF-8 cannot."""
     if not isinstance(text, str):
         return Skip(f"field {field!r} is not text", f"it is of type {type(text).__name__}")
     if "\0" in text:
@@ -163,20 +184,20 @@ def _no_field(field: str, have: str, names: list[str], rest: bool = False) -> Sk
     return Skip(f"no field {field!r}", detail, rest)
 
 
-def _parquet(path: Path, field: str) -> Iterator[tuple[str, str] | Skip]:
-    import pyarrow as pa  # a quarter of a second, so only for those who have Parquet
+def _parquet(file: BinaryIO, field: str) -> Iterator[tuple[str, str] | Skip]:
+    import pyarrow as pa  # here, because only Parquet needs it
     import pyarrow.parquet as pq
 
     try:
-        # Buffered and not read ahead, or pyarrow holds whole row groups.
-        with pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as file:
-            schema = file.schema_arrow
+        # Buffered and without read-ahead, else pyarrow keeps whole row groups in memory.
+        with pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False) as table:
+            schema = table.schema_arrow
             if field not in schema.names:
                 yield _no_field(field, "it has the columns", schema.names, rest=True)
                 return
             kind = schema.field(schema.names.index(field)).type
             row = 0
-            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[field], use_threads=False):
+            for batch in table.iter_batches(_ROWS_AT_ONCE, columns=[field], use_threads=False):
                 column = batch.column(0)
                 if pa.types.is_dictionary(kind):
                     column = column.dictionary_decode()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files and folders to documents: re-iterable, in a fixed order, never more than a piece of the data in memory."""
+"""Documents of files and folders: re-iterable, in a fixed order, with at most one piece of a file in memory."""
 
 import os
 import stat
@@ -23,27 +23,35 @@ class Document:
 
 
 class Source:
-    """The documents of a file or of a folder and everything below it, in the order of their sorted paths.
+    """The documents of a file, or of a folder and everything below it, in the order of their sorted paths.
 
-    `field` names the text in rows of JSON lines and Parquet. Hidden files and __pycache__ are left out; whatever else
-    holds no text is counted by its reason in `skipped`, which tells of the last complete iteration.
+    `field` names the text in rows of JSON lines and Parquet. Hidden files, __pycache__ and the directory `exclude`
+    (the output of a run, which may lie inside its data) are not visited. Everything else that contains no text is
+    counted by its reason in `skipped`, which describes the last complete iteration. `bytes_read` counts the bytes
+    read from files over all iterations.
 
-    Raises DataError: at once if there is no such path; while iterating if a single file cannot be read; at the end of
-    an iteration that found no document at all.
+    Raises DataError: at once if the path does not exist; while iterating if a single file cannot be read; at the end
+    of an iteration that found no document.
     """
 
-    def __init__(self, path: str | Path, field: str = "text"):
+    def __init__(self, path: str | Path, field: str = "text", exclude: str | Path | None = None):
         self.path, self.field = Path(path), field
         self.skipped: Counter[str] = Counter()
+        self.bytes_read = 0
         try:
             mode = self.path.stat().st_mode
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             why = getattr(error, "strerror", None) or error
             raise DataError(f"{str(path)!r} cannot be read ({why}): {_EXPECTED}") from error
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise DataError(f"{str(path)!r} is a pipe, socket or device, and data is read twice: {_EXPECTED}")
+            raise DataError(f"{str(path)!r} is a pipe, socket or device, which cannot be read again: {_EXPECTED}")
         self._is_file = stat.S_ISREG(mode)
         self.single_file = self._is_file and not is_rows(self.path)
+        self._excluded = None if exclude is None else self._below(Path(exclude))
+
+    def file_bytes(self) -> int:
+        """The size of all files, from their metadata alone."""
+        return sum(path.stat().st_size for path in self._files() if isinstance(path, Path))
 
     def __iter__(self) -> Iterator[Document]:
         skipped: Counter[str] = Counter()
@@ -68,7 +76,7 @@ class Source:
                 continue
             name = path.name if self._is_file else path.relative_to(self.path).as_posix()
             name = os.fsencode(name).decode(errors="replace")  # a file name need not be UTF-8, what we print must
-            for outcome in read(path, self.field):
+            for outcome in read(path, self.field, self._count):
                 if not isinstance(outcome, Skip):
                     label, text = outcome
                     yield Document(name + label, text) if text and not text.isspace() else Skip("empty")
@@ -77,10 +85,21 @@ class Source:
                 else:
                     yield outcome
 
+    def _count(self, n: int) -> None:
+        self.bytes_read += n
+
+    def _below(self, exclude: Path) -> Path | None:
+        """`exclude` as the walk will meet it; None where it is not below the source."""
+        root, excluded = self.path.resolve(), exclude.resolve()
+        inside = excluded != root and excluded.is_relative_to(root)
+        return self.path / excluded.relative_to(root) if inside else None
+
     def _files(self) -> Iterator[Path | Skip]:
-        stack = [self.path]  # and not recursion: folders nest deeper than Python's stack
+        stack = [self.path]  # not recursion: folders nest deeper than Python's stack
         while stack:
             path = stack.pop()
+            if path == self._excluded:
+                continue
             try:
                 mode = path.stat().st_mode
                 if stat.S_ISREG(mode):
@@ -100,8 +119,8 @@ class Source:
 
     def _nothing(self, skipped: Counter[str], details: dict[str, str]) -> str:
         if not skipped:
-            holds = "has no rows" if self._is_file else "holds no files (hidden ones are left out)"
-            return f"{str(self.path)!r} {holds}: {_EXPECTED}"
+            why = "has no rows" if self._is_file else "holds no files (hidden ones are skipped)"
+            return f"{str(self.path)!r} {why}: {_EXPECTED}"
         counts = ", ".join(f"{reason}: {n:,}" for reason, n in skipped.most_common())
         detail = "; ".join(details[reason] for reason, _ in skipped.most_common() if reason in details)
         return f"{str(self.path)!r} holds no text ({counts}): {detail or _EXPECTED}"

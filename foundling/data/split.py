@@ -1,164 +1,141 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The held-out split: what a model is measured on, chosen by contents and seed alone, and kept out of training.
+"""The held-out split: the text a model is evaluated on, chosen by contents and seed alone, and kept out of training.
 
 The law: no held-out document equals, or shares more than half of its long lines with, any one other document
-(foundling/data/overlap.py). Exact duplicates, equal but for whitespace at the end, are removed before. The source is
-streamed several times; in memory are its hashes, the candidates and the held-out text.
+(foundling/data/overlap.py). Exact duplicates, equal up to whitespace at the end, were removed before. The shards are
+read several times; in memory are the hashes of the survey, the candidates and the held-out text.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from foundling.data.overlap import near_another, repeats_one_word, without_repeats
 from foundling.data.sources import Document
 from foundling.data.survey import Survey, n_bytes
+from foundling.data.text_shards import TextShards
 from foundling.errors import ConfigError, DataError
 
 LEAST_TRAIN_BYTES = 1_000
 LEAST_HELD_OUT_BYTES = 100
 LEAST_BYTES = 1_250  # of text that does not repeat itself: from here on both of the above are met
-_ROUNDS = 16  # of candidates, for each reads the source twice
+_ROUNDS = 16  # of candidates; each reads the shards once
 
 
 @dataclass(frozen=True)
-class _Away:
-    """What is kept from training: whole documents by place, and perhaps the end of one from some character on."""
+class Cut:
+    """What training does not see: whole documents by place, and the end of document `place` from character `at` on."""
 
     places: frozenset[int] = frozenset()
-    cut_place: int = -1
-    cut_at: int = 0
+    place: int = -1
+    at: int = 0
 
-    def training(self, survey: Survey) -> Iterator[Document]:
-        for place, document in survey.documents():
-            if place == self.cut_place:
-                yield replace(document, text=document.text[: self.cut_at])
+    def training(self, documents: Iterable[Document]) -> Iterator[Document]:
+        """Yield what is left of `documents`."""
+        for place, document in enumerate(documents):
+            if place == self.place:
+                yield replace(document, text=document.text[: self.at])
             elif place not in self.places:
                 yield document
 
 
 @dataclass(frozen=True)
 class Split:
-    """Held-out documents, and a way to the others. Sizes are in bytes of UTF-8.
+    """The held-out documents and the cut that keeps them out of training."""
 
-    What was read adds up: in bytes to train_bytes + held_out_bytes + removed_bytes; in documents to train_documents +
-    held_out + removed, but where a tail is held out `removed` counts the blocks and lines taken out of it, too.
-    """
-
-    held_out: list[Document] = field(repr=False)
-    train_bytes: int
-    held_out_bytes: int
-    removed_bytes: int
-    train_documents: int
-    removed: Counter[str]
-    data_hash: str  # SHA-256 over the split's parameters and the contents in order; names do not count
-    held_out_lines_note: str  # for the report: what was held out, and why so
-    _survey: Survey = field(repr=False)
-    _away: _Away = field(repr=False)
-
-    def train(self) -> Iterator[Document]:
-        """Yield the training documents, read anew. Raises DataError at the end if the source has changed since."""
-        return self._away.training(self._survey)
+    held_out: list[Document]
+    cut: Cut
+    cut_bytes: int  # of what training does not see; the held-out text is at most as long
+    removed: Counter[str]  # blocks and lines that were taken out of a tail because training has them too
+    note: str  # for the report: what is held out, and why
 
 
-def split(source: Iterable[Document], *, seed: int = 0, share: float = 0.05, max_bytes: int = 500_000) -> Split:
-    """Hold out about `share` of the bytes of `source` (re-iterable), at most about `max_bytes`, as whole documents.
-
-    They are taken in the order of sha256(seed, text) if they obey the law. Where no whole one can be held out — a
-    single plain file, each document over 4 `share` of the bytes, all too much alike — it is the last 2 `share` of the
-    file or of the longest document, less what training holds as well. Raises DataError if too little is left, and
-    ConfigError for a share outside (0, 0.5) or max_bytes below 100.
-    """
+def check_parameters(share: float, max_bytes: int) -> None:
+    """Raise ConfigError for a share outside (0, 0.5) or max_bytes below 100."""
     if not 0 < share < 0.5 or max_bytes < LEAST_HELD_OUT_BYTES:
         raise ConfigError(f"share={share}, max_bytes={max_bytes}: expected 0 < share < 0.5 and max_bytes >= 100")
-    parameters = f"foundling-split-1 seed={seed} share={share!r} max_bytes={max_bytes}\n"
-    survey = Survey(source, seed, parameters.encode())
+
+
+def split(documents: TextShards, survey: Survey, *, share: float, max_bytes: int, single_file: bool = False) -> Split:
+    """Hold out about `share` of the bytes of the surveyed `documents`, at most about `max_bytes`, as whole documents.
+
+    They are taken in the order of sha256(seed, text) if they obey the law. Where no whole one can be held out (a
+    single plain file, each document over 4 `share` of the bytes, all too similar) the last 2 `share` of the file or
+    of the longest document is held out, less what training contains as well. Raises DataError if too little is left.
+    """
+    check_parameters(share, max_bytes)
     if survey.n_bytes < LEAST_TRAIN_BYTES + LEAST_HELD_OUT_BYTES:
         raise DataError(_too_little(survey))
-    single_file = getattr(source, "single_file", False)
-    held = {} if single_file else _whole_documents(survey, share, max_bytes)
-    held_out, away = list(held.values()), _Away(frozenset(held))
-    away_bytes, taken_out = n_bytes(held_out), Counter()
-    note = f"{len(held):,} of {len(survey.order):,} documents are held out whole"
-    if away_bytes < min(share * survey.n_bytes, max_bytes) / 2:
-        note += ", less than was wanted, for the others are too large or too much alike"
-    if away_bytes < LEAST_HELD_OUT_BYTES:
-        longest = survey.order[[survey.sizes[survey.order].argmax()]]
-        places = np.sort(survey.order) if single_file else longest
-        tail, away = _tail(survey, places, share, max_bytes)
-        away_bytes = n_bytes([tail])
-        text, taken_out = without_repeats(tail.text, (document.text for document in away.training(survey)))
+    chosen = {} if single_file else _whole_documents(documents, survey, share, max_bytes)
+    held_out, cut = list(chosen.values()), Cut(frozenset(chosen))
+    cut_bytes, removed = n_bytes(held_out), Counter()
+    note = f"{len(chosen):,} of {len(documents):,} documents are held out whole"
+    if cut_bytes < min(share * survey.n_bytes, max_bytes) / 2:
+        note += ", less than was wanted, because the others are too large or too similar"
+    if cut_bytes < LEAST_HELD_OUT_BYTES:
+        order, sizes = survey.order, survey.sizes
+        places = np.sort(order) if single_file else order[[sizes[order].argmax()]]
+        tail, cut = _tail(documents, survey, places, share, max_bytes)
+        cut_bytes = n_bytes([tail])
+        text, removed = without_repeats(tail.text, (document.text for document in cut.training(documents)))
         held_out = [replace(tail, text=text)]
         of = "the file" if single_file else "the longest document"
-        note = f"the last {away_bytes / int(survey.sizes[places].sum()):.0%} of {of} is held out"
-        note += ", less what training holds as well" if taken_out else ""
-    train_bytes, held_out_bytes = survey.n_bytes - away_bytes, n_bytes(held_out)
-    if train_bytes < LEAST_TRAIN_BYTES:
+        note = f"the last {cut_bytes / int(sizes[places].sum()):.0%} of {of} is held out"
+        note += ", less what training contains as well" if removed else ""
+    held_out_bytes = n_bytes(held_out)
+    if survey.n_bytes - cut_bytes < LEAST_TRAIN_BYTES:
         raise DataError(_too_little(survey))
     if held_out_bytes < LEAST_HELD_OUT_BYTES or all(repeats_one_word(document.text) for document in held_out):
         raise DataError(_too_repetitive(survey, held_out_bytes))
-    return Split(
-        held_out=held_out,
-        train_bytes=train_bytes,
-        held_out_bytes=held_out_bytes,
-        removed_bytes=survey.removed_bytes + away_bytes - held_out_bytes,
-        train_documents=len(survey.order) - len(away.places),
-        removed=survey.removed + taken_out,
-        data_hash=survey.data_hash,
-        held_out_lines_note=note,
-        _survey=survey,
-        _away=away,
-    )
+    return Split(held_out, cut, cut_bytes, removed, note)
 
 
-def _whole_documents(survey: Survey, share: float, max_bytes: int) -> dict[int, Document]:
-    """Return the documents to hold out by place, in hash order; too few, or none, where they are too large or alike.
+def _whole_documents(documents: TextShards, survey: Survey, share: float, max_bytes: int) -> dict[int, Document]:
+    """Return the documents to hold out by place, in hash order; few or none where they are too large or too similar.
 
-    None is over 4 `share` of the bytes. Those which leave the sum under 4 times what is wanted go first.
+    None is over 4 `share` of the bytes. Those that leave the sum under 4 times what is wanted come first.
     """
     wanted = max(LEAST_HELD_OUT_BYTES, min(int(share * survey.n_bytes), max_bytes))
     most = min(int(min(4 * share, 0.5) * survey.n_bytes), survey.n_bytes - LEAST_TRAIN_BYTES)
     at_most = min(4 * wanted, most)
-    sizes = survey.sizes[survey.order]
-    order = np.concatenate([survey.order[sizes <= at_most], survey.order[(at_most < sizes) & (sizes <= most)]])
-    rounds = np.cumsum(survey.sizes[order]) // (4 * wanted)  # four times as many candidates as are wanted at a time
-    held: dict[int, Document] = {}
+    by_hash, sizes = survey.order, survey.sizes
+    ordered = sizes[by_hash]
+    order = np.concatenate([by_hash[ordered <= at_most], by_hash[(at_most < ordered) & (ordered <= most)]])
+    rounds = np.cumsum(sizes[order]) // (4 * wanted)  # four times as many candidates as are wanted at a time
+    chosen: dict[int, Document] = {}
     total = 0
     for batch in np.split(order, np.flatnonzero(np.diff(rounds)) + 1)[:_ROUNDS]:
-        chosen = set(batch.tolist())
-        candidates = {place: document for place, document in survey.documents() if place in chosen}
+        candidates = documents.take(batch.tolist())
         texts = {place: document.text for place, document in candidates.items()}
-        near = near_another(texts, ((place, document.text) for place, document in survey.documents()))
+        near = near_another(texts, enumerate(document.text for document in documents))
         for place in batch.tolist():
-            size = int(survey.sizes[place])
-            if place not in near and (not held or total + size <= at_most):
-                held[place] = candidates[place]
+            size = int(sizes[place])
+            if place not in near and (not chosen or total + size <= at_most):
+                chosen[place] = candidates[place]
                 total += size
                 if total >= wanted:
-                    return held
-    return held
+                    return chosen
+    return chosen
 
 
-def _tail(survey: Survey, places: np.ndarray, share: float, max_bytes: int) -> tuple[Document, _Away]:
-    """Take the end off the documents at `places`, which ascend, read as one text. Return it, and what is then away."""
+def _tail(
+    documents: TextShards, survey: Survey, places: np.ndarray, share: float, max_bytes: int
+) -> tuple[Document, Cut]:
+    """Cut the end off the documents at `places` (ascending), read as one text. Return the end and the cut."""
     sizes = survey.sizes[places]
     length = int(sizes.sum())
     spare = (survey.n_bytes - LEAST_TRAIN_BYTES) * 4 // 5  # to find a line border the tail may grow by a quarter
     wanted = min(max(LEAST_HELD_OUT_BYTES, min(int(2 * share * length), 4 * max_bytes, spare)), length // 2)
     starts = np.cumsum(sizes) - sizes
-    cut = int(np.searchsorted(starts, length - wanted, side="right")) - 1  # the document in which the tail begins
-    cut_place, after = int(places[cut]), frozenset(places[cut + 1 :].tolist())
-    name, at, parts = "", 0, []
-    for place, document in survey.documents():
-        if place == cut_place:
-            name, at = document.name, _line_border(document.text, int(starts[cut] + sizes[cut]) - (length - wanted))
-            parts.append(document.text[at:])
-        elif place in after:
-            parts.append(document.text)
-    tail = Document(f"{name}@tail", "".join(parts))
-    return tail, _Away(after, cut_place, at) if at else _Away(after | {cut_place})
+    first = int(np.searchsorted(starts, length - wanted, side="right")) - 1  # the document in which the tail begins
+    place, after = int(places[first]), places[first + 1 :].tolist()
+    taken = documents.take([place, *after])
+    at = _line_border(taken[place].text, int(starts[first] + sizes[first]) - (length - wanted))
+    text = "".join([taken[place].text[at:], *(taken[later].text for later in after)])
+    tail = Document(f"{taken[place].name}@tail", text)
+    return tail, Cut(frozenset(after), place, at) if at else Cut(frozenset([place, *after]))
 
 
 def _line_border(text: str, wanted: int) -> int:
@@ -172,12 +149,12 @@ def _line_border(text: str, wanted: int) -> int:
 
 
 def _too_little(survey: Survey) -> str:
-    n = len(survey.order)
+    n = len(survey.sizes)
     less = "".join(f" (not counting {count:,}: {reason})" for reason, count in survey.removed.items())
     there_are = f"{survey.n_bytes:,} bytes of text in {n:,} document{'s' * (n != 1)}{less}"
     return f"{there_are} are too little to learn from and hold some out: give {LEAST_BYTES:,} bytes or more"
 
 
-def _too_repetitive(survey: Survey, found: int) -> str:
-    of = f"of {survey.n_bytes:,} bytes only {found:,} with some variety can be held out that training does not hold too"
-    return f"the text repeats itself: {of}, and {LEAST_HELD_OUT_BYTES} are needed: give more text"
+def _too_repetitive(survey: Survey, available: int) -> str:
+    why = f"of {survey.n_bytes:,} bytes only {available:,} are varied and absent from the rest"
+    return f"the text repeats itself: {why}, but {LEAST_HELD_OUT_BYTES} must be held out: give more text"

@@ -1,61 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one reading of a source tells: which documents are distinct, how large, in what order by hash; the data hash."""
+"""Statistics of one pass over a source: which documents are distinct, their sizes and order, the data hash."""
 
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 
 from foundling.data.sources import Document
-from foundling.errors import DataError
 
 
 class Survey:
-    """Reads `source` once, and again whenever asked for its distinct documents. In memory are hashes and sizes.
+    """Collects what the held-out split needs; only hashes and sizes stay in memory.
 
-    Of documents that are equal but for whitespace at the end the first is kept. A document's place is its number in
-    the source, from 0. `order` holds the places of the distinct ones by sha256(seed, text), `sizes` the bytes by
-    place, 0 where a document was removed. `data_hash` is the SHA-256 over `parameters` and all contents in order.
+    Of documents that are equal up to whitespace at the end the first is kept. A document's place is its number among
+    the kept ones, from 0.
     """
 
-    def __init__(self, source: Iterable[Document], seed: int, parameters: bytes):
+    def __init__(self, seed: int, parameters: bytes):
         self.removed: Counter[str] = Counter()
         self.removed_bytes = 0
-        self._source, self._parameters, self._gone = source, parameters, set()
-        digest = hashlib.sha256(parameters)
-        seen: set[bytes] = set()
-        ranks, sizes = array("Q"), array("Q")
-        for place, document in enumerate(source):
-            key, contents = _hashes(document.text)
-            digest.update(contents)
-            size = n_bytes([document])
-            if key in seen or not document.text.strip():
-                self.removed["exact duplicate" if key in seen else "empty"] += 1
-                self.removed_bytes += size
-                self._gone.add(place)
-            seen.add(key)
-            sizes.append(0 if place in self._gone else size)
-            ranks.append(int.from_bytes(hashlib.sha256(b"%d " % seed + key).digest()[:8], "big"))
-        self.data_hash = digest.hexdigest()
-        self.sizes = np.array(sizes, dtype=np.int64)
-        order = np.argsort(np.array(ranks, dtype=np.uint64), kind="stable")
-        self.order = order[self.sizes[order] > 0]
+        self.n_bytes = 0
+        self._seed, self._digest = seed, hashlib.sha256(parameters)
+        self._seen: set[bytes] = set()
+        self._ranks, self._sizes = array("Q"), array("Q")
+
+    def add(self, text: str) -> bool:
+        """Count the next document. True if it is kept, False for a duplicate or an empty one."""
+        key, contents, size = _hashes(text)
+        self._digest.update(contents)
+        duplicate, empty = key in self._seen, not text.strip()
+        self._seen.add(key)
+        if duplicate or empty:
+            self.removed["exact duplicate" if duplicate else "empty"] += 1
+            self.removed_bytes += size
+            return False
+        self.n_bytes += size
+        self._sizes.append(size)
+        self._ranks.append(int.from_bytes(hashlib.sha256(b"%d " % self._seed + key).digest()[:8], "big"))
+        return True
 
     @property
-    def n_bytes(self) -> int:
-        return int(self.sizes.sum())
+    def data_hash(self) -> str:
+        """SHA-256 over `parameters` and all contents in order, duplicates included; names do not count."""
+        return self._digest.hexdigest()
 
-    def documents(self) -> Iterator[tuple[int, Document]]:
-        """Yield (place, document), the distinct ones. Raises DataError at the end if the source has changed."""
-        digest = hashlib.sha256(self._parameters)
-        for place, document in enumerate(self._source):
-            digest.update(_hashes(document.text)[1])
-            if place not in self._gone:
-                yield place, document
-        if digest.hexdigest() != self.data_hash:
-            raise DataError("the data changed while it was read: leave it alone until the run ends, and start again")
+    @property
+    def sizes(self) -> np.ndarray:
+        """(n,) int64, bytes of UTF-8 by place."""
+        return np.array(self._sizes, dtype=np.int64)
+
+    @property
+    def order(self) -> np.ndarray:
+        """(n,) places in the order of sha256(seed, text)."""
+        return np.argsort(np.array(self._ranks, dtype=np.uint64), kind="stable")
 
 
 def n_bytes(documents: Iterable[Document]) -> int:
@@ -63,10 +62,11 @@ def n_bytes(documents: Iterable[Document]) -> int:
     return sum(len(document.text.encode()) for document in documents)
 
 
-def _hashes(text: str) -> tuple[bytes, bytes]:
-    """Return the first 16 bytes of the SHA-256 of the text without whitespace at its end, and the SHA-256 of it all."""
+def _hashes(text: str) -> tuple[bytes, bytes, int]:
+    """Return 16 bytes of the SHA-256 of the text without whitespace at its end, the SHA-256 of all of it, its size."""
     stripped = text.rstrip()
-    digest = hashlib.sha256(stripped.encode())
+    head, tail = stripped.encode(), text[len(stripped) :].encode()
+    digest = hashlib.sha256(head)
     key = digest.digest()[:16]
-    digest.update(text[len(stripped) :].encode())
-    return key, digest.digest()
+    digest.update(tail)
+    return key, digest.digest(), len(head) + len(tail)

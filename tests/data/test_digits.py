@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from foundling.data.corpora.digits import HELD_OUT, DigitBatches, digits
+from foundling.data.datasets.digits import HELD_OUT, DigitBatches, digits
 from foundling.errors import DataError
 
 sklearn = pytest.importorskip("sklearn.datasets")

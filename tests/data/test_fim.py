@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foundling.data.fim import chosen, encode, middle_out
 from foundling.data.shards import write_shards
+from foundling.data.transforms.fim import chosen, encode, middle_out
 from foundling.text import Tokenizer
 
 TEXTS = [f"def f{i}(x):\n    return x + {i} # naïve 漢字\n" * (i % 7 + 1) for i in range(200)]

@@ -14,8 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from foundling.data.corpora import corpus
-from foundling.data.corpora.stdlib import LICENCE, load
+from foundling.data.datasets import DATASETS, load_dataset, open_data
 from foundling.data.formats import LINE_BYTES, PIECE_BYTES
 from foundling.data.sources import Document, Source
 from foundling.errors import DataError
@@ -341,10 +340,10 @@ def test_parquet_errors(tmp_path):
 
 
 def test_the_standard_library_is_a_corpus():
-    stdlib = load()
-    documents = list(corpus("stdlib"))
+    stdlib = load_dataset("stdlib")
+    documents = list(open_data("builtin:stdlib"))
     names = [document.name for document in documents]
-    assert LICENCE == "PSF-2.0" and not stdlib.single_file
+    assert DATASETS["stdlib"].licence == "PSF-2.0" and not stdlib.single_file
     assert {"json/decoder.py", "os.py", "asyncio/events.py"} <= set(names)
     assert names == [document.name for document in stdlib] and len(set(names)) == len(names)
     assert len(names) > 300 and sum(len(document.text) for document in documents) > 5_000_000
@@ -356,6 +355,65 @@ def test_the_standard_library_is_a_corpus():
         assert name.endswith(".py") and not any(folder.startswith("config-") for folder in folders)
 
 
-def test_an_unknown_corpus_is_refused():
-    with pytest.raises(DataError, match=r"'wikipedia'.*stdlib"):
-        corpus("wikipedia")
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ("builtin:wikipedia", "'wikipedia'.*stdlib"),
+        ("builtin:digits", "not text but images.*stdlib"),
+        ("nowhere", "No such"),
+    ],
+)
+def test_data_that_cannot_be_opened(data, says):
+    with pytest.raises(DataError, match=says):
+        open_data(data)
+
+
+def test_every_data_set_loads_with_its_splits():
+    for name, entry in DATASETS.items():
+        assert entry.licence and entry.origin and entry.kind in ("text", "images", "image-text")
+        with pytest.raises(DataError, match="has no split 'dev'"):
+            load_dataset(name, "dev")
+        if entry.splits:
+            with pytest.raises(DataError, match="train, test"):
+                load_dataset(name)
+            train, test = (load_dataset(name, split) for split in entry.splits)
+            assert len(train) and len(test)
+
+
+# --- what a source leaves out and counts -----------------------------------------------------------------------------
+
+
+def test_an_output_inside_the_data_is_excluded(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("data")
+    for folder in ("out/run", "sub/out"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "b.txt").write_text("output")
+    everything = ["a.txt", "out/run/b.txt", "sub/out/b.txt"]
+
+    def names(path, exclude) -> list[str]:
+        return [document.name for document in open_data(str(path), exclude=exclude)]
+
+    assert names(tmp_path, None) == everything
+    assert names(tmp_path, tmp_path / "out") == ["a.txt", "sub/out/b.txt"]
+    assert names(tmp_path, tmp_path / "sub" / "out") == ["a.txt", "out/run/b.txt"]
+    for elsewhere in (tmp_path, tmp_path.parent, tmp_path / "missing", tmp_path.parent / "out"):
+        assert names(tmp_path, elsewhere) == everything
+    monkeypatch.chdir(tmp_path)
+    assert names(".", Path("out")) == names(tmp_path, Path("out")) == ["a.txt", "sub/out/b.txt"]
+    (tmp_path.parent / "link").symlink_to(tmp_path, target_is_directory=True)
+    assert names(tmp_path.parent / "link", tmp_path / "out") == ["a.txt", "sub/out/b.txt"]
+
+
+def test_bytes_read_are_those_of_the_files(tmp_path):
+    (tmp_path / "a.txt").write_text("text " * 100_000)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "one"}\n' * 1000))
+    source = Source(tmp_path)
+    size = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert source.bytes_read == 0 and source.file_bytes() == size
+    for n in (1, 2):
+        list(source)
+        assert source.bytes_read == n * size
+    write_parquet(tmp_path / "c.parquet", text=["some text"] * 1000)
+    once = source.bytes_read
+    list(source)
+    assert 0 < source.bytes_read - once - size <= 2 * (tmp_path / "c.parquet").stat().st_size

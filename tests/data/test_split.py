@@ -5,25 +5,36 @@ import json
 import random
 import tracemalloc
 from collections import Counter
+from itertools import count
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foundling.data.corpora import corpus
+from foundling.data.datasets import load_dataset
 from foundling.data.formats import PIECE_BYTES
+from foundling.data.ingest import Corpus, ingest
 from foundling.data.overlap import near_another
 from foundling.data.sources import Document, Source
-from foundling.data.split import LEAST_BYTES, Split, split
+from foundling.data.split import LEAST_BYTES
 from foundling.errors import ConfigError, DataError
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory):
+    """Ingest into a directory of its own; without fsync, which takes most of the time of a small corpus."""
+    root, numbers = tmp_path_factory.mktemp("corpora"), count()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda handle: None)
+        yield lambda source, **options: ingest(source, root / str(next(numbers)), **options)
 
 
 def long_lines(text: str) -> set[str]:
     return {line.strip() for line in text.split("\n") if len(line.strip()) >= 40}
 
 
-def assert_law(result: Split) -> None:
+def assert_law(result: Corpus) -> None:
     """Every held-out document against every other one, training and held out."""
     everything = [(d.text.rstrip(), long_lines(d.text)) for d in [*result.held_out, *result.train()]]
     for i in range(len(result.held_out)):
@@ -33,7 +44,7 @@ def assert_law(result: Split) -> None:
             assert i == j or len(lines & others_lines) <= len(lines) / 2, result.held_out[i].name
 
 
-def assert_accounts(result: Split, documents: list[Document]) -> None:
+def assert_accounts(result: Corpus, documents: list[Document]) -> None:
     def size(some) -> int:
         return sum(len(document.text.encode()) for document in some)
 
@@ -41,7 +52,7 @@ def assert_accounts(result: Split, documents: list[Document]) -> None:
     assert result.train_bytes == size(training) and result.held_out_bytes == size(result.held_out)
     assert result.train_documents == len(training)
     assert size(documents) == result.train_bytes + result.held_out_bytes + result.removed_bytes
-    assert result.held_out and result.held_out_lines_note
+    assert result.held_out and result.note
 
 
 def sentence(rng: random.Random, n_words: int = 10) -> str:
@@ -88,7 +99,7 @@ def corpora(draw) -> list[Document]:
 
 @settings(max_examples=300)
 @given(corpora(), st.integers(0, 3), st.sampled_from([0.05, 0.2]))
-def test_the_law_and_the_accounts_hold_for_any_corpus(documents, seed, share):
+def test_the_law_and_the_accounts_hold_for_any_corpus(split, documents, seed, share):
     try:
         result = split(documents, seed=seed, share=share)
     except DataError as error:
@@ -117,8 +128,8 @@ def test_near_documents_are_all_found(documents):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_standard_library_obeys_the_law(seed):
-    source = corpus("stdlib")
+def test_the_standard_library_obeys_the_law(split, seed):
+    source = load_dataset("stdlib")
     result = split(source, seed=seed)
     assert_law(result)
     assert_accounts(result, list(source))
@@ -126,7 +137,7 @@ def test_the_standard_library_obeys_the_law(seed):
     assert result.train_documents + len(result.held_out) + result.removed.total() == sum(1 for _ in source)
 
 
-def test_near_duplicates_go_back_to_training_and_others_take_their_place():
+def test_near_duplicates_go_back_to_training_and_others_take_their_place(split):
     rng = random.Random(1)
     twins = []
     for _ in range(45):
@@ -140,14 +151,14 @@ def test_near_duplicates_go_back_to_training_and_others_take_their_place():
     assert_law(result)
 
 
-def test_half_of_the_long_lines_may_be_shared():
+def test_half_of_the_long_lines_may_be_shared(split):
     rng = random.Random(1)
     licence = [sentence(rng) for _ in range(5)]
     documents = [Document(str(i), "\n".join(licence + [sentence(rng) for _ in range(5)])) for i in range(40)]
     assert len(split(documents).held_out) >= 2
 
 
-def test_documents_without_long_lines_need_only_differ():
+def test_documents_without_long_lines_need_only_differ(split):
     documents = [Document(str(i), "\n".join(f"{i} times {k} is {i * k}" for k in range(20))) for i in range(60)]
     result = split(documents)
     assert len(result.held_out) >= 3
@@ -157,7 +168,7 @@ def test_documents_without_long_lines_need_only_differ():
 # --- choice ----------------------------------------------------------------------------------------------------------
 
 
-def test_exact_duplicates_are_removed_and_the_first_is_kept():
+def test_exact_duplicates_are_removed_and_the_first_is_kept(split):
     unique = stories(40)
     copies = [Document(f"copy of {d.name}", d.text.rstrip() + " \n\n") for d in unique[:7]]
     documents = [*unique, *copies, Document("blank", " \n")]
@@ -168,7 +179,7 @@ def test_exact_duplicates_are_removed_and_the_first_is_kept():
     assert_accounts(result, documents)
 
 
-def test_the_choice_depends_on_contents_and_seed_alone():
+def test_the_choice_depends_on_contents_and_seed_alone(split):
     documents = stories(60)
     result = split(documents)
     renamed = [Document(f"other/{d.name}", d.text) for d in documents]
@@ -181,7 +192,7 @@ def test_the_choice_depends_on_contents_and_seed_alone():
     assert split([*documents, *stories(1, seed=9)]).held_out[:2] in (result.held_out[:2], [*result.held_out[:1]])
 
 
-def test_a_changed_byte_changes_the_data_hash():
+def test_a_changed_byte_changes_the_data_hash(split):
     documents = stories(30)
     hashes = {split(documents).data_hash, split(documents, seed=1).data_hash, split(documents, share=0.06).data_hash}
     for place, change in [(0, " "), (29, "\n"), (15, "x")]:
@@ -196,7 +207,7 @@ def test_a_changed_byte_changes_the_data_hash():
     assert all(len(bytes.fromhex(data_hash)) == 32 for data_hash in hashes)
 
 
-def test_how_much_is_held_out():
+def test_how_much_is_held_out(split):
     documents = stories(200)
     total = sum(len(document.text) for document in documents)
     largest = max(len(document.text) for document in documents)
@@ -205,7 +216,7 @@ def test_how_much_is_held_out():
     assert 0.3 * total - 1 <= split(documents, share=0.3).held_out_bytes <= 0.3 * total + largest
 
 
-def test_a_giant_is_held_out_only_if_nothing_else_fits():
+def test_a_giant_is_held_out_only_if_nothing_else_fits(split):
     rng = random.Random(3)
     giants = [Document(f"giant {i}", story(rng, 100)) for i in range(8)]
     small = [Document(f"small {i}", story(rng, 1)) for i in range(10)]
@@ -215,19 +226,19 @@ def test_a_giant_is_held_out_only_if_nothing_else_fits():
 
 
 @pytest.mark.parametrize("bad", [{"share": 0}, {"share": 0.5}, {"share": -1}, {"max_bytes": 99}])
-def test_bad_arguments(bad):
+def test_bad_arguments(split, bad):
     with pytest.raises(ConfigError, match="expected 0 < share"):
         split(stories(40), **bad)
 
 
-def test_a_source_that_changes_is_noticed(tmp_path):
+def test_a_source_that_changes_afterwards_does_not_matter(split, tmp_path):
     for document in stories(30):
         (tmp_path / document.name).write_text(document.text)
     result = split(Source(tmp_path))
-    assert len(list(result.train())) == result.train_documents
+    training = list(result.train())
     (tmp_path / "7.txt").write_text("now something else")
-    with pytest.raises(DataError, match="changed"):
-        list(result.train())
+    (tmp_path / "8.txt").unlink()
+    assert list(result.train()) == training and len(training) == result.train_documents
 
 
 # --- tails -----------------------------------------------------------------------------------------------------------
@@ -239,18 +250,18 @@ def file_of(tmp_path: Path, text: str) -> Source:
     return Source(path)
 
 
-def test_a_single_file_holds_out_its_end(tmp_path):
+def test_a_single_file_holds_out_its_end(split, tmp_path):
     text = story(random.Random(0), 200)
     source = file_of(tmp_path, text)
     result = split(source)
     (head,), (tail,) = result.train(), result.held_out
     assert head.text + tail.text == text and head.text.endswith("\n")
     assert 0.1 <= len(tail.text) / len(text) <= 0.126
-    assert result.train_documents == 1 and not result.removed and "the file" in result.held_out_lines_note
+    assert result.train_documents == 1 and not result.removed and "the file" in result.note
     assert_accounts(result, list(source))
 
 
-def test_one_long_line_is_cut_between_characters(tmp_path):
+def test_one_long_line_is_cut_between_characters(split, tmp_path):
     text = "".join(random.Random(0).choices("äöü漢字𝄞abc ", k=5_000))
     result = split(file_of(tmp_path, text))
     (head,), (tail,) = result.train(), result.held_out
@@ -258,7 +269,7 @@ def test_one_long_line_is_cut_between_characters(tmp_path):
     assert abs(len(tail.text.encode()) / len(text.encode()) - 0.1) < 0.002
 
 
-def test_a_tail_loses_the_blocks_that_training_holds(tmp_path):
+def test_a_tail_loses_the_blocks_that_training_holds(split, tmp_path):
     rng = random.Random(0)
     chorus = story(rng, 4)
     verses = [story(rng, 4) for _ in range(60)]
@@ -267,12 +278,12 @@ def test_a_tail_loses_the_blocks_that_training_holds(tmp_path):
     result = split(source)
     (tail,) = result.held_out
     assert chorus.strip() not in tail.text and verses[-1].strip() in tail.text
-    assert result.removed["repeated block"] >= 5 and "less what training holds" in result.held_out_lines_note
+    assert result.removed["repeated block"] >= 5 and "less what training contains" in result.note
     assert_law(result)
     assert_accounts(result, list(source))
 
 
-def test_a_tail_loses_its_known_lines_if_they_are_most(tmp_path):
+def test_a_tail_loses_its_known_lines_if_they_are_most(split, tmp_path):
     rng = random.Random(0)
     pool = [sentence(rng) for _ in range(100)]
     # a log without blank lines, where nearly every line is one of a hundred
@@ -284,17 +295,17 @@ def test_a_tail_loses_its_known_lines_if_they_are_most(tmp_path):
     assert_accounts(result, list(source))
 
 
-def test_two_documents_hold_out_the_end_of_the_longest():
+def test_two_documents_hold_out_the_end_of_the_longest(split):
     rng = random.Random(0)
     documents = [Document("a", story(rng, 30)), Document("b", story(rng, 60))]
     result = split(documents)
     first, head = result.train()
     assert first == documents[0] and head.text + result.held_out[0].text == documents[1].text
-    assert result.train_documents == 2 and "longest" in result.held_out_lines_note
+    assert result.train_documents == 2 and "longest" in result.note
     assert_accounts(result, documents)
 
 
-def test_a_large_file_in_bounded_memory(tmp_path):
+def test_a_large_file_in_bounded_memory(split, tmp_path):
     path = tmp_path / "large.txt"
     rng = random.Random(0)
     paragraph = [sentence(rng, 12) for _ in range(500)]
@@ -313,7 +324,7 @@ def test_a_large_file_in_bounded_memory(tmp_path):
     assert "".join(texts(result.train())) + result.held_out[0].text == path.read_text()
 
 
-def test_a_tail_over_several_pieces(tmp_path):
+def test_a_tail_over_several_pieces(split, tmp_path):
     path = tmp_path / "large.txt"
     with path.open("w") as file:
         for i in range(1_800_000):
@@ -340,26 +351,26 @@ def test_a_tail_over_several_pieces(tmp_path):
         (story(random.Random(0), 5), "too little"),
     ],
 )
-def test_a_file_of_too_little(tmp_path, text, says):
+def test_a_file_of_too_little(split, tmp_path, text, says):
     with pytest.raises(DataError, match=says) as caught:
         split(file_of(tmp_path, text))
     assert "\n" not in str(caught.value)
 
 
-def test_copies_do_not_count(tmp_path):
+def test_copies_do_not_count(split, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text((json.dumps({"text": story(random.Random(0), 5)}) + "\n") * 100)
     with pytest.raises(DataError, match="99: exact duplicate"):
         split(Source(path))
 
 
-def test_an_empty_list_is_too_little():
+def test_an_empty_list_is_too_little(split):
     with pytest.raises(DataError, match="0 bytes of text in 0 documents"):
         split([])
 
 
 @pytest.mark.parametrize("n_lines", [1, 3, 20])
-def test_the_least_that_is_named_is_enough(tmp_path, n_lines):
+def test_the_least_that_is_named_is_enough(split, tmp_path, n_lines):
     for seed in range(20):
         rng = random.Random(seed)
         text = "\n".join(sentence(rng, 240 // n_lines)[: LEAST_BYTES // n_lines - 1] for _ in range(n_lines))

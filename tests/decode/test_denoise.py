@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from foundling.blocks.init import initialise
-from foundling.data.corpora.digits import HELD_OUT, DigitBatches, digits
+from foundling.data.datasets.digits import HELD_OUT, DigitBatches, digits
 from foundling.decode.denoise import denoise
 from foundling.diffusion.schedule import NoiseSchedule
 from foundling.errors import GenerationError, WeightsError

@@ -12,10 +12,10 @@ from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
 import foundling
 from foundling.cli import main
+from foundling.data.transforms.mask import MaskedBatches
 from foundling.decode.fill import Filler, fill
 from foundling.errors import GenerationError
 from foundling.objectives.causal import Causal
-from foundling.objectives.masked import MaskedBatches
 from foundling.runtime.device import Runtime
 from foundling.runtime.rng import generator
 from foundling.text import Tokenizer
@@ -83,7 +83,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     state = TrainState.build(model, OptimOptions(optimizer="adamw", learning_rate=0.003))
     special = tuple(sorted(tokenizer.special))
     batches = MaskedBatches(
-        Sentences(tokenizer), seed=0, mask=tokenizer.mask, vocab_size=150, rate=0.25, kept=special
+        Sentences(tokenizer), seed=0, mask=tokenizer.mask, vocab_size=150, rate=0.25, never=special
     )  # fmt: skip
     for _ in train(state, Causal(), batches, Schedule(300), TrainOptions(16), Runtime()):
         pass

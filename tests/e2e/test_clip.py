@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from foundling.blocks.init import initialise
-from foundling.data.corpora.glyphs import GlyphBatches, draw, glyphs, is_held_out
+from foundling.data.datasets.glyphs import GlyphBatches, draw, glyphs, is_held_out
 from foundling.models import build, family
 from foundling.objectives.contrastive import Contrastive
 from foundling.runtime.device import Runtime

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from foundling.data.transforms.mask import MaskedBatches
 from foundling.errors import ConfigError
-from foundling.objectives.masked import MaskedBatches
 
 MASK, V = 3, 50
 
@@ -29,7 +29,7 @@ class Given:
 
 
 def test_what_is_hidden_follows_the_paper() -> None:
-    batch = MaskedBatches(Given([*range(300)]), seed=0, mask=MASK, vocab_size=V, kept=(7,))[0]
+    batch = MaskedBatches(Given([*range(300)]), seed=0, mask=MASK, vocab_size=V, never=(7,))[0]
     asked, free = batch["loss_mask"], (batch["targets"] == 40) & (batch["documents"] >= 0)
     assert not asked[~free].any(), "neither padding nor what is kept"
     n = int(free.sum())

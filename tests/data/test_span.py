@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+from foundling.data.transforms.span import SpanBatches, corrupt, noise_mask
 from foundling.errors import ConfigError
-from foundling.objectives.span import SpanBatches, corrupt, noise_mask
 from foundling.runtime.rng import generator
 
 SENTINELS = [99, 98, 97, 96, 95, 94, 93, 92]

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`glyphs`: pictures of letters and signs with their Unicode names, drawn from the DejaVu fonts that come with
-matplotlib: some 5,000 characters in up to seven faces."""
+"""`glyphs`: pictures of letters and signs with their Unicode names, drawn from the DejaVu fonts of matplotlib.
+
+Some 5,000 characters in up to seven faces.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +20,17 @@ from foundling.errors import DataError
 from foundling.runtime.rng import generator
 from foundling.text import Tokenizer
 
-LICENCE = "Bitstream-Vera AND public domain (DejaVu fonts), Unicode-3.0 (names)"
 FACES = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSerif",
          "DejaVuSerif-Bold")  # fmt: skip
 HELD_OUT = 0.1
-"""of the characters, chosen by their own hash"""
+"""Share of the characters, chosen by their own hash."""
 
 
 class Glyph(NamedTuple):
     character: str
     caption: str
     faces: tuple[str, ...]
-    """the faces that have it"""
+    """The faces that contain it."""
 
 
 def _fonts() -> Path:
@@ -43,28 +44,33 @@ def _fonts() -> Path:
 
 @lru_cache(maxsize=1)
 def glyphs() -> list[Glyph]:
-    """Every letter, number and sign that the fonts have and that Unicode names, by code point."""
+    """Every letter, number and sign that the fonts contain and Unicode names, by code point."""
     from matplotlib.ft2font import FT2Font
 
     directory, faces = _fonts(), {}
     for face in FACES:
         for code in FT2Font(str(directory / f"{face}.ttf")).get_charmap():
             faces.setdefault(code, []).append(face)
-    found = []
+    named = []
     for code in sorted(faces):
         name = unicodedata.name(chr(code), "")
         if name and unicodedata.category(chr(code))[0] in "LNPS" and code != 0xFFFD:
-            found.append(Glyph(chr(code), name.lower(), tuple(faces[code])))
-    return found
+            named.append(Glyph(chr(code), name.lower(), tuple(faces[code])))
+    return named
 
 
 def is_held_out(glyph: Glyph) -> bool:
     return hashlib.sha256(glyph.character.encode()).digest()[0] < 256 * HELD_OUT
 
 
+def load(split: str) -> list[Glyph]:
+    """The characters of "train", or of "test", which are held out."""
+    return [glyph for glyph in glyphs() if is_held_out(glyph) == (split == "test")]
+
+
 @lru_cache(maxsize=1 << 16)
 def draw(character: str, face: str, size: int) -> torch.Tensor:
-    """(1, size, size) float32 in [−1, 1], white on black, the whole sign in the middle."""
+    """(1, size, size) float32 in [−1, 1], white on black, the whole character centred."""
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.truetype(str(_fonts() / f"{face}.ttf"), 4 * size)
@@ -78,8 +84,10 @@ def draw(character: str, face: str, size: int) -> torch.Tensor:
 
 
 class GlyphBatches:
-    """`pixels` (B, 1, size, size), `tokens` and `documents` (B, T) of the captions, `sample_ids`. Within a global batch
-    no character comes twice. Which face shows it, and in which order they come, depends on (seed, sample) alone."""
+    """Batches of `pixels` (B, 1, size, size), `tokens` and `documents` (B, T) of the captions, `sample_ids` (B,).
+
+    No character comes twice in a global batch. The face and the order depend on (seed, sample) alone.
+    """
 
     def __init__(
         self,
@@ -93,14 +101,13 @@ class GlyphBatches:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """Captions of more than max_seq_len tokens, the ending one counted, are left out; DataError if fewer
-        characters stay than a batch needs."""
+        """Captions of more than max_seq_len tokens, eos included, are left out. DataError if too few are left."""
         if batch_size % world_size:
             raise DataError(f"batch_size {batch_size} is not a multiple of {world_size} processes")
         self.batch_size, self.seed, self.size, self.max_seq_len = batch_size, seed, size, max_seq_len
         self.rank, self.world_size = rank, world_size
         self.eos = tokenizer.eos
-        encoded = [(g, [*tokenizer.encode(g.caption), self.eos]) for g in glyphs() if is_held_out(g) == held_out]
+        encoded = [(g, [*tokenizer.encode(g.caption), self.eos]) for g in load("test" if held_out else "train")]
         self.items = [(glyph, ids) for glyph, ids in encoded if len(ids) <= max_seq_len]
         if len(self.items) < batch_size:
             raise DataError(

@@ -8,9 +8,7 @@ from pathlib import Path
 from foundling.data.formats import Skip
 from foundling.data.sources import Source
 
-LICENCE = "PSF-2.0"
-
-# Its tests are as large as itself and hold broken encodings on purpose; the rest is not the standard library.
+# Its tests are as large as the library and have broken encodings on purpose; the rest is not the library.
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
 
 

@@ -12,7 +12,6 @@ from foundling.contracts.data import Batch
 from foundling.errors import DataError
 from foundling.runtime.rng import generator
 
-LICENCE = "CC-BY-4.0"
 HELD_OUT = 297
 
 
@@ -23,21 +22,29 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
         from sklearn.datasets import load_digits
     except ImportError:
         raise DataError("digits need scikit-learn; install it: pip install 'foundling[corpora]'") from None
-    found: Any = load_digits()
-    pixels = torch.tensor(found.images, dtype=torch.float32)[:, None] / 8 - 1
-    return pixels, torch.tensor(found.target, dtype=torch.int64)
+    loaded: Any = load_digits()
+    pixels = torch.tensor(loaded.images, dtype=torch.float32)[:, None] / 8 - 1
+    return pixels, torch.tensor(loaded.target, dtype=torch.int64)
+
+
+def load(split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """pixels (N, 1, 8, 8) and classes (N,) of "train", the first 1,500 pictures, or "test", the last 297."""
+    pixels, classes = digits()
+    here = slice(len(pixels) - HELD_OUT, None) if split == "test" else slice(0, len(pixels) - HELD_OUT)
+    return pixels[here], classes[here]
 
 
 class DigitBatches:
-    """`pixels`, `classes`, `sample_ids`; sample k depends on (seed, k) alone, every picture once an epoch. The last 297
-    pictures are held out."""
+    """Batches of the training split: `pixels` (B, 1, 8, 8), `classes` and `sample_ids` (B,).
+
+    Sample k depends on (seed, k) alone; every picture comes once an epoch.
+    """
 
     def __init__(self, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
         if batch_size % world_size:
             raise DataError(f"batch_size {batch_size} is not a multiple of {world_size} processes")
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
-        pixels, classes = digits()
-        self.pixels, self.classes = pixels[:-HELD_OUT], classes[:-HELD_OUT]
+        self.pixels, self.classes = load("train")
 
     def __getitem__(self, n: int) -> Batch:
         share = self.batch_size // self.world_size
