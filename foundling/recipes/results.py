@@ -146,7 +146,7 @@ def sample(raised: Raised) -> list[tuple[str, bool]]:
             seed=raised.recipe.seed,
             stop=[raised.tokenizer.eos],
         )
-    return [(raised.tokenizer.decode(row.tokens), row.finish == "length") for row in rows]
+    return [(raised.tokenizer.decode(row.tokens), row.finish_reason == "length") for row in rows]
 
 
 def tokenizes(text: str, *, cut: bool) -> tuple[bool, bool]:
