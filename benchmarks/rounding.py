@@ -12,16 +12,16 @@ import json
 import math
 
 import foundling
-from foundling.decode.answer import Request
 from foundling.decode.engine.engine import Engine, EngineOptions
 from foundling.decode.native.program import FORMS
+from foundling.decode.request import Request
 from foundling.recipes import corpus
 from foundling.text import Tokenizer
 
 
 def perplexity(engine: Engine, windows: list[list[int]]) -> float:
     asked = [Request(window, 1, prompt_logprobs=0) for window in windows]
-    told = [own for answer in engine.answer(asked) for own in answer.prompt_logprobs or [] if own is not None]
+    told = [own for answer in engine.generate(asked) for own in answer.prompt_logprobs or [] if own is not None]
     return math.exp(-sum(told) / len(told))
 
 

@@ -21,8 +21,8 @@ import torch
 import foundling
 from benchmarks.decode import directory
 from benchmarks.sides import Side, answer_calls
-from foundling.decode.answer import Request
 from foundling.decode.engine.engine import Engine, EngineOptions
+from foundling.decode.request import Request
 from foundling.decode.sampling import Sampling
 from foundling.runtime.device import available_threads
 from foundling.text import Tokenizer
@@ -50,8 +50,8 @@ def ours_mixed(weights: str) -> dict[str, float]:
         for request in requests:
             engine.add(request)
         while engine.busy:
-            said += sum(len(event.tokens) for event in engine.step())
-            if len(engine.under_way) > 1:
+            said += sum(len(output.new_tokens) for output in engine.step())
+            if len(engine.active) > 1:
                 used.append(engine.scheduler.utilisation)
         return {"seconds": time.perf_counter() - begin, "tokens": said, "utilisation": statistics.mean(used)}
 
@@ -97,8 +97,8 @@ def prefix(weights: str) -> None:
         begin, first = time.perf_counter(), 0.0
         number = engine.add(request)
         while engine.busy:
-            for event in engine.step():
-                if event.number == number and event.tokens and not first:
+            for output in engine.step():
+                if output.request_id == number and output.new_tokens and not first:
                     first = time.perf_counter() - begin
         return first
 
@@ -158,11 +158,11 @@ def lookup(weights: str) -> None:
         request = Request(prompt, len(answer), Sampling(0), processors=[Script(answer)])
         number, first = engine.add(request), 0.0
         while engine.busy:
-            for event in engine.step():
-                assert event.number == number
+            for output in engine.step():
+                assert output.request_id == number
                 first = first or time.perf_counter()
-                if event.answer:
-                    assert event.answer.tokens == answer
+                if output.completion:
+                    assert output.completion.tokens == answer
         return time.perf_counter() - first
 
     def work(**_: Any) -> dict[str, float]:
@@ -193,7 +193,7 @@ def deterministic(weights: str) -> None:
         told = {}
         for name, engine in engines.items():
             begin = time.perf_counter()
-            engine.answer(asked)
+            engine.generate(asked)
             told[name] = time.perf_counter() - begin
         return told
 

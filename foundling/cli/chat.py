@@ -33,8 +33,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         stream = None if args.json else lambda text: print(text, end="", flush=True)
         if stream:
             stream(prompt)
-        (answer,) = writer.write(
-            prompt, max_tokens=args.max_tokens, seed=args.seed + len(turns), stop_strings=args.stop, stream=stream
+        (answer,) = writer.generate(
+            prompt, max_tokens=args.max_tokens, seed=args.seed + len(turns), stop_strings=args.stop, on_text=stream
         )
         if stream:
             print(flush=True)

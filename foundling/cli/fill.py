@@ -20,9 +20,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    from foundling.decode.fill import Filler
+    from foundling.decode.fill import MaskFiller
 
-    filled = Filler.load(args.dir).fill(args.text, gap=args.gap, n=args.n)
+    filled = MaskFiller.load(args.dir).fill(args.text, gap=args.gap, n=args.n)
     if not args.json:
         print(filled["text"])
         for number, best in enumerate(filled["gaps"], 1):

@@ -30,7 +30,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--n", type=int, default=1, help="how many answers (default 1)")
     parser.add_argument(
-        "--logprobs", type=int, help="with --json: each token's log-probability and this many alternatives"
+        "--logprobs", type=int, help="with --json: each token's log-probability and this many most likely tokens"
     )
     sampling(parser)
 
@@ -53,10 +53,10 @@ def sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def writer_for(args: argparse.Namespace) -> Any:
-    from foundling.decode.text import Writer
+    from foundling.decode.text import TextGenerator
 
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    return Writer.load(args.dir, weights=args.weights, **{name: getattr(args, name) for name in names})
+    return TextGenerator.load(args.dir, weights=args.weights, **{name: getattr(args, name) for name in names})
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     if args.n < 1:
         raise GenerationError(f"--n is {args.n}; expected at least 1")
-    answers = writer_for(args).write(
+    answers = writer_for(args).generate(
         args.prompt,
         suffix=args.suffix,
         n=args.n,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""More than one answer to a question, and one that is given: the best, the most frequent, the first that holds.
+"""Several completions of one request, and one that is returned: the best, the most frequent, the first valid one.
 
-All answers share the prompt's memory: an engine reads it once.
+All completions share the prompt's cache: an engine computes it once.
 """
 
 from __future__ import annotations
@@ -12,70 +12,71 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
-from foundling.decode.answer import Answer, Request
 from foundling.decode.engine.engine import Engine
+from foundling.decode.request import Completion, Request
 from foundling.errors import GenerationError
 
 
-def several(request: Request, n: int) -> list[Request]:
-    """The same question n times, the seeds counted on. GenerationError where all would say the same."""
+def repeat_request(request: Request, n: int) -> list[Request]:
+    """The request n times, with consecutive seeds. Raises GenerationError where all completions would be equal."""
     if n < 1:
         raise GenerationError(f"n is {n}; expected at least 1")
     if n > 1 and request.sampling.temperature == 0:
-        raise GenerationError(f"temperature 0 says the same {n} times; raise it or ask once")
+        raise GenerationError(f"temperature 0 gives the same completion {n} times; raise it or use n=1")
     return [replace(request, seed=request.seed + i) for i in range(n)]
 
 
-class Best(NamedTuple):
-    answer: Answer
+class BestOf(NamedTuple):
+    completion: Completion
     score: float
-    answers: list[Answer]
+    completions: list[Completion]
     """all of them, in the order of their seeds"""
     scores: list[float]
 
 
-def best_of(engine: Engine, request: Request, n: int, score: Callable[[Answer], float] | None = None) -> Best:
-    """The answer of the highest score, the earliest of equals; by default of the highest mean log-probability a token
-    (under the model's own distribution). A score that is not a number loses to every other."""
+def best_of(engine: Engine, request: Request, n: int, score: Callable[[Completion], float] | None = None) -> BestOf:
+    """The completion with the highest score, the earliest of equal ones. The default score is the mean log-probability
+    per token under the model's own distribution. NaN ranks below every number."""
     if score is None:
         request = replace(request, logprobs=request.logprobs or 0)
-        score = lambda answer: answer.mean_logprob if answer.tokens else -math.inf  # noqa: E731
-    answers = engine.answer(several(request, n))
-    scores = [float(score(answer)) for answer in answers]
-    place = max(range(n), key=lambda i: -math.inf if math.isnan(scores[i]) else scores[i])
-    return Best(answers[place], scores[place], answers, scores)
+        score = lambda completion: completion.mean_logprob if completion.tokens else -math.inf  # noqa: E731
+    completions = engine.generate(repeat_request(request, n))
+    scores = [float(score(completion)) for completion in completions]
+    best = max(range(n), key=lambda i: -math.inf if math.isnan(scores[i]) else scores[i])
+    return BestOf(completions[best], scores[best], completions, scores)
 
 
 class Majority(NamedTuple):
-    answer: Answer
-    """the first of those that say it"""
+    completion: Completion
+    """the first with the most frequent text"""
     votes: int
     counts: dict[str, int]
-    """normalised text -> votes, most first; None of `normalise` does not vote"""
+    """normalised text → votes, most frequent first"""
 
 
-def majority(
+def majority_vote(
     engine: Engine, request: Request, n: int, normalise: Callable[[str], str | None] = str.strip
 ) -> Majority | None:
-    """Self-consistency (Wang et al. 2022): the text that most answers agree on, after `normalise`; of equals the one
-    first said. None where no answer has one. The request needs a `decode`."""
+    """Self-consistency (Wang et al. 2022): the most frequent text after `normalise`, the earliest of equally frequent
+    ones. A text that `normalise` maps to None does not vote; the result is None where none votes. The request needs
+    `decode`."""
     if request.decode is None:
-        raise GenerationError("a majority needs texts; give the request a `decode`, ids to text")
-    answers = engine.answer(several(request, n))
-    said = [normalise(answer.text or "") for answer in answers]
-    counts = Counter(text for text in said if text is not None)
+        raise GenerationError("a majority vote compares texts; give the request `decode`, a function from ids to text")
+    completions = engine.generate(repeat_request(request, n))
+    texts = [normalise(completion.text or "") for completion in completions]
+    counts = Counter(text for text in texts if text is not None)
     if not counts:
         return None
     text, votes = counts.most_common(1)[0]
-    return Majority(answers[said.index(text)], votes, dict(counts.most_common()))
+    return Majority(completions[texts.index(text)], votes, dict(counts.most_common()))
 
 
-class Valid(NamedTuple):
-    answer: Answer
+class ValidCompletion(NamedTuple):
+    completion: Completion
     text: str
-    """as it was said, or repaired"""
-    tried: int
-    """answers that had ended by then"""
+    """as generated, or repaired"""
+    n_tried: int
+    """completions that had finished by then"""
 
 
 def first_valid(
@@ -84,21 +85,21 @@ def first_valid(
     n: int,
     valid: Callable[[str], bool],
     repair: Callable[[str], str] | None = None,
-) -> Valid | None:
-    """Writes n answers at once and gives the first one to end whose text, or its repair, is valid; the others are
-    cancelled. None where none is. The request needs a `decode`."""
+) -> ValidCompletion | None:
+    """Generates n completions at once and returns the first to finish whose text, or its repair, is valid; the others
+    are cancelled. None where none is valid. The request needs `decode`."""
     if request.decode is None:
-        raise GenerationError("checking needs texts; give the request a `decode`, ids to text")
-    tried, events = 0, engine.run(several(request, n))
+        raise GenerationError("validation needs texts; give the request `decode`, a function from ids to text")
+    n_tried, outputs = 0, engine.stream(repeat_request(request, n))
     try:
-        for event in events:
-            if event.answer is None:
+        for output in outputs:
+            if output.completion is None:
                 continue
-            tried += 1
-            said = event.answer.text or ""
-            for text in [said] if repair is None else [said, repair(said)]:
+            n_tried += 1
+            generated = output.completion.text or ""
+            for text in [generated] if repair is None else [generated, repair(generated)]:
                 if valid(text):
-                    return Valid(event.answer, text, tried)
+                    return ValidCompletion(output.completion, text, n_tried)
         return None
     finally:
-        events.close()
+        outputs.close()

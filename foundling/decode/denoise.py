@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures from a denoiser: each row from its own seed, whatever its neighbours."""
+"""Samples from a denoiser. Each row is drawn from its own seed, whatever the other rows are."""
 
 from __future__ import annotations
 
@@ -29,34 +29,42 @@ def denoise(
     guidance: float = 1.0,
     sampler: Sampler = "ddim",
 ) -> Tensor:
-    """(rows, C, H, W) in [−1, 1], row i from seeds[i] and of class classes[i] (None: of any). `guidance` above 1
-    follows the class more closely at twice the cost. The network computes in its own precision, the sampler in float32.
-    GenerationError for unknown classes, not as many as seeds, and a sampler or guidance that is none."""
-    c, like = model.config, next(model.parameters())
-    device, dtype = like.device, like.dtype
-    if not seeds or (classes is not None and len(classes) != len(seeds)):
-        raise GenerationError(f"{0 if classes is None else len(classes)} classes for {len(seeds)} seeds; give as many")
-    if classes is not None and not all(0 <= n < c.n_classes for n in classes):
-        raise GenerationError(f"classes {sorted(set(classes))}; the model knows 0 to {c.n_classes - 1}")
-    if sampler not in get_args(Sampler):
-        raise GenerationError(f"sampler '{sampler}' is not known; use {' or '.join(get_args(Sampler))}")
-    if not math.isfinite(guidance):
-        raise GenerationError(f"guidance is {guidance}; expected a finite number, 1 for the class alone")
+    """(rows, *model.sample_shape): row i from seeds[i], of class classes[i] (None: unconditional). The schedule decides
+    whether predictions of x0 are clipped. `guidance` above 1 strengthens the class at twice the cost. The network runs
+    in its own precision, the sampler in float32. Raises GenerationError for unknown classes, a number of classes other
+    than that of seeds, and an unknown sampler or guidance."""
+    weight = next(model.parameters())
+    device, dtype = weight.device, weight.dtype
+    _check(model, classes, seeds, guidance, sampler)
     ids = None if classes is None else torch.tensor(classes, device=device)
-    bars = schedule.alpha_bar().to(device)
+    alpha_bar = schedule.alpha_bar().to(device)
 
     def noise(t: int) -> Tensor:
-        shape = (c.channels, c.image_size, c.image_size)
-        return torch.stack([torch.randn(shape, generator=generator("sample", s, t)) for s in seeds]).to(device)
+        draws = [torch.randn(model.sample_shape, generator=generator("sample", seed, t)) for seed in seeds]
+        return torch.stack(draws).to(device)
 
-    def predict(x: Tensor, t: int) -> Tensor:
-        at, seen = torch.full((len(x),), t, device=device), x.to(dtype)
-        said = model(seen, at, Condition(ids)).float()
+    def predict_x0(x: Tensor, t: int) -> Tensor:
+        at, inputs = torch.full((len(x),), t, device=device), x.to(dtype)
+        prediction = model(inputs, at, Condition(ids)).float()
         if ids is not None and guidance != 1:
-            said = guided(said, model(seen, at, Condition()).float(), guidance)
-        return to_x0(x, said, bars[at], schedule.predicts).clamp(-1, 1)
+            prediction = guided(prediction, model(inputs, at, Condition()).float(), guidance)
+        return schedule.clip(to_x0(x, prediction, alpha_bar[at], schedule.predicts))
 
     path = schedule.spaced(steps)
     if sampler == "ddim":
-        return ddim(predict, noise(schedule.n_steps), schedule, path)
-    return ddpm(predict, noise(schedule.n_steps), schedule, path, noise)
+        return ddim(predict_x0, noise(schedule.n_steps), schedule, path)
+    return ddpm(predict_x0, noise(schedule.n_steps), schedule, path, noise)
+
+
+def _check(model: Any, classes: list[int] | None, seeds: list[int], guidance: float, sampler: str) -> None:
+    n_classes = model.config.n_classes
+    if not seeds or (classes is not None and len(classes) != len(seeds)):
+        raise GenerationError(
+            f"{0 if classes is None else len(classes)} classes for {len(seeds)} seeds; pass one class per seed, or None"
+        )
+    if classes is not None and not all(0 <= n < n_classes for n in classes):
+        raise GenerationError(f"classes {sorted(set(classes))}; the model has classes 0 to {n_classes - 1}")
+    if sampler not in get_args(Sampler):
+        raise GenerationError(f"sampler '{sampler}' is unknown; use {' or '.join(get_args(Sampler))}")
+    if not math.isfinite(guidance):
+        raise GenerationError(f"guidance is {guidance}; expected a finite number, 1 for no guidance")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`foundling.generate`: by an engine where one was made, otherwise in the plain way."""
+"""`foundling.generate`: with a model by plain decoding, with an engine by the engine."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from foundling.decode import plain
-from foundling.decode.answer import Answer, requests_of
 from foundling.decode.engine.engine import Engine
-from foundling.decode.processors import Processor
+from foundling.decode.processors import LogitsProcessor
+from foundling.decode.request import Completion, build_requests
 from foundling.decode.sampling import Sampling
 from foundling.errors import GenerationError
+
+MODEL_ONLY = {"beams", "length_penalty", "draft", "draft_tokens", "on_token"}
 
 
 def generate(
@@ -27,14 +29,14 @@ def generate(
     decode: Callable[[list[int]], str] | None = None,
     logprobs: int | None = None,
     prompt_logprobs: int | None = None,
-    processors: Sequence[Processor] = (),
+    processors: Sequence[LogitsProcessor] = (),
     **more: Any,
-) -> list[Answer]:
-    """Continues each prompt of ids; see `foundling.decode.plain.generate` for what everything means.
+) -> list[Completion]:
+    """Continues each prompt of ids; `foundling.decode.plain.generate` documents the options.
 
-    `model` is a model, or an `Engine` of one, which is worth making (once) where speed counts: it reads prompts in
-    pieces, shares their beginnings, and has its weights packed for the machine. Beams and draft models need the model.
-    Raises GenerationError for what cannot be answered.
+    `model` is a model or an `Engine` of one. An engine is worth creating (once) where speed matters: it chunks long
+    prompts, shares common prefixes, and can pack weights for native code. Beam search, draft models and `on_token` need
+    the model. Raises GenerationError for a request that cannot be served.
     """
     options: dict[str, Any] = dict(
         max_tokens=max_tokens, stop=stop, stop_strings=stop_strings, decode=decode, logprobs=logprobs,
@@ -42,7 +44,7 @@ def generate(
     )  # fmt: skip
     if not isinstance(model, Engine):
         return plain.generate(model, tokens, sampling=sampling, seed=seed, n=n, **options, **more)
-    only = sorted(more.keys() & {"beams", "length_penalty", "draft", "draft_tokens", "tell"})
-    if only:
-        raise GenerationError(f"an engine has no {', '.join(only)}; give generate the model itself")
-    return model.answer(requests_of(tokens, n, seed, sampling, more, **options))
+    unsupported = sorted(more.keys() & MODEL_ONLY)
+    if unsupported:
+        raise GenerationError(f"an engine does not support {', '.join(unsupported)}; pass the model itself")
+    return model.generate(build_requests(tokens, n, seed, sampling, more, **options))

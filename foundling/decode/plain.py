@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generation in its plainest form — prefill, step, cache — which faster paths are held against."""
+"""Generation in its plainest form: prefill, then one step at a time with a cache. The oracle of the faster paths."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from foundling.decode.answer import Answer, Writing, check_request, check_writes, next_tokens, requests_of
 from foundling.decode.beam import beam_search
-from foundling.decode.processors import Processor
-from foundling.decode.prompts import prefill, tell_prompt
+from foundling.decode.processors import LogitsProcessor
+from foundling.decode.prompts import add_prompt_logprobs, prefill
+from foundling.decode.request import Completion, Request, build_requests, check_generates, check_request
 from foundling.decode.sampling import Sampling
-from foundling.decode.speculative import Guesser, ModelGuesser, speculate
+from foundling.decode.sequence_state import SequenceState, choose_next_tokens
+from foundling.decode.speculative import DraftModelProposer, DraftProposer, speculate
 from foundling.errors import GenerationError
 
 
@@ -31,82 +32,95 @@ def generate(
     decode: Callable[[list[int]], str] | None = None,
     logprobs: int | None = None,
     prompt_logprobs: int | None = None,
-    processors: Sequence[Processor] = (),
+    processors: Sequence[LogitsProcessor] = (),
     beams: int = 1,
     length_penalty: float = 1.0,
     draft: Any = None,
     draft_tokens: int = 4,
-    tell: Callable[[list[int]], None] | None = None,
-    **cuts: Any,
-) -> list[Answer]:
-    """Continues each prompt of `tokens` by up to `max_tokens` ids, the stopping one left out; an encoder-decoder reads
-    them as its source and answers. Other options are those of `Request`; `cuts` are fields of `Sampling` (temperature,
-    top_k, …), in place of `sampling`.
+    on_token: Callable[[list[int]], None] | None = None,
+    **sampling_fields: Any,
+) -> list[Completion]:
+    """Continues each prompt in `tokens` by up to `max_tokens` ids, without the stop id. For an encoder-decoder the
+    prompts are its source. Options not described here are those of `Request`. Sampling is either `sampling` or its
+    fields by name (temperature, top_k, …).
 
-    `n` answers a prompt, which is read once: answer j of prompt i is row i·n + j and draws by seed + row. `beams` above
-    1 searches for likely answers instead of drawing (decode/beam.py) and gives the n best. `draft`, a smaller model of
-    the same vocabulary or a `Guesser`, proposes `draft_tokens` at a time; what is drawn has the same distribution
-    (decode/speculative.py). `tell` hears the new id of each row, -1 for a row that has ended.
+    `n` completions per prompt, which is prefilled once: completion j of prompt i is row i·n + j, and its seed is
+    `seed` + row. `beams` above 1 searches for likely completions instead of sampling (decode/beam.py) and returns the n
+    best. `draft`, a smaller model of the same vocabulary or a `DraftProposer`, proposes `draft_tokens` at a time; the
+    distribution is unchanged (decode/speculative.py). `on_token` is called at each step with the new id of every row,
+    −1 for a finished row.
 
-    Raises GenerationError for an empty prompt, values that make no sense or exclude each other, ids outside the
-    vocabulary or more tokens than the model's max_seq_len.
+    Raises GenerationError for an empty prompt, values that are invalid or exclude each other, ids outside the
+    vocabulary, or more tokens than the model's max_seq_len.
     """
-    check_writes(model)
-    requests = requests_of(
-        tokens, n, seed, sampling, cuts, max_tokens=max_tokens, stop=stop, stop_strings=stop_strings, decode=decode,
-        logprobs=logprobs, prompt_logprobs=prompt_logprobs, processors=processors,
+    check_generates(model)
+    requests = build_requests(
+        tokens, n, seed, sampling, sampling_fields, max_tokens=max_tokens, stop=stop, stop_strings=stop_strings,
+        decode=decode, logprobs=logprobs, prompt_logprobs=prompt_logprobs, processors=processors,
     )  # fmt: skip
-    encodes = hasattr(model, "encode")
+    reads_source = model.capabilities.reads_source
     for request in requests:
-        check_request(model.config, request, encodes=encodes)
-    if prompt_logprobs is not None and encodes:
-        raise GenerationError("an encoder-decoder does not predict its source: leave prompt_logprobs out")
-    writings = [Writing(request, [model.config.start_id] if encodes else None) for request in requests]
+        check_request(model.config, request, reads_source=reads_source)
+    if prompt_logprobs is not None and reads_source:
+        raise GenerationError("an encoder-decoder does not predict its source: omit prompt_logprobs")
+    sequences = [SequenceState(request, [model.config.start_id] if reads_source else None) for request in requests]
     if beams != 1:
-        _only_beams(writings[0], beams, n, draft is not None or tell is not None)
-        found = beam_search(model, tokens, max_tokens, beams, n, stop, length_penalty)
-        return [Answer(row, "length" if len(row) == max_tokens else "end") for row in found]
-    if tell and draft is not None:
-        raise GenerationError("tell hears one token at a time; a draft proposes several: leave one of them out")
+        _check_beams(requests[0], beams, n, draft is not None or on_token is not None)
+        best = beam_search(model, tokens, max_tokens, beams, n, stop, length_penalty)
+        return [Completion(row, "length" if len(row) == max_tokens else "end") for row in best]
+    if on_token and draft is not None:
+        raise GenerationError("on_token receives one token per step, a draft proposes several: omit one of them")
     if prompt_logprobs is not None:
-        for writing in writings:
-            tell_prompt(model, writing.request.prompt, prompt_logprobs, writing.answer)
+        for sequence in sequences:
+            add_prompt_logprobs(model, sequence.request.prompt, prompt_logprobs, sequence.completion)
     if draft is not None:
-        guesser: Guesser = draft if isinstance(draft, Guesser) else ModelGuesser(model, draft)
-        speculate(model, guesser, writings, draft_tokens)
-        return [w.answer for w in writings]
+        proposer = draft if isinstance(draft, DraftProposer) else DraftModelProposer(model, draft)
+        speculate(model, proposer, sequences, draft_tokens)
+    else:
+        _step_to_end(model, tokens, n, sequences, max_tokens, on_token)
+    return [s.completion for s in sequences]
 
-    cache, last = prefill(model, tokens, max_tokens)
+
+def _step_to_end(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    n: int,
+    sequences: list[SequenceState],
+    max_tokens: int,
+    on_token: Callable[[list[int]], None] | None,
+) -> None:
+    """One token per step for every unfinished sequence; finished rows leave the cache."""
+    cache, last = prefill(model, prompts, max_tokens)
     if n > 1:
-        rows = torch.arange(len(tokens), device=last.device).repeat_interleave(n)
+        rows = torch.arange(len(prompts), device=last.device).repeat_interleave(n)
         cache, last = cache.select(rows), last[rows]
-    alive = list(range(len(writings)))  # row of the cache -> answer
+    active = list(range(len(sequences)))  # row of the cache → index of its sequence
     while True:
         logits = model.logits(last).float()
-        chosen = next_tokens([writings[i] for i in alive], logits)
-        if tell:
-            heard = dict(zip(alive, chosen, strict=True))
-            tell([heard.get(i, -1) for i in range(len(writings))])
-        for i, token, row in zip(alive, chosen, logits, strict=True):
-            writings[i].take(token, row)
-        stay = [row for row, i in enumerate(alive) if not writings[i].ended]
-        if not stay:
-            return [w.answer for w in writings]
-        if len(stay) < len(alive):
-            cache = cache.select(torch.tensor(stay, device=last.device))
-            alive, chosen = [alive[row] for row in stay], [chosen[row] for row in stay]
+        chosen = choose_next_tokens([sequences[i] for i in active], logits)
+        if on_token:
+            new = dict(zip(active, chosen, strict=True))
+            on_token([new.get(i, -1) for i in range(len(sequences))])
+        for i, token, row in zip(active, chosen, logits, strict=True):
+            sequences[i].append_token(token, row)
+        unfinished = [row for row, i in enumerate(active) if not sequences[i].finished]
+        if not unfinished:
+            return
+        if len(unfinished) < len(active):
+            cache = cache.select(torch.tensor(unfinished, device=last.device))
+            active, chosen = [active[row] for row in unfinished], [chosen[row] for row in unfinished]
         last = model(torch.tensor(chosen, device=last.device)[:, None], cache=cache).hidden[:, -1]
 
 
-def _only_beams(of: Writing, beams: int, n: int, more: bool) -> None:
+def _check_beams(request: Request, beams: int, n: int, drafts_or_streams: bool) -> None:
     if beams < 1:
         raise GenerationError(f"beams is {beams}; expected at least 1")
-    asks = of.request
-    if more or asks.sampling not in (Sampling(), Sampling(temperature=0)) or asks.processors or asks.stop_strings:
+    samples = request.sampling not in (Sampling(), Sampling(temperature=0))
+    if drafts_or_streams or samples or request.processors or request.stop_strings:
         raise GenerationError(
-            "beams search and do not draw: leave sampling options, processors, stop_strings, draft and tell out"
+            "beam search does not sample: omit sampling options, processors, stop_strings, draft and on_token"
         )
-    if asks.logprobs is not None or asks.prompt_logprobs is not None:
-        raise GenerationError("beams are scored whole: leave logprobs and prompt_logprobs out")
+    if request.logprobs is not None or request.prompt_logprobs is not None:
+        raise GenerationError("beam search scores whole completions: omit logprobs and prompt_logprobs")
     if n > beams:
-        raise GenerationError(f"{n} answers of {beams} beams; ask for at most {beams}")
+        raise GenerationError(f"n is {n} with {beams} beams; request at most {beams}")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What changes the logits of an answer by what it has said: penalties, biases, forbidden words, constraints of others'.
+"""Logits processors: penalties, biases, forbidden sequences, and any that a caller defines.
 
-A processor is asked once an answer for its progress, which sees every token that the answer takes.
+A processor is started once per completion. Its state sees every token of that completion.
 """
 
 from __future__ import annotations
@@ -17,106 +17,109 @@ from torch import Tensor
 from foundling.decode.sampling import Sampling
 
 
-class Progress(Protocol):
-    """What a processor knows of one answer."""
+class LogitsProcessorState(Protocol):
+    """The state of one processor for one completion."""
 
     def apply(self, logits: Tensor) -> Tensor:
-        """(V,) float32, not to be written to -> (V,)"""
+        """(V,) float32 → (V,). The input must not be modified."""
         ...
 
-    def accept(self, token: int) -> None: ...
-    def copy(self) -> Progress:
-        """For an answer that goes on in two ways."""
+    def accept(self, token: int) -> None:
+        """Called with every token that the completion appends."""
+        ...
+
+    def copy(self) -> LogitsProcessorState:
+        """An independent state, for a completion that branches."""
         ...
 
 
-class Processor(Protocol):
-    def start(self, prompt: Sequence[int]) -> Progress: ...
+class LogitsProcessor(Protocol):
+    def start(self, prompt: Sequence[int]) -> LogitsProcessorState: ...
 
 
-class Bias:
-    """The same is added to the same ids at every place."""
+class LogitBias:
+    """Adds a constant to the logits of given ids. It has no state, so it is its own state."""
 
     def __init__(self, bias: Mapping[int, float]) -> None:
         self.ids, self.values = torch.tensor(list(bias)), torch.tensor(list(bias.values()))
 
-    def start(self, prompt: Sequence[int]) -> Bias:
+    def start(self, prompt: Sequence[int]) -> LogitBias:
         return self
 
     def apply(self, logits: Tensor) -> Tensor:
         return logits.index_add(0, self.ids.to(logits.device), self.values.to(logits))
 
     def accept(self, token: int) -> None: ...
-    def copy(self) -> Bias:
+    def copy(self) -> LogitBias:
         return self
 
 
 class Penalties:
-    """Of ids that were said before, as `Sampling` words it."""
+    """Repetition, presence and frequency penalties, as `Sampling` defines them."""
 
     def __init__(self, repetition: float, presence: float, frequency: float) -> None:
         self.repetition, self.presence, self.frequency = repetition, presence, frequency
-        self.read: frozenset[int] = frozenset()
-        self.said: Counter[int] = Counter()
+        self.prompt_ids: frozenset[int] = frozenset()
+        self.counts: Counter[int] = Counter()
 
     def start(self, prompt: Sequence[int]) -> Penalties:
-        begun = Penalties(self.repetition, self.presence, self.frequency)
-        begun.read = frozenset(prompt)
-        return begun
+        state = Penalties(self.repetition, self.presence, self.frequency)
+        state.prompt_ids = frozenset(prompt)
+        return state
 
     def apply(self, logits: Tensor) -> Tensor:
         logits = logits.clone()
-        if self.repetition != 1 and (ids := list(self.read | self.said.keys())):
+        if self.repetition != 1 and (ids := list(self.prompt_ids | self.counts.keys())):
             at = torch.tensor(ids, device=logits.device)
             values = logits[at]
             logits[at] = torch.where(values < 0, values * self.repetition, values / self.repetition)
-        if self.said:
-            at = torch.tensor(list(self.said), device=logits.device)
-            times = torch.tensor(list(self.said.values()), device=logits.device, dtype=logits.dtype)
-            logits[at] -= self.presence + self.frequency * times
+        if self.counts:
+            at = torch.tensor(list(self.counts), device=logits.device)
+            counts = torch.tensor(list(self.counts.values()), device=logits.device, dtype=logits.dtype)
+            logits[at] -= self.presence + self.frequency * counts
         return logits
 
     def accept(self, token: int) -> None:
-        self.said[token] += 1
+        self.counts[token] += 1
 
     def copy(self) -> Penalties:
         other = self.start(())
-        other.read, other.said = self.read, self.said.copy()
+        other.prompt_ids, other.counts = self.prompt_ids, self.counts.copy()
         return other
 
 
 class BadWords:
-    """Sequences of ids whose last one is forbidden where the others stand just before, in the prompt or the answer."""
+    """Forbids the last id of a sequence where the other ids precede it, in the prompt or the completion."""
 
     def __init__(self, words: Sequence[Sequence[int]]) -> None:
         self.words = [tuple(word) for word in words]
-        self.keep = max(map(len, self.words)) - 1
+        self.n_tail = max(map(len, self.words)) - 1
         self.tail: tuple[int, ...] = ()
 
     def start(self, prompt: Sequence[int]) -> BadWords:
-        begun = BadWords(self.words)
-        begun.tail = tuple(prompt)[len(prompt) - self.keep :] if self.keep < len(prompt) else tuple(prompt)
-        return begun
+        state = BadWords(self.words)
+        state.tail = tuple(prompt)[len(prompt) - self.n_tail :] if self.n_tail < len(prompt) else tuple(prompt)
+        return state
 
     def apply(self, logits: Tensor) -> Tensor:
         ends = [word[-1] for word in self.words if self.tail[len(self.tail) - len(word) + 1 :] == word[:-1]]
         return logits.index_fill(0, torch.tensor(ends, dtype=torch.int64, device=logits.device), -math.inf)
 
     def accept(self, token: int) -> None:
-        self.tail = (*self.tail, token)[-self.keep :] if self.keep else ()
+        self.tail = (*self.tail, token)[-self.n_tail :] if self.n_tail else ()
 
     def copy(self) -> BadWords:
         return self.start(self.tail)
 
 
-def processors_of(sampling: Sampling) -> list[Processor]:
-    """In the order in which transformers applies them."""
-    found: list[Processor] = []
+def build_processors(sampling: Sampling) -> list[LogitsProcessor]:
+    """The processors that `sampling` implies, in the order in which transformers applies them."""
+    processors: list[LogitsProcessor] = []
     if sampling.logit_bias:
-        found.append(Bias(sampling.logit_bias))
+        processors.append(LogitBias(sampling.logit_bias))
     strengths = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
     if strengths != (1, 0, 0):
-        found.append(Penalties(*strengths))
+        processors.append(Penalties(*strengths))
     if sampling.bad_words:
-        found.append(BadWords(sampling.bad_words))
-    return found
+        processors.append(BadWords(sampling.bad_words))
+    return processors

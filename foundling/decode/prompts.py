@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading prompts: into the cache of a model that goes on from them, or into the memory of one that answers them."""
+"""Prefill: prompts go into the cache of a decoder, or through the encoder of an encoder-decoder."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foundling.decode.answer import Answer, told
+from foundling.decode.request import Completion
+from foundling.decode.sequence_state import token_logprobs
 
 
-def padded(rows: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
-    """Token lists of different lengths -> ids and documents (B, T), -1 on the right."""
+def pad_prompts(rows: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
+    """Token lists of different lengths → ids and documents (B, T), −1 on the right."""
     longest = max(len(row) for row in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.int64)
     documents = torch.full_like(ids, -1)
@@ -23,27 +24,28 @@ def padded(rows: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
     return ids.to(device), documents.to(device)
 
 
-def prefill(model: Any, tokens: Sequence[Sequence[int]], room: int) -> tuple[Any, Tensor]:
-    """The cache, with `room` for more tokens a row, and the hidden states (B, D) from which the first one follows. An
-    encoder-decoder encodes the tokens, projects the memory once, and reads its start id."""
+def prefill(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple[Any, Tensor]:
+    """The cache, with space for `max_new_tokens` more per row, and the hidden states (B, D) that predict the first new
+    token. An encoder-decoder encodes the prompts, projects the encoder output once, and reads its start id."""
     device = next(model.parameters()).device
-    ids, documents = padded(tokens, device)
-    if hasattr(model, "encode"):
-        cache = model.new_cache(len(tokens), room + 1, memory=model.encode(ids, documents=documents))
-        start = torch.full((len(tokens), 1), model.config.start_id, device=device)
+    ids, documents = pad_prompts(prompts, device)
+    if model.capabilities.reads_source:
+        cache = model.new_cache(len(prompts), max_new_tokens + 1, memory=model.encode(ids, documents=documents))
+        start = torch.full((len(prompts), 1), model.config.start_id, device=device)
         return cache, model(start, cache=cache).hidden[:, -1]
-    cache = model.new_cache(len(tokens), ids.shape[1] + room)
+    cache = model.new_cache(len(prompts), ids.shape[1] + max_new_tokens)
     hidden = model(ids, documents=documents, cache=cache).hidden
     last = (documents >= 0).sum(1) - 1
-    return cache, hidden[torch.arange(len(tokens), device=device), last]
+    return cache, hidden[torch.arange(len(prompts), device=device), last]
 
 
-def tell_prompt(model: Any, prompt: Sequence[int], alternatives: int, answer: Answer) -> None:
-    """Writes the log-probabilities of the prompt's own tokens into the answer."""
+def add_prompt_logprobs(model: Any, prompt: Sequence[int], n_top: int, completion: Completion) -> None:
+    """Fills in the log-probabilities of the prompt's own tokens."""
     hidden = model(torch.tensor([list(prompt)], device=next(model.parameters()).device)).hidden[0, :-1]
-    answer.prompt_logprobs, answer.prompt_alternatives = [None], [{}]
-    for begin in range(0, len(hidden), 256):  # no (T, V) whole
-        some = hidden[begin : begin + 256]
-        for own, best in told(model.logits(some), prompt[begin + 1 : begin + 1 + len(some)], alternatives):
-            answer.prompt_logprobs.append(own)
-            answer.prompt_alternatives.append(best)
+    completion.prompt_logprobs, completion.prompt_top_logprobs = [None], [{}]
+    for start in range(0, len(hidden), 256):  # in chunks, so that no (T, V) is held
+        chunk = hidden[start : start + 256]
+        targets = prompt[start + 1 : start + 1 + len(chunk)]
+        for logprob, top in token_logprobs(model.logits(chunk), targets, n_top):
+            completion.prompt_logprobs.append(logprob)
+            completion.prompt_top_logprobs.append(top)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From logits to a token: temperature, top-k, top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024), drawn by each
-row's seed and position."""
+"""From logits to tokens: temperature, top-k, top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024). Each row draws
+from a generator of its own seed and position."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from foundling.errors import GenerationError
 from foundling.runtime.rng import generator
 
 
-class Shape(NamedTuple):
-    """What a distribution is cut to, in this order."""
+class DistributionParams(NamedTuple):
+    """How logits become the probabilities that a draw uses; hashable, so that rows can be grouped by it."""
 
     temperature: float
     top_k: int
@@ -27,11 +27,12 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature 0 takes the likeliest; the other defaults leave the distribution whole.
+    """Temperature 0 is greedy; every other default leaves the model's distribution unchanged.
 
-    `repetition_penalty` (Keskar et al. 2019) divides positive logits of ids in prompt and answer and multiplies
-    negative ones; `presence_penalty` and `frequency_penalty` are taken from the logits of ids in the answer, once and
-    once for each time; `logit_bias` is added; `bad_words`, sequences of ids, are never completed.
+    `repetition_penalty` (Keskar et al. 2019) divides positive logits of ids in the prompt and the completion, and
+    multiplies negative ones. `presence_penalty` is subtracted once from the logits of ids in the completion,
+    `frequency_penalty` once per occurrence. `logit_bias` is added. `bad_words` are sequences of ids that are never
+    completed.
     """
 
     temperature: float = 1.0
@@ -63,76 +64,82 @@ class Sampling:
             if not isinstance(bias, int | float) or math.isnan(bias) or bias == math.inf:
                 raise GenerationError(f"logit_bias of {token} is {bias!r}; expected a finite number or -inf")
         if not all(len(word) for word in self.bad_words):
-            raise GenerationError("bad_words holds an empty word; give each at least one id")
+            raise GenerationError("bad_words contains an empty word; each needs at least one id")
 
     @property
-    def shape(self) -> Shape:
-        return Shape(self.temperature, self.top_k, self.top_p, self.min_p)
+    def params(self) -> DistributionParams:
+        return DistributionParams(self.temperature, self.top_k, self.top_p, self.min_p)
 
     def check(self, vocab_size: int) -> None:
-        """GenerationError for an id that the model does not know, or where nothing is left to say."""
+        """Raises GenerationError for an id outside the vocabulary, or where every token is forbidden."""
         for name, ids in (("logit_bias", self.logit_bias), ("bad_words", [i for word in self.bad_words for i in word])):
             wrong = [i for i in ids if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < vocab_size]
             if wrong:
-                raise GenerationError(f"{name} names {wrong[0]!r}; the vocabulary is 0 to {vocab_size - 1}")
+                raise GenerationError(f"{name} contains {wrong[0]!r}; the vocabulary is 0 to {vocab_size - 1}")
         never = {i for i, bias in self.logit_bias.items() if bias == -math.inf}
         if len(never | {word[0] for word in self.bad_words if len(word) == 1}) == vocab_size:
             raise GenerationError("logit_bias and bad_words forbid every token; leave at least one")
 
 
-def distribution(logits: Tensor, shape: Shape) -> Tensor:
-    """(B, V) logits -> (B, V) float32 probabilities that a draw would use."""
+def compute_probs(logits: Tensor, params: DistributionParams) -> Tensor:
+    """(B, V) logits → (B, V) float32 probabilities that a draw uses."""
     logits = logits.float()
-    if shape.temperature == 0:
+    if params.temperature == 0:
         return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).float()
-    if 0 < shape.top_k < logits.shape[-1]:
-        least = logits.topk(shape.top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -math.inf)
-    # the greatest is made 0 first: a small temperature would take it to infinity
-    probs = torch.softmax((logits - logits.amax(-1, keepdim=True)) / shape.temperature, dim=-1)
-    kept = probs
-    if shape.top_p < 1:
-        kept = _nucleus(kept, shape.top_p)
-    if shape.min_p > 0:
-        kept = kept.masked_fill(probs < shape.min_p * probs.amax(-1, keepdim=True), 0.0)
-    return probs if kept is probs else kept / kept.sum(-1, keepdim=True)
+    if 0 < params.top_k < logits.shape[-1]:
+        smallest = logits.topk(params.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest, -math.inf)
+    # the maximum is shifted to 0 first: dividing by a small temperature would overflow it
+    probs = torch.softmax((logits - logits.amax(-1, keepdim=True)) / params.temperature, dim=-1)
+    truncated = probs
+    if params.top_p < 1:
+        truncated = _nucleus(truncated, params.top_p)
+    if params.min_p > 0:
+        truncated = truncated.masked_fill(probs < params.min_p * probs.amax(-1, keepdim=True), 0.0)
+    return probs if truncated is probs else truncated / truncated.sum(-1, keepdim=True)
 
 
 def _nucleus(probs: Tensor, top_p: float) -> Tensor:
-    """The likeliest ids that together reach top_p. Few usually do, and a sort of the whole vocabulary costs ten times
-    what finding some hundred of the greatest does."""
-    some = min(256, probs.shape[-1])
-    ordered, order = probs.topk(some, dim=-1)
-    if some < probs.shape[-1] and bool((ordered.sum(-1) < top_p).any()):
+    """Keeps the most likely ids that together reach top_p. They are usually few, and a sort of the whole vocabulary
+    costs ten times a top-256."""
+    n = min(256, probs.shape[-1])
+    ordered, order = probs.topk(n, dim=-1)
+    if n < probs.shape[-1] and bool((ordered.sum(-1) < top_p).any()):
         ordered, order = probs.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(-1) - ordered
     return torch.zeros_like(probs).scatter(-1, order, ordered.masked_fill(before >= top_p, 0.0))
 
 
-def uniform(seed: int, position: int, stream: str = "draw") -> float:
-    """A number in [0, 1) from (stream, seed, position) alone."""
+def draw_uniform(seed: int, position: int, stream: str = "draw") -> float:
+    """A number in [0, 1) that depends on (stream, seed, position) alone."""
     return float(torch.rand((), generator=generator(stream, seed, position), dtype=torch.float64))
 
 
-def draw(probs: Tensor, seeds: list[int], positions: list[int], stream: str = "draw") -> Tensor:
-    """(B,) tokens, each row by inverse transform of one uniform number from (its seed, its position): what a row draws
-    does not depend on its neighbours."""
-    numbers = torch.tensor([uniform(s, p, stream) for s, p in zip(seeds, positions, strict=True)], dtype=torch.float64)
+def draw_tokens(probs: Tensor, seeds: list[int], positions: list[int], stream: str = "draw") -> Tensor:
+    """(B, V) → (B,) tokens. Each row inverts its cumulative distribution at one uniform number of (its seed, its
+    position), so that its token does not depend on the other rows."""
+    numbers = torch.tensor(
+        [draw_uniform(s, p, stream) for s, p in zip(seeds, positions, strict=True)], dtype=torch.float64
+    )
     cumulative = probs.double().cumsum(-1)
     threshold = numbers.to(probs.device)[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp_max(probs.shape[-1] - 1)
 
 
-def choose(logits: Tensor, shapes: Sequence[Shape], seeds: list[int], positions: list[int]) -> list[int]:
-    """(B, V) -> a token a row, each after its own shape, seed and position; rows of one shape are cut together."""
-    tokens = [0] * len(shapes)
-    for shape in dict.fromkeys(shapes):
-        rows = [row for row, other in enumerate(shapes) if other == shape]
-        of = logits if len(rows) == len(shapes) else logits[rows]
-        if shape.temperature == 0:
-            chosen = of.argmax(-1)
+def choose_tokens(
+    logits: Tensor, params: Sequence[DistributionParams], seeds: list[int], positions: list[int]
+) -> list[int]:
+    """(B, V) → one token per row, each by its own parameters, seed and position. Rows with equal parameters are
+    processed together."""
+    tokens = [0] * len(params)
+    for group in dict.fromkeys(params):
+        rows = [row for row, other in enumerate(params) if other == group]
+        selected = logits if len(rows) == len(params) else logits[rows]
+        if group.temperature == 0:
+            chosen = selected.argmax(-1)
         else:
-            chosen = draw(distribution(of, shape), [seeds[r] for r in rows], [positions[r] for r in rows])
+            probs = compute_probs(selected, group)
+            chosen = draw_tokens(probs, [seeds[r] for r in rows], [positions[r] for r in rows])
         for row, token in zip(rows, chosen.tolist(), strict=True):
             tokens[row] = token
     return tokens

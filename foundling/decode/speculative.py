@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speculative decoding (Leviathan et al. 2023): some tokens are guessed, the model checks all in one pass, and what is
-drawn has the model's own distribution. Keys and values are cut back, states are put back from snapshots."""
+"""Speculative decoding (Leviathan et al. 2023): a proposer drafts several tokens and the model verifies them in one
+pass. What is drawn has the model's own distribution. Keys and values are truncated, recurrent states are restored from
+snapshots."""
 
 from __future__ import annotations
 
@@ -11,195 +12,208 @@ import torch
 from torch import Tensor
 
 from foundling.contracts.cache import Conv, State
-from foundling.decode.answer import Writing, check_request, filtered, next_tokens
 from foundling.decode.prompts import prefill
-from foundling.decode.sampling import distribution, draw, uniform
+from foundling.decode.request import check_request
+from foundling.decode.sampling import compute_probs, draw_tokens, draw_uniform
+from foundling.decode.sequence_state import SequenceState, choose_next_tokens, process_logits
 from foundling.errors import GenerationError
 
 
-class Tally(NamedTuple):
+class SpeculationStats(NamedTuple):
     proposed: int
     accepted: int
 
 
-class Guess(NamedTuple):
+class Draft(NamedTuple):
     tokens: list[int]
-    q: Tensor | None
-    """(len(tokens), V) probabilities that they were drawn from; None where they were not drawn"""
+    probs: Tensor | None
+    """(len(tokens), V): the distributions that the tokens were drawn from; None where they were not drawn"""
 
 
 @runtime_checkable
-class Guesser(Protocol):
-    """Proposes what may come next; `start`, then guess, settle and select by turns."""
+class DraftProposer(Protocol):
+    """Proposes the next tokens. `start` comes first, then `propose`, `commit` and `select` in turn."""
 
-    def start(self, writings: Sequence[Writing], room: int) -> None: ...
-    def guess(self, writings: Sequence[Writing], most: int) -> list[Guess]:
-        """Up to `most` tokens a row; the last token of each answer has not been read yet."""
+    def start(self, sequences: Sequence[SequenceState], max_new_tokens: int) -> None: ...
+    def propose(self, sequences: Sequence[SequenceState], max_tokens: int) -> list[Draft]:
+        """Up to `max_tokens` tokens per row. The model has not computed the last token of each row yet."""
         ...
 
-    def settle(self, kept: Sequence[int]) -> None:
-        """How many tokens of each row hold, of the unread one and the guesses."""
+    def commit(self, counts: Sequence[int]) -> None:
+        """How many tokens of each row are final: its last one and the accepted draft tokens."""
         ...
 
-    def select(self, rows: Tensor) -> None: ...
+    def select(self, rows: Tensor) -> None:
+        """Keeps these rows, in this order."""
+        ...
 
 
-class Reader:
-    """A model with its cache, which can go back to what was accepted."""
+class RewindableModel:
+    """A model and its cache, which can return to a checkpoint plus the tokens accepted since."""
 
-    def __init__(self, model: Any, writings: Sequence[Writing], room: int) -> None:
+    def __init__(self, model: Any, sequences: Sequence[SequenceState], max_new_tokens: int) -> None:
         self.model = model
-        self.cache, self.last = prefill(model, [w.request.prompt for w in writings], room)
+        self.cache, self.last_hidden = prefill(model, [s.request.prompt for s in sequences], max_new_tokens)
         self.recurrent = any(isinstance(slot, Conv | State) for slots in model.cache_spec() for slot in slots)
 
-    def mark(self) -> None:
-        """Where `settle` counts from."""
-        self.lengths, self.seen = self.cache.lengths.clone(), list[Tensor]()
+    @property
+    def device(self) -> torch.device:
+        return self.last_hidden.device
+
+    def checkpoint(self) -> None:
+        """Where `commit` counts from."""
+        self.lengths, self.tokens_since = self.cache.lengths.clone(), list[Tensor]()
         if self.recurrent:
-            self.rows = torch.arange(len(self.lengths), device=self.last.device)
+            self.rows = torch.arange(len(self.lengths), device=self.device)
             self.snapshot = self.cache.snapshot(self.rows)
 
-    def read(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
-        """(B, k) -> logits (B, k, V)"""
-        self.seen.append(tokens)
+    def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
+        """(B, k) → logits (B, k, V)"""
+        self.tokens_since.append(tokens)
         return self.model.logits(self.model(tokens, documents=documents, cache=self.cache).hidden)
 
-    def settle(self, kept: Tensor) -> None:
-        """Holds, after the mark, the first `kept` (B,) tokens of each row and nothing else."""
+    def commit(self, counts: Tensor) -> None:
+        """Keeps the first `counts` (B,) tokens of each row after the checkpoint and discards the others."""
         if not self.recurrent:
-            self.cache.truncate(self.lengths + kept)
+            self.cache.truncate(self.lengths + counts)
             return
         self.cache.restore(self.snapshot, self.rows)
-        tokens = torch.cat(self.seen, dim=1)[:, : int(kept.max())]
-        self.model(tokens, documents=_documents(kept, tokens.shape[1]), cache=self.cache)
+        tokens = torch.cat(self.tokens_since, dim=1)[:, : int(counts.max())]
+        self.model(tokens, documents=_documents(counts, tokens.shape[1]), cache=self.cache)
 
     def select(self, rows: Tensor) -> None:
         self.cache = self.cache.select(rows)
 
 
 def _documents(counts: Tensor, steps: int) -> Tensor:
-    """(B,) -> (B, steps): 0 for as many, then -1"""
+    """(B,) → (B, steps): 0 for the first `counts` of each row, then −1"""
     return torch.where(torch.arange(steps, device=counts.device) < counts[:, None], 0, -1)
 
 
-class ModelGuesser:
-    """A smaller model of the same vocabulary draws the guesses, after the same temperature, top-k, top-p and min-p."""
+class DraftModelProposer:
+    """A smaller model of the same vocabulary draws the drafts, with the request's temperature, top-k, top-p, min-p."""
 
-    def __init__(self, model: Any, draft: Any) -> None:
-        """GenerationError for a draft of another vocabulary."""
-        if draft.config.vocab_size != model.config.vocab_size:
+    def __init__(self, model: Any, draft_model: Any) -> None:
+        """Raises GenerationError for a draft model of another vocabulary size."""
+        if draft_model.config.vocab_size != model.config.vocab_size:
             raise GenerationError(
-                f"the draft's vocabulary is {draft.config.vocab_size}, the model's {model.config.vocab_size}; both "
-                "need the same tokenizer"
+                f"the draft model has a vocabulary of {draft_model.config.vocab_size}, the model "
+                f"{model.config.vocab_size}; both need the same tokenizer"
             )
-        self.draft = draft
+        self.draft_model = draft_model
 
-    def start(self, writings: Sequence[Writing], room: int) -> None:
-        for writing in writings:
-            check_request(self.draft.config, writing.request, encodes=hasattr(self.draft, "encode"))
-        self.reader = Reader(self.draft, writings, room)
+    def start(self, sequences: Sequence[SequenceState], max_new_tokens: int) -> None:
+        reads_source = self.draft_model.capabilities.reads_source
+        for sequence in sequences:
+            check_request(self.draft_model.config, sequence.request, reads_source=reads_source)
+        self.model = RewindableModel(self.draft_model, sequences, max_new_tokens)
 
-    def guess(self, writings: Sequence[Writing], most: int) -> list[Guess]:
-        device = self.reader.last.device
-        self.reader.mark()
-        newest = torch.tensor([[w.answer.tokens[-1]] for w in writings], device=device)
-        seeds, guessed, qs = [w.request.seed for w in writings], [], []
-        for ahead in range(most):
-            logits = self.reader.read(newest)[:, -1].float()
-            q = torch.stack([distribution(row[None], w.shape)[0] for w, row in zip(writings, logits, strict=True)])
-            newest = draw(q, seeds, [w.position + ahead for w in writings], stream="draft")[:, None]
-            guessed.append(newest)
-            qs.append(q)
-        self.reader.read(newest)  # all may hold, and the draft should know them all
-        tokens, q = torch.cat(guessed, dim=1).tolist(), torch.stack(qs, dim=1)
-        return [Guess(row, q[i]) for i, row in enumerate(tokens)]
+    def propose(self, sequences: Sequence[SequenceState], max_tokens: int) -> list[Draft]:
+        self.model.checkpoint()
+        newest = torch.tensor([[s.completion.tokens[-1]] for s in sequences], device=self.model.device)
+        seeds, tokens, probs = [s.request.seed for s in sequences], [], []
+        for ahead in range(max_tokens):
+            logits = self.model.forward(newest)[:, -1].float()
+            q = torch.cat([compute_probs(row[None], s.params) for s, row in zip(sequences, logits, strict=True)])
+            newest = draw_tokens(q, seeds, [s.position + ahead for s in sequences], stream="draft")[:, None]
+            tokens.append(newest)
+            probs.append(q)
+        self.model.forward(newest)  # all tokens may be accepted, and the cache must then contain the last one
+        rows, q = torch.cat(tokens, dim=1).tolist(), torch.stack(probs, dim=1)
+        return [Draft(row, q[i]) for i, row in enumerate(rows)]
 
-    def settle(self, kept: Sequence[int]) -> None:
-        self.reader.settle(torch.tensor(kept, device=self.reader.last.device))
+    def commit(self, counts: Sequence[int]) -> None:
+        self.model.commit(torch.tensor(counts, device=self.model.device))
 
     def select(self, rows: Tensor) -> None:
-        self.reader.select(rows)
+        self.model.select(rows)
 
 
-class LookupGuesser:
-    """What followed the last few tokens where they stood before, in the prompt or the answer (prompt lookup decoding,
-    Saxena 2023). Costs nothing, and helps where text repeats."""
+class PromptLookupProposer:
+    """Prompt lookup decoding (Saxena 2023): proposes what followed the last few tokens at their previous occurrence in
+    the prompt or the completion. Needs no model, and helps where text repeats."""
 
-    def __init__(self, longest: int = 3, shortest: int = 2) -> None:
-        if not 1 <= shortest <= longest:
-            raise GenerationError(f"lookup of {shortest} to {longest} tokens; expected 1 or more, the shorter first")
-        self.longest, self.shortest = longest, shortest
+    def __init__(self, max_ngram: int = 3, min_ngram: int = 2) -> None:
+        if not 1 <= min_ngram <= max_ngram:
+            raise GenerationError(
+                f"min_ngram is {min_ngram}, max_ngram {max_ngram}; expected 1 ≤ min_ngram ≤ max_ngram"
+            )
+        self.max_ngram, self.min_ngram = max_ngram, min_ngram
 
-    def start(self, writings: Sequence[Writing], room: int) -> None: ...
+    def start(self, sequences: Sequence[SequenceState], max_new_tokens: int) -> None: ...
 
-    def guess(self, writings: Sequence[Writing], most: int) -> list[Guess]:
-        return [Guess(self.look([*w.request.prompt, *w.answer.tokens], most), None) for w in writings]
+    def propose(self, sequences: Sequence[SequenceState], max_tokens: int) -> list[Draft]:
+        return [Draft(self.find([*s.request.prompt, *s.completion.tokens], max_tokens), None) for s in sequences]
 
-    def look(self, text: list[int], most: int) -> list[int]:
-        for size in range(min(self.longest, len(text) - 1), self.shortest - 1, -1):
-            tail = text[-size:]
-            for at in range(len(text) - size - 1, -1, -1):
-                if text[at : at + size] == tail:
-                    return text[at + size : at + size + most]
+    def find(self, tokens: list[int], max_tokens: int) -> list[int]:
+        """The continuation of the latest occurrence of the longest matching n-gram; [] where there is none."""
+        for size in range(min(self.max_ngram, len(tokens) - 1), self.min_ngram - 1, -1):
+            tail = tokens[-size:]
+            for at in range(len(tokens) - size - 1, -1, -1):
+                if tokens[at : at + size] == tail:
+                    return tokens[at + size : at + size + max_tokens]
         return []
 
-    def settle(self, kept: Sequence[int]) -> None: ...
+    def commit(self, counts: Sequence[int]) -> None: ...
     def select(self, rows: Tensor) -> None: ...
 
 
-def speculate(model: Any, guesser: Guesser, writings: Sequence[Writing], draft_tokens: int) -> Tally:
-    """Writes all answers to their ends; how many tokens were proposed and accepted."""
+def speculate(
+    model: Any, proposer: DraftProposer, sequences: Sequence[SequenceState], draft_tokens: int
+) -> SpeculationStats:
+    """Generates all sequences to their ends, up to `draft_tokens` + 1 tokens per pass of the model."""
     if draft_tokens < 1:
         raise GenerationError(f"draft_tokens is {draft_tokens}; expected at least 1")
-    room = max(w.request.max_tokens for w in writings) + draft_tokens + 1
-    target, alive = Reader(model, writings, room), list(writings)
-    device, tally = target.last.device, Tally(0, 0)
-    guesser.start(alive, room)
-    logits = model.logits(target.last).float()
-    for writing, token, row in zip(alive, next_tokens(alive, logits), logits, strict=True):
-        writing.take(token, row)
+    max_new_tokens = max(s.request.max_tokens for s in sequences) + draft_tokens + 1
+    target, active = RewindableModel(model, sequences, max_new_tokens), list(sequences)
+    device, proposed, accepted = target.device, 0, 0
+    proposer.start(active, max_new_tokens)
+    logits = model.logits(target.last_hidden).float()
+    for sequence, token, row in zip(active, choose_next_tokens(active, logits), logits, strict=True):
+        sequence.append_token(token, row)
     while True:
-        stay = [i for i, writing in enumerate(alive) if not writing.ended]
-        if not stay:
-            return tally
-        if len(stay) < len(alive):
-            rows, alive = torch.tensor(stay, device=device), [alive[i] for i in stay]
+        unfinished = [i for i, sequence in enumerate(active) if not sequence.finished]
+        if not unfinished:
+            return SpeculationStats(proposed, accepted)
+        if len(unfinished) < len(active):
+            rows, active = torch.tensor(unfinished, device=device), [active[i] for i in unfinished]
             target.select(rows)
-            guesser.select(rows)
-        # nothing is read past a model's last position
-        most = min(draft_tokens, *(w.request.max_tokens - w.position for w in alive))
-        guesses = guesser.guess(alive, most)
-        counts = torch.tensor([1 + len(guess.tokens) for guess in guesses], device=device)
-        read = torch.zeros(len(alive), int(counts.max()), dtype=torch.int64, device=device)
-        for i, (writing, guess) in enumerate(zip(alive, guesses, strict=True)):
-            read[i, : counts[i]] = torch.tensor([writing.answer.tokens[-1], *guess.tokens])
-        target.mark()
-        documents = None if int(counts.min()) == read.shape[1] else _documents(counts, read.shape[1])
-        logits = target.read(read, documents).float()
-        kept = [1 + take_guesses(w, guess, rows) for w, guess, rows in zip(alive, guesses, logits, strict=True)]
-        tally = Tally(tally.proposed + int(counts.sum()) - len(alive), tally.accepted + sum(kept) - len(alive))
-        target.settle(torch.tensor(kept, device=device))
-        guesser.settle(kept)
+            proposer.select(rows)
+        # no token is computed beyond the model's max_seq_len
+        max_tokens = min(draft_tokens, *(s.request.max_tokens - s.position for s in active))
+        drafts = proposer.propose(active, max_tokens)
+        counts = torch.tensor([1 + len(draft.tokens) for draft in drafts], device=device)
+        tokens = torch.zeros(len(active), int(counts.max()), dtype=torch.int64, device=device)
+        for i, (sequence, draft) in enumerate(zip(active, drafts, strict=True)):
+            tokens[i, : counts[i]] = torch.tensor([sequence.completion.tokens[-1], *draft.tokens])
+        target.checkpoint()
+        documents = None if int(counts.min()) == tokens.shape[1] else _documents(counts, tokens.shape[1])
+        logits = target.forward(tokens, documents).float()
+        n_final = [1 + verify_draft(s, draft, rows) for s, draft, rows in zip(active, drafts, logits, strict=True)]
+        proposed, accepted = proposed + int(counts.sum()) - len(active), accepted + sum(n_final) - len(active)
+        target.commit(torch.tensor(n_final, device=device))
+        proposer.commit(n_final)
 
 
-def take_guesses(writing: Writing, guess: Guess, logits: Tensor) -> int:
-    """Takes the guesses that hold, and the token after them; how many held. Each holds with probability min(1, p/q);
-    after the first that does not comes a draw from max(0, p − q), normalised (algorithm 1). logits (k + 1, V)."""
-    seed = writing.request.seed
-    for ahead, token in enumerate(guess.tokens):
-        position = writing.position
-        p = distribution(filtered([writing], logits[ahead : ahead + 1]), writing.shape)[0]
-        q = 1.0 if guess.q is None else guess.q[ahead][token]
-        if uniform(seed, position, "accept") * q >= p[token]:
-            if guess.q is None:
+def verify_draft(sequence: SequenceState, draft: Draft, logits: Tensor) -> int:
+    """Appends the accepted draft tokens and one token after them; returns the number accepted. A token is accepted with
+    probability min(1, p/q). The first rejected one is replaced by a draw from max(0, p − q), normalised (algorithm 1).
+    logits (k + 1, V)."""
+    seed = sequence.request.seed
+    for ahead, token in enumerate(draft.tokens):
+        position = sequence.position
+        p = compute_probs(process_logits([sequence], logits[ahead : ahead + 1]), sequence.params)[0]
+        q = 1.0 if draft.probs is None else draft.probs[ahead][token]
+        if draw_uniform(seed, position, "accept") * q >= p[token]:
+            if draft.probs is None:
                 p[token] = 0
             else:
-                p = (p - guess.q[ahead]).clamp_min(0)
-            writing.take(int(draw(p[None] / p.sum(), [seed], [position])[0]), logits[ahead])
+                p = (p - draft.probs[ahead]).clamp_min(0)
+            sequence.append_token(int(draw_tokens(p[None] / p.sum(), [seed], [position])[0]), logits[ahead])
             return ahead
-        writing.take(token, logits[ahead])
-        if writing.ended:
+        sequence.append_token(token, logits[ahead])
+        if sequence.finished:
             return ahead + 1
-    last = logits[len(guess.tokens) : len(guess.tokens) + 1]
-    writing.take(next_tokens([writing], last)[0], last[0])
-    return len(guess.tokens)
+    last = logits[len(draft.tokens) : len(draft.tokens) + 1]
+    sequence.append_token(choose_next_tokens([sequence], last)[0], last[0])
+    return len(draft.tokens)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text in, text out: a model directory's model, tokenizer and sampling defaults together."""
+"""Text in, text out: the model, tokenizer and sampling defaults of a model directory."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from foundling.decode import plain
-from foundling.decode.answer import Answer, requests_of
+from foundling.decode.detokenize import REPLACEMENT, incremental_decoder
 from foundling.decode.engine.engine import Engine, EngineOptions
+from foundling.decode.request import Completion, build_requests
 from foundling.decode.sampling import Sampling
 from foundling.errors import GenerationError, WeightsError
 from foundling.runtime.files import read_json
@@ -21,53 +22,56 @@ DEFAULT_MAX_TOKENS = 100
 STORED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
-class Stream:
-    """Hands text on as tokens come, whole characters only, and nothing that a stop string may yet cut off."""
+class TextStreamer:
+    """Passes text on as tokens arrive: whole characters only, and nothing that a stop string may still cut."""
 
-    def __init__(self, decode: Callable[[list[int]], str], say: Callable[[str], None], stops: Sequence[str]) -> None:
-        self.decode, self.say, self.stops = decode, say, stops
-        self.tokens, self.done = list[int](), 0
+    def __init__(
+        self, decode: Callable[[list[int]], str], on_text: Callable[[str], None], stop_strings: Sequence[str]
+    ) -> None:
+        self.decoder, self.on_text, self.stop_strings = incremental_decoder(decode), on_text, stop_strings
+        self.n_sent = 0
 
-    def feed(self, token: int) -> None:
-        self.tokens.append(token)
-        text = self.decode(self.tokens)
-        if text.endswith("\N{REPLACEMENT CHARACTER}"):  # the bytes of a character may come apart
+    def append(self, token: int) -> None:
+        text = self.decoder.append(token)
+        if text.endswith(REPLACEMENT):  # the bytes of a character may arrive in several tokens
             return
-        held = max((n for s in self.stops for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
-        found = [at for s in self.stops if (at := text.find(s)) >= 0]
-        self._tell(text[: min(found, default=len(text) - held)])
+        n_pending = max(
+            (n for s in self.stop_strings for n in range(1, len(s)) if text.endswith(s[:n])), default=0
+        )  # may be the beginning of a stop string
+        matches = [at for s in self.stop_strings if (at := text.find(s, max(0, self.n_sent - len(s)))) >= 0]
+        self._send(text[: min(matches, default=len(text) - n_pending)])
 
     def finish(self, text: str) -> None:
-        """What was held back and belongs to the answer after all."""
-        self._tell(text)
+        """Sends the rest of the final text."""
+        self._send(text)
 
-    def _tell(self, text: str) -> None:
-        if len(text) > self.done:
-            self.say(text[self.done :])
-            self.done = len(text)
+    def _send(self, text: str) -> None:
+        if len(text) > self.n_sent:
+            self.on_text(text[self.n_sent :])
+            self.n_sent = len(text)
 
 
 @dataclass
-class Writer:
+class TextGenerator:
     model: Any
     tokenizer: Tokenizer
     sampling: Sampling
     engine: Engine | None = None
 
     @classmethod
-    def load(cls, directory: str | Path, *, weights: str | None = None, **chosen: Any) -> Writer:
-        """`chosen` are fields of Sampling; what is None or missing comes from generation_config.json, if there is one.
-        With `weights` (see EngineOptions) an engine writes."""
+    def load(cls, directory: str | Path, *, weights: str | None = None, **sampling_fields: Any) -> TextGenerator:
+        """Sampling fields that are None or missing come from generation_config.json, if there is one. `weights` (see
+        EngineOptions) selects an engine. Raises WeightsError for a directory that cannot generate text."""
         file = Path(directory) / "generation_config.json"
         stored = read_json(file) if file.exists() else {}
         values = {name: stored[name] for name in STORED if stored.get(name) is not None}
         for name, value in values.items():
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise WeightsError(f"{file}: {name} is {value!r}, expected a number")
-        sampling = Sampling(**values | {name: value for name, value in chosen.items() if value is not None})
+        sampling = Sampling(**values | {name: value for name, value in sampling_fields.items() if value is not None})
         model = load(directory)
-        if not hasattr(model, "new_cache"):
-            raise WeightsError(f"{directory}: this model does not write from left to right; try `foundling fill`")
+        if not model.capabilities.generates:
+            raise WeightsError(f"{directory}: this model does not generate text; try `foundling fill`")
         tokenizer = Tokenizer.load(directory)
         if tokenizer.vocab_size > model.config.vocab_size:
             raise WeightsError(
@@ -76,7 +80,7 @@ class Writer:
         engine = None if weights is None else Engine(model, EngineOptions(weights=weights))
         return cls(model, tokenizer, sampling, engine)
 
-    def write(
+    def generate(
         self,
         prompt: str,
         *,
@@ -86,57 +90,70 @@ class Writer:
         seed: int = 0,
         stop_strings: Sequence[str] = (),
         logprobs: int | None = None,
-        stream: Callable[[str], None] | None = None,
+        on_text: Callable[[str], None] | None = None,
     ) -> list[dict[str, Any]]:
-        """`n` continuations, or with a `suffix` what stands between it and the prompt: {'text', 'tokens' (how many),
-        'finish': 'end' of the document, 'stop' or 'length'}, and
-        'logprobs' where asked for: [{'token', 'logprob', 'alternatives'}], tokens as text."""
-        opens = [] if self.tokenizer.bos is None else [self.tokenizer.bos]
-        ids = [*opens, *self.tokenizer.encode(prompt)]
-        if suffix is not None:
-            if self.tokenizer.fim is None:
-                raise GenerationError("the tokenizer has no marks for fill-in-the-middle; leave the suffix out")
-            before, after, middle = self.tokenizer.fim
-            ids = [*opens, before, *ids[len(opens) :], after, *self.tokenizer.encode(suffix), middle]
-        room = self.model.config.max_seq_len - len(ids)
-        if room < 1:
-            most = self.model.config.max_seq_len - 1 - len(opens)
-            raise GenerationError(f"the prompt is {len(ids) - len(opens)} tokens, at most {most} are read; shorten it")
-        said = None if stream is None else Stream(self.tokenizer.decode, stream, stop_strings)
+        """`n` continuations, or with a `suffix` the texts between it and the prompt: {'text', 'tokens' (their number),
+        'finish_reason': 'end' of the document, 'stop' or 'length'}. With `logprobs` also 'logprobs': [{'token',
+        'logprob', 'top_logprobs'}], tokens as text. `on_text` receives the first continuation as it is generated."""
+        ids = self._encode(prompt, suffix)
+        available = self.model.config.max_seq_len - len(ids)
+        max_tokens = min(DEFAULT_MAX_TOKENS, available) if max_tokens is None else max_tokens
+        streamer = None if on_text is None else TextStreamer(self.tokenizer.decode, on_text, stop_strings)
 
-        def tell(new: int) -> None:
-            if said and new not in (-1, self.tokenizer.eos):
-                said.feed(new)
+        def append(token: int) -> None:
+            if streamer and token not in (-1, self.tokenizer.eos):
+                streamer.append(token)
 
-        wanted = min(DEFAULT_MAX_TOKENS, room) if max_tokens is None else max_tokens
         options: dict[str, Any] = dict(
-            max_tokens=wanted, stop=[self.tokenizer.eos], stop_strings=stop_strings, decode=self.tokenizer.decode,
+            max_tokens=max_tokens, stop=[self.tokenizer.eos], stop_strings=stop_strings, decode=self.tokenizer.decode,
             logprobs=logprobs,
         )  # fmt: skip
         if self.engine is None:
-            answers = plain.generate(
-                self.model, [ids], n=n, sampling=self.sampling, seed=seed, tell=lambda new: tell(new[0]), **options
-            )
+            completions = plain.generate(
+                self.model, [ids], n=n, sampling=self.sampling, seed=seed, on_token=lambda new: append(new[0]),
+                **options,
+            )  # fmt: skip
         else:
-            ended = dict[int, Answer]()
-            for event in self.engine.run(requests_of([ids], n, seed, self.sampling, {}, **options)):
-                for token in event.tokens if event.number == 0 else ():
-                    tell(token)
-                if event.answer:
-                    ended[event.number] = event.answer
-            answers = [ended[i] for i in range(n)]
-        written: list[dict[str, Any]] = []
-        for answer in answers:
-            written.append({"text": answer.text, "tokens": len(answer.tokens), "finish": answer.finish})
-            if answer.logprobs is not None and answer.alternatives is not None:
-                written[-1]["logprobs"] = [
-                    {"token": self._piece(token), "logprob": own, "alternatives": [
-                        {"token": self._piece(i), "logprob": value} for i, value in others.items()]}
-                    for token, own, others in zip(answer.tokens, answer.logprobs, answer.alternatives, strict=True)
-                ]  # fmt: skip
-        if said:
-            said.finish(written[0]["text"])
-        return written
+            finished = dict[int, Completion]()
+            for output in self.engine.stream(build_requests([ids], n, seed, self.sampling, {}, **options)):
+                for token in output.new_tokens if output.request_id == 0 else ():
+                    append(token)
+                if output.completion:
+                    finished[output.request_id] = output.completion
+            completions = [finished[i] for i in range(n)]
+        results = [self._to_dict(completion) for completion in completions]
+        if streamer:
+            streamer.finish(results[0]["text"])
+        return results
 
-    def _piece(self, token: int) -> str:
+    def _encode(self, prompt: str, suffix: str | None) -> list[int]:
+        """The ids to continue; GenerationError where they leave no space for a token."""
+        bos = [] if self.tokenizer.bos is None else [self.tokenizer.bos]
+        ids = [*bos, *self.tokenizer.encode(prompt)]
+        if suffix is not None:
+            if self.tokenizer.fim is None:
+                raise GenerationError("the tokenizer has no fill-in-the-middle tokens; omit the suffix")
+            before, after, middle = self.tokenizer.fim
+            ids = [*bos, before, *ids[len(bos) :], after, *self.tokenizer.encode(suffix), middle]
+        limit = self.model.config.max_seq_len - 1 - len(bos)
+        if len(ids) - len(bos) > limit:
+            raise GenerationError(
+                f"the prompt is {len(ids) - len(bos)} tokens, the model reads at most {limit}; shorten it"
+            )
+        return ids
+
+    def _to_dict(self, completion: Completion) -> dict[str, Any]:
+        result: dict[str, Any] = {
+            "text": completion.text, "tokens": len(completion.tokens), "finish_reason": completion.finish_reason,
+        }  # fmt: skip
+        if completion.logprobs is not None and completion.top_logprobs is not None:
+            result["logprobs"] = [
+                {"token": self._token_text(token), "logprob": logprob, "top_logprobs": [
+                    {"token": self._token_text(i), "logprob": value} for i, value in top.items()]}
+                for token, logprob, top in zip(
+                    completion.tokens, completion.logprobs, completion.top_logprobs, strict=True)
+            ]  # fmt: skip
+        return result
+
+    def _token_text(self, token: int) -> str:
         return self.tokenizer.decode([token])

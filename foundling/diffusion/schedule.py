@@ -26,6 +26,9 @@ class NoiseSchedule:
     start: float = 1e-4
     end: float = 0.02
     predicts: Predicts = "eps"
+    clip_sample: bool = True
+    """whether a sampler clips each prediction of x0 to ±clip_sample_range"""
+    clip_sample_range: float = 1.0
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -39,6 +42,8 @@ class NoiseSchedule:
                 f"noise from {self.start} to {self.end} in {self.n_steps} steps; expected 0 < start ≤ end < 1 and at "
                 "most 100000 steps"
             )
+        if not 0 < self.clip_sample_range < math.inf:
+            raise ConfigError(f"clip_sample_range is {self.clip_sample_range}; expected a positive finite number")
 
     def alpha_bar(self) -> Tensor:
         """(n_steps,) float64, falling. β_t rises linearly (DDPM), its root does (latent diffusion), or ᾱ follows a
@@ -52,6 +57,10 @@ class NoiseSchedule:
         else:
             beta = torch.linspace(self.start**0.5, self.end**0.5, n, dtype=torch.float64) ** 2
         return (1 - beta).cumprod(0)
+
+    def clip(self, x0: Tensor) -> Tensor:
+        """A predicted x0 as the sampler uses it."""
+        return x0.clamp(-self.clip_sample_range, self.clip_sample_range) if self.clip_sample else x0
 
     def spaced(self, n: int) -> list[int]:
         """n steps out of all, from the noisiest down, evenly spaced and ending at 0 (DDIM's "leading" choice)."""

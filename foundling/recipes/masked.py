@@ -9,7 +9,7 @@ from typing import Any
 from foundling.contracts.records import Metric
 from foundling.data.loader import evaluation_batches
 from foundling.data.transforms.special import mask_id
-from foundling.decode.fill import Filler
+from foundling.decode.fill import MaskFiller
 from foundling.evaluate.perplexity import corrupted_score, pseudo_perplexity
 from foundling.recipes.learning import learning_for
 from foundling.recipes.publish import Outcome
@@ -41,7 +41,7 @@ def masked(run: Run) -> dict[str, Any]:
             seed=recipe.seed,
         )  # fmt: skip
     run.progress.line(f"held out: {held_out.loss:.3f} nats a masked token after {run.seconds:.0f} s")
-    filler = Filler(model, tokenizer)
+    filler = MaskFiller(model, tokenizer)
     return run.publish(
         Outcome(
             kind="masked language model", model=model, tokenizer=tokenizer, corpus=corpus, tokens=tokens,
@@ -52,7 +52,7 @@ def masked(run: Run) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def gaps(filler: Filler, text: str) -> list[dict[str, Any]]:
+def gaps(filler: MaskFiller, text: str) -> list[dict[str, Any]]:
     """A few lines of held-out text with one word hidden, and what the model puts there."""
     samples = []
     for line in (line for line in text.splitlines() if 4 <= len(line.split()) <= 20):

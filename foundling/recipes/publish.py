@@ -13,7 +13,7 @@ from typing import Any
 
 from foundling.config import flattened
 from foundling.contracts.records import Metric, Result, RunRecord
-from foundling.data.datasets import licence_of
+from foundling.data.datasets import describe_data
 from foundling.recipes.models import parents
 from foundling.recipes.recipe import Request, code_version
 from foundling.report import write_report
@@ -131,7 +131,8 @@ def make_record(run: Any, outcome: Outcome, result: dict[str, Any]) -> RunRecord
 
 def licence(run: Any) -> str | None:
     """As stated, or of a built-in data set as it states itself."""
-    return run.request.licence or licence_of(run.recipe.data.source)
+    known = describe_data(run.recipe.data.source)
+    return run.request.licence or (known.licence if known else None)
 
 
 def tokenizer_view(outcome: Outcome) -> Any:

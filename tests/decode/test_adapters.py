@@ -8,9 +8,9 @@ import torch
 
 import foundling
 from foundling.blocks.moe import MoE
-from foundling.decode.answer import Request
 from foundling.decode.engine.engine import Engine, EngineOptions
 from foundling.decode.plain import generate
+from foundling.decode.request import Request
 from foundling.decode.sampling import Sampling
 from foundling.errors import AdaptError, GenerationError, WeightsError
 from foundling.models import FAMILIES
@@ -43,11 +43,11 @@ def test_each_request_is_answered_by_its_own_adapter(name: str, tmp_path: Path) 
         expected += [a.tokens for a in generate(alone, [prompt], max_tokens=10, temperature=0)]
     model = case(name).tiny()
     bank = load_adapters(model, {"one": tmp_path / "one", "two": tmp_path / "two"})
-    engine = Engine(model, EngineOptions(max_rows=3, max_step_tokens=16))
+    engine = Engine(model, EngineOptions(max_num_seqs=3, max_step_tokens=16))
     assert bank.names == ("one", "two") and not engine.native
     asked = [Request(p, 10, Sampling(0), adapter=which) for p, which in zip(prompts, chosen, strict=True)]
     for _ in range(2):  # the second time beginnings are found, each adapter's own
-        assert [a.tokens for a in engine.answer(asked)] == expected
+        assert [a.tokens for a in engine.generate(asked)] == expected
     assert expected[0] != expected[2], "an adapter shows"
     assert [a.tokens for a in generate(model, prompts[2:3], max_tokens=10, temperature=0)] == [expected[2]]
 
@@ -65,7 +65,7 @@ def test_a_changed_model_is_left_to_torch(change: str) -> None:
     engine = Engine(model)
     assert not engine.native and engine.reason
     expected = generate(model, [[5, 9]], max_tokens=8, temperature=0)
-    assert engine.answer([Request([5, 9], 8, Sampling(0))])[0].tokens == expected[0].tokens
+    assert engine.generate([Request([5, 9], 8, Sampling(0))])[0].tokens == expected[0].tokens
 
 
 def test_what_cannot_be_bound_is_one_line(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_what_cannot_be_bound_is_one_line(tmp_path: Path) -> None:
         foundling.load_adapter(model, tmp_path / "one")
     with pytest.raises(WeightsError, match="Banked"):
         foundling.save(model, tmp_path / "banked")
-    with pytest.raises(GenerationError, match="adapter 'two' is not known; there are one"):
+    with pytest.raises(GenerationError, match="adapter 'two' is unknown; known adapters: one"):
         Engine(model).add(Request([1], 1, adapter="two"))
     with pytest.raises(GenerationError, match="load_adapters"):
         Engine(case("llama").tiny()).add(Request([1], 1, adapter="one"))

@@ -7,11 +7,11 @@ from collections import Counter
 import pytest
 import torch
 
-from foundling.decode.answer import Request
-from foundling.decode.answer_cache import AnswerCache, inconsistency
-from foundling.decode.best_of import best_of, first_valid, majority
+from foundling.decode.best_of import best_of, first_valid, majority_vote
 from foundling.decode.engine.engine import Engine, EngineOptions
 from foundling.decode.plain import generate
+from foundling.decode.request import Request
+from foundling.decode.response_cache import ResponseCache, inconsistency
 from foundling.decode.sampling import Sampling
 from foundling.errors import GenerationError
 from tests.contract.cases import case
@@ -25,7 +25,7 @@ def decode(ids: list[int]) -> str:
 
 
 def engine() -> Engine:
-    return Engine(MODEL, EngineOptions(native=False, max_rows=8, max_step_tokens=64))
+    return Engine(MODEL, EngineOptions(native=False, max_num_seqs=8, max_step_tokens=64))
 
 
 REQUEST = Request(PROMPT, 4, Sampling(1.5, top_k=3), seed=5, decode=decode)
@@ -34,23 +34,28 @@ REQUEST = Request(PROMPT, 4, Sampling(1.5, top_k=3), seed=5, decode=decode)
 def test_the_best_is_the_likeliest_of_what_plain_decoding_says() -> None:
     plain = generate(MODEL, [PROMPT], n=6, max_tokens=4, sampling=REQUEST.sampling, seed=5, logprobs=0)
     found = best_of(engine(), REQUEST, 6)
-    assert [a.tokens for a in found.answers] == [a.tokens for a in plain]
+    assert [a.tokens for a in found.completions] == [a.tokens for a in plain]
     assert found.scores == pytest.approx([sum(a.logprobs or []) / 4 for a in plain], abs=1e-4)
-    assert found.score == max(found.scores) and found.answers[found.scores.index(found.score)] is found.answer
+    assert found.score == max(found.scores) and found.completions[found.scores.index(found.score)] is found.completion
     chosen = best_of(
-        engine(), REQUEST, 6, score=lambda a: math.nan if a.tokens == found.answer.tokens else sum(a.tokens)
+        engine(), REQUEST, 6, score=lambda a: math.nan if a.tokens == found.completion.tokens else sum(a.tokens)
     )
-    assert chosen.answer.tokens != found.answer.tokens and sum(chosen.answer.tokens) == chosen.score
+    assert chosen.completion.tokens != found.completion.tokens and sum(chosen.completion.tokens) == chosen.score
 
 
 def test_a_prompt_is_read_once_for_all_answers() -> None:
     used = engine()
-    read = []
-    original = used.runner.read
-    used.runner.read = lambda works, wants: read.extend(w.count for w in works) or original(works, wants)  # type: ignore[method-assign]
+    computed = []
+    original = used.runner.forward
+
+    def forward(chunks, n_logits):
+        computed.extend(chunk.n_tokens for chunk in chunks)
+        return original(chunks, n_logits)
+
+    used.runner.forward = forward  # type: ignore[method-assign]
     best_of(used, REQUEST, 6)
     whole = len(PROMPT) // 16 * 16
-    assert sum(read) == len(PROMPT) + 5 * (len(PROMPT) - whole) + 6 * 3, "the others read only what fills no page"
+    assert sum(computed) == len(PROMPT) + 5 * (len(PROMPT) - whole) + 6 * 3, "the others read only what fills no page"
 
 
 def test_the_majority_is_counted() -> None:
@@ -58,12 +63,12 @@ def test_the_majority_is_counted() -> None:
     texts = Counter(
         decode(a.tokens) for a in generate(MODEL, [[5]], n=30, max_tokens=1, sampling=request.sampling, seed=1)
     )
-    found = majority(engine(), request, 30)
+    found = majority_vote(engine(), request, 30)
     assert found is not None and found.counts == dict(texts) and found.votes == max(texts.values())
-    assert found.answer.text == texts.most_common(1)[0][0] and len(texts) == 3
-    odd = majority(engine(), request, 30, normalise=lambda text: str(int(text) % 2))
+    assert found.completion.text == texts.most_common(1)[0][0] and len(texts) == 3
+    odd = majority_vote(engine(), request, 30, normalise=lambda text: str(int(text) % 2))
     assert odd is not None and sum(odd.counts.values()) == 30 and len(odd.counts) <= 2
-    assert majority(engine(), request, 3, normalise=lambda text: None) is None
+    assert majority_vote(engine(), request, 3, normalise=lambda text: None) is None
 
 
 def test_the_first_valid_answer_ends_the_others() -> None:
@@ -71,19 +76,19 @@ def test_the_first_valid_answer_ends_the_others() -> None:
     wanted = decode(plain[3].tokens)
     used = engine()
     found = first_valid(used, REQUEST, 6, lambda text: text == wanted)
-    assert found is not None and found.text == wanted and not used.busy and used.pages.held == 0
+    assert found is not None and found.text == wanted and not used.busy and used.blocks.n_used == 0
     mended = first_valid(used, REQUEST, 2, lambda text: text == "mended", repair=lambda text: "mended")
-    assert mended is not None and mended.text == "mended" and mended.tried == 1
+    assert mended is not None and mended.text == "mended" and mended.n_tried == 1
     assert first_valid(used, REQUEST, 3, lambda text: False) is None and not used.busy
 
 
 def test_what_makes_no_sense_is_one_line() -> None:
-    with pytest.raises(GenerationError, match="the same 3 times"):
+    with pytest.raises(GenerationError, match="the same completion 3 times"):
         best_of(engine(), Request([5], 1, Sampling(0)), 3)
     with pytest.raises(GenerationError, match="at least 1"):
         best_of(engine(), REQUEST, 0)
     for ask in (
-        lambda: majority(engine(), Request([5], 1), 2),
+        lambda: majority_vote(engine(), Request([5], 1), 2),
         lambda: first_valid(engine(), Request([5], 1), 2, bool),
     ):
         with pytest.raises(GenerationError, match="decode"):
@@ -94,26 +99,26 @@ def test_what_makes_no_sense_is_one_line() -> None:
 
 
 def test_the_oldest_answer_goes_and_kinds_stay_apart() -> None:
-    kept: AnswerCache[int] = AnswerCache(size=2)
+    kept: ResponseCache[int] = ResponseCache(size=2)
     kept.put("a", 1)
     kept.put("b", 2)
     assert kept.get("a") == 1 and kept.get("a", kind="other user") is None
     kept.put("c", 3)
     assert kept.get("b") is None and kept.get("a") == 1 and kept.get("c") == 3
-    assert (kept.hits, kept.misses, len(kept.held)) == (3, 2, 2)
+    assert (kept.hits, kept.misses, len(kept.responses)) == (3, 2, 2)
 
 
 def test_a_question_that_means_the_same_is_found_by_its_embedding() -> None:
     places = {"how old": [1.0, 0.0], "what age": [0.98, 0.199], "where": [0.0, 1.0]}
-    kept: AnswerCache[str] = AnswerCache(embed=lambda q: torch.tensor(places[q]), threshold=0.95)
+    kept: ResponseCache[str] = ResponseCache(embed=lambda q: torch.tensor(places[q]), threshold=0.95)
     asked: list[str] = []
     for question in ("how old", "what age", "where", "how old"):
-        kept.ask(question, lambda q: asked.append(q) or q)
-    assert asked == ["how old", "where"] and (kept.hits, kept.near_hits, kept.misses) == (1, 1, 2)
+        kept.get_or_compute(question, lambda q: asked.append(q) or q)
+    assert asked == ["how old", "where"] and (kept.hits, kept.similar_hits, kept.misses) == (1, 1, 2)
     with pytest.raises(GenerationError, match="embedding"):
-        AnswerCache(embed=lambda q: [0.0, 0.0]).ask("x", str)
+        ResponseCache(embed=lambda q: [0.0, 0.0]).get_or_compute("x", str)
     with pytest.raises(GenerationError, match="threshold"):
-        AnswerCache(threshold=0.0)
+        ResponseCache(threshold=0.0)
 
 
 def test_a_cache_takes_inconsistency_away() -> None:
@@ -123,11 +128,11 @@ def test_a_cache_takes_inconsistency_away() -> None:
 
     def ask(question: str) -> tuple[int, ...]:
         prompt = [int(i) for i in question.split()]
-        return tuple(used.answer([Request(prompt, 3, Sampling(1.2), seed=next(seeds))])[0].tokens)
+        return tuple(used.generate([Request(prompt, 3, Sampling(1.2), seed=next(seeds))])[0].tokens)
 
     fresh = [[ask(decode(q)) for _ in range(3)] for q in questions]
-    kept: AnswerCache[tuple[int, ...]] = AnswerCache()
-    again = [[kept.ask(decode(q), ask) for _ in range(3)] for q in questions]
+    kept: ResponseCache[tuple[int, ...]] = ResponseCache()
+    again = [[kept.get_or_compute(decode(q), ask) for _ in range(3)] for q in questions]
     assert inconsistency(fresh) > 0.5 and inconsistency(again) == 0.0
     assert inconsistency([["a", "a", "b"]]) == pytest.approx(2 / 3)
     with pytest.raises(GenerationError, match="twice"):

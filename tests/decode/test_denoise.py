@@ -2,14 +2,16 @@
 """Pictures, each from its own seed; a composite directory; digits that look like digits."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from foundling.blocks.init import initialise
+from foundling.contracts.denoise import Condition
 from foundling.data.datasets.digits import HELD_OUT, DigitBatches, digits
 from foundling.decode.denoise import denoise
-from foundling.diffusion.schedule import NoiseSchedule
+from foundling.diffusion.schedule import NoiseSchedule, to_x0
 from foundling.errors import GenerationError, WeightsError
 from foundling.models import FAMILIES, build, family
 from foundling.objectives.denoise import Denoise
@@ -54,6 +56,47 @@ def test_bad_requests_are_one_line(classes, seeds) -> None:
 def test_a_sampler_or_guidance_that_is_none_is_named(how: dict) -> None:
     with pytest.raises(GenerationError, match=f"{next(iter(how))} .*{next(iter(how.values()))}"):
         denoise(case("unet").tiny(), SCHEDULE, [1], [0], **how)
+
+
+@pytest.mark.parametrize("clip", [{"clip_sample": False}, {}, {"clip_sample_range": 1.7}])
+@pytest.mark.parametrize("predicts", ["eps", "x0", "v"])
+def test_predictions_are_clipped_as_diffusers_does(predicts: str, clip: dict) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    names = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+    schedule = NoiseSchedule(predicts=predicts, **clip)  # pyright: ignore
+    theirs = diffusers.DDPMScheduler(**{"clip_sample": True, "prediction_type": names[predicts]} | clip)
+    theirs.alphas_cumprod = bars = schedule.alpha_bar()  # theirs is float32, and its rounding would hide ours
+    draw = generator("clip")
+    x, prediction = (3 * torch.randn(2, 3, 4, 4, generator=draw, dtype=torch.float64) for _ in range(2))
+    for t in (3, 400, 990):
+        x0 = schedule.clip(to_x0(x, prediction, bars[t].expand(2), schedule.predicts))
+        torch.testing.assert_close(x0, theirs.step(prediction, t, x).pred_original_sample, rtol=1e-9, atol=1e-9)
+
+
+class Constant(torch.nn.Module):
+    """A denoiser that predicts the same x0 whatever it sees; its samples are one-dimensional."""
+
+    config = SimpleNamespace(n_classes=2)
+    sample_shape = (5,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x0 = torch.nn.Parameter(torch.tensor([-3.0, -1.0, 0.5, 1.5, 7.0]))
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
+        return self.x0.expand(len(x), -1)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_values_beyond_one_are_drawn_unless_the_schedule_clips_them(sampler) -> None:
+    model = Constant()
+    for schedule, expected in (
+        (NoiseSchedule(predicts="x0", clip_sample=False), model.x0),
+        (NoiseSchedule(predicts="x0", clip_sample_range=2.0), model.x0.clamp(-2, 2)),
+        (NoiseSchedule(predicts="x0"), model.x0.clamp(-1, 1)),
+    ):
+        drawn = denoise(model, schedule, None, [1, 2, 3], steps=10, sampler=sampler)
+        torch.testing.assert_close(drawn, expected.detach().expand(3, -1))
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])

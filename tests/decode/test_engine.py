@@ -9,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foundling.decode.answer import Request
 from foundling.decode.engine.engine import Engine, EngineOptions
+from foundling.decode.native.build import load_library
 from foundling.decode.native.program import FORMS
 from foundling.decode.plain import generate
+from foundling.decode.request import Request
 from foundling.decode.sampling import Sampling
 from foundling.errors import GenerationError
 from foundling.models import FAMILIES
@@ -34,6 +35,13 @@ NATIVE = shutil.which("g++") is not None
 RUNNERS = [False, True] if NATIVE else [False]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _built() -> None:
+    """With native=None an engine uses native code only where it is built."""
+    if NATIVE:
+        load_library()
+
+
 def requests(count: int, seed: int = 0, longest: int = 33) -> list[Request]:
     draw = random.Random(seed)
     beginning = [draw.randrange(3, 64) for _ in range(20)]
@@ -51,11 +59,11 @@ def requests(count: int, seed: int = 0, longest: int = 33) -> list[Request]:
 
 
 def compare(answer, expected) -> None:
-    assert answer.tokens == expected.tokens and answer.finish == expected.finish
+    assert answer.tokens == expected.tokens and answer.finish_reason == expected.finish_reason
     assert (answer.logprobs is None) == (expected.logprobs is None)
     if expected.logprobs is not None:
         assert answer.logprobs == pytest.approx(expected.logprobs, abs=2e-4)
-        assert [list(a) for a in answer.alternatives] == [list(a) for a in expected.alternatives]
+        assert [list(a) for a in answer.top_logprobs] == [list(a) for a in expected.top_logprobs]
     if expected.prompt_logprobs is not None:
         assert answer.prompt_logprobs[1:] == pytest.approx(expected.prompt_logprobs[1:], abs=2e-4)
 
@@ -66,13 +74,13 @@ def test_the_engine_says_what_plain_decoding_says(name: str, lookup: int) -> Non
     """Random arrival and cancellation, memory so small that sequences are put back."""
     model = case(name).tiny()
     asked = requests(16, seed=lookup)
-    if hasattr(model, "encode"):
+    if model.capabilities.reads_source:
         asked = [Request(r.prompt, r.max_tokens, r.sampling, r.seed, r.stop, logprobs=r.logprobs) for r in asked]
     for native in RUNNERS:
         kept = [slot for slots in model.cache_spec() for slot in slots if hasattr(slot, "n_kv_heads")]
         page = 2 * 16 * 4 * sum(s.n_kv_heads * s.head_dim for s in kept if type(s).__name__ == "KV") or 1
         options = EngineOptions(
-            native=False if not native else None, max_rows=5, max_step_tokens=16, memory=5 * page, lookup=lookup
+            native=False if not native else None, max_num_seqs=5, max_step_tokens=16, memory=5 * page, lookup=lookup
         )
         engine, draw = Engine(model, options), random.Random(lookup)
         waiting, numbers, found, cancelled = list(enumerate(asked)), {}, {}, set()
@@ -81,24 +89,24 @@ def test_the_engine_says_what_plain_decoding_says(name: str, lookup: int) -> Non
                 index, request = waiting.pop(0)
                 numbers[engine.add(request)] = index
             if engine.busy and draw.random() < 0.03:
-                gone = draw.choice(list(engine.under_way))
+                gone = draw.choice(list(engine.active))
                 answer = engine.cancel(gone)
                 expected = plain(model, asked[numbers[gone]]).tokens
-                assert answer is not None and answer.finish == "cancelled"
+                assert answer is not None and answer.finish_reason == "cancelled"
                 assert answer.tokens == expected[: len(answer.tokens)]
                 cancelled.add(numbers[gone])
-            for event in engine.step():
-                if event.answer:
-                    found[numbers[event.number]] = event.answer
+            for output in engine.step():
+                if output.completion:
+                    found[numbers[output.request_id]] = output.completion
         assert len(found) + len(cancelled) == 16 and len(found) > 10
         for index, answer in found.items():
             compare(answer, plain(model, asked[index]))
-        assert engine.pages.held == 0 and not engine.scheduler.waiting
+        assert engine.blocks.n_used == 0 and not engine.scheduler.waiting
         assert engine.native == (native and name in ("gpt2", "llama", "opt"))
         if lookup and engine.lookup:
-            assert 0 < engine.accepted <= engine.proposed
+            assert 0 < engine.n_accepted <= engine.n_proposed
         if name == "llama" and not lookup:
-            assert engine.scheduler.preemptions > 0
+            assert engine.scheduler.n_preemptions > 0
 
 
 @given(st.data())
@@ -108,7 +116,7 @@ def test_any_order_of_events_gives_the_same_answers(data) -> None:
     draw = data.draw
     options = EngineOptions(
         native=(NATIVE and draw(st.booleans())) or False,
-        max_rows=draw(st.integers(1, 4)),
+        max_num_seqs=draw(st.integers(1, 4)),
         max_step_tokens=draw(st.integers(4, 20)),
         memory=draw(st.integers(6, 20)) * 2 * 16 * 4 * 2 * 2 * 32,
         lookup=draw(st.integers(0, 3)),
@@ -122,14 +130,14 @@ def test_any_order_of_events_gives_the_same_answers(data) -> None:
             index = todo.pop(0)
             numbers[engine.add(ASKED[index])] = index
         elif action == "cancel" and engine.busy and draw(st.integers(0, 9)) == 0:
-            engine.cancel(draw(st.sampled_from(sorted(engine.under_way))))
+            engine.cancel(draw(st.sampled_from(sorted(engine.active))))
         else:
-            for event in engine.step():
-                if event.answer:
-                    found[numbers[event.number]] = event.answer
+            for output in engine.step():
+                if output.completion:
+                    found[numbers[output.request_id]] = output.completion
     for index, answer in found.items():
         compare(answer, EXPECTED[index])
-    assert engine.pages.held == 0
+    assert engine.blocks.n_used == 0
 
 
 MODEL = case("llama").tiny()
@@ -141,10 +149,10 @@ EXPECTED = [plain(MODEL, request) for request in ASKED]
 def test_a_seed_says_the_same_whatever_is_beside_it(weights: str | None) -> None:
     """Sampled, and to the last bit of its log-probabilities; by torch and with every form of native weights."""
     asked = [Request([3 + i, 8], 12, Sampling(1.1, top_p=0.9), seed=i, logprobs=0) for i in range(6)]
-    options = dict(native=weights is not None, weights=weights, deterministic=True, max_step_tokens=16, max_rows=8)
-    together = Engine(MODEL, EngineOptions(**options)).answer([*asked, *requests(6, seed=1)])[:6]
+    options = dict(native=weights is not None, weights=weights, deterministic=True, max_step_tokens=16, max_num_seqs=8)
+    together = Engine(MODEL, EngineOptions(**options)).generate([*asked, *requests(6, seed=1)])[:6]
     for request, answer in zip(asked, together, strict=True):
-        (alone,) = Engine(MODEL, EngineOptions(**options)).answer([request])
+        (alone,) = Engine(MODEL, EngineOptions(**options)).generate([request])
         assert alone.tokens == answer.tokens and alone.logprobs == answer.logprobs
 
 
@@ -157,9 +165,9 @@ def test_native_products_are_those_of_the_rounded_weights(name: str, weights: st
     model = case(name).tiny(
         d_model=96, n_heads=3, **({"n_kv_heads": 3, "d_ff": 200} if name == "llama" else {"d_ff": 200})
     )
-    engine = Engine(model, EngineOptions(weights=weights, native=True, max_step_tokens=16, max_rows=2))
+    engine = Engine(model, EngineOptions(weights=weights, native=True, max_step_tokens=16, max_num_seqs=2))
     request = Request(list(range(3, 53)), 1, prompt_logprobs=0)
-    (answer,) = engine.answer([request])
+    (answer,) = engine.generate([request])
     for module in model.modules():
         if isinstance(module, torch.nn.Linear) and weights != "float32":
             kind = "int8" if module is model.head and weights == "int4" else weights
@@ -188,33 +196,38 @@ def rounded(weight: torch.Tensor, kind: str) -> torch.Tensor:
 def test_stop_strings_and_events_stream() -> None:
     table = "".join(chr(97 + i % 26) for i in range(64))
     decode = lambda ids: "".join(table[i] for i in ids)  # noqa: E731
-    (free,) = Engine(MODEL).answer([Request([5], 30, Sampling(1.0))])
+    (free,) = Engine(MODEL).generate([Request([5], 30, Sampling(1.0))])
     stop = decode(free.tokens[4:6])
     engine = Engine(MODEL)
     engine.add(Request([5], 30, Sampling(1.0), stop_strings=[stop], decode=decode))
     said, last = [], None
     while engine.busy:
-        for event in engine.step():
-            said += event.tokens
-            last = event.answer
-    assert last is not None and last.finish == "stop" and said == last.tokens
+        for output in engine.step():
+            said += output.new_tokens
+            last = output.completion
+    assert last is not None and last.finish_reason == "stop" and said == last.tokens
     assert last.text == decode(free.tokens)[: decode(free.tokens).find(stop)]
 
 
 def test_a_recurrent_state_is_taken_up_where_another_left_it() -> None:
     """Beginnings are shared by families whose memory cannot be cut as well: at the ends of pieces."""
     model = case("mamba2").tiny()
-    engine = Engine(model, EngineOptions(max_rows=4, max_step_tokens=20))
-    beginning, read = list(range(3, 45)), []
-    original = engine.runner.read
-    engine.runner.read = lambda works, wants: read.extend(w.count for w in works) or original(works, wants)  # type: ignore[method-assign]
+    engine = Engine(model, EngineOptions(max_num_seqs=4, max_step_tokens=20))
+    beginning, computed = list(range(3, 45)), []
+    original = engine.runner.forward
+
+    def forward(chunks, n_logits):
+        computed.extend(chunk.n_tokens for chunk in chunks)
+        return original(chunks, n_logits)
+
+    engine.runner.forward = forward  # type: ignore[method-assign]
     asked = [Request([*beginning, tail], 6, Sampling(0), seed=tail) for tail in (50, 51, 52)]
-    for request, answer in zip(asked, engine.answer(asked), strict=True):
+    for request, answer in zip(asked, engine.generate(asked), strict=True):
         assert answer.tokens == plain(model, request).tokens
-    assert sum(read) == 43 + 2 * (43 - 32) + 3 * 5
-    again = engine.answer([Request([*beginning[:20], 9], 4, Sampling(0))])[0]
+    assert sum(computed) == 43 + 2 * (43 - 32) + 3 * 5
+    again = engine.generate([Request([*beginning[:20], 9], 4, Sampling(0))])[0]
     assert again.tokens == plain(model, Request([*beginning[:20], 9], 4, Sampling(0))).tokens
-    assert read[-4:] == [5, 1, 1, 1], "the state after 16 tokens was kept too"
+    assert computed[-4:] == [5, 1, 1, 1], "the state after 16 tokens was kept too"
 
 
 def test_a_request_whose_own_code_fails_ends_alone() -> None:
@@ -247,28 +260,28 @@ def test_a_request_whose_own_code_fails_ends_alone() -> None:
         Request([5, 6], 9, stop_strings=["x"], decode=decode),
     ]
     engine = Engine(MODEL)
-    fine, failing, forbidden, wordless = engine.answer(asked)
+    fine, failing, forbidden, wordless = engine.generate(asked)
     compare(fine, plain(MODEL, whole))
-    assert failing.finish == "error" and failing.error == "'mine'" and len(failing.tokens) == 3
-    assert forbidden.finish == "error" and "every token is forbidden" in (forbidden.error or "")
-    assert wordless.finish == "error" and wordless.error == "no text" and engine.pages.held == 0
+    assert failing.finish_reason == "error" and failing.error == "'mine'" and len(failing.tokens) == 3
+    assert forbidden.finish_reason == "error" and "every token is forbidden" in (forbidden.error or "")
+    assert wordless.finish_reason == "error" and wordless.error == "no text" and engine.blocks.n_used == 0
 
 
 @pytest.mark.parametrize(
     ("options", "request_", "message"),
     [
         (dict(weights="int3"), {}, "int8, int4"),
-        (dict(max_rows=0), {}, "at least one row"),
-        (dict(max_step_tokens=4), {}, "a token a step for each"),
+        (dict(max_num_seqs=0), {}, "at least one sequence"),
+        (dict(max_step_tokens=4), {}, "one token per step for each"),
         (dict(lookup=-1), {}, "lookup"),
-        (dict(native=False, weights="int8"), {}, "need native code: it was turned off"),
+        (dict(native=False, weights="int8"), {}, "need native code: it is turned off"),
         (dict(memory=1), dict(max_tokens=60), "more memory"),
         ({}, dict(prompt=[]), "empty"),
         ({}, dict(prompt=[64]), "outside the vocabulary"),
         ({}, dict(max_tokens=64), "at most 63"),
         ({}, dict(max_tokens=2.5), "whole number"),
         ({}, dict(stop=["</s>"]), "expected ids"),
-        ({}, dict(logprobs=1.5), "alternatives"),
+        ({}, dict(logprobs=1.5), "expected 0 to 1000"),
         ({}, dict(sampling=dict(logit_bias={3: "much"})), "logit_bias of 3"),
     ],
 )
@@ -278,24 +291,24 @@ def test_what_an_engine_cannot_do_is_one_line(options: dict, request_: dict, mes
             request_ = request_ | {"sampling": Sampling(**request_["sampling"])}
         Engine(MODEL, EngineOptions(**options)).add(Request(**({"prompt": [1], "max_tokens": 3} | request_)))
     assert "\n" not in str(caught.value)
-    with pytest.raises(GenerationError, match="native code cannot be had"):
+    with pytest.raises(GenerationError, match="native code is not available"):
         Engine(case("mamba2").tiny(), EngineOptions(native=True))
 
 
 def test_two_who_run_one_engine_both_hear_all_of_theirs() -> None:
-    engine, apart = Engine(MODEL, EngineOptions(max_rows=4)), requests(3, seed=5)
+    engine, apart = Engine(MODEL, EngineOptions(max_num_seqs=4)), requests(3, seed=5)
     added = engine.add(apart[2])
-    mine, others, ended = engine.run(apart[:1]), engine.run(apart[1:2]), []
+    mine, others, ended = engine.stream(apart[:1]), engine.stream(apart[1:2]), []
     heard: list[list[int]] = [[], []]
-    for event in mine:
-        heard[0] += event.tokens
-        for event in others:
-            heard[1] += event.tokens
+    for output in mine:
+        heard[0] += output.new_tokens
+        for output in others:
+            heard[1] += output.new_tokens
     while engine.busy:
-        ended += [event.answer for event in engine.step() if event.number == added and event.answer]
+        ended += [output.completion for output in engine.step() if output.request_id == added and output.completion]
     assert heard == [plain(MODEL, request).tokens for request in apart[:2]]
     compare(ended[0], plain(MODEL, apart[2]))
-    assert engine.pages.held == 0 and not engine.unheard
+    assert engine.blocks.n_used == 0 and not engine.pending_outputs
 
 
 def test_who_cannot_be_added_or_ended_leaves_nothing_behind() -> None:
@@ -308,17 +321,17 @@ def test_who_cannot_be_added_or_ended_leaves_nothing_behind() -> None:
 
     engine = Engine(MODEL)
     with pytest.raises(GenerationError, match="empty"):
-        engine.answer([Request([5], 9), Request([], 9)])
+        engine.generate([Request([5], 9), Request([], 9)])
     with pytest.raises(KeyError):
         engine.add(Request([5], 9, processors=[Wrong()]))
     answer = engine.cancel(engine.add(Request([5], 9, decode=decode)))
-    assert answer is not None and answer.finish == "error" and answer.error == "no text"
-    assert not engine.busy and engine.pages.held == 0 and not engine.step()
+    assert answer is not None and answer.finish_reason == "error" and answer.error == "no text"
+    assert not engine.busy and engine.blocks.n_used == 0 and not engine.step()
 
 
 def test_a_type_that_native_code_has_not_is_left_to_torch() -> None:
     model = case("llama").tiny().double()
     engine = Engine(model)
     assert not engine.native and "float64" in engine.reason
-    (answer,) = engine.answer([Request([5, 6], 5, Sampling(0))])
+    (answer,) = engine.generate([Request([5, 6], 5, Sampling(0))])
     assert answer.tokens == plain(model, Request([5, 6], 5, Sampling(0))).tokens

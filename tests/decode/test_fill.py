@@ -13,7 +13,7 @@ from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 import foundling
 from foundling.cli import main
 from foundling.data.transforms.mask import MaskedBatches
-from foundling.decode.fill import Filler, fill
+from foundling.decode.fill import MaskFiller, fill
 from foundling.errors import GenerationError
 from foundling.objectives.causal import Causal
 from foundling.runtime.device import Runtime
@@ -91,7 +91,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_gaps_are_filled_from_both_sides(trained: Path) -> None:
-    filler = Filler.load(trained)
+    filler = MaskFiller.load(trained)
     for animal, place in sorted(HELD_OUT):
         whole = f"in the {place} the {animal} {SOUNDS[animal]}."
         assert filler.fill(f"in the {place} the ___ {SOUNDS[animal]}.")["text"] == whole
@@ -105,7 +105,7 @@ def test_the_pipeline_of_transformers_says_the_same(trained: Path) -> None:
     transformers = pytest.importorskip("transformers")
     transformers.logging.set_verbosity_error()
     theirs = transformers.pipeline("fill-mask", model=str(trained), tokenizer=str(trained), device="cpu")
-    ours = Filler.load(trained)
+    ours = MaskFiller.load(trained)
     for text in ("in the city the ___ barks.", "The ___ roars in the garden.", "in the field the cow ___."):
         expected = theirs(text.replace("___", "[MASK]"), top_k=4)
         (found,) = ours.fill(text, n=4)["gaps"]
@@ -135,7 +135,7 @@ def test_the_surest_gap_first_and_the_rest_with_it_there() -> None:
         assert [token for token, _ in best] == top.indices.tolist()
         assert [chance for _, chance in best] == pytest.approx(top.values.tolist(), rel=1e-5)
     barred = [token for token, _ in found.gaps[0]]
-    assert not {token for token, _ in fill(model, tokens, mask, n=3, without=barred).gaps[0]} & set(barred)
+    assert not {token for token, _ in fill(model, tokens, mask, n=3, exclude=barred).gaps[0]} & set(barred)
 
 
 def command(capsys, *args: object) -> tuple[int, str, str]:

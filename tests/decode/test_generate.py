@@ -9,10 +9,11 @@ import torch
 from scipy.stats import chi2
 
 import foundling
-from foundling.decode.answer import Request, Writing
 from foundling.decode.plain import generate
-from foundling.decode.sampling import Sampling, distribution
-from foundling.decode.speculative import ModelGuesser, Tally, speculate
+from foundling.decode.request import Request
+from foundling.decode.sampling import Sampling, compute_probs
+from foundling.decode.sequence_state import SequenceState
+from foundling.decode.speculative import DraftModelProposer, SpeculationStats, speculate
 from foundling.errors import GenerationError
 from foundling.models import FAMILIES, build, family
 from tests.contract.cases import UNTIED, case
@@ -31,7 +32,7 @@ WRITERS = tuple(name for name, entry in FAMILIES.items() if entry.kind in ("deco
 
 def follow(model, prompt: list[int], answer: list[int]) -> torch.Tensor:
     """(V,) logits of what comes next, everything read again without a cache."""
-    if hasattr(model, "encode"):
+    if model.capabilities.reads_source:
         memory = model.encode(torch.tensor([prompt]))
         hidden = model(torch.tensor([[model.config.start_id, *answer]]), memory=memory).hidden
     else:
@@ -129,10 +130,12 @@ def test_beams_are_those_of_transformers(kind: str, beams: int, penalty: float, 
     assert ended or penalty > 1, "some answers end before the limit"
 
 
-def speculated(model, draft, prompts, max_tokens: int, sampling: Sampling, ahead: int) -> tuple[list[list[int]], Tally]:
-    writings = [Writing(Request(prompt, max_tokens, sampling, seed)) for seed, prompt in enumerate(prompts)]
-    tally = speculate(model, ModelGuesser(model, draft), writings, ahead)
-    return [w.answer.tokens for w in writings], tally
+def speculated(
+    model, draft, prompts, max_tokens: int, sampling: Sampling, ahead: int
+) -> tuple[list[list[int]], SpeculationStats]:
+    sequences = [SequenceState(Request(prompt, max_tokens, sampling, seed)) for seed, prompt in enumerate(prompts)]
+    tally = speculate(model, DraftModelProposer(model, draft), sequences, ahead)
+    return [w.completion.tokens for w in sequences], tally
 
 
 @covers("speculate", only=list(WRITERS))
@@ -171,9 +174,9 @@ def test_speculation_draws_from_the_models_own_distribution(name: str) -> None:
     answers, tally = speculated(model, draft, [[2, 1]] * rows, 2, sampling, 2)
     assert 0.02 < tally.accepted / tally.proposed < 0.95
     statistic, cells = 0.0, 0
-    first = distribution(follow(model, [2, 1], [])[None], sampling.shape)[0]
+    first = compute_probs(follow(model, [2, 1], [])[None], sampling.params)[0]
     for a in range(5):
-        second = distribution(follow(model, [2, 1], [a])[None], sampling.shape)[0]
+        second = compute_probs(follow(model, [2, 1], [a])[None], sampling.params)[0]
         for b in range(5):
             expected, seen = rows * float(first[a] * second[b]), answers.count([a, b])
             if expected == 0:
@@ -188,11 +191,11 @@ def test_speculation_draws_from_the_models_own_distribution(name: str) -> None:
     [
         (dict(n=0), "at least 1"),
         (dict(beams=0), "at least 1"),
-        (dict(beams=2, temperature=0.7), "do not draw"),
+        (dict(beams=2, temperature=0.7), "does not sample"),
         (dict(beams=2, n=3), "at most 2"),
         (dict(draft_tokens=0, draft="same"), "draft_tokens"),
         (dict(draft="other"), "same tokenizer"),
-        (dict(beams=2, draft="same"), "do not draw"),
+        (dict(beams=2, draft="same"), "does not sample"),
         (dict(tokens=[[64]]), "outside the vocabulary"),
         (dict(tokens=[[1], []]), "empty"),
     ],

@@ -6,7 +6,7 @@ import torch
 from scipy.stats import chisquare
 
 from foundling.decode.plain import generate
-from foundling.decode.sampling import Sampling, distribution, draw
+from foundling.decode.sampling import Sampling, compute_probs, draw_tokens
 from foundling.errors import GenerationError
 from foundling.models import build, family
 from foundling.runtime.rng import generator
@@ -30,26 +30,26 @@ LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -4.0])
     ],
 )
 def test_draws_follow_the_distribution(sampling: Sampling, kept: int) -> None:
-    probs = distribution(LOGITS[None], sampling.shape)
+    probs = compute_probs(LOGITS[None], sampling.params)
     assert int((probs > 0).sum()) == kept
     exact = torch.softmax(LOGITS.double() / sampling.temperature, -1)
     exact[kept:] = 0
     torch.testing.assert_close(probs[0].double(), exact / exact.sum(), rtol=1e-5, atol=1e-7)
     n = 4000
-    drawn = draw(probs.expand(n, -1), list(range(n)), [0] * n)
+    drawn = draw_tokens(probs.expand(n, -1), list(range(n)), [0] * n)
     counts = torch.bincount(drawn, minlength=6)[:kept]
     assert chisquare(counts.numpy(), (exact[:kept] / exact.sum() * n).numpy()).pvalue > 1e-3
 
 
 def test_greedy_takes_the_likeliest_whatever_the_seed() -> None:
-    probs = distribution(LOGITS[None].expand(9, -1), Sampling(temperature=0).shape)
-    assert draw(probs, list(range(9)), [0] * 9).tolist() == [0] * 9
+    probs = compute_probs(LOGITS[None].expand(9, -1), Sampling(temperature=0).params)
+    assert draw_tokens(probs, list(range(9)), [0] * 9).tolist() == [0] * 9
 
 
 def test_a_row_draws_the_same_whatever_is_beside_it() -> None:
-    probs = distribution(torch.randn(5, 40), Sampling().shape)
-    together = draw(probs, [3, 1, 4, 1, 5], [0, 1, 2, 3, 4])
-    apart = [int(draw(probs[i : i + 1], [s], [i])) for i, s in enumerate([3, 1, 4, 1, 5])]
+    probs = compute_probs(torch.randn(5, 40), Sampling().params)
+    together = draw_tokens(probs, [3, 1, 4, 1, 5], [0, 1, 2, 3, 4])
+    apart = [int(draw_tokens(probs[i : i + 1], [s], [i])) for i, s in enumerate([3, 1, 4, 1, 5])]
     assert together.tolist() == apart
 
 

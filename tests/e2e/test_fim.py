@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from foundling.decode.text import Writer
+from foundling.decode.text import TextGenerator
 from tests.e2e.tools import foundling
 
 SIZE = [
@@ -39,11 +39,11 @@ def test_a_gap_is_filled_from_what_follows(tmp_path: Path) -> None:
         "raise", tmp_path / "texts.jsonl", *SIZE, "--fim-rate", "0.7", "--out", tmp_path / "run", timeout=3000
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    writer = Writer.load(tmp_path / "run", temperature=0)
+    writer = TextGenerator.load(tmp_path / "run", temperature=0)
     filled = []
     for tells in (True, False):
         answers = (
-            writer.write(f"{day}: in {place} the", suffix=f" says {sounds[i]}." if tells else "", max_tokens=8)[0][
+            writer.generate(f"{day}: in {place} the", suffix=f" says {sounds[i]}." if tells else "", max_tokens=8)[0][
                 "text"
             ]
             for day, (place, i) in enumerate(asked)

@@ -47,13 +47,14 @@ def refused(directory: Path, *parts: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["linear", "scaled_linear", "cosine"])
-@pytest.mark.parametrize("predicts", ["eps", "x0", "v"])
-def test_every_schedule_is_read_by_diffusers_as_written(kind, predicts, tmp_path) -> None:
+@pytest.mark.parametrize(("predicts", "clip"), [("eps", (True, 1.0)), ("x0", (False, 1.0)), ("v", (True, 2.5))])
+def test_every_schedule_is_read_by_diffusers_as_written(kind, predicts, clip, tmp_path) -> None:
     diffusers = pytest.importorskip("diffusers")
-    schedule = NoiseSchedule(100, kind, 0.001, 0.03, predicts)
+    schedule = NoiseSchedule(100, kind, 0.001, 0.03, predicts, *clip)
     save_denoiser(case("unet").tiny(), schedule, tmp_path / "m")
     theirs = diffusers.DDPMScheduler.from_pretrained(tmp_path / "m" / "scheduler")
     torch.testing.assert_close(theirs.alphas_cumprod.double(), schedule.alpha_bar(), rtol=2e-4, atol=1e-6)
+    assert (theirs.config.clip_sample, theirs.config.clip_sample_range) == clip
     shutil.rmtree(tmp_path / "m" / "scheduler")
     (tmp_path / "m" / "foundling.json").unlink()
     theirs.save_pretrained(tmp_path / "m" / "scheduler")
@@ -73,8 +74,10 @@ def test_what_a_schedule_leaves_out_is_as_diffusers_has_it(unsigned) -> None:
 @pytest.mark.parametrize(
     "values",
     [
-        {"clip_sample": False},
-        {"clip_sample_range": 2.0},
+        {"clip_sample": 1},
+        {"clip_sample_range": 0.0},
+        {"clip_sample_range": True},
+        {"clip_sample_range": float("inf")},
         {"steps_offset": 1},
         {"trained_betas": [0.1]},
         {"thresholding": True},

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many answers at once: who reads what in which step (no tensors), where it is kept, and what computes it."""
+"""Continuous batching: a scheduler and a block manager without tensors, and runners that compute."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The step of a transformer by one call into native code, tokens of all sequences side by side."""
+"""The step of a transformer as one call into native code, tokens of all sequences concatenated."""
 
 from __future__ import annotations
 
@@ -9,45 +9,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foundling.decode.engine.scheduler import Work
+from foundling.decode.engine.scheduler import ScheduledChunk
 from foundling.decode.native.decoder import DecoderProgram
 from foundling.decode.native.program import LANES
 
 
 class NativeRunner:
-    """What a token gets does not depend on which others are read with it."""
+    """The result of a token does not depend on which other tokens are in the batch."""
 
     recurrent = False
 
-    def __init__(self, program: DecoderProgram, pages: int) -> None:
-        self.program, self.pages, self.page_size = program, pages, LANES
-        self.keys, self.values = program.cache_pages(pages)
+    def __init__(self, program: DecoderProgram, n_blocks: int) -> None:
+        self.program, self.n_blocks, self.block_size = program, n_blocks, LANES
+        self.keys, self.values = program.cache_pages(n_blocks)
 
-    def begin(self, number: int, prompt: Sequence[int], adapter: str | None) -> list[int]:
-        assert adapter is None  # a model with a bank is not for native code
+    def add_sequence(self, request_id: int, prompt: Sequence[int], adapter: str | None) -> list[int]:
+        assert adapter is None  # native code does not support a model with an adapter bank
         return list(prompt)
 
-    def leave(self, number: int) -> None: ...
-    def forget(self, number: int) -> None: ...
-    def keep(self, number: int, key: bytes) -> None: ...
+    def release_state(self, request_id: int) -> None: ...
+    def remove_sequence(self, request_id: int) -> None: ...
+    def save_state(self, request_id: int, block_hash: bytes) -> None: ...
 
-    def read(self, works: Sequence[Work], wants: Sequence[int]) -> Tensor:
-        """The logits (Σ wants, V) after the last `wants` tokens of each work; overwritten by the next call."""
-        tokens, positions, wanted, tables = [], [], [], []
-        for work, want in zip(works, wants, strict=True):
-            tokens += work.sequence.tokens[work.start : work.start + work.count]
-            positions += range(work.start, work.start + work.count)
-            wanted += range(len(tokens) - want, len(tokens))
-            tables.append(work.sequence.pages)
+    def forward(self, chunks: Sequence[ScheduledChunk], n_logits: Sequence[int]) -> Tensor:
+        """The logits (Σ n_logits, V) of the last n_logits[i] tokens of each chunk; overwritten by the next call."""
+        tokens, positions, selected, tables = [], [], [], []
+        for chunk, n in zip(chunks, n_logits, strict=True):
+            tokens += chunk.sequence.tokens[chunk.start : chunk.start + chunk.n_tokens]
+            positions += range(chunk.start, chunk.start + chunk.n_tokens)
+            selected += range(len(tokens) - n, len(tokens))
+            tables.append(chunk.sequence.blocks)
         stride = max(map(len, tables))
-        table = torch.tensor([pages + [0] * (stride - len(pages)) for pages in tables], dtype=torch.int32)
+        table = torch.tensor([blocks + [0] * (stride - len(blocks)) for blocks in tables], dtype=torch.int32)
         return self.program.read(
-            torch.tensor(tokens), torch.tensor(positions), [work.count for work in works], table, self.keys,
-            self.values, torch.tensor(wanted, dtype=torch.int64),
+            torch.tensor(tokens), torch.tensor(positions), [chunk.n_tokens for chunk in chunks], table, self.keys,
+            self.values, torch.tensor(selected, dtype=torch.int64),
         )  # fmt: skip
 
 
-def page_bytes(model: Any, form: str) -> int:
-    """Of one page through all layers."""
+def block_bytes(model: Any, form: str) -> int:
+    """The size of one block, over all layers."""
     m = model.layers[0].mixer
     return len(model.layers) * 2 * LANES * m.n_kv_heads * m.head_dim * (4 if form == "float32" else 2)

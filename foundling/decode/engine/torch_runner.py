@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any family's step by its own modules, its keys and values in pages, its states in rows."""
+"""The step of any family by its own modules: keys and values in blocks, recurrent states in rows."""
 
 from __future__ import annotations
 
@@ -13,72 +13,72 @@ from torch import Tensor
 
 from foundling.blocks.cache import held_by
 from foundling.contracts.cache import KV, Conv, Slot, State
-from foundling.decode.engine.scheduler import Work
+from foundling.decode.engine.scheduler import ScheduledChunk
 
-PAGE_SIZE = 16
+BLOCK_SIZE = 16
 
 
 class TorchRunner:
-    def __init__(self, model: Any, pages: int, rows: int, state_memory: int = 0) -> None:
-        """`state_memory`: bytes for recurrent states at the ends of pages, from which others may go on."""
-        self.model, self.pages, self.page_size = model, pages, PAGE_SIZE
+    def __init__(self, model: Any, n_blocks: int, n_rows: int, state_bytes: int = 0) -> None:
+        """`n_rows`: how many recurrent states are in use at once. `state_bytes`: memory for states saved at the ends of
+        blocks, from which other sequences may continue."""
+        self.model, self.n_blocks, self.block_size = model, n_blocks, BLOCK_SIZE
         weight = next(model.parameters())
         self.device, dtype = weight.device, weight.dtype
         self.spec: list[tuple[Slot, ...]] = model.cache_spec()
         kinds = {type(slot) for slots in self.spec for slot in slots}
         self.recurrent = bool(kinds & {Conv, State})
 
-        def held(slot: Slot) -> tuple[Tensor, ...]:
+        def allocate(slot: Slot) -> tuple[Tensor, ...]:
             if isinstance(slot, KV):
-                shape = (pages, PAGE_SIZE, slot.n_kv_heads, slot.head_dim)
+                shape = (n_blocks, BLOCK_SIZE, slot.n_kv_heads, slot.head_dim)
                 return tuple(torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(2))
             if isinstance(slot, State):
-                return (torch.zeros(rows, *slot.shape, device=self.device),)
+                return (torch.zeros(n_rows, *slot.shape, device=self.device),)
             if isinstance(slot, Conv):
-                return (torch.zeros(rows, slot.width, slot.channels, dtype=dtype, device=self.device),)
-            return ()  # Cross: belongs to a sequence and its memory
+                return (torch.zeros(n_rows, slot.width, slot.channels, dtype=dtype, device=self.device),)
+            return ()  # Cross: belongs to a sequence and its encoder output
 
-        self.held = [[held(slot) for slot in slots] for slots in self.spec]
-        self.free, self.row_of = list(range(rows)), dict[int, int]()
-        states = [t for slots in self.held for tensors in slots if len(tensors) == 1 for t in tensors]
-        self.states = states
-        each = sum(t[0].numel() * t.element_size() for t in states)
-        self.most_kept = max(2, state_memory // each) if each else 0
-        self.kept: OrderedDict[bytes, list[Tensor]] = OrderedDict()
-        self.memories: dict[int, Any] = {}
+        self.tensors = [[allocate(slot) for slot in slots] for slots in self.spec]
+        self.free_rows, self.row_of = list(range(n_rows)), dict[int, int]()
+        self.states = [t for slots in self.tensors for tensors in slots if len(tensors) == 1 for t in tensors]
+        bytes_per_row = sum(t[0].numel() * t.element_size() for t in self.states)
+        self.max_saved = max(2, state_bytes // bytes_per_row) if bytes_per_row else 0
+        self.saved_states: OrderedDict[bytes, list[Tensor]] = OrderedDict()
+        self.cross_caches: dict[int, Any] = {}
         self.adapters: dict[int, str | None] = {}
         self.bank = getattr(model, "adapter_bank", None)
 
     @staticmethod
-    def page_bytes(model: Any) -> int:
-        """Of one page through all layers."""
+    def block_bytes(model: Any) -> int:
+        """The size of one block, over all layers."""
         size = next(model.parameters()).element_size()
         slots = [slot for slots in model.cache_spec() for slot in slots if isinstance(slot, KV)]
-        return sum(2 * PAGE_SIZE * slot.n_kv_heads * slot.head_dim * size for slot in slots)
+        return sum(2 * BLOCK_SIZE * slot.n_kv_heads * slot.head_dim * size for slot in slots)
 
-    def begin(self, number: int, prompt: Sequence[int], adapter: str | None) -> list[int]:
-        """What a sequence reads first: its prompt, or the start id where the prompt is a source to encode."""
-        self.adapters[number] = adapter
-        if not hasattr(self.model, "encode"):
+    def add_sequence(self, request_id: int, prompt: Sequence[int], adapter: str | None) -> list[int]:
+        """The first tokens of the sequence: its prompt, or the start id where the prompt is a source to encode."""
+        self.adapters[request_id] = adapter
+        if not self.model.capabilities.reads_source:
             return list(prompt)
-        with self._bound([adapter]):
+        with self._bind_adapters([adapter]):
             memory = self.model.encode(torch.tensor([list(prompt)], device=self.device))
-            self.memories[number] = self.model.new_cache(1, 1, memory=memory)
+            self.cross_caches[request_id] = self.model.new_cache(1, 1, memory=memory)
         return [self.model.config.start_id]
 
-    def leave(self, number: int) -> None:
-        """A sequence has ended, or lost its memory."""
-        if number in self.row_of:
-            self.free.append(self.row_of.pop(number))
+    def release_state(self, request_id: int) -> None:
+        """For a sequence that has finished or was preempted."""
+        if request_id in self.row_of:
+            self.free_rows.append(self.row_of.pop(request_id))
 
-    def forget(self, number: int) -> None:
-        self.leave(number)
-        self.memories.pop(number, None)
-        self.adapters.pop(number, None)
+    def remove_sequence(self, request_id: int) -> None:
+        self.release_state(request_id)
+        self.cross_caches.pop(request_id, None)
+        self.adapters.pop(request_id, None)
 
     @contextmanager
-    def _bound(self, rows: Sequence[str | None]) -> Generator[None]:
-        """Each row through its adapter, inside; the model is the base's again afterwards, whatever happened."""
+    def _bind_adapters(self, rows: Sequence[str | None]) -> Generator[None]:
+        """Inside, each row passes through its adapter; afterwards the model is the base model, whatever happened."""
         if self.bank:
             self.bank.bind(rows)
         try:
@@ -87,64 +87,70 @@ class TorchRunner:
             if self.bank:
                 self.bank.bind(())
 
-    def read(self, works: Sequence[Work], wants: Sequence[int]) -> Tensor:
-        """The logits (Σ wants, V) after the last `wants` tokens of each work."""
-        said: dict[int, Tensor] = {}
-        single = [i for i, work in enumerate(works) if work.count == 1]
+    def forward(self, chunks: Sequence[ScheduledChunk], n_logits: Sequence[int]) -> Tensor:
+        """The logits (Σ n_logits, V) of the last n_logits[i] tokens of each chunk."""
+        outputs: dict[int, Tensor] = {}
+        single = [i for i, chunk in enumerate(chunks) if chunk.n_tokens == 1]
         groups = [single] if single else []
-        for group in groups + [[i] for i in range(len(works)) if i not in single]:
-            tokens = torch.tensor([w.sequence.tokens[w.start : w.start + w.count] for w in (works[i] for i in group)])
-            cache = PagedCache(self, [works[i] for i in group])
-            with self._bound([self.adapters[works[i].sequence.number] for i in group]):
+        for group in groups + [[i] for i in range(len(chunks)) if i not in single]:
+            some = [chunks[i] for i in group]
+            tokens = torch.tensor([c.sequence.tokens[c.start : c.start + c.n_tokens] for c in some])
+            cache = PagedCache(self, some)
+            with self._bind_adapters([self.adapters[c.sequence.request_id] for c in some]):
                 hidden = self.model(tokens.to(self.device), cache=cache).hidden
             for i, row in zip(group, hidden, strict=True):
-                said[i] = row[len(row) - wants[i] :]
-        rows = [self.adapters[w.sequence.number] for w, n in zip(works, wants, strict=True) for _ in range(n)]
-        with self._bound(rows):
-            return self.model.logits(torch.cat([said[i] for i in range(len(works))])).float()
+                outputs[i] = row[len(row) - n_logits[i] :]
+        rows = [self.adapters[c.sequence.request_id] for c, n in zip(chunks, n_logits, strict=True) for _ in range(n)]
+        with self._bind_adapters(rows):
+            return self.model.logits(torch.cat([outputs[i] for i in range(len(chunks))])).float()
 
-    def state_row(self, work: Work) -> int:
-        number = work.sequence.number
-        if number in self.row_of:
-            return self.row_of[number]
-        row = self.row_of[number] = self.free.pop()
-        held = self.kept[work.sequence.keys[work.start // PAGE_SIZE - 1]] if work.start else [0] * len(self.states)
-        for state, value in zip(self.states, held, strict=True):
+    def state_row(self, chunk: ScheduledChunk) -> int:
+        """The row of the sequence's states; a new one starts from the saved state of its prefix, or from zero."""
+        request_id = chunk.sequence.request_id
+        if request_id in self.row_of:
+            return self.row_of[request_id]
+        row = self.row_of[request_id] = self.free_rows.pop()
+        values: Sequence[Any] = [0] * len(self.states)
+        if chunk.start:
+            values = self.saved_states[chunk.sequence.block_hashes[chunk.start // BLOCK_SIZE - 1]]
+        for state, value in zip(self.states, values, strict=True):
             state[row] = value
         return row
 
-    def keep(self, number: int, key: bytes) -> None:
-        """The state of a sequence that has just read the page of this key to its end; the longest unused makes room."""
-        if key not in self.kept and self.states:
-            self.kept[key] = [state[self.row_of[number]].clone() for state in self.states]
-            while len(self.kept) > self.most_kept:
-                self.kept.popitem(last=False)
+    def save_state(self, request_id: int, block_hash: bytes) -> None:
+        """Saves the state of a sequence that has just computed the last token of the block with this hash. The least
+        recently used state is dropped where there are too many."""
+        if block_hash not in self.saved_states and self.states:
+            self.saved_states[block_hash] = [state[self.row_of[request_id]].clone() for state in self.states]
+            while len(self.saved_states) > self.max_saved:
+                self.saved_states.popitem(last=False)
 
-    def resume(self, keys: Sequence[bytes]) -> int:
-        for count in range(len(keys), 0, -1):
-            if keys[count - 1] in self.kept:
-                self.kept.move_to_end(keys[count - 1])
+    def count_resumable(self, hashes: Sequence[bytes]) -> int:
+        """After how many of these first blocks a state is saved, the largest such number."""
+        for count in range(len(hashes), 0, -1):
+            if hashes[count - 1] in self.saved_states:
+                self.saved_states.move_to_end(hashes[count - 1])
                 return count
         return 0
 
 
 class PagedCache:
-    """The cache of one forward pass: every row reads as many tokens, behind its own ones, all of one document."""
+    """The cache of one forward pass. Every row computes the same number of tokens; each row is one document."""
 
-    def __init__(self, runner: TorchRunner, works: Sequence[Work]) -> None:
+    def __init__(self, runner: TorchRunner, chunks: Sequence[ScheduledChunk]) -> None:
         self.runner, device = runner, runner.device
-        self.steps = works[0].count
-        self.lengths = torch.tensor([work.start for work in works], device=device)
-        self.span = max(work.start for work in works) + self.steps
-        n = -(-self.span // PAGE_SIZE)
-        tables = [work.sequence.pages[:n] for work in works]
+        self.steps = chunks[0].n_tokens
+        self.lengths = torch.tensor([chunk.start for chunk in chunks], device=device)
+        self.span = max(chunk.start for chunk in chunks) + self.steps
+        n = -(-self.span // BLOCK_SIZE)
+        tables = [chunk.sequence.blocks[:n] for chunk in chunks]
         self.tables = torch.tensor([table + [table[0]] * (n - len(table)) for table in tables], device=device)
         self.rows = (
-            torch.tensor([runner.state_row(work) for work in works], device=device) if runner.recurrent else None
+            torch.tensor([runner.state_row(chunk) for chunk in chunks], device=device) if runner.recurrent else None
         )
-        self.documents = torch.zeros(len(works), self.steps, dtype=torch.int64, device=device)
+        self.documents = torch.zeros(len(chunks), self.steps, dtype=torch.int64, device=device)
         self.previous = torch.where(self.lengths > 0, 0, -1)
-        self.memories: list[Any] = [runner.memories.get(work.sequence.number) for work in works]
+        self.cross_caches: list[Any] = [runner.cross_caches.get(chunk.sequence.request_id) for chunk in chunks]
 
     def begin(self, documents: Tensor | None, steps: int) -> tuple[Tensor, Tensor, Tensor]:
         assert documents is None and steps == self.steps
@@ -156,17 +162,17 @@ class PagedCache:
         return PagedSlot(self, index)
 
     def advance(self) -> None:
-        """The scheduler counts."""
+        """Nothing to do: the scheduler counts the tokens."""
 
     @property
     def memory_documents(self) -> Tensor | None:
-        if self.memories[0] is None:
+        if self.cross_caches[0] is None:
             return None
-        return _side_by_side([m.memory_documents for m in self.memories], 1, -1)
+        return _pad_and_concatenate([m.memory_documents for m in self.cross_caches], 1, -1)
 
 
-def _side_by_side(parts: list[Tensor], dim: int, value: float) -> Tensor:
-    """Tensors of one row each, of different length along `dim`."""
+def _pad_and_concatenate(parts: list[Tensor], dim: int, value: float) -> Tensor:
+    """Tensors of one row each, of different length along `dim` → one tensor, padded by `value`."""
     longest = max(part.shape[dim] for part in parts)
     padded = []
     for part in parts:
@@ -177,32 +183,32 @@ def _side_by_side(parts: list[Tensor], dim: int, value: float) -> Tensor:
 
 
 class PagedSlot:
-    """One mixer's part of it."""
+    """One mixer's part of a PagedCache."""
 
     def __init__(self, cache: PagedCache, index: int) -> None:
         self.cache, self.index = cache, index
         self.documents, self.previous = cache.documents, cache.previous
 
-    def _held(self, kind: type[Slot]) -> tuple[Tensor, ...]:
-        return held_by(self.cache.runner.spec[self.index], self.cache.runner.held[self.index], kind)
+    def _tensors(self, kind: type[Slot]) -> tuple[Tensor, ...]:
+        return held_by(self.cache.runner.spec[self.index], self.cache.runner.tensors[self.index], kind)
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """k and v (B, K, T, P) go into their pages; all keys and values up to the longest row come back."""
+        """Writes k and v (B, K, T, P) into the blocks; returns all keys and values up to the longest row."""
         cache = self.cache
-        keys, values = self._held(KV)
-        places = cache.lengths[:, None] + torch.arange(cache.steps, device=k.device)
-        pages, offsets = cache.tables.gather(1, places // PAGE_SIZE), places % PAGE_SIZE
-        keys[pages, offsets], values[pages, offsets] = k.transpose(1, 2), v.transpose(1, 2)
+        keys, values = self._tensors(KV)
+        positions = cache.lengths[:, None] + torch.arange(cache.steps, device=k.device)
+        blocks, offsets = cache.tables.gather(1, positions // BLOCK_SIZE), positions % BLOCK_SIZE
+        keys[blocks, offsets], values[blocks, offsets] = k.transpose(1, 2), v.transpose(1, 2)
         both = (t[cache.tables].flatten(1, 2)[:, : cache.span].transpose(1, 2) for t in (keys, values))
         return tuple(both)  # pyright: ignore[reportReturnType]
 
     def cross(self) -> tuple[Tensor, Tensor]:
-        found = [memory.slot(self.index).cross() for memory in self.cache.memories]
-        return tuple(_side_by_side(list(part), 2, 0.0) for part in zip(*found, strict=True))  # pyright: ignore
+        parts = [cache.slot(self.index).cross() for cache in self.cache.cross_caches]
+        return tuple(_pad_and_concatenate(list(part), 2, 0.0) for part in zip(*parts, strict=True))  # pyright: ignore
 
     def get(self, kind: type[Slot]) -> Tensor:
-        return self._held(kind)[0][self.cache.rows]
+        return self._tensors(kind)[0][self.cache.rows]
 
     def put(self, kind: type[Slot], value: Tensor) -> None:
-        held = self._held(kind)[0]
-        held[self.cache.rows] = value.to(held.dtype)
+        state = self._tensors(kind)[0]
+        state[self.cache.rows] = value.to(state.dtype)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""program.cpp and its headers, compiled once a machine and kept in the user's cache."""
+"""program.cpp and its headers, compiled once per machine into the user's cache."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -15,10 +16,11 @@ from importlib import resources
 from pathlib import Path
 
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread")
+logger = logging.getLogger("foundling")
 
 
-class Unavailable(Exception):
-    """Why there is no native code here; never reaches a user."""
+class NativeUnavailable(Exception):
+    """Why native code cannot be used here; callers turn it into an error or use torch."""
 
 
 def cache_directory() -> Path:
@@ -26,11 +28,50 @@ def cache_directory() -> Path:
     return Path(base) / "foundling"
 
 
+def is_built() -> bool:
+    """Whether `load_library` needs no compilation. Raises NativeUnavailable where it could not load anything."""
+    return _library_file(_compiler(), _sources()).exists()
+
+
+@functools.cache
+def load_library() -> ctypes.CDLL:
+    """The compiled program. Where it is not built yet, compiles it, which takes about ten seconds, and logs that it
+    does. Raises NativeUnavailable with the reason. A directory that others may write to is never loaded from."""
+    sources, compiler = _sources(), _compiler()
+    try:
+        file = _library_file(compiler, sources)
+        directory = file.parent
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not hasattr(os, "getuid"):
+            raise NativeUnavailable("this system does not tell who may write to the cache")
+        status = directory.stat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o022:
+            raise NativeUnavailable(f"{directory} can be written to by others")
+        if not file.exists():
+            logger.warning(f"compiling native code with {compiler} into {directory}: about ten seconds, once")
+            _compile(compiler, sources, file)
+        return ctypes.CDLL(str(file))
+    except subprocess.CalledProcessError as error:
+        first = (error.stderr or b"").decode(errors="replace").strip().splitlines()[:1]
+        raise NativeUnavailable(f"{compiler} could not compile: {first[0] if first else 'no message'}") from None
+    except (OSError, subprocess.SubprocessError) as error:
+        raise NativeUnavailable(f"native code could not be compiled or loaded: {error}") from None
+
+
+def _compile(compiler: str, sources: dict[str, bytes], file: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=file.parent) as temporary:
+        for name, text in sources.items():
+            (Path(temporary) / name).write_bytes(text)
+        command = [compiler, *FLAGS, f"{temporary}/program.cpp", "-o", f"{temporary}/program.so"]
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        os.replace(f"{temporary}/program.so", file)
+
+
 def _compiler() -> str:
-    found = shutil.which(os.environ.get("CXX") or "g++") or shutil.which("g++")
-    if found is None:
-        raise Unavailable("no C++ compiler (g++) found")
-    return found
+    compiler = shutil.which(os.environ.get("CXX") or "g++") or shutil.which("g++")
+    if compiler is None:
+        raise NativeUnavailable("no C++ compiler (g++) found")
+    return compiler
 
 
 def _sources() -> dict[str, bytes]:
@@ -39,43 +80,22 @@ def _sources() -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in files if file.name.endswith((".cpp", ".h"))}
 
 
-def _identity(sources: dict[str, bytes], compiler: str) -> str:
-    """What the machine code depends on; a home directory may be shared by different machines."""
+def _library_file(compiler: str, sources: dict[str, bytes]) -> Path:
+    """Its name identifies what the machine code depends on: different machines may share a home directory."""
     cpu = platform.machine() + platform.processor()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             cpu += next((line for line in lines if line.startswith(("flags", "Features"))), "")
     except OSError:
         pass
-    said = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    parts = (*sources.values(), said, " ".join(FLAGS).encode(), cpu.encode())
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
+    parts = (*sources.values(), _version(compiler), " ".join(FLAGS).encode(), cpu.encode())
+    digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
+    return cache_directory() / f"program-{digest}.so"
 
 
 @functools.cache
-def library() -> ctypes.CDLL:
-    """The compiled program; Unavailable says why there is none. Only what is our own and nobody else may write to is
-    loaded."""
-    sources, compiler = _sources(), _compiler()
+def _version(compiler: str) -> bytes:
     try:
-        directory = cache_directory()
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not hasattr(os, "getuid"):
-            raise Unavailable("who may write to the cache cannot be told on this system")
-        status = directory.stat()
-        if status.st_uid != os.getuid() or status.st_mode & 0o022:
-            raise Unavailable(f"{directory} can be written to by others")
-        made = directory / f"program-{_identity(sources, compiler)}.so"
-        if not made.exists():
-            with tempfile.TemporaryDirectory(dir=directory) as work:
-                for name, text in sources.items():
-                    (Path(work) / name).write_bytes(text)
-                command = [compiler, *FLAGS, f"{work}/program.cpp", "-o", f"{work}/program.so"]
-                subprocess.run(command, check=True, capture_output=True, timeout=300)
-                os.replace(f"{work}/program.so", made)
-        return ctypes.CDLL(str(made))
-    except subprocess.CalledProcessError as error:
-        first = (error.stderr or b"").decode(errors="replace").strip().splitlines()[:1]
-        raise Unavailable(f"{compiler} could not compile: {first[0] if first else 'no message'}") from None
+        return subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
-        raise Unavailable(f"native code could not be made: {error}") from None
+        raise NativeUnavailable(f"{compiler} does not run: {error}") from None

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from foundling.blocks.norm import LayerNorm, RMSNorm
 from foundling.blocks.stack import Block, Decoder
-from foundling.decode.native.build import Unavailable
-from foundling.decode.native.program import Form, Op, Program, Rows, why_not_layers, why_not_modules
+from foundling.decode.native.build import NativeUnavailable
+from foundling.decode.native.program import Form, Op, Program, Rows, unsupported_layers, unsupported_modules
 
 
-def why_not(model: Any) -> str | None:
+def unsupported_reason(model: Any) -> str | None:
     """What a model has that native code has not, or None: it serves a decoder of plain pre-norm layers on a CPU."""
     if not isinstance(model, Decoder) or any(
         getattr(type(model), name) is not getattr(Decoder, name)
@@ -27,16 +27,16 @@ def why_not(model: Any) -> str | None:
         return "its last norm or its head is not plain"
     if isinstance(model.norm, RMSNorm) and model.norm.offset:
         return "its norms' gains are written less an offset"
-    return why_not_modules(model) or why_not_layers(model.layers, Block)
+    return unsupported_modules(model) or unsupported_layers(model.layers, Block)
 
 
 class DecoderProgram(Program):
-    """Raises Unavailable where there is no compiler, or for a model that `why_not` names."""
+    """Raises NativeUnavailable where there is no compiler, or for a model that `unsupported_reason` names."""
 
     def __init__(self, model: Any, form: Form, most_rows: int) -> None:
-        reason = why_not(model)
+        reason = unsupported_reason(model)
         if reason:
-            raise Unavailable(reason)
+            raise NativeUnavailable(reason)
         super().__init__(list(model.layers), form, most_rows, causal=True)
         self.model, self.n_layers = model, len(model.layers)
         # the head's input is rounded least: the last layer decides what is said

@@ -15,8 +15,8 @@ from torch import Tensor
 from foundling.blocks.encoder import Encoder
 from foundling.blocks.stack import PostNormBlock
 from foundling.contracts.model import Mask
-from foundling.decode.native.build import Unavailable
-from foundling.decode.native.program import FORMS, LANES, Form, Program, why_not_layers, why_not_modules
+from foundling.decode.native.build import NativeUnavailable
+from foundling.decode.native.program import FORMS, LANES, Form, Program, unsupported_layers, unsupported_modules
 from foundling.errors import GenerationError
 
 ROWS = 1024
@@ -26,11 +26,11 @@ SPAN = 24
 half as much again."""
 
 
-def why_not(model: Any) -> str | None:
+def unsupported_reason(model: Any) -> str | None:
     """What a model has that native code has not, or None: it serves BERT and those alike, on a CPU."""
     if not isinstance(model, Encoder) or type(model).read is not Encoder.read:
         return f"{type(model).__name__} does not read as a stack of layers without direction"
-    return why_not_modules(model) or why_not_layers(model.layers, PostNormBlock)
+    return unsupported_modules(model) or unsupported_layers(model.layers, PostNormBlock)
 
 
 def native_encoder(model: Any, weights: Form = "int8") -> Any:
@@ -40,13 +40,13 @@ def native_encoder(model: Any, weights: Form = "int8") -> Any:
     threads take turns. GenerationError where there is no compiler, or for a model that native code does not know."""
     if weights not in FORMS:
         raise GenerationError(f"weights {weights!r}: expected one of {', '.join(FORMS)}")
-    reason = why_not(model)
+    reason = unsupported_reason(model)
     try:
         if reason:
-            raise Unavailable(reason)
+            raise NativeUnavailable(reason)
         layers = _Layers(model, weights)
-    except Unavailable as error:
-        raise GenerationError(f"native code cannot be had: {error}") from None
+    except NativeUnavailable as error:
+        raise GenerationError(f"native code is not available: {error}") from None
     made = copy.copy(model)
     for name in ("_modules", "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks"):
         made.__dict__[name] = copy.copy(made.__dict__[name])  # what is put there is not put into the model

@@ -18,7 +18,7 @@ from foundling.blocks.norm import LayerNorm, RMSNorm
 from foundling.blocks.position import Rotation
 from foundling.blocks.stack import Block, PostNormBlock
 from foundling.contracts.cache import KV
-from foundling.decode.native.build import library
+from foundling.decode.native.build import load_library
 
 Form = Literal["float32", "bfloat16", "int8", "int4"]
 """of the weights; int8 and int4 have a float16 scale for every 32 of them, as GGUF's Q8_0 and Q4_0, or for more"""
@@ -73,7 +73,7 @@ def pack(linears: Sequence[nn.Linear], form: str, span: int = 1) -> Packed:
     size = panels * LANES * {0: 4 * in_, 1: (in_ + 1) // 2 * 4, 2: groups * GROUP, 3: groups * GROUP // 2}[number]
     held = torch.zeros(size + 64, dtype=torch.uint8)
     to = held[-held.data_ptr() % 64 :][:size]
-    library().foundling_pack(
+    load_library().foundling_pack(
         _int(number), _int(span), _int(out), _int(in_), _pointer(weight.data_ptr()), _pointer(to.data_ptr()),
         _pointer(None if scales is None else scales.data_ptr()),
     )  # fmt: skip
@@ -85,7 +85,7 @@ def pack(linears: Sequence[nn.Linear], form: str, span: int = 1) -> Packed:
     return Packed(number, in_, out, to, scales, bias)
 
 
-def why_not_layers(layers: Iterable[nn.Module], kind: type[Block]) -> str | None:
+def unsupported_layers(layers: Iterable[nn.Module], kind: type[Block]) -> str | None:
     """What layers have that program.cpp has not, or None: plain attention and feed-forward, unchanged by adapters or
     quantisation, all of one shape."""
     layers = list(layers)
@@ -111,7 +111,7 @@ def why_not_layers(layers: Iterable[nn.Module], kind: type[Block]) -> str | None
     return "its layers differ in shape" if len(shapes) > 1 else None
 
 
-def why_not_modules(model: nn.Module) -> str | None:
+def unsupported_modules(model: nn.Module) -> str | None:
     """The same of any model: where it is, and who watches it."""
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
@@ -121,12 +121,12 @@ def why_not_modules(model: nn.Module) -> str | None:
 
 
 class Program:
-    """Layers, ready to run on up to `most_rows` tokens at once. Raises Unavailable where there is no compiler."""
+    """Layers, ready to run on up to `most_rows` tokens at once. Raises NativeUnavailable where there is no compiler."""
 
     def __init__(self, layers: Sequence[Any], form: Form, most_rows: int, *, causal: bool, span: int = 1) -> None:
-        """`layers` are such as `why_not_layers` finds nothing against; one that comes twice is packed once. Not
+        """`layers` are such as `unsupported_layers` finds nothing against; one that comes twice is packed once. Not
         `causal`: a token attends to all of its sequence, and keys are of one layer at a time. `span` as of `pack`."""
-        native = library()
+        native = load_library()
         native.foundling_team.restype = _pointer
         assert native.foundling_op_size() == ctypes.sizeof(Op) and native.foundling_rows_size() == ctypes.sizeof(Rows)
         self.native, self.form, self.most_rows, self.causal, self.span = native, form, most_rows, causal, span

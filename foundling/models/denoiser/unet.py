@@ -155,6 +155,11 @@ class UNet(nn.Module):
         self.norm = GroupNorm(c.n_groups, first, c.norm_eps)
         self.conv_out = nn.Conv2d(first, c.channels, 3, padding=1)
 
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one sample"""
+        return self.config.channels, self.config.image_size, self.config.image_size
+
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
         """Every residual part and the output start at zero, so that the first prediction is none."""

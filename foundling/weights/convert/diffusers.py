@@ -33,12 +33,17 @@ SCHEDULER = "DDPMScheduler"
 DIFFUSERS = "diffusers"
 _PREDICTS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 _KINDS = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
-_FIELDS = {"num_train_timesteps": "n_steps", "beta_start": "start", "beta_end": "end"}
+_FIELDS = {
+    "num_train_timesteps": ("n_steps", (int,)),
+    "beta_start": ("start", (int, float)),
+    "beta_end": ("end", (int, float)),
+    "clip_sample": ("clip_sample", (bool,)),
+    "clip_sample_range": ("clip_sample_range", (int, float)),
+}
+"""key of theirs → field of ours and the types that it may have in a file"""
 _ONLY = {
     "_class_name": SCHEDULER,
     "variance_type": "fixed_small",
-    "clip_sample": True,
-    "clip_sample_range": 1.0,
     "timestep_spacing": "leading",
     "steps_offset": 0,
     "trained_betas": None,
@@ -121,9 +126,9 @@ def load_denoiser(
 
 
 def _scheduler(schedule: NoiseSchedule) -> dict[str, Any]:
-    values = {theirs: getattr(schedule, ours) for theirs, ours in _FIELDS.items()}
-    said = {"beta_schedule": _KINDS[schedule.kind], "prediction_type": _PREDICTS[schedule.predicts]}
-    return {key: value for key, value in _ONLY.items() if value is not None} | values | said
+    values = {theirs: getattr(schedule, ours) for theirs, (ours, _) in _FIELDS.items()}
+    names = {"beta_schedule": _KINDS[schedule.kind], "prediction_type": _PREDICTS[schedule.predicts]}
+    return {key: value for key, value in _ONLY.items() if value is not None} | values | names
 
 
 def _schedule(file: Path) -> NoiseSchedule:
@@ -137,10 +142,9 @@ def _schedule(file: Path) -> NoiseSchedule:
     for key, wanted in _ONLY.items():
         if values[key] != wanted:
             raise WeightsError(f"{file}: {key} = {values[key]!r} is not supported; only {wanted!r} is")
-    for key in _FIELDS:
-        kinds = (int,) if key == "num_train_timesteps" else (int, float)
-        if type(values[key]) not in kinds:  # a bool is no number here
-            raise WeightsError(f"{file}: {key} is {values[key]!r}, expected {kinds[-1].__name__}")
+    for key, (_, types) in _FIELDS.items():
+        if type(values[key]) not in types:  # isinstance would take a bool for an int
+            raise WeightsError(f"{file}: {key} is {values[key]!r}, expected {types[-1].__name__}")
     named = {}
     for key, ours, table in (("beta_schedule", "kind", _KINDS), ("prediction_type", "predicts", _PREDICTS)):
         names = {theirs: name for name, theirs in table.items()}
@@ -148,6 +152,6 @@ def _schedule(file: Path) -> NoiseSchedule:
             raise WeightsError(f"{file}: {key} = {values[key]!r} is not known here; known: {', '.join(names)}")
         named[ours] = names[values[key]]
     try:
-        return NoiseSchedule(**{ours: values[theirs] for theirs, ours in _FIELDS.items()}, **named)
+        return NoiseSchedule(**{ours: values[theirs] for theirs, (ours, _) in _FIELDS.items()}, **named)
     except ConfigError as error:
         raise WeightsError(f"{file}: {error}") from None

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text of tokens that arrive one by one, without decoding all of them again for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from tokenizers.decoders import DecodeStream
+
+from foundling.text import Tokenizer
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class IncrementalDecoder(Protocol):
+    def append(self, token: int) -> str:
+        """The text of all tokens so far; the last character is U+FFFD while its bytes are incomplete."""
+        ...
+
+
+class FullDecoder:
+    """Calls `decode` on all tokens each time: for functions of which nothing is known."""
+
+    def __init__(self, decode: Callable[[list[int]], str], tokens: list[int] | None = None) -> None:
+        self.decode, self.tokens = decode, tokens or []
+
+    def append(self, token: int) -> str:
+        self.tokens.append(token)
+        return self.decode(self.tokens)
+
+
+class StreamDecoder:
+    """Decodes a window of the last few tokens by the tokenizers library."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer, self.stream = tokenizer, DecodeStream(skip_special_tokens=True)
+        self.tokens, self.text = list[int](), ""
+        self.n_context = self.n_decoded = 0
+        """tokens[:n_decoded] are in `text`, the last of them from n_context on"""
+        self.fallback: FullDecoder | None = None
+
+    def append(self, token: int) -> str:
+        if self.fallback:
+            return self.fallback.append(token)
+        self.tokens.append(token)
+        try:
+            chunk = self.stream.step(self.tokenizer.backend, token)
+        except Exception:  # bytes that form no character change the text before them: a stream cannot take it back
+            self.fallback = FullDecoder(self.tokenizer.decode, self.tokens)
+            return self.tokenizer.decode(self.tokens)
+        if chunk is None:  # the token ends inside a character, or has no text
+            context = self.tokenizer.decode(self.tokens[self.n_context : self.n_decoded])
+            return self.text + self.tokenizer.decode(self.tokens[self.n_context :])[len(context) :]
+        self.text += chunk
+        self.n_context, self.n_decoded = self.n_decoded, len(self.tokens)
+        return self.text
+
+
+def incremental_decoder(decode: Callable[[list[int]], str]) -> IncrementalDecoder:
+    """For `decode`, ids → text: by the tokenizers library where it is the method of a foundling.text.Tokenizer."""
+    owner = getattr(decode, "__self__", None)
+    if isinstance(owner, Tokenizer) and getattr(decode, "__func__", None) is Tokenizer.decode:
+        return StreamDecoder(owner)
+    return FullDecoder(decode)

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A generation request, its completion, and the checks that a request must pass."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from foundling.decode.processors import LogitsProcessor
+from foundling.decode.sampling import Sampling
+from foundling.errors import GenerationError
+
+FinishReason = Literal["end", "stop", "length", "cancelled", "error"]
+"""an id of `stop` · a string of `stop_strings` · max_tokens · `Engine.cancel` · a processor or `decode` raised"""
+MAX_TOP_LOGPROBS = 1000
+
+
+@dataclass(frozen=True)
+class Request:
+    """One completion of one prompt of token ids."""
+
+    prompt: Sequence[int]
+    max_tokens: int
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int = 0
+    stop: Sequence[int] = ()
+    """ids that end the completion; they are not part of it"""
+    stop_strings: Sequence[str] = ()
+    """strings that end the completion; its tokens include those that complete the string, its text is cut before it"""
+    decode: Callable[[list[int]], str] | None = None
+    """ids → text; sets `Completion.text`, and stop_strings require it"""
+    logprobs: int | None = None
+    """how many top log-probabilities to return beside that of each token; None returns no log-probabilities"""
+    prompt_logprobs: int | None = None
+    """the same for the tokens of the prompt"""
+    processors: Sequence[LogitsProcessor] = ()
+    """applied after the processors that `sampling` implies"""
+    adapter: str | None = None
+    """name of an adapter in the model's AdapterBank; only an engine reads it"""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str) or isinstance(self.stop_strings, str):
+            raise GenerationError("stop takes ids and stop_strings a list of strings; wrap the string in a list")
+        if not all(self.stop_strings):
+            raise GenerationError("stop_strings contains an empty string, which matches everywhere; remove it")
+        if self.stop_strings and self.decode is None:
+            raise GenerationError("stop_strings require `decode`, a function from ids to text: pass the tokenizer's")
+        wrong = [i for i in self.stop if isinstance(i, bool) or not isinstance(i, int)]
+        if wrong:
+            raise GenerationError(f"stop contains {wrong[0]!r}; expected ids (strings belong in stop_strings)")
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and 0 <= value <= MAX_TOP_LOGPROBS):
+                raise GenerationError(f"{name} is {value!r}; expected 0 to {MAX_TOP_LOGPROBS}, or None")
+
+
+@dataclass
+class Completion:
+    """The result of a request. Log-probabilities are natural logarithms under the model's own distribution, before
+    temperature, penalties and truncation."""
+
+    tokens: list[int]
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+    """the message, where finish_reason is "error" """
+    text: str | None = None
+    """where the request has `decode`; complete once the completion has finished"""
+    logprobs: list[float] | None = None
+    top_logprobs: list[dict[int, float]] | None = None
+    """the most likely ids at each position, best first"""
+    prompt_logprobs: list[float | None] | None = None
+    """None for the first token, which has no context"""
+    prompt_top_logprobs: list[dict[int, float]] | None = None
+
+    @property
+    def mean_logprob(self) -> float:
+        """Mean per token. Raises GenerationError where the request did not ask for log-probabilities."""
+        if self.logprobs is None:
+            raise GenerationError("the completion has no log-probabilities; request them with logprobs=0")
+        return sum(self.logprobs) / max(1, len(self.logprobs))
+
+
+def check_request(config: Any, request: Request, *, reads_source: bool) -> None:
+    """Raises GenerationError for a request that a model of this config cannot serve. `reads_source`: the prompt is the
+    source of an encoder-decoder, so it does not share max_seq_len with the completion."""
+    prompt, vocab_size, max_tokens = request.prompt, config.vocab_size, request.max_tokens
+    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
+        raise GenerationError(f"max_tokens is {max_tokens!r}; expected a whole number, at least 1")
+    if not len(prompt):
+        raise GenerationError("the prompt is empty; pass at least one token")
+    if min(prompt) < 0 or max(prompt) >= vocab_size:
+        raise GenerationError(f"the prompt contains an id outside the vocabulary of {vocab_size}")
+    if not reads_source and len(prompt) + max_tokens > config.max_seq_len:
+        raise GenerationError(
+            f"a prompt of {len(prompt)} tokens and max_tokens {max_tokens} exceed the model's max_seq_len "
+            f"{config.max_seq_len}; request at most {max(0, config.max_seq_len - len(prompt))}"
+        )
+    request.sampling.check(vocab_size)
+
+
+def check_generates(model: Any) -> None:
+    """Raises GenerationError for a model that does not predict the next token."""
+    if not model.capabilities.generates:
+        raise GenerationError(f"{type(model).__name__} does not generate text; see `foundling fill`")
+
+
+def build_requests(
+    prompts: Sequence[Sequence[int]],
+    n: int,
+    seed: int,
+    sampling: Sampling | None,
+    sampling_fields: dict[str, Any],
+    **options: Any,
+) -> list[Request]:
+    """`n` requests per prompt: completion j of prompt i is request i·n + j, and its seed is seed + i·n + j. Sampling
+    is either `sampling` or its fields by name. `options` are other fields of Request. Raises GenerationError for
+    unknown names and for options that exclude each other."""
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise GenerationError(f"n is {n!r}; expected a whole number, at least 1")
+    if sampling is not None and sampling_fields:
+        raise GenerationError(f"pass either `sampling` or {', '.join(sorted(sampling_fields))}, not both")
+    known = [f.name for f in fields(Sampling)]
+    for name in sampling_fields:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            raise GenerationError(f"unknown option '{name}'" + (f"; did you mean '{close[0]}'?" if close else ""))
+    sampling = Sampling(**sampling_fields) if sampling is None else sampling
+    if not len(prompts):
+        raise GenerationError("the list of prompts is empty; pass at least one")
+    repeated = [prompt for prompt in prompts for _ in range(n)]
+    return [
+        Request(prompt=prompt, sampling=sampling, seed=seed + row, **options) for row, prompt in enumerate(repeated)
+    ]
