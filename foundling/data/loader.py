@@ -78,7 +78,8 @@ def packed(rows: torch.Tensor, eos: int) -> Batch:
 
 def evaluation_batches(shards: TokenShards | TokenArray, *, seq_len: int, batch_size: int, stride: int) -> list[Batch]:
     """Every token of the shards predicted once, with at least seq_len − stride tokens before it where its text has
-    them: windows overlap and each counts only its last `stride` targets (the first counts all)."""
+    them: windows overlap and each counts only its last `stride` targets (the first counts all). Rows are numbered by
+    `sample_ids`, across all batches."""
     stream = torch.from_numpy(shards.read(0, shards.n_tokens))
     length = min(seq_len, len(stream) - 1)
     starts = list(range(0, len(stream) - 1 - length, stride)) + [len(stream) - 1 - length]
@@ -93,5 +94,6 @@ def evaluation_batches(shards: TokenShards | TokenArray, *, seq_len: int, batch_
     for i in range(0, len(rows), batch_size):
         batch = packed(torch.stack(rows[i : i + batch_size]), shards.eos)
         batch["loss_mask"] = torch.stack(masks[i : i + batch_size])
+        batch["sample_ids"] = torch.arange(i, i + len(batch["tokens"]))
         batches.append(batch)
     return batches

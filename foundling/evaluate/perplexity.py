@@ -71,16 +71,15 @@ def corrupted_score(
     """Nats per token that is asked for, of a model that restores corrupted text: hidden tokens, or the target of a
     source. `transform` corrupts as in training (data/transforms); what it hides depends on the number of the row.
     `batches`: evaluation_batches with a stride of seq_len, each token of which counts once."""
-    numbered = _Numbered(batches)
-    corrupted = transform(numbered)
+    corrupted = transform(batches)
     if batches and "source" in corrupted[0]:  # the last window overlaps the one before it: read what is new alone
-        new = [b | {"documents": torch.where(b["loss_mask"], b["documents"], -1)} for b in numbered]
-        corrupted = transform(_Numbered(new))
+        new = [b | {"documents": torch.where(b["loss_mask"], b["documents"], -1)} for b in batches]
+        corrupted = transform(new)
         return score(model, objective, (corrupted[n] for n in range(len(new))), None, runtime)
 
     def once(n: int) -> Batch:
         batch = corrupted[n]
-        return batch | {"loss_mask": batch["loss_mask"] & numbered[n]["loss_mask"]}
+        return batch | {"loss_mask": batch["loss_mask"] & batches[n]["loss_mask"]}
 
     return score(model, objective, map(once, range(len(batches))), None, runtime)
 
@@ -148,19 +147,3 @@ def _positions(sequences: Sequence[Sequence[int]], kept: set[int], most: int, se
         return every
     drawn = torch.randperm(len(every), generator=generator("pseudo_perplexity", seed))[:most]
     return [every[i] for i in drawn.tolist()]
-
-
-class _Numbered(Sequence[Batch]):
-    """Batches with `sample_ids`: rows numbered from 0, across all of them."""
-
-    def __init__(self, batches: Sequence[Batch]) -> None:
-        self.batches = batches
-        self.first = [0]
-        for batch in batches:
-            self.first.append(self.first[-1] + len(batch["tokens"]))
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, n: int) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self.batches[n] | {"sample_ids": torch.arange(self.first[n], self.first[n + 1])}

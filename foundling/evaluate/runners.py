@@ -117,7 +117,9 @@ def complete(
                 **sampling,
             )
     return [
-        GeneratedText(answer.text if stop_strings else tokenizer.decode(answer.tokens), answer.finish == "length")
+        GeneratedText(
+            answer.text if stop_strings else tokenizer.decode(answer.tokens), answer.finish_reason == "length"
+        )
         for answer in answers
     ]
 

@@ -144,6 +144,7 @@ def _activation_law(
     """Counted on tensors without memory at two short lengths. `config` is JSON, so that equal ones are counted once;
     `share`: length of the target by that of the source."""
     fields, (some, more) = json.loads(config), SEEN
+    fields["max_seq_len"] = max(fields["max_seq_len"], more)  # tables of positions are no activations
     with FakeTensorMode():
         model = build(family, **fields)
 

@@ -173,7 +173,7 @@ def _write(run: Any, outcome: Outcome, record: RunRecord, result: dict[str, Any]
             write_json(staging / "generation_config.json", outcome.generation)
         write_report(record, staging / "report.html")
         write_json(staging / "report.json", asdict(record))
-        card = model_card(record, model_id=record.name, parents=record.parents)
+        card = model_card(record)
         write_bytes(staging / "README.md", card.encode())
         write_bytes(staging / "log.jsonl", (run.directory / "log.jsonl").read_bytes())
         about = {
@@ -196,10 +196,8 @@ def _write(run: Any, outcome: Outcome, record: RunRecord, result: dict[str, Any]
 def _print_result(run: Any, outcome: Outcome, result: dict[str, Any], progress: Any) -> None:
     predicted, actual = result["predicted"], result["actual"]
     progress.line(f"  {'':14}{'predicted':>12}{'actual':>12}")
-    for name, unit, scale in (("seconds", "s", 1), ("peak_bytes", "GiB", 2**30), ("loss", outcome.loss_unit, 1),
-                              (outcome.metric.key, outcome.metric.name, 1)):  # fmt: skip
-        if name not in actual or (name == "loss" and outcome.metric.key == "loss"):
-            continue
+    rows = {"seconds": ("s", 1), "peak_bytes": ("GiB", 2**30), "loss": (outcome.loss_unit, 1)}
+    for name, (unit, scale) in (rows | {outcome.metric.key: (outcome.metric.name, 1)}).items():
         value = actual[name] / scale
         if predicted.get(name) is None:
             progress.line(f"  {name:14}{'–':>12}{value:>12.4g} {unit}")

@@ -36,7 +36,7 @@ from foundling.plan.probe import (
     proxy_run,
     step_seconds,
 )
-from foundling.recipes.learning import learning_of
+from foundling.recipes.learning import learning_of, target_len
 from foundling.recipes.models import Origin, check_fields, find_origin, objective_of
 from foundling.recipes.recipe import ObjectiveSpec, Recipe
 from foundling.recipes.run import Prepared, Run
@@ -92,8 +92,9 @@ def prepare_text(run: Run, corpus: Corpus) -> Prepared:
     runtime = Runtime(device, runtime_given.get("precision", precision), threads)
     vocab_size, seq_len = text_sizes(request.budget, rate, corpus.train_bytes)
     tokenizer = named(_tokenizer(run, corpus, origin, objective, vocab_size), objective)
-    seq_len, train_tokens = _seq_len(corpus, tokenizer, origin, seq_len, train_given.get("seq_len"))
-    sizes = size_fields(origin, tokenizer.vocab_size, seq_len, start_id=tokenizer.eos)
+    seq_len, train_tokens = _seq_len(corpus, tokenizer, origin, objective, seq_len, train_given.get("seq_len"))
+    longest = max(seq_len, target_len(objective, seq_len) or 0)
+    sizes = size_fields(origin, tokenizer.vocab_size, longest, start_id=tokenizer.eos)
     optim = from_dict(OptimOptions, given.get("optim", {}), where="optim")
     learning = learning_of(objective, tokenizer, sizes[0], seq_len, given.get("seed", 0))
     spec = StepSpec(
@@ -139,13 +140,17 @@ def _tokenizer(run: Run, corpus: Corpus, origin: Origin, objective: ObjectiveSpe
         return train_tokenizer(corpus, run.request.get("data.vocab_size", vocab_size))
 
 
-def _seq_len(corpus: Corpus, tokenizer: Tokenizer, origin: Origin, chosen: int, given: int | None) -> tuple[int, float]:
+def _seq_len(
+    corpus: Corpus, tokenizer: Tokenizer, origin: Origin, objective: ObjectiveSpec, chosen: int, given: int | None
+) -> tuple[int, float]:
     """(tokens in a row, tokens of the training text)"""
     train_tokens = corpus.train_bytes / bytes_per_token(corpus, tokenizer)
     longest = (origin.fields or origin.overrides).get("max_seq_len")
     seq_len = given or max(8, min(chosen, int(train_tokens / 4), longest or chosen))
-    if longest and seq_len > longest:
-        raise ConfigError(f"seq_len {seq_len} is more than the {longest} tokens that the model reads")
+    over = max(seq_len, target_len(objective, seq_len) or 0) - longest if longest else 0
+    if over > 0 and given:
+        raise ConfigError(f"seq_len {seq_len} is more than the {longest} tokens that the model reads allow")
+    seq_len -= max(0, over)
     if train_tokens < 2 * seq_len:
         raise BudgetError(
             f"the training text is {train_tokens:.0f} tokens, one window takes {2 * seq_len}; give more text"
@@ -153,7 +158,7 @@ def _seq_len(corpus: Corpus, tokenizer: Tokenizer, origin: Origin, chosen: int, 
     return seq_len, train_tokens
 
 
-def size_fields(origin: Origin, vocab_size: int, seq_len: int, start_id: int = 0) -> list[dict[str, Any]]:
+def size_fields(origin: Origin, vocab_size: int, max_seq_len: int, start_id: int = 0) -> list[dict[str, Any]]:
     """Configurations to choose from: one where they are fixed, else a ladder with what was given laid over it.
     `vocab_size`: of the tokenizer; `start_id`: what a decoder reads first, where a family asks."""
     if origin.fields is not None:
@@ -172,7 +177,7 @@ def size_fields(origin: Origin, vocab_size: int, seq_len: int, start_id: int = 0
         raise ConfigError(f"'d_model' is {d_model!r}, expected a multiple of 32 (the width of a head)")
     if n_layers is not None and (type(n_layers) is not int or n_layers < 1):
         raise ConfigError(f"'n_layers' is {n_layers!r}, expected int, at least 1")
-    sizes = ladder(origin.family, vocab_size, seq_len, d_model=d_model, n_layers=n_layers)
+    sizes = ladder(origin.family, vocab_size, max_seq_len, d_model=d_model, n_layers=n_layers)
     return [check_fields(origin.family, size | over) for size in sizes]
 
 
@@ -235,7 +240,8 @@ class TextProbes:
 
     def _sized(self, d_model: int, n_layers: int, tokenizer: Tokenizer) -> StepSpec:
         rows = max(1, PROXY_STEP_TOKENS // self.spec.seq_len)
-        fields = family(self.spec.family).module.sized(tokenizer.vocab_size, self.spec.seq_len, d_model, n_layers)
+        longest = max(self.spec.seq_len, self.spec.target_len or 0)
+        fields = family(self.spec.family).module.sized(tokenizer.vocab_size, longest, d_model, n_layers)
         return replace(self.spec, fields=fields, batch_size=rows, micro_batch_size=rows)
 
     def elapsed(self) -> float:

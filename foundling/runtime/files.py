@@ -120,6 +120,13 @@ def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
             raise
 
 
+def clear(directory: Path) -> None:
+    """Removes a directory with all that is in it; nothing where there is none. OutputError where it cannot be."""
+    with output_errors(directory):
+        if directory.exists():
+            shutil.rmtree(directory)
+
+
 def publish(source: Path, target: Path, last: str) -> None:
     """Moves the files of `source` into the directory `target`, the one named `last` at the end: a reader who finds it
     finds all."""

@@ -16,7 +16,7 @@ class Schedule:
     total_steps: int
     kind: Literal["cosine", "wsd"] = "wsd"
     warmup_steps: int = 0
-    decay_share: float = 0.5
+    decay_share: float = 0.8
     final: float = 0.0
 
     def __call__(self, step: int) -> float:
