@@ -15,7 +15,7 @@ from foundling.blocks.moe import MoE
 from foundling.config import from_dict, nearest
 from foundling.errors import ConfigError
 
-Kind = Literal["decoder", "encoder", "seq2seq", "pair", "denoiser"]
+Kind = Literal["decoder", "encoder", "seq2seq", "dual_encoder", "denoiser"]
 """decoder: reads left to right; encoder: both ways; seq2seq: left to right, with a memory; pair: two encoders into one
 space; denoiser: noise out"""
 
@@ -54,7 +54,7 @@ FAMILIES: dict[str, Entry] = {
     "t5": Entry("foundling.models.seq2seq.t5", "T5", "T5Config", "seq2seq"),
     "transformer": Entry("foundling.models.seq2seq.transformer", "Transformer", "TransformerConfig", "seq2seq"),
     "bart": Entry("foundling.models.seq2seq.bart", "BART", "BARTConfig", "seq2seq"),
-    "clip": Entry("foundling.models.multimodal.clip", "CLIP", "CLIPConfig", "pair"),
+    "clip": Entry("foundling.models.multimodal.clip", "CLIP", "CLIPConfig", "dual_encoder"),
     "unet": Entry("foundling.models.denoiser.unet", "UNet", "UNetConfig", "denoiser"),
 }
 
