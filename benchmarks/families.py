@@ -26,9 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.sides import Side, answer_calls
+from foundling.blocks.context import GLOBAL, Context
 from foundling.blocks.init import initialise
+from foundling.blocks.mask import Mask
 from foundling.blocks.position import RoPE
-from foundling.contracts.model import Mask, layers_of
+from foundling.contracts.model import layers_of
 from foundling.decode.native.encoder import native_encoder
 from foundling.models import build, family
 from foundling.runtime.device import Runtime, available_threads
@@ -92,7 +94,7 @@ def scaling(option: str) -> Made:
 def mixtral(option: str) -> Made:
     c, width = MIXTRAL, MIXTRAL["d_model"]
     if option in ("", "dense"):
-        rope, mask = RoPE(c["head_dim"], 1e6), Mask()
+        rope = RoPE(c["head_dim"], 1e6)
         if option:
             dense = LLAMA | {k: v for k, v in c.items() if k != "d_expert"} | {"d_ff": 2 * c["d_expert"]}
             layer = build("llama", **dense).layers[0]
@@ -100,7 +102,8 @@ def mixtral(option: str) -> Made:
             layer = build("mixtral", **c).layers[0]
 
         def ours(rows: int, steps: int) -> Tensor:
-            out = layer(states(rows, steps, width), mask, rope(torch.arange(steps)[None]))
+            ctx = Context({GLOBAL: Mask()}, {GLOBAL: rope(torch.arange(steps)[None])})
+            out = layer(states(rows, steps, width), ctx)
             return out[0] if isinstance(out, tuple) else out
 
         return Made(layer, ours, [layer])

@@ -23,7 +23,6 @@ from torch import Tensor
 from benchmarks.corpora import path_of
 from foundling.blocks.attention import Attention
 from foundling.blocks.init import initialise
-from foundling.blocks.position import rotate
 from foundling.data.loader import PackedBatches, evaluation_batches
 from foundling.data.shards import TokenArray, TokenShards
 from foundling.evaluate.perplexity import score
@@ -145,13 +144,11 @@ def qk_norm() -> ExitStack:
     def heads(self: Attention, x: Tensor) -> Tensor:
         return F.rms_norm(plain(self, x), (self.head_dim,))
 
-    def forward(self: Attention, x: Tensor, mask: Any, rotation: Any = None, cache: Any = None) -> Tensor:
-        q, k, v = heads(self, self.q(x)), heads(self, self.k(x)), plain(self, self.v(x))
-        q, k = (rotate(q, rotation), rotate(k, rotation)) if rotation is not None else (q, k)
-        return self.o(self.attend(q, k, v, mask).transpose(1, 2).flatten(2))
+    def qkv(self: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return heads(self, self.q(x)), heads(self, self.k(x)), plain(self, self.v(x))
 
     plain, stack = Attention.heads, ExitStack()
-    stack.enter_context(mock.patch.object(Attention, "forward", forward))
+    stack.enter_context(mock.patch.object(Attention, "qkv", qkv))
     return stack
 
 

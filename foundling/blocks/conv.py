@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Causal convolutions, and the borders of documents that recurrent mixers heed."""
+"""Causal convolutions, and the document borders that recurrent mixers respect."""
 
 from __future__ import annotations
 
@@ -7,30 +7,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foundling.contracts.cache import Conv, LayerCache
+from foundling.blocks.context import Context
+from foundling.contracts.cache import Conv
 
 
 def segments_of(documents: Tensor, previous: Tensor | None) -> Tensor:
-    """documents (B, T), -1 on the right; previous (B,): the last document of what was read before, -1 for none. ->
-    (B, T): 0 while the document before goes on, then one more at each border; padding continues the last."""
+    """documents (B, T), −1 on the right; previous (B,): the document of the last token before them, −1 for none. ->
+    (B, T): 0 while that document continues, one more at each border; padding continues the last segment."""
     before = documents[:, :1] if previous is None else previous[:, None]
     shifted = torch.cat((before, documents[:, :-1]), dim=1)
     return ((documents != shifted) & (documents >= 0) & (shifted >= 0)).cumsum(1)
 
 
-def remembered(x: Tensor, held: Tensor, documents: Tensor, segments: Tensor | None) -> Tensor:
-    """The last W inputs after each row's real tokens, those of older documents left out: what a Conv slot holds next.
-    x (B, T, C); held (B, W, C), the inputs before -> (B, W, C)"""
-    width = held.shape[1]
-    inputs = torch.cat((held, x.to(held.dtype)), dim=1)
+def last_inputs(x: Tensor, past: Tensor, documents: Tensor, segments: Tensor | None) -> Tensor:
+    """The last W inputs of each row's real tokens, zero for those of older documents: the next value of a Conv slot.
+    x (B, T, C); past (B, W, C), the inputs before x -> (B, W, C)"""
+    width = past.shape[1]
+    inputs = torch.cat((past, x.to(past.dtype)), dim=1)
     real = (documents >= 0).sum(1)
-    places = real[:, None] + torch.arange(width, device=x.device)
-    kept = inputs.gather(1, places[..., None].expand(-1, -1, inputs.shape[2]))
+    index = real[:, None] + torch.arange(width, device=x.device)
+    last = inputs.gather(1, index[..., None].expand(-1, -1, inputs.shape[2]))
     if segments is None:
-        return kept
+        return last
     s = F.pad(segments, (width, 0))
-    last = s.gather(1, (real + width - 1)[:, None])
-    return torch.where((s.gather(1, places) == last)[..., None], kept, 0)
+    current = s.gather(1, (real + width - 1)[:, None])
+    return torch.where((s.gather(1, index) == current)[..., None], last, 0)
 
 
 def taps(x: Tensor, weight: Tensor, segments: Tensor | None) -> Tensor:
@@ -58,19 +59,19 @@ class CausalConv(nn.Module):
     def slot(self) -> Conv:
         return Conv(self.channels, self.width - 1)
 
-    def forward(self, x: Tensor, segments: Tensor | None, cache: LayerCache | None) -> Tensor:
-        """x (B, T, C), segments (B, T) as segments_of gives them, or None for one document -> (B, T, C). With a cache
-        it goes on from what is held, and holds the last inputs anew."""
-        held = None if cache is None else cache.get(Conv)
-        y = self._convolved(x, segments, held)
-        if cache is not None and held is not None:  # after it: what is held is overwritten
-            cache.put(Conv, remembered(x, held, cache.documents, segments))
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        """x (B, T, C) -> (B, T, C). With a cache it continues from the last inputs, and stores the new last ones."""
+        cache = ctx.layer_cache
+        past = None if cache is None else cache.get(Conv)
+        y = self._convolved(x, ctx.segments, past)
+        if cache is not None and past is not None and ctx.documents is not None:  # last: `past` is overwritten
+            cache.put(Conv, last_inputs(x, past, ctx.documents, ctx.segments))
         return y
 
-    def _convolved(self, x: Tensor, segments: Tensor | None, held: Tensor | None) -> Tensor:
-        """held (B, width − 1, C): the inputs before"""
+    def _convolved(self, x: Tensor, segments: Tensor | None, past: Tensor | None) -> Tensor:
+        """past (B, width − 1, C): the inputs before x"""
         before = self.width - 1
-        x = F.pad(x, (0, 0, before, 0)) if held is None else torch.cat((held.to(x.dtype), x), dim=1)
-        # what was held belongs to segment 0, unless a border came first: then segments begin at 1
+        x = F.pad(x, (0, 0, before, 0)) if past is None else torch.cat((past.to(x.dtype), x), dim=1)
+        # past inputs belong to segment 0, unless a border comes first: then segments begin at 1
         seen = None if segments is None else F.pad(segments, (before, 0))
         return taps(x, self.weight[:, 0], seen) + self.bias

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stack that reads a text from both sides at once, and what may stand on it: a pooled vector, the tokens that belong
-into gaps, classes."""
+"""A bidirectional encoder, and what may stand on it: a pooled vector, a head over the vocabulary, a classifier."""
 
 from __future__ import annotations
 
@@ -11,19 +10,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foundling.blocks.attention import reaches_of
+from foundling.blocks.context import Context, build_masks
+from foundling.blocks.layer import balance_terms, forward_layers
+from foundling.blocks.mask import MaskRule
 from foundling.blocks.norm import LayerNorm
 from foundling.blocks.position import positions_of
-from foundling.contracts.model import Capabilities, EncoderOutput, Mask, ModelOutput
+from foundling.contracts.model import Capabilities, EncoderOutput, ModelOutput
+from foundling.contracts.objective import Term
 from foundling.errors import ConfigError, GenerationError
 
 
 class Encoder(nn.Module):
-    """Sums of embeddings, normalised; layers without a direction; a transformed state for the head (Devlin et al. 2019,
-    sections 3 and A.2). The family builds the layers; `config` says which of the parts on top there are: `pooled`,
-    `masked` (the head over the vocabulary) and `n_classes`.
+    """A normalised sum of embeddings, bidirectional layers, and a transformed state for the head (Devlin et al. 2019,
+    sections 3 and A.2). The family builds the layers; `config` says which parts stand on top: `pooled`, `masked` (the
+    head over the vocabulary) and `n_classes`.
 
-    `d_embed`: the embeddings' width, where it is not the layers'; `first_position`: the row of the table that a
-    document's first token reads."""
+    `d_embed`: the width of the embeddings, where it is not that of the layers; `first_position`: the row of the
+    position table that a document's first token reads; `dropout` is of the embeddings, in training."""
 
     capabilities = Capabilities(embeds=True)
 
@@ -37,6 +41,7 @@ class Encoder(nn.Module):
         first_position: int = 0,
         activation: Callable[[Tensor], Tensor] = F.gelu,
         pool_activation: Callable[[Tensor], Tensor] = torch.tanh,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         c, width = config, config.d_model if d_embed is None else d_embed
@@ -46,8 +51,10 @@ class Encoder(nn.Module):
         self.position_embedding = nn.Embedding(c.max_seq_len + first_position, width)
         self.type_embedding = nn.Embedding(n_types, width) if n_types else None
         self.embedding_norm = LayerNorm(width, c.norm_eps)
+        self.dropout = nn.Dropout(dropout)
         self.widen = nn.Identity() if d_embed is None else nn.Linear(width, c.d_model)
         self.layers = nn.ModuleList(layers)
+        self.reaches = reaches_of(layers)
         self.pooler = nn.Linear(c.d_model, c.d_model) if c.pooled else None
         self.transform = nn.Linear(c.d_model, width) if c.masked else None
         self.norm = LayerNorm(width, c.norm_eps) if c.masked else None
@@ -68,31 +75,33 @@ class Encoder(nn.Module):
         positions: Tensor | None = None,
         token_types: Tensor | None = None,
     ) -> EncoderOutput:
-        """x (B, T) ids or (B, T, D) embeddings, token_types (B, T), 0 unless given -> the last layer's states; `pooled`
-        (B, D) is made of each row's first one, where the model has a pooler."""
+        """x (B, T) ids or (B, T, D) embeddings, token_types (B, T), 0 by default -> the last layer's states; `pooled`
+        (B, D) is computed from each row's first one, where the model has a pooler. GenerationError for a text longer
+        than max_seq_len, ConfigError for token_types that the model has no table for."""
         places = positions_of(x, documents) if positions is None else positions
         if x.shape[1] > self.config.max_seq_len and int(places.max()) >= self.config.max_seq_len:
-            raise GenerationError(f"a text is longer than {self.config.max_seq_len} tokens, which is all that is read")
+            raise GenerationError(f"a text is longer than the {self.config.max_seq_len} tokens that the model reads")
         y = x if x.is_floating_point() else self.embed(x)
         y = y + self.position_embedding(places + self.first_position)
         if self.type_embedding is not None:
             y = y + (self.type_embedding.weight[0] if token_types is None else self.type_embedding(token_types))
         elif token_types is not None:
-            raise ConfigError(f"{type(self).__name__} knows no token_types; leave them out")
-        y = self.read(self.widen(self.embedding_norm(y)), Mask(causal=False, documents=documents))
+            raise ConfigError(f"{type(self).__name__} has no token_types; leave them out")
+        y, aux = self.forward_layers(self.widen(self.dropout(self.embedding_norm(y))), documents)
         pooled = None if self.pooler is None else self.pool_activation(self.pooler(y[:, 0]))
         if documents is None:
             documents = torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
-        return EncoderOutput(y, documents, pooled)
+        return EncoderOutput(y, documents, pooled, aux)
 
-    def read(self, x: Tensor, mask: Mask) -> Tensor:
-        """x (B, T, D) -> (B, T, D), through the layers"""
-        for layer in self.passes():
-            x = layer(x, mask)
-        return x
+    def forward_layers(self, x: Tensor, documents: Tensor | None) -> tuple[Tensor, dict[str, Term]]:
+        """x (B, T, D), documents (B, T) -> (B, T, D), and the losses that arise in the layers"""
+        rule = MaskRule(causal=False, documents=documents)
+        ctx = Context(build_masks(self.reaches, rule, x.shape[1], x.shape[1], x), documents=documents)
+        x, routings = forward_layers(self.layer_sequence(), x, ctx)
+        return x, balance_terms(routings, self.config)
 
-    def passes(self) -> Iterable[nn.Module]:
-        """The layers in the order that they are passed in; one may come more than once."""
+    def layer_sequence(self) -> Iterable[nn.Module]:
+        """The layers in the order that they are run; one may come more than once."""
         return self.layers
 
     def forward(
@@ -103,19 +112,19 @@ class Encoder(nn.Module):
         positions: Tensor | None = None,
         token_types: Tensor | None = None,
     ) -> ModelOutput:
-        """As `encode`, but what the head over the vocabulary reads; ConfigError without that head."""
+        """As `encode`, but gives what the head over the vocabulary reads; ConfigError without that head."""
         if self.transform is None or self.norm is None:
             raise ConfigError(f"this {type(self).__name__} has no head over its vocabulary; use encode(…)")
-        states = self.encode(x, documents=documents, positions=positions, token_types=token_types).states
-        return ModelOutput(self.norm(self.activation(self.transform(states))), {})
+        out = self.encode(x, documents=documents, positions=positions, token_types=token_types)
+        return ModelOutput(self.norm(self.activation(self.transform(out.states))), out.aux)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """What forward gives, (..., D) -> (..., V)"""
+        """hidden of `forward`, (..., D) -> (..., V)"""
         assert self.head is not None
         return self.head(hidden)
 
     def classify(self, pooled: Tensor) -> Tensor:
-        """`encode(…).pooled` (B, D) -> (B, n_classes); ConfigError where the model was made without classes."""
+        """`encode(…).pooled` (B, D) -> (B, n_classes); ConfigError where the model has no classifier."""
         if self.classifier is None:
-            raise ConfigError(f"this {type(self).__name__} tells no classes apart; make it with n_classes")
+            raise ConfigError(f"this {type(self).__name__} has no classifier; build it with n_classes")
         return self.classifier(pooled)

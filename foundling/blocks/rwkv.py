@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foundling.blocks.conv import remembered, segments_of
-from foundling.contracts.cache import Conv, LayerCache, Slot, State
-from foundling.contracts.model import Mask
+from foundling.blocks.context import Context
+from foundling.blocks.conv import last_inputs
+from foundling.contracts.cache import Conv, Slot, State
 
 Sums = tuple[Tensor, Tensor, Tensor, Tensor]
 """log of the decay over a run of tokens; num, den, max of their weighted values and weights at its end: (B, T, C)"""
@@ -81,10 +81,10 @@ def wkv(
     return above / below, (num, den, most)
 
 
-def shifted(x: Tensor, segments: Tensor | None, held: Tensor | None) -> Tensor:
-    """x (B, T, C), held (B, 1, C) the input before or None -> (B, T, C): each document's inputs one token later."""
-    held = torch.zeros_like(x[:, :1]) if held is None else held.to(x.dtype)
-    before = torch.cat((held, x[:, :-1]), 1)
+def shifted(x: Tensor, segments: Tensor | None, past: Tensor | None) -> Tensor:
+    """x (B, T, C), past (B, 1, C) the input before or None -> (B, T, C): each document's inputs one token later."""
+    past = torch.zeros_like(x[:, :1]) if past is None else past.to(x.dtype)
+    before = torch.cat((past, x[:, :-1]), 1)
     if segments is None:
         return before
     return torch.where((segments == F.pad(segments, (1, 0))[:, :-1])[..., None], before, 0)
@@ -101,15 +101,14 @@ class Mixing(nn.Module):
     def slots(self) -> tuple[Slot, ...]:
         return (Conv(self.d_model, 1),)
 
-    def pair(self, x: Tensor, mask: Mask, cache: LayerCache | None) -> tuple[Tensor, Tensor | None]:
-        """x (B, T, D) -> the same one token later, and the segments of documents"""
-        segments, held = None, None if cache is None else cache.get(Conv)
-        if mask.documents is not None:
-            segments = segments_of(mask.documents, None if cache is None else cache.previous)
-        before = shifted(x, segments, held)
-        if cache is not None and held is not None:  # after it: what is held is overwritten
-            cache.put(Conv, remembered(x, held, cache.documents, segments))
-        return before, segments
+    def previous(self, x: Tensor, ctx: Context) -> Tensor:
+        """x (B, T, D) -> the same one token later, within each document"""
+        cache = ctx.layer_cache
+        past = None if cache is None else cache.get(Conv)
+        before = shifted(x, ctx.segments, past)
+        if cache is not None and past is not None and ctx.documents is not None:  # last: `past` is overwritten
+            cache.put(Conv, last_inputs(x, past, ctx.documents, ctx.segments))
+        return before
 
     def spread(self, power: float) -> Tensor:
         """The share of the token itself, from 0 to 1 over the channels, more of them high the deeper the layer is."""
@@ -147,9 +146,9 @@ class TimeMix(Mixing):
     def slots(self) -> tuple[Slot, ...]:
         return (*super().slots(), State((3, self.d_model)))
 
-    def forward(self, x: Tensor, mask: Mask, rotation: None = None, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """x (B, T, D) -> (B, T, D)"""
-        before, segments = self.pair(x, mask, cache)
+        before, cache = self.previous(x, ctx), ctx.layer_cache
         k, v, r = (
             part(x * mix + before * (1 - mix))
             for part, mix in ((self.k, self.mix_k), (self.v, self.mix_v), (self.r, self.mix_r))
@@ -157,10 +156,10 @@ class TimeMix(Mixing):
         with torch.autocast(x.device.type, enabled=False):
             mixed, sums = wkv(
                 k.float(), v.float(), self.log_rate.float().exp(), self.bonus.float(),
-                None if cache is None else cache.get(State), segments,
+                None if cache is None else cache.get(State), ctx.segments,
             )  # fmt: skip
-        if cache is not None:  # padding is on the right: the state is the one behind the last real token
-            real = (cache.documents >= 0).sum(1)
+        if cache is not None and ctx.documents is not None:  # the state after the last real token
+            real = (ctx.documents >= 0).sum(1)
             rows = torch.arange(len(real), device=real.device)
             cache.put(State, torch.stack([part[rows, real] for part in sums], 1))
         return self.o(torch.sigmoid(r) * mixed.to(r.dtype))
@@ -181,9 +180,9 @@ class ChannelMix(Mixing):
         self.mix_k.copy_(self.spread(1.0))
         self.mix_r.copy_(self.spread(1.0))
 
-    def forward(self, x: Tensor, mask: Mask, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """x (B, T, D) -> (B, T, D)"""
-        before, _ = self.pair(x, mask, cache)
+        before = self.previous(x, ctx)
         up = self.up(x * self.mix_k + before * (1 - self.mix_k))
         gate = torch.sigmoid(self.r(x * self.mix_r + before * (1 - self.mix_r)))
         return gate * self.down(F.relu(up).square())

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foundling.blocks.conv import CausalConv, segments_of
+from foundling.blocks.context import Context
+from foundling.blocks.conv import CausalConv
 from foundling.blocks.init import Role
 from foundling.blocks.ssm import first_dt_bias
-from foundling.contracts.cache import LayerCache, Slot, State
-from foundling.contracts.model import Mask
+from foundling.contracts.cache import Slot, State
 
 
 def scan_(decay: Tensor, x: Tensor, *, backwards: bool = False) -> None:
@@ -184,14 +184,12 @@ class SelectiveMixer(nn.Module):
     def slots(self) -> tuple[Slot, ...]:
         return self.conv.slot(), State((self.d_state, self.d_inner))
 
-    def forward(self, x: Tensor, mask: Mask, rotation: None = None, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """x (B, T, D) -> (B, T, D); Δ, decay and state in float32."""
-        documents, segments, fresh = mask.documents, None, None
-        if documents is not None:
-            segments = segments_of(documents, None if cache is None else cache.previous)
-            fresh = segments != F.pad(segments, (1, 0))[:, :-1]
+        documents, segments, cache = ctx.documents, ctx.segments, ctx.layer_cache
+        fresh = None if segments is None else segments != F.pad(segments, (1, 0))[:, :-1]
         value, gate = self.proj(x).chunk(2, dim=-1)
-        value = F.silu(self.conv(value, segments, cache))
+        value = F.silu(self.conv(value, ctx))
         low, b, c = self.select(value).split(self.widths, dim=-1)
         if self.norms:
             low, b, c = (norm(part) for norm, part in zip(self.norms, (low, b, c), strict=True))

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foundling.blocks.conv import CausalConv, segments_of
-from foundling.contracts.cache import LayerCache, Slot, State
-from foundling.contracts.model import Mask
+from foundling.blocks.context import Context
+from foundling.blocks.conv import CausalConv
+from foundling.contracts.cache import Slot, State
 
 
 def ssd_chunked(
@@ -142,15 +142,14 @@ class Mamba2Mixer(nn.Module):
     def slots(self) -> tuple[Slot, ...]:
         return self.conv.slot(), State((self.n_heads, self.head_dim, self.d_state))
 
-    def forward(self, x: Tensor, mask: Mask, rotation: None = None, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """x (B, T, D) -> (B, T, D); Δ, decay and state in float32."""
-        documents, segments = mask.documents, None
+        segments, cache = ctx.segments, ctx.layer_cache
         gate, mixed, dt = self.proj(x).split(self.widths, dim=-1)
         dt = F.softplus(dt.float() + self.dt_bias.float())
-        if documents is not None:
-            segments = segments_of(documents, None if cache is None else cache.previous)
-            dt = torch.where((documents >= 0)[..., None], dt, 0)
-        mixed = F.silu(self.conv(mixed, segments, cache)).float()
+        if ctx.documents is not None:
+            dt = torch.where((ctx.documents >= 0)[..., None], dt, 0)
+        mixed = F.silu(self.conv(mixed, ctx)).float()
         state_size = self.n_groups * self.d_state
         value, b, c = mixed.split([self.n_heads * self.head_dim, state_size, state_size], dim=-1)
         value = value.unflatten(-1, (self.n_heads, self.head_dim))

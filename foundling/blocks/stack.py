@@ -1,119 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Residual layers, and a stack of them that reads tokens from left to right."""
+"""A decoder: layers that read tokens from left to right, and where they have cross-attention, a memory."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from foundling.blocks.attention import CrossAttention, reaches_of
 from foundling.blocks.cache import ModelCache
-from foundling.blocks.moe import Routing, balance
-from foundling.blocks.position import Rotation, positions_of
-from foundling.contracts.cache import LayerCache, Slot
-from foundling.contracts.model import Capabilities, EncoderOutput, Mask, ModelOutput
+from foundling.blocks.context import Context, build_masks
+from foundling.blocks.conv import segments_of
+from foundling.blocks.layer import balance_terms, forward_layers
+from foundling.blocks.mask import Mask, MaskRule, build_mask
+from foundling.blocks.position import RoPE, positions_of
+from foundling.contracts.cache import Cache, Conv, Slot, State
+from foundling.contracts.model import Capabilities, EncoderOutput, ModelOutput
 from foundling.contracts.objective import Term
 from foundling.errors import GenerationError
 
 
-class Block(nn.Module):
-    """x + mixer(norm(x)), then x + ffn(norm(x)) (Xiong et al. 2020, pre-norm)."""
-
-    def __init__(self, mixer_norm: nn.Module, mixer: nn.Module, ffn_norm: nn.Module, ffn: nn.Module) -> None:
-        super().__init__()
-        self.mixer_norm, self.mixer, self.ffn_norm, self.ffn = mixer_norm, mixer, ffn_norm, ffn
-
-    def forward(
-        self, x: Tensor, mask: Mask, rotation: Rotation | None = None, cache: LayerCache | None = None
-    ) -> Tensor:
-        x = x + self.mixer(self.mixer_norm(x), mask, rotation, cache)
-        return x + self.ffn(self.ffn_norm(x))
-
-
-class PostNormBlock(Block):
-    """norm(x + mixer(x)), then norm(x + ffn(x)) (Vaswani et al. 2017, section 3.1)."""
-
-    def forward(
-        self, x: Tensor, mask: Mask, rotation: Rotation | None = None, cache: LayerCache | None = None
-    ) -> Tensor:
-        x = self.mixer_norm(x + self.mixer(x, mask, rotation, cache))
-        return self.ffn_norm(x + self.ffn(x))
-
-
-class SandwichBlock(Block):
-    """x + norm(mixer(norm(x))), then so with ffn (Ding et al. 2021, CogView, section 2.4)."""
-
-    def __init__(
-        self, mixer_norm: nn.Module, mixer: nn.Module, mixer_post_norm: nn.Module,
-        ffn_norm: nn.Module, ffn: nn.Module, ffn_post_norm: nn.Module,
-    ) -> None:  # fmt: skip
-        super().__init__(mixer_norm, mixer, ffn_norm, ffn)
-        self.mixer_post_norm, self.ffn_post_norm = mixer_post_norm, ffn_post_norm
-
-    def forward(
-        self, x: Tensor, mask: Mask, rotation: Rotation | None = None, cache: LayerCache | None = None
-    ) -> Tensor:
-        x = x + self.mixer_post_norm(self.mixer(self.mixer_norm(x), mask, rotation, cache))
-        return x + self.ffn_post_norm(self.ffn(self.ffn_norm(x)))
-
-
-class MixerBlock(nn.Module):
-    """x + mixer(norm(x)), where mixers alone make the stack."""
-
-    def __init__(self, mixer_norm: nn.Module, mixer: nn.Module) -> None:
-        super().__init__()
-        self.mixer_norm, self.mixer = mixer_norm, mixer
-
-    def forward(
-        self, x: Tensor, mask: Mask, rotation: Rotation | None = None, cache: LayerCache | None = None
-    ) -> Tensor:
-        return x + self.mixer(self.mixer_norm(x), mask, rotation, cache)
-
-
-class MoEBlock(Block):
-    """A pre-norm block whose ffn is a mixture of experts; it also says what the router did."""
-
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, x: Tensor, mask: Mask, rotation: Rotation | None = None, cache: LayerCache | None = None
-    ) -> tuple[Tensor, Routing]:
-        x = x + self.mixer(self.mixer_norm(x), mask, rotation, cache)
-        y, routing = self.ffn(self.ffn_norm(x), None if mask.documents is None else mask.documents >= 0)
-        return x + y, routing
-
-
-def opening(
-    x: Tensor, documents: Tensor | None, positions: Tensor | None, cache: ModelCache | None
-) -> tuple[Mask, Tensor]:
-    """The causal mask of a forward pass over x (B, T, …), and each token's place in its document."""
-    if cache is None:
-        return Mask(documents=documents), positions_of(x, documents) if positions is None else positions
-    documents, keys, counted = cache.begin(documents, x.shape[1])
-    mask = Mask(documents=documents, key_documents=keys, lengths=cache.lengths)
-    return mask, counted if positions is None else positions
-
-
 class Decoder(nn.Module):
-    """Token embedding, layers, final norm (nn.Identity behind post-norm layers, whose last is it) and head. A family
-    builds the parts and says in `place` what positions do."""
+    """Token embedding, layers, final norm (nn.Identity after post-norm layers, which end with theirs) and head.
+
+    A family builds the parts. What its positions do is one of: `rope`, rotations in every attention layer;
+    `embed_positions`, vectors added to the embeddings; `attention_bias`, numbers added to the scores."""
 
     capabilities = Capabilities(generates=True)
 
-    def __init__(self, config: Any, layers: list[nn.Module], norm: nn.Module) -> None:
+    def __init__(
+        self, config: Any, layers: list[nn.Module], norm: nn.Module, *, rope: RoPE | None = None, dropout: float = 0.0
+    ) -> None:
+        """`dropout` is of the embeddings, in training."""
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.rope = rope
+        self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(layers)
         self.norm = norm
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
-
-    def place(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Rotation | None]:
-        """x (B, T, D) and positions (B or 1, T) -> x with absolute positions added, rotations for attention."""
-        return x, None
+        self.reaches = reaches_of(layers)
+        self.is_recurrent = any(isinstance(slot, Conv | State) for slots in self.cache_spec() for slot in slots)
+        self.reads_memory = any(isinstance(module, CrossAttention) for module in self.modules())
 
     def embed(self, tokens: Tensor) -> Tensor:
+        """(B, T) -> (B, T, D)"""
         return self.embedding(tokens)
+
+    def embed_positions(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x (B, T, D), embeddings, and positions (B or 1, T) in each document -> what the first layer reads."""
+        return x
+
+    def build_ropes(self, positions: Tensor) -> dict[str, Any]:
+        """positions (B or 1, T) -> kind of attention layer -> its rotation."""
+        return {} if self.rope is None else dict.fromkeys(self.reaches, self.rope(positions))
+
+    def attention_bias(self, queries: Tensor, keys: Tensor) -> Tensor | None:
+        """queries (B or 1, T) and keys (B or 1, S), their places in the row -> (B or 1, H, T, S), added to the scores;
+        None for nothing."""
+        return None
 
     def forward(
         self,
@@ -121,54 +70,102 @@ class Decoder(nn.Module):
         *,
         documents: Tensor | None = None,
         positions: Tensor | None = None,
-        cache: ModelCache | None = None,
+        cache: Cache | None = None,
+        memory: EncoderOutput | None = None,
+        memory_documents: Tensor | None = None,
     ) -> ModelOutput:
-        mask, positions = opening(x, documents, positions, cache)
-        x, rotation = self.place(x if x.is_floating_point() else self.embed(x), positions)
-        x, aux = self.read(x, mask, rotation, cache)
+        """x (B, T) ids or (B, T, D) embeddings -> hidden (B, T, D). `memory_documents` (B, T): which document of the
+        memory each query reads, its own one by default. GenerationError where a memory is missing or not read."""
+        x = x if x.is_floating_point() else self.embed(x)
+        ctx, positions = self.build_context(x, documents, positions, cache, memory, memory_documents)
+        x, aux = self.forward_layers(self.dropout(self.embed_positions(x, positions)), ctx)
         if cache is not None:
             cache.advance()
+        if memory is not None:
+            aux = {f"encoder_{name}": term for name, term in memory.aux.items()} | aux
         return ModelOutput(self.norm(x), aux)
 
-    def read(
-        self, x: Tensor, mask: Mask, rotation: Rotation | None, cache: ModelCache | None
-    ) -> tuple[Tensor, dict[str, Term]]:
-        """Through the layers; a family whose layers say more than x overrides it."""
-        for index, layer in enumerate(self.layers):
-            x = layer(x, mask, self.turns(layer, rotation), None if cache is None else cache.slot(index))
-        return x, {}
+    def build_context(
+        self,
+        x: Tensor,
+        documents: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: Cache | None = None,
+        memory: EncoderOutput | None = None,
+        memory_documents: Tensor | None = None,
+    ) -> tuple[Context, Tensor]:
+        """What all layers read, and each token's position in its document (B or 1, T). x (B, T, D); begins the cache's
+        forward pass."""
+        steps = torch.arange(x.shape[1], device=x.device)[None]
+        if cache is None:
+            rule = MaskRule(documents=documents)
+            queries = keys = steps if positions is None else positions
+            positions = positions_of(x, documents) if positions is None else positions
+        else:
+            documents, key_documents, counted = cache.begin(documents, x.shape[1])
+            rule = MaskRule(documents=documents, key_documents=key_documents, lengths=cache.lengths)
+            queries, keys = cache.lengths[:, None] + steps, torch.arange(cache.span, device=x.device)[None]
+            positions = counted if positions is None else positions
+        segments = None
+        if self.is_recurrent and documents is not None:
+            segments = segments_of(documents, None if cache is None else cache.previous)
+        bias = self.attention_bias(queries, keys)
+        ctx = Context(
+            masks=build_masks(self.reaches, rule, queries.shape[1], keys.shape[1], x, bias),
+            ropes=self.build_ropes(positions),
+            documents=documents,
+            segments=segments,
+            memory=None if memory is None else memory.states,
+            memory_mask=self._memory_mask(x, documents, cache, memory, memory_documents),
+            cache=cache,
+        )
+        return ctx, positions
 
-    def turns(self, layer: nn.Module, rotation: Any) -> Any:
-        """What this layer is given of what `place` made for all."""
-        return rotation
+    def _memory_mask(
+        self,
+        x: Tensor,
+        documents: Tensor | None,
+        cache: Cache | None,
+        memory: EncoderOutput | None,
+        memory_documents: Tensor | None,
+    ) -> Mask | None:
+        if not self.reads_memory:
+            if memory is not None:
+                raise GenerationError(f"{type(self).__name__} reads no memory")
+            return None
+        of_memory = memory.documents if memory is not None else None if cache is None else cache.memory_documents
+        if of_memory is None:
+            raise GenerationError("an encoder-decoder reads a memory; pass memory=model.encode(…)")
+        reading = documents if memory_documents is None else memory_documents
+        if reading is None:
+            reading = torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
+        rule = MaskRule(causal=False, documents=reading, key_documents=of_memory)
+        return build_mask(rule, x.shape[1], of_memory.shape[1], x)
+
+    def forward_layers(self, x: Tensor, ctx: Context) -> tuple[Tensor, dict[str, Term]]:
+        """x (B, T, D) -> (B, T, D), and the losses that arise in the layers"""
+        x, routings = forward_layers(self.layers, x, ctx)
+        return x, balance_terms(routings, self.config)
 
     def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V)"""
         if self.head is None:  # saved without it
             raise GenerationError(f"this {type(self).__name__} has no head: it reads, and predicts no tokens")
         return self.head(hidden)
 
     def cache_spec(self) -> list[tuple[Slot, ...]]:
-        return [layer.mixer.slots() for layer in self.layers]  # pyright: ignore
+        return [slots for layer in self.layers for slots in layer.slots()]  # pyright: ignore
 
     def new_cache(self, batch_size: int, max_seq_len: int, memory: EncoderOutput | None = None) -> ModelCache:
-        if memory is not None:
-            raise GenerationError(f"{type(self).__name__} reads no memory")
-        weight = self.embedding.weight
-        return ModelCache(self.cache_spec(), batch_size, max_seq_len, dtype=weight.dtype, device=weight.device)
-
-
-class SparseDecoder(Decoder):
-    """A decoder some of whose layers are MoEBlocks, balanced by `config.balance_weight`."""
-
-    def read(
-        self, x: Tensor, mask: Mask, rotation: Rotation | None, cache: ModelCache | None
-    ) -> tuple[Tensor, dict[str, Term]]:
-        routings = []
-        for index, layer in enumerate(self.layers):
-            out = layer(x, mask, self.turns(layer, rotation), None if cache is None else cache.slot(index))
-            if isinstance(out, tuple):
-                x, routing = out
-                routings.append(routing)
-            else:
-                x = out
-        return x, {"router_balance": Term(balance(routings), 1, self.config.balance_weight)} if routings else {}
+        """An empty cache of `batch_size` rows; with a memory, its keys and values are projected here, once."""
+        if self.reads_memory != (memory is not None):
+            reads = "a memory; pass memory=model.encode(…)" if self.reads_memory else "no memory"
+            raise GenerationError(f"{type(self).__name__} reads {reads}")
+        if memory is None:
+            weight = self.embedding.weight
+            return ModelCache(self.cache_spec(), batch_size, max_seq_len, dtype=weight.dtype, device=weight.device)
+        cross = [m.project(memory.states) for m in self.layers.modules() if isinstance(m, CrossAttention)]
+        return ModelCache(
+            self.cache_spec(), batch_size, max_seq_len, dtype=memory.states.dtype, device=memory.states.device,
+            cross=cross, memory_documents=memory.documents,
+        )  # fmt: skip

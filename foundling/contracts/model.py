@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model gives and what it is called with.
+"""What a model is called with and what it gives.
 
 Axis letters: B batch, T query, S key, D d_model, V vocab, H query heads, K key/value heads, P head_dim.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from foundling.contracts.cache import Slot
+from foundling.contracts.cache import Cache, RowCache, Slot
+from foundling.contracts.data import Batch
 from foundling.contracts.objective import Term
 
 
 class ModelOutput(NamedTuple):
     hidden: Tensor
-    """(B, T, D), after the final norm."""
+    """(B, T, D), after the final norm"""
     aux: dict[str, Term]
-    """Losses that arise inside the model (router balance); {} for a dense one."""
+    """losses that arise inside the model (router balance); {} for a dense one"""
 
 
 class Capabilities(NamedTuple):
@@ -37,50 +37,33 @@ class Capabilities(NamedTuple):
     """what it reads: text, image, audio"""
 
 
-@dataclass(frozen=True)
-class Mask:
-    """Who may attend to whom, as data; only `Attend` may make it dense.
-
-    `documents` (B, T) of the queries: places with the same id see each other, -1 is padding, on the right.
-    `key_documents` (B, S) of the keys, where they are not the queries themselves: a cache, a memory.
-    `lengths` (B,): keys that stood in the cache before; query t of row b is key lengths[b] + t.
-    `bias` (B or 1, H, T, S) is added to the scores. `window`: a query sees itself and the window − 1 before it.
-    `chunk`: each document is cut into pieces of so many tokens from its begin on, and a query sees its own piece.
-    """
-
-    causal: bool = True
-    documents: Tensor | None = None
-    key_documents: Tensor | None = None
-    lengths: Tensor | None = None
-    bias: Tensor | None = None
-    window: int | None = None
-    chunk: int | None = None
-
-
 class EncoderOutput(NamedTuple):
-    """What an encoder made of its input, for others to read."""
+    """What an encoder made of its input."""
 
     states: Tensor
     """(B, S, D), normalised"""
     documents: Tensor
-    """(B, S) int64, -1 where there is nothing to read"""
+    """(B, S) int64, −1 where there is nothing to read"""
     pooled: Tensor | None = None
-    """(B, D), where the encoder has one vector for the whole"""
+    """(B, D), where the encoder has one vector for the whole input"""
+    aux: dict[str, Term] = {}
+    """losses that arise inside the encoder; a decoder that reads the output passes them on as `encoder_<name>`"""
 
     def select(self, rows: Tensor) -> EncoderOutput:
-        return EncoderOutput(
-            self.states[rows], self.documents[rows], None if self.pooled is None else self.pooled[rows]
-        )
+        """rows (N,) int64 -> the same of these rows"""
+        pooled = None if self.pooled is None else self.pooled[rows]
+        return EncoderOutput(self.states[rows], self.documents[rows], pooled, self.aux)
 
 
 @runtime_checkable
 class LanguageModel(Protocol):
-    """An nn.Module with public `.layers` (nn.ModuleList), `.head` (nn.Linear) and a frozen `.config`.
+    """An nn.Module with public `.layers` (nn.ModuleList), `.head` (nn.Linear) and a frozen `.config`. Every layer is
+    called as `layer(x, ctx)` with a blocks.context.Context.
 
-    An encoder-decoder also has `encode(x, *, documents) -> Memory`, and its forward takes `memory` and
-    `memory_documents` (B, T), the document of the memory that each query reads (by default its own).
-    """
+    Where `capabilities.reads_source`, it also has `encode(x, *, documents) -> EncoderOutput`, and its forward takes
+    that as `memory`."""
 
+    capabilities: Capabilities
     config: Any
     layers: nn.ModuleList
     head: nn.Linear
@@ -95,10 +78,13 @@ class LanguageModel(Protocol):
         *,
         documents: Tensor | None = None,
         positions: Tensor | None = None,
-        cache: Any = None,
+        cache: Cache | None = None,
+        memory: EncoderOutput | None = None,
+        memory_documents: Tensor | None = None,
     ) -> ModelOutput:
-        """x: (B, T) ids or (B, T, D) embeddings. With a cache each row advances by its real tokens, and tokens without
-        `documents` continue the row's last one."""
+        """x: (B, T) ids or (B, T, D) embeddings. `documents` (B, T): equal ids may interact, −1 is padding on the
+        right. With a cache each row advances by its real tokens, and tokens without `documents` continue the row's last
+        one. `memory_documents` (B, T): which document of the memory each query reads, its own one by default."""
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -109,14 +95,15 @@ class LanguageModel(Protocol):
         """One tuple of slots per mixer invocation, as data: cache, engine and memory plan all read it."""
         ...
 
-    def new_cache(self, batch_size: int, max_seq_len: int, memory: EncoderOutput | None = None) -> Any: ...
+    def new_cache(self, batch_size: int, max_seq_len: int, memory: EncoderOutput | None = None) -> RowCache: ...
 
 
 @runtime_checkable
 class Encoder(Protocol):
-    """An nn.Module that reads both ways, with public `.layers`, a frozen `.config`, and `.head`, which is None where
-    nothing predicts tokens. token_types (B, T): which of the texts that are read together."""
+    """A bidirectional nn.Module with public `.layers`, a frozen `.config`, and `.head`, which is None where nothing
+    predicts tokens. token_types (B, T): which of the texts that are read together."""
 
+    capabilities: Capabilities
     config: Any
     layers: nn.ModuleList
     head: nn.Linear | None
@@ -133,7 +120,7 @@ class Encoder(Protocol):
         positions: Tensor | None = None,
         token_types: Tensor | None = None,
     ) -> EncoderOutput:
-        """x (B, T) ids or (B, T, D) embeddings -> its states, and of each row one vector where there is a pooler."""
+        """x (B, T) ids or (B, T, D) embeddings -> its states, and one vector per row where there is a pooler."""
         ...
 
     def __call__(
@@ -153,26 +140,30 @@ class Encoder(Protocol):
 
 
 @runtime_checkable
-class DualEncoder(Protocol):
-    """Two encoders into one space. Rows of both have length 1; `scale` (1,) is the logarithm of what the similarities
-    are multiplied by, learnt."""
+class Embedder(Protocol):
+    """Towers into one space, one for each of `capabilities.modalities`."""
+
+    capabilities: Capabilities
+
+    def embed(self, name: str, batch: Batch) -> Tensor:
+        """The vectors (B, D) of length 1 that the tower of this modality makes of its columns of the batch: `tokens`
+        and, where rows have padding, `documents` (B, T) for "text"; `pixels` (B, C, H, W) for "image". ConfigError for
+        a modality without a tower."""
+        ...
+
+
+@runtime_checkable
+class DualEncoder(Embedder, Protocol):
+    """Two towers into one space. `scale` (1,) is the logarithm of the learned factor on similarities."""
 
     scale: nn.Parameter
-
-    def embed_image(self, pixels: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, D)"""
-        ...
-
-    def embed_text(self, tokens: Tensor, *, documents: Tensor | None = None) -> Tensor:
-        """(B, T) int64 -> (B, D)"""
-        ...
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
     """The units of compiling and sharding: every element of an nn.ModuleList called `layers`, the outermost ones."""
-    found: dict[str, nn.Module] = {}
+    layers: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
-        inside = any(path.startswith(f"{outer}.") for outer in found)
+        inside = any(path.startswith(f"{outer}.") for outer in layers)
         if not inside and isinstance(module, nn.ModuleList) and path.rpartition(".")[2] == "layers":
-            found |= {f"{path}.{name}": layer for name, layer in module.named_children()}
-    return list(found.values())
+            layers |= {f"{path}.{name}": layer for name, layer in module.named_children()}
+    return list(layers.values())

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model families, one file each. FAMILIES is the registry, a table of lazy imports."""
+"""Model families, one file each. FAMILIES is the registry: a literal table of lazy imports, with what a config.json
+calls each family, so that recognising a directory imports one of them."""
 
 from __future__ import annotations
 
@@ -15,9 +16,9 @@ from foundling.blocks.moe import MoE
 from foundling.config import from_dict, nearest
 from foundling.errors import ConfigError
 
-Kind = Literal["decoder", "encoder", "seq2seq", "pair", "denoiser"]
-"""decoder: reads left to right; encoder: both ways; seq2seq: left to right, with a memory; pair: two encoders into one
-space; denoiser: noise out"""
+Kind = Literal["decoder", "encoder", "seq2seq", "dual_encoder", "denoiser"]
+"""decoder: reads left to right; encoder: both ways; seq2seq: left to right, with a memory; dual_encoder: two towers into
+one space; denoiser: predicts noise"""
 
 
 class Entry(NamedTuple):
@@ -25,37 +26,44 @@ class Entry(NamedTuple):
     model: str
     config: str
     kind: Kind
+    model_type: str
+    """the value of `type_key` in a config.json of this family"""
+    type_key: str = "model_type"
 
 
 FAMILIES: dict[str, Entry] = {
-    "gpt": Entry("foundling.models.decoder.gpt", "GPT", "GPTConfig", "decoder"),
-    "gpt2": Entry("foundling.models.decoder.gpt2", "GPT2", "GPT2Config", "decoder"),
-    "llama": Entry("foundling.models.decoder.llama", "Llama", "LlamaConfig", "decoder"),
-    "llama4": Entry("foundling.models.decoder.llama4", "Llama4", "Llama4Config", "decoder"),
-    "mistral": Entry("foundling.models.decoder.mistral", "Mistral", "MistralConfig", "decoder"),
-    "qwen3": Entry("foundling.models.decoder.qwen3", "Qwen3", "Qwen3Config", "decoder"),
-    "olmo2": Entry("foundling.models.decoder.olmo2", "OLMo2", "OLMo2Config", "decoder"),
-    "gpt_neox": Entry("foundling.models.decoder.gpt_neox", "GPTNeoX", "GPTNeoXConfig", "decoder"),
-    "gemma2": Entry("foundling.models.decoder.gemma2", "Gemma2", "Gemma2Config", "decoder"),
-    "gemma3": Entry("foundling.models.decoder.gemma3", "Gemma3", "Gemma3Config", "decoder"),
-    "opt": Entry("foundling.models.decoder.opt", "OPT", "OPTConfig", "decoder"),
-    "bloom": Entry("foundling.models.decoder.bloom", "Bloom", "BloomConfig", "decoder"),
-    "mixtral": Entry("foundling.models.decoder.mixtral", "Mixtral", "MixtralConfig", "decoder"),
-    "mamba": Entry("foundling.models.recurrent.mamba", "Mamba", "MambaConfig", "decoder"),
-    "jamba": Entry("foundling.models.recurrent.jamba", "Jamba", "JambaConfig", "decoder"),
-    "mamba2": Entry("foundling.models.recurrent.mamba2", "Mamba2", "Mamba2Config", "decoder"),
-    "bert": Entry("foundling.models.encoder.bert", "BERT", "BERTConfig", "encoder"),
-    "roberta": Entry("foundling.models.encoder.roberta", "RoBERTa", "RoBERTaConfig", "encoder"),
-    "distilbert": Entry("foundling.models.encoder.distilbert", "DistilBERT", "DistilBERTConfig", "encoder"),
-    "albert": Entry("foundling.models.encoder.albert", "ALBERT", "ALBERTConfig", "encoder"),
-    "rwkv": Entry("foundling.models.recurrent.rwkv", "RWKV", "RWKVConfig", "decoder"),
-    "s4": Entry("foundling.models.recurrent.s4", "S4", "S4Config", "decoder"),
-    "h3": Entry("foundling.models.recurrent.h3", "H3", "H3Config", "decoder"),
-    "t5": Entry("foundling.models.seq2seq.t5", "T5", "T5Config", "seq2seq"),
-    "transformer": Entry("foundling.models.seq2seq.transformer", "Transformer", "TransformerConfig", "seq2seq"),
-    "bart": Entry("foundling.models.seq2seq.bart", "BART", "BARTConfig", "seq2seq"),
-    "clip": Entry("foundling.models.multimodal.clip", "CLIP", "CLIPConfig", "pair"),
-    "unet": Entry("foundling.models.denoiser.unet", "UNet", "UNetConfig", "denoiser"),
+    "gpt": Entry("foundling.models.decoder.gpt", "GPT", "GPTConfig", "decoder", "openai-gpt"),
+    "gpt2": Entry("foundling.models.decoder.gpt2", "GPT2", "GPT2Config", "decoder", "gpt2"),
+    "llama": Entry("foundling.models.decoder.llama", "Llama", "LlamaConfig", "decoder", "llama"),
+    "llama4": Entry("foundling.models.decoder.llama4", "Llama4", "Llama4Config", "decoder", "llama4_text"),
+    "mistral": Entry("foundling.models.decoder.mistral", "Mistral", "MistralConfig", "decoder", "mistral"),
+    "qwen3": Entry("foundling.models.decoder.qwen3", "Qwen3", "Qwen3Config", "decoder", "qwen3"),
+    "olmo2": Entry("foundling.models.decoder.olmo2", "OLMo2", "OLMo2Config", "decoder", "olmo2"),
+    "gpt_neox": Entry("foundling.models.decoder.gpt_neox", "GPTNeoX", "GPTNeoXConfig", "decoder", "gpt_neox"),
+    "gemma2": Entry("foundling.models.decoder.gemma2", "Gemma2", "Gemma2Config", "decoder", "gemma2"),
+    "gemma3": Entry("foundling.models.decoder.gemma3", "Gemma3", "Gemma3Config", "decoder", "gemma3_text"),
+    "opt": Entry("foundling.models.decoder.opt", "OPT", "OPTConfig", "decoder", "opt"),
+    "bloom": Entry("foundling.models.decoder.bloom", "Bloom", "BloomConfig", "decoder", "bloom"),
+    "mixtral": Entry("foundling.models.decoder.mixtral", "Mixtral", "MixtralConfig", "decoder", "mixtral"),
+    "mamba": Entry("foundling.models.recurrent.mamba", "Mamba", "MambaConfig", "decoder", "mamba"),
+    "jamba": Entry("foundling.models.recurrent.jamba", "Jamba", "JambaConfig", "decoder", "jamba"),
+    "mamba2": Entry("foundling.models.recurrent.mamba2", "Mamba2", "Mamba2Config", "decoder", "mamba2"),
+    "bert": Entry("foundling.models.encoder.bert", "BERT", "BERTConfig", "encoder", "bert"),
+    "roberta": Entry("foundling.models.encoder.roberta", "RoBERTa", "RoBERTaConfig", "encoder", "roberta"),
+    "distilbert": Entry(
+        "foundling.models.encoder.distilbert", "DistilBERT", "DistilBERTConfig", "encoder", "distilbert"
+    ),
+    "albert": Entry("foundling.models.encoder.albert", "ALBERT", "ALBERTConfig", "encoder", "albert"),
+    "rwkv": Entry("foundling.models.recurrent.rwkv", "RWKV", "RWKVConfig", "decoder", "rwkv"),
+    "s4": Entry("foundling.models.recurrent.s4", "S4", "S4Config", "decoder", "s4"),
+    "h3": Entry("foundling.models.recurrent.h3", "H3", "H3Config", "decoder", "h3"),
+    "t5": Entry("foundling.models.seq2seq.t5", "T5", "T5Config", "seq2seq", "t5"),
+    "transformer": Entry(
+        "foundling.models.seq2seq.transformer", "Transformer", "TransformerConfig", "seq2seq", "transformer"
+    ),
+    "bart": Entry("foundling.models.seq2seq.bart", "BART", "BARTConfig", "seq2seq", "bart"),
+    "clip": Entry("foundling.models.multimodal.clip", "CLIP", "CLIPConfig", "dual_encoder", "clip"),
+    "unet": Entry("foundling.models.denoiser.unet", "UNet", "UNetConfig", "denoiser", "UNet2DModel", "_class_name"),
 }
 
 
@@ -75,6 +83,14 @@ def family(name: str) -> Family:
     entry = FAMILIES[name]
     module = importlib.import_module(entry.module)
     return Family(name, entry.kind, getattr(module, entry.model), getattr(module, entry.config), module)
+
+
+def recognise(values: dict[str, Any]) -> Family | None:
+    """The family that a config.json belongs to, None for one that is not known."""
+    for name, entry in FAMILIES.items():
+        if values.get(entry.type_key) == entry.model_type:
+            return family(name)
+    return None
 
 
 def family_of(model: Any) -> Family:

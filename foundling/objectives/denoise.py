@@ -40,7 +40,7 @@ class Denoise:
             noises.append(torch.randn(x0.shape[1:], generator=chance))
         eps, t = torch.stack(noises).to(x0), torch.tensor(steps, device=x0.device)
         bars = self.alpha_bar.to(x0.device)[t]
-        condition = Condition(batch["classes"], torch.tensor(kept, device=x0.device))
+        condition = Condition(batch["classes"], keep=torch.tensor(kept, device=x0.device))
         said = model(noised(x0, eps, bars), t, condition).float()
         wanted = target(x0, eps, bars, self.schedule.predicts)
         return {"loss": Term((said - wanted).square().sum(), x0.numel())}

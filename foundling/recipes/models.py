@@ -9,9 +9,10 @@ from typing import Any
 
 from foundling.blocks.init import initialise
 from foundling.config import from_dict, merged, nearest, to_dict
-from foundling.errors import ConfigError, MismatchError
-from foundling.models import FAMILIES, build, family, family_of
+from foundling.errors import ConfigError, MismatchError, WeightsError
+from foundling.models import FAMILIES, build, family, family_of, recognise
 from foundling.recipes.recipe import ModelSpec, ObjectiveSpec, Recipe, Request
+from foundling.runtime.files import read_json
 from foundling.runtime.rng import generator
 from foundling.weights.directory import load, weights_hash
 
@@ -56,9 +57,10 @@ def family_for(given: dict[str, Any]) -> str:
     if preset := given.get("preset"):
         return find_preset(preset)[0]
     if directory := given.get("directory"):
-        from foundling.weights.configs import recognise
-
-        return recognise(Path(directory)).name
+        found = recognise(read_json(Path(directory) / "config.json"))
+        if found is None:
+            raise WeightsError(f"{directory}: config.json is of no family that is known here (foundling families)")
+        return found.name
     return family(given.get("family", ModelSpec.family)).name
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from foundling.config import from_dict, to_dict
 from foundling.contracts.checkpoint_map import ConfigMap
 from foundling.errors import WeightsError
-from foundling.models import FAMILIES, Family, family
+from foundling.models import FAMILIES, Family, recognise
 
 FLAT_ROPE, LOCAL_THETA = ("rope_theta", "partial_rotary_factor"), "rope_local_base_freq"
 # Written by transformers itself; ours to say anew.
@@ -17,11 +17,8 @@ OWN = {"model_type", "architectures", "transformers_version", "torch_dtype", "dt
 
 def read_config(values: dict[str, Any], file: str) -> tuple[Family, Any, dict[str, Any]]:
     """config.json -> (family, our frozen config, the inert keys). WeightsError names the key that does not fit."""
-    for name in FAMILIES:
-        found = family(name)
-        if values.get(found.module.CONFIG.type_key) == found.module.CONFIG.model_type:
-            break
-    else:
+    found = recognise(values)
+    if found is None:
         model_type = values.get("model_type", values.get("_class_name"))
         raise WeightsError(f"{file}: model_type {model_type!r} is not known here; known: {', '.join(FAMILIES)}")
     table: ConfigMap = found.module.CONFIG

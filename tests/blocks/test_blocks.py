@@ -5,11 +5,12 @@ import math
 
 import torch
 
-from foundling.blocks.attention import Attend, Attention, dense_mask
+from foundling.blocks.attention import Attend, Attention
+from foundling.blocks.context import GLOBAL, Context
+from foundling.blocks.mask import Mask, MaskRule, build_mask, dense_mask
 from foundling.blocks.moe import GroupedLinear
 from foundling.blocks.norm import LayerNorm, RMSNorm
 from foundling.blocks.position import RoPE, RopeScaling, positions_of, rotate
-from foundling.contracts.model import Mask
 
 
 def test_rope_turns_pairs_by_position_as_complex_numbers() -> None:
@@ -38,7 +39,7 @@ def test_attention_by_loops() -> None:
     torch.manual_seed(1)
     q, k, v = torch.randn(1, 4, 6, 8), torch.randn(1, 2, 6, 8), torch.randn(1, 2, 6, 8)
     documents = torch.tensor([[0, 0, 1, 1, 1, -1]])
-    out = Attend()(q, k, v, Mask(documents=documents))
+    out = Attend()(q, k, v, build_mask(MaskRule(documents=documents), 6, 6, q))
     for head in range(4):
         for t in range(5):
             seen = [s for s in range(t + 1) if documents[0, s] == documents[0, t]]
@@ -50,9 +51,9 @@ def test_attention_by_loops() -> None:
 
 def test_masks_by_hand() -> None:
     device = torch.device("cpu")
-    both = dense_mask(Mask(causal=False, documents=torch.tensor([[0, 0, 1]])), 3, 3, device)
+    both = dense_mask(MaskRule(causal=False, documents=torch.tensor([[0, 0, 1]])), 3, 3, device)
     assert both[0, 0].tolist() == [[True, True, False], [True, True, False], [False, False, True]]
-    cached = dense_mask(Mask(lengths=torch.tensor([2, 0])), 1, 4, device)
+    cached = dense_mask(MaskRule(lengths=torch.tensor([2, 0])), 1, 4, device)
     assert cached[:, 0, 0].tolist() == [[True, True, True, False], [True, False, False, False]]
 
 
@@ -61,7 +62,7 @@ def test_chunks_are_counted_from_a_documents_begin() -> None:
     documents = torch.tensor([[4, 4, 4, 4, 9, 9, 9, 9, 9, 9, -1], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]])
     begins = torch.tensor([[0] * 4 + [4] * 7, [0] * 11])
     device, n = torch.device("cpu"), 11
-    whole = dense_mask(Mask(documents=documents, chunk=3), n, n, device)[:, 0]
+    whole = dense_mask(MaskRule(documents=documents, chunk=3), n, n, device)[:, 0]
     for row in range(2):
         for t in range(n - 1):
             mine = (t - int(begins[row, t])) // 3
@@ -71,10 +72,10 @@ def test_chunks_are_counted_from_a_documents_begin() -> None:
             ]
             assert whole[row, t].tolist() == [bool(x) for x in seen], (row, t)
     assert whole.any(-1).all(), "no softmax is over nothing"
-    assert torch.equal(dense_mask(Mask(chunk=3), n, n, device)[0, 0], whole[1])
+    assert torch.equal(dense_mask(MaskRule(chunk=3), n, n, device)[0, 0], whole[1])
     lengths = torch.tensor([6, 2])
     rows = torch.stack([documents[row, at : at + 3] for row, at in enumerate(lengths.tolist())])
-    cached = dense_mask(Mask(documents=rows, key_documents=documents, lengths=lengths, chunk=3), 3, n, device)[:, 0]
+    cached = dense_mask(MaskRule(documents=rows, key_documents=documents, lengths=lengths, chunk=3), 3, n, device)[:, 0]
     for row, at in enumerate(lengths.tolist()):
         assert torch.equal(cached[row], whole[row, at : at + 3])
 
@@ -116,7 +117,7 @@ def test_attention_agrees_with_torchs_own() -> None:
     x = torch.randn(2, 9, 32)
     hidden = torch.triu(torch.ones(9, 9, dtype=torch.bool), 1)
     expected, _ = theirs(x, x, x, attn_mask=hidden, need_weights=False)
-    torch.testing.assert_close(ours(x, Mask()), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours(x, Context({GLOBAL: Mask()})), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_experts_are_linear_layers_side_by_side(request) -> None:

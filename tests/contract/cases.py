@@ -143,7 +143,7 @@ class DualEncoder(Case):
     def outputs(self, model: Any) -> Tensor:
         batch = self.batch(0, 2)
         pixels = batch["pixels"].to(next(model.parameters()).dtype)
-        return torch.cat([model.embed_image(pixels), model.embed_text(batch["tokens"])], dim=1)
+        return torch.cat([model.embed("image", {"pixels": pixels}), model.embed("text", batch)], dim=1)
 
 
 class Denoiser(Case):
@@ -164,7 +164,7 @@ class Denoiser(Case):
     def outputs(self, model: Any) -> Tensor:
         keep = torch.tensor([True, False])
         pixels = self.batch(0, 2)["pixels"].to(next(model.parameters()).dtype)
-        return model(pixels, torch.tensor([7, 300]), Condition(torch.tensor([3, 4]), keep))
+        return model(pixels, torch.tensor([7, 300]), Condition(torch.tensor([3, 4]), keep=keep))
 
 
 class Counted:
@@ -184,7 +184,7 @@ KINDS: dict[str, type[Case]] = {
     "decoder": Case,
     "encoder": Encoder,
     "seq2seq": Seq2Seq,
-    "pair": DualEncoder,
+    "dual_encoder": DualEncoder,
     "denoiser": Denoiser,
 }
 

@@ -54,12 +54,15 @@ WITHOUT: dict[tuple[str, str], str] = {
         for m in ("cache", "recurrent", "generate", "beams", "speculate", "engine")
     },
     ("encoder", "DPO"): "tells probabilities of single places, not of texts",
-    ("pair", "packing"): "a text is a row; its padding is tested",
+    ("dual_encoder", "packing"): "a text is a row; its padding is tested",
     ("denoiser", "packing"): _IMAGES,
     ("denoiser", "padding"): _IMAGES,
-    **{("pair", m): "nothing is generated" for m in ("cache", "recurrent", "generate", "beams", "speculate", "engine")},
+    **{
+        ("dual_encoder", m): "nothing is generated"
+        for m in ("cache", "recurrent", "generate", "beams", "speculate", "engine")
+    },
     **{("denoiser", m): _IMAGES for m in ("cache", "recurrent", "beams", "speculate", "engine")},
-    **{(k, m): _LANGUAGE for k in ("pair", "denoiser") for m in ("distill", "DPO")},
+    **{(k, m): _LANGUAGE for k in ("dual_encoder", "denoiser") for m in ("distill", "DPO")},
 }
 """(kind, method) -> why there is nothing to test"""
 WITHOUT_STATE = "it has no recurrent state"

@@ -8,7 +8,7 @@ from foundling.blocks.init import initialise, roles
 from foundling.blocks.state_space import StateSpace
 from foundling.contracts.cache import State
 from foundling.contracts.denoise import Denoiser as DenoiserProtocol
-from foundling.contracts.model import DualEncoder as PairProtocol
+from foundling.contracts.model import DualEncoder as DualEncoderProtocol
 from foundling.contracts.model import Encoder as EncoderProtocol
 from foundling.contracts.model import LanguageModel, layers_of
 from foundling.models import FAMILIES, build, count_parameters, family, family_of
@@ -29,8 +29,8 @@ def test_shapes_and_protocol(name: str) -> None:
     of = case(name)
     model = of.tiny()
     assert family_of(model).name == name and layers_of(model)
-    if of.family.kind == "pair":
-        assert isinstance(model, PairProtocol)
+    if of.family.kind == "dual_encoder":
+        assert isinstance(model, DualEncoderProtocol)
         both = of.outputs(model)
         assert both.shape[0] == 2 and both.isfinite().all()
     elif of.family.kind == "encoder":
@@ -39,8 +39,8 @@ def test_shapes_and_protocol(name: str) -> None:
         assert memory.states.shape == (2, T, 64) and (memory.documents == 0).all()
         assert model.logits(model(tokens()).hidden).shape == (2, T, VOCAB)
     elif of.family.kind == "denoiser":
-        protocol: DenoiserProtocol = model
-        assert of.outputs(protocol).shape == of.batch(0, 2)["pixels"].shape
+        assert isinstance(model, DenoiserProtocol)
+        assert of.outputs(model).shape == of.batch(0, 2)["pixels"].shape == (2, *model.sample_shape)
     else:
         assert isinstance(model, LanguageModel)
         hidden = of.hidden(model, tokens())
@@ -99,7 +99,7 @@ def test_padding_on_the_right_changes_nothing(name: str) -> None:
     model, x = of.tiny(), tokens(2, 14)
     documents = torch.zeros(2, 14, dtype=torch.int64)
     documents[1, 9:] = -1
-    if of.family.kind == "pair":
+    if of.family.kind == "dual_encoder":
         x[0, 13] = x[1, 8] = VOCAB - 1  # where a text ends
         text = model.embed_text(x, documents=documents)
         close(text[1], model.embed_text(x[1:, :9])[0])

@@ -217,7 +217,7 @@ def unet(widths: tuple[int, ...], attends: tuple[bool, ...], blocks: int, channe
 
     x = torch.randn(3, channels, 8, 8, generator=torch.Generator().manual_seed(0))
     t, classes = torch.tensor([0, 500, 999]), torch.tensor([0, 3, 4])
-    condition = Condition(torch.tensor([0, 3, 1]), torch.tensor([True, True, False]))  # 4 is the null class
+    condition = Condition(torch.tensor([0, 3, 1]), keep=torch.tensor([True, True, False]))  # 4 is the null class
     return Reference(make, lambda m: m(x, t, class_labels=classes).sample, lambda m: m(x, t, condition))
 
 

@@ -102,7 +102,7 @@ def test_serving_is_what_a_cache_and_quantised_weights_take(name: str) -> None:
     model = build(name, **sized(name))
     said = serving_bytes(name, sized(name), rows=2, seq_len=48)
     cache = model.new_cache(2, 48)
-    assert said["cache"] == sum(t.numel() * 4 for slots in cache.held for slot in slots for t in slot)
+    assert said["cache"] == sum(t.numel() * 4 for slots in cache.tensors for slot in slots for t in slot)
     assert said["float32"] == 4 * count_parameters(model)["total"] == 2 * said["bfloat16"]
     quantize(model)
     held = {t.data_ptr(): t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()]}

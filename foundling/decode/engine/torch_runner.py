@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foundling.blocks.cache import held_by
+from foundling.blocks.cache import tensors_of_slot
 from foundling.contracts.cache import KV, Conv, Slot, State
 from foundling.decode.engine.scheduler import ScheduledChunk
 
@@ -187,10 +187,9 @@ class PagedSlot:
 
     def __init__(self, cache: PagedCache, index: int) -> None:
         self.cache, self.index = cache, index
-        self.documents, self.previous = cache.documents, cache.previous
 
     def _tensors(self, kind: type[Slot]) -> tuple[Tensor, ...]:
-        return held_by(self.cache.runner.spec[self.index], self.cache.runner.tensors[self.index], kind)
+        return tensors_of_slot(self.cache.runner.spec[self.index], self.cache.runner.tensors[self.index], kind)
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Writes k and v (B, K, T, P) into the blocks; returns all keys and values up to the longest row."""

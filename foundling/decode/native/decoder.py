@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foundling.blocks.layer import Block
 from foundling.blocks.norm import LayerNorm, RMSNorm
-from foundling.blocks.stack import Block, Decoder
+from foundling.blocks.stack import Decoder
 from foundling.decode.native.build import NativeUnavailable
 from foundling.decode.native.program import Form, Op, Program, Rows, unsupported_layers, unsupported_modules
 
@@ -20,7 +21,7 @@ def unsupported_reason(model: Any) -> str | None:
     """What a model has that native code has not, or None: it serves a decoder of plain pre-norm layers on a CPU."""
     if not isinstance(model, Decoder) or any(
         getattr(type(model), name) is not getattr(Decoder, name)
-        for name in ("forward", "read", "turns", "logits", "embed")
+        for name in ("forward", "build_context", "forward_layers", "build_ropes", "attention_bias", "logits", "embed")
     ):
         return f"{type(model).__name__} does not read as a stack of pre-norm layers"
     if type(model.norm) not in (RMSNorm, LayerNorm) or type(model.head) is not torch.nn.Linear:
@@ -65,9 +66,10 @@ class DecoderProgram(Program):
         """Reads n tokens (n,) at their places in their sequences, each `counts` of them, whose pages are tables
         (sequences, most) int32; gives the logits (w, V) float32 after those of index `wanted` (w,). Tokens of one
         sequence stand in order, and everything before them is in its pages."""
-        x, rotation = self.model.place(self.model.embed(tokens[None]), positions[None])
-        self.x[: len(tokens)] = x[0]
-        self.run(positions, counts, tables, keys, values, rotation)
+        places = positions[None]
+        self.x[: len(tokens)] = self.model.embed_positions(self.model.embed(tokens[None]), places)[0]
+        rope = None if self.model.rope is None else self.model.rope(places)
+        self.run(positions, counts, tables, keys, values, rope)
         if not len(wanted):
             return self.said[:0]
         torch.index_select(self.x[: len(tokens)], 0, wanted, out=self.last[: len(wanted)])

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from foundling.blocks.encoder import Encoder
-from foundling.blocks.stack import PostNormBlock
-from foundling.contracts.model import Mask
+from foundling.blocks.layer import PostNormBlock
+from foundling.contracts.objective import Term
 from foundling.decode.native.build import NativeUnavailable
 from foundling.decode.native.program import FORMS, LANES, Form, Program, unsupported_layers, unsupported_modules
 from foundling.errors import GenerationError
@@ -28,7 +28,7 @@ half as much again."""
 
 def unsupported_reason(model: Any) -> str | None:
     """What a model has that native code has not, or None: it serves BERT and those alike, on a CPU."""
-    if not isinstance(model, Encoder) or type(model).read is not Encoder.read:
+    if not isinstance(model, Encoder) or type(model).forward_layers is not Encoder.forward_layers:
         return f"{type(model).__name__} does not read as a stack of layers without direction"
     return unsupported_modules(model) or unsupported_layers(model.layers, PostNormBlock)
 
@@ -50,14 +50,14 @@ def native_encoder(model: Any, weights: Form = "int8") -> Any:
     made = copy.copy(model)
     for name in ("_modules", "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks"):
         made.__dict__[name] = copy.copy(made.__dict__[name])  # what is put there is not put into the model
-    made.read = layers.read
+    made.forward_layers = layers.forward_layers
     return made
 
 
 class _Layers(Program):
     def __init__(self, model: Encoder, form: Form) -> None:
         most, span = max(ROWS, model.config.max_seq_len), SPAN if form == "int8" else 1
-        super().__init__(list(model.passes()), form, most, causal=False, span=span)
+        super().__init__(list(model.layer_sequence()), form, most, causal=False, span=span)
         # a page holds tokens of one sequence, so each may leave one half empty
         self.keys, self.values = self.new_pages(1, self.most_rows, torch.float32)
         self.process, self.turn = os.getpid(), threading.Lock()
@@ -65,16 +65,16 @@ class _Layers(Program):
     def __reduce__(self) -> Any:
         raise GenerationError("packed layers are neither copied nor written; take the encoder that they were made of")
 
-    def read(self, x: Tensor, mask: Mask) -> Tensor:
-        """As Encoder.read. x (B, T, D) -> (B, T, D), 0 where there is padding."""
+    def forward_layers(self, x: Tensor, documents: Tensor | None) -> tuple[Tensor, dict[str, Term]]:
+        """As Encoder.forward_layers: x (B, T, D), documents (B, T) -> (B, T, D), 0 where there is padding."""
         if torch.is_grad_enabled():
             raise GenerationError("packed layers have no gradients; read under torch.inference_mode()")
         if os.getpid() != self.process:  # threads do not come along
             raise GenerationError("packed layers serve the process that packed them; pack them here again")
         flat, out = x.flatten(0, 1), torch.zeros_like(x).flatten(0, 1)
         if not len(flat):
-            return out.unflatten(0, x.shape[:2])
-        order, counts = _sequences(x, mask.documents)
+            return out.unflatten(0, x.shape[:2]), {}
+        order, counts = _sequences(x, documents)
         begin = 0
         while begin < len(counts):
             end, total = begin, 0
@@ -84,7 +84,7 @@ class _Layers(Program):
             with self.turn:
                 out[some] = self._some(flat[some], counts[begin:end]).to(out.dtype)
             begin = end
-        return out.unflatten(0, x.shape[:2])
+        return out.unflatten(0, x.shape[:2]), {}
 
     def _some(self, x: Tensor, counts: list[int]) -> Tensor:
         """x (n, D), whole sequences -> (n, D), overwritten by the next ones"""

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foundling.blocks.attention import Attend, Attention
+from foundling.blocks.layer import Block, PostNormBlock
 from foundling.blocks.mlp import MLP, GatedMLP, gelu_tanh
 from foundling.blocks.norm import LayerNorm, RMSNorm
 from foundling.blocks.position import Rotation
-from foundling.blocks.stack import Block, PostNormBlock
 from foundling.contracts.cache import KV
 from foundling.decode.native.build import load_library
 
@@ -103,7 +103,7 @@ def unsupported_layers(layers: Iterable[nn.Module], kind: type[Block]) -> str | 
         if activations is None or layer.ffn.activation not in activations:
             return f"layer {index} has another feed-forward part"
         for name, module in layer.named_modules():
-            if type(module) not in (nn.Linear, RMSNorm, LayerNorm, Attend, kind, Attention, GatedMLP, MLP):
+            if type(module) not in (nn.Linear, nn.Dropout, RMSNorm, LayerNorm, Attend, kind, Attention, GatedMLP, MLP):
                 return f"'{name}' of layer {index} is a {type(module).__name__}"
     if any(isinstance(m, RMSNorm) and m.offset for layer in layers for m in layer.modules()):
         return "its norms' gains are written less an offset"

@@ -3,21 +3,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from foundling.blocks.attention import Attention
-from foundling.blocks.cache import ModelCache
+from foundling.blocks.layer import Block
 from foundling.blocks.mlp import MLP, gelu_tanh
 from foundling.blocks.norm import LayerNorm
-from foundling.blocks.position import Rotation
-from foundling.blocks.stack import Block, Decoder
+from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import ConfigMap, Key
-from foundling.contracts.model import Mask
-from foundling.contracts.objective import Term
 from foundling.errors import ConfigError
 from foundling.models.decoder import gpt2
 
@@ -60,18 +57,12 @@ class Bloom(Decoder):
         super().__init__(c, [*layers], LayerNorm(c.d_model, c.norm_eps))
         self.embedding_norm = LayerNorm(c.d_model, c.norm_eps)
 
-    def place(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Rotation | None]:
-        return self.embedding_norm(x), None
+    def embed_positions(self, x: Tensor, positions: Tensor) -> Tensor:
+        return self.embedding_norm(x)
 
-    def read(
-        self, x: Tensor, mask: Mask, rotation: Rotation | None, cache: ModelCache | None
-    ) -> tuple[Tensor, dict[str, Term]]:
-        queries = torch.arange(x.shape[1], device=x.device)[None]
-        keys = queries if cache is None else torch.arange(cache.span, device=x.device)[None]
-        queries = queries if cache is None else cache.lengths[:, None] + queries
-        slope = torch.tensor(slopes(self.config.n_heads), device=x.device)[None, :, None, None]
-        bias = slope * (keys[:, None, None, :] - queries[:, None, :, None])
-        return super().read(x, replace(mask, bias=bias), rotation, cache)
+    def attention_bias(self, queries: Tensor, keys: Tensor) -> Tensor:
+        slope = torch.tensor(slopes(self.config.n_heads), device=queries.device)[None, :, None, None]
+        return slope * (keys[:, None, None, :] - queries[:, None, :, None])
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from foundling.blocks.attention import Attention
+from foundling.blocks.layer import SandwichBlock
 from foundling.blocks.mlp import GatedMLP, gelu_tanh
 from foundling.blocks.norm import RMSNorm
-from foundling.blocks.position import RoPE, Rotation
-from foundling.blocks.stack import Decoder, SandwichBlock
+from foundling.blocks.position import RoPE
+from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import ConfigMap, Key
 from foundling.errors import ConfigError
 from foundling.models.decoder import llama
@@ -67,15 +68,11 @@ class Gemma2(Decoder):
             )
             for index in range(c.n_layers)
         ]  # fmt: skip
-        super().__init__(c, [*layers], norm())
-        self.rope = RoPE(c.head_dim, c.rope_theta)
+        super().__init__(c, [*layers], norm(), rope=RoPE(c.head_dim, c.rope_theta))
 
     def embed(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens)
         return x * torch.tensor(self.config.d_model**0.5, dtype=x.dtype)
-
-    def place(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Rotation | None]:
-        return x, self.rope(positions)
 
     def logits(self, hidden: Tensor) -> Tensor:
         cap = self.config.logit_cap

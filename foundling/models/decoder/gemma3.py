@@ -8,13 +8,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from foundling.blocks.attention import Attention
+from foundling.blocks.context import LOCAL
+from foundling.blocks.layer import SandwichBlock
 from foundling.blocks.mlp import GatedMLP, gelu_tanh
 from foundling.blocks.norm import RMSNorm
 from foundling.blocks.position import RoPE, RopeScaling
-from foundling.blocks.stack import Decoder, SandwichBlock
+from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import Key
 from foundling.errors import ConfigError
 from foundling.models import published
@@ -67,20 +69,15 @@ class Gemma3(Decoder):
             )
             for index in range(c.n_layers)
         ]  # fmt: skip
-        super().__init__(c, [*layers], norm(c.d_model))
-        self.rope = RoPE(c.head_dim, c.rope_theta, c.rope_scaling)
+        super().__init__(c, [*layers], norm(c.d_model), rope=RoPE(c.head_dim, c.rope_theta, c.rope_scaling))
         self.local_rope = RoPE(c.head_dim, c.rope_local_theta)
 
     def embed(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens)
         return x * torch.tensor(self.config.d_model**0.5, dtype=x.dtype)
 
-    def place(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Any]:
-        return x, (self.rope(positions), self.local_rope(positions))
-
-    def turns(self, layer: nn.Module, rotation: Any) -> Any:
-        far, near = rotation
-        return far if layer.mixer.window is None else near  # pyright: ignore
+    def build_ropes(self, positions: Tensor) -> dict[str, Any]:
+        return super().build_ropes(positions) | {LOCAL: self.local_rope(positions)}
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from foundling.blocks.attention import Attention
+from foundling.blocks.layer import PostNormBlock
 from foundling.blocks.mlp import MLP, gelu_tanh
 from foundling.blocks.norm import LayerNorm
-from foundling.blocks.position import Rotation
-from foundling.blocks.stack import Decoder, PostNormBlock
+from foundling.blocks.stack import Decoder
 from foundling.errors import ConfigError
 from foundling.models.decoder import gpt2
 
@@ -47,8 +47,8 @@ class GPT(Decoder):
         super().__init__(c, [*layers], nn.Identity())
         self.position_embedding = nn.Embedding(c.max_seq_len, c.d_model)
 
-    def place(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Rotation | None]:
-        return x + self.position_embedding(positions), None
+    def embed_positions(self, x: Tensor, positions: Tensor) -> Tensor:
+        return x + self.position_embedding(positions)
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:

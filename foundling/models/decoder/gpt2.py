@@ -10,10 +10,10 @@ import torch.nn as nn
 from torch import Tensor
 
 from foundling.blocks.attention import Attention
+from foundling.blocks.layer import Block
 from foundling.blocks.mlp import MLP, gelu_tanh
 from foundling.blocks.norm import LayerNorm
-from foundling.blocks.position import Rotation
-from foundling.blocks.stack import Block, Decoder
+from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import ConfigMap, Key
 from foundling.errors import ConfigError
 
@@ -52,8 +52,8 @@ class GPT2(Decoder):
         )
         self.position_embedding = nn.Embedding(c.max_seq_len, c.d_model)
 
-    def place(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Rotation | None]:
-        return x + self.position_embedding(positions), None
+    def embed_positions(self, x: Tensor, positions: Tensor) -> Tensor:
+        return x + self.position_embedding(positions)
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foundling.blocks.attention import Attention
+from foundling.blocks.context import Context
+from foundling.blocks.layer import Block
 from foundling.blocks.mlp import MLP
 from foundling.blocks.norm import LayerNorm
-from foundling.blocks.position import RoPE, Rotation
-from foundling.blocks.stack import Block, Decoder
-from foundling.contracts.cache import LayerCache
+from foundling.blocks.position import RoPE
+from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import ConfigMap, Key
-from foundling.contracts.model import Mask
 from foundling.errors import ConfigError
 from foundling.models.decoder import gpt2
 
@@ -54,10 +54,9 @@ class GPTNeoXConfig:
 class ParallelBlock(Block):
     """x + mixer(norm(x)) + ffn(norm'(x)) (Wang & Komatsuzaki 2021, GPT-J)."""
 
-    def forward(
-        self, x: Tensor, mask: Mask, rotation: Rotation | None = None, cache: LayerCache | None = None
-    ) -> Tensor:
-        return x + self.mixer(self.mixer_norm(x), mask, rotation, cache) + self.ffn(self.ffn_norm(x))
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        mixed = self.dropout(self.mixer(self.mixer_norm(x), ctx))
+        return x + mixed + self.dropout(self.ffn(self.ffn_norm(x)))
 
 
 class GPTNeoX(Decoder):
@@ -72,11 +71,7 @@ class GPTNeoX(Decoder):
             )
             for _ in range(c.n_layers)
         ]
-        super().__init__(c, layers, LayerNorm(c.d_model, c.norm_eps))
-        self.rope = RoPE(c.rope_dim, c.rope_theta)
-
-    def place(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Rotation | None]:
-        return x, self.rope(positions)
+        super().__init__(c, layers, LayerNorm(c.d_model, c.norm_eps), rope=RoPE(c.rope_dim, c.rope_theta))
 
 
 sized = gpt2.sized

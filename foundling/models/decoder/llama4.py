@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Llama 4's text model (Meta 2025): experts beside a shared one, attention in chunks, every fourth layer unturned.
+"""Llama 4's text model (Meta 2025): experts beside a shared one, attention in chunks, every fourth layer without rotary
+positions.
 
-Layers with rotary positions see their chunk of 8,192 tokens alone. Those without see everything, and their queries grow
-with the logarithm of the position (Nakanishi 2025, Scalable-Softmax).
+Layers with rotary positions attend within their chunk of 8,192 tokens. Those without attend to everything, and their
+queries grow with the logarithm of the position (Nakanishi 2025, Scalable-Softmax).
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foundling.blocks.attention import Attention
+from foundling.blocks.context import GLOBAL
+from foundling.blocks.layer import Block, MoEBlock
 from foundling.blocks.mlp import GatedMLP
 from foundling.blocks.moe import MoE, Routing
 from foundling.blocks.norm import RMSNorm
 from foundling.blocks.position import RoPE, RopeScaling
-from foundling.blocks.stack import Block, MoEBlock, SparseDecoder
+from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import Key
 from foundling.errors import ConfigError
 from foundling.models.decoder import llama
@@ -75,11 +78,12 @@ class UnitNorm(nn.Module):
         return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
 
 
-class Unturned(Attention):
-    """Attention without positions; `rotation` (B or 1, 1, T, 1) is what each query is multiplied by."""
+class NoPEAttention(Attention):
+    """Attention without rotary positions; in their place each query is multiplied by its temperature, (B or 1, 1, T,
+    1)."""
 
-    def turn(self, q: Tensor, k: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
-        return (q * rotation).to(q.dtype), k
+    def apply_rope(self, q: Tensor, k: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
+        return (q * rope).to(q.dtype), k
 
 
 class SharedMoE(MoE):
@@ -101,34 +105,30 @@ class SharedMoE(MoE):
         return y + self.shared(x), routing
 
 
-class Llama4(SparseDecoder):
+class Llama4(Decoder):
     def __init__(self, config: Llama4Config) -> None:
         super().__init__(
             config,
             [self._layer(config, i + 1) for i in range(config.n_layers)],
             RMSNorm(config.d_model, config.norm_eps),
+            rope=RoPE(config.head_dim, config.rope_theta, config.rope_scaling),
         )
-        self.rope = RoPE(config.head_dim, config.rope_theta, config.rope_scaling)
 
     def _layer(self, c: Llama4Config, number: int) -> nn.Module:
         sizes = c.d_model, c.n_heads, c.n_kv_heads, c.head_dim
         norm = (lambda width: UnitNorm(c.norm_eps)) if c.qk_norm else None
-        mixer = Attention(*sizes, chunk=c.chunk, qk_norm=norm) if number % c.rope_period else Unturned(*sizes)
+        mixer = Attention(*sizes, chunk=c.chunk, qk_norm=norm) if number % c.rope_period else NoPEAttention(*sizes)
         norms = RMSNorm(c.d_model, c.norm_eps), RMSNorm(c.d_model, c.norm_eps)
         if number % c.moe_period:
             return Block(norms[0], mixer, norms[1], GatedMLP(c.d_model, c.d_ff, F.silu))
         return MoEBlock(norms[0], mixer, norms[1], SharedMoE(c.d_model, c.d_expert, c.n_experts, c.n_active))
 
-    def place(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Any]:
-        c, growth = self.config, None
+    def build_ropes(self, positions: Tensor) -> dict[str, Any]:
+        c, temperature = self.config, None
         if c.tempered:
             spans = torch.floor((positions[:, None, :, None].float() + 1) / c.temper_from)
-            growth = torch.log1p(spans) * c.temper + 1
-        return x, (self.rope(positions), growth)
-
-    def turns(self, layer: nn.Module, rotation: Any) -> Any:
-        turned, growth = rotation
-        return growth if isinstance(layer.mixer, Unturned) else turned
+            temperature = torch.log1p(spans) * c.temper + 1
+        return super().build_ropes(positions) | {GLOBAL: temperature}
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:

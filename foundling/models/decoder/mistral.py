@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
 
 from foundling.blocks.attention import Attention
+from foundling.blocks.layer import Block
 from foundling.blocks.mlp import GatedMLP
 from foundling.blocks.norm import RMSNorm
-from foundling.blocks.position import RoPE, Rotation
-from foundling.blocks.stack import Block, Decoder
+from foundling.blocks.position import RoPE
+from foundling.blocks.stack import Decoder
 from foundling.errors import ConfigError
 from foundling.models.decoder import llama
 
@@ -56,11 +56,8 @@ class Mistral(Decoder):
                 for _ in range(c.n_layers)
             ],
             RMSNorm(c.d_model, c.norm_eps),
+            rope=RoPE(c.head_dim, c.rope_theta),
         )
-        self.rope = RoPE(c.head_dim, c.rope_theta)
-
-    def place(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Rotation | None]:
-        return x, self.rope(positions)
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:

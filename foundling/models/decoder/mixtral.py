@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
 
 from foundling.blocks.attention import Attention
+from foundling.blocks.layer import MoEBlock
 from foundling.blocks.moe import MoE
 from foundling.blocks.norm import RMSNorm
-from foundling.blocks.position import RoPE, Rotation
-from foundling.blocks.stack import MoEBlock, SparseDecoder
+from foundling.blocks.position import RoPE
+from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import ConfigMap, Key
 from foundling.errors import ConfigError
 from foundling.models.decoder import llama
@@ -43,7 +43,7 @@ class MixtralConfig:
             raise ConfigError(f"n_active {self.n_active} is more than n_experts {self.n_experts}")
 
 
-class Mixtral(SparseDecoder):
+class Mixtral(Decoder):
     def __init__(self, config: MixtralConfig) -> None:
         c = config
         layers = [
@@ -55,11 +55,7 @@ class Mixtral(SparseDecoder):
             )
             for _ in range(c.n_layers)
         ]
-        super().__init__(c, [*layers], RMSNorm(c.d_model, c.norm_eps))
-        self.rope = RoPE(c.head_dim, c.rope_theta)
-
-    def place(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Rotation | None]:
-        return x, self.rope(positions)
+        super().__init__(c, [*layers], RMSNorm(c.d_model, c.norm_eps), rope=RoPE(c.head_dim, c.rope_theta))
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:

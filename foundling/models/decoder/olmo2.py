@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from foundling.blocks.attention import Attention
+from foundling.blocks.context import Context
+from foundling.blocks.layer import Block
 from foundling.blocks.mlp import GatedMLP
 from foundling.blocks.norm import RMSNorm
-from foundling.blocks.position import RoPE, Rotation
+from foundling.blocks.position import RoPE
 from foundling.blocks.stack import Decoder
-from foundling.contracts.cache import LayerCache
 from foundling.contracts.checkpoint_map import Key
-from foundling.contracts.model import Mask
 from foundling.errors import ConfigError
 from foundling.models.decoder import llama
 
@@ -58,29 +58,27 @@ class OLMo2Attention(Attention):
         return self.heads(self.q_norm(self.q(x))), self.heads(self.k_norm(self.k(x))), self.heads(self.v(x))
 
 
-class OLMo2Block(nn.Module):
+class OLMo2Block(Block):
     """x + norm(mixer(x)), then x + norm(ffn(x))."""
 
     def __init__(self, c: OLMo2Config) -> None:
-        super().__init__()
-        self.mixer, self.mixer_norm = OLMo2Attention(c), RMSNorm(c.d_model, c.norm_eps, start=0.0)
-        self.ffn, self.ffn_norm = GatedMLP(c.d_model, c.d_ff, F.silu), RMSNorm(c.d_model, c.norm_eps, start=0.0)
+        norms = (RMSNorm(c.d_model, c.norm_eps, start=0.0) for _ in range(2))
+        super().__init__(next(norms), OLMo2Attention(c), next(norms), GatedMLP(c.d_model, c.d_ff, F.silu))
 
-    def forward(
-        self, x: Tensor, mask: Mask, rotation: Rotation | None = None, cache: LayerCache | None = None
-    ) -> Tensor:
-        x = x + self.mixer_norm(self.mixer(x, mask, rotation, cache))
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        x = x + self.mixer_norm(self.mixer(x, ctx))
         return x + self.ffn_norm(self.ffn(x))
 
 
 class OLMo2(Decoder):
     def __init__(self, config: OLMo2Config) -> None:
         c = config
-        super().__init__(c, [OLMo2Block(c) for _ in range(c.n_layers)], RMSNorm(c.d_model, c.norm_eps))
-        self.rope = RoPE(c.head_dim, c.rope_theta)
-
-    def place(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Rotation | None]:
-        return x, self.rope(positions)
+        super().__init__(
+            c,
+            [OLMo2Block(c) for _ in range(c.n_layers)],
+            RMSNorm(c.d_model, c.norm_eps),
+            rope=RoPE(c.head_dim, c.rope_theta),
+        )
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foundling.blocks.attention import Attention
+from foundling.blocks.layer import Block
 from foundling.blocks.mlp import MLP
 from foundling.blocks.norm import LayerNorm
-from foundling.blocks.position import Rotation
-from foundling.blocks.stack import Block, Decoder
+from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import ConfigMap, Key
 from foundling.errors import ConfigError
 from foundling.models.decoder import gpt2
@@ -51,8 +51,8 @@ class OPT(Decoder):
         super().__init__(c, [*layers], LayerNorm(c.d_model, 1e-5))
         self.position_embedding = nn.Embedding(c.max_seq_len + FIRST_POSITION, c.d_model)
 
-    def place(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Rotation | None]:
-        return x + self.position_embedding(positions + FIRST_POSITION), None
+    def embed_positions(self, x: Tensor, positions: Tensor) -> Tensor:
+        return x + self.position_embedding(positions + FIRST_POSITION)
 
 
 sized = gpt2.sized

@@ -8,13 +8,13 @@ from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
 
 from foundling.blocks.attention import Attention
+from foundling.blocks.layer import Block
 from foundling.blocks.mlp import GatedMLP
 from foundling.blocks.norm import RMSNorm
-from foundling.blocks.position import RoPE, Rotation
-from foundling.blocks.stack import Block, Decoder
+from foundling.blocks.position import RoPE
+from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import Key
 from foundling.errors import ConfigError
 from foundling.models.decoder import llama
@@ -55,11 +55,8 @@ class Qwen3(Decoder):
                 for _ in range(c.n_layers)
             ],
             norm(c.d_model),
+            rope=RoPE(c.head_dim, c.rope_theta),
         )
-        self.rope = RoPE(c.head_dim, c.rope_theta)
-
-    def place(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Rotation | None]:
-        return x, self.rope(positions)
 
 
 sized = llama.sized

@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foundling.blocks.attention import Attention
+from foundling.blocks.context import GLOBAL, Context
+from foundling.blocks.mask import Mask
 from foundling.blocks.norm import GroupNorm
 from foundling.contracts.checkpoint_map import ConfigMap, Key
 from foundling.contracts.denoise import Condition
-from foundling.contracts.model import Capabilities, Mask
+from foundling.contracts.model import Capabilities
 from foundling.errors import ConfigError
 
 
@@ -55,14 +57,14 @@ class ResBlock(nn.Module):
         self.time = nn.Linear(4 * c.widths[0], width)
         self.skip = nn.Conv2d(channels, width, 1) if channels != width else nn.Identity()
 
-    def forward(self, x: Tensor, told: Tensor) -> Tensor:
-        """x (B, C, H, W), told (B, 4 widths[0]) -> (B, width, H, W)"""
-        h = self.conv1(F.silu(self.norm1(x))) + self.time(F.silu(told))[:, :, None, None]
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """x (B, C, H, W), condition (B, 4 widths[0]) -> (B, width, H, W)"""
+        h = self.conv1(F.silu(self.norm1(x))) + self.time(F.silu(condition))[:, :, None, None]
         return self.skip(x) + self.conv2(F.silu(self.norm2(h)))
 
 
 class SpatialAttention(nn.Module):
-    """Every place attends to every place."""
+    """Every position attends to every position."""
 
     def __init__(self, width: int, c: UNetConfig) -> None:
         super().__init__()
@@ -70,21 +72,22 @@ class SpatialAttention(nn.Module):
         heads = width // c.head_dim
         self.mixer = Attention(width, heads, heads, c.head_dim, bias=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.mixer(self.mixer_norm(x).flatten(2).mT, Mask(causal=False))
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        y = self.mixer(self.mixer_norm(x).flatten(2).mT, ctx)
         return x + y.mT.unflatten(2, x.shape[2:])
 
 
 class Level(nn.Module):
-    """One resolution, on the way down (with `stack` of skips to leave) or up (with skips to take)."""
+    """One resolution, on the way down (which gives skips) or up (which takes them); `ctx.condition` (B, 4 widths[0])
+    is the embedding of time and class."""
 
     def __init__(self, channels: list[int], width: int, attends: bool, c: UNetConfig) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(ResBlock(n, width, c) for n in channels)
         self.attention = nn.ModuleList(SpatialAttention(width, c) for _ in channels if attends)
 
-    def attended(self, x: Tensor, index: int) -> Tensor:
-        return self.attention[index](x) if len(self.attention) else x
+    def attend(self, x: Tensor, ctx: Context, index: int) -> Tensor:
+        return self.attention[index](x, ctx) if len(self.attention) else x
 
 
 class Down(Level):
@@ -92,10 +95,11 @@ class Down(Level):
         super().__init__(channels, width, attends, c)
         self.resample = None if last else nn.Conv2d(width, width, 3, 2, padding=1)
 
-    def forward(self, x: Tensor, told: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, x: Tensor, ctx: Context) -> tuple[Tensor, list[Tensor]]:
+        """x (B, C, H, W) -> (B, width, H/2, W/2), except at the last level, and the skips"""
         skips = []
         for index, block in enumerate(self.blocks):
-            x = self.attended(block(x, told), index)
+            x = self.attend(block(x, ctx.condition), ctx, index)
             skips.append(x)
         if self.resample is not None:
             x = self.resample(x)
@@ -108,9 +112,11 @@ class Up(Level):
         super().__init__(channels, width, attends, c)
         self.resample = None if last else nn.Conv2d(width, width, 3, padding=1)
 
-    def forward(self, x: Tensor, told: Tensor, skips: list[Tensor]) -> Tensor:
+    def forward(self, inputs: tuple[Tensor, list[Tensor]], ctx: Context) -> Tensor:
+        """x (B, C, H, W) and as many skips as there are blocks -> (B, width, 2 H, 2 W), except at the last level"""
+        x, skips = inputs
         for index, (block, skip) in enumerate(zip(self.blocks, reversed(skips), strict=True)):
-            x = self.attended(block(torch.cat((x, skip), dim=1), told), index)
+            x = self.attend(block(torch.cat((x, skip), dim=1), ctx.condition), ctx, index)
         return x if self.resample is None else self.resample(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -119,8 +125,9 @@ class Middle(Level):
         super().__init__([width, width], width, False, c)
         self.attention = nn.ModuleList([SpatialAttention(width, c)])
 
-    def forward(self, x: Tensor, told: Tensor) -> Tensor:
-        return self.blocks[1](self.attention[0](self.blocks[0](x, told)), told)
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        x = self.attention[0](self.blocks[0](x, ctx.condition), ctx)
+        return self.blocks[1](x, ctx.condition)
 
 
 class Side(nn.Module):
@@ -169,17 +176,22 @@ class UNet(nn.Module):
                 module.conv2.weight.zero_()
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """x (B, C, H, W), t (B,) steps of the schedule -> a prediction like x"""
-        told = self.time["down"](F.silu(self.time["up"](sinusoids(t, self.config.widths[0]).to(x.dtype))))
-        told = told + self.classes(self._class_ids(len(x), condition, x.device))
+        """x (B, C, H, W), t (B,) steps of the schedule -> a prediction like x. ConfigError for a condition that it does
+        not read."""
+        if unread := condition.given() - {"classes"}:
+            raise ConfigError(f"UNet reads no condition '{min(unread)}'; it reads classes and keep")
+        embedded = self.time["down"](F.silu(self.time["up"](sinusoids(t, self.config.widths[0]).to(x.dtype))))
+        embedded = embedded + self.classes(self._class_ids(len(x), condition, x.device))
+        ctx = Context({GLOBAL: Mask(causal=False)}, condition=embedded)
         x = self.conv_in(x)
         skips = [x]
         for level in self.down.layers:
-            x, left = level(x, told)
-            skips += left
-        x = self.middle.layers[0](x, told)
+            x, more = level(x, ctx)
+            skips += more
+        x = self.middle.layers[0](x, ctx)
         for level in self.up.layers:
-            x, skips = level(x, told, skips[-len(level.blocks) :]), skips[: -len(level.blocks)]  # pyright: ignore
+            count = len(level.blocks)  # pyright: ignore[reportArgumentType]
+            x, skips = level((x, skips[-count:]), ctx), skips[:-count]
         return self.conv_out(F.silu(self.norm(x)))
 
     def _class_ids(self, rows: int, condition: Condition, device: torch.device) -> Tensor:

@@ -12,9 +12,9 @@ from torch import nn
 
 from foundling.blocks.attention import Attention
 from foundling.blocks.encoder import Encoder
+from foundling.blocks.layer import PostNormBlock
 from foundling.blocks.mlp import MLP, gelu_tanh
 from foundling.blocks.norm import LayerNorm
-from foundling.blocks.stack import PostNormBlock
 from foundling.contracts.checkpoint_map import Key
 from foundling.errors import ConfigError
 from foundling.models.encoder import bert
@@ -48,7 +48,7 @@ class ALBERT(Encoder):
         ]
         super().__init__(c, [*layers], d_embed=c.d_embed, n_types=c.n_types, activation=activation)
 
-    def passes(self) -> Iterable[nn.Module]:
+    def layer_sequence(self) -> Iterable[nn.Module]:
         each = self.config.n_layers // self.config.n_groups
         return (group for group in self.layers for _ in range(each))
 

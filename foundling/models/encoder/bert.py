@@ -10,9 +10,9 @@ import torch.nn.functional as F
 
 from foundling.blocks.attention import Attention
 from foundling.blocks.encoder import Encoder
+from foundling.blocks.layer import PostNormBlock
 from foundling.blocks.mlp import MLP
 from foundling.blocks.norm import LayerNorm
-from foundling.blocks.stack import PostNormBlock
 from foundling.contracts.checkpoint_map import ConfigMap, Key
 from foundling.errors import ConfigError
 

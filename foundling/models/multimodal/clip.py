@@ -12,12 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foundling.blocks.attention import Attention
+from foundling.blocks.context import GLOBAL, Context
+from foundling.blocks.layer import Block, forward_layers
+from foundling.blocks.mask import Mask, MaskRule, build_mask
 from foundling.blocks.mlp import MLP
 from foundling.blocks.norm import LayerNorm
 from foundling.blocks.position import positions_of
-from foundling.blocks.stack import Block
 from foundling.contracts.checkpoint_map import ConfigMap, Key
-from foundling.contracts.model import Capabilities, EncoderOutput, Mask
+from foundling.contracts.data import Batch
+from foundling.contracts.model import Capabilities, EncoderOutput
 from foundling.errors import ConfigError
 
 
@@ -84,8 +87,7 @@ class ImageEncoder(nn.Module):
         x = self.patches(pixels).flatten(2).mT
         x = torch.cat((self.class_token.to(x.dtype).expand(len(x), 1, -1), x), dim=1)
         x = self.norm_before(x + self.position_embedding.weight.to(x.dtype))
-        for layer in self.layers:
-            x = layer(x, Mask(causal=False))
+        x, _ = forward_layers(self.layers, x, Context({GLOBAL: Mask(causal=False)}))
         x = self.norm(x)
         return EncoderOutput(x, x.new_zeros(x.shape[:2], dtype=torch.int64), x[:, 0])
 
@@ -106,8 +108,8 @@ class TextEncoder(nn.Module):
         """tokens (B, T), one text a row, -1 in `documents` on its right -> states (B, T, D), the one at the first
         eos_id as pooled; where eos_id is 2, as the first configurations said wrongly, at the largest id."""
         x = self.embedding(tokens) + self.position_embedding(positions_of(tokens, documents))
-        for layer in self.layers:
-            x = layer(x, Mask(causal=True, documents=documents))
+        mask = build_mask(MaskRule(documents=documents), x.shape[1], x.shape[1], x)
+        x, _ = forward_layers(self.layers, x, Context({GLOBAL: mask}, documents=documents))
         x = self.norm(x)
         documents = torch.zeros_like(tokens) if documents is None else documents
         read = torch.where(documents >= 0, tokens, -1)
@@ -128,6 +130,15 @@ class CLIP(nn.Module):
     def initialise(self, generator: torch.Generator) -> None:
         """Section 2.5: a temperature of 0.07."""
         self.scale.fill_(math.log(1 / 0.07))
+
+    def embed(self, name: str, batch: Batch) -> Tensor:
+        """`pixels` of the batch by the tower "image", `tokens` and `documents` by "text" -> (B, d_embed) of length 1.
+        ConfigError for another name."""
+        if name == "image":
+            return self.embed_image(batch["pixels"])
+        if name == "text":
+            return self.embed_text(batch["tokens"], documents=batch.get("documents"))
+        raise ConfigError(f"CLIP has no tower '{name}'; it has {' and '.join(self.capabilities.modalities)}")
 
     def embed_image(self, pixels: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, d_embed) of length 1"""

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from foundling.blocks.attention import Attention
-from foundling.blocks.conv import segments_of
+from foundling.blocks.context import Context
+from foundling.blocks.layer import Block
 from foundling.blocks.mlp import MLP, gelu_tanh
 from foundling.blocks.norm import LayerNorm
-from foundling.blocks.stack import Block, Decoder
+from foundling.blocks.stack import Decoder
 from foundling.blocks.state_space import Diagonal, Shift
-from foundling.contracts.cache import LayerCache, Slot, State
+from foundling.contracts.cache import Slot, State
 from foundling.contracts.checkpoint_map import Key
-from foundling.contracts.model import Mask
 from foundling.errors import ConfigError
 from foundling.models.recurrent import s4
 
@@ -59,14 +59,12 @@ class H3Mixer(nn.Module):
     def slots(self) -> tuple[Slot, ...]:
         return (State((2, self.shift.channels, self.shift.d_state)),)
 
-    def forward(self, x: Tensor, mask: Mask, rotation: None = None, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """x (B, T, D) -> (B, T, D); the products in float32, as the states are."""
-        documents, previous, short, long = mask.documents, None, None, None
-        if cache is not None:
-            previous, (short, long) = cache.previous, cache.get(State).unbind(1)
-        segments = None if documents is None else segments_of(documents, previous)
-        key, short = self.shift(self.k(x), documents, segments, short)
-        y, long = self.diagonal(key * self.v(x).float(), documents, segments, long)
+        cache = ctx.layer_cache
+        short, long = (None, None) if cache is None else cache.get(State).unbind(1)
+        key, short = self.shift(self.k(x), ctx.documents, ctx.segments, short)
+        y, long = self.diagonal(key * self.v(x).float(), ctx.documents, ctx.segments, long)
         if cache is not None:
             cache.put(State, torch.stack((short, long), 1))  # pyright: ignore[reportArgumentType]
         return self.o((self.q(x).float() * y).to(x.dtype))

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from foundling.blocks.attention import Attention
+from foundling.blocks.layer import Block, MoEBlock
 from foundling.blocks.mlp import GatedMLP
 from foundling.blocks.moe import MoE
 from foundling.blocks.norm import RMSNorm
 from foundling.blocks.selective import SelectiveMixer
-from foundling.blocks.stack import Block, MoEBlock, SparseDecoder
+from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import ConfigMap, Key
 from foundling.errors import ConfigError
 from foundling.models.decoder import llama
@@ -61,7 +62,7 @@ class JambaConfig:
                 raise ConfigError(f"{kind}_offset {offset} is not below {kind}_period {period}")
 
 
-class Jamba(SparseDecoder):
+class Jamba(Decoder):
     def __init__(self, config: JambaConfig) -> None:
         c, norm = config, partial(RMSNorm, eps=config.norm_eps)
         layers: list[nn.Module] = []

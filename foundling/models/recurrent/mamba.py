@@ -6,9 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from foundling.blocks.layer import MixerBlock
 from foundling.blocks.norm import RMSNorm
 from foundling.blocks.selective import SelectiveMixer
-from foundling.blocks.stack import Decoder, MixerBlock
+from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import ConfigMap, Key
 
 

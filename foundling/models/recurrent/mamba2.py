@@ -6,9 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from foundling.blocks.layer import MixerBlock
 from foundling.blocks.norm import RMSNorm
 from foundling.blocks.ssm import Mamba2Mixer
-from foundling.blocks.stack import Decoder, MixerBlock
+from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import ConfigMap, Key
 from foundling.errors import ConfigError
 

@@ -8,15 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from foundling.blocks.cache import ModelCache
+from foundling.blocks.context import Context
 from foundling.blocks.norm import LayerNorm
-from foundling.blocks.position import Rotation
 from foundling.blocks.rwkv import ChannelMix, TimeMix
 from foundling.blocks.stack import Decoder
-from foundling.contracts.cache import LayerCache, Slot
+from foundling.contracts.cache import Slot
 from foundling.contracts.checkpoint_map import ConfigMap, Key
-from foundling.contracts.model import Mask
-from foundling.contracts.objective import Term
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ class RWKVConfig:
 
 
 class RWKVBlock(nn.Module):
-    """x + mixer(norm(x)), then x + ffn(norm(x)), where both look back by a token and so have a cache each."""
+    """x + mixer(norm(x)), then x + ffn(norm(x)), where both read the token before and so have slots each."""
 
     def __init__(self, c: RWKVConfig, layer: int) -> None:
         super().__init__()
@@ -40,11 +37,12 @@ class RWKVBlock(nn.Module):
         self.ffn_norm = LayerNorm(c.d_model, c.norm_eps)
         self.ffn = ChannelMix(c.d_model, c.d_ff, (layer, c.n_layers))
 
-    def forward(
-        self, x: Tensor, mask: Mask, cache: LayerCache | None = None, ffn_cache: LayerCache | None = None
-    ) -> Tensor:
-        x = x + self.mixer(self.mixer_norm(x), mask, None, cache)
-        return x + self.ffn(self.ffn_norm(x), mask, ffn_cache)
+    def slots(self) -> list[tuple[Slot, ...]]:
+        return [self.mixer.slots(), self.ffn.slots()]
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        x = x + self.mixer(self.mixer_norm(x), ctx)
+        return x + self.ffn(self.ffn_norm(x), ctx.at(ctx.index + 1))
 
 
 class RWKV(Decoder):
@@ -54,19 +52,8 @@ class RWKV(Decoder):
         super().__init__(c, [RWKVBlock(c, layer) for layer in range(c.n_layers)], LayerNorm(c.d_model, 1e-5))
         self.embedding_norm = LayerNorm(c.d_model, c.norm_eps)
 
-    def place(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Rotation | None]:
-        return self.embedding_norm(x), None
-
-    def read(
-        self, x: Tensor, mask: Mask, rotation: Rotation | None, cache: ModelCache | None
-    ) -> tuple[Tensor, dict[str, Term]]:
-        for index, layer in enumerate(self.layers):
-            slots = () if cache is None else (cache.slot(2 * index), cache.slot(2 * index + 1))
-            x = layer(x, mask, *slots)
-        return x, {}
-
-    def cache_spec(self) -> list[tuple[Slot, ...]]:
-        return [part.slots() for layer in self.layers for part in (layer.mixer, layer.ffn)]  # pyright: ignore
+    def embed_positions(self, x: Tensor, positions: Tensor) -> Tensor:
+        return self.embedding_norm(x)
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:

@@ -9,14 +9,14 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foundling.blocks.conv import segments_of
+from foundling.blocks.context import Context
+from foundling.blocks.layer import Block
 from foundling.blocks.mlp import MLP
 from foundling.blocks.norm import LayerNorm
-from foundling.blocks.stack import Block, Decoder
+from foundling.blocks.stack import Decoder
 from foundling.blocks.state_space import LowRank
-from foundling.contracts.cache import LayerCache, Slot, State
+from foundling.contracts.cache import Slot, State
 from foundling.contracts.checkpoint_map import ConfigMap, Key
-from foundling.contracts.model import Mask
 from foundling.errors import ConfigError
 
 
@@ -50,11 +50,10 @@ class S4Mixer(nn.Module):
     def slots(self) -> tuple[Slot, ...]:
         return (State((self.system.channels, self.system.d_state)),)
 
-    def forward(self, x: Tensor, mask: Mask, rotation: None = None, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """x (B, T, D) -> (B, T, D)"""
-        previous, state = (None, None) if cache is None else (cache.previous, cache.get(State))
-        segments = None if mask.documents is None else segments_of(mask.documents, previous)
-        y, state = self.system(x, mask.documents, segments, state)
+        cache = ctx.layer_cache
+        y, state = self.system(x, ctx.documents, ctx.segments, None if cache is None else cache.get(State))
         if cache is not None:
             cache.put(State, state)  # pyright: ignore[reportArgumentType]
         return F.glu(self.o(F.gelu(y).to(x.dtype)), dim=-1)

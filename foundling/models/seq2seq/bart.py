@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foundling.blocks.norm import LayerNorm
-from foundling.blocks.position import Rotation
 from foundling.blocks.seq2seq import EncoderDecoder, SourceEncoder
 from foundling.contracts.checkpoint_map import ConfigMap, Key
 from foundling.errors import ConfigError
@@ -56,7 +55,7 @@ class BARTEncoder(SourceEncoder):
         super().__init__([layer(c, F.gelu, reads=False) for _ in range(c.n_layers)], nn.Identity())
         self.position = Placed(c)
 
-    def place(self, x: Tensor, positions: Tensor) -> Tensor:
+    def embed_positions(self, x: Tensor, positions: Tensor) -> Tensor:
         return self.position(x, positions)
 
 
@@ -70,8 +69,8 @@ class BART(EncoderDecoder):
     def embed(self, tokens: Tensor) -> Tensor:
         return self.embedding(tokens) * (self.config.d_model**0.5 if self.config.scale_embedding else 1.0)
 
-    def place(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Rotation | None]:
-        return self.position(x, positions), None
+    def embed_positions(self, x: Tensor, positions: Tensor) -> Tensor:
+        return self.position(x, positions)
 
 
 sized = transformer.sized

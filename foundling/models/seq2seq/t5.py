@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foundling.blocks.attention import Attention, CrossAttention
+from foundling.blocks.layer import Block, CrossAttentionBlock
 from foundling.blocks.mlp import MLP, GatedMLP, gelu_tanh
 from foundling.blocks.norm import RMSNorm
-from foundling.blocks.seq2seq import CrossAttentionBlock, EncoderDecoder, SourceEncoder
-from foundling.blocks.stack import Block
+from foundling.blocks.seq2seq import EncoderDecoder, SourceEncoder
 from foundling.contracts.checkpoint_map import ConfigMap, Key
 
 
@@ -83,7 +83,7 @@ class T5Encoder(SourceEncoder):
         super().__init__([*layers], norm(c))
         self.relative = RelativeBias(c.n_buckets, c.max_distance, c.n_heads, both_ways=True)
 
-    def relate(self, queries: Tensor, keys: Tensor) -> Tensor | None:
+    def attention_bias(self, queries: Tensor, keys: Tensor) -> Tensor | None:
         return self.relative(queries, keys)
 
 
@@ -97,7 +97,7 @@ class T5(EncoderDecoder):
         super().__init__(c, T5Encoder(c), [reading(c) for _ in range(c.n_decoder_layers)], norm(c))
         self.relative = RelativeBias(c.n_buckets, c.max_distance, c.n_heads, both_ways=False)
 
-    def relate(self, queries: Tensor, keys: Tensor) -> Tensor | None:
+    def attention_bias(self, queries: Tensor, keys: Tensor) -> Tensor | None:
         return self.relative(queries, keys)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foundling.blocks.attention import Attention, CrossAttention
+from foundling.blocks.layer import PostNormBlock, PostNormCrossAttentionBlock
 from foundling.blocks.mlp import MLP
 from foundling.blocks.norm import LayerNorm
-from foundling.blocks.position import Rotation, sinusoids
-from foundling.blocks.seq2seq import EncoderDecoder, PostNormCrossAttentionBlock, SourceEncoder
-from foundling.blocks.stack import PostNormBlock
+from foundling.blocks.position import sinusoids
+from foundling.blocks.seq2seq import EncoderDecoder, SourceEncoder
 from foundling.contracts.checkpoint_map import ConfigMap, Key
 from foundling.errors import ConfigError
 
@@ -54,7 +54,7 @@ def layer(c: Any, activation: Callable[[Tensor], Tensor], *, reads: bool) -> nn.
 
 
 class SinusoidEncoder(SourceEncoder):
-    def place(self, x: Tensor, positions: Tensor) -> Tensor:
+    def embed_positions(self, x: Tensor, positions: Tensor) -> Tensor:
         return x + sinusoids(positions, x.shape[-1]).to(x.dtype)
 
 
@@ -67,8 +67,8 @@ class Transformer(EncoderDecoder):
     def embed(self, tokens: Tensor) -> Tensor:
         return self.embedding(tokens) * self.config.d_model**0.5
 
-    def place(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Rotation | None]:
-        return x + sinusoids(positions, x.shape[-1]).to(x.dtype), None
+    def embed_positions(self, x: Tensor, positions: Tensor) -> Tensor:
+        return x + sinusoids(positions, x.shape[-1]).to(x.dtype)
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:
