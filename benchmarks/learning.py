@@ -18,6 +18,8 @@ from typing import Any
 from unittest import mock
 
 import torch.nn.functional as F
+from foundling.recipes.corpus import scale_sample
+from foundling.recipes.planning import batch_rows
 from torch import Tensor
 
 from benchmarks.corpora import path_of
@@ -31,8 +33,6 @@ from foundling.objectives.causal import Causal
 from foundling.plan.flops import matmul_parameters, skeleton, training_flops_per_token
 from foundling.plan.law import compressibility
 from foundling.recipes import corpus
-from foundling.recipes.corpus import scale_sample
-from foundling.recipes.planning import batch_rows
 from foundling.recipes.recipe import Recipe
 from foundling.runtime.device import Runtime
 from foundling.runtime.files import write_directory

@@ -26,9 +26,7 @@ def distill(run: Run) -> dict[str, Any]:
     corpus = run.corpus()
     recipe, tokenizer = run.settle(corpus, lambda: prepare_text(run, corpus), make_tokenizer)
     tokens, model = run.tokens(corpus, tokenizer), run.model()
-    objective = learning_of(
-        recipe.objective, tokenizer, recipe.model.fields, recipe.train.seq_len, recipe.seed
-    ).objective
+    objective = learning_for(recipe, tokenizer).objective
     run.train(model, objective, packed_batches(recipe, tokens.train))
     with run.measuring("measuring student and teacher on the held-out text"):
         seq_len, runtime = recipe.train.seq_len, runtime_of(recipe)

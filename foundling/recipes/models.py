@@ -80,8 +80,7 @@ def find_origin(given: dict[str, Any]) -> Origin:
         )
     if preset := given.get("preset"):
         name, fields = find_preset(preset)
-        check_fields(name, fields | overrides)
-        return Origin(name, fields | overrides, overrides, preset=preset)
+        return Origin(name, check_fields(name, fields | overrides), overrides, preset=preset)
     name = given.get("family", ModelSpec.family)
     family(name)
     return Origin(name, None, overrides)

@@ -5,6 +5,8 @@ import math
 
 import pytest
 import torch
+from foundling.objectives.masked import MaskedBatches
+from foundling.objectives.span import SpanBatches
 
 from foundling.data.loader import evaluation_batches
 from foundling.data.shards import write_shards
@@ -12,8 +14,6 @@ from foundling.errors import ConfigError, DataError
 from foundling.evaluate.perplexity import denoising_score, masked_score, pseudo_perplexity, score
 from foundling.models import build, family
 from foundling.objectives.causal import Causal
-from foundling.objectives.masked import MaskedBatches
-from foundling.objectives.span import SpanBatches
 from foundling.runtime.device import Runtime
 from foundling.text import Tokenizer
 from foundling.weights.directory import load
