@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is to be learnt. An objective is `normalizers(batch)` and `__call__(model, batch) -> Loss`."""
+"""Training objectives. An objective has `normalizers(batch)` and `__call__(model, batch) -> Loss`."""

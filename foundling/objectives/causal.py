@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Predict the next token: −Σ log p(target | what is before it in its document)."""
+"""Next-token prediction: −Σ log p(target | the tokens before it in its document)."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from foundling.objectives.chunked import chunked_cross_entropy
 
 
 def read(model: Any, batch: Batch, prefix: str = "") -> ModelOutput:
-    """What the model makes of the batch's `tokens`. Where there is a `source` (B, S) with `source_documents`, of this
-    prefix or shared by all, the model encodes it first and the tokens read it."""
+    """The model's output for the batch's `tokens`. Where the batch has a `source` (B, S) with `source_documents`, with
+    this prefix or shared by all prefixes, the model encodes it first and the tokens attend to it."""
     tokens, documents = batch[f"{prefix}tokens"], batch[f"{prefix}documents"]
     source = f"{prefix}source" if f"{prefix}source" in batch else "source"
     if source not in batch:
-        return model(tokens, documents=_kept_apart(documents))
+        return model(tokens, documents=_documents_to_separate(documents))
     memory = model.encode(batch[source], documents=batch[f"{source}_documents"])
     return model(tokens, documents=documents, memory=memory)
 
 
-def _kept_apart(documents: Tensor) -> Tensor | None:
-    """None where every row is one document, so that attention may be plainly causal. Asked of a CPU alone: elsewhere
-    the answer would have to be waited for."""
-    alone = (
+def _documents_to_separate(documents: Tensor) -> Tensor | None:
+    """None where every row is one document, so that attention needs no mask but the causal one. Tested on a CPU alone,
+    since reading the answer would wait for another device."""
+    single = (
         documents.device.type == "cpu" and bool((documents == documents[:, :1]).all()) and bool((documents >= 0).all())
     )
-    return None if alone else documents
+    return None if single else documents
 
 
 class Causal:
-    """loss: natural-log nats per counted token. With a `source`, the tokens that answer it."""
+    """loss: cross-entropy in nats per token of `loss_mask`. With a `source`, of the tokens that follow from it."""
 
     def normalizers(self, batch: Batch) -> dict[str, int]:
         return {"loss": int(batch["loss_mask"].sum())}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums over places of something of their logits, which never exist whole: some rows at a time, gradient at once."""
+"""Sums over tokens of a function of their logits, computed in chunks so that (N, V) logits never exist whole."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CHUNK_LOGITS = 1 << 25
-"""Logits held at once, 128 MiB in float32: enough rows that each reading of the head's weights serves many of them."""
+"""Logits in a chunk, 128 MiB in float32: enough rows that reading the weights of the head pays off."""
 CACHED_LOGITS = 1 << 20
-"""Logits between two looks at them: what the processor's own caches hold, so that memory is passed once, not thrice."""
+"""Logits that softmax and loss take at once on a CPU: what its caches hold, so that memory is read once, not thrice."""
 LossOf = Callable[[Tensor, slice], Tensor]
-"""logits (n, V) of some places, and which of all (N,) they are -> their part of a sum over places"""
+"""(logits (n, V) of a chunk, its rows among all (N,)) -> () the chunk's part of the sum"""
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Σ −log softmax(logits)[target], leaving the gradient where the logits were. Nobody else may hold them: the step
-    that made them needs its result no more, and autograd would say so."""
+    """Σ −log softmax(logits)[target], which writes the gradient over the logits. Nothing else may use them afterwards;
+    autograd raises if the operation that made them needs its result."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
@@ -28,10 +28,10 @@ class _CrossEntropy(torch.autograd.Function):
         nats = logits.new_zeros((), dtype=torch.float64 if logits.device.type == "cpu" else torch.float32)
         rows = max(1, CACHED_LOGITS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
         for part, at in zip(logits.split(rows), targets[:, None].split(rows), strict=True):
-            most, said = part.amax(1, keepdim=True), part.gather(1, at)
+            largest, at_target = part.amax(1, keepdim=True), part.gather(1, at)
             torch.softmax(part, 1, out=part)
             nats += (
-                most - part.amax(1, keepdim=True).log() - said
+                largest - part.amax(1, keepdim=True).log() - at_target
             ).sum()  # softmax at the largest is 1 / Σ e^(x − most)
             part.scatter_add_(1, at, part.new_full((), -1.0).expand(at.shape))
         ctx.gradient = logits
@@ -40,25 +40,24 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         gradient, ctx.gradient = ctx.gradient, None
-        if scale.device.type != "cpu" or scale != 1:  # a whole pass through memory
+        if scale.device.type != "cpu" or scale != 1:  # saves a pass through memory
             gradient.mul_(scale)
         return gradient.to(ctx.dtype), None
 
 
 def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
-    """Σ −log softmax(logits)[target], in float32. logits (N, V), targets (N,). With gradients on, float32 logits are
-    used up: their memory becomes that of their gradient."""
+    """() Σ −log softmax(logits)[target], in float32. logits (N, V), targets (N,). With gradients enabled, float32
+    logits are overwritten by their gradient."""
     if torch.is_grad_enabled() and logits.requires_grad and not logits.is_leaf:
         return _CrossEntropy.apply(logits, targets)  # pyright: ignore[reportReturnType]
     return F.cross_entropy(logits.float(), targets, reduction="sum")
 
 
 class _Chunked(torch.autograd.Function):
-    """Runs loss and gradient chunk by chunk in the forward pass, so (N, V) never exists whole and nothing is computed
-    twice; backward only scales. Exact because the loss is a sum over places.
+    """Computes loss and gradient chunk by chunk in the forward pass, so (N, V) never exists whole and nothing is
+    computed twice; the backward pass only scales. Exact because the loss is a sum over tokens.
 
-    The gradient of a plain Linear's weights is added up in place by the products themselves; whatever else a head may
-    be made of, autograd differentiates."""
+    The weight gradient of a plain Linear head is accumulated in place; any other head is left to autograd."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, loss_of: LossOf, model: Any, *params: Tensor) -> Tensor:
@@ -69,7 +68,7 @@ class _Chunked(torch.autograd.Function):
         into = next((grad for p, grad in zip(params, grads, strict=True) if p is weight), None)
         rest = [(p, grad) for p, grad in zip(params, grads, strict=True) if grad is not into]
 
-        def add(rows: slice) -> None:  # a function, so that one chunk's tensors are gone before the next one's come
+        def add(rows: slice) -> None:  # a function, so that a chunk's tensors are freed before the next chunk
             calls: list[tuple[Tensor, Tensor]] = []
             hook = model.head.register_forward_hook(lambda _, args, out: calls.append((args[0], out)))
             try:
@@ -113,18 +112,18 @@ def _add_product(into: Tensor, by: Tensor, given: Tensor) -> None:
 
 
 def _slices(length: int, most: int) -> list[slice]:
-    """Of nearly equal length, `most` at the most."""
+    """Slices of nearly equal length, none longer than `most`."""
     size = max(1, -(-length // max(1, -(-length // most))))
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def chunk_size(model: Any) -> int:
-    """Places whose logits are held at once."""
+    """Tokens in a chunk."""
     return max(64, CHUNK_LOGITS // model.head.out_features // 64 * 64)
 
 
 def chunked_sum(model: Any, hidden: Tensor, loss_of: LossOf) -> Tensor:
-    """Σ loss_of(logits of some places, which places), a sum over places, without whole logits. hidden (…, D)."""
+    """() Σ loss_of(logits of a chunk, its rows) over all tokens of hidden (…, D)."""
     hidden = hidden.flatten(0, -2)
     if torch.is_grad_enabled():
         params = [p for p in model.head.parameters() if p.requires_grad]
@@ -134,7 +133,7 @@ def chunked_sum(model: Any, hidden: Tensor, loss_of: LossOf) -> Tensor:
 
 
 def counted(loss_mask: Tensor, *of: Tensor) -> list[Tensor]:
-    """Of each (B, T, …) the counted places, (N, …): what is not counted is not multiplied by the head at all."""
+    """Selects the tokens of loss_mask (B, T) from each (B, T, …), (N, …), so that the head is applied to no others."""
     mask = loss_mask.flatten()
     if bool(mask.all()):
         return [t.flatten(0, 1) for t in of]
@@ -143,6 +142,6 @@ def counted(loss_mask: Tensor, *of: Tensor) -> list[Tensor]:
 
 
 def chunked_cross_entropy(model: Any, hidden: Tensor, targets: Tensor, loss_mask: Tensor) -> Tensor:
-    """Σ −log p(target) over counted places. hidden (B, T, D), targets and loss_mask (B, T)."""
+    """() Σ −log p(target) over the tokens of loss_mask. hidden (B, T, D), targets and loss_mask (B, T)."""
     hidden, targets = counted(loss_mask, hidden, targets)
     return chunked_sum(model, hidden, lambda logits, rows: cross_entropy_sum(logits, targets[rows]))

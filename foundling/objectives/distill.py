@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distillation (Hinton et al. 2015): the student learns the distribution of a frozen teacher."""
+"""Distillation (Hinton et al. 2015): a student learns the output distribution of a frozen teacher."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from foundling.objectives.chunked import chunked_sum, counted
 
 
 def distillation_sum(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T² Σ over places of KL(teacher ‖ student), both softened by T (section 2.1: T² keeps the gradient's size).
-    student and teacher (N, V) logits."""
+    """T² Σ KL(teacher ‖ student) over tokens, both at temperature T (section 2.1: T² keeps the gradient's size).
+    `student` and `teacher` are logits (N, V)."""
     ours = torch.log_softmax(student.float() / temperature, dim=-1)
     theirs = torch.log_softmax(teacher.float() / temperature, dim=-1)
     return temperature**2 * (theirs.exp() * (theirs - ours)).sum()
 
 
 class Distill:
-    """alpha · T² KL(teacher ‖ student) + (1 − alpha) · cross-entropy, per counted token.
+    """loss: alpha · T² KL(teacher ‖ student) + (1 − alpha) · cross-entropy, in nats per token of `loss_mask`.
 
-    The teacher is closed over and frozen, never part of the step: it is not trained, wrapped, sharded or saved.
+    The teacher is frozen here and is not part of the step: it is not trained, wrapped, sharded or saved. ConfigError
+    for a temperature or alpha out of range, and for a teacher with another vocabulary.
     """
 
     def __init__(self, teacher: Any, *, temperature: float = 1.0, alpha: float = 0.5) -> None:
@@ -46,13 +47,13 @@ class Distill:
                 f"{model.head.out_features}; both need the same tokenizer"
             )
         with torch.no_grad():
-            known = read(self.teacher, batch).hidden
+            teacher_hidden = read(self.teacher, batch).hidden
         out = read(model, batch)
-        hidden, known, targets = counted(batch["loss_mask"], out.hidden, known, batch["targets"])
+        hidden, teacher_hidden, targets = counted(batch["loss_mask"], out.hidden, teacher_hidden, batch["targets"])
 
         def loss_of(logits: Tensor, rows: slice) -> Tensor:
             with torch.no_grad():
-                theirs = self.teacher.logits(known[rows])
+                theirs = self.teacher.logits(teacher_hidden[rows])
             soft = distillation_sum(logits, theirs, self.temperature)
             hard = F.cross_entropy(logits.float(), targets[rows], reduction="sum")
             return self.alpha * soft + (1 - self.alpha) * hard

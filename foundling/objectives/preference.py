@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Direct preference optimisation (Rafailov et al. 2023): of two answers the chosen one becomes likelier, measured from
-a reference whose log-probabilities are columns of the batch."""
+"""Direct preference optimisation (Rafailov et al. 2023): the chosen of two completions becomes more likely, relative to
+a reference model whose log-probabilities are columns of the batch."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from foundling.objectives.chunked import chunk_size
 SIDES = ("chosen", "rejected")
 
 
-def answer_logprobs(model: Any, batch: Batch, side: str) -> tuple[Tensor, ModelOutput]:
-    """(B,) Σ log p(target) over the counted places of each row, and what else the model said. Logits are made chunk by
-    chunk, and again in the backward pass, so that (B, T, V) never exists whole."""
+def completion_logprobs(model: Any, batch: Batch, side: str) -> tuple[Tensor, ModelOutput]:
+    """(B,) Σ log p(target) over the tokens of each row's loss mask, and the model's output. Logits are computed in
+    chunks, and again in the backward pass, so that (B, T, V) never exists whole."""
     out = read(model, batch, f"{side}_")
     targets = torch.where(batch[f"{side}_loss_mask"], batch[f"{side}_targets"], -100).flatten()
 
@@ -39,12 +39,13 @@ def answer_logprobs(model: Any, batch: Batch, side: str) -> tuple[Tensor, ModelO
 
 
 def dpo_loss(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
-    """(B,) −log σ(β (chosen − rejected)), both as log-ratios of policy to reference (equation 7)."""
+    """(B,) −log σ(β (chosen − rejected)), where both are log-ratios of policy to reference (equation 7)."""
     return -F.logsigmoid(beta * (chosen - rejected))
 
 
 class DPO:
-    """Batch: for `chosen_` and `rejected_` each tokens, targets, documents, loss_mask, and
+    """loss: nats per pair; accuracy: share of pairs whose chosen log-ratio is the larger; margin: β times their mean
+    difference. Batch: for each of `chosen_` and `rejected_` tokens, targets, documents, loss_mask (B, T), and
     `reference_chosen_logprob`, `reference_rejected_logprob` (B,). Where the model encodes the prompt, one `source` for
     both, or `chosen_source` and `rejected_source`."""
 
@@ -58,7 +59,7 @@ class DPO:
         return {"loss": rows, "accuracy": rows, "margin": rows}
 
     def __call__(self, model: Any, batch: Batch) -> Loss:
-        (chosen, first), (rejected, second) = (answer_logprobs(model, batch, side) for side in SIDES)
+        (chosen, first), (rejected, second) = (completion_logprobs(model, batch, side) for side in SIDES)
         chosen, rejected = chosen - batch["reference_chosen_logprob"], rejected - batch["reference_rejected_logprob"]
         margin, rows = (chosen - rejected).detach(), len(chosen)
         aux = {
@@ -74,8 +75,8 @@ class DPO:
 
 
 class Referenced:
-    """Batches with the reference's log-probabilities as columns, computed where the reference is. It is frozen here and
-    no part of the step: pass a copy of the policy, not the policy."""
+    """Batches with the reference's log-probabilities as columns, computed on the reference's device. The reference is
+    frozen here: pass a copy of the policy, not the policy."""
 
     def __init__(self, batches: Batches, reference: Any) -> None:
         self.batches, self.reference = batches, reference.requires_grad_(False).eval()
@@ -85,5 +86,5 @@ class Referenced:
         batch = self.batches[n]
         device = next(self.reference.parameters()).device
         there = {name: column.to(device) for name, column in batch.items()}
-        scores = {side: answer_logprobs(self.reference, there, side)[0] for side in SIDES}
+        scores = {side: completion_logprobs(self.reference, there, side)[0] for side in SIDES}
         return batch | {f"reference_{s}_logprob": score.to(batch[f"{s}_tokens"].device) for s, score in scores.items()}

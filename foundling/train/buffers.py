@@ -43,7 +43,7 @@ def copies(module: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def restore_where(condition: Tensor, module: nn.Module, before: dict[str, Tensor]) -> None:
     """Buffers become what they were `before` where `condition` (a 0-dim bool) holds; nothing waits for the device."""
-    for name, buffer in changing_buffers(module).items():
+    for name, buffer in (changing_buffers(module) if before else {}).items():
         buffer.copy_(torch.where(condition, before[name], buffer))
 
 

@@ -237,4 +237,7 @@ def inner(step: Any) -> Step:
 
 
 def _to(batch: Batch, device: str) -> Batch:
-    return batch if device == "cpu" else {k: v.to(device, non_blocking=True) for k, v in batch.items()}
+    """`sample_ids` stay on the CPU, where an objective seeds its draws by them."""
+    if device == "cpu":
+        return batch
+    return {k: v if k == "sample_ids" else v.to(device, non_blocking=True) for k, v in batch.items()}

@@ -31,7 +31,7 @@ def inspect(directory: str | Path, *, depth: int | None = None) -> dict[str, Any
         model = skeleton(found, config, str(folder / "config.json"), tensors)
         kinds, stored, ours = dict[str, int](), dict[str, tuple[str, int]](), persistent_tensors(model)
         for link, names in compared(tensors, found, model):
-            held = [(tensors.dtype(name), math.prod(tensors.shape(name))) for name in names]
+            held = [(tensors.dtype(name), math.prod(tensors.shape(name, tuple(BYTES)))) for name in names]
             for kind, size in held:
                 kinds[kind] = kinds.get(kind, 0) + size
             for name in link.ours:  # several of ours share what one of theirs holds, by their sizes

@@ -49,7 +49,7 @@ def compare(name: str, one: tuple[dict, Path], two: list[dict], directory: Path)
         load_checkpoint(path, state)
         states.append(state)
     assert weights_hash(states[1].model) == two[0]["hash"] and states[1].step == STEPS
-    moments = [state.optimizer.state_tensors() for state in states]
+    moments = [state.optimizer.state_tensors() | state.ema["model"].state_tensors() for state in states]
     assert moments[0].keys() == moments[1].keys()
     for key, a in moments[0].items():
         b = moments[1][key]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from foundling.contracts.objective import ContrastiveObjective
-from foundling.objectives.contrastive import MOST, Contrastive, info_nce
+from foundling.objectives.contrastive import MAX_LOG_SCALE, Contrastive, info_nce
 from foundling.runtime.device import Runtime
 from foundling.train.loop import train
 from foundling.train.optim import Optimizer
@@ -32,7 +32,7 @@ def test_the_scale_is_bounded_and_learnt_through_the_images() -> None:
     objective(model, batch)["loss"].sum.backward()
     assert model.scale.grad.abs() > 0
     with torch.no_grad():
-        model.scale.fill_(MOST + 5)
+        model.scale.fill_(MAX_LOG_SCALE + 5)
         images = objective.represent(model, batch)["image"]
     assert images.norm(dim=-1).tolist() == pytest.approx([100.0] * len(images), rel=1e-5)
 

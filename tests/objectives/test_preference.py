@@ -9,7 +9,7 @@ import torch
 from foundling.contracts.data import Batch
 from foundling.errors import ConfigError
 from foundling.objectives import causal, chunked
-from foundling.objectives.preference import DPO, SIDES, Referenced, answer_logprobs, dpo_loss
+from foundling.objectives.preference import DPO, SIDES, Referenced, completion_logprobs, dpo_loss
 from foundling.runtime.device import Runtime
 from foundling.train.loop import train
 from foundling.train.options import OptimOptions, TrainOptions
@@ -80,7 +80,7 @@ def test_logits_are_never_whole_nor_kept(monkeypatch) -> None:
     model.head.register_forward_hook(lambda m, x, y: rows.append(y.shape[:-1].numel()))
     kept: list[torch.Size] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
-        found = answer_logprobs(model, batch, "chosen")[0]
+        found = completion_logprobs(model, batch, "chosen")[0]
     assert max(rows) == 64 and sum(rows) == batch["chosen_tokens"].numel()
     assert torch.Size([64, model.head.out_features]) not in kept
     found.sum().backward()
@@ -90,9 +90,9 @@ def test_logits_are_never_whole_nor_kept(monkeypatch) -> None:
 def test_places_that_are_not_counted_need_no_target() -> None:
     of = case("llama")
     model, batch = of.tiny(), preferences(of)
-    expected, _ = answer_logprobs(model, batch, "chosen")
+    expected, _ = completion_logprobs(model, batch, "chosen")
     targets = torch.where(batch["chosen_loss_mask"], batch["chosen_targets"], -1)
-    found, _ = answer_logprobs(model, batch | {"chosen_targets": targets}, "chosen")
+    found, _ = completion_logprobs(model, batch | {"chosen_targets": targets}, "chosen")
     assert torch.equal(found, expected)
 
 
