@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where text comes from and how it is prepared — sources, the built-in corpora, the held-out split."""
+"""Data: sources, ingestion into shards, the held-out split, samples, tokens, batches, data sets, transforms."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches by number: which tokens sample k holds depends on (seed, data, k) alone, not on ranks or restarts."""
+"""Batches by number: the tokens of sample k depend on (seed, data, k) alone, not on ranks or restarts."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from foundling.errors import DataError
 
 
 class PackedBatches:
-    """Windows of seq_len tokens out of the stream of all documents, in a new order and at a new offset every epoch.
+    """Windows of seq_len tokens from the stream of all documents, in a new order and at a new offset every epoch.
 
-    `documents` numbers the documents inside a row, so that attention stays within each. Global batch n is samples
-    [n·B, (n+1)·B); a rank gets its consecutive share of the rows.
+    `documents` (B, T) numbers the documents inside a row, so that attention stays within each. Global batch n is
+    samples [n·B, (n+1)·B); a rank gets its consecutive share of the rows. Raises DataError for a batch_size that the
+    ranks do not divide and for text shorter than two windows.
     """
 
     def __init__(
@@ -45,8 +46,8 @@ class PackedBatches:
 
     def _order(self, epoch: int) -> tuple[int, np.ndarray]:
         name = f"{self.seed} {self.shards.hash} {self.seq_len} {epoch}".encode()
-        chance = np.random.default_rng(np.frombuffer(hashlib.sha256(name).digest(), dtype=np.uint32))
-        return int(chance.integers(self.seq_len)), chance.permutation(self.windows)
+        rng = np.random.default_rng(np.frombuffer(hashlib.sha256(name).digest(), dtype=np.uint32))
+        return int(rng.integers(self.seq_len)), rng.permutation(self.windows)
 
     def sample(self, k: int) -> np.ndarray:
         """(seq_len + 1,) tokens of sample k."""
@@ -64,8 +65,10 @@ class PackedBatches:
 
 
 def packed(rows: torch.Tensor, eos: int) -> Batch:
-    """rows (B, T+1) of packed tokens -> tokens, targets, documents (B, T) and loss_mask. The eos before a document
-    belongs to it and predicts its first token."""
+    """rows (B, T+1) of packed tokens -> tokens, targets, documents and loss_mask (B, T).
+
+    The eos before a document belongs to it and predicts its first token.
+    """
     tokens, targets = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
     documents = (tokens == eos).cumsum(dim=1)
     return {
@@ -77,9 +80,11 @@ def packed(rows: torch.Tensor, eos: int) -> Batch:
 
 
 def evaluation_batches(shards: TokenShards | TokenArray, *, seq_len: int, batch_size: int, stride: int) -> list[Batch]:
-    """Every token of the shards predicted once, with at least seq_len − stride tokens before it where its text has
-    them: windows overlap and each counts only its last `stride` targets (the first counts all). Rows are numbered by
-    `sample_ids`, across all batches."""
+    """Batches that predict every token of the shards once, after at least seq_len − stride tokens where there are any.
+
+    Windows overlap, and each counts only its last `stride` targets (the first counts all). `sample_ids` numbers the
+    rows across all batches.
+    """
     stream = torch.from_numpy(shards.read(0, shards.n_tokens))
     length = min(seq_len, len(stream) - 1)
     starts = list(range(0, len(stream) - 1 - length, stride)) + [len(stream) - 1 - length]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What two documents have in common: the rule that keeps held-out text from being known in advance.
+"""Overlap of documents: the rule that keeps held-out text out of the training text.
 
 Two documents are near when they share more than half of one's long lines: distinct lines of LONG_LINE or more
-characters once stripped. Shorter ones ("    return self") are the language's, not the document's.
+characters once stripped. Shorter ones ("    return self") belong to the language, not to the document.
 """
 
 import re
@@ -15,7 +15,7 @@ _BLANK = re.compile(r"\n[^\S\n]*\n\s*")
 
 
 def lines(text: str) -> set[str]:
-    """The distinct lines, stripped, blank ones left out."""
+    """The distinct lines, stripped, without blank ones."""
     return {stripped for line in text.splitlines() if (stripped := line.strip())}
 
 
@@ -26,35 +26,35 @@ def long_lines(text: str) -> set[str]:
 def near_another(candidates: Mapping[int, str], documents: Iterable[tuple[int, str]]) -> set[int]:
     """Return the keys of those candidates that share more than half of their long lines with any one other document.
 
-    `documents` are (key, text) and may include the candidates. Memory is bound by the candidates. Who shares over
-    half of n lines shares one of any n - n//2 of them, so only a candidate's rarest ones are looked up: a licence
-    header in every document costs nothing (prefix filter: Chaudhuri, Ganti & Kaushik 2006, "A Primitive Operator for
-    Similarity Joins in Data Cleaning", section 4).
+    `documents` are (key, text) and may include the candidates. Memory is bounded by the candidates. A document that
+    shares over half of n lines shares one of any n - n//2 of them, so only the rarest lines of a candidate are looked
+    up, and a licence header in every document costs nothing (prefix filter: Chaudhuri, Ganti & Kaushik 2006, "A
+    Primitive Operator for Similarity Joins in Data Cleaning", section 4).
     """
     own = {key: long_lines(text) for key, text in candidates.items()}
-    frequency = Counter(line for held in own.values() for line in held)
+    frequency = Counter(line for long in own.values() for line in long)
     holders: dict[str, set[int]] = defaultdict(set)
-    for key, held in own.items():
-        for line in sorted(held, key=frequency.__getitem__)[: len(held) - len(held) // 2]:
+    for key, long in own.items():
+        for line in sorted(long, key=frequency.__getitem__)[: len(long) - len(long) // 2]:
             holders[line].add(key)
     near: set[int] = set()
     for key, text in documents:
-        theirs = long_lines(text)
-        suspects = {suspect for line in holders.keys() & theirs for suspect in holders[line]} - {key}
+        other = long_lines(text)
+        suspects = {suspect for line in holders.keys() & other for suspect in holders[line]} - {key}
         for suspect in suspects:
-            if 2 * len(own[suspect] & theirs) > len(own[suspect]):
+            if 2 * len(own[suspect] & other) > len(own[suspect]):
                 near.add(suspect)
-                for line in own[suspect] & holders.keys():  # and is never suspected again
+                for line in own[suspect] & holders.keys():  # it need not be compared again
                     holders[line].discard(suspect)
     return near
 
 
 def without_repeats(tail: str, training: Iterable[str]) -> tuple[str, Counter[str]]:
-    """Return `tail` without what `training` holds as well, and how many blocks and lines were taken out.
+    """Return `tail` without what `training` contains as well, and the numbers of removed blocks and lines.
 
-    First go the blocks (blank lines stand between them) that occur verbatim in training. If more than half of the
-    remaining long lines still do, those lines go too. A tail without long lines goes whole if it has no line of its
-    own. Memory is bound by the tail and the largest training text.
+    Blocks (separated by blank lines) that occur verbatim in training are removed first. If more than half of the
+    remaining long lines occur there too, those lines are removed. A tail without long lines is removed whole if it has
+    no line of its own. Memory is bounded by the tail and the largest training text.
     """
     own_blocks = {block.strip() for block in _blocks(tail)}
     own_lines = lines(tail)
@@ -84,12 +84,12 @@ def without_repeats(tail: str, training: Iterable[str]) -> tuple[str, Counter[st
 
 
 def repeats_one_word(text: str) -> bool:
-    """True for text that is one word over and over, or one character."""
+    """True for text that repeats one word, or one character."""
     words = text.split()
     return len(set(words)) == 1 and (len(words) > 1 or len(set(words[0])) == 1)
 
 
 def _blocks(text: str) -> list[str]:
-    """Split after blank lines; the blocks join to the text again."""
+    """Split after blank lines; the joined blocks are the text."""
     ends = [match.end() for match in _BLANK.finditer(text)]
     return [block for start, end in zip([0, *ends], [*ends, len(text)]) if (block := text[start:end])]

@@ -77,8 +77,8 @@ class TextShards:
     def __iter__(self) -> Iterator[Document]:
         for file in self.files:
             with self._open(file) as reader:
-                for number in range(reader.num_record_batches):
-                    yield from _documents(reader.get_batch(number))
+                for number in range(len(file.batches)):
+                    yield from _documents(self._batch(reader, file, number))
 
     def take(self, places: Collection[int]) -> dict[int, Document]:
         """The documents at `places`; only the record batches that hold one are read."""
@@ -88,7 +88,7 @@ class TextShards:
                 for number, count in enumerate(file.batches):
                     here = wanted & set(range(start, start + count)) if wanted else set()
                     if here:
-                        batch = reader.get_batch(number)
+                        batch = self._batch(reader, file, number)
                         found |= {place: next(_documents(batch.slice(place - start, 1))) for place in here}
                     start += count
         return found
@@ -109,7 +109,20 @@ class TextShards:
         try:
             return pa.ipc.open_file(pa.OSFile(str(path)))
         except (OSError, pa.ArrowException) as error:
-            raise _damaged(path, (str(error).splitlines() or ["unreadable"])[0]) from error
+            raise _damaged(path, _first_line(error)) from error
+
+    def _batch(self, reader: pa.ipc.RecordBatchFileReader, file: ShardFile, number: int) -> pa.RecordBatch:
+        try:
+            batch = reader.get_batch(number)
+        except (OSError, ValueError) as error:  # pyarrow's errors are among these
+            raise _damaged(self.directory / file.file, _first_line(error)) from error
+        if batch.num_rows != file.batches[number]:
+            raise _damaged(self.directory / file.file, f"record batch {number} has {batch.num_rows} documents")
+        return batch
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or ["unreadable"])[0]
 
 
 def _documents(batch: pa.RecordBatch) -> Iterator[Document]:

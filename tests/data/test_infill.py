@@ -121,6 +121,25 @@ def test_a_target_that_does_not_fit_is_left_out() -> None:
     assert last == packed.batch["tokens"][0][packed.batch["documents"][0] == 2].tolist()
 
 
+def test_bart_reads_the_batches_and_each_target_its_own_source() -> None:
+    from foundling.objectives.causal import Causal
+    from tests.contract.cases import case
+
+    model = case("bart").tiny()
+    packed = Packed()
+    packed.batch["tokens"] %= 60
+    batch = InfillBatches(packed, seed=3, mask=61, eos=EOS, target_len=60)[0]
+    with torch.no_grad():
+        (term,) = Causal()(model, batch).values()
+        changed = batch | {"source": torch.where(batch["source_documents"] == 2, 5, batch["source"])}
+        only_two = {"loss_mask": batch["documents"] == 2}
+        others = {"loss_mask": (batch["documents"] >= 0) & (batch["documents"] != 2)}
+        for mask, moves in ((only_two, True), (others, False)):
+            before, after = (next(iter(Causal()(model, b | mask).values())).sum for b in (batch, changed))
+            assert torch.equal(before, after) != moves
+    assert int(term.count) == int(batch["loss_mask"].sum()) and torch.isfinite(term.sum)
+
+
 def test_bad_options_are_refused() -> None:
     for wrong in (dict(rate=1.0), dict(rate=-0.1), dict(mean_span=0.5)):
         with pytest.raises(ConfigError, match="expected 0 <= rate < 1"):

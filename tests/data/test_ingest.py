@@ -94,6 +94,17 @@ def test_a_damaged_shard_is_refused_by_name(tmp_path, stem, damage):
     assert "\n" not in str(caught.value)
 
 
+def test_a_shard_that_is_damaged_later_is_refused_by_name(tmp_path):
+    corpus = ingest(Source(write_folder(tmp_path / "data")), tmp_path / "corpus")
+    path = tmp_path / "corpus" / "text-00000.arrow"
+    content = path.read_bytes()
+    for damaged in (content[:1000] + bytes(200) + content[1200:], content[:-50], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"text-00000.arrow: damaged .*remove the directory") as caught:
+            list(corpus.train())
+        assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

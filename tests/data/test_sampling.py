@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from foundling.data.ingest import ingest
 from foundling.data.sampling import cut, sample_documents, sample_spans, sample_text, subsample_docs
 from foundling.data.sources import Document, Source
-from foundling.data.tokens import tokenize_corpus, train_tokenizer
+from foundling.data.tokens import tokenize_corpus
+from foundling.text import Tokenizer
 
 
 def words(n_chars: int, seed: int = 0) -> str:
@@ -52,7 +53,7 @@ def test_one_large_file_is_tokenized_by_its_share(tmp_path):
     path = tmp_path / "large.txt"
     path.write_text(words(5_000_000))
     corpus = ingest(Source(path), tmp_path / "corpus")
-    tokenizer = train_tokenizer(corpus, 320)
+    tokenizer = Tokenizer.train([words(50_000)], 320)
     tokens = tokenize_corpus(tmp_path / "tokens", corpus, tokenizer, share=0.01)
     assert 0.7 < tokens.train.n_bytes / (0.01 * corpus.train_bytes) < 1.3
     assert tokens.train.n_tokens > 10_000
