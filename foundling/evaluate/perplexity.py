@@ -43,10 +43,10 @@ def score(
     batches: Iterable[Batch],
     n_bytes: int | None,
     runtime: Runtime,
-    tell: Callable[[], None] | None = None,
+    on_batch: Callable[[], None] | None = None,
 ) -> Score:
     """Total nats over all counted tokens, divided by the tokens and, where every token of a text of `n_bytes` UTF-8
-    bytes counts once, by these. `tell` is called after each batch.
+    bytes counts once, by these. `on_batch` is called after each.
 
     Runs uncompiled: a layer would be compiled anew for evaluation, which costs more than it saves."""
     model.eval()
@@ -56,8 +56,8 @@ def score(
             term = objective(model, {k: v.to(runtime.device) for k, v in batch.items()})["loss"]
             nats.append(float(term.sum))
             tokens.append(int(term.count))
-            if tell:
-                tell()
+            if on_batch:
+                on_batch()
     total = sum(nats)
     low, high = (bootstrap(nats, tokens) if min(tokens, default=0) > 0 else None) or (None, None)
     bits = math.nan if n_bytes is None else total / math.log(2) / max(1, n_bytes)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The drawn figures: inline SVG that takes the page's colours, and one PNG. The only module that needs matplotlib."""
+"""Charts: inline SVG in the page's colours, and one PNG. The only module that needs matplotlib."""
 
 import io
 import re
@@ -109,7 +109,8 @@ def _draw_loss(axes: Axes, run: RunRecord, colours: Palette):
             axes.axhspan(low, high, color=colours.predicted, alpha=0.12, linewidth=0)
         marks.append((f"held-out, predicted {predicted:.2f}", colours.predicted))
     if known(measured):
-        axes.plot([run.tokens], [measured], "o", color=colours.accent, markersize=7, clip_on=False, zorder=5)
+        end = tokens[-1] if tokens else run.tokens
+        axes.plot([end], [measured], "o", color=colours.accent, markersize=7, clip_on=False, zorder=5)
         marks.append((f"held-out, measured {measured:.2f}", colours.accent))
     # The curve falls from the upper left, so the upper right is free for words whatever the run.
     ground = {"facecolor": colours.paper, "edgecolor": "none", "pad": 1.5}
@@ -174,7 +175,7 @@ def _svg(name: str, label: str, height: float, draw: Callable[[Axes], None]) -> 
 
 
 def _inline(svg: str, label: str) -> str:
-    """A stand-alone SVG made part of a page: no prolog, no size, no style and no id that could reach beyond it."""
+    """The SVG as part of a page: without prolog, size and style, and without ids that clash with those of the page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(
         r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg \1 role="img" aria-label="{html(label)}">', svg, count=1
