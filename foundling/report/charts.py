@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 import matplotlib
@@ -142,13 +143,9 @@ def _label(text: str) -> str:
 
 
 def _smoothed(values: list[float]) -> list[float]:
-    """Means over windows that widen with time, symmetric so that the fall at the start is not drawn late."""
-    smooth = []
-    for i in range(len(values)):
-        half = min(i // 10, len(values) - 1 - i)
-        window = values[i - half : i + half + 1]
-        smooth.append(sum(window) / len(window))
-    return smooth
+    """Means over windows that widen with time: symmetric, so that the fall at the start is not drawn late, and cut off
+    at the end, so that the last point is a mean too."""
+    return [fmean(values[i - i // 10 : i + i // 10 + 1]) for i in range(len(values))]
 
 
 def _calm(axes: Axes, colours: Palette):
