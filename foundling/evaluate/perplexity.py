@@ -7,6 +7,7 @@ training does, the same way every time. `pseudo_perplexity` asks a masked model 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -125,13 +126,15 @@ def pseudo_perplexity(
     kept: Iterable[int] = (),
     seed: int = 0,
     batch_size: int = 32,
+    model_hash: str | None = None,
 ) -> Result:
     """exp(−1/N Σ ln p(token | all others)), each token masked in turn (Salazar et al. 2020, "Masked Language Model
     Scoring", equation 2), with a 95 % interval.
 
     `sequences` hold ids as the model reads them, framed ([CLS] …); ids in `kept`, such as the frame's, are never
     masked. Each position costs one forward pass of its sequence, so at most `max_positions` of all are drawn, without
-    replacement, by `seed`: the figure is then an estimate. Raises ConfigError for a model without a masked head,
+    replacement, by `seed`: the figure is then an estimate. The result's scores are nats, one a position, so that
+    `compare` gives the difference of two models in nats. Raises ConfigError for a model without a masked head,
     DataError where there is nothing to mask or a sequence is longer than the model reads.
     """
     runtime = runtime or Runtime(str(next(model.parameters()).device))
@@ -167,6 +170,11 @@ def pseudo_perplexity(
         high=None if high is None else math.exp(high),
         interval=BOOTSTRAP,
         lower_is_better=True,
+        scores=nats,
+        hashes={
+            **({"model": model_hash} if model_hash else {}),
+            "task": hashlib.sha256(repr([positions, [list(ids) for ids in sequences]]).encode()).hexdigest(),
+        },
     )
 
 
