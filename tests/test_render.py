@@ -59,6 +59,15 @@ def test_length_is_bounded_and_said():
     assert len(markdown_code("\n" * 10**6)) < BLOCK_LIMIT + 100
 
 
+def test_containers_are_cut_while_they_are_written():
+    bomb = ["x" * 1000] * 9
+    for _ in range(9):  # what nine YAML aliases describe: 9**10 strings
+        bomb = [bomb] * 9
+    assert len(terminal(bomb)) < LIMIT + 60
+    assert terminal({"a": [1, 2.5, None], "b": ("x",)}) == "{'a': [1, 2.5, None], 'b': ('x',)}"
+    assert terminal([10**5000]) == "<list too large to be shown>" and "int too large" in terminal(10**5000)
+
+
 @given(ANY)
 def test_html_is_the_text_again_once_read(text):
     shown = html(text)

@@ -13,6 +13,7 @@ With `lines`, line breaks and tabs stay what they are; without, the result is on
 from __future__ import annotations
 
 import re
+import reprlib
 from html import escape
 
 LIMIT = 2_000
@@ -30,7 +31,7 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]|~#$])")
 
 def terminal(text: object, *, limit: int = LIMIT, lines: bool = False) -> str:
     """For a terminal or a log: nothing in it moves the cursor, changes a colour or begins a line of its own."""
-    whole = str(text)
+    whole = _text(text)
     shown = whole[:limit].replace("\r\n", "\n") if lines else whole[:limit]
     shown = _INVISIBLE.sub(lambda match: match[0] if lines and match[0] in "\n\t" else _picture(match[0]), shown)
     return shown if len(whole) <= limit else f"{shown}… ({len(whole) - limit:,} characters more)"
@@ -44,7 +45,8 @@ def html(text: object, *, limit: int = LIMIT, lines: bool = False) -> str:
 def markdown(text: object, *, limit: int = LIMIT) -> str:
     """For prose or a table cell in Markdown: one line, with nothing that Markdown or HTML takes for markup or a link.
     Runs of white space become one space."""
-    words = re.sub(r"[ \t\r\n]+", " ", str(text)[: limit + 1]).strip() if len(str(text)) <= limit else text
+    whole = _text(text)
+    words = re.sub(r"[ \t\r\n]+", " ", whole).strip() if len(whole) <= limit else whole
     shown = _MARKDOWN.sub(r"\\\1", escape(terminal(words, limit=limit), quote=False))
     return shown.replace("://", "&#58;//")
 
@@ -55,6 +57,22 @@ def markdown_code(text: object, language: str = "text", *, limit: int = BLOCK_LI
     longest = max((len(run) for run in re.findall(r"`+", shown)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{shown}\n{fence}"
+
+
+_bounded = reprlib.Repr()
+_bounded.maxlevel, _bounded.maxstring, _bounded.maxother = 3, 200, 200
+_bounded.maxdict = _bounded.maxlist = _bounded.maxtuple = _bounded.maxset = 30
+
+
+def _text(value: object) -> str:
+    """The value as text. Containers are cut while they are written: aliases make a small YAML file describe gigabytes,
+    and an integer may have more digits than Python agrees to print."""
+    if isinstance(value, str):
+        return value
+    try:
+        return _bounded.repr(value) if isinstance(value, dict | list | tuple | set | frozenset) else str(value)
+    except ValueError:
+        return f"<{type(value).__name__} too large to be shown>"
 
 
 def _picture(character: str) -> str:

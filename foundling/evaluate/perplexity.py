@@ -7,6 +7,7 @@ same way every time. `pseudo_perplexity` asks a masked model for one token at a 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -40,10 +41,10 @@ def score(
     batches: Iterable[Batch],
     n_bytes: int | None,
     runtime: Runtime,
-    tell: Callable[[], None] | None = None,
+    on_batch: Callable[[], None] | None = None,
 ) -> Score:
     """Total nats over all counted tokens, divided by the tokens and, where every token of a text of `n_bytes` UTF-8
-    bytes counts once, by these. `tell` is called after each batch.
+    bytes counts once, by these. `on_batch` is called after each.
 
     Runs uncompiled: a layer would be compiled anew for evaluation, which costs more than it saves."""
     model.eval()
@@ -53,8 +54,8 @@ def score(
             term = objective(model, {k: v.to(runtime.device) for k, v in batch.items()})["loss"]
             nats.append(float(term.sum))
             tokens.append(int(term.count))
-            if tell:
-                tell()
+            if on_batch:
+                on_batch()
     total = sum(nats)
     low, high = (bootstrap(nats, tokens) if min(tokens, default=0) > 0 else None) or (None, None)
     bits = math.nan if n_bytes is None else total / math.log(2) / max(1, n_bytes)
@@ -95,13 +96,15 @@ def pseudo_perplexity(
     kept: Iterable[int] = (),
     seed: int = 0,
     batch_size: int = 32,
+    model_hash: str | None = None,
 ) -> Result:
     """exp(−1/N Σ ln p(token | all others)), each token masked in turn (Salazar et al. 2020, "Masked Language Model
     Scoring", equation 2), with a 95 % interval.
 
     `sequences` hold ids as the model reads them, framed ([CLS] …); ids in `kept`, such as the frame's, are never
     masked. Each position costs one forward pass of its sequence, so at most `max_positions` of all are drawn, without
-    replacement, by `seed`: the figure is then an estimate. Raises ConfigError for a model without a masked head,
+    replacement, by `seed`: the figure is then an estimate. The result's scores are nats, one a position, so that
+    `compare` gives the difference of two models in nats. Raises ConfigError for a model without a masked head,
     DataError where there is nothing to mask or a sequence is longer than the model reads.
     """
     runtime = runtime or Runtime(str(next(model.parameters()).device))
@@ -137,6 +140,11 @@ def pseudo_perplexity(
         high=None if high is None else math.exp(high),
         interval=BOOTSTRAP,
         lower_is_better=True,
+        scores=nats,
+        hashes={
+            **({"model": model_hash} if model_hash else {}),
+            "task": hashlib.sha256(repr([positions, [list(ids) for ids in sequences]]).encode()).hexdigest(),
+        },
     )
 
 

@@ -137,8 +137,7 @@ def _scores(run: RunRecord) -> str:
     better = "lower" if run.metric.lower_is_better else "higher"
     bars = [(markdown(bar.name), markdown(bar.value)) for bar in findings.score_bars(run)]
     parts = ["## Scores", _table(("", f"{markdown(run.metric.name)} on held-out data; {better} is better"), bars)]
-    words = [findings.standing(run), run.metric.explanation]
-    words.append(f"Predicted before the first step: {findings.prediction_words(run)}.")
+    words = [findings.standing(run), findings.prediction_words(run), run.metric.explanation]
     parts.append(" ".join(markdown(sentence) for sentence in words if sentence))
     if run.results:
         head = ("task", *(markdown(findings.subject_name(name)) for name in findings.subjects(run)), "n")

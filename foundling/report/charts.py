@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The drawn figures: inline SVG that takes the page's colours, and one PNG. The only module that needs matplotlib."""
+"""Charts: inline SVG in the page's colours, and one PNG. The only module that needs matplotlib."""
 
 import io
 import re
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 import matplotlib
@@ -109,7 +110,8 @@ def _draw_loss(axes: Axes, run: RunRecord, colours: Palette):
             axes.axhspan(low, high, color=colours.predicted, alpha=0.12, linewidth=0)
         marks.append((f"held-out, predicted {predicted:.2f}", colours.predicted))
     if known(measured):
-        axes.plot([run.tokens], [measured], "o", color=colours.accent, markersize=7, clip_on=False, zorder=5)
+        end = tokens[-1] if tokens else run.tokens
+        axes.plot([end], [measured], "o", color=colours.accent, markersize=7, clip_on=False, zorder=5)
         marks.append((f"held-out, measured {measured:.2f}", colours.accent))
     # The curve falls from the upper left, so the upper right is free for words whatever the run.
     ground = {"facecolor": colours.paper, "edgecolor": "none", "pad": 1.5}
@@ -141,13 +143,9 @@ def _label(text: str) -> str:
 
 
 def _smoothed(values: list[float]) -> list[float]:
-    """Means over windows that widen with time, symmetric so that the fall at the start is not drawn late."""
-    smooth = []
-    for i in range(len(values)):
-        half = min(i // 10, len(values) - 1 - i)
-        window = values[i - half : i + half + 1]
-        smooth.append(sum(window) / len(window))
-    return smooth
+    """Means over windows that widen with time: symmetric, so that the fall at the start is not drawn late, and cut off
+    at the end, so that the last point is a mean too."""
+    return [fmean(values[i - i // 10 : i + i // 10 + 1]) for i in range(len(values))]
 
 
 def _calm(axes: Axes, colours: Palette):
@@ -174,7 +172,7 @@ def _svg(name: str, label: str, height: float, draw: Callable[[Axes], None]) -> 
 
 
 def _inline(svg: str, label: str) -> str:
-    """A stand-alone SVG made part of a page: no prolog, no size, no style and no id that could reach beyond it."""
+    """The SVG as part of a page: without prolog, size and style, and without ids that clash with those of the page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(
         r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg \1 role="img" aria-label="{html(label)}">', svg, count=1

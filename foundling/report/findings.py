@@ -85,8 +85,10 @@ def predicted(run: RunRecord) -> float | None:
 
 
 def prediction_words(run: RunRecord) -> str:
-    """What stood in the prediction for the main metric: a number, or why there is none."""
-    return units.number(predicted(run), 3) if known(predicted(run)) else NO_PREDICTION
+    """A sentence on the prediction of the main metric: a number, or that there is none."""
+    if not known(predicted(run)):
+        return f"There is {NO_PREDICTION}."
+    return f"Predicted before the first step: {units.number(predicted(run), 3)}."
 
 
 def verdict(run: RunRecord) -> str:

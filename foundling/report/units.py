@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures as a reader wants them: three significant digits and a unit. What nobody has, None or NaN, is a dash.
+"""Figures for readers: three significant digits and a unit. An unknown number (None, NaN, infinity) is a dash.
 
-A number and its unit are held together by no-break spaces, so that tables break between figures only.
+A no-break space joins a number and its unit, so that tables break lines between figures only.
 """
 
 from math import floor, isfinite, log10

@@ -10,7 +10,8 @@ from foundling.objectives.span import SpanBatches
 
 from foundling.data.loader import evaluation_batches
 from foundling.data.shards import write_shards
-from foundling.errors import ConfigError, DataError
+from foundling.errors import ConfigError, DataError, MismatchError
+from foundling.evaluate.compare import compare
 from foundling.evaluate.perplexity import denoising_score, masked_score, pseudo_perplexity, score
 from foundling.models import build, family
 from foundling.objectives.causal import Causal
@@ -137,7 +138,10 @@ def test_pseudo_perplexity_masks_each_token_in_turn_as_transformers_does(tmp_pat
     assert some.n == 10 and math.exp(min(nats)) <= some.value <= math.exp(max(nats))
     assert some == pseudo_perplexity(ours, sequences, mask, kept=(first, last), max_positions=10, seed=1)
     other = pseudo_perplexity(ours, sequences, mask, kept=(first, last), max_positions=10, seed=2)
-    assert other.value != some.value
+    assert other.value != some.value and sorted(found.scores) == pytest.approx(sorted(nats), abs=1e-5)
+    assert compare(found, found).difference == 0.0
+    with pytest.raises(MismatchError):
+        compare(some, other)
 
     with pytest.raises(DataError, match="no token to mask"):
         pseudo_perplexity(ours, [[first, last]], mask, kept=(first, last))

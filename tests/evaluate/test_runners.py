@@ -49,8 +49,13 @@ def model(tokenizer: Tokenizer) -> Any:
 
 @pytest.mark.parametrize(
     "reference",
-    [references.gpt2(), references.llama(), references.like_llama("Gemma2", sliding_window=4)],
-    ids=["gpt2", "llama", "gemma2"],
+    [
+        references.gpt2(n_embd=32, n_layer=2, n_head=4),
+        references.like_llama("Llama"),
+        references.like_llama("Gemma2", sliding_window=4),
+        references.mamba(),
+    ],
+    ids=["gpt2", "llama", "gemma2", "mamba"],
 )
 @torch.no_grad()
 def test_loglikelihood_is_that_of_transformers_logits(reference, tmp_path) -> None:

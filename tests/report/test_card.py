@@ -113,7 +113,7 @@ def test_a_run_without_prediction_and_baselines_says_so():
     card = card_of(bare())
     assert "3.21 nats per masked token on held-out data; no loss prediction for this objective." in card
     assert ["this model", "3.210"] in table_rows(card)
-    assert "Predicted before the first step: no loss prediction for this objective." in card
+    assert "There is no loss prediction for this objective. The mean" in card
     assert "it generates neither text nor images" in card
 
 

@@ -174,6 +174,12 @@ def test_charts_of_nothing_are_empty():
     assert charts.loss_svg(hostile()) == charts.throughput_svg(hostile()) == ""
 
 
+def test_the_smooth_curve_starts_at_the_first_loss_and_ends_in_a_mean():
+    smooth = charts._smoothed([8.0, 4.0, *[3.0, 5.0] * 24])
+    assert smooth[:2] == [8.0, 4.0] and len(smooth) == 50
+    assert all(3.7 < value < 4.3 for value in smooth[-10:])
+
+
 def test_summary_is_one_picture(tmp_path):
     for run in (realistic(), hostile()):
         summary_png(run, tmp_path / "summary.png")

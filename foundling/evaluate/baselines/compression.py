@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What general-purpose compressors make of the documents: a baseline in the same unit as a language model's loss."""
+"""Bits per byte of general-purpose compressors: a baseline in the same unit as a language model's loss."""
 
 import gzip
 import lzma

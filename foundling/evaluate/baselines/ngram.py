@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A byte n-gram language model with interpolated modified Kneser-Ney smoothing: the baseline a raised model must beat.
+"""A byte n-gram language model with interpolated modified Kneser-Ney smoothing: a baseline for language models.
 
 Smoothing: Chen & Goodman 1998, "An Empirical Study of Smoothing Techniques for Language Modeling", TR-10-98, section 3.
 Counts beside the start of a document: Heafield et al. 2013, "Scalable Modified Kneser-Ney Language Model Estimation",
