@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoding against transformers, CTranslate2 and llama.cpp, each at its best setting, in turn, a process each.
+"""Decoding against transformers, CTranslate2 and llama.cpp, each at its best setting, each in its own process, in turn.
 
 python -m benchmarks.decode [llama] [gpt2] [--rounds 5] [--batches 1,8] [--peers transformers,ctranslate2,llamacpp]
 
-A prompt of 128 random ids and 128 more, greedily. Weights are random: speed does not depend on them. CTranslate2 and
-llama.cpp take part where `pip install ctranslate2 llama-cpp-python` has been run. The bandwidth is that of summing an
-array larger than the caches on all threads, the better of just before and just after.
+A prompt of 128 random ids and 128 new tokens, greedy. Weights are random: speed does not depend on them. CTranslate2
+and llama.cpp are measured where `pip install ctranslate2 llama-cpp-python` has been run. The bandwidth is that of
+summing an array larger than the caches on all threads, the better of just before and just after.
 """
 
 import argparse
@@ -145,10 +145,10 @@ class LlamaCpp:
 
     def __call__(self, rows: list[list[int]], new: int) -> None:
         (row,) = rows
-        self.model.reset()  # or it would go on from a prompt that it has read before
-        told = self.model.generate(row, temp=0.0, reset=True)
+        self.model.reset()  # otherwise it reuses the cache of an equal prompt
+        tokens = self.model.generate(row, temp=0.0, reset=True)
         for _ in range(new):
-            next(told)
+            next(tokens)
 
 
 SIDES = {"foundling": Ours, "transformers": Transformers, "ctranslate2": CTranslate2, "llama.cpp": LlamaCpp}
@@ -188,7 +188,7 @@ def measure(size: str, rounds: int, batches: list[int], peers: list[str]) -> dic
     names = [*OURS, *(name for peer in peers for name in THEIRS[peer])]
     if size != "llama":
         names = [name for name in names if not name.startswith("llama.cpp")]
-    found: dict[str, Any] = {"size": size}
+    results: dict[str, Any] = {"size": size}
     for batch in batches:
         taking = [name for name in names if batch == 1 or not name.startswith("llama.cpp")]
         sides = {name: Side("benchmarks.decode", name, size) for name in taking}
@@ -229,9 +229,9 @@ def measure(size: str, rounds: int, batches: list[int], peers: list[str]) -> dic
                 b / a for (a, _), (b, _) in zip(seconds[own], seconds[peer], strict=True)), 2)
             for own in OURS for peer in taking if peer not in OURS
         }  # fmt: skip
-        found[f"batch {batch}"] = result
+        results[f"batch {batch}"] = result
         print(json.dumps({size: {f"batch {batch}": result}}, indent=1), file=sys.stderr, flush=True)
-    return found
+    return results
 
 
 def main() -> None:

@@ -3,8 +3,8 @@
 
 python -m benchmarks.rounding DIR [--data builtin:stdlib] [--tokens 50000]
 
-DIR is what `foundling raise` made of the same data (`make quickstart` makes runs/quickstart). Windows as long as the
-model reads, told by the engine's prompt_logprobs; what follows a window's first token counts.
+DIR is what `foundling raise` made of the same data (`make quickstart` makes runs/quickstart). Windows of max_seq_len
+tokens, scored by the engine's prompt_logprobs; the first token of a window does not count.
 """
 
 import argparse
@@ -20,9 +20,9 @@ from foundling.text import Tokenizer
 
 
 def perplexity(engine: Engine, windows: list[list[int]]) -> float:
-    asked = [Request(window, 1, prompt_logprobs=0) for window in windows]
-    told = [own for answer in engine.generate(asked) for own in answer.prompt_logprobs or [] if own is not None]
-    return math.exp(-sum(told) / len(told))
+    requests = [Request(window, 1, prompt_logprobs=0) for window in windows]
+    logprobs = [p for c in engine.generate(requests) for p in c.prompt_logprobs or [] if p is not None]
+    return math.exp(-sum(logprobs) / len(logprobs))
 
 
 def main() -> None:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many requests at once: 32 of mixed length against transformers' padded batch, a shared beginning, guesses by lookup,
-and what the deterministic mode costs.
+"""Many requests at once: 32 of mixed length against transformers' padded batch, a shared prefix, prompt lookup, and the
+cost of the deterministic mode.
 
 python -m benchmarks.serving [mixed] [prefix] [lookup] [deterministic] [--weights bfloat16] [--rounds 3]
 
-The Llama of benchmarks/decode.py, in turn, a process each. What is said in `lookup` is scripted by a processor, since a
-model of random weights copies nothing: real source code, once repeated with some lines changed (copy-heavy), once new.
+The Llama of benchmarks/decode.py, each side in its own process, in turn. In `lookup` a processor scripts the
+completion, since a model of random weights copies nothing: real source code, once repeated with some lines changed
+(copy-heavy), once new.
 """
 
 import argparse
@@ -45,21 +46,21 @@ def ours_mixed(weights: str) -> dict[str, float]:
     engine = Engine(foundling.load(directory("llama")), EngineOptions(weights=weights, native=True))
 
     def work(**_: Any) -> dict[str, float]:
-        used, requests, said = [], mixed(), 0
+        utilisation, requests, n_tokens = [], mixed(), 0
         begin = time.perf_counter()
         for request in requests:
             engine.add(request)
         while engine.busy:
-            said += sum(len(output.new_tokens) for output in engine.step())
+            n_tokens += sum(len(output.new_tokens) for output in engine.step())
             if len(engine.active) > 1:
-                used.append(engine.scheduler.utilisation)
-        return {"seconds": time.perf_counter() - begin, "tokens": said, "utilisation": statistics.mean(used)}
+                utilisation.append(engine.scheduler.utilisation)
+        return {"seconds": time.perf_counter() - begin, "tokens": n_tokens, "utilisation": statistics.mean(utilisation)}
 
     return answer_calls(work)  # pyright: ignore[reportReturnType]
 
 
 def theirs_mixed(dtype: str, batch: int) -> None:
-    """Sorted by length, so that as little as possible is padding; each batch writes as long as its longest answer."""
+    """Sorted by length, to minimise padding; each batch generates as many tokens as its longest request."""
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(directory("llama"), dtype=getattr(torch, dtype)).eval()
@@ -110,7 +111,7 @@ def prefix(weights: str) -> None:
 
 
 class Script:
-    """Says a text, whatever the model would."""
+    """A logits processor that forces a given completion."""
 
     def __init__(self, tokens: Sequence[int], at: int = 0) -> None:
         self.tokens, self.at = tokens, at
@@ -131,8 +132,7 @@ class Script:
 
 
 def texts() -> dict[str, tuple[list[int], list[int]]]:
-    """(prompt, answer): a module and the same with every twelfth line changed; two modules that have nothing to do with
-    each other."""
+    """(prompt, completion): a module and the same with every twelfth line changed; two unrelated modules."""
     import colorsys
     import textwrap
     from pathlib import Path
@@ -177,8 +177,8 @@ def lookup(weights: str) -> None:
 
 
 def deterministic(weights: str) -> None:
-    """Eight requests by torch, whose products round as their shapes have it, so that they must go one by one; native
-    code is deterministic as it is."""
+    """Eight requests by torch, whose rounding depends on shapes, so that the deterministic mode serves one at a time;
+    native code is deterministic anyway."""
     model, asked = foundling.load(directory("llama")), [Request(r.prompt[:32], 32, Sampling(0)) for r in mixed()[:8]]
     engines = {
         "torch": Engine(model, EngineOptions(native=False, share_prefixes=False)),
@@ -190,12 +190,12 @@ def deterministic(weights: str) -> None:
     }
 
     def work(**_: Any) -> dict[str, float]:
-        told = {}
+        seconds = {}
         for name, engine in engines.items():
             begin = time.perf_counter()
             engine.generate(asked)
-            told[name] = time.perf_counter() - begin
-        return told
+            seconds[name] = time.perf_counter() - begin
+        return seconds
 
     answer_calls(work)
 
@@ -213,19 +213,19 @@ def serve(name: str, *args: str) -> None:
 def measure_mixed(weights: str, rounds: int) -> dict[str, Any]:
     sides = {"foundling": Side("benchmarks.serving", "ours", weights)}
     sides |= {f"transformers, batches of {n}": Side("benchmarks.serving", "theirs", "float32", str(n)) for n in (8, 32)}
-    told: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    measured: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
-            told[name].append(side())
+            measured[name].append(side())
     for side in sides.values():
         side.end()
-    ours = told.pop("foundling")
+    ours = measured.pop("foundling")
     return {
         "tokens_per_second": round(statistics.median(o["tokens"] / o["seconds"] for o in ours), 1),
         "utilisation": round(statistics.mean(o["utilisation"] for o in ours), 3),
         "ratios": {
             name: round(statistics.median(t["seconds"] / o["seconds"] for t, o in zip(theirs, ours, strict=True)), 2)
-            for name, theirs in told.items()
+            for name, theirs in measured.items()
         },
     }
 
@@ -235,9 +235,9 @@ def measure(name: str, weights: str, rounds: int) -> dict[str, Any]:
     if name == "mixed":
         return measure_mixed(weights, rounds)
     side = Side("benchmarks.serving", name, weights)
-    told = [side() for _ in range(rounds)]
+    measured = [side() for _ in range(rounds)]
     side.end()
-    middle = {key: statistics.median(t[key] for t in told) for key in told[0]}
+    middle = {key: statistics.median(m[key] for m in measured) for key in measured[0]}
     pairs = {
         "prefix": [("apart", "shared")],
         "lookup": [(f"{k}, plain", f"{k}, lookup") for k in ("copy-heavy", "elsewhere")],
@@ -245,7 +245,7 @@ def measure(name: str, weights: str, rounds: int) -> dict[str, Any]:
     }
     return {
         "seconds": {key: round(value, 3) for key, value in middle.items()},
-        "ratios": {b: round(statistics.median(t[a] / t[b] for t in told), 2) for a, b in pairs[name]},
+        "ratios": {b: round(statistics.median(m[a] / m[b] for m in measured), 2) for a, b in pairs[name]},
     }
 
 

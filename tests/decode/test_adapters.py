@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests with different adapters in one batch say what each adapter says alone on its base."""
+"""Requests with different adapters in one batch generate what each adapter generates alone on its base."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def adapter(name: str, directory: Path, pattern: str, rank: int, seed: int) -> P
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_each_request_is_answered_by_its_own_adapter(name: str, tmp_path: Path) -> None:
+def test_each_request_uses_its_own_adapter(name: str, tmp_path: Path) -> None:
     part = "mixer.*" if any(isinstance(m, MoE) for m in case(name).tiny().modules()) else "*"  # experts cannot share
     adapter(name, tmp_path / "one", f"*layers.*.{part},head", 4, 1)
     adapter(name, tmp_path / "two", f"layers.0.{part}", 2, 2)
@@ -46,14 +46,14 @@ def test_each_request_is_answered_by_its_own_adapter(name: str, tmp_path: Path) 
     engine = Engine(model, EngineOptions(max_num_seqs=3, max_step_tokens=16))
     assert bank.names == ("one", "two") and not engine.native
     asked = [Request(p, 10, Sampling(0), adapter=which) for p, which in zip(prompts, chosen, strict=True)]
-    for _ in range(2):  # the second time beginnings are found, each adapter's own
+    for _ in range(2):  # the second time prefixes are shared, per adapter
         assert [a.tokens for a in engine.generate(asked)] == expected
     assert expected[0] != expected[2], "an adapter shows"
     assert [a.tokens for a in generate(model, prompts[2:3], max_tokens=10, temperature=0)] == [expected[2]]
 
 
 @pytest.mark.parametrize("change", ["lora", "int8", "hook"])
-def test_a_changed_model_is_left_to_torch(change: str) -> None:
+def test_torch_serves_a_changed_model(change: str) -> None:
     model = case("llama").tiny()
     if change == "lora":
         foundling.lora(model, foundling.LoRAOptions("*q"), torch.Generator().manual_seed(0))
@@ -68,7 +68,7 @@ def test_a_changed_model_is_left_to_torch(change: str) -> None:
     assert engine.generate([Request([5, 9], 8, Sampling(0))])[0].tokens == expected[0].tokens
 
 
-def test_what_cannot_be_bound_is_one_line(tmp_path: Path) -> None:
+def test_errors_are_one_line(tmp_path: Path) -> None:
     adapter("mixtral", tmp_path / "experts", "*ffn.up", 2, 1)
     with pytest.raises(AdaptError, match="experts"):
         load_adapters(case("mixtral").tiny(), {"experts": tmp_path / "experts"})

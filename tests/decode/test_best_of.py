@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""More answers than one: the best by a score, by vote, the first that holds; and answers kept."""
+"""Several completions of one request: the best, the majority, the first valid one; and the response cache."""
 
 import math
 from collections import Counter
@@ -31,7 +31,7 @@ def engine() -> Engine:
 REQUEST = Request(PROMPT, 4, Sampling(1.5, top_k=3), seed=5, decode=decode)
 
 
-def test_the_best_is_the_likeliest_of_what_plain_decoding_says() -> None:
+def test_the_best_is_the_most_likely_completion_of_plain_decoding() -> None:
     plain = generate(MODEL, [PROMPT], n=6, max_tokens=4, sampling=REQUEST.sampling, seed=5, logprobs=0)
     found = best_of(engine(), REQUEST, 6)
     assert [a.tokens for a in found.completions] == [a.tokens for a in plain]
@@ -43,7 +43,7 @@ def test_the_best_is_the_likeliest_of_what_plain_decoding_says() -> None:
     assert chosen.completion.tokens != found.completion.tokens and sum(chosen.completion.tokens) == chosen.score
 
 
-def test_a_prompt_is_read_once_for_all_answers() -> None:
+def test_a_prompt_is_computed_once_for_all_completions() -> None:
     used = engine()
     computed = []
     original = used.runner.forward
@@ -55,7 +55,9 @@ def test_a_prompt_is_read_once_for_all_answers() -> None:
     used.runner.forward = forward  # type: ignore[method-assign]
     best_of(used, REQUEST, 6)
     whole = len(PROMPT) // 16 * 16
-    assert sum(computed) == len(PROMPT) + 5 * (len(PROMPT) - whole) + 6 * 3, "the others read only what fills no page"
+    assert sum(computed) == len(PROMPT) + 5 * (len(PROMPT) - whole) + 6 * 3, (
+        "the others compute only what fills no block"
+    )
 
 
 def test_the_majority_is_counted() -> None:
@@ -71,7 +73,7 @@ def test_the_majority_is_counted() -> None:
     assert majority_vote(engine(), request, 3, normalise=lambda text: None) is None
 
 
-def test_the_first_valid_answer_ends_the_others() -> None:
+def test_the_first_valid_completion_cancels_the_others() -> None:
     plain = generate(MODEL, [PROMPT], n=6, max_tokens=4, sampling=REQUEST.sampling, seed=5)
     wanted = decode(plain[3].tokens)
     used = engine()
@@ -82,7 +84,7 @@ def test_the_first_valid_answer_ends_the_others() -> None:
     assert first_valid(used, REQUEST, 3, lambda text: False) is None and not used.busy
 
 
-def test_what_makes_no_sense_is_one_line() -> None:
+def test_errors_are_one_line() -> None:
     with pytest.raises(GenerationError, match="the same completion 3 times"):
         best_of(engine(), Request([5], 1, Sampling(0)), 3)
     with pytest.raises(GenerationError, match="at least 1"):
@@ -95,44 +97,44 @@ def test_what_makes_no_sense_is_one_line() -> None:
             ask()
 
 
-# --- answers kept ----------------------------------------------------------------------------------------------------
+# --- response cache -------------------------------------------------------------------------------------------------
 
 
-def test_the_oldest_answer_goes_and_kinds_stay_apart() -> None:
-    kept: ResponseCache[int] = ResponseCache(size=2)
-    kept.put("a", 1)
-    kept.put("b", 2)
-    assert kept.get("a") == 1 and kept.get("a", kind="other user") is None
-    kept.put("c", 3)
-    assert kept.get("b") is None and kept.get("a") == 1 and kept.get("c") == 3
-    assert (kept.hits, kept.misses, len(kept.responses)) == (3, 2, 2)
+def test_the_oldest_response_is_evicted_and_kinds_do_not_mix() -> None:
+    cache: ResponseCache[int] = ResponseCache(size=2)
+    cache.put("a", 1)
+    cache.put("b", 2)
+    assert cache.get("a") == 1 and cache.get("a", kind="other user") is None
+    cache.put("c", 3)
+    assert cache.get("b") is None and cache.get("a") == 1 and cache.get("c") == 3
+    assert (cache.hits, cache.misses, len(cache.responses)) == (3, 2, 2)
 
 
-def test_a_question_that_means_the_same_is_found_by_its_embedding() -> None:
+def test_a_similar_query_is_found_by_its_embedding() -> None:
     places = {"how old": [1.0, 0.0], "what age": [0.98, 0.199], "where": [0.0, 1.0]}
-    kept: ResponseCache[str] = ResponseCache(embed=lambda q: torch.tensor(places[q]), threshold=0.95)
+    cache: ResponseCache[str] = ResponseCache(embed=lambda q: torch.tensor(places[q]), threshold=0.95)
     asked: list[str] = []
-    for question in ("how old", "what age", "where", "how old"):
-        kept.get_or_compute(question, lambda q: asked.append(q) or q)
-    assert asked == ["how old", "where"] and (kept.hits, kept.similar_hits, kept.misses) == (1, 1, 2)
+    for query in ("how old", "what age", "where", "how old"):
+        cache.get_or_compute(query, lambda q: asked.append(q) or q)
+    assert asked == ["how old", "where"] and (cache.hits, cache.similar_hits, cache.misses) == (1, 1, 2)
     with pytest.raises(GenerationError, match="embedding"):
         ResponseCache(embed=lambda q: [0.0, 0.0]).get_or_compute("x", str)
     with pytest.raises(GenerationError, match="threshold"):
         ResponseCache(threshold=0.0)
 
 
-def test_a_cache_takes_inconsistency_away() -> None:
-    """The same questions asked three times, each with a new seed: answers differ, kept ones do not."""
+def test_a_cache_removes_inconsistency() -> None:
+    """The same queries three times, each with a new seed: completions differ, cached ones do not."""
     used, seeds = engine(), iter(range(1000))
-    questions = [[5, n] for n in range(3, 11)]
+    queries = [[5, n] for n in range(3, 11)]
 
-    def ask(question: str) -> tuple[int, ...]:
-        prompt = [int(i) for i in question.split()]
+    def ask(query: str) -> tuple[int, ...]:
+        prompt = [int(i) for i in query.split()]
         return tuple(used.generate([Request(prompt, 3, Sampling(1.2), seed=next(seeds))])[0].tokens)
 
-    fresh = [[ask(decode(q)) for _ in range(3)] for q in questions]
-    kept: ResponseCache[tuple[int, ...]] = ResponseCache()
-    again = [[kept.get_or_compute(decode(q), ask) for _ in range(3)] for q in questions]
+    fresh = [[ask(decode(q)) for _ in range(3)] for q in queries]
+    cache: ResponseCache[tuple[int, ...]] = ResponseCache()
+    again = [[cache.get_or_compute(decode(q), ask) for _ in range(3)] for q in queries]
     assert inconsistency(fresh) > 0.5 and inconsistency(again) == 0.0
     assert inconsistency([["a", "a", "b"]]) == pytest.approx(2 / 3)
     with pytest.raises(GenerationError, match="twice"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine against plain decoding, token for token, whoever comes, goes, is cancelled or put back."""
+"""The engine against plain decoding, token for token, whatever arrives, finishes, is cancelled or preempted."""
 
 import random
 import shutil
@@ -44,12 +44,10 @@ def _built() -> None:
 
 def requests(count: int, seed: int = 0, longest: int = 33) -> list[Request]:
     draw = random.Random(seed)
-    beginning = [draw.randrange(3, 64) for _ in range(20)]
+    prefix = [draw.randrange(3, 64) for _ in range(20)]
     made = []
     for row in range(count):
-        prompt = beginning[: draw.choice([0, 0, 18, 20])] + [
-            draw.randrange(3, 64) for _ in range(draw.randrange(1, 12))
-        ]
+        prompt = prefix[: draw.choice([0, 0, 18, 20])] + [draw.randrange(3, 64) for _ in range(draw.randrange(1, 12))]
         sampling = draw.choice([Sampling(0), Sampling(0, repetition_penalty=1.3), Sampling(0, logit_bias={5: 2.0})])
         made.append(
             Request(prompt, draw.randrange(1, longest), sampling, seed=row, stop=draw.choice([(), (7, 9)]),
@@ -70,8 +68,8 @@ def compare(answer, expected) -> None:
 
 @covers("engine", only=list(WRITERS))
 @pytest.mark.parametrize("lookup", [0, 3])
-def test_the_engine_says_what_plain_decoding_says(name: str, lookup: int) -> None:
-    """Random arrival and cancellation, memory so small that sequences are put back."""
+def test_the_engine_equals_plain_decoding(name: str, lookup: int) -> None:
+    """Random arrival and cancellation, memory so small that sequences are preempted."""
     model = case(name).tiny()
     asked = requests(16, seed=lookup)
     if model.capabilities.reads_source:
@@ -111,7 +109,7 @@ def test_the_engine_says_what_plain_decoding_says(name: str, lookup: int) -> Non
 
 @given(st.data())
 @settings(max_examples=25, deadline=None)
-def test_any_order_of_events_gives_the_same_answers(data) -> None:
+def test_any_order_of_events_gives_the_same_completions(data) -> None:
     model = MODEL
     draw = data.draw
     options = EngineOptions(
@@ -146,7 +144,7 @@ EXPECTED = [plain(MODEL, request) for request in ASKED]
 
 
 @pytest.mark.parametrize("weights", [None, *(FORMS if NATIVE else ())])
-def test_a_seed_says_the_same_whatever_is_beside_it(weights: str | None) -> None:
+def test_a_seed_gives_the_same_tokens_whatever_else_is_in_the_batch(weights: str | None) -> None:
     """Sampled, and to the last bit of its log-probabilities; by torch and with every form of native weights."""
     asked = [Request([3 + i, 8], 12, Sampling(1.1, top_p=0.9), seed=i, logprobs=0) for i in range(6)]
     options = dict(native=weights is not None, weights=weights, deterministic=True, max_step_tokens=16, max_num_seqs=8)
@@ -161,7 +159,7 @@ def test_a_seed_says_the_same_whatever_is_beside_it(weights: str | None) -> None
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 @torch.inference_mode()
 def test_native_products_are_those_of_the_rounded_weights(name: str, weights: str) -> None:
-    """Logits of a prompt read in pieces against the modules' own with the same rounding of their weights."""
+    """Logits of a prompt prefilled in chunks against those of the modules with the same rounding of their weights."""
     model = case(name).tiny(
         d_model=96, n_heads=3, **({"n_kv_heads": 3, "d_ff": 200} if name == "llama" else {"d_ff": 200})
     )
@@ -200,20 +198,20 @@ def test_stop_strings_and_events_stream() -> None:
     stop = decode(free.tokens[4:6])
     engine = Engine(MODEL)
     engine.add(Request([5], 30, Sampling(1.0), stop_strings=[stop], decode=decode))
-    said, last = [], None
+    tokens, last = [], None
     while engine.busy:
         for output in engine.step():
-            said += output.new_tokens
+            tokens += output.new_tokens
             last = output.completion
-    assert last is not None and last.finish_reason == "stop" and said == last.tokens
+    assert last is not None and last.finish_reason == "stop" and tokens == last.tokens
     assert last.text == decode(free.tokens)[: decode(free.tokens).find(stop)]
 
 
-def test_a_recurrent_state_is_taken_up_where_another_left_it() -> None:
-    """Beginnings are shared by families whose memory cannot be cut as well: at the ends of pieces."""
+def test_a_recurrent_state_is_reused_at_the_end_of_a_common_prefix() -> None:
+    """Families whose cache cannot be truncated share prefixes too: at the ends of chunks."""
     model = case("mamba2").tiny()
     engine = Engine(model, EngineOptions(max_num_seqs=4, max_step_tokens=20))
-    beginning, computed = list(range(3, 45)), []
+    prefix, computed = list(range(3, 45)), []
     original = engine.runner.forward
 
     def forward(chunks, n_logits):
@@ -221,16 +219,16 @@ def test_a_recurrent_state_is_taken_up_where_another_left_it() -> None:
         return original(chunks, n_logits)
 
     engine.runner.forward = forward  # type: ignore[method-assign]
-    asked = [Request([*beginning, tail], 6, Sampling(0), seed=tail) for tail in (50, 51, 52)]
+    asked = [Request([*prefix, tail], 6, Sampling(0), seed=tail) for tail in (50, 51, 52)]
     for request, answer in zip(asked, engine.generate(asked), strict=True):
         assert answer.tokens == plain(model, request).tokens
     assert sum(computed) == 43 + 2 * (43 - 32) + 3 * 5
-    again = engine.generate([Request([*beginning[:20], 9], 4, Sampling(0))])[0]
-    assert again.tokens == plain(model, Request([*beginning[:20], 9], 4, Sampling(0))).tokens
-    assert computed[-4:] == [5, 1, 1, 1], "the state after 16 tokens was kept too"
+    again = engine.generate([Request([*prefix[:20], 9], 4, Sampling(0))])[0]
+    assert again.tokens == plain(model, Request([*prefix[:20], 9], 4, Sampling(0))).tokens
+    assert computed[-4:] == [5, 1, 1, 1], "the state after 16 tokens was saved too"
 
 
-def test_a_request_whose_own_code_fails_ends_alone() -> None:
+def test_a_request_whose_own_code_raises_ends_alone() -> None:
     class Failing:
         def start(self, prompt):
             return self
@@ -239,14 +237,14 @@ def test_a_request_whose_own_code_fails_ends_alone() -> None:
             return self
 
         def apply(self, logits):
-            if self.said == 3:
+            if self.count == 3:
                 raise KeyError("mine")
             return logits
 
-        said = 0
+        count = 0
 
         def accept(self, token):
-            self.said += 1
+            self.count += 1
 
     def decode(ids):
         raise ValueError("no text")
@@ -285,7 +283,7 @@ def test_a_request_whose_own_code_fails_ends_alone() -> None:
         ({}, dict(sampling=dict(logit_bias={3: "much"})), "logit_bias of 3"),
     ],
 )
-def test_what_an_engine_cannot_do_is_one_line(options: dict, request_: dict, message: str) -> None:
+def test_errors_are_one_line(options: dict, request_: dict, message: str) -> None:
     with pytest.raises(GenerationError, match=message) as caught:
         if "sampling" in request_:
             request_ = request_ | {"sampling": Sampling(**request_["sampling"])}
@@ -295,23 +293,23 @@ def test_what_an_engine_cannot_do_is_one_line(options: dict, request_: dict, mes
         Engine(case("mamba2").tiny(), EngineOptions(native=True))
 
 
-def test_two_who_run_one_engine_both_hear_all_of_theirs() -> None:
+def test_two_streams_of_one_engine_both_receive_all_of_their_outputs() -> None:
     engine, apart = Engine(MODEL, EngineOptions(max_num_seqs=4)), requests(3, seed=5)
     added = engine.add(apart[2])
     mine, others, ended = engine.stream(apart[:1]), engine.stream(apart[1:2]), []
-    heard: list[list[int]] = [[], []]
+    received: list[list[int]] = [[], []]
     for output in mine:
-        heard[0] += output.new_tokens
+        received[0] += output.new_tokens
         for output in others:
-            heard[1] += output.new_tokens
+            received[1] += output.new_tokens
     while engine.busy:
         ended += [output.completion for output in engine.step() if output.request_id == added and output.completion]
-    assert heard == [plain(MODEL, request).tokens for request in apart[:2]]
+    assert received == [plain(MODEL, request).tokens for request in apart[:2]]
     compare(ended[0], plain(MODEL, apart[2]))
     assert engine.blocks.n_used == 0 and not engine.pending_outputs
 
 
-def test_who_cannot_be_added_or_ended_leaves_nothing_behind() -> None:
+def test_a_request_that_fails_on_add_or_cancel_leaves_nothing_behind() -> None:
     class Wrong:
         def start(self, prompt):
             raise KeyError("mine")
@@ -329,7 +327,7 @@ def test_who_cannot_be_added_or_ended_leaves_nothing_behind() -> None:
     assert not engine.busy and engine.blocks.n_used == 0 and not engine.step()
 
 
-def test_a_type_that_native_code_has_not_is_left_to_torch() -> None:
+def test_torch_serves_a_type_that_native_code_does_not_support() -> None:
     model = case("llama").tiny().double()
     engine = Engine(model)
     assert not engine.native and "float64" in engine.reason

@@ -141,15 +141,15 @@ def test_the_surest_gap_first_and_the_rest_with_it_there() -> None:
 def command(capsys, *args: object) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as ended:
         main([str(arg) for arg in args])
-    said = capsys.readouterr()
-    return int(ended.value.code or 0), said.out, said.err
+    result = capsys.readouterr()
+    return int(ended.value.code or 0), result.out, result.err
 
 
 def test_the_command(trained: Path, capsys) -> None:
     code, out, err = command(capsys, "fill", trained, "in the house the ___ meows.", "-n", "2", "--json")
-    said = json.loads(out)
+    result = json.loads(out)
     assert code == 0 and not err
-    assert said["text"] == "in the house the cat meows." and len(said["gaps"][0]) == 2
+    assert result["text"] == "in the house the cat meows." and len(result["gaps"][0]) == 2
     assert "gap 1: cat" in command(capsys, "fill", trained, "in the house the [MASK] meows.")[1]
 
 

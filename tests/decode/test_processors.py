@@ -103,7 +103,7 @@ def test_rows_of_one_batch_are_each_drawn_after_their_own_sampling() -> None:
             assert chisquare(counts[exact > 0].numpy(), expected.numpy()).pvalue > 1e-3
 
 
-def test_a_penalised_answer_is_one_that_reading_everything_again_gives() -> None:
+def test_a_penalised_completion_equals_recomputing_every_step() -> None:
     model, sampling = case("llama").tiny(), Sampling(0, repetition_penalty=1.5, frequency_penalty=0.4, bad_words=[[7]])
     answers = generate(model, [PROMPT, [3]], max_tokens=12, sampling=sampling)
     assert [a.tokens for a in answers] != [
@@ -111,9 +111,9 @@ def test_a_penalised_answer_is_one_that_reading_everything_again_gives() -> None
     ]
     for prompt, answer in zip([PROMPT, [3]], answers, strict=True):
         for at, token in enumerate(answer.tokens):
-            said = answer.tokens[:at]
-            logits = model.logits(model(torch.tensor([prompt + said])).hidden[0, -1]).detach()
-            assert int(through(build_processors(sampling), prompt, said, logits).argmax()) == token
+            tokens = answer.tokens[:at]
+            logits = model.logits(model(torch.tensor([prompt + tokens])).hidden[0, -1]).detach()
+            assert int(through(build_processors(sampling), prompt, tokens, logits).argmax()) == token
 
 
 # --- log-probabilities ------------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def tokenizer() -> Tokenizer:
 
 
 def write(tokenizer: Tokenizer, ids: list[int], stops: list[str], max_tokens: int = 99) -> Completion:
-    """The answer of a model that says `ids`."""
+    """The completion of a model that generates `ids`."""
     request = Request([1], max_tokens, stop=[tokenizer.eos], stop_strings=stops, decode=tokenizer.decode)
     sequence = SequenceState(request)
     for token in [*ids, tokenizer.eos]:
@@ -180,22 +180,22 @@ def test_stop_strings_span_tokens_as_in_transformers(tokenizer: Tokenizer, stops
 
 
 @pytest.mark.parametrize("stops", [[], ["the rat"], ["🙂\nthe"], ["the", "rat"], ["zzz"]])
-def test_a_stream_tells_the_text_once_and_nothing_that_is_cut_off(tokenizer: Tokenizer, stops: list[str]) -> None:
-    ids, heard = tokenizer.encode("on mat — naïve 漢字 🙂\nthat th at the ra the rat 漢"), []
-    stream = TextStreamer(tokenizer.decode, heard.append, stops)
+def test_a_stream_sends_the_text_once_and_nothing_that_is_cut(tokenizer: Tokenizer, stops: list[str]) -> None:
+    ids, sent = tokenizer.encode("on mat — naïve 漢字 🙂\nthat th at the ra the rat 漢"), []
+    stream = TextStreamer(tokenizer.decode, sent.append, stops)
     answer = write(tokenizer, ids, stops)
     for token in answer.tokens:
         stream.append(token)
-        assert not any(s in "".join(heard) for s in stops)
+        assert not any(s in "".join(sent) for s in stops)
     text = tokenizer.decode(answer.tokens) if answer.text is None else answer.text
     stream.finish(text)
-    assert "".join(heard) == text and (len(heard) > 3 or answer.finish_reason == "stop")
+    assert "".join(sent) == text and (len(sent) > 3 or answer.finish_reason == "stop")
 
 
 # --- lookup -----------------------------------------------------------------------------------------------------------
 
 
-def test_lookup_finds_what_followed_the_last_place_like_this() -> None:
+def test_lookup_finds_what_followed_the_previous_occurrence() -> None:
     find = PromptLookupProposer().find
     assert find([1, 2, 3, 4, 9, 1, 2, 3], 2) == [4, 9]
     assert find([1, 2, 3, 4, 7, 2, 3, 5, 1, 2, 3], 3) == [4, 7, 2], "the longest match first"
@@ -205,21 +205,21 @@ def test_lookup_finds_what_followed_the_last_place_like_this() -> None:
 
 @pytest.mark.parametrize("name", ["llama", "mamba2", "gpt2"])
 @torch.inference_mode()
-def test_lookup_changes_no_greedy_answer_and_guesses_right_where_text_repeats(name: str) -> None:
+def test_lookup_changes_no_greedy_completion_and_is_accepted_where_text_repeats(name: str) -> None:
     model, prompts = case(name).tiny(), [PROMPT, [3, 4, 3, 4, 3, 4], [8]]
     kw = dict(max_tokens=20, temperature=0, repetition_penalty=1.1)
     plain = generate(model, prompts, **kw, logprobs=1)
-    guessed = generate(model, prompts, **kw, draft=PromptLookupProposer(2, 1), logprobs=1)
-    assert [a.tokens for a in guessed] == [a.tokens for a in plain]
-    for a, b in zip(plain, guessed, strict=True):
+    drafted = generate(model, prompts, **kw, draft=PromptLookupProposer(2, 1), logprobs=1)
+    assert [a.tokens for a in drafted] == [a.tokens for a in plain]
+    for a, b in zip(plain, drafted, strict=True):
         assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4) and a.finish_reason == b.finish_reason
     sequence = SequenceState(Request([3, 4] * 4, 30, Sampling(0, logit_bias={3: 1e4, 4: 1e4, 5: 1e4})))
     assert speculate(model, PromptLookupProposer(1, 1), [sequence], 4).accepted > 5
 
 
 @torch.inference_mode()
-def test_lookup_keeps_the_distribution() -> None:
-    """3,000 answers whose every token is guessed, against the exact joint distribution."""
+def test_lookup_preserves_the_distribution() -> None:
+    """3,000 completions with every token drafted, against the exact joint distribution."""
     torch.manual_seed(0)
     model = foundling.build("llama", **case("llama").family.module.sized(5, 32, 32, 1)).eval()
     for p in model.parameters():
@@ -228,7 +228,7 @@ def test_lookup_keeps_the_distribution() -> None:
     sequences = [SequenceState(Request([2, 1, 2, 1], 3, sampling, seed)) for seed in range(rows)]
     tally = speculate(model, PromptLookupProposer(1, 1), sequences, 2)
     assert 0.05 < tally.accepted / tally.proposed < 0.95
-    said = [tuple(w.completion.tokens) for w in sequences]
+    drawn = [tuple(w.completion.tokens) for w in sequences]
     exact: dict[tuple[int, ...], float] = {(): 1.0}
     for _ in range(3):
         exact = {
@@ -241,15 +241,15 @@ def test_lookup_keeps_the_distribution() -> None:
             )
             if q > 0
         }
-    assert set(said) <= set(exact)
+    assert set(drawn) <= set(exact)
     likely = [answer for answer in exact if exact[answer] * rows > 5]
-    seen = [said.count(answer) for answer in likely]
+    seen = [drawn.count(answer) for answer in likely]
     rest = rows - sum(seen)
     expected = [exact[answer] * rows for answer in likely]
     assert chisquare([*seen, rest], [*expected, rows - sum(expected)]).pvalue > 1e-3
 
 
-# --- what cannot be asked ---------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -280,13 +280,13 @@ def test_lookup_keeps_the_distribution() -> None:
         (dict(n=True), "n is True"),
     ],
 )
-def test_what_cannot_be_asked_is_one_line(call: dict, message: str) -> None:
+def test_errors_are_one_line(call: dict, message: str) -> None:
     with pytest.raises(GenerationError, match=message) as caught:
         generate(case("llama").tiny(), **(dict(tokens=[[1]], max_tokens=3) | call))
     assert "\n" not in str(caught.value)
 
 
-def test_constraints_that_leave_nothing_say_so() -> None:
+def test_constraints_that_forbid_every_token_are_an_error() -> None:
     class Nothing:
         def start(self, prompt):
             return LogitBias(dict.fromkeys(range(8), -math.inf))
