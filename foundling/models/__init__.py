@@ -17,7 +17,7 @@ from foundling.config import from_dict, nearest
 from foundling.errors import ConfigError
 
 Kind = Literal["decoder", "encoder", "seq2seq", "dual_encoder", "denoiser"]
-"""decoder: reads left to right; encoder: both ways; seq2seq: left to right, with a memory; dual_encoder: two encoders
+"""decoder: reads left to right; encoder: both ways; seq2seq: left to right, with a memory; dual_encoder: two towers
 into one space; denoiser: predicts noise"""
 
 

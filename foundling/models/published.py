@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+from foundling.errors import ConfigError
 
 # transformers' name -> RopeScaling's
 ROPE = {
@@ -33,3 +36,15 @@ def _write(value: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 ROPE_SCALING = (_read, _write)
+
+
+def without_dropout(*keys: str) -> dict[str, Callable[[dict[str, Any]], Any]]:
+    """What a file that leaves these published names out means: directories written before they were read had none."""
+    return dict.fromkeys(keys, lambda c: 0.0)
+
+
+def check_dropout(config: Any) -> None:
+    """ConfigError unless the configuration's `dropout` and `attention_dropout` are probabilities below 1."""
+    for name in ("dropout", "attention_dropout"):
+        if not 0 <= getattr(config, name, 0.0) < 1:
+            raise ConfigError(f"{name} is {getattr(config, name)}; expected at least 0 and below 1")

@@ -157,9 +157,10 @@ def _short(value: Any) -> str:
 
 
 def _check_sizes(ours: dict[str, Any], file: str) -> None:
-    """No size of a file may ask for more than a machine could hold, or for nothing; an id or a place may be 0."""
+    """No size of a file may ask for more than a machine could hold, or for nothing; an id, a place or a probability may
+    be 0."""
     for key, value in ours.items():
-        least = 0 if key.endswith(("_id", "_offset", "_at")) else 1
+        least = 0 if key.endswith(("_id", "_offset", "_at", "dropout")) else 1
         for number in value if isinstance(value, list | tuple) else [value]:
             most = 1 << 16 if key.endswith("_layers") else 1 << 24
             if isinstance(number, int) and not isinstance(number, bool) and not least <= number <= most:

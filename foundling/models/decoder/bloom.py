@@ -16,6 +16,7 @@ from foundling.blocks.norm import LayerNorm
 from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import ConfigMap, Key
 from foundling.errors import ConfigError
+from foundling.models import published
 from foundling.models.decoder import gpt2
 
 
@@ -28,8 +29,12 @@ class BloomConfig:
     max_seq_len: int = 2048
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
+    dropout: float = 0.0
+    """of what each part adds to the residual stream, in training"""
+    attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        published.check_dropout(self)
         if self.d_model % self.n_heads:
             raise ConfigError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
 
@@ -48,9 +53,12 @@ class Bloom(Decoder):
         layers = [
             Block(
                 LayerNorm(c.d_model, c.norm_eps),
-                Attention(c.d_model, c.n_heads, c.n_heads, c.d_model // c.n_heads, bias=True),
+                Attention(
+                    c.d_model, c.n_heads, c.n_heads, c.d_model // c.n_heads, bias=True, dropout=c.attention_dropout
+                ),
                 LayerNorm(c.d_model, c.norm_eps),
                 MLP(c.d_model, 4 * c.d_model, gelu_tanh, bias=True),
+                dropout=c.dropout,
             )
             for _ in range(c.n_layers)
         ]
@@ -117,6 +125,8 @@ CONFIG = ConfigMap(
         "seq_length": "max_seq_len",
         "layer_norm_epsilon": "norm_eps",
         "tie_word_embeddings": "tie_embeddings",
+        "hidden_dropout": "dropout",
+        "attention_dropout": "attention_dropout",
     },
     derived={
         "hidden_size": lambda c: c["n_embed"],
@@ -125,6 +135,7 @@ CONFIG = ConfigMap(
         "seq_length": lambda c: 2048,
         "layer_norm_epsilon": lambda c: 1e-5,
         "tie_word_embeddings": lambda c: True,
+        **published.without_dropout("hidden_dropout", "attention_dropout"),
     },
     only={"apply_residual_connection_post_layernorm": False},
     base_prefix="transformer.",

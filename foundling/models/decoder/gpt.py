@@ -14,6 +14,7 @@ from foundling.blocks.mlp import MLP, gelu_tanh
 from foundling.blocks.norm import LayerNorm
 from foundling.blocks.stack import Decoder
 from foundling.errors import ConfigError
+from foundling.models import published
 from foundling.models.decoder import gpt2
 
 
@@ -26,8 +27,12 @@ class GPTConfig:
     max_seq_len: int = 512
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
+    dropout: float = 0.0
+    """of embeddings and of what each part adds to the residual stream, in training"""
+    attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        published.check_dropout(self)
         if self.d_model % self.n_heads:
             raise ConfigError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
 
@@ -38,13 +43,16 @@ class GPT(Decoder):
         layers = [
             PostNormBlock(
                 LayerNorm(c.d_model, c.norm_eps),
-                Attention(c.d_model, c.n_heads, c.n_heads, c.d_model // c.n_heads, bias=True),
+                Attention(
+                    c.d_model, c.n_heads, c.n_heads, c.d_model // c.n_heads, bias=True, dropout=c.attention_dropout
+                ),
                 LayerNorm(c.d_model, c.norm_eps),
                 MLP(c.d_model, 4 * c.d_model, gelu_tanh, bias=True),
+                dropout=c.dropout,
             )
             for _ in range(c.n_layers)
         ]
-        super().__init__(c, [*layers], nn.Identity())
+        super().__init__(c, [*layers], nn.Identity(), dropout=c.dropout)
         self.position_embedding = nn.Embedding(c.max_seq_len, c.d_model)
 
     def embed_positions(self, x: Tensor, positions: Tensor) -> Tensor:

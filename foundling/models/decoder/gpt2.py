@@ -16,6 +16,7 @@ from foundling.blocks.norm import LayerNorm
 from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import ConfigMap, Key
 from foundling.errors import ConfigError
+from foundling.models import published
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,12 @@ class GPT2Config:
     max_seq_len: int = 1024
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
+    dropout: float = 0.0
+    """of embeddings and of what each part adds to the residual stream, in training"""
+    attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        published.check_dropout(self)
         if self.d_model % self.n_heads:
             raise ConfigError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
 
@@ -42,13 +47,22 @@ class GPT2(Decoder):
             [
                 Block(
                     LayerNorm(c.d_model, c.norm_eps),
-                    Attention(c.d_model, c.n_heads, c.n_heads, c.d_model // c.n_heads, bias=True),
+                    Attention(
+                        c.d_model,
+                        c.n_heads,
+                        c.n_heads,
+                        c.d_model // c.n_heads,
+                        bias=True,
+                        dropout=c.attention_dropout,
+                    ),
                     LayerNorm(c.d_model, c.norm_eps),
                     MLP(c.d_model, c.d_ff, gelu_tanh, bias=True),
+                    dropout=c.dropout,
                 )
                 for _ in range(c.n_layers)
             ],
             LayerNorm(c.d_model, c.norm_eps),
+            dropout=c.dropout,
         )
         self.position_embedding = nn.Embedding(c.max_seq_len, c.d_model)
 
@@ -139,12 +153,15 @@ CONFIG = ConfigMap(
         "n_positions": "max_seq_len",
         "layer_norm_epsilon": "norm_eps",
         "tie_word_embeddings": "tie_embeddings",
+        "resid_pdrop": "dropout",
+        "attn_pdrop": "attention_dropout",
     },
     derived={
         "n_inner": lambda c: 4 * c["n_embd"],
         "n_positions": lambda c: 1024,
         "layer_norm_epsilon": lambda c: 1e-5,
         "tie_word_embeddings": lambda c: True,
+        **published.without_dropout("resid_pdrop", "attn_pdrop"),
     },
     only={
         "activation_function": "gelu_new",
@@ -152,6 +169,7 @@ CONFIG = ConfigMap(
         "scale_attn_by_inverse_layer_idx": False,
         "add_cross_attention": False,
     },
+    filled={"embd_pdrop": lambda c: c["dropout"]},
     base_prefix="transformer.",
     ignored=(".attn.bias", ".attn.masked_bias", "lm_head.weight"),
 )

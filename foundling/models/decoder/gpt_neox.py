@@ -19,6 +19,7 @@ from foundling.blocks.position import RoPE
 from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import ConfigMap, Key
 from foundling.errors import ConfigError
+from foundling.models import published
 from foundling.models.decoder import gpt2
 
 
@@ -35,8 +36,12 @@ class GPTNeoXConfig:
     norm_eps: float = 1e-5
     parallel: bool = True
     tie_embeddings: bool = False
+    dropout: float = 0.0
+    """of embeddings and of what each part adds to the residual stream, in training"""
+    attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        published.check_dropout(self)
         if self.d_model % self.n_heads:
             raise ConfigError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
         if not 0 < self.rope_fraction <= 1 or self.rope_dim % 2 or not self.rope_dim:
@@ -65,13 +70,15 @@ class GPTNeoX(Decoder):
         layers: list[nn.Module] = [
             (ParallelBlock if c.parallel else Block)(
                 LayerNorm(c.d_model, c.norm_eps),
-                Attention(c.d_model, c.n_heads, c.n_heads, c.head_dim, bias=True),
+                Attention(c.d_model, c.n_heads, c.n_heads, c.head_dim, bias=True, dropout=c.attention_dropout),
                 LayerNorm(c.d_model, c.norm_eps),
                 MLP(c.d_model, c.d_ff, F.gelu, bias=True),
+                dropout=c.dropout,
             )
             for _ in range(c.n_layers)
         ]
-        super().__init__(c, layers, LayerNorm(c.d_model, c.norm_eps), rope=RoPE(c.rope_dim, c.rope_theta))
+        rope = RoPE(c.rope_dim, c.rope_theta)
+        super().__init__(c, layers, LayerNorm(c.d_model, c.norm_eps), rope=rope, dropout=c.dropout)
 
 
 sized = gpt2.sized
@@ -124,6 +131,8 @@ CONFIG = ConfigMap(
         "layer_norm_eps": "norm_eps",
         "use_parallel_residual": "parallel",
         "tie_word_embeddings": "tie_embeddings",
+        "hidden_dropout": "dropout",
+        "attention_dropout": "attention_dropout",
     },
     derived={
         "max_position_embeddings": lambda c: 2048,
@@ -132,6 +141,7 @@ CONFIG = ConfigMap(
         "layer_norm_eps": lambda c: 1e-5,
         "use_parallel_residual": lambda c: True,
         "tie_word_embeddings": lambda c: False,
+        **published.without_dropout("hidden_dropout", "attention_dropout"),
     },
     only={"hidden_act": "gelu", "attention_bias": True, "rope_scaling": None},
     implied={"rotary_pct": lambda c: c["rope_fraction"], "rotary_emb_base": lambda c: c["rope_theta"]},

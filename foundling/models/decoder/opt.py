@@ -16,6 +16,7 @@ from foundling.blocks.norm import LayerNorm
 from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import ConfigMap, Key
 from foundling.errors import ConfigError
+from foundling.models import published
 from foundling.models.decoder import gpt2
 
 FIRST_POSITION = 2
@@ -30,8 +31,12 @@ class OPTConfig:
     d_ff: int
     max_seq_len: int = 2048
     tie_embeddings: bool = True
+    dropout: float = 0.0
+    """of what each part adds to the residual stream, in training"""
+    attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        published.check_dropout(self)
         if self.d_model % self.n_heads:
             raise ConfigError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
 
@@ -42,9 +47,12 @@ class OPT(Decoder):
         layers = [
             Block(
                 LayerNorm(c.d_model, 1e-5),
-                Attention(c.d_model, c.n_heads, c.n_heads, c.d_model // c.n_heads, bias=True),
+                Attention(
+                    c.d_model, c.n_heads, c.n_heads, c.d_model // c.n_heads, bias=True, dropout=c.attention_dropout
+                ),
                 LayerNorm(c.d_model, 1e-5),
                 MLP(c.d_model, c.d_ff, F.relu, bias=True),
+                dropout=c.dropout,
             )
             for _ in range(c.n_layers)
         ]
@@ -95,8 +103,14 @@ CONFIG = ConfigMap(
         "ffn_dim": "d_ff",
         "max_position_embeddings": "max_seq_len",
         "tie_word_embeddings": "tie_embeddings",
+        "dropout": "dropout",
+        "attention_dropout": "attention_dropout",
     },
-    derived={"max_position_embeddings": lambda c: 2048, "tie_word_embeddings": lambda c: True},
+    derived={
+        "max_position_embeddings": lambda c: 2048,
+        "tie_word_embeddings": lambda c: True,
+        **published.without_dropout("dropout", "attention_dropout"),
+    },
     only={
         "activation_function": "relu",
         "do_layer_norm_before": True,

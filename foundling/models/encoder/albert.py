@@ -10,11 +10,8 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import nn
 
-from foundling.blocks.attention import Attention
 from foundling.blocks.encoder import Encoder
-from foundling.blocks.layer import PostNormBlock
-from foundling.blocks.mlp import MLP, gelu_tanh
-from foundling.blocks.norm import LayerNorm
+from foundling.blocks.mlp import gelu_tanh
 from foundling.contracts.checkpoint_map import Key
 from foundling.errors import ConfigError
 from foundling.models.encoder import bert
@@ -37,16 +34,8 @@ class ALBERT(Encoder):
     def __init__(self, config: ALBERTConfig) -> None:
         c = config
         activation = gelu_tanh if c.activation == "gelu_tanh" else F.gelu
-        layers = [
-            PostNormBlock(
-                LayerNorm(c.d_model, c.norm_eps),
-                Attention(c.d_model, c.n_heads, c.n_heads, c.d_model // c.n_heads, bias=True),
-                LayerNorm(c.d_model, c.norm_eps),
-                MLP(c.d_model, c.d_ff, activation, bias=True),
-            )
-            for _ in range(c.n_groups)
-        ]
-        super().__init__(c, [*layers], d_embed=c.d_embed, n_types=c.n_types, activation=activation)
+        layers: list[nn.Module] = [bert.block(c, activation) for _ in range(c.n_groups)]
+        super().__init__(c, layers, d_embed=c.d_embed, n_types=c.n_types, activation=activation, dropout=c.dropout)
 
     def layer_sequence(self) -> Iterable[nn.Module]:
         each = self.config.n_layers // self.config.n_groups

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
+from torch import Tensor
 
 from foundling.blocks.attention import Attention
 from foundling.blocks.encoder import Encoder
@@ -15,6 +17,7 @@ from foundling.blocks.mlp import MLP
 from foundling.blocks.norm import LayerNorm
 from foundling.contracts.checkpoint_map import ConfigMap, Key
 from foundling.errors import ConfigError
+from foundling.models import published
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,12 @@ class BERTConfig:
     masked: bool = True
     n_classes: int = 0
     """told from the pooled vector; beside the head over the vocabulary the two of next-sentence prediction"""
+    dropout: float = 0.0
+    """of embeddings and of what each part adds to the residual stream, in training"""
+    attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        published.check_dropout(self)
         if self.d_model % self.n_heads:
             raise ConfigError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
         if self.n_classes and not self.pooled:
@@ -42,20 +49,21 @@ class BERTConfig:
             raise ConfigError(f"n_classes {self.n_classes} beside the head over the vocabulary; next sentences have 2")
 
 
-def block(d_model: int, n_heads: int, d_ff: int, eps: float) -> PostNormBlock:
+def block(c: Any, activation: Callable[[Tensor], Tensor] = F.gelu) -> PostNormBlock:
+    """One layer, of any configuration of this kind."""
     return PostNormBlock(
-        LayerNorm(d_model, eps),
-        Attention(d_model, n_heads, n_heads, d_model // n_heads, bias=True),
-        LayerNorm(d_model, eps),
-        MLP(d_model, d_ff, F.gelu, bias=True),
+        LayerNorm(c.d_model, c.norm_eps),
+        Attention(c.d_model, c.n_heads, c.n_heads, c.d_model // c.n_heads, bias=True, dropout=c.attention_dropout),
+        LayerNorm(c.d_model, c.norm_eps),
+        MLP(c.d_model, c.d_ff, activation, bias=True),
+        dropout=c.dropout,
     )
 
 
 class BERT(Encoder):
     def __init__(self, config: BERTConfig) -> None:
         c = config
-        layers = [block(c.d_model, c.n_heads, c.d_ff, c.norm_eps) for _ in range(c.n_layers)]
-        super().__init__(c, [*layers], n_types=c.n_types)
+        super().__init__(c, [block(c) for _ in range(c.n_layers)], n_types=c.n_types, dropout=c.dropout)
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:
@@ -148,12 +156,15 @@ CONFIG = ConfigMap(
         "type_vocab_size": "n_types",
         "layer_norm_eps": "norm_eps",
         "tie_word_embeddings": "tie_embeddings",
+        "hidden_dropout_prob": "dropout",
+        "attention_probs_dropout_prob": "attention_dropout",
     },
     derived={
         "max_position_embeddings": lambda c: 512,
         "type_vocab_size": lambda c: 2,
         "layer_norm_eps": lambda c: 1e-12,
         "tie_word_embeddings": lambda c: True,
+        **published.without_dropout("hidden_dropout_prob", "attention_probs_dropout_prob"),
     },
     only={
         "hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False,

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
+from torch import nn
 
 from foundling.blocks.encoder import Encoder
 from foundling.contracts.checkpoint_map import ConfigMap, Key
 from foundling.errors import ConfigError
+from foundling.models import published
 from foundling.models.encoder import bert
 
 
@@ -27,8 +29,12 @@ class DistilBERTConfig:
     masked: bool = True
     n_classes: int = 0
     norm_eps: float = 1e-12
+    dropout: float = 0.0
+    """of embeddings and of what each part adds to the residual stream, in training"""
+    attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        published.check_dropout(self)
         if self.d_model % self.n_heads:
             raise ConfigError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
         if bool(self.n_classes) != self.pooled or (self.masked and self.pooled):
@@ -38,8 +44,8 @@ class DistilBERTConfig:
 class DistilBERT(Encoder):
     def __init__(self, config: DistilBERTConfig) -> None:
         c = config
-        layers = [bert.block(c.d_model, c.n_heads, c.d_ff, c.norm_eps) for _ in range(c.n_layers)]
-        super().__init__(c, [*layers], pool_activation=F.relu)
+        layers: list[nn.Module] = [bert.block(c) for _ in range(c.n_layers)]
+        super().__init__(c, layers, pool_activation=F.relu, dropout=c.dropout)
 
 
 sized = bert.sized
@@ -87,10 +93,13 @@ CONFIG = ConfigMap(
         "hidden_dim": "d_ff",
         "max_position_embeddings": "max_seq_len",
         "tie_word_embeddings": "tie_embeddings",
+        "dropout": "dropout",
+        "attention_dropout": "attention_dropout",
     },
     derived={
         "max_position_embeddings": lambda c: 512,
         "tie_word_embeddings": lambda c: True,
+        **published.without_dropout("dropout", "attention_dropout"),
     },
     only={"activation": "gelu", "sinusoidal_pos_embds": False},
     parts={

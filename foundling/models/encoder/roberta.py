@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import nn
+
 from foundling.blocks.encoder import Encoder
 from foundling.contracts.checkpoint_map import Key
 from foundling.models.encoder import bert
@@ -22,8 +24,8 @@ class RoBERTaConfig(bert.BERTConfig):
 class RoBERTa(Encoder):
     def __init__(self, config: RoBERTaConfig) -> None:
         c = config
-        layers = [bert.block(c.d_model, c.n_heads, c.d_ff, c.norm_eps) for _ in range(c.n_layers)]
-        super().__init__(c, [*layers], n_types=c.n_types, first_position=FIRST_POSITION)
+        layers: list[nn.Module] = [bert.block(c) for _ in range(c.n_layers)]
+        super().__init__(c, layers, n_types=c.n_types, first_position=FIRST_POSITION, dropout=c.dropout)
 
 
 sized = bert.sized

@@ -13,6 +13,7 @@ from foundling.blocks.norm import LayerNorm
 from foundling.blocks.seq2seq import EncoderDecoder, SourceEncoder
 from foundling.contracts.checkpoint_map import ConfigMap, Key
 from foundling.errors import ConfigError
+from foundling.models import published
 from foundling.models.decoder.opt import FIRST_POSITION
 from foundling.models.seq2seq import transformer
 from foundling.models.seq2seq.transformer import layer, norm
@@ -32,8 +33,12 @@ class BARTConfig:
     scale_embedding: bool = False
     """embeddings times √d_model"""
     tie_embeddings: bool = True
+    dropout: float = 0.0
+    """of embeddings and of what each part adds to the residual stream, in training"""
+    attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        published.check_dropout(self)
         if self.d_model % self.n_heads:
             raise ConfigError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
 
@@ -52,7 +57,8 @@ class Placed(nn.Module):
 
 class BARTEncoder(SourceEncoder):
     def __init__(self, c: BARTConfig) -> None:
-        super().__init__([layer(c, F.gelu, reads=False) for _ in range(c.n_layers)], nn.Identity())
+        layers = [layer(c, F.gelu, reads=False) for _ in range(c.n_layers)]
+        super().__init__(layers, nn.Identity(), dropout=c.dropout)
         self.position = Placed(c)
 
     def embed_positions(self, x: Tensor, positions: Tensor) -> Tensor:
@@ -63,7 +69,7 @@ class BART(EncoderDecoder):
     def __init__(self, config: BARTConfig) -> None:
         c = config
         layers = [layer(c, F.gelu, reads=True) for _ in range(c.n_decoder_layers)]
-        super().__init__(c, BARTEncoder(c), layers, nn.Identity())
+        super().__init__(c, BARTEncoder(c), layers, nn.Identity(), dropout=c.dropout)
         self.position = Placed(c)
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -120,11 +126,14 @@ CONFIG = ConfigMap(
         "max_position_embeddings": "max_seq_len",
         "decoder_start_token_id": "start_id",
         "scale_embedding": "scale_embedding",
+        "dropout": "dropout",
+        "attention_dropout": "attention_dropout",
     },
     derived={
         "max_position_embeddings": lambda c: 1024,
         "decoder_start_token_id": lambda c: 2,
         "scale_embedding": lambda c: False,
+        **published.without_dropout("dropout", "attention_dropout"),
     },
     # an untied head is seen by its tensor; a file that says False has tables of its own on either side
     only={

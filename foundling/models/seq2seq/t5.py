@@ -17,6 +17,7 @@ from foundling.blocks.mlp import MLP, GatedMLP, gelu_tanh
 from foundling.blocks.norm import RMSNorm
 from foundling.blocks.seq2seq import EncoderDecoder, SourceEncoder
 from foundling.contracts.checkpoint_map import ConfigMap, Key
+from foundling.models import published
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class T5Config:
     tie_embeddings: bool = True
     scale_head: bool = True
     """hidden states times d_model^-0.5 before the head: version 1.0, whose embeddings are not small"""
+    dropout: float = 0.0
+    """of embeddings and of what each part adds to the residual stream, in training"""
+
+    def __post_init__(self) -> None:
+        published.check_dropout(self)
 
 
 class RelativeBias(nn.Module):
@@ -79,22 +85,27 @@ def norm(c: T5Config) -> RMSNorm:
 
 class T5Encoder(SourceEncoder):
     def __init__(self, c: T5Config) -> None:
-        layers = [Block(norm(c), attention(c), norm(c), feed_forward(c)) for _ in range(c.n_layers)]
-        super().__init__([*layers], norm(c))
+        layers: list[nn.Module] = [
+            Block(norm(c), attention(c), norm(c), feed_forward(c), dropout=c.dropout) for _ in range(c.n_layers)
+        ]
+        super().__init__(layers, norm(c), dropout=c.dropout)
         self.relative = RelativeBias(c.n_buckets, c.max_distance, c.n_heads, both_ways=True)
 
     def attention_bias(self, queries: Tensor, keys: Tensor) -> Tensor | None:
         return self.relative(queries, keys)
 
 
-def reading(c: T5Config) -> nn.Module:
-    return CrossAttentionBlock(norm(c), attention(c), norm(c), attention(c, CrossAttention), norm(c), feed_forward(c))
+def decoder_layer(c: T5Config) -> nn.Module:
+    return CrossAttentionBlock(
+        norm(c), attention(c), norm(c), attention(c, CrossAttention), norm(c), feed_forward(c), dropout=c.dropout
+    )
 
 
 class T5(EncoderDecoder):
     def __init__(self, config: T5Config) -> None:
         c = config
-        super().__init__(c, T5Encoder(c), [reading(c) for _ in range(c.n_decoder_layers)], norm(c))
+        layers = [decoder_layer(c) for _ in range(c.n_decoder_layers)]
+        super().__init__(c, T5Encoder(c), layers, norm(c), dropout=c.dropout)
         self.relative = RelativeBias(c.n_buckets, c.max_distance, c.n_heads, both_ways=False)
 
     def attention_bias(self, queries: Tensor, keys: Tensor) -> Tensor | None:
@@ -184,6 +195,7 @@ CONFIG = ConfigMap(
         "layer_norm_epsilon": "norm_eps",
         "tie_word_embeddings": "tie_embeddings",
         "scale_decoder_outputs": "scale_head",
+        "dropout_rate": "dropout",
     },
     derived={
         "num_decoder_layers": lambda c: c["num_layers"],
@@ -195,6 +207,7 @@ CONFIG = ConfigMap(
         "layer_norm_epsilon": lambda c: 1e-6,
         "tie_word_embeddings": lambda c: True,
         "scale_decoder_outputs": lambda c: c["tie_word_embeddings"],
+        **published.without_dropout("dropout_rate"),
     },
     ignored=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"),
 )

@@ -19,6 +19,7 @@ from foundling.blocks.position import sinusoids
 from foundling.blocks.seq2seq import EncoderDecoder, SourceEncoder
 from foundling.contracts.checkpoint_map import ConfigMap, Key
 from foundling.errors import ConfigError
+from foundling.models import published
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,11 @@ class TransformerConfig:
     start_id: int = 0
     """what the decoder reads before its first token"""
     tie_embeddings: bool = True
+    dropout: float = 0.0
+    """of embeddings and of what each part adds to the residual stream, in training"""
 
     def __post_init__(self) -> None:
+        published.check_dropout(self)
         if self.d_model % self.n_heads or self.d_model % 2:
             raise ConfigError(f"d_model {self.d_model} is odd or not a multiple of n_heads {self.n_heads}")
 
@@ -46,11 +50,13 @@ def norm(d_model: int) -> LayerNorm:
 def layer(c: Any, activation: Callable[[Tensor], Tensor], *, reads: bool) -> nn.Module:
     """One layer of an encoder, or of a decoder that reads it (figure 1)."""
     sizes = (c.d_model, c.n_heads, c.n_heads, c.d_model // c.n_heads)
-    first = (norm(c.d_model), Attention(*sizes, bias=True))
+    p = getattr(c, "attention_dropout", 0.0)
+    first = (norm(c.d_model), Attention(*sizes, bias=True, dropout=p))
     last = (norm(c.d_model), MLP(c.d_model, c.d_ff, activation, bias=True))
     if not reads:
-        return PostNormBlock(*first, *last)
-    return PostNormCrossAttentionBlock(*first, norm(c.d_model), CrossAttention(*sizes, bias=True), *last)
+        return PostNormBlock(*first, *last, dropout=c.dropout)
+    cross = CrossAttention(*sizes, bias=True, dropout=p)
+    return PostNormCrossAttentionBlock(*first, norm(c.d_model), cross, *last, dropout=c.dropout)
 
 
 class SinusoidEncoder(SourceEncoder):
@@ -61,8 +67,10 @@ class SinusoidEncoder(SourceEncoder):
 class Transformer(EncoderDecoder):
     def __init__(self, config: TransformerConfig) -> None:
         c = config
-        encoder = SinusoidEncoder([layer(c, F.relu, reads=False) for _ in range(c.n_layers)], nn.Identity())
-        super().__init__(c, encoder, [layer(c, F.relu, reads=True) for _ in range(c.n_decoder_layers)], nn.Identity())
+        sides = [layer(c, F.relu, reads=False) for _ in range(c.n_layers)]
+        encoder = SinusoidEncoder(sides, nn.Identity(), dropout=c.dropout)
+        layers = [layer(c, F.relu, reads=True) for _ in range(c.n_decoder_layers)]
+        super().__init__(c, encoder, layers, nn.Identity(), dropout=c.dropout)
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.embedding(tokens) * self.config.d_model**0.5
@@ -101,4 +109,5 @@ CONFIG = ConfigMap(
     model_type="transformer",
     architecture="",
     fields={name: name for name in TransformerConfig.__dataclass_fields__},
+    derived=published.without_dropout("dropout"),
 )
