@@ -18,7 +18,7 @@ from foundling.train.schedule import Schedule
 from foundling.weights.adapters import load_adapter, save_adapter
 from foundling.weights.directory import load, save, weights_hash
 from tests.contract.cases import Counted, Data, case, close
-from tests.contract.matrix import covers
+from tests.contract.matrix import ADAPTED, UNLIKE, covers
 
 ADAMW = OptimOptions(optimizer="adamw", learning_rate=0.003)
 EVERY = LoRAOptions("*layers.*,*proj*", rank=4)
@@ -42,7 +42,7 @@ def fit(model, objective, batches, steps: int = 6, micro: int = 4, until: int | 
     return losses
 
 
-@covers("LoRA")
+@covers("LoRA", quick=ADAPTED)
 def test_adapters_train_alone_are_saved_alone_and_merge(name: str, tmp_path) -> None:
     of = case(name)
     model = of.tiny()
@@ -83,7 +83,7 @@ def test_adapters_train_alone_are_saved_alone_and_merge(name: str, tmp_path) -> 
     assert torch.equal(of.outputs(load(tmp_path / "merged")), of.outputs(model))
 
 
-@covers("int8")
+@covers("int8", quick=ADAPTED)
 def test_quantised_adapted_trained_and_merged(name: str, tmp_path) -> None:
     of = case(name)
     model = of.fresh()
@@ -122,7 +122,7 @@ def test_quantised_adapted_trained_and_merged(name: str, tmp_path) -> None:
         assert ((p - weights[n]).abs() <= step * 0.5001 + 1e-12).all(), n
 
 
-@covers("distill")
+@covers("distill", quick=("llama", "mixtral", "bert", "t5"))
 def test_learns_from_a_frozen_teacher(name: str) -> None:
     of = case(name)
     teacher, student = of.tiny(seed=3), of.fresh()
@@ -147,7 +147,7 @@ class Preferences(Data):
         return shared | {f"{side}_{c}": batch[c] for side, batch in sides.items() for c in columns}
 
 
-@covers("DPO")
+@covers("DPO", quick=UNLIKE)
 def test_learns_from_preferences(name: str) -> None:
     of = case(name)
     model = of.tiny()

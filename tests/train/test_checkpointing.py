@@ -10,9 +10,10 @@ from foundling.runtime.device import Runtime
 from foundling.train.loop import TrainOptions, train
 from foundling.train.schedule import Schedule
 from tests.contract.cases import Data, case
+from tests.contract.matrix import ADAPTED, families
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", families(FAMILIES, (*ADAPTED, "jamba", "rwkv")))
 def test_layers_computed_twice_give_the_same_bits(name: str) -> None:
     ends, passes = [], []
     for twice in (False, True):
