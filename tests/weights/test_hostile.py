@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from foundling.errors import FoundlingError, WeightsError
 from foundling.models import build
 from foundling.weights.directory import check, load, save, weights_hash
+from foundling.weights.files import MAX_JSON_DEPTH
 from tests.contract.cases import case
 
 INDEX = "model.safetensors.index.json"
@@ -158,8 +159,12 @@ def test_inert_keys_with_dots_and_deep_ones(whole, tmp_path) -> None:
     change(whole / "config.json", **{"task.x": 1, "task": 2})
     again = json.loads((save(load(whole), tmp_path / "again") / "config.json").read_text())
     assert again["task.x"] == 1 and again["task"] == 2
-    (whole / "config.json").write_text(json.dumps(again)[:-1] + ', "deep": ' + '{"a":' * 900 + "0" + "}" * 901)
-    refused(whole, "config.json")
+    for depth in (900, MAX_JSON_DEPTH):
+        deep = ', "deep": ' + '{"a":' * depth + "0" + "}" * (depth + 1)
+        (whole / "config.json").write_text(json.dumps(again)[:-1] + deep)
+        refused(whole, "config.json", str(MAX_JSON_DEPTH))
+    (whole / "config.json").write_text(json.dumps(again)[:-1] + deep.replace('{"a":', "", 1)[:-1])
+    load(whole)
 
 
 def test_a_mapping_that_is_none(tmp_path) -> None:
