@@ -102,8 +102,8 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
 
 
 def _is_deeper(value: Any, limit: int) -> bool:
-    """Whether arrays and objects stand more than `limit` deep inside each other. Without recursion: how deep that may go
-    depends on the caller's stack."""
+    """Whether arrays and objects are nested more than `limit` deep. Without recursion, whose limit depends on the
+    caller's stack."""
     level, depth = [value], 0
     while level and depth <= limit:
         depth += 1

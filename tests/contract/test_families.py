@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from foundling.blocks.init import initialise, roles
-from foundling.blocks.state_space import StateSpace
 from foundling.contracts.cache import State
 from foundling.contracts.denoise import Denoiser as DenoiserProtocol
 from foundling.contracts.model import DualEncoder as PairProtocol
@@ -19,6 +18,7 @@ from foundling.train.schedule import Schedule
 from foundling.weights.directory import check, load, save, weights_hash
 from tests.contract.cases import VOCAB, Counted, Data, T, case, close, tokens
 from tests.contract.matrix import MECHANISMS, covers
+from tests.rounding import bound
 
 each = pytest.mark.parametrize("name", FAMILIES)
 
@@ -55,9 +55,8 @@ def test_later_tokens_change_nothing_earlier(name: str) -> None:
     other = x.clone()
     other[:, 15:] = (other[:, 15:] + 1) % VOCAB
     a, b = of.hidden(model, x), of.hidden(model, other)
-    # experts see another number of rows, and products of other shapes may round otherwise; an FFT rounds all of a row
-    by_fft = any(isinstance(module, StateSpace) for module in model.modules())
-    close(a[:, :15], b[:, :15], 5e-6 if by_fft else 1e-6)
+    # experts see another number of rows, products of other shapes may round otherwise, an FFT rounds all of a row
+    close(a[:, :15], b[:, :15])
     assert (a[:, 15:] - b[:, 15:]).abs().amax(-1).min() > 0
 
 
@@ -154,7 +153,7 @@ def test_the_chunked_form_equals_the_recurrent_form(name: str) -> None:
     whole = of.hidden(model, x, documents=documents)
     cache = model.new_cache(2, 30)
     steps = [model(x[:, n : n + 1], documents=documents[:, n : n + 1], cache=cache).hidden for n in range(30)]
-    close(torch.cat(steps, 1), whole, 1e-5)
+    close(torch.cat(steps, 1), whole, bound(depth=30))  # a state goes through 30 steps
     assert any(isinstance(slot, State) for slots in model.cache_spec() for slot in slots)
 
 
@@ -239,8 +238,9 @@ def test_adamw_learns_and_accumulation_changes_nothing(name: str) -> None:
 def learns_whatever_the_micro_batches(name: str, optimizer: str) -> None:
     whole, parts = losses(name, micro=8, optimizer=optimizer), losses(name, micro=3, optimizer=optimizer)
     assert whole[-1] < whole[0] * 0.99
-    # the last bit of a sum of gradients grows from step to step
-    assert whole == pytest.approx(parts, rel=1e-4) and whole[:2] == pytest.approx(parts[:2], rel=1e-6)
+    # a sum of gradients in another order is off by some `bound()`, which a step of the optimizer may multiply by ten
+    assert whole[0] == pytest.approx(parts[0], rel=bound())
+    assert whole[1] == pytest.approx(parts[1], rel=10 * bound()) and whole == pytest.approx(parts, rel=1e-3)
 
 
 def compiled(name: str, backend: str) -> tuple[float, float, dict[str, float]]:
