@@ -45,11 +45,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record-durations", action="store_true", help="write tests/durations.json")
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    number = config.option.shard
-    return "" if number is None else f"shard {number % shards.count() + 1} of {shards.count()}"
-
-
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[CELLS] = {}
 
@@ -100,5 +95,4 @@ class Cells:
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     session.config.pluginmanager.register(Cells(session.config))
-    if session.config.option.record_durations:
-        session.config.pluginmanager.register(shards.Durations(session.config))
+    session.config.pluginmanager.register(shards.Durations(session.config))

@@ -47,10 +47,12 @@ def select(names: Iterable[str], number: int) -> set[str]:
 
 
 class Durations:
-    """Hears of every test, those in other workers too."""
+    """Hears of every test, those in other workers too; reports seconds by directory with --durations."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self.config, self.seconds, self.failed = config, {}, set()
+        self.config = config
+        self.seconds: dict[str, float] = {}
+        self.failed: set[str] = set()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
@@ -58,8 +60,21 @@ class Durations:
             self.failed.add(report.nodeid)
 
     def pytest_sessionfinish(self) -> None:
-        if hasattr(self.config, "workerinput"):
+        if hasattr(self.config, "workerinput") or not self.config.option.record_durations:
             return
         new = {name: round(s, 1) for name, s in self.seconds.items() if name not in self.failed}
         table = dict(sorted((read() | new).items()))
         FILE.write_text(json.dumps(table, indent=0) + "\n", encoding="utf-8")
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if (number := self.config.option.shard) is not None:
+            terminalreporter.write_line(f"shard {number % count() + 1} of {count()}")
+        if self.config.option.durations is None:
+            return
+        directories: dict[str, float] = {}
+        for name, seconds in self.seconds.items():
+            directory = "/".join(name.partition("::")[0].split("/")[:2])
+            directories[directory] = directories.get(directory, 0.0) + seconds
+        terminalreporter.write_sep("=", f"{sum(directories.values()):.0f} seconds, by directory")
+        for directory, seconds in sorted(directories.items(), key=lambda item: -item[1]):
+            terminalreporter.write_line(f"{seconds:8.1f} {directory}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What arises inside the model, a router's balance, is logged as the mean over micro-batches, however many there are."""
+"""A router's balance arises inside the model: it is logged as the mean over micro-batches, however many there are."""
 
 import pytest
 
