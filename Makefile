@@ -40,7 +40,7 @@ matrix: $(VENV)/.installed-dev ## docs/matrix.md, by running it
 	@$(PYTEST) --matrix tests/contract tests/parity tests/decode
 	@$(PYTEST) --matrix -m slow tests/contract tests/parity tests/decode
 
-test-slow: $(VENV)/.installed-dev ## the slow tests (models trained for minutes each)
+test-slow: $(VENV)/.installed-dev ## the slow tests; ARGS="--shard N": one shard of them, at most 15 minutes
 	@$(PYTEST) -m slow $(ARGS) || { code=$$?; [ $$code -eq 5 ] && echo "there are no slow tests yet" || exit $$code; }
 
 bench: $(VENV)/.installed-dev ## ours against peers, in one run

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests import shards
+
 torch.set_num_threads(1)
 torch.set_num_interop_threads(1)
 torch.use_deterministic_algorithms(True)
@@ -39,6 +41,8 @@ def _seed() -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--matrix", action="store_true", help="write down which cells of the matrix passed")
     parser.addoption("--check-matrix", action="store_true", help="fail if a cell that was green did not pass")
+    parser.addoption("--shard", type=int, metavar="N", help="one shard of these tests: N modulo their number")
+    parser.addoption("--record-durations", action="store_true", help="write tests/durations.json")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -48,7 +52,12 @@ def pytest_configure(config: pytest.Config) -> None:
 CELLS = pytest.StashKey[dict[tuple[str, str], bool]]()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(trylast=True)  # after -m and -k have chosen
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.option.shard is not None:
+        chosen = shards.select([item.nodeid for item in items], config.option.shard)
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in chosen])
+        items[:] = [item for item in items if item.nodeid in chosen]
     for item in items:
         if mark := item.get_closest_marker("covers"):
             name = item.callspec.params["name"]  # pyright: ignore[reportAttributeAccessIssue]
@@ -86,3 +95,4 @@ class Cells:
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     session.config.pluginmanager.register(Cells(session.config))
+    session.config.pluginmanager.register(shards.Durations(session.config))

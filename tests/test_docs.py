@@ -5,11 +5,9 @@ A fence of Python runs where `<!-- run -->` stands on the line before it. The fe
 """
 
 import html
-import os
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
@@ -18,6 +16,7 @@ from urllib.parse import unquote
 import pytest
 
 from foundling.cli import COMMANDS
+from tests import processes
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = [
@@ -149,15 +148,7 @@ def check(found: list[str]) -> None:
 def run(text: str, name: str, folder: Path) -> subprocess.CompletedProcess[str]:
     script = folder / f"{name}.py"
     script.write_text(program(text), encoding="utf-8")
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return subprocess.run(
-        [sys.executable, script.name],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return processes.run([script.name], cwd=folder)
 
 
 @pytest.mark.parametrize("path", [p for p in DOCS if program(p.read_text(encoding="utf-8")).strip()], ids=ids)

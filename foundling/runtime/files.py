@@ -19,6 +19,9 @@ from safetensors import SafetensorError
 from foundling.errors import BusyError, OutputError, WeightsError
 
 MAX_JSON_BYTES = 32 << 20
+MAX_JSON_DEPTH = 64
+"""of arrays and objects inside each other; the files of models in use have fewer than ten"""
+_TOO_DEEP = f"{{path}}: nested deeper than {MAX_JSON_DEPTH}, not a configuration"
 
 
 def sha256(path: Path) -> str:
@@ -87,11 +90,26 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError):
+    except ValueError:
         raise WeightsError(f"{path}: damaged, not JSON") from None
+    except RecursionError:
+        raise WeightsError(_TOO_DEEP.format(path=path)) from None
     if not isinstance(value, dict):
         raise WeightsError(f"{path}: damaged, not a JSON object")
+    if _is_deeper(value, MAX_JSON_DEPTH):
+        raise WeightsError(_TOO_DEEP.format(path=path))
     return value
+
+
+def _is_deeper(value: Any, limit: int) -> bool:
+    """Whether arrays and objects are nested more than `limit` deep. Without recursion, whose limit depends on the
+    caller's stack."""
+    level, depth = [value], 0
+    while level and depth <= limit:
+        depth += 1
+        inner = (part for outer in level for part in (outer.values() if isinstance(outer, dict) else outer))
+        level = [part for part in inner if isinstance(part, (dict, list))]
+    return depth > limit
 
 
 def require_free(path: Path) -> None:

@@ -24,6 +24,7 @@ from foundling.train.schedule import Schedule
 from foundling.train.state import TrainState
 from foundling.weights.directory import weights_hash
 from tests.contract.cases import case, close, tokens
+from tests.contract.matrix import ADAPTED, families
 from tests.parity.references import REFERENCES, randomise
 from tests.parity.references import tokens as ids
 
@@ -174,7 +175,7 @@ def test_adapters_of_experts_by_hand() -> None:
     close(experts(x, ends), expected)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", families(FAMILIES, ADAPTED))
 def test_autocast_computes_in_its_type_and_trains(name: str) -> None:
     of = case(name)
     model, wide = of.tiny(), set()

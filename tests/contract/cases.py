@@ -20,6 +20,7 @@ from foundling.objectives.denoise import Denoise
 from foundling.runtime.rng import generator
 from foundling.train.options import OptimOptions
 from foundling.train.state import TrainState
+from tests.rounding import close as close  # used by the tests of each family
 
 VOCAB, T, ROWS = 64, 24, 8
 
@@ -202,7 +203,3 @@ class Data:
     def __getitem__(self, n: int) -> Batch:
         first = self.rank * self.share
         return {k: v[first : first + self.share] for k, v in self.of.batch(n % 5, self.rows).items()}
-
-
-def close(a: Tensor, b: Tensor, tolerance: float = 5e-6) -> None:
-    assert (a - b).abs().max() <= tolerance * b.abs().max(), f"{(a - b).abs().max() / b.abs().max():.2e}"

@@ -9,7 +9,7 @@ A test marked `@covers("packing")` runs for every family that the method applies
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -92,18 +92,41 @@ def names(method: str) -> list[str]:
     return [name for name in FAMILIES if why_not(name, method) is None]
 
 
-UNLIKE = ("llama", "mamba2", "mixtral", "bert", "t5", "clip", "unet")
-"""One family of each kind of layer: what is slow, and is the same code for all, is proved for the others apart."""
+MECHANISMS = {
+    "llama": "attention with rotary positions, gated feed-forward",
+    "gpt2": "learned positions, fused q, k, v, plain feed-forward",
+    "bloom": "ALiBi",
+    "gemma2": "windows, soft-caps, norms on both sides",
+    "mixtral": "experts and their router's loss",
+    "mamba2": "state space in chunks",
+    "mamba": "selective scan",
+    "rwkv": "WKV recurrence, token shift",
+    "s4": "convolution by FFT",
+    "jamba": "attention, recurrence and experts by turns",
+    "bert": "post-norm encoder",
+    "albert": "one layer's weights for all layers",
+    "t5": "source and relative bias",
+    "clip": "two encoders, contrastive loss",
+    "unet": "convolutions, time embedding, no tokens",
+}
+"""One family of each kind of layer -> which. A test of a second or less is run for these in `make test` and for the
+others in `make test-slow`; one of milliseconds runs for all."""
+UNLIKE = ("llama", "mixtral", "mamba2", "t5")
+"""Where a test takes seconds: one of each kind of memory and of forward pass."""
+ADAPTED = ("llama", "gpt2", "mixtral", "mamba2", "bert", "t5", "clip", "unet")
+"""One of each kind of projection and of model: single and fused matrices, experts, scans, cross-attention, pixels."""
 
 
-def covers(method: str, only: list[str] | None = None, quick: tuple[str, ...] | None = None) -> Callable[[Any], Any]:
-    """Runs the test for each family that the method applies to (of `only`) and fills their cells; where `quick` is
-    given, for the others than these in `make test-slow`."""
+def families(of: Iterable[str], quick: Container[str] = MECHANISMS) -> list[Any]:
+    """Parameters of a test: these families, the others than `quick` in `make test-slow`."""
+    return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in of]
+
+
+def covers(method: str, only: list[str] | None = None, quick: Container[str] = tuple(FAMILIES)) -> Callable[[Any], Any]:
+    """Runs the test for each family that the method applies to (of `only`) and fills their cells: for `quick` in
+    `make test`, for the others in `make test-slow`."""
     assert method in METHODS, method
-    chosen = [
-        pytest.param(name, marks=[] if quick is None or name in quick else pytest.mark.slow)
-        for name in (names(method) if only is None else only)
-    ]
+    chosen = families(names(method) if only is None else only, quick)
 
     def mark(test: Any) -> Any:
         return pytest.mark.covers(method)(pytest.mark.parametrize("name", chosen)(test))

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import traceback
 from pathlib import Path
 from typing import Any
 
-STEPS, MICRO = 20, 4
+from tests.processes import SERVER
+
+STEPS, MICRO = 6, 4
 
 
 def losses(name: str, shard: bool, directory: Path, rank: int, world_size: int) -> dict[str, Any]:
@@ -52,11 +53,10 @@ def work(rank: int, rendezvous: str, pipe: Any) -> None:
 
 class Workers:
     def __init__(self, directory: Any) -> None:
-        context = multiprocessing.get_context("spawn")
         self.pipes, self.processes = [], []
         for rank in range(2):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=work, args=(rank, str(directory / "rendezvous"), theirs), daemon=True)
+            ours, theirs = SERVER.Pipe()
+            process = SERVER.Process(target=work, args=(rank, str(directory / "rendezvous"), theirs), daemon=True)
             process.start()
             self.pipes.append(ours)
             self.processes.append(process)

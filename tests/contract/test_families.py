@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from foundling.blocks.init import initialise, roles
-from foundling.blocks.state_space import StateSpace
 from foundling.contracts.cache import State
 from foundling.contracts.denoise import Denoiser as DenoiserProtocol
 from foundling.contracts.model import DualEncoder as DualEncoderProtocol
@@ -19,7 +18,8 @@ from foundling.train.options import TrainOptions
 from foundling.train.schedule import Schedule
 from foundling.weights.directory import check, load, save, weights_hash
 from tests.contract.cases import VOCAB, Counted, Data, T, case, close, tokens
-from tests.contract.matrix import covers
+from tests.contract.matrix import MECHANISMS, covers
+from tests.rounding import bound
 
 each = pytest.mark.parametrize("name", FAMILIES)
 
@@ -56,9 +56,8 @@ def test_later_tokens_change_nothing_earlier(name: str) -> None:
     other = x.clone()
     other[:, 15:] = (other[:, 15:] + 1) % VOCAB
     a, b = of.hidden(model, x), of.hidden(model, other)
-    # experts see another number of rows, and products of other shapes may round otherwise; an FFT rounds all of a row
-    by_fft = any(isinstance(module, StateSpace) for module in model.modules())
-    close(a[:, :15], b[:, :15], 5e-6 if by_fft else 1e-6)
+    # experts see another number of rows, products of other shapes may round otherwise, an FFT rounds all of a row
+    close(a[:, :15], b[:, :15])
     assert (a[:, 15:] - b[:, 15:]).abs().amax(-1).min() > 0
 
 
@@ -155,7 +154,7 @@ def test_the_chunked_form_equals_the_recurrent_form(name: str) -> None:
     whole = of.hidden(model, x, documents=documents)
     cache = model.new_cache(2, 30)
     steps = [model(x[:, n : n + 1], documents=documents[:, n : n + 1], cache=cache).hidden for n in range(30)]
-    close(torch.cat(steps, 1), whole, 1e-5)
+    close(torch.cat(steps, 1), whole, bound(depth=30))  # a state goes through 30 steps
     assert any(isinstance(slot, State) for slots in model.cache_spec() for slot in slots)
 
 
@@ -227,13 +226,22 @@ def losses(name: str, *, micro: int, steps: int = 6, optimizer="muon", compile: 
     return [s.loss for s in train(state, objective, Same(of), Schedule(steps), options, runtime)]
 
 
-@covers("pretrain")
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_learns_and_accumulation_changes_nothing(name: str, optimizer: str) -> None:
+@covers("pretrain", quick=set(MECHANISMS) - {"s4", "albert"})
+def test_learns_and_accumulation_changes_nothing(name: str) -> None:
+    learns_whatever_the_micro_batches(name, "muon")
+
+
+@covers("pretrain", quick=("llama", "clip", "unet"))
+def test_adamw_learns_and_accumulation_changes_nothing(name: str) -> None:
+    learns_whatever_the_micro_batches(name, "adamw")
+
+
+def learns_whatever_the_micro_batches(name: str, optimizer: str) -> None:
     whole, parts = losses(name, micro=8, optimizer=optimizer), losses(name, micro=3, optimizer=optimizer)
     assert whole[-1] < whole[0] * 0.99
-    # the last bit of a sum of gradients grows from step to step
-    assert whole == pytest.approx(parts, rel=1e-4) and whole[:2] == pytest.approx(parts[:2], rel=1e-6)
+    # a sum of gradients in another order is off by some `bound()`, which a step of the optimizer may multiply by ten
+    assert whole[0] == pytest.approx(parts[0], rel=bound())
+    assert whole[1] == pytest.approx(parts[1], rel=10 * bound()) and whole == pytest.approx(parts, rel=1e-3)
 
 
 def compiled(name: str, backend: str) -> tuple[float, float, dict[str, float]]:
@@ -241,7 +249,7 @@ def compiled(name: str, backend: str) -> tuple[float, float, dict[str, float]]:
     of = case(name)
     plain, model = of.tiny(), of.tiny()
     torch.compiler.reset()  # what other families left: shared blocks may be compiled some eight ways in a process
-    for layer in layers_of(model):
+    for layer in layers_of(model)[:1] if backend == "inductor" else layers_of(model):  # a layer costs it ten seconds
         layer.compile(backend=backend, fullgraph=True, dynamic=False)
     batch, objective = of.batch(0), of.objective()
     sums = []
@@ -255,7 +263,11 @@ def compiled(name: str, backend: str) -> tuple[float, float, dict[str, float]]:
     return *sums, {n: float((p.grad - q.grad).norm() / p.grad.norm().clamp_min(least)) for (n, p), q in pairs}
 
 
-@covers("compile")
+COMPILED = set(MECHANISMS) - {"jamba", "albert", "gpt2", "bert"}
+"""These four run what others of the list run: no operation of theirs is their own."""
+
+
+@covers("compile", quick=COMPILED)
 def test_compiles_without_a_break(name: str) -> None:
     """aot_eager traces everything that inductor would; a graph break would raise."""
     plain, model, gradients = compiled(name, "aot_eager")
@@ -263,7 +275,7 @@ def test_compiles_without_a_break(name: str) -> None:
     assert max(gradients.values()) < 1e-3, gradients
 
 
-@covers("inductor", quick=("llama", "mamba2", "mixtral"))
+@covers("inductor", quick=("llama",))
 def test_compiled_by_inductor_is_the_same(name: str) -> None:
     plain, model, gradients = compiled(name, "inductor")
     assert model == pytest.approx(plain, rel=1e-5)
@@ -322,10 +334,22 @@ ACTIVE = {
 
 
 @each
+def test_the_smallest_preset_has_its_published_size(name: str) -> None:
+    presets = family(name).module.PRESETS
+    assert presets.keys() <= PUBLISHED.keys() | ROUNDED.keys(), "write down the published size of each preset"
+    smallest = min(presets, key=lambda preset: (PUBLISHED | ROUNDED)[preset], default=None)
+    has_published_sizes(name, {smallest: presets[smallest]} if smallest else {})
+
+
+@pytest.mark.slow
+@each
 def test_presets_have_their_published_size(name: str) -> None:
-    for preset, fields in family(name).module.PRESETS.items():
+    has_published_sizes(name, family(name).module.PRESETS)
+
+
+def has_published_sizes(name: str, presets: dict[str, dict]) -> None:
+    for preset, fields in presets.items():
         sizes = count_parameters(build(name, device="meta", **fields))
-        assert preset in PUBLISHED | ROUNDED, f"write down the published size of {preset}"
         if preset in ROUNDED:
             assert sizes["total"] == pytest.approx(ROUNDED[preset], rel=0.01), preset
             assert sizes["active"] == pytest.approx(ACTIVE.get(preset, sizes["total"]), rel=0.02), preset

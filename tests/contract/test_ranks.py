@@ -8,7 +8,7 @@ import pytest
 from foundling.train.checkpoint import latest_checkpoint, load_checkpoint
 from foundling.weights.directory import load, weights_hash
 from tests.contract.cases import case
-from tests.contract.matrix import UNLIKE, covers
+from tests.contract.matrix import covers
 from tests.contract.ranks import STEPS, Workers, losses
 
 
@@ -57,12 +57,12 @@ def compare(name: str, one: tuple[dict, Path], two: list[dict], directory: Path)
         assert a.shape == b.shape and (a - b).norm() <= 2e-2 * a.norm() + 1e-6, key
 
 
-@covers("DDP", quick=UNLIKE)
+@covers("DDP", quick=("llama", "mixtral", "clip"))
 def test_two_processes_equal_one(name: str, workers, alone, tmp_path) -> None:
     compare(name, alone(name), workers.run(name, False, tmp_path), tmp_path)
 
 
-@covers("FSDP2", quick=UNLIKE)
+@covers("FSDP2", quick=("llama", "mixtral", "t5"))
 def test_two_processes_that_share_the_parameters_equal_one(name: str, workers, alone, tmp_path) -> None:
     two = workers.run(name, True, tmp_path)
     compare(name, alone(name), two, tmp_path)

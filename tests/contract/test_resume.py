@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every family by the same loop: killed by SIGKILL at some moment and resumed, it ends in the same bits."""
 
-import multiprocessing
 import os
 import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
-import pytest
+from tests.contract.matrix import covers
+from tests.processes import SERVER
 
-from tests.contract.matrix import UNLIKE, covers
-
-STEPS = 8
+STEPS = 6
 
 
 def go(name: str, directory: Path, out: Path) -> None:
@@ -39,18 +38,10 @@ def go(name: str, directory: Path, out: Path) -> None:
     out.write_text(weights_hash(state.model))
 
 
-@pytest.fixture(scope="module")
-def server():
-    """Processes forked from one that has imported torch already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "tests.contract.cases", "foundling.train.checkpoint"])
-    return context
-
-
-@covers("resume", quick=UNLIKE)
-def test_killed_and_resumed_is_bitwise_the_same(name: str, server, tmp_path) -> None:
-    def start(directory: str) -> multiprocessing.Process:
-        process = server.Process(target=go, args=(name, tmp_path / directory, tmp_path / f"{directory}.hash"))
+@covers("resume", quick=("llama", "clip", "unet"))
+def test_killed_and_resumed_is_bitwise_the_same(name: str, tmp_path) -> None:
+    def start(directory: str) -> Any:
+        process = SERVER.Process(target=go, args=(name, tmp_path / directory, tmp_path / f"{directory}.hash"))
         process.start()
         return process
 
@@ -58,7 +49,7 @@ def test_killed_and_resumed_is_bitwise_the_same(name: str, server, tmp_path) -> 
     unbroken.join(120)
     assert unbroken.exitcode == 0
     chance, kills, directory = random.Random(name), 0, tmp_path / "broken"
-    for stop in (2, 5):
+    for stop in (2, 4):
         process = start("broken")
         while process.is_alive() and not any(directory.glob(f"*{stop:08d}*")):
             time.sleep(0.001)

@@ -16,6 +16,7 @@ from foundling.errors import AdaptError, GenerationError, WeightsError
 from foundling.models import FAMILIES
 from foundling.weights.adapters import load_adapters
 from tests.contract.cases import case
+from tests.contract.matrix import UNLIKE, families
 
 WRITERS = tuple(name for name, entry in FAMILIES.items() if entry.kind in ("decoder", "seq2seq"))
 
@@ -29,7 +30,7 @@ def adapter(name: str, directory: Path, pattern: str, rank: int, seed: int) -> P
     return foundling.save_adapter(model, directory)
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", families(WRITERS, (*UNLIKE, "gemma2", "jamba")))
 def test_each_request_uses_its_own_adapter(name: str, tmp_path: Path) -> None:
     part = "mixer.*" if any(isinstance(m, MoE) for m in case(name).tiny().modules()) else "*"  # experts cannot share
     adapter(name, tmp_path / "one", f"*layers.*.{part},head", 4, 1)

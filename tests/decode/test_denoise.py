@@ -32,10 +32,12 @@ SCHEDULE = NoiseSchedule()
 @covers("generate", only=[name for name, entry in FAMILIES.items() if entry.kind == "denoiser"])
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 def test_a_row_is_its_own(name: str, sampler) -> None:
-    model = case(name).tiny()
+    """The network in float64: its roundings, which differ with the number of rows, are multiplied by 1 / √ᾱ, up to 150,
+    and by the guidance. The sampler's own arithmetic is row by row."""
+    model = case(name).tiny().double()
     several = denoise(model, SCHEDULE, [3, 1, 4], [7, 8, 9], steps=6, guidance=2.0, sampler=sampler)
     assert several.shape == (3, 1, 8, 8) and several.abs().max() <= 1 + 1e-4
-    close(several[1:2], denoise(model, SCHEDULE, [1], [8], steps=6, guidance=2.0, sampler=sampler), 2e-5)
+    close(several[1:2], denoise(model, SCHEDULE, [1], [8], steps=6, guidance=2.0, sampler=sampler))
     assert not torch.allclose(several[1:2], denoise(model, SCHEDULE, [1], [9], steps=6, guidance=2.0, sampler=sampler))
 
 

@@ -18,7 +18,7 @@ from foundling.decode.sampling import Sampling
 from foundling.errors import GenerationError
 from foundling.models import FAMILIES
 from tests.contract.cases import case
-from tests.contract.matrix import covers
+from tests.contract.matrix import UNLIKE, covers
 
 WRITERS = tuple(name for name, entry in FAMILIES.items() if entry.kind in ("decoder", "seq2seq"))
 
@@ -66,9 +66,17 @@ def compare(answer, expected) -> None:
         assert answer.prompt_logprobs[1:] == pytest.approx(expected.prompt_logprobs[1:], abs=2e-4)
 
 
-@covers("engine", only=list(WRITERS))
-@pytest.mark.parametrize("lookup", [0, 3])
-def test_the_engine_equals_plain_decoding(name: str, lookup: int) -> None:
+@covers("engine", only=list(WRITERS), quick=(*UNLIKE, "gpt2", "opt", "gemma2", "bloom", "rwkv", "jamba"))
+def test_the_engine_equals_plain_decoding(name: str) -> None:
+    engine_equals_plain(name, 0)
+
+
+@covers("engine", only=list(WRITERS), quick=UNLIKE)
+def test_the_engine_with_lookup_equals_plain_decoding(name: str) -> None:
+    engine_equals_plain(name, 3)
+
+
+def engine_equals_plain(name: str, lookup: int) -> None:
     """Random arrival and cancellation, memory so small that sequences are preempted."""
     model = case(name).tiny()
     asked = requests(16, seed=lookup)

@@ -17,7 +17,7 @@ from foundling.decode.speculative import DraftModelProposer, SpeculationStats, s
 from foundling.errors import GenerationError
 from foundling.models import FAMILIES, build, family
 from tests.contract.cases import UNTIED, case
-from tests.contract.matrix import UNLIKE, covers
+from tests.contract.matrix import MECHANISMS, covers
 
 transformers = pytest.importorskip("transformers")
 
@@ -75,7 +75,7 @@ def test_a_memory_is_projected_once_and_shared() -> None:
     )
 
 
-@covers("beams", only=list(WRITERS))
+@covers("beams", only=list(WRITERS), quick=("llama", "mamba2", "t5"))
 def test_enough_beams_find_the_likeliest_answer_of_all(name: str) -> None:
     fields = family(name).module.sized(8, 32, 32, 1)
     model = build(name, **fields)
@@ -138,7 +138,7 @@ def speculated(
     return [w.completion.tokens for w in sequences], tally
 
 
-@covers("speculate", only=list(WRITERS))
+@covers("speculate", only=list(WRITERS), quick=set(MECHANISMS) - {"s4"})
 @torch.inference_mode()
 def test_greedy_speculation_changes_nothing(name: str) -> None:
     of = case(name)
@@ -156,7 +156,7 @@ def test_greedy_speculation_changes_nothing(name: str) -> None:
     )
 
 
-@covers("speculate", only=list(WRITERS), quick=UNLIKE)
+@covers("speculate", only=list(WRITERS), quick=("llama", "mamba2"))
 @torch.inference_mode()
 def test_speculation_draws_from_the_models_own_distribution(name: str) -> None:
     """3,000 answers of two tokens, against their exact joint distribution (chi-square, p > 0.001, fixed seeds)."""

@@ -4,6 +4,7 @@
 import dataclasses
 import json
 import resource
+import signal
 
 import pytest
 
@@ -11,7 +12,7 @@ from foundling.cli import COMMANDS, main
 from foundling.cli.raise_ import KEYS
 from foundling.recipes.recipe import Recipe
 from foundling.runtime.files import lock
-from tests.e2e.tools import TINY, corpus, files, foundling
+from tests.e2e.tools import TINY, corpus, environment, files, foundling
 
 
 def fails(capsys, *args: str, code: int = 2) -> str:
@@ -114,17 +115,15 @@ def test_a_second_process_on_the_same_directory(capsys, tmp_path) -> None:
         assert "another process" in fails(capsys, "raise", data, "--minutes", "1", "--out", tmp_path / "out")
 
 
+def small_files() -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+
 def test_a_full_disk_says_so_and_what_was_saved_stays(tmp_path) -> None:
     """RLIMIT_FSIZE stands for it: files beyond 60 kB cannot be written, so a checkpoint cannot."""
     data = corpus(tmp_path / "data")
-
-    def small_files() -> None:
-        import signal
-
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
-
-    done = foundling("raise", data, "--tokens", "3072", *TINY, "--out", tmp_path / "out", preexec_fn=small_files)
+    done = foundling("raise", data, "--tokens", "3072", *TINY, "--out", tmp_path / "out", before=small_files)
     assert done.returncode == 2 and "cannot be written" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and "fault of foundling" not in done.stderr
     assert (tmp_path / "out" / "run" / "prediction.json").exists()
@@ -159,20 +158,12 @@ def test_the_command_line_knows_every_key_of_the_recipe() -> None:
 
 def test_without_a_compiler_it_says_so_and_goes_on(tmp_path) -> None:
     """A PATH without g++: asked to compile, raise trains uncompiled with a plain notice."""
-    import subprocess
-    import sys
-
-    from tests.e2e.tools import environment
-
     data = corpus(tmp_path / "data")
     arguments = [a if a != "false" else "true" for a in TINY]
     (tmp_path / "bin").mkdir()
     env = environment(PATH=str(tmp_path / "bin"))
     env.pop("CXX", None)
-    command = [sys.executable, "-m", "foundling", "raise", str(data), "--tokens", "3072", *arguments]
-    done = subprocess.run(
-        [*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, env=env, timeout=300
-    )
+    done = foundling("raise", data, "--tokens", "3072", *arguments, "--out", tmp_path / "out", env=env)
     assert done.returncode == 0, done.stderr[-1500:]
     assert "no C++ compiler (g++) found, so layers are not compiled" in done.stderr
     recipe = json.loads((tmp_path / "out" / "foundling.json").read_text())["recipe"]

@@ -3,14 +3,13 @@
 
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.tools import TINY, corpus, environment, foundling, raised, weights
+from tests.e2e.tools import TINY, corpus, foundling, raised, start, weights
+from tests.processes import Forked
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +21,7 @@ def unbroken(tmp_path_factory):
     return data, weights(root / "unbroken"), time.monotonic() - begin
 
 
-def start(args: list) -> subprocess.Popen:
-    command = [sys.executable, "-m", "foundling", "raise", *map(str, args), "--json"]
-    return subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-
-def kill_when(process: subprocess.Popen, condition) -> bool:
+def kill_when(process: Forked, condition) -> bool:
     """SIGKILL as soon as the condition holds; False if the process was faster."""
     while process.poll() is None:
         if condition():
@@ -59,7 +53,7 @@ def broken_off_until_done(data: Path, out: Path, conditions: list) -> int:
     kills, first = 0, [data, "--tokens", "3072", *TINY, "--out", out]
     for condition in conditions:
         begun = (out / "run" / "request.json").exists() or (out / "foundling.json").exists()
-        process = start(["--out", out, "--resume"] if begun else first)
+        process = start("raise", *(["--out", out, "--resume"] if begun else first), "--json")
         kills += kill_when(process, condition(out) if callable(condition) else after(condition))
     begun = (out / "run" / "request.json").exists() or (out / "foundling.json").exists()
     done = foundling("raise", *(["--out", out, "--resume"] if begun else first), "--json")
@@ -69,21 +63,21 @@ def broken_off_until_done(data: Path, out: Path, conditions: list) -> int:
 
 
 def test_killed_while_saving_and_in_between(unbroken, tmp_path) -> None:
-    data, expected, _ = unbroken
-    kills = broken_off_until_done(data, tmp_path / "out", [saving, further, 3.0, saving])
+    data, expected, seconds = unbroken
+    kills = broken_off_until_done(data, tmp_path / "out", [saving, further, 0.1 * seconds, saving])
     assert kills >= 3 and weights(tmp_path / "out") == expected
 
 
 def test_told_to_stop_it_saves_and_says_75(unbroken, tmp_path) -> None:
     data, expected, _ = unbroken
     out = tmp_path / "out"
-    process = start([data, "--tokens", "3072", *TINY, "--out", out])
+    process = start("raise", data, "--tokens", "3072", *TINY, "--out", out, "--json")
     checkpoints = out / "run" / "checkpoints"
     while process.poll() is None and not any(checkpoints.glob("step-*")):
         time.sleep(0.001)
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate()
-    assert process.returncode == 75 and b"--resume" in error
+    assert process.returncode == 75 and "--resume" in error
     again = foundling("raise", data, "--minutes", "1", "--out", out)
     assert again.returncode == 2 and "--resume" in again.stderr
     assert foundling("raise", "--out", out, "--resume").returncode == 0
@@ -96,7 +90,7 @@ def test_killed_at_thirty_points(unbroken, tmp_path) -> None:
     chance, kills = random.Random(0), 0
     for n in range(10):
         out = tmp_path / f"out{n}"
-        points = [chance.choice([saving, further, chance.uniform(0.1, 0.8) * seconds]) for _ in range(4)]
+        points = [chance.choice([saving, further, chance.uniform(0.05, 0.4) * seconds]) for _ in range(4)]
         kills += broken_off_until_done(data, out, points)
         assert weights(out) == expected, n
     print(f"{kills} kills")
@@ -107,8 +101,8 @@ def test_killed_at_thirty_points(unbroken, tmp_path) -> None:
 def test_reproduce_is_bitwise_compiled(tmp_path) -> None:
     data = corpus(tmp_path / "data")
     args = [a if a != "false" else "true" for a in TINY]
-    raised(data, "--tokens", "3072", *args, "--threads", "2", "--out", tmp_path / "first", timeout=600)
+    raised(data, "--tokens", "3072", *args, "--threads", "2", "--out", tmp_path / "first", timeout=600, fresh=True)
     for n in range(2):
-        done = foundling("reproduce", tmp_path / "first", "--out", tmp_path / f"again{n}", timeout=600)
+        done = foundling("reproduce", tmp_path / "first", "--out", tmp_path / f"again{n}", timeout=600, fresh=True)
         assert done.returncode == 0, done.stderr
         assert weights(tmp_path / f"again{n}") == weights(tmp_path / "first")

@@ -19,8 +19,9 @@ def plan(*args: str) -> dict:
 
 def test_optimal_is_what_raise_begins_with(tmp_path) -> None:
     data = corpus(tmp_path / "data")
-    found = plan("optimal", data, "--tokens", "60000", "--seed", "3")
-    raised = foundling("raise", data, "--tokens", "60000", "--seed", "3", "--out", str(tmp_path / "m"), "--json")
+    args = (data, "--tokens", "60000", "--seed", "3", "--threads", "1", "--compile", "false")
+    found = plan("optimal", *args)
+    raised = foundling("raise", *args, "--out", tmp_path / "m", "--json")
     assert raised.returncode == 0, raised.stderr
     manifest = json.loads((tmp_path / "m" / "foundling.json").read_text())
     timed = ("checkpoint_every", "precision", "compile")  # what depends on the speed of the moment

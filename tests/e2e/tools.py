@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small real corpora, and the real command line in its own process."""
+"""Small real corpora, and the real command line in its own process: a fork, or a fresh interpreter where asked."""
 
 import json
 import os
@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from tests.processes import Forked, run
 
 TINY = [
     "--total-steps", "24", "--batch-size", "4", "--seq-len", "32", "--d-model", "32", "--n-layers", "2", "--vocab-size",
@@ -45,14 +47,23 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])} | more
 
 
-def foundling(*args: str, timeout: float = 300, **kwargs) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "foundling", *map(str, args)]
+def foundling(*args: object, timeout: float = 300, fresh: bool = False, **options) -> subprocess.CompletedProcess[str]:
+    """fresh: in an interpreter of its own (other hash seed, its own imports), not in a fork."""
+    command = ["foundling", *map(str, args)]
+    if not fresh:
+        return run(command, timeout, **({"env": environment()} | options))
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout, env=environment(), stdin=subprocess.DEVNULL, **kwargs
-    )
+        [sys.executable, "-m", *command], capture_output=True, text=True, timeout=timeout, env=environment(),
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
 
 
-def raised(*args: str, **kwargs) -> dict:
+def start(*args: object) -> Forked:
+    """The command, running."""
+    return Forked(["foundling", *map(str, args)], env=environment())
+
+
+def raised(*args: object, **kwargs) -> dict:
     done = foundling("raise", *args, "--json", **kwargs)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)

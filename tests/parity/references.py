@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from foundling.contracts.denoise import Condition
+from tests.rounding import bound
 
 
 class Reference(NamedTuple):
@@ -231,6 +232,8 @@ def randomise(model: Any) -> Any:
                 p.copy_(noise.abs())
             elif name.endswith(("dt_bias", "dt_proj.bias")):
                 p.copy_(noise - 1)
+            elif name.endswith("Attention.q.weight"):  # T5 divides by no √d_kv; sharp scores multiply roundings by ten
+                p.copy_(noise * 0.25 * 8**-0.5)
             else:
                 size = p[0].numel() ** -0.5 if p.ndim == 4 else 0.25 if p.ndim > 1 else 0.3
                 p.copy_(noise * size + (p.ndim == 1))
@@ -349,5 +352,5 @@ REFERENCES: dict[str, list[Reference]] = {
     ],
     "clip": [clip(63, 32, 3), clip(63, 48, 1), clip(2, 64, 3)],
 }  # fmt: skip
-TOLERANCE = {"mixtral": 1e-5, "jamba": 1e-5, "llama4": 1e-5}
-"""max|a − b| / max|b|; elsewhere 5e-6, of T5 v1.1 too"""
+TOLERANCE = {name: bound(depth=32) for name in ("mixtral", "jamba", "llama4")}
+"""A router's weights multiply what its experts add: twice as many sums in a row as elsewhere."""

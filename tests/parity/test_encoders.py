@@ -13,7 +13,7 @@ import foundling
 from foundling.errors import ConfigError
 from foundling.models import FAMILIES
 from tests.parity.references import REFERENCES, randomise, tokens
-from tests.parity.test_exchange import close
+from tests.rounding import close
 
 transformers = pytest.importorskip("transformers")
 

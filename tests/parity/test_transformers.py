@@ -9,6 +9,7 @@ import torch
 import foundling
 from foundling.errors import GenerationError, WeightsError
 from tests.parity.references import REFERENCES, randomise
+from tests.rounding import close
 
 transformers = pytest.importorskip("transformers")
 
@@ -30,10 +31,6 @@ def reference(kind: str, fields: dict):
         for p in model.parameters():
             p.copy_(torch.randn_like(p) * (0.25 if p.ndim > 1 else 0.5) + (0 if p.ndim > 1 else 1))
     return model.eval()
-
-
-def close(a: torch.Tensor, b: torch.Tensor) -> None:
-    assert (a - b).abs().max() <= 5e-6 * b.abs().max(), f"{(a - b).abs().max() / b.abs().max():.2e}"
 
 
 def test_inert_keys_survive_a_round_trip(tmp_path) -> None:

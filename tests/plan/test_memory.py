@@ -24,7 +24,10 @@ def sized(name: str, **changes: int) -> dict:
     return family(name).module.sized(512, changes.get("seq_len", 192), changes.get("d", 64), changes.get("layers", 3))
 
 
-@pytest.mark.parametrize(("name", "layers"), [*((name, 5) for name in DECODERS), ("gemma2", 10), ("jamba", 16)])
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [*((name, 5) for name in DECODERS), ("gemma2", 10), pytest.param("jamba", 16, marks=pytest.mark.slow)],
+)
 def test_activations_are_those_that_autograd_keeps(name: str, layers: int) -> None:
     """Counted at 128 and 256 tokens of layers that differ, without memory, held against a real forward pass over 3 rows
     of 192 through all of them."""

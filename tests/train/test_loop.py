@@ -2,15 +2,15 @@
 """The loop: what it skips, what ranks and restarts must not change."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from foundling.blocks.init import initialise
 from foundling.data.loader import PackedBatches
-from foundling.data.shards import write_shards
+from foundling.data.shards import TokenShards, write_shards
 from foundling.errors import DivergedError, WeightsError
 from foundling.models import build, family
 from foundling.objectives.causal import Causal
@@ -23,6 +23,7 @@ from foundling.train.options import OptimOptions, TrainOptions
 from foundling.train.schedule import Schedule
 from foundling.train.state import TrainState
 from foundling.weights.directory import weights_hash
+from tests.processes import SERVER
 
 TEXTS = [f"Document {i}: {'words and more words ' * (i % 7 + 1)}{i * i}.\n" for i in range(200)]
 
@@ -123,55 +124,45 @@ def test_a_run_that_only_skips_is_stopped(shards) -> None:
     assert state.step == 5, "read one step late"
 
 
-RANK = """
-import json, os, sys, torch
-import torch.distributed as dist
-torch.set_num_threads(1)
-from tests.train.test_loop import *
-from foundling.data.shards import TokenShards
-rank, world, directory, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
-if world > 1:
-    dist.init_process_group("gloo", init_method=f"file://{out}.rendezvous", rank=rank, world_size=world)
-batches = PackedBatches(TokenShards(Path(directory)), seq_len=16, batch_size=8, seed=7, rank=rank, world_size=world)
-state = state_of(sys.argv[6])
-# a micro-batch drops the same on one rank as on two; a counted buffer is the first rank's
-state.model.norm = torch.nn.Sequential(state.model.norm, torch.nn.Dropout(0.2))
-state.model.norm.register_buffer("seen", torch.zeros(320))
-def see(model, args):
-    if model.training:
-        model.norm.seen += args[0].flatten().bincount(minlength=320)
-state.model.register_forward_pre_hook(see)
-runtime = Runtime(rank=rank, world_size=world)
-options, schedule = TrainOptions(int(sys.argv[5])), Schedule(20, warmup_steps=3)
-losses = [s.loss for s in train(state, Causal(), batches, schedule, options, runtime)]
-ids = [batches[n]["sample_ids"].tolist() for n in range(20)]
-json.dump({"losses": losses, "ids": ids, "hash": weights_hash(state.model)}, open(f"{out}.{rank}", "w"))
-if world > 1:
-    dist.destroy_process_group()
-"""
+def rank_trains(rank: int, world: int, directory: Path, out: Path, micro: int, optimizer: str) -> None:
+    torch.set_num_threads(1)
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{out}.rendezvous", rank=rank, world_size=world)
+    batches = PackedBatches(TokenShards(directory), seq_len=16, batch_size=8, seed=7, rank=rank, world_size=world)
+    state, runtime = state_of(optimizer), Runtime(rank=rank, world_size=world)
+    # a micro-batch drops the same on one rank as on two; a counted buffer is the first rank's
+    state.model.norm = torch.nn.Sequential(state.model.norm, torch.nn.Dropout(0.2))
+    state.model.norm.register_buffer("seen", torch.zeros(320))
+
+    def count(model, args) -> None:
+        if model.training:
+            model.norm.seen += args[0].flatten().bincount(minlength=320)
+
+    state.model.register_forward_pre_hook(count)
+    options, schedule = TrainOptions(micro), Schedule(20, warmup_steps=3)
+    losses = [s.loss for s in train(state, Causal(), batches, schedule, options, runtime)]
+    ids = [batches[n]["sample_ids"].tolist() for n in range(20)]
+    found = {"losses": losses, "ids": ids, "hash": weights_hash(state.model)}
+    Path(f"{out}.{rank}").write_text(json.dumps(found))
+    if world > 1:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(("micro", "optimizer"), [(4, "muon"), (4, "adamw")])
 def test_two_processes_equal_one(shards, tmp_path, micro: int, optimizer: str) -> None:
     """DDP over gloo, the same micro-batches (one a rank, so sums associate alike): same samples, equal losses, with
     dropout; buffers are equal on all ranks."""
-    directory = str(Path(shards.arrays[0].filename).parent)
+    directory = Path(shards.arrays[0].filename).parent
 
     def launch(world: int) -> list[dict]:
         out = tmp_path / f"out{world}"
-        command = [sys.executable, "-c", RANK]
-        root = Path(__file__).parents[2]
-        ranks = [
-            subprocess.Popen(
-                [*command, str(r), str(world), directory, str(out), str(micro), optimizer],
-                cwd=root,
-                stderr=subprocess.PIPE,
-            )
-            for r in range(world)
-        ]
+        args = (world, directory, out, micro, optimizer)
+        ranks = [SERVER.Process(target=rank_trains, args=(rank, *args)) for rank in range(world)]
         for process in ranks:
-            _, error = process.communicate(timeout=240)
-            assert process.returncode == 0, error.decode()[-2000:]
+            process.start()
+        for process in ranks:
+            process.join(240)
+            assert process.exitcode == 0
         return [json.loads(Path(f"{out}.{r}").read_text()) for r in range(world)]
 
     (one,), two = launch(1), launch(2)

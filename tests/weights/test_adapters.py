@@ -2,7 +2,6 @@
 """Adapters in directories of their own: what they are bound to, and what is refused before anything is changed."""
 
 import json
-import multiprocessing
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from foundling.runtime.rng import generator
 from foundling.weights.adapters import FILE, load_adapter, save_adapter
 from foundling.weights.directory import MANIFEST, check, weights_hash, write_manifest
 from tests.contract.cases import case
+from tests.processes import SERVER
 
 OPTIONS = LoRAOptions("layers.*.mixer.[qv]", rank=2, alpha=3.0)
 TARGETS = ["layers.0.mixer.q", "layers.0.mixer.v", "layers.1.mixer.q", "layers.1.mixer.v"]
@@ -171,9 +171,8 @@ def test_two_processes_that_share_the_parameters_write_what_one_does(tmp_path) -
     from foundling.train.state import TrainState
     from tests.contract.cases import Data
 
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    processes = [context.Process(target=share, args=(rank, str(tmp_path), answers), daemon=True) for rank in range(2)]
+    answers = SERVER.Queue()
+    processes = [SERVER.Process(target=share, args=(rank, str(tmp_path), answers), daemon=True) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:

@@ -2,7 +2,6 @@
 """A denoiser's directory: what may be said of a schedule, what is missing or leaves the folder, and who writes."""
 
 import json
-import multiprocessing
 import os
 import pickle
 import shutil
@@ -17,6 +16,7 @@ from foundling.errors import OutputError, WeightsError
 from foundling.weights.convert.diffusers import load_denoiser, save_denoiser
 from foundling.weights.directory import check, weights_hash
 from tests.contract.cases import case
+from tests.processes import SERVER
 
 SCHEDULE = NoiseSchedule()
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -174,9 +174,8 @@ def two_processes(rank: int, root: str, answers: Any) -> None:
 
 
 def test_two_processes_that_share_the_parameters_write_one_directory(tmp_path) -> None:
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    processes = [context.Process(target=two_processes, args=(r, str(tmp_path), answers), daemon=True) for r in range(2)]
+    answers = SERVER.Queue()
+    processes = [SERVER.Process(target=two_processes, args=(r, str(tmp_path), answers), daemon=True) for r in range(2)]
     for process in processes:
         process.start()
     for process in processes:

@@ -8,7 +8,6 @@ would allocate by a declared size, or loop over one, dies there.
 import copy
 import json
 import math
-import multiprocessing
 import random
 import resource
 import shutil
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 
 from foundling.models import FAMILIES
+from tests.processes import SERVER
 
 SPACE, SECONDS = 1 << 30, 1.0
 """above what the process takes when it starts; of one mutation"""
@@ -147,9 +147,8 @@ def bases(tmp_path_factory) -> list[Path]:
 
 
 def run(bases: list[Path], scratch: Path, seeds: range) -> float:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=batch, args=(bases, scratch, seeds, theirs))
+    ours, theirs = SERVER.Pipe()
+    process = SERVER.Process(target=batch, args=(bases, scratch, seeds, theirs))
     process.start()
     theirs.close()
     try:
