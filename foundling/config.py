@@ -89,16 +89,22 @@ def _required(f: dataclasses.Field[Any]) -> bool:
 
 
 def _value(hint: Any, value: Any, key: str, where: str) -> Any:
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     if isinstance(value, bool) and hint in (int, float):  # Python counts bools as ints; a user does not
         raise ConfigError(f"{where}: '{key}' is {value!r}, expected {_name(hint)}")
     try:
-        config = None if nested(hint) else ConfigDict(arbitrary_types_allowed=True)
-        return TypeAdapter(hint, config=config).validate_python(value)  # pyright: ignore[reportArgumentType]
+        return _adapter(hint).validate_python(value)
     except ValidationError as error:
         expected = error.errors()[0]["msg"].removeprefix("Input should be ")
         raise ConfigError(f"{where}: '{key}' is {shown(value)}, expected {_name(hint)} ({expected})") from None
+
+
+@functools.cache
+def _adapter(hint: Any) -> Any:
+    from pydantic import ConfigDict, TypeAdapter
+
+    return TypeAdapter(hint, config=None if nested(hint) else ConfigDict(arbitrary_types_allowed=True))
 
 
 def _name(hint: Any) -> str:

@@ -35,9 +35,9 @@ print(generate("Once upon a time", max_new_tokens=64)[0]["generated_text"])""",
 )
 _FILL_MASK = Usage(
     "It fills gaps in text.",
-    """from foundling.decode.fill import Filler
+    """from foundling.decode.fill import MaskFiller
 
-print(Filler.load({name}).fill("The cat sat on the ___.")["text"])""",
+print(MaskFiller.load({name}).fill("The cat sat on the ___.")["text"])""",
     """from transformers import pipeline
 
 fill = pipeline("fill-mask", model={name})

@@ -4,6 +4,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -79,10 +80,9 @@ def files(directory: Path) -> dict[str, bytes]:
 
 def kill_after_checkpoint(args: list, out: Path) -> None:
     """Starts `foundling raise` and kills it (SIGKILL) once its second checkpoint is there."""
-    command = [sys.executable, "-m", "foundling", "raise", *map(str, args), "--json"]
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = start("raise", *args, "--json")
     while process.poll() is None and len(list((out / "run" / "checkpoints").glob("step-*"))) < 2:
         time.sleep(0.001)
-    process.kill()
+    process.send_signal(signal.SIGKILL)
     _, error = process.communicate()
-    assert (out / "run").exists(), error.decode()
+    assert (out / "run").exists(), error

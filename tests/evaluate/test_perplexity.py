@@ -5,14 +5,14 @@ import math
 
 import pytest
 import torch
-from foundling.objectives.masked import MaskedBatches
-from foundling.objectives.span import SpanBatches
 
 from foundling.data.loader import evaluation_batches
 from foundling.data.shards import write_shards
+from foundling.data.transforms.mask import MaskedBatches
+from foundling.data.transforms.span import SpanBatches
 from foundling.errors import ConfigError, DataError, MismatchError
 from foundling.evaluate.compare import compare
-from foundling.evaluate.perplexity import denoising_score, masked_score, pseudo_perplexity, score
+from foundling.evaluate.perplexity import corrupted_score, pseudo_perplexity, score
 from foundling.models import build, family
 from foundling.objectives.causal import Causal
 from foundling.runtime.device import Runtime
@@ -54,15 +54,15 @@ def test_masked_score_counts_each_hidden_place_once(tmp_path) -> None:
     tokenizer = Tokenizer.train(TEXTS, 320)
     model = build("bert", **family("bert").module.sized(320, 64, 32, 1)).eval()
     shards, batches = held_out(tokenizer, tmp_path, 10)
-    hide = {"mask": 2, "vocab_size": 320, "seed": 3, "rate": 0.4, "kept": (tokenizer.eos,)}
-    found = masked_score(model, batches, Runtime(), **hide)
-    again = masked_score(model, batches, Runtime(), **hide)
+    hide = {"mask": 2, "vocab_size": 320, "seed": 3, "rate": 0.4, "never": (tokenizer.eos,)}
+    found, again = (
+        corrupted_score(model, Causal(), lambda b: MaskedBatches(b, **hide), batches, Runtime()) for _ in range(2)
+    )
     assert found == again and math.isnan(found.bits_per_byte) and found.low < found.loss < found.high
 
-    numbered = [b | {"sample_ids": torch.arange(2 * i, 2 * i + len(b["tokens"]))} for i, b in enumerate(batches)]
     nats, places = 0.0, []
-    for n, batch in enumerate(numbered):
-        hidden = MaskedBatches(numbered, **hide)[n]
+    for n, batch in enumerate(batches):
+        hidden = MaskedBatches(batches, **hide)[n]
         for row in range(len(batch["tokens"])):
             k = 2 * n + row
             start = min(10 * k, shards.n_tokens - 1 - 10)
@@ -84,16 +84,11 @@ def test_denoising_score_is_the_loss_of_targets_given_the_corrupted_source(tmp_p
     model = build("t5", **family("t5").module.sized(320, 64, 32, 1)).eval()
     _, batches = held_out(tokenizer, tmp_path, 20)
     options = {"sentinels": [300, 301, 302, 303], "eos": tokenizer.eos, "seed": 1, "density": 0.3}
-    found = denoising_score(model, batches, Runtime(), **options)
-    assert found == denoising_score(model, batches, Runtime(), **options)
-    new = [
-        b
-        | {
-            "documents": torch.where(b["loss_mask"], b["documents"], -1),
-            "sample_ids": torch.arange(2 * i, 2 * i + len(b["tokens"])),
-        }
-        for i, b in enumerate(batches)
-    ]
+    found, again = (
+        corrupted_score(model, Causal(), lambda b: SpanBatches(b, **options), batches, Runtime()) for _ in range(2)
+    )
+    assert found == again
+    new = [b | {"documents": torch.where(b["loss_mask"], b["documents"], -1)} for b in batches]
     corrupted, nats, count = SpanBatches(new, **options), 0.0, 0
     for n in range(len(new)):
         batch = corrupted[n]

@@ -9,7 +9,8 @@ import pytest
 
 from foundling.errors import BudgetError
 from foundling.models import count_parameters, family
-from foundling.plan.budget import Budget, choose, ladder
+from foundling.plan.budget import Budget
+from foundling.plan.choose import choose, ladder
 from foundling.plan.energy import Meter, estimate
 from foundling.plan.flops import matmul_parameters, skeleton, training_flops_per_token
 from foundling.plan.law import Corpus, LossLaw, compressibility, effective_bytes, fit, load_law
@@ -79,7 +80,7 @@ def chosen(unit, value, memory=1 << 45):
     sizes = ladder("llama", 4096, 256)
     return choose(
         Budget(unit, value), "llama", sizes, CORPUS, LAW, seconds_per_token=lambda f, _: f / 1e11, memory_bytes=memory,
-        least_bytes=lambda fields: 16 * count_parameters(skeleton("llama", fields))["total"],
+        least_bytes=lambda fields: 16 * count_parameters(skeleton("llama", fields))["total"], seq_len=256,
     )[0]  # fmt: skip
 
 

@@ -115,8 +115,8 @@ def test_what_does_not_fit_together_is_refused(data: Path, llama: Path, tmp_path
 
 
 def test_runs_of_the_first_format_are_read_and_refused_by_name(tmp_path: Path) -> None:
-    """tests/golden/v1 was written by foundling 0.1 (commit cb9b851)."""
-    golden = Path(__file__).parents[1] / "golden" / "v1"
+    """tests/golden/run was written by foundling 0.1 (commit cb9b851)."""
+    golden = Path(__file__).parents[1] / "golden"
     assert foundling("check", golden / "run").returncode == 0
     done = foundling("generate", golden / "run", "--prompt", "the model", "--max-tokens", "4", "--json")
     assert done.returncode == 0, done.stderr

@@ -94,7 +94,7 @@ def test_results_stand_beside_the_scores():
     ("tag", "words"),
     [
         ("text-generation", ["It continues text.", "foundling.generate(", 'pipeline("text-generation"']),
-        ("fill-mask", ["It fills gaps in text.", "Filler.load(", "does not write text from left to right"]),
+        ("fill-mask", ["It fills gaps in text.", "MaskFiller.load(", "does not write text from left to right"]),
         ("text2text-generation", ["reads a source text", "AutoModelForSeq2SeqLM"]),
         ("something-new", ["foundling.load(", "does what it was trained for"]),
     ],

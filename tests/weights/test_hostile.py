@@ -7,11 +7,11 @@ import pickle
 
 import pytest
 import torch
-from foundling.weights.files import MAX_JSON_DEPTH
 from safetensors.torch import load_file, save_file
 
 from foundling.errors import FoundlingError, WeightsError
 from foundling.models import build
+from foundling.runtime.files import MAX_JSON_DEPTH
 from foundling.weights.directory import check, load, save, weights_hash
 from tests.contract.cases import case
 from tests.rounding import close
