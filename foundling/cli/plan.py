@@ -65,8 +65,8 @@ def _refuse(args: argparse.Namespace, given: dict[str, Any]) -> None:
     """What would not be used is refused, not ignored."""
     what = args.what
     reads = {"memory": SHAPE, "run": (*SHAPE, "data.field", "runtime.threads", "runtime.device")}.get(what)
-    for key in flattened(given) if reads else ():
-        if not key.startswith(reads):
+    for key in flattened(given):
+        if reads and not key.startswith(reads):
             raise ConfigError(f"plan {what} takes no {options(key, set())[-1]} (see foundling plan --help)")
     takes = {"memory": ("ranks",), "run": ("data", "tokens"), "optimal": ("data", "minutes", "flops", "tokens")}[what]
     for name in ("data", "minutes", "flops", "tokens", "ranks"):

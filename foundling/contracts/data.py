@@ -15,7 +15,7 @@ Batch = dict[str, Tensor]
 class Batches(Protocol):
     """`batches[n]` is this rank's slice of global batch n, and depends on n alone."""
 
-    def __getitem__(self, n: int) -> Batch: ...
+    def __getitem__(self, n: int, /) -> Batch: ...
 
 
 @runtime_checkable
@@ -23,7 +23,7 @@ class ResumableBatches(Protocol):
     """Batches that depend on what was asked for before (rollouts of the model in training): asked for in order, and
     resumed by their own state, which is saved in the checkpoint."""
 
-    def __getitem__(self, n: int) -> Batch: ...
+    def __getitem__(self, n: int, /) -> Batch: ...
     def state_dict(self) -> dict[str, Any]:
         """Numbers, texts and tensors, in dicts and lists."""
         ...

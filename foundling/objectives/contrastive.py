@@ -26,22 +26,25 @@ def info_nce(logits: Tensor) -> Tensor:
 
 
 class Contrastive:
-    """loss: nats per pair; accuracy: share of images whose own text is the most similar one. Batch: `pixels`
-    (B, C, H, W), `tokens` and `documents` (B, T); each row is a pair."""
+    """loss: nats per pair; accuracy: share of anchors whose own positive is the most similar one. `anchor` and
+    `positive` name what the model embeds (Embedder.embed): two modalities of a row, which is a pair."""
+
+    def __init__(self, anchor: str = "image", positive: str = "text") -> None:
+        self.anchor, self.positive = anchor, positive
 
     def normalizers(self, batch: Batch) -> dict[str, int]:
-        rows = len(batch["pixels"])
+        rows = len(next(iter(batch.values())))
         return {"loss": rows, "accuracy": rows}
 
     def represent(self, model: DualEncoder, batch: Batch) -> dict[str, Tensor]:
-        """Unit vectors of both. The learned scale is multiplied into the images, so that it reaches the loss through
-        the representations alone."""
+        """Unit vectors (B, D) of both. The learned scale is multiplied into the anchors, so that it reaches the loss
+        through the representations alone."""
         scale = model.scale.clamp_max(MAX_LOG_SCALE).exp()
-        text = model.embed_text(batch["tokens"], documents=batch["documents"])
-        return {"image": model.embed_image(batch["pixels"]) * scale, "text": text}
+        positive = model.embed(self.positive, batch)
+        return {"anchor": model.embed(self.anchor, batch) * scale, "positive": positive}
 
     def loss(self, representations: dict[str, Tensor]) -> Loss:
-        logits = representations["image"].float() @ representations["text"].float().T
+        logits = representations["anchor"].float() @ representations["positive"].float().T
         correct = (logits.argmax(1) == torch.arange(len(logits), device=logits.device)).float().sum()
         return {"loss": Term(info_nce(logits).sum(), len(logits)), "accuracy": Term(correct, len(logits), 0.0)}
 

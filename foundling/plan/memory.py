@@ -144,7 +144,8 @@ def _activation_law(
     """Counted on tensors without memory at two short lengths. `config` is JSON, so that equal ones are counted once;
     `share`: length of the target by that of the source."""
     fields, (some, more) = json.loads(config), SEEN
-    fields["max_seq_len"] = max(fields["max_seq_len"], more)  # tables of positions are no activations
+    if fields.get("max_seq_len", more) < more:
+        fields["max_seq_len"] = more  # tables of positions are no activations
     with FakeTensorMode():
         model = build(family, **fields)
 
@@ -183,7 +184,7 @@ def largest_fit(
     return None
 
 
-def _saved_by_all(model: Any, rows: int, length: int, precision: Precision, share: float | None) -> int:
+def _saved_by_all(model: Any, rows: int, length: int, precision: Precision, share: float | None = None) -> int:
     """What all layers save; of those that are alike, two tell what each adds."""
     if share is not None:
         return _saved(model, rows, length, precision, model.layers, share)
@@ -192,11 +193,11 @@ def _saved_by_all(model: Any, rows: int, length: int, precision: Precision, shar
         alike.setdefault(_kind(layer), []).append(layer)
     first = [layers[0] for layers in alike.values()]
     if len(first) * (len(first) + 2) >= len(model.layers):
-        return _saved(model, rows, length, precision, model.layers, None)
-    once = total = _saved(model, rows, length, precision, first, None)
+        return _saved(model, rows, length, precision, model.layers)
+    once = total = _saved(model, rows, length, precision, first)
     for layers in alike.values():
         if len(layers) > 1:
-            total += (len(layers) - 1) * (_saved(model, rows, length, precision, [*first, layers[1]], None) - once)
+            total += (len(layers) - 1) * (_saved(model, rows, length, precision, [*first, layers[1]]) - once)
     return total
 
 
@@ -215,7 +216,12 @@ def _kind(layer: nn.Module) -> tuple[Any, ...]:
 
 
 def _saved(
-    model: Any, rows: int, length: int, precision: Precision, layers: Iterable[nn.Module], share: float | None
+    model: Any,
+    rows: int,
+    length: int,
+    precision: Precision,
+    layers: Iterable[nn.Module],
+    share: float | None = None,
 ) -> int:
     """Bytes of distinct tensors, parameters apart, that a forward pass through these layers saves.."""
     kept: dict[int, Tensor] = {}

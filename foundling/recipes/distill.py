@@ -9,6 +9,7 @@ from foundling.contracts.records import BITS_PER_BYTE
 from foundling.data.loader import evaluation_batches
 from foundling.evaluate.perplexity import score
 from foundling.objectives.causal import Causal
+from foundling.recipes.learning import learning_for
 from foundling.recipes.pretrain import draw_samples, generation_config, measure_baselines, shown
 from foundling.recipes.publish import Outcome
 from foundling.recipes.run import Run

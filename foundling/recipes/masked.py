@@ -59,6 +59,8 @@ def gaps(filler: MaskFiller, text: str) -> list[dict[str, Any]]:
         words = line.split()
         words[len(words) // 2] = "___"
         prompt = " ".join(words)
+        if len(filler.tokenizer.encode_framed(prompt)) > filler.model.config.max_seq_len:
+            continue
         filled = filler.fill(prompt, n=1)
         samples.append({"prompt": prompt, "text": filled["text"], "note": "the likeliest token in the gap"})
         if len(samples) == 5:
