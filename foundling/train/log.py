@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training log: JSON lines that survive being cut off, and continue after a resume without a repeated step."""
+"""The training log: JSON lines, readable after a crash, that continue after a resume without repeating a step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from foundling.runtime.files import output_errors, write_bytes
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; one cut off by a crash is left out."""
+    """All complete lines; one that a crash cut off is dropped."""
     if not path.exists():
         return []
     lines = []
@@ -27,11 +27,11 @@ class Log:
     """Appends {step, tokens, seconds, loss, bits_per_byte, lr, grad_norm, skipped} lines to a file."""
 
     def __init__(self, path: Path, after_step: int = 0) -> None:
-        """Keeps what was logged up to `after_step`, where training goes on."""
-        kept = [entry for entry in read_log(path) if entry["step"] <= after_step]
-        write_bytes(path, "".join(json.dumps(e) + "\n" for e in kept).encode())
+        """Drops the entries after `after_step`, where training resumes."""
+        entries = [entry for entry in read_log(path) if entry["step"] <= after_step]
+        write_bytes(path, "".join(json.dumps(e) + "\n" for e in entries).encode())
         self.path = path
-        self.entries = kept
+        self.entries = entries
         with output_errors(path):
             self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115
 
