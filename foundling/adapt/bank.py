@@ -45,8 +45,8 @@ class Banked(nn.Module):
 
 class AdapterBank:
     """Puts a bank of adapters on a model's projections, in place. `bind` sets the adapter of each row of the next
-    batch; without it the model computes what it did before. Adapters of experts cannot share a batch, since an expert does not
-    know which row a token comes from.
+    batch; without it the model computes what it did before. Adapters of experts cannot share a batch, since an expert
+    does not know which row a token comes from.
 
     AdaptError for those, for a name that is not a projection, and for a model that already has adapters.
     """

@@ -36,8 +36,8 @@ class Contrastive:
         """The learned scale goes with the images, so that it reaches the loss through them and needs no gradient path
         of its own."""
         scale = model.scale.clamp_max(MOST).exp()
-        text = model.embed_text(batch["tokens"], documents=batch["documents"])
-        return {"image": model.embed_image(batch["pixels"]) * scale, "text": text}
+        text = model.embed("text", batch)
+        return {"image": model.embed("image", batch) * scale, "text": text}
 
     def loss(self, representations: dict[str, Tensor]) -> Loss:
         logits = representations["image"].float() @ representations["text"].float().T
