@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several adapters on one base, a batch's rows each with its own: what an engine binds before every forward pass."""
+"""Several adapters on one base, one for each row of a batch: an engine binds them before every forward pass."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Adapter(NamedTuple):
 
 
 class Banked(nn.Module):
-    """A projection with the adapters of all who have one here. Rows of which none is bound are the base's."""
+    """A projection and every adapter of it. Rows that have no adapter bound get the base's output."""
 
     bank: AdapterBank
 
@@ -29,30 +29,31 @@ class Banked(nn.Module):
         super().__init__()
         self.base = base
         self.in_features, self.out_features = base.in_features, base.out_features
-        object.__setattr__(self, "bank", bank)  # no module of the model's
-        self.held: dict[str, tuple[Tensor, Tensor, float]] = {}
+        object.__setattr__(self, "bank", bank)  # not registered as a submodule
+        self.adapters: dict[str, tuple[Tensor, Tensor, float]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, …, in), row b through the adapter bound to it"""
         y = self.base(x)
         for name in dict.fromkeys(self.bank.bound):
-            if name in self.held:
-                a, b, scale = self.held[name]
+            if name in self.adapters:
+                a, b, scale = self.adapters[name]
                 rows = [row for row, other in enumerate(self.bank.bound) if other == name]
                 y[rows] = y[rows] + scale * F.linear(F.linear(x[rows], a), b)
         return y
 
 
 class AdapterBank:
-    """Puts a bank of adapters on a model's projections, in place. `bind` says whose rows come next; without it the
-    model is what it was. Adapters of experts cannot share a batch: an expert does not see whose token it is given.
+    """Puts a bank of adapters on a model's projections, in place. `bind` sets the adapter of each row of the next
+    batch; without it the model computes what it did before. Adapters of experts cannot share a batch, since an expert
+    does not know which row a token comes from.
 
-    AdaptError for those, for a name that is no projection, and for a model that has adapters already.
+    AdaptError for those, for a name that is not a projection, and for a model that already has adapters.
     """
 
     def __init__(self, model: Any, adapters: Mapping[str, Adapter]) -> None:
         if any(isinstance(m, LoRA | Banked) for m in model.modules()):
-            raise AdaptError("the model has adapters already; merge them first, or load the base anew")
+            raise AdaptError("the model already has adapters; merge them first, or load the base again")
         self.names, self.bound = tuple(adapters), tuple[str | None, ...]()
         modules = dict(model.named_modules())
         wanted = {name.rpartition(".")[0] for adapter in adapters.values() for name in adapter.tensors}
@@ -60,15 +61,15 @@ class AdapterBank:
             if isinstance(modules.get(name), GROUPED):
                 raise AdaptError(f"'{name}' belongs to experts, whose adapters cannot share a batch; merge it instead")
             if not isinstance(modules.get(name), LINEAR):
-                raise AdaptError(f"'{name}' is no projection of this model")
+                raise AdaptError(f"'{name}' is not a projection of this model")
         rewrite(model, {name: modules[name] for name in wanted}, lambda m: Banked(m, self))
         for name, adapter in adapters.items():
             scale = adapter.options.alpha / adapter.options.rank
             for path in {key.rpartition(".")[0] for key in adapter.tensors}:
                 a, b = (adapter.tensors[f"{path}.{part}"].detach() for part in "ab")
-                model.get_submodule(path).held[name] = (a, b, scale)
+                model.get_submodule(path).adapters[name] = (a, b, scale)
         model.adapter_bank = self
 
     def bind(self, rows: Sequence[str | None]) -> None:
-        """The adapter of each row of the batch that comes next, None for the base alone."""
+        """The adapter of each row of the next batch, None for the base alone."""
         self.bound = tuple(rows)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LoRA (Hu et al. 2021): the base stays, a product of two thin matrices is learnt beside it. On an int8 base this is
-QLoRA's way (Dettmers et al. 2023)."""
+"""LoRA (Hu et al. 2021): the base is frozen, and a product of two thin matrices is learned beside it. On an int8 base
+this is QLoRA (Dettmers et al. 2023)."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class LoRA(nn.Module):
         return {"a": Role("adapter", self.in_features), "b": Role("adapter", self.a.shape[-2])}
 
     def merged(self) -> nn.Module:
-        """An ordinary projection that computes the same; an int8 base is dequantised, since its steps are coarser than
-        what was learnt."""
+        """A plain projection that computes the same; an int8 base is dequantised, since its steps are coarser than what
+        was learned."""
         base = self.base.dequantized() if isinstance(self.base, INT8) else self.base
         with torch.no_grad():
             base.weight = nn.Parameter(base.weight + self.scale * (self.b @ self.a))
@@ -70,16 +70,16 @@ class LoRA(nn.Module):
 
 
 def adaptable(model: nn.Module, options: LoRAOptions) -> dict[str, nn.Module]:
-    """Name -> projection, where the adapters would go. AdaptError for a model that has adapters already."""
+    """Name -> the projections that match. AdaptError for a model that already has adapters."""
     if hasattr(model, "adapter_bank") or any(isinstance(m, LoRA) for m in model.modules()):
-        raise AdaptError("the model has adapters already; merge them first")
+        raise AdaptError("the model already has adapters; merge them first")
     return matching(model, options.pattern, LINEAR + GROUPED)
 
 
 def lora(model: Any, options: LoRAOptions, generator: torch.Generator) -> list[str]:
-    """Puts an adapter on every projection that matches, in place, and freezes all else; the names. `b` starts at zero,
-    so that nothing changes at first. AdaptError for a pattern that matches nothing, and for a model that has adapters
-    already."""
+    """Puts an adapter on every projection that matches, in place, freezes everything else, and returns the names. `b`
+    starts at zero, so that the outputs are unchanged at first. AdaptError for a pattern that matches nothing, and for a
+    model that already has adapters."""
     found = adaptable(model, options)
     model.requires_grad_(False)
     names = rewrite(model, found, lambda m: LoRA(m, options))
@@ -92,8 +92,8 @@ def lora(model: Any, options: LoRAOptions, generator: torch.Generator) -> list[s
 
 
 def merge(model: Any) -> list[str]:
-    """Folds every adapter into its base, in place, and makes all parameters trainable; the names. AdaptError if there
-    is none. A head that was tied to the embedding and has been adapted is tied no more."""
+    """Adds every adapter to its base, in place, makes all parameters trainable, and returns the names. AdaptError if
+    there is none. A head that was tied to the embedding and has an adapter is untied."""
     found = {name: m for name, m in model.named_modules() if isinstance(m, LoRA)}
     if not found:
         raise AdaptError("the model has no adapters to merge")
@@ -113,7 +113,7 @@ def adapter_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def base_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers of the model as it was before adapters, by their names then; a tied one once."""
+    """Parameters and buffers of the model without adapters, by their names without them; a tied one once."""
     adapters = {name for name, m in model.named_modules() if isinstance(m, LoRA)}
 
     def before(name: str) -> str:

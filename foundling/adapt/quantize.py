@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights as 8-bit integers, symmetric with one scale per output channel (Dettmers et al. 2022, section 2.1, of the
-weights alone): a quarter of the bytes, activations as they are."""
+"""Weights as 8-bit integers, symmetric with one scale per output channel (Dettmers et al. 2022, section 2.1, for the
+weights only): a quarter of the bytes, activations unchanged."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Product(torch.autograd.Function):
-    """x @ (int8 · scale)ᵀ, the scale applied to the result. Backward makes the floats once more: autograd would keep
-    those of every layer from one pass to the other, and nothing would be saved."""
+    """x @ (int8 · scale)ᵀ, the scale applied to the result. Backward makes the floats again: autograd would
+    keep those of every layer, and no memory would be saved."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, ends: Tensor | None) -> Tensor:
@@ -52,8 +52,8 @@ def _scales(scale: Tensor, ends: Tensor | None, like: Tensor) -> Tensor:
 
 
 def int8_product(x: Tensor, weight: Tensor, scale: Tensor, ends: Tensor | None = None) -> Tensor:
-    """x (…, in), weight (out, in), scale (out, 1) -> (…, out); with `ends` as of GroupedLinear. Under autocast in its
-    type, which holds an int8 exactly."""
+    """x (…, in), weight (out, in), scale (out, 1) -> (…, out); `ends` as in GroupedLinear. Under autocast in its
+    dtype, which represents an int8 exactly."""
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     return _Product.apply(x, weight, scale, ends)  # pyright: ignore[reportReturnType]
@@ -86,7 +86,7 @@ class Int8Linear(nn.Module):
 
 
 class Int8GroupedLinear(nn.Module):
-    """The same of experts, each with its own scales."""
+    """The same for experts, each with its own scales."""
 
     weight: Tensor
     scale: Tensor
@@ -112,9 +112,9 @@ INT8 = (Int8Linear, Int8GroupedLinear)
 
 
 def quantize(model: nn.Module, pattern: str = "*layers.*") -> list[str]:
-    """Every Linear and GroupedLinear that matches becomes int8, in place; the names. AdaptError, before anything is
-    changed, for a weight that is also an embedding's (as integers it could not be looked up) or is not finite (as
-    integers nobody would notice)."""
+    """Makes every Linear and GroupedLinear that matches int8, in place, and returns the names. AdaptError, before
+    anything is changed, for a weight that is tied to an embedding (an embedding looks up floats) or is not finite (the
+    integers would hide it)."""
     found = matching(model, pattern, (nn.Linear, GroupedLinear))
     tables = {id(m.weight): name for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
     for name, module in found.items():
@@ -123,13 +123,13 @@ def quantize(model: nn.Module, pattern: str = "*layers.*") -> list[str]:
                 f"'{name}' shares its weight with '{tables[id(module.weight)]}'; leave it out of the pattern"
             )
         if not module.weight.is_meta and not module.weight.isfinite().all():  # pyright: ignore
-            raise AdaptError(f"'{name}' has weights that are not finite; load a model that is whole")
+            raise AdaptError(f"'{name}' has weights that are not finite; load an undamaged model")
     return rewrite(model, found, lambda m: Int8Linear(m) if isinstance(m, nn.Linear) else Int8GroupedLinear(m))  # pyright: ignore
 
 
 def dequantize(model: nn.Module) -> list[str]:
-    """Every int8 projection becomes an ordinary one again, with the rounded weights; frozen where the model has
-    adapters. Returns the names."""
+    """Makes every int8 projection a plain one again, with the rounded weights, frozen where the model has adapters, and
+    returns the names."""
     found = {name: m for name, m in model.named_modules() if isinstance(m, INT8)}
     frozen = hasattr(model, "lora_options")
     return rewrite(model, found, lambda m: m.dequantized().requires_grad_(not frozen))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finding modules by name pattern and putting others in their place."""
+"""Finding modules by name pattern and replacing them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def pattern_of(names: Iterable[str], known: Iterable[str]) -> str:
 
 
 def matching(model: nn.Module, pattern: str, kinds: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
-    """Name -> module, for modules of the kinds whose name matches any of the shell patterns in `pattern`, parted by
-    commas ("layers.*.mixer.[qv],head"; `*` crosses dots). AdaptError if there is none, with names that are close."""
+    """Name -> module, for modules of the kinds whose name matches any of the shell patterns in `pattern`, separated
+    by commas ("layers.*.mixer.[qv],head"; `*` crosses dots). AdaptError if there is none, with names that are close."""
     known = {name: module for name, module in model.named_modules() if name and isinstance(module, kinds)}
     found = {name: module for name, module in known.items() if matches(name, pattern)}
     if not found:
@@ -36,7 +36,7 @@ def matching(model: nn.Module, pattern: str, kinds: tuple[type[nn.Module], ...])
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    """At every place where the module of that name is used."""
+    """Replaces the module of that name wherever it is used."""
     old = model.get_submodule(name)
     places = [(parent, leaf) for parent in model.modules() for leaf, child in parent._modules.items() if child is old]
     for parent, leaf in places:
@@ -44,7 +44,7 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def rewrite(model: nn.Module, found: Mapping[str, Any], make: Callable[[Any], nn.Module]) -> list[str]:
-    """Each module by what `make` makes of it; returns the names."""
+    """Replaces each module by `make(module)`; returns the names."""
     for name, module in found.items():
         replace(model, name, make(module))
     return list(found)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each parameter is, from the modules alone, and what follows for its start and its learning rate.
+"""The role of each parameter, derived from the modules alone, and the initial values and learning rates that follow.
 
-Widths transfer as in µP (Yang et al. 2022, Tensor Programs V, table 8): a hidden matrix starts at 1/√fan_in and moves
-by 1/fan_in under Adam; the head starts at zero and moves by 1/fan_in; embeddings, gains and biases do not scale. What
-writes into the residual stream starts at zero, so every depth begins as the same model.
+Widths transfer as in µP (Yang et al. 2022, Tensor Programs V, table 8): a hidden matrix starts at 1/√fan_in and its
+learning rate under Adam scales by 1/fan_in; the head starts at zero and scales by 1/fan_in; embeddings, gains and
+biases do not scale. What writes into the residual stream starts at zero, so every depth begins as the same model.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from foundling.blocks.moe import GroupedLinear
 
 BASE_WIDTH = 128
-"""The width at which a learning rate is stated."""
+"""The width that a learning rate is stated for."""
 EMBEDDING_STD = 0.02
 INTO_RESIDUAL = ("mixer.o", "cross.o", "ffn.down", "ffn.shared.down")
 
 Kind = Literal["embedding", "hidden", "head", "vector", "conv", "adapter"]
-"""hidden: a matrix, or experts' matrices; adapter: beside one, whose thin side says nothing of the width"""
+"""hidden: a matrix, or the matrices of experts; adapter: beside one, whose thin side says nothing about the width"""
 
 
 class Role(NamedTuple):
@@ -30,27 +30,28 @@ class Role(NamedTuple):
 
 
 def roles(model: nn.Module) -> dict[str, Role]:
-    """Parameter name -> role. A tied weight is listed once, as embedding; a module with `roles` says itself."""
-    found: dict[str, Role] = {}
+    """Parameter name -> role. A tied weight is listed once, as embedding; a module with a `roles` method declares its
+    own."""
+    by_name: dict[str, Role] = {}
     named = {id(p): name for name, p in model.named_parameters()}
     for path, module in model.named_modules():
         for leaf, p in module.named_parameters(recurse=False):
             name = named[id(p)]
-            if name in found:
+            if name in by_name:
                 continue
             if hasattr(module, "roles"):
-                found[name] = module.roles()[leaf]  # pyright: ignore[reportCallIssue]
+                by_name[name] = module.roles()[leaf]  # pyright: ignore[reportCallIssue]
             elif isinstance(module, nn.Embedding):
-                found[name] = Role("embedding", module.embedding_dim)
+                by_name[name] = Role("embedding", module.embedding_dim)
             elif p.ndim < 2:
-                found[name] = Role("vector", 1)
+                by_name[name] = Role("vector", 1)
             elif path == "head" and leaf == "weight":
-                found[name] = Role("head", p[0].numel())
+                by_name[name] = Role("head", p[0].numel())
             elif isinstance(module, GroupedLinear):
-                found[name] = Role("hidden", module.in_features)
+                by_name[name] = Role("hidden", module.in_features)
             else:
-                found[name] = Role("hidden" if p.ndim == 2 else "conv", p[0].numel())
-    return found
+                by_name[name] = Role("hidden" if p.ndim == 2 else "conv", p[0].numel())
+    return by_name
 
 
 @torch.no_grad()
@@ -82,14 +83,14 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def _last_norm(modules: dict[str, nn.Module]) -> nn.Module:
-    """What the head reads: the final norm, or in a stack of post-norm layers the last one's."""
+    """The norm that the head reads: the final norm, or that of the last post-norm layer."""
     if hasattr(modules["norm"], "weight"):
         return modules["norm"]
     return modules[f"layers.{len(modules['layers']) - 1}.ffn_norm"]  # pyright: ignore[reportArgumentType]
 
 
 def _starts_closed(modules: dict[str, nn.Module], path: str) -> bool:
-    """Whether a norm of gain 0 stands behind what writes into the residual stream: it begins as nothing by that."""
+    """Whether a norm of gain 0 follows what writes into the residual stream, so that it starts as nothing."""
     layer, _, part = path.rpartition(".")[0].rpartition(".")
     return any(getattr(modules.get(f"{layer}.{part}{name}"), "start", 1.0) == 0 for name in ("_norm", "_post_norm"))
 
@@ -99,7 +100,7 @@ def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def adam_scale(role: Role) -> float:
-    """The factor on a learning rate stated at BASE_WIDTH. A small convolution (a depthwise one above all) has a fan-in
-    that says nothing of the width."""
+    """The factor on a learning rate stated at BASE_WIDTH. The fan-in of a small convolution, a depthwise one above all,
+    says nothing about the width."""
     scale = BASE_WIDTH / role.fan_in
     return {"hidden": scale, "head": scale, "conv": min(1.0, scale)}.get(role.kind, 1.0)

@@ -61,7 +61,8 @@ for _device in ("cpu", "cuda"):
 
 
 class GroupedLinear(nn.Module):
-    """E linear layers side by side, (E, out, in): what adapters, quantisation and sharding see of experts."""
+    """E linear layers as one parameter (E, out, in): the form of experts that adapters, quantisation and sharding
+    know."""
 
     def __init__(self, n_experts: int, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -75,14 +76,14 @@ class GroupedLinear(nn.Module):
 
 
 class Routing(NamedTuple):
-    """What the router of one layer did, over real tokens: for balancing losses."""
+    """What the router of one layer did with its real tokens, for balancing losses."""
 
     probability: Tensor
     """(E,) sum of the router's probabilities"""
     chosen: Tensor
     """(E,) how often each expert was among a token's choices"""
     tokens: Tensor
-    """() how many tokens"""
+    """() the number of tokens"""
 
 
 class MoE(nn.Module):
@@ -90,7 +91,7 @@ class MoE(nn.Module):
     section 2.1). The router computes in float32; `normalised`: chosen probabilities are scaled to sum to one."""
 
     weighs_input = False
-    """whether what an expert reads is weighed, and not what it says"""
+    """whether an expert's input is weighted, instead of its output"""
 
     def __init__(
         self, d_model: int, d_ff: int, n_experts: int, n_active: int, activation: Callable[[Tensor], Tensor],
@@ -104,7 +105,8 @@ class MoE(nn.Module):
         self.down = GroupedLinear(n_experts, d_ff, d_model)
 
     def choose(self, logits: Tensor, probability: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the router's logits and their softmax, both (n, E): weights and numbers of the experts, (n, A) each"""
+        """The router's logits and their softmax, (n, E) each -> weights and indices of the chosen experts, (n, A)
+        each"""
         weight, expert = probability.topk(self.n_active, dim=-1)
         return weight / weight.sum(-1, keepdim=True) if self.normalised else weight, expert
 
@@ -131,7 +133,7 @@ class MoE(nn.Module):
 
 
 def balance(routings: list[Routing]) -> Tensor:
-    """E · Σ over experts of share chosen · mean probability, over all layers at once (Fedus et al. 2021, Switch,
-    equations 4–6): n_active where all experts are used alike."""
+    """E · Σ over experts of the fraction of choices · mean probability, over all layers at once (Fedus et al. 2021,
+    Switch, equations 4–6): n_active where all experts are used equally."""
     probability, chosen, tokens = (torch.stack(parts).sum(0) for parts in zip(*routings, strict=True))
     return len(probability) * (probability / tokens * chosen / tokens).sum()

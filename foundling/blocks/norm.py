@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 class RMSNorm(nn.Module):
     """x / rms(x) · (offset + weight) over the last axis (Zhang & Sennrich 2019, eq. 4; Gemma's offset is 1). `start` is
-    the gain that training begins with: 0 behind a part of a residual layer, which then begins as nothing."""
+    the initial gain: 0 after a part of a residual layer, which then starts as nothing."""
 
     def __init__(self, d_model: int, eps: float, *, offset: float = 0.0, start: float = 1.0) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class LayerNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """LayerNorm over groups of channels and all places (Wu & He 2018). x (B, C, …)."""
+    """LayerNorm over groups of channels and all positions (Wu & He 2018). x (B, C, …)."""
 
     def __init__(self, groups: int, channels: int, eps: float) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Positions: counted inside each document, and turned into waves to add or rotations (RoPE)."""
+"""Positions: counted within each document, and encoded as sinusoids or as rotations (RoPE)."""
 
 import math
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from foundling.errors import ConfigError
 
 
 def positions_of(tokens: Tensor, documents: Tensor | None) -> Tensor:
-    """(B, T) or (1, T) int64: the place of each token in its own document, so that a packed row equals its documents
-    read apart."""
+    """(B, T) or (1, T) int64: the position of each token in its own document, so that a packed row equals its documents
+    read separately."""
     steps = torch.arange(tokens.shape[1], device=tokens.device)[None]
     if documents is None:
         return steps
@@ -36,9 +36,9 @@ Rotation = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How a model reads further than it was first trained: `linear` turns everything slower by `factor` (Chen et al.
-    2023), `llama3` only what turns less than low_freq_factor times over original_max_seq_len, with a passage up to
-    high_freq_factor times (Grattafiori et al. 2024, section 3.4.2 and its code)."""
+    """How a model reads beyond the length that it was first trained at: `linear` slows every rotation by `factor` (Chen
+    et al. 2023); `llama3` slows those of less than low_freq_factor turns over original_max_seq_len, interpolating up to
+    high_freq_factor turns (Grattafiori et al. 2024, section 3.4.2 and its code)."""
 
     kind: Literal["linear", "llama3"]
     factor: float
@@ -62,7 +62,7 @@ class RopeScaling:
 
 
 class RoPE(nn.Module):
-    """Rotary positions (Su et al. 2021, RoFormer, section 3.4.2); a head's halves are paired, as in Llama."""
+    """Rotary positions (Su et al. 2021, RoFormer, section 3.4.2); the halves of a head are paired, as in Llama."""
 
     def __init__(self, head_dim: int, theta: float, scaling: RopeScaling | None = None) -> None:
         super().__init__()
@@ -79,7 +79,8 @@ class RoPE(nn.Module):
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """x (B, H, T, P) turned by its position, in x's dtype; of a rotation narrower than P, its first channels."""
+    """x (B, H, T, P) rotated by its position, in x's dtype; a rotation narrower than P applies to the first
+    channels."""
     cos, sin = rotation
     width = cos.shape[-1]
     if width < x.shape[-1]:

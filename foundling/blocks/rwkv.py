@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RWKV-4 (Peng et al. 2023): time mixing by sums that decay, channel mixing, both with a shift by one token.
+"""RWKV-4 (Peng et al. 2023): time mixing by decaying sums, channel mixing, both with a shift by one token.
 
-The sums are kept as num · e^max and den · e^max, so that no key overflows, and joined two by two in a tree: a row takes
-2 T joins in log T rounds, and one token is the same with one round. All of it in float32.
+The sums are stored as num · e^max and den · e^max, so that no key overflows, and combined pairwise in a tree: a row
+takes 2 T combinations in log T rounds, and one token is the case of one round. All of it is in float32.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NOTHING = -1e38
 
 
 def prefixes(items: Sums, join: Callable[[Sums, Sums], Sums]) -> Sums:
-    """All of items[:, 0] … items[:, t] joined, for every t: neighbours first, then their pairs (Blelloch 1990)."""
+    """items[:, 0] … items[:, t] combined, for every t: neighbours first, then their pairs (Blelloch 1990)."""
 
     def part(sums: Sums, places: slice) -> Sums:
         return tuple(t[:, places] for t in sums)  # pyright: ignore[reportReturnType]
@@ -44,7 +44,7 @@ def prefixes(items: Sums, join: Callable[[Sums, Sums], Sums]) -> Sums:
 
 
 def join(left: Sums, right: Sums) -> Sums:
-    """What two neighbouring runs are as one: the left one decays by the right one's length."""
+    """Two neighbouring runs as one: the left one decays by the length of the right one."""
     carried = left[3] + right[0]
     most = torch.maximum(carried, right[3])
     a, b = torch.exp(carried - most), torch.exp(right[3] - most)
@@ -91,10 +91,11 @@ def shifted(x: Tensor, segments: Tensor | None, past: Tensor | None) -> Tensor:
 
 
 class Mixing(nn.Module):
-    """What both mixers have: inputs between each token and the one before (eq. 11 to 13), and a cache of one token."""
+    """What both mixers share: inputs interpolated between each token and the one before (eq. 11 to 13), and a cache of
+    one token."""
 
     def __init__(self, d_model: int, depth: tuple[int, int]) -> None:
-        """`depth`: the layer's number and how many there are, which its start depends on."""
+        """`depth`: the layer's index and the number of layers, which the initial values depend on."""
         super().__init__()
         self.d_model, self.depth = d_model, depth
 
@@ -111,7 +112,7 @@ class Mixing(nn.Module):
         return before
 
     def spread(self, power: float) -> Tensor:
-        """The share of the token itself, from 0 to 1 over the channels, more of them high the deeper the layer is."""
+        """The weight of the token itself, rising from 0 to 1 over the channels, faster in deeper layers."""
         share = torch.arange(self.d_model) / self.d_model
         return share ** (power * (1 - self.depth[0] / self.depth[1]))
 
@@ -140,7 +141,8 @@ class TimeMix(Mixing):
         self.mix_r.copy_(self.spread(0.5))
 
     def sequence_flops(self, seq_len: int) -> int:
-        """Forward, per token, besides the projections: two joins in the tree and one for the output, of ten each."""
+        """Forward, per token, besides the projections: two combinations in the tree and one for the output, of ten
+        operations each."""
         return 30 * self.d_model
 
     def slots(self) -> tuple[Slot, ...]:

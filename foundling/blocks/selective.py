@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Selective state spaces (Gu & Dao 2023, "Mamba", S6): a state of N numbers a channel, each with a decay of its own.
+"""Selective state spaces (Gu & Dao 2023, "Mamba", S6): a state of N numbers per channel, each with its own decay.
 
-Letters beyond contracts': L chunk length. A decay for every channel and state makes no product of matrices out of a
-chunk, as it does in ssm.py; so chunks are read one after the other, and the places of one by a parallel scan.
+Letters beyond those of contracts: L chunk length. With a decay for every channel and state a chunk is no product of
+matrices, as it is in ssm.py; chunks run one after the other, and the positions of a chunk by a parallel scan.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from foundling.contracts.cache import Slot, State
 
 
 def scan_(decay: Tensor, x: Tensor, *, backwards: bool = False) -> None:
-    """h_t = decay_t h_{t-1} + x_t along dim 1, from zero, in place: x becomes h and decay is used up. `backwards`:
-    h_t = decay_t h_{t+1} + x_t. Every other place takes its neighbour in, they are scanned, and the others follow from
-    them (Brent & Kung 1982): 3 T multiplications in log T steps. Decays are only multiplied, never divided by, so
+    """h_t = decay_t h_{t-1} + x_t along dim 1, from zero, in place: x becomes h, and decay is overwritten. `backwards`:
+    h_t = decay_t h_{t+1} + x_t. Pairs of neighbours are combined, the pairs scanned, and the other positions follow
+    from them (Brent & Kung 1982): 3 T multiplications in log T steps. Decays are multiplied, never divided by, so
     nothing is lost where they vanish."""
     n = x.shape[1]
     if n < 2:
@@ -44,7 +44,7 @@ def scan_(decay: Tensor, x: Tensor, *, backwards: bool = False) -> None:
 def _chunk(
     x: Tensor, dt: Tensor, rate: Tensor, b: Tensor, fresh: Tensor | None, start: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What one chunk's scan begins with: decays and inputs (B, L, N, C), the state before it taken in."""
+    """The inputs of one chunk's scan: decays and values (B, L, N, C), with the state before the chunk added."""
     span = dt if fresh is None else dt.masked_fill(fresh[..., None], math.inf)  # exp(−∞): nothing of before remains
     decay = (span[:, :, None] * -rate).exp_()
     inputs = (x * dt)[:, :, None] * b[..., None]
@@ -53,7 +53,7 @@ def _chunk(
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in their own type, also under autocast, which reaches into operators."""
+    """a @ b in their own dtype, also under autocast, which reaches into custom operators."""
     with torch.autocast(a.device.type, enabled=False):
         return a @ b
 
@@ -93,7 +93,7 @@ def selective_scan_backward(
     grad: Tensor, grad_state: Tensor, x: Tensor, dt: Tensor, rate: Tensor, b: Tensor, c: Tensor, fresh: Tensor | None,
     starts: Tensor, chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """The gradient of h_t runs backwards as h_t does forwards: λ_t = decay_{t+1} λ_{t+1} + grad_t c_t."""
+    """The gradient of h_t is a scan in the other direction: λ_t = decay_{t+1} λ_{t+1} + grad_t c_t."""
     grad_x, grad_dt, grad_rate = torch.empty_like(x), torch.empty_like(dt), torch.zeros_like(rate)
     grad_b, grad_c = torch.empty_like(b), torch.empty_like(c)
     for index in reversed(range(starts.shape[1])):
@@ -144,8 +144,8 @@ selective_scan.register_autograd(_backward, setup_context=_setup)
 
 
 class SelectiveMixer(nn.Module):
-    """A gated convolution and a selective state space (section 3.4, figure 3). `norm` makes a norm of a width, for Δ, b
-    and c (Lieber et al. 2024, Jamba, section 2)."""
+    """A gated convolution and a selective state space (section 3.4, figure 3). `norm` makes a norm of a width, applied
+    to Δ, b and c (Lieber et al. 2024, Jamba, section 2)."""
 
     def __init__(
         self, d_model: int, d_inner: int, d_state: int, d_conv: int, dt_rank: int, chunk: int,
@@ -166,19 +166,19 @@ class SelectiveMixer(nn.Module):
         self.dt_bias = nn.Parameter(torch.zeros(d_inner))
 
     def roles(self) -> dict[str, Role]:
-        """Rates are a number for each state, no matrix that anything is multiplied by."""
+        """Rates are one number for each state and multiply no activations as a matrix."""
         return {name: Role("vector", 1) for name in ("log_rate", "skip", "dt_bias")}
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
-        """Rates 1 to N in every channel and Δ of 0.001 to 0.1 (section 3.6)."""
+        """Rates from 1 to N in every channel, Δ from 0.001 to 0.1 (section 3.6)."""
         self.log_rate.copy_(torch.arange(1, self.d_state + 1).log().expand_as(self.log_rate))
         self.dt_bias.copy_(first_dt_bias(self.d_inner, generator))
         self.skip.fill_(1.0)
 
     def sequence_flops(self, seq_len: int) -> int:
-        """Forward, per token, besides the projections, for each number of the state: 2 for its decay, 1 for what comes
-        in, 5 for the scan, 2 for the readout."""
+        """Forward, per token, besides the projections, for each number of the state: 2 for the decay, 1 for the input,
+        5 for the scan, 2 for the output."""
         return 10 * self.d_inner * self.d_state
 
     def slots(self) -> tuple[Slot, ...]:

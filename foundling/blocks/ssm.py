@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""State-space mixers: Mamba-2 (Dao & Gu 2024, "Transformers are SSMs"), in chunks for training, step by step after.
+"""State-space mixers: Mamba-2 (Dao & Gu 2024, "Transformers are SSMs"), in chunks for training, step by step for
+decoding.
 
-Letters beyond contracts': L chunk length, G groups of B and C, N state. In a row, documents are told apart by a running
-number (`segments`), so that a decay across a border is exactly zero; padding has Δ = 0, which holds the state.
+Letters beyond those of contracts: L chunk length, G groups of B and C, N state. `segments` number the documents of a
+row, so that a decay across a border is exactly zero; padding has Δ = 0, which keeps the state.
 """
 
 from __future__ import annotations
@@ -60,16 +61,16 @@ def ssd_chunked(
     to_end = (torch.exp(after) * out).movedim(-1, 2)[..., None]
     added = (x * to_end).flatten(4).movedim(2, -1) @ b  # (B, c, G, H/G · P, N)
     whole = torch.exp(until[..., -1]) * keep[..., None, None]  # (B, c, G, H/G)
-    held = x.new_zeros(rows, groups, heads // groups, width, n)
-    held = held if state is None else state.unflatten(1, (groups, -1))
+    carried = x.new_zeros(rows, groups, heads // groups, width, n)
+    carried = carried if state is None else state.unflatten(1, (groups, -1))
     before = []
     for decays, adds in zip(whole.unbind(1), added.unflatten(3, (-1, width)).unbind(1), strict=True):
-        before.append(held)
-        held = decays[..., None, None] * held + adds
+        before.append(carried)
+        carried = decays[..., None, None] * carried + adds
     from_start = (torch.exp(until) * into).movedim(-1, 2)[..., None]
     arrived = c @ torch.stack(before, 1).flatten(3, 4).mT  # (B, c, G, L, H/G · P)
     y = inside.movedim(-2, 2) + arrived.movedim(3, 2).unflatten(-1, (-1, width)) * from_start
-    return y.flatten(3, 4).flatten(1, 2)[:, :steps], held.flatten(1, 2)
+    return y.flatten(3, 4).flatten(1, 2)[:, :steps], carried.flatten(1, 2)
 
 
 def ssd_step(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,7 +82,7 @@ def ssd_step(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, state: Tensor) 
 
 
 def first_dt_bias(channels: int, generator: torch.Generator) -> Tensor:
-    """(C,): what softplus turns into a Δ of 0.001 to 0.1, spread evenly in the logarithm."""
+    """(C,): the inverse softplus of Δ from 0.001 to 0.1, uniform in the logarithm."""
     dt = torch.exp(torch.rand(channels, generator=generator) * math.log(100) + math.log(0.001))
     return dt + torch.log(-torch.expm1(-dt))
 
@@ -128,14 +129,14 @@ class Mamba2Mixer(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
-        """Rates 1 to 16 and Δ of 0.001 to 0.1, both spread evenly (in the logarithm), as the authors' code starts."""
+        """Rates from 1 to 16, Δ from 0.001 to 0.1, uniform in the logarithm, as in the authors' code."""
         rate = torch.rand(self.n_heads, generator=generator) * 15 + 1
         self.log_rate.copy_(rate.log())
         self.dt_bias.copy_(first_dt_bias(self.n_heads, generator))
         self.skip.fill_(1.0)
 
     def sequence_flops(self, seq_len: int) -> int:
-        """Forward, per token, besides the projections: scores and values within a chunk, the state in and out."""
+        """Forward, per token, besides the projections: scores and values within a chunk, the state read and written."""
         chunk, width = min(self.chunk, seq_len), self.n_heads * self.head_dim
         return 2 * chunk * (self.n_groups * self.d_state + width) + 4 * width * self.d_state
 

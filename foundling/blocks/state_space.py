@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linear state spaces that do not change with time (S4: Gu, Goel & Ré 2022; S4D: Gu, Gupta et al. 2022; H3: Fu et al.
-2023): one system a channel, x_t = Ā x_{t-1} + B̄ u_t, y_t = C x_t + skip · u_t.
+"""Linear time-invariant state spaces (S4: Gu, Goel & Ré 2022; S4D: Gu, Gupta et al. 2022; H3: Fu et al. 2023): one
+system per channel, x_t = Ā x_{t-1} + B̄ u_t, y_t = C x_t + skip · u_t.
 
-A system says how one step goes (`advance`) and what is read of its state; its matrices follow from that, and from them
-three forms of the same sum: a convolution by FFT where a row is one document, chunks where documents are packed or a
-state comes along, and the step itself for one token. All of it in float32.
-Letters beyond contracts': C channels, N state (real numbers), M = N/2 conjugate pairs, L chunk length.
+A system defines one step (`advance`) and the output of a state (`readout`). Its matrices follow from these, and from
+them three forms of the same sum: a convolution by FFT where a row is one document, chunks where documents are packed or
+a state is passed in, and the step itself for one token. All of it is in float32.
+
+Letters beyond those of contracts: C channels, N state (real numbers), M = N/2 conjugate pairs, L chunk length.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from foundling.blocks.init import Role
 def powers(matrix: Tensor, start: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """matrix (C, N, N), start (C, N) -> (C, N, n): start, matrix · start, … for the power of two n ≥ count, and
     matrixⁿ, by doubling."""
-    found = start[..., None]
-    while found.shape[-1] < count:
-        found = torch.cat((found, matrix @ found), -1)
+    columns = start[..., None]
+    while columns.shape[-1] < count:
+        columns = torch.cat((columns, matrix @ columns), -1)
         matrix = matrix @ matrix
-    return found, matrix
+    return columns, matrix
 
 
 class StateSpace(nn.Module):
@@ -39,12 +40,12 @@ class StateSpace(nn.Module):
         self.skip = nn.Parameter(torch.ones(channels))
 
     def roles(self) -> dict[str, Role]:
-        """No one of them is a matrix between widths, whatever its shape; what is read sums over the state."""
+        """None of them is a matrix between widths, whatever its shape; the output sums over the state."""
         names = [name for name, _ in self.named_parameters(recurse=False)]
         return {name: Role("conv", self.d_state) if name == "output_gain" else Role("vector", 1) for name in names}
 
     def sequence_flops(self, seq_len: int) -> int:
-        """Forward, per token: within a chunk, the state in and out; building the matrices belongs to no token."""
+        """Forward, per token: a chunk, and the state read and written; the matrices are built once, for no token."""
         return 2 * self.channels * (min(self.chunk, seq_len) + 2 * self.d_state)
 
     def advance(self, x: Tensor, u: Tensor) -> Tensor:
@@ -72,8 +73,9 @@ class StateSpace(nn.Module):
     def forward(
         self, u: Tensor, documents: Tensor | None = None, segments: Tensor | None = None, state: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """u (B, T, C); documents and segments (B, T) where rows are not one document each; state (B, C, N), of what was
-        read before -> (B, T, C) float32, and the state behind each row's last real token where one was given."""
+        """u (B, T, C); documents and segments (B, T) where rows are not one document each; state (B, C, N) before the
+        first token -> (B, T, C) float32, and, where a state was passed in, the state after each row's last real
+        token."""
         with torch.autocast(u.device.type, enabled=False):
             u = u.float()
             if documents is None or segments is None:
@@ -112,19 +114,20 @@ class StateSpace(nn.Module):
         arriving = torch.cat((torch.zeros_like(s[:, :1, -1]), s[:, :-1, -1]), 1)  # segment of the state that comes
         left = torch.where((s == s[:, :, -1:])[..., None], u, 0)
         added = torch.einsum("cnl,zklc->zkcn", into.flip(-1), left)
-        held = torch.zeros_like(added[:, 0]) if state is None else state
-        before = [held]
+        carried = torch.zeros_like(added[:, 0]) if state is None else state
+        before = [carried]
         for index in range(u.shape[1]):
             goes_on = (arriving[:, index] == s[:, index, -1])[:, None, None]
-            held = torch.where(goes_on, (whole @ held[..., None])[..., 0], 0) + added[:, index]
-            before.append(held)
+            carried = torch.where(goes_on, (whole @ carried[..., None])[..., 0], 0) + added[:, index]
+            before.append(carried)
         states = torch.stack(before, 1)
         far = torch.einsum("cnl,zkcn->zklc", out, states[:, :-1])
         far = torch.where((s == arriving[..., None])[..., None], far, 0).flatten(1, 2)
         return (y + far)[:, :steps], states
 
     def behind(self, u: Tensor, real: Tensor, segments: Tensor, before: Tensor) -> Tensor:
-        """The state (B, C, N) after `real` (B,) tokens of each row: the one before their chunk, and on step by step."""
+        """The state (B, C, N) after `real` (B,) tokens of each row: the one before their chunk, advanced step by
+        step."""
         rows, first = torch.arange(len(u), device=u.device), real // self.chunk * self.chunk
         state, s = before[rows, real // self.chunk], F.pad(segments, (1, 0))
         for step in range(min(self.chunk - 1, u.shape[1])):
@@ -136,7 +139,7 @@ class StateSpace(nn.Module):
 
 
 class Diagonal(StateSpace):
-    """A = Λ, complex, in conjugate pairs of which one is kept (S4D); discretised by the bilinear rule."""
+    """A = Λ, complex, in conjugate pairs of which one is stored (S4D); discretised by the bilinear rule."""
 
     def __init__(self, channels: int, d_state: int, chunk: int) -> None:
         super().__init__(channels, d_state, chunk)
@@ -148,7 +151,8 @@ class Diagonal(StateSpace):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
-        """Rate ½, frequencies 0, π, 2π … (S4D-Lin), B of ones, C drawn, Δ of 0.001 to 0.1, spread in the logarithm."""
+        """Rate ½, frequencies 0, π, 2π … (S4D-Lin), B of ones, C random, Δ from 0.001 to 0.1, uniform in the
+        logarithm."""
         self.log_rate.fill_(math.log(0.5))
         self.frequency.copy_(math.pi * torch.arange(self.d_state // 2).expand_as(self.frequency))
         self.input_gain.copy_(torch.tensor([1.0, 0.0]).expand_as(self.input_gain))
@@ -169,7 +173,7 @@ class Diagonal(StateSpace):
         return torch.view_as_real(after).flatten(-2)
 
     def readout(self) -> Tensor:
-        """2 Re(c z), the other half of each pair counted"""
+        """2 Re(c z), which counts the other half of each pair"""
         real, imaginary = self.output_gain.float().unbind(-1)
         return torch.stack((2 * real, -2 * imaginary), -1).flatten(-2)
 
@@ -216,8 +220,8 @@ def legs(n: int) -> tuple[Tensor, Tensor]:
 
 
 class Shift(StateSpace):
-    """Ā moves the state on by one place: a memory of the last N inputs (H3, section 3.1). B is learnt too, as in the
-    authors' models."""
+    """Ā shifts the state by one: a memory of the last N inputs (H3, section 3.1). B is learned too, as in the authors'
+    models."""
 
     def __init__(self, channels: int, d_state: int, chunk: int) -> None:
         super().__init__(channels, d_state, chunk)
@@ -225,7 +229,7 @@ class Shift(StateSpace):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
-        """B puts the input into the first place, C is drawn."""
+        """B writes the input into the first place; C is random."""
         self.input_gain.zero_()
         self.input_gain[:, 0] = 1.0
         self.output_gain.copy_(torch.randn(self.output_gain.shape, generator=generator) * self.d_state**-0.5)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""config.json, both ways: each published key is mapped, demanded or kept as inert; nothing is silently dropped."""
+"""config.json, read and written: each published key is mapped, required or kept as inert; none is silently dropped."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def write_config(found: Family, config: Any, inert: dict[str, Any], dtype: str =
 
 
 def _version_4(values: dict[str, Any], file: str) -> dict[str, Any]:
-    """transformers 5 nests RoPE's figures and spells infinity out; flatten and read them as version 4 wrote them."""
+    """transformers 5 nests RoPE's parameters and spells infinity out; flatten and read them as version 4 wrote them."""
     values = _spelt_out(values)
     nested = values.pop("rope_parameters", None)
     if nested is None:
@@ -139,7 +139,7 @@ def _mappings(table: ConfigMap) -> set[str]:
 
 
 def _nested(values: dict[str, Any], table: ConfigMap) -> dict[str, Any]:
-    """The other way."""
+    """The inverse of _flat."""
     inside, nested = _mappings(table), dict[str, Any]()
     for key, value in values.items():
         outer, dot, inner = key.partition(".")
@@ -151,14 +151,14 @@ def _nested(values: dict[str, Any], table: ConfigMap) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    """As Python writes it, on one line that can be read."""
+    """The value's repr on one line, shortened."""
     said = repr(value)
     return said if len(said) <= 120 else f"{said[:100]} … ({len(said):,} characters)"
 
 
 def _check_sizes(ours: dict[str, Any], file: str) -> None:
-    """No size of a file may ask for more than a machine could hold, or for nothing; an id, a place or a probability may
-    be 0."""
+    """Bounds the sizes of a file: none may be zero or ask for more than a machine could hold; an id, an offset or a
+    probability may be 0."""
     for key, value in ours.items():
         least = 0 if key.endswith(("_id", "_offset", "_at", "dropout")) else 1
         for number in value if isinstance(value, list | tuple) else [value]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BLOOM (Le Scao et al. 2022): no positions but ALiBi's slopes (Press et al. 2022), a norm behind the embedding."""
+"""BLOOM (Le Scao et al. 2022): ALiBi's slopes in place of positions (Press et al. 2022), a norm after the embedding."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class BloomConfig:
 
 
 def slopes(n_heads: int) -> list[float]:
-    """Of each head: 2^(−8 i / n) where n is a power of two; what is missing to n comes from every other one of twice
+    """One per head: 2^(−8 i / n) where n is a power of two; otherwise the missing ones are every other slope of twice
     the next smaller power (Press et al. 2022, section 3, and their code)."""
     whole = 1 << (n_heads.bit_length() - 1)
     first = [2 ** (-8 * (i + 1) / whole) for i in range(whole)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gemma 2 (Gemma team 2024): norms before and behind each part, every other layer local, scores and logits capped."""
+"""Gemma 2 (Gemma team 2024): norms before and after each part, every other layer local, scores and logits capped."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Gemma2Config:
     window: int = 4096
     """of the first layer, the third, …"""
     query_scale: int = 256
-    """scores are divided by its root"""
+    """scores are divided by its square root"""
     score_cap: float = 50.0
     logit_cap: float = 30.0
     max_seq_len: int = 8192

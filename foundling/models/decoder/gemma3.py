@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gemma 3 (Gemma team 2025): Gemma 2 with five local layers to a global one, norms over queries and keys, no caps."""
+"""Gemma 3 (Gemma team 2025): Gemma 2 with five local layers to a global one, norms on queries and keys, no caps."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Gemma3Config:
     d_ff: int
     window: int = 1024
     period: int = 6
-    """every so-manieth layer sees everything, the others their window"""
+    """every `period`-th layer sees everything, the others their window"""
     query_scale: int = 256
     max_seq_len: int = 131072
     rope_theta: float = 1e6

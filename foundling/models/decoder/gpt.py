@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GPT (Radford et al. 2018): LayerNorm behind each part and none at the end, learned positions, GELU, a tied head."""
+"""GPT (Radford et al. 2018): LayerNorm after each part and none at the end, learned positions, GELU, a tied head."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GPT-NeoX (Black et al. 2022): attention and feed-forward side by side, a quarter of each head turned by its position
+"""GPT-NeoX (Black et al. 2022): attention and feed-forward in parallel, a quarter of each head with rotary positions
 (section 2.1)."""
 
 from __future__ import annotations

@@ -182,4 +182,4 @@ PLAIN_ROPE = replace(
     only={**CONFIG.only, "rope_scaling": None},
     convert={},
 )
-"""For families like this one whose rotations are never slowed."""
+"""For families like this one without RoPE scaling."""

@@ -42,14 +42,15 @@ class Llama4Config:
     n_experts: int = 16
     n_active: int = 1
     moe_period: int = 1
-    """every so-manieth layer has experts"""
+    """every `moe_period`-th layer has experts"""
     balance_weight: float = 0.001
     chunk: int = 8192
     rope_period: int = 4
-    """every so-manieth layer has no positions and sees everything"""
+    """every `rope_period`-th layer has no rotary positions and sees everything"""
     qk_norm: bool = True
     tempered: bool = True
-    """whether queries without positions grow, by `temper` · log(1 + ⌊(position + 1) / `temper_from`⌋)"""
+    """whether queries without rotary positions are scaled by `temper` · log(1 + ⌊(position + 1) / `temper_from`⌋) +
+    1"""
     temper: float = 0.1
     temper_from: int = 8192
     max_seq_len: int = 131072
@@ -68,7 +69,7 @@ class Llama4Config:
 
 
 class UnitNorm(nn.Module):
-    """x / rms(x) over the last axis. Turning changes no length, so it may stand before the rotation."""
+    """x / rms(x) over the last axis. A rotation changes no length, so the norm may come before it."""
 
     def __init__(self, eps: float) -> None:
         super().__init__()
@@ -87,8 +88,8 @@ class NoPEAttention(Attention):
 
 
 class SharedMoE(MoE):
-    """An expert that reads every token, and of the others the likeliest, each weighed by the sigmoid of its own logit
-    and by that before it reads."""
+    """A shared expert that reads every token, and the most likely of the others, whose inputs are weighted by the
+    sigmoid of their logits."""
 
     weighs_input = True
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mistral (Jiang et al. 2023): Llama's parts, attention kept to a sliding window (section 2)."""
+"""Mistral (Jiang et al. 2023): Llama's parts with sliding-window attention (section 2)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OLMo 2 (OLMo team 2024): norms behind each part instead of before it, and over all queries and keys (section 3.3)."""
+"""OLMo 2 (OLMo team 2024): norms after each part instead of before it, and over all queries and keys (section 3.3)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class OLMo2Config:
 
 
 class OLMo2Attention(Attention):
-    """Queries and keys are normalised before they are parted into heads."""
+    """Queries and keys are normalised before they are split into heads."""
 
     def __init__(self, c: OLMo2Config) -> None:
         super().__init__(c.d_model, c.n_heads, c.n_kv_heads, c.head_dim)

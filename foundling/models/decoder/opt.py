@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OPT (Zhang et al. 2022): GPT-2's parts with ReLU; positions are counted from 2 on."""
+"""OPT (Zhang et al. 2022): GPT-2's parts with ReLU; positions are counted from 2."""
 
 from __future__ import annotations
 

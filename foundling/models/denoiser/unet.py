@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A U-Net that denoises (Ho et al. 2020, appendix B): resolutions down and up again, with skips between the two."""
+"""A denoising U-Net (Ho et al. 2020, appendix B): resolutions down and up again, with skips between the two sides."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class UNetConfig:
     widths: tuple[int, ...]
     """channels at each resolution, halved from one to the next"""
     attends: tuple[bool, ...]
-    """whether each resolution has attention; the middle always has"""
+    """whether each resolution has attention; the middle always has it"""
     n_blocks: int = 2
     head_dim: int = 8
     n_groups: int = 32
@@ -48,7 +48,7 @@ class UNetConfig:
 
 
 class ResBlock(nn.Module):
-    """Two convolutions with the time in between, and a way around them."""
+    """Two convolutions with the time embedding in between, and a residual connection around them."""
 
     def __init__(self, channels: int, width: int, c: UNetConfig) -> None:
         super().__init__()

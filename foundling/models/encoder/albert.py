@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ALBERT (Lan et al. 2020): BERT whose layers share their weights, and whose embeddings are narrower than they."""
+"""ALBERT (Lan et al. 2020): BERT whose layers share their weights, and whose embeddings are narrower than its
+layers."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from foundling.models.encoder import bert
 class ALBERTConfig(bert.BERTConfig):
     d_embed: int = 128
     n_groups: int = 1
-    """of layers; those of a group are one"""
+    """of layers; the layers of a group share their weights"""
     activation: Literal["gelu", "gelu_tanh"] = "gelu_tanh"
 
     def __post_init__(self) -> None:

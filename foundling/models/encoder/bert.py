@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BERT (Devlin et al. 2019): reads both ways; learns by filling gaps; the first token's state stands for the whole."""
+"""BERT (Devlin et al. 2019): a bidirectional encoder trained by masked prediction; the first token's state represents
+the text."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ class BERTConfig:
     pooled: bool = False
     masked: bool = True
     n_classes: int = 0
-    """told from the pooled vector; beside the head over the vocabulary the two of next-sentence prediction"""
+    """predicted from the pooled vector; beside the head over the vocabulary, the two of next-sentence prediction"""
     dropout: float = 0.0
     """of embeddings and of what each part adds to the residual stream, in training"""
     attention_dropout: float = 0.0
@@ -86,12 +87,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def pairs(theirs: str, ours: str) -> list[Key]:
-    """weight and bias of one module"""
+    """Weight and bias of one module."""
     return [Key(f"{theirs}.{kind}", f"{ours}.{kind}") for kind in ("weight", "bias")]
 
 
 def keys(base: str) -> list[Key]:
-    """Embeddings and layers, under the name that the family's tensors begin with."""
+    """Embeddings and layers; `base` is what the family's tensor names begin with."""
     return [
         *[
             Key(f"{base}.embeddings.{theirs}_embeddings.weight", f"{ours}.weight")
@@ -133,7 +134,7 @@ KEYS = [
 
 
 def labels(c: dict[str, Any]) -> dict[str, str] | None:
-    """transformers makes as many classes as there are labels."""
+    """transformers makes one class per label."""
     return {str(i): f"LABEL_{i}" for i in range(c["n_classes"])} if c["n_classes"] else None
 
 

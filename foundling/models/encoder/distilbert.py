@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DistilBERT (Sanh et al. 2019): BERT of half the layers, without kinds of text; classes have a layer before them."""
+"""DistilBERT (Sanh et al. 2019): BERT with half the layers and without token types; a layer comes before its
+classifier."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RoBERTa (Liu et al. 2019): BERT trained longer on more; one kind of text, positions counted from 2 on."""
+"""RoBERTa (Liu et al. 2019): BERT trained longer on more data; one token type, positions counted from 2."""
 
 from __future__ import annotations
 

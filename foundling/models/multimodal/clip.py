@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CLIP (Radford et al. 2021): an encoder of images and one of texts, into one space where matching ones are near."""
+"""CLIP (Radford et al. 2021): an encoder of images and one of texts, into one space where matching pairs are near."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ def tower(d_model: int, n_layers: int, n_heads: int, d_ff: int, eps: float) -> n
 
 
 class ImageEncoder(nn.Module):
-    """A vision Transformer (Dosovitskiy et al. 2021) with a norm before its layers; the class token stands for all."""
+    """A vision Transformer (Dosovitskiy et al. 2021) with a norm before its layers; the class token represents the
+    image."""
 
     def __init__(self, c: CLIPConfig) -> None:
         super().__init__()
@@ -93,7 +94,7 @@ class ImageEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Reads from left to right; the state where the text ends stands for all."""
+    """A causal Transformer; the state at the end of the text represents it."""
 
     def __init__(self, c: CLIPConfig) -> None:
         super().__init__()

@@ -30,7 +30,7 @@ class H3Config:
     n_heads: int
     d_ff: int
     attend_at: tuple[int, ...] = ()
-    """numbers, from 0, of the layers that attend"""
+    """indices, from 0, of the layers with attention"""
     d_state: int = 64
     chunk_size: int = 16
     max_seq_len: int = 2048

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jamba (Lieber et al. 2024): one attention layer among selective state-space layers, experts in every other one. No
-positions are told: the recurrences know the order."""
+"""Jamba (Lieber et al. 2024): one attention layer among selective state-space layers, experts in every other one.
+
+There are no position embeddings: the recurrences encode the order.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ class JambaConfig:
     """layers i with i % period = offset attend, the others are recurrent"""
     attention_offset: int = 4
     expert_period: int = 2
-    """and so those with experts"""
+    """the same for layers with experts"""
     expert_offset: int = 1
     n_experts: int = 16
     n_active: int = 2
@@ -46,7 +48,7 @@ class JambaConfig:
     d_state: int = 16
     d_conv: int = 4
     chunk_size: int = 64
-    """how the scan is computed, not what"""
+    """changes how the scan is computed, not its result"""
     max_seq_len: int = 262144
     norm_eps: float = 1e-6
     tie_embeddings: bool = False

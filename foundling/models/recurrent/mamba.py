@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mamba (Gu & Dao 2023): selective state-space mixers alone, no attention and no feed-forward layers."""
+"""Mamba (Gu & Dao 2023): selective state-space mixers only, no attention and no feed-forward layers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class MambaConfig:
     d_state: int = 16
     d_conv: int = 4
     chunk_size: int = 64
-    """how the scan is computed, not what"""
+    """changes how the scan is computed, not its result"""
     max_seq_len: int = 1 << 20
     norm_eps: float = 1e-5
     tie_embeddings: bool = True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mamba-2 (Dao & Gu 2024): a stack of state-space mixers alone; the state of a row does not grow."""
+"""Mamba-2 (Dao & Gu 2024): a stack of state-space mixers; the state of a row does not grow."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""S4 (Gu, Goel & Ré 2022): state spaces with HiPPO's matrix as diagonal plus low rank, in the place of attention."""
+"""S4 (Gu, Goel & Ré 2022): state spaces with HiPPO's matrix as diagonal plus low rank, in place of attention."""
 
 from __future__ import annotations
 

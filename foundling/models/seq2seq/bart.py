@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BART (Lewis et al. 2019): the Transformer with GELU, learned positions counted from 2 on, and normalised inputs."""
+"""BART (Lewis et al. 2019): the Transformer with GELU, learned positions counted from 2, and normalised inputs."""
 
 from __future__ import annotations
 

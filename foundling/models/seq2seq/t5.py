@@ -48,7 +48,7 @@ class T5Config:
 
 class RelativeBias(nn.Module):
     """A learned number per head and bucket of distance: exact when near, logarithmic up to `max_distance` (section
-    2.1). An encoder spends half of the buckets on what comes after."""
+    2.1). An encoder uses half of the buckets for later keys."""
 
     def __init__(self, n_buckets: int, max_distance: int, n_heads: int, *, both_ways: bool) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class RelativeBias(nn.Module):
         self.table = nn.Embedding(n_buckets, n_heads)
 
     def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """places of queries (B or 1, T) and keys (B or 1, S) -> (B or 1, H, T, S)"""
+        """queries (B or 1, T) and keys (B or 1, S), their places in the row -> (B or 1, H, T, S)"""
         n, ahead = self.table.num_embeddings, keys[:, None, :] - queries[:, :, None]
         bucket, back = torch.zeros_like(ahead), (-ahead).clamp_min(0)
         if self.both_ways:
@@ -73,7 +73,8 @@ def feed_forward(c: T5Config) -> nn.Module:
 
 
 def attention(c: T5Config, kind: type[Attention] = Attention) -> Any:
-    """Scores are not divided by √head_dim; the queries' start does it instead (appendix of the code: init scales)."""
+    """Scores are not divided by √head_dim; the initial values of the query projection make up for it (appendix of the
+    code: init scales)."""
     mixer = kind(c.d_model, c.n_heads, c.n_heads, c.head_dim, scale=1.0)
     mixer.q.start_gain = c.head_dim**-0.5  # pyright: ignore[reportAttributeAccessIssue]
     return mixer
