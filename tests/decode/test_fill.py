@@ -85,7 +85,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     batches = MaskedBatches(
         Sentences(tokenizer), seed=0, mask=tokenizer.mask, vocab_size=150, rate=0.25, never=special
     )  # fmt: skip
-    for _ in train(state, Causal(), batches, Schedule(300), TrainOptions(16), Runtime()):
+    for _ in train(state, Causal(), batches, Schedule(220), TrainOptions(16), Runtime()):
         pass
     return foundling.save(model.eval(), directory, tokenizer=tokenizer)
 
