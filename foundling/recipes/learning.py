@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from foundling.contracts.data import Batches
-from foundling.contracts.objective import Objective
 from foundling.data.transforms.infill import InfillBatches
 from foundling.data.transforms.mask import MaskedBatches
 from foundling.data.transforms.span import SpanBatches
@@ -22,7 +21,8 @@ from foundling.weights.directory import load
 
 @dataclass(frozen=True)
 class Learning:
-    objective: Objective
+    objective: Any
+    """an Objective"""
     transform: Callable[[Batches], Batches] = lambda batches: batches
     """packed batches -> what the objective reads"""
     target_len: int | None = None

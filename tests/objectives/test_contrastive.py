@@ -33,7 +33,7 @@ def test_the_scale_is_bounded_and_learnt_through_the_images() -> None:
     assert model.scale.grad.abs() > 0
     with torch.no_grad():
         model.scale.fill_(MAX_LOG_SCALE + 5)
-        images = objective.represent(model, batch)["image"]
+        images = objective.represent(model, batch)["anchor"]
     assert images.norm(dim=-1).tolist() == pytest.approx([100.0] * len(images), rel=1e-5)
 
 
