@@ -29,6 +29,10 @@ def tokens(rows: int = 2, length: int = T, seed: int = 1) -> Tensor:
     return torch.randint(3, VOCAB, (rows, length), generator=generator("tokens", seed))
 
 
+def device_of(model: Any) -> torch.device:
+    return next(model.parameters()).device
+
+
 def text_batch(rows: int, n: int) -> Batch:
     """Two documents a row, some places not counted."""
     x = tokens(rows, T + 1, n)
@@ -86,7 +90,7 @@ class Case:
     @torch.no_grad()
     def outputs(self, model: Any) -> Tensor:
         """(rows, …) of a fixed input"""
-        return model.logits(self.hidden(model, tokens()))
+        return model.logits(self.hidden(model, tokens().to(device_of(model))))
 
     def hidden(self, model: Any, x: Tensor, **more: Any) -> Tensor:
         return model(x, **more).hidden
@@ -114,8 +118,8 @@ class Seq2Seq(Case):
 
     def hidden(self, model: Any, x: Tensor, **more: Any) -> Tensor:
         if "cache" not in more:
-            memory = model.encode(self.source(1).expand(len(x), -1))
-            documents = torch.zeros(x.shape[:2], dtype=torch.int64)
+            memory = model.encode(self.source(1).to(x.device).expand(len(x), -1))
+            documents = torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
             more = {"memory": memory, "memory_documents": documents} | more
         return model(x, **more).hidden
 
@@ -142,7 +146,7 @@ class DualEncoder(Case):
 
     @torch.no_grad()
     def outputs(self, model: Any) -> Tensor:
-        batch = self.batch(0, 2)
+        batch = {name: value.to(device_of(model)) for name, value in self.batch(0, 2).items()}
         pixels = batch["pixels"].to(next(model.parameters()).dtype)
         return torch.cat([model.embed("image", {"pixels": pixels}), model.embed("text", batch)], dim=1)
 
@@ -163,9 +167,9 @@ class Denoiser(Case):
 
     @torch.no_grad()
     def outputs(self, model: Any) -> Tensor:
-        keep = torch.tensor([True, False])
-        pixels = self.batch(0, 2)["pixels"].to(next(model.parameters()).dtype)
-        return model(pixels, torch.tensor([7, 300]), Condition(torch.tensor([3, 4]), keep=keep))
+        pixels = self.batch(0, 2)["pixels"].to(next(model.parameters()))
+        t, classes, keep = (torch.tensor(v, device=pixels.device) for v in ([7, 300], [3, 4], [True, False]))
+        return model(pixels, t, Condition(classes, keep=keep))
 
 
 class Counted:
