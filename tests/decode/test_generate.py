@@ -14,6 +14,7 @@ from foundling.decode.plain import generate
 from foundling.decode.sampling import Sampling, distribution
 from foundling.decode.speculative import ModelGuesser, Tally, speculate
 from foundling.errors import GenerationError
+from foundling.contracts.cache import Cross
 from foundling.models import FAMILIES, build, family
 from tests.contract.cases import UNTIED, case
 from tests.contract.matrix import UNLIKE, covers
@@ -68,10 +69,7 @@ def test_a_memory_is_projected_once_and_shared() -> None:
     assert len(calls) == 1
     cache = model.new_cache(1, 4, model.encode(torch.tensor(PROMPTS[:1])))
     several = cache.select(torch.zeros(5, dtype=torch.int64))
-    assert (
-        several.slot(0)._held(type(model.cache_spec()[0][1]))[0]
-        is cache.slot(0)._held(type(model.cache_spec()[0][1]))[0]
-    )
+    assert isinstance(model.cache_spec()[0][1], Cross) and several.tensors[0][1] is cache.tensors[0][1]
 
 
 @covers("beams", only=list(WRITERS))
