@@ -9,12 +9,12 @@ import torch
 from scipy.stats import chi2
 
 import foundling
+from foundling.contracts.cache import Cross
 from foundling.decode.answer import Request, Writing
 from foundling.decode.plain import generate
 from foundling.decode.sampling import Sampling, distribution
 from foundling.decode.speculative import ModelGuesser, Tally, speculate
 from foundling.errors import GenerationError
-from foundling.contracts.cache import Cross
 from foundling.models import FAMILIES, build, family
 from tests.contract.cases import UNTIED, case
 from tests.contract.matrix import UNLIKE, covers
