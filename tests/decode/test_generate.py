@@ -9,6 +9,7 @@ import torch
 from scipy.stats import chi2
 
 import foundling
+from foundling.contracts.cache import Cross
 from foundling.decode.plain import generate
 from foundling.decode.request import Request
 from foundling.decode.sampling import Sampling, compute_probs
@@ -69,10 +70,7 @@ def test_a_memory_is_projected_once_and_shared() -> None:
     assert len(calls) == 1
     cache = model.new_cache(1, 4, model.encode(torch.tensor(PROMPTS[:1])))
     several = cache.select(torch.zeros(5, dtype=torch.int64))
-    assert (
-        several.slot(0)._held(type(model.cache_spec()[0][1]))[0]
-        is cache.slot(0)._held(type(model.cache_spec()[0][1]))[0]
-    )
+    assert isinstance(model.cache_spec()[0][1], Cross) and several.tensors[0][1] is cache.tensors[0][1]
 
 
 @covers("beams", only=list(WRITERS), quick=("llama", "mamba2", "t5"))
