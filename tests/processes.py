@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-SERVER: Any = multiprocessing.get_context("forkserver")
+SERVER: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")  # macOS forks badly
 """Its `Process` and `Queue` are used as those of multiprocessing; the server starts with the first process."""
 SERVER.set_forkserver_preload(["tests.preload"])
 

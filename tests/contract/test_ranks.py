@@ -10,6 +10,7 @@ from foundling.weights.directory import load, weights_hash
 from tests.contract.cases import case
 from tests.contract.matrix import covers
 from tests.contract.ranks import STEPS, Workers, losses
+from tests.rounding import bound
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +54,9 @@ def compare(name: str, one: tuple[dict, Path], two: list[dict], directory: Path)
     assert moments[0].keys() == moments[1].keys()
     for key, a in moments[0].items():
         b = moments[1][key]
-        # T5 under FSDP2 differs in last bits, which 20 steps make visible here
-        assert a.shape == b.shape and (a - b).norm() <= 2e-2 * a.norm() + 1e-6, key
+        # equal where sums associate alike; else a step of Muon or AdamW may multiply a rounding by ten, and then twice;
+        # what has no gradient but roundings (a key's bias) is below 1e-6
+        assert a.shape == b.shape and (a - b).norm() <= 100 * bound() * a.norm() + 1e-6, key
 
 
 @covers("DDP", quick=("llama", "mixtral", "clip"))
