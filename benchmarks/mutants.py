@@ -29,7 +29,7 @@ from typing import Any
 FAMILIES = ["tests/contract/test_families.py", "-k"]
 NEAREST: dict[str, list[list[str]]] = {
     "foundling/train/loop.py": [["tests/train"], [*FAMILIES, "accumulation and (llama or mixtral or clip)"]],
-    "foundling/train/optim.py": [["tests/train"]],
+    "foundling/train/optim.py": [["tests/train"], ["tests/contract/test_ranks.py", "-k", "llama"]],
     "foundling/train/schedule.py": [["tests/train"]],
     "foundling/data/split.py": [["tests/data/test_split.py"]],
     "foundling/data/loader.py": [["tests/data/test_loader.py"], ["tests/train/test_loop.py"]],

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from foundling.errors import FoundlingError, WeightsError
 from foundling.models import build
-from foundling.runtime.files import MAX_JSON_DEPTH
 from foundling.weights.directory import check, load, save, weights_hash
+from foundling.runtime.files import MAX_JSON_DEPTH, read_json
 from tests.contract.cases import case
 from tests.rounding import close
 
@@ -166,6 +166,14 @@ def test_inert_keys_with_dots_and_deep_ones(whole, tmp_path) -> None:
         refused(whole, "config.json", str(MAX_JSON_DEPTH))
     (whole / "config.json").write_text(json.dumps(again)[:-1] + deep.replace('{"a":', "", 1)[:-1])
     load(whole)
+
+
+def test_a_file_may_be_as_large_as_the_limit(tmp_path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text('{"a": 1}')
+    assert read_json(file, max_bytes=8) == {"a": 1}
+    with pytest.raises(WeightsError, match="over"):
+        read_json(file, max_bytes=7)
 
 
 def test_a_mapping_that_is_none(tmp_path) -> None:
