@@ -85,8 +85,8 @@ class Case:
 
     @torch.no_grad()
     def outputs(self, model: Any) -> Tensor:
-        """(rows, …) of a fixed input"""
-        return model.logits(self.hidden(model, tokens()))
+        """(rows, …) of a fixed input, on the model's device"""
+        return model.logits(self.hidden(model, tokens().to(next(model.parameters()).device)))
 
     def hidden(self, model: Any, x: Tensor, **more: Any) -> Tensor:
         return model(x, **more).hidden
@@ -114,8 +114,8 @@ class Seq2Seq(Case):
 
     def hidden(self, model: Any, x: Tensor, **more: Any) -> Tensor:
         if "cache" not in more:
-            memory = model.encode(self.source(1).expand(len(x), -1))
-            documents = torch.zeros(x.shape[:2], dtype=torch.int64)
+            memory = model.encode(self.source(1).to(x.device).expand(len(x), -1))
+            documents = torch.zeros_like(x)
             more = {"memory": memory, "memory_documents": documents} | more
         return model(x, **more).hidden
 
@@ -142,8 +142,9 @@ class DualEncoder(Case):
 
     @torch.no_grad()
     def outputs(self, model: Any) -> Tensor:
-        batch = self.batch(0, 2)
-        pixels = batch["pixels"].to(next(model.parameters()).dtype)
+        parameter = next(model.parameters())
+        batch = {name: value.to(parameter.device) for name, value in self.batch(0, 2).items()}
+        pixels = batch["pixels"].to(parameter.dtype)
         return torch.cat([model.embed("image", {"pixels": pixels}), model.embed("text", batch)], dim=1)
 
 
@@ -163,9 +164,9 @@ class Denoiser(Case):
 
     @torch.no_grad()
     def outputs(self, model: Any) -> Tensor:
-        keep = torch.tensor([True, False])
-        pixels = self.batch(0, 2)["pixels"].to(next(model.parameters()).dtype)
-        return model(pixels, torch.tensor([7, 300]), Condition(torch.tensor([3, 4]), keep=keep))
+        pixels = self.batch(0, 2)["pixels"].to(next(model.parameters()))
+        t, classes, keep = (torch.tensor(v, device=pixels.device) for v in ([7, 300], [3, 4], [True, False]))
+        return model(pixels, t, Condition(classes, keep=keep))
 
 
 class Counted:
