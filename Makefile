@@ -22,7 +22,7 @@ PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test matrix test-slow bench lint clean newcomer
+.PHONY: help quickstart test matrix test-slow bench gpu lint clean newcomer
 
 help: ## this list
 	@echo "Foundling: raise your own foundation model"
@@ -45,6 +45,9 @@ test-slow: $(VENV)/.installed-dev ## the slow tests; ARGS="--shard N": one shard
 
 bench: $(VENV)/.installed-dev ## ours against peers, in one run
 	@if [ -d benchmarks ]; then $(PY) -m benchmarks $(ARGS); else echo "there are no benchmarks yet"; fi
+
+gpu: ## every family on CUDA, speeds, reproduce (needs a GPU); PY=python3 uses an installed Python
+	@$(PY) -m benchmarks.gpu $(ARGS)
 
 lint: $(VENV)/.installed-dev ## ruff and basedpyright
 	@$(PY) -m ruff check .

@@ -1,21 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What weights of fewer bits cost in quality: perplexity of a raised model on its held-out text, in every form.
+"""What weights of fewer bits cost in quality: perplexity of a raised model on held-out text, for each type of weights.
 
 python -m benchmarks.rounding DIR [--data builtin:stdlib] [--tokens 50000]
 
-DIR is what `foundling raise` made of the same data (`make quickstart` makes runs/quickstart). Windows of max_seq_len
-tokens, scored by the engine's prompt_logprobs; the first token of a window does not count.
+DIR is a model that `foundling raise` made from the same data (`make quickstart` writes runs/quickstart). The text is
+cut into windows of max_seq_len tokens and scored by the engine's prompt_logprobs; the first token of a window does not
+count.
 """
 
 import argparse
 import json
 import math
+import tempfile
+from pathlib import Path
 
 import foundling
+from foundling.data.datasets import open_data
+from foundling.data.ingest import ingest
 from foundling.decode.engine.engine import Engine, EngineOptions
 from foundling.decode.native.program import FORMS
 from foundling.decode.request import Request
-from foundling.recipes import corpus
 from foundling.text import Tokenizer
 
 
@@ -27,14 +31,15 @@ def perplexity(engine: Engine, windows: list[list[int]]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("dir")
+    parser.add_argument("dir", help="model directory")
     parser.add_argument("--data", default="builtin:stdlib")
-    parser.add_argument("--tokens", type=int, default=50_000)
+    parser.add_argument("--tokens", type=int, default=50_000, help="about so many of the held-out text")
     args = parser.parse_args()
     model, tokenizer = foundling.load(args.dir), Tokenizer.load(args.dir)
-    found, _ = corpus.read(args.data, "text")
+    with tempfile.TemporaryDirectory() as directory:
+        held_out = ingest(open_data(args.data), Path(directory) / "corpus").held_out
     tokens: list[int] = []
-    for document in found.held_out:
+    for document in held_out:
         tokens += [tokenizer.eos, *tokenizer.encode(document.text)]
         if len(tokens) >= args.tokens:
             break
