@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several adapters on one base, one for each row of a batch: an engine binds them before every forward pass."""
+"""Several adapters on one base: each row of a batch may use another. An engine binds them before every forward pass."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Adapter(NamedTuple):
 
 
 class Banked(nn.Module):
-    """A projection and every adapter of it. Rows that have no adapter bound get the base's output."""
+    """A projection with all its adapters. Rows without an adapter get the output of the base."""
 
     bank: AdapterBank
 
@@ -33,7 +33,7 @@ class Banked(nn.Module):
         self.adapters: dict[str, tuple[Tensor, Tensor, float]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, …, in), row b through the adapter bound to it"""
+        """x (B, …, in) -> (B, …, out); row b uses the adapter bound to it"""
         y = self.base(x)
         for name in dict.fromkeys(self.bank.bound):
             if name in self.adapters:
@@ -44,11 +44,11 @@ class Banked(nn.Module):
 
 
 class AdapterBank:
-    """Puts a bank of adapters on a model's projections, in place. `bind` sets the adapter of each row of the next
-    batch; without it the model computes what it did before. Adapters of experts cannot share a batch, since an expert
-    does not know which row a token comes from.
+    """Adds a bank of adapters to a model's projections, in place. `bind` sets the adapter of each row of the next
+    batch; without it the model computes its original output.
 
-    AdaptError for those, for a name that is not a projection, and for a model that already has adapters.
+    Raises AdaptError for adapters of experts (an expert does not know which row a token comes from), for a name that is
+    not a projection, and for a model that already has adapters.
     """
 
     def __init__(self, model: Any, adapters: Mapping[str, Adapter]) -> None:
@@ -56,13 +56,13 @@ class AdapterBank:
             raise AdaptError("the model already has adapters; merge them first, or load the base again")
         self.names, self.bound = tuple(adapters), tuple[str | None, ...]()
         modules = dict(model.named_modules())
-        wanted = {name.rpartition(".")[0] for adapter in adapters.values() for name in adapter.tensors}
-        for name in sorted(wanted):
+        targets = {name.rpartition(".")[0] for adapter in adapters.values() for name in adapter.tensors}
+        for name in sorted(targets):
             if isinstance(modules.get(name), GROUPED):
                 raise AdaptError(f"'{name}' belongs to experts, whose adapters cannot share a batch; merge it instead")
             if not isinstance(modules.get(name), LINEAR):
                 raise AdaptError(f"'{name}' is not a projection of this model")
-        rewrite(model, {name: modules[name] for name in wanted}, lambda m: Banked(m, self))
+        rewrite(model, {name: modules[name] for name in targets}, lambda m: Banked(m, self))
         for name, adapter in adapters.items():
             scale = adapter.options.alpha / adapter.options.rank
             for path in {key.rpartition(".")[0] for key in adapter.tensors}:

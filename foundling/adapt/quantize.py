@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights as 8-bit integers, symmetric with one scale per output channel (Dettmers et al. 2022, section 2.1, for the
-weights only): a quarter of the bytes, activations unchanged."""
+"""Quantises weights, not activations, to symmetric 8-bit integers with one scale per output channel (Dettmers et al.
+2022, section 2.1): a quarter of the bytes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ from foundling.errors import AdaptError
 
 
 def to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(…, out, in) -> int8 alike and scale (…, out, 1) float32, with |weight − int8 · scale| ≤ scale / 2."""
+    """(…, out, in) -> int8 of the same shape and scale (…, out, 1) float32, with |weight − int8 · scale| ≤ scale /
+    2."""
     weight = weight.detach().float()
     scale = weight.abs().amax(-1, keepdim=True) / 127
-    scale = torch.where(scale >= torch.finfo(scale.dtype).tiny, scale, 1.0)  # below, a quotient could be over 127
+    scale = torch.where(
+        scale >= torch.finfo(scale.dtype).tiny, scale, 1.0
+    )  # with a subnormal scale, a quotient could exceed 127
     return (weight / scale).round().to(torch.int8), scale
 
 
 class _Product(torch.autograd.Function):
-    """x @ (int8 · scale)ᵀ, the scale applied to the result. Backward makes the floats again: autograd would
-    keep those of every layer, and no memory would be saved."""
+    """x @ (int8 · scale)ᵀ, with the scale applied to the result. The backward pass converts the weight to float again:
+    autograd would store the floats of every layer and save no memory."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, ends: Tensor | None) -> Tensor:
@@ -43,24 +46,24 @@ def _multiply(x: Tensor, weight: Tensor, ends: Tensor | None) -> Tensor:
     return F.linear(x, floats) if ends is None else grouped_mm(x, floats, ends)
 
 
-def _scales(scale: Tensor, ends: Tensor | None, like: Tensor) -> Tensor:
-    """(out,), or (n, out) of rows sorted by expert"""
+def _scales(scale: Tensor, ends: Tensor | None, reference: Tensor) -> Tensor:
+    """(out,), or (n, out) for rows sorted by expert"""
     if ends is None:
-        return scale[:, 0].to(like.dtype)
-    rows = torch.arange(len(like), device=like.device, dtype=ends.dtype)
-    return scale[torch.searchsorted(ends, rows, right=True), :, 0].to(like.dtype)
+        return scale[:, 0].to(reference.dtype)
+    rows = torch.arange(len(reference), device=reference.device, dtype=ends.dtype)
+    return scale[torch.searchsorted(ends, rows, right=True), :, 0].to(reference.dtype)
 
 
 def int8_product(x: Tensor, weight: Tensor, scale: Tensor, ends: Tensor | None = None) -> Tensor:
-    """x (…, in), weight (out, in), scale (out, 1) -> (…, out); `ends` as in GroupedLinear. Under autocast in its
-    dtype, which represents an int8 exactly."""
+    """x (…, in), weight (out, in), scale (out, 1) -> (…, out); `ends` as in GroupedLinear. Under
+    autocast it computes in the autocast type, which represents int8 exactly."""
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     return _Product.apply(x, weight, scale, ends)  # pyright: ignore[reportReturnType]
 
 
 class Int8Linear(nn.Module):
-    """x @ (int8 · scale)ᵀ + bias; gradients pass to x alone."""
+    """x @ (int8 · scale)ᵀ + bias; only x gets a gradient."""
 
     weight: Tensor
     scale: Tensor
@@ -86,7 +89,7 @@ class Int8Linear(nn.Module):
 
 
 class Int8GroupedLinear(nn.Module):
-    """The same for experts, each with its own scales."""
+    """Int8Linear for experts, each with its own scales."""
 
     weight: Tensor
     scale: Tensor
@@ -112,24 +115,25 @@ INT8 = (Int8Linear, Int8GroupedLinear)
 
 
 def quantize(model: nn.Module, pattern: str = "*layers.*") -> list[str]:
-    """Makes every Linear and GroupedLinear that matches int8, in place, and returns the names. AdaptError, before
-    anything is changed, for a weight that is tied to an embedding (an embedding looks up floats) or is not finite (the
-    integers would hide it)."""
-    found = matching(model, pattern, (nn.Linear, GroupedLinear))
-    tables = {id(m.weight): name for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
-    for name, module in found.items():
-        if id(module.weight) in tables:
+    """Converts every matching Linear and GroupedLinear to int8, in place, and returns the names.
+
+    Raises AdaptError, before any change, for a weight that is tied to an embedding (which needs floats) or is not
+    finite (which the integers would hide)."""
+    matched = matching(model, pattern, (nn.Linear, GroupedLinear))
+    embeddings = {id(m.weight): name for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
+    for name, module in matched.items():
+        if id(module.weight) in embeddings:
             raise AdaptError(
-                f"'{name}' shares its weight with '{tables[id(module.weight)]}'; leave it out of the pattern"
+                f"'{name}' shares its weight with '{embeddings[id(module.weight)]}'; leave it out of the pattern"
             )
         if not module.weight.is_meta and not module.weight.isfinite().all():  # pyright: ignore
             raise AdaptError(f"'{name}' has weights that are not finite; load an undamaged model")
-    return rewrite(model, found, lambda m: Int8Linear(m) if isinstance(m, nn.Linear) else Int8GroupedLinear(m))  # pyright: ignore
+    return rewrite(model, matched, lambda m: Int8Linear(m) if isinstance(m, nn.Linear) else Int8GroupedLinear(m))  # pyright: ignore
 
 
 def dequantize(model: nn.Module) -> list[str]:
     """Makes every int8 projection a plain one again, with the rounded weights, frozen where the model has adapters, and
     returns the names."""
-    found = {name: m for name, m in model.named_modules() if isinstance(m, INT8)}
+    matched = {name: m for name, m in model.named_modules() if isinstance(m, INT8)}
     frozen = hasattr(model, "lora_options")
-    return rewrite(model, found, lambda m: m.dequantized().requires_grad_(not frozen))
+    return rewrite(model, matched, lambda m: m.dequantized().requires_grad_(not frozen))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finding modules by name pattern and replacing them."""
+"""Finds modules by name pattern and replaces them."""
 
 from __future__ import annotations
 
@@ -18,33 +18,34 @@ def matches(name: str, pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(name, part.strip()) for part in pattern.split(","))
 
 
-def pattern_of(names: Iterable[str], known: Iterable[str]) -> str:
-    """A pattern that matches `names` and no other of `known`: with `*` for every number, or all names written out."""
+def pattern_of(names: Iterable[str], candidates: Iterable[str]) -> str:
+    """A pattern that matches exactly `names` among `candidates`: with `*` for every number if possible, otherwise a
+    list of all names."""
     chosen = set(names)
     short = ",".join(sorted({re.sub(r"\b\d+\b", "*", name) for name in chosen}))
-    return short if {name for name in known if matches(name, short)} == chosen else ",".join(sorted(chosen))
+    return short if {name for name in candidates if matches(name, short)} == chosen else ",".join(sorted(chosen))
 
 
 def matching(model: nn.Module, pattern: str, kinds: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
-    """Name -> module, for modules of the kinds whose name matches any of the shell patterns in `pattern`, separated
-    by commas ("layers.*.mixer.[qv],head"; `*` crosses dots). AdaptError if there is none, with names that are close."""
-    known = {name: module for name, module in model.named_modules() if name and isinstance(module, kinds)}
-    found = {name: module for name, module in known.items() if matches(name, pattern)}
-    if not found:
-        raise AdaptError(f"pattern '{pattern}' matches no projection; {nearest(pattern, list(known))}")
-    return found
+    """Name -> module, for modules of the kinds whose name matches any of the shell patterns in `pattern`, separated by
+    commas ("layers.*.mixer.[qv],head"; `*` crosses dots). Raises AdaptError, with similar names, if there is none."""
+    candidates = {name: module for name, module in model.named_modules() if name and isinstance(module, kinds)}
+    matched = {name: module for name, module in candidates.items() if matches(name, pattern)}
+    if not matched:
+        raise AdaptError(f"pattern '{pattern}' matches no projection; {nearest(pattern, list(candidates))}")
+    return matched
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:
     """Replaces the module of that name wherever it is used."""
     old = model.get_submodule(name)
-    places = [(parent, leaf) for parent in model.modules() for leaf, child in parent._modules.items() if child is old]
-    for parent, leaf in places:
+    uses = [(parent, leaf) for parent in model.modules() for leaf, child in parent._modules.items() if child is old]
+    for parent, leaf in uses:
         setattr(parent, leaf, module.train(model.training))
 
 
-def rewrite(model: nn.Module, found: Mapping[str, Any], make: Callable[[Any], nn.Module]) -> list[str]:
+def rewrite(model: nn.Module, matched: Mapping[str, Any], make: Callable[[Any], nn.Module]) -> list[str]:
     """Replaces each module by `make(module)`; returns the names."""
-    for name, module in found.items():
+    for name, module in matched.items():
         replace(model, name, make(module))
-    return list(found)
+    return list(matched)

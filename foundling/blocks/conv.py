@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Causal convolutions, and the document borders that recurrent mixers respect."""
+"""Causal convolutions, and the document boundaries of recurrent mixers."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from foundling.contracts.cache import Conv
 
 
 def segments_of(documents: Tensor, previous: Tensor | None) -> Tensor:
-    """documents (B, T), −1 on the right; previous (B,): the document of the last token before them, −1 for none. ->
-    (B, T): 0 while that document continues, one more at each border; padding continues the last segment."""
-    before = documents[:, :1] if previous is None else previous[:, None]
-    shifted = torch.cat((before, documents[:, :-1]), dim=1)
+    """documents (B, T), −1 for padding on the right; previous (B,): the document of the preceding token, −1 for none.
+    -> (B, T): 0 while that document continues, plus one at each boundary; padding continues the last segment."""
+    previous = documents[:, :1] if previous is None else previous[:, None]
+    shifted = torch.cat((previous, documents[:, :-1]), dim=1)
     return ((documents != shifted) & (documents >= 0) & (shifted >= 0)).cumsum(1)
 
 
 def last_inputs(x: Tensor, past: Tensor, documents: Tensor, segments: Tensor | None) -> Tensor:
-    """The last W inputs of each row's real tokens, zero for those of older documents: the next value of a Conv slot.
+    """The last W inputs of each row's real tokens, with zeros for earlier documents: the next value of a Conv slot.
     x (B, T, C); past (B, W, C), the inputs before x -> (B, W, C)"""
     width = past.shape[1]
     inputs = torch.cat((past, x.to(past.dtype)), dim=1)
@@ -35,15 +35,17 @@ def last_inputs(x: Tensor, past: Tensor, documents: Tensor, segments: Tensor | N
 
 
 def taps(x: Tensor, weight: Tensor, segments: Tensor | None) -> Tensor:
-    """A causal depthwise convolution that sees its own segment alone, one tap at a time: x (B, W − 1 + T, C), weight
-    (C, W), segments (B, W − 1 + T) or None for one -> (B, T, C). Rows stay whole, where torch's convolution would turn
-    them to channels and back. Masked last, so that no masked copy of x is kept for each tap."""
+    """A causal depthwise convolution within each segment, one tap at a time: x (B, W − 1 + T, C), weight (C, W),
+    segments (B, W − 1 + T) or None for one -> (B, T, C).
+
+    It avoids the transpositions that torch's convolution needs. The mask is applied last, so autograd stores no masked
+    copy of x per tap."""
     width = weight.shape[1]
     steps = x.shape[1] - width + 1
     parts = [x[:, k : k + steps] * weight[:, k] for k in range(width)]
     if segments is not None:
         same = (segments[:, k : k + steps] == segments[:, width - 1 :] for k in range(width))
-        parts = [torch.where(seen[..., None], part, 0) for seen, part in zip(same, parts, strict=True)]
+        parts = [torch.where(visible[..., None], part, 0) for visible, part in zip(same, parts, strict=True)]
     return sum(parts[1:], parts[0])
 
 
@@ -60,18 +62,18 @@ class CausalConv(nn.Module):
         return Conv(self.channels, self.width - 1)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        """x (B, T, C) -> (B, T, C). With a cache it continues from the last inputs, and stores the new last ones."""
+        """x (B, T, C) -> (B, T, C). With a cache it continues from the last inputs and stores the new ones."""
         cache = ctx.layer_cache
         past = None if cache is None else cache.get(Conv)
         y = self._convolved(x, ctx.segments, past)
-        if cache is not None and past is not None and ctx.documents is not None:  # last: `past` is overwritten
+        if cache is not None and past is not None and ctx.documents is not None:  # put last, since it overwrites `past`
             cache.put(Conv, last_inputs(x, past, ctx.documents, ctx.segments))
         return y
 
     def _convolved(self, x: Tensor, segments: Tensor | None, past: Tensor | None) -> Tensor:
         """past (B, width − 1, C): the inputs before x"""
-        before = self.width - 1
-        x = F.pad(x, (0, 0, before, 0)) if past is None else torch.cat((past.to(x.dtype), x), dim=1)
-        # past inputs belong to segment 0, unless a border comes first: then segments begin at 1
-        seen = None if segments is None else F.pad(segments, (before, 0))
-        return taps(x, self.weight[:, 0], seen) + self.bias
+        previous = self.width - 1
+        x = F.pad(x, (0, 0, previous, 0)) if past is None else torch.cat((past.to(x.dtype), x), dim=1)
+        # past inputs are in segment 0; if a boundary comes first, segments start at 1
+        padded_segments = None if segments is None else F.pad(segments, (previous, 0))
+        return taps(x, self.weight[:, 0], padded_segments) + self.bias

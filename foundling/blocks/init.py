@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The role of each parameter, derived from the modules alone, and the initial values and learning rates that follow.
+"""The role of each parameter, derived from the modules, and its initial value and learning rate.
 
 Widths transfer as in µP (Yang et al. 2022, Tensor Programs V, table 8): a hidden matrix starts at 1/√fan_in and its
 learning rate under Adam scales by 1/fan_in; the head starts at zero and scales by 1/fan_in; embeddings, gains and
-biases do not scale. What writes into the residual stream starts at zero, so every depth begins as the same model.
+biases do not scale. Projections into the residual stream start at zero, so models of every depth start alike.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from foundling.blocks.moe import GroupedLinear
 
 BASE_WIDTH = 128
-"""The width that a learning rate is stated for."""
+"""The width for which a learning rate is given."""
 EMBEDDING_STD = 0.02
 INTO_RESIDUAL = ("mixer.o", "cross.o", "ffn.down", "ffn.shared.down")
 
 Kind = Literal["embedding", "hidden", "head", "vector", "conv", "adapter"]
-"""hidden: a matrix, or the matrices of experts; adapter: beside one, whose thin side says nothing about the width"""
+"""hidden: a matrix, or the matrices of experts; adapter: low-rank, so its fan-in does not depend on the width."""
 
 
 class Role(NamedTuple):
@@ -30,8 +30,8 @@ class Role(NamedTuple):
 
 
 def roles(model: nn.Module) -> dict[str, Role]:
-    """Parameter name -> role. A tied weight is listed once, as embedding; a module with a `roles` method declares its
-    own."""
+    """Parameter name -> role. A tied weight is listed once, as embedding. A module with a `roles` method declares
+    its own."""
     by_name: dict[str, Role] = {}
     named = {id(p): name for name, p in model.named_parameters()}
     for path, module in model.named_modules():
@@ -56,9 +56,9 @@ def roles(model: nn.Module) -> dict[str, Role]:
 
 @torch.no_grad()
 def initialise(model: nn.Module, generator: torch.Generator) -> None:
-    """Draws every parameter from the generator, in name order on the CPU, so that a seed means one model everywhere.
+    """Draws every parameter from the generator, in name order on the CPU, so a seed gives the same model everywhere.
 
-    A module whose parameters have a start of their own has `initialise(generator)`, called after all others."""
+    A module with special initial values has `initialise(generator)`, which is called after all others."""
     modules = dict(model.named_modules())
     params = dict(model.named_parameters())
     for name, role in sorted(roles(model).items()):
@@ -67,13 +67,13 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
             norm = modules[path]
             gain = getattr(norm, "start", 1.0) - getattr(norm, "offset", 0.0)
             p.fill_(gain if name.endswith("weight") else 0.0)
-        elif role.kind == "head" or (path.endswith(INTO_RESIDUAL) and not _starts_closed(modules, path)):
+        elif role.kind == "head" or (path.endswith(INTO_RESIDUAL) and not _norm_starts_at_zero(modules, path)):
             p.zero_()
         else:
             std = EMBEDDING_STD if role.kind == "embedding" else role.fan_in**-0.5
             p.copy_(_normal(p, generator) * std * getattr(modules[path], "start_gain", 1.0))
     if "head" in modules and modules["head"].weight is params.get("embedding.weight"):
-        # what a zero head would do: logits start small, whatever the width
+        # like a zero head: logits start small, whatever the width
         norm = _last_norm(modules)
         gain = (BASE_WIDTH / modules["embedding"].embedding_dim) ** 0.5  # pyright: ignore
         norm.weight.fill_(gain - getattr(norm, "offset", 0.0))  # pyright: ignore
@@ -83,24 +83,24 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def _last_norm(modules: dict[str, nn.Module]) -> nn.Module:
-    """The norm that the head reads: the final norm, or that of the last post-norm layer."""
+    """The norm before the head: the final norm, or that of the last post-norm layer."""
     if hasattr(modules["norm"], "weight"):
         return modules["norm"]
     return modules[f"layers.{len(modules['layers']) - 1}.ffn_norm"]  # pyright: ignore[reportArgumentType]
 
 
-def _starts_closed(modules: dict[str, nn.Module], path: str) -> bool:
-    """Whether a norm of gain 0 follows what writes into the residual stream, so that it starts as nothing."""
+def _norm_starts_at_zero(modules: dict[str, nn.Module], path: str) -> bool:
+    """Whether a norm of gain 0 follows the projection into the residual stream, so that its output starts at zero."""
     layer, _, part = path.rpartition(".")[0].rpartition(".")
     return any(getattr(modules.get(f"{layer}.{part}{name}"), "start", 1.0) == 0 for name in ("_norm", "_post_norm"))
 
 
-def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, generator=generator, dtype=torch.float32)
+def _normal(parameter: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
 
 
 def adam_scale(role: Role) -> float:
-    """The factor on a learning rate stated at BASE_WIDTH. The fan-in of a small convolution, a depthwise one above all,
-    says nothing about the width."""
+    """The factor on a learning rate given for BASE_WIDTH. The fan-in of a small convolution, such as a depthwise one,
+    does not depend on the width."""
     scale = BASE_WIDTH / role.fan_in
     return {"hidden": scale, "head": scale, "conv": min(1.0, scale)}.get(role.kind, 1.0)

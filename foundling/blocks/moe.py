@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mixtures of experts: a router sends each token to a few of many feed-forward layers (Shazeer et al. 2017)."""
+"""Mixture of experts: a router sends each token to a few of many feed-forward layers (Shazeer et al. 2017)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 def grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """x (n, in) sorted by expert, weight (E, out, in), ends (E,) int32: where each expert's rows end -> (n, out).
 
-    An operator of its own, since torch's compiles for bfloat16 alone (torch 2.13) and its backward wants contiguous
+    A custom operator, since torch's compiles only for bfloat16 (torch 2.13) and its backward pass needs contiguous
     gradients."""
     y = x.new_empty(len(x), weight.shape[1])
     for rows, matrix in _groups(ends, weight):
@@ -36,9 +36,9 @@ def _(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 @torch.library.custom_op("foundling::grouped_mm_backward", mutates_args=())
 def grouped_mm_backward(grad: Tensor, x: Tensor, weight: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
     grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
-    for (rows, matrix), to in zip(_groups(ends, weight), grad_weight, strict=True):
+    for (rows, matrix), grad_matrix in zip(_groups(ends, weight), grad_weight, strict=True):
         torch.mm(grad[rows], matrix, out=grad_x[rows])
-        torch.mm(grad[rows].T, x[rows], out=to)  # zero for an expert without rows
+        torch.mm(grad[rows].T, x[rows], out=grad_matrix)  # zero for an expert without rows
     return grad_x, grad_weight
 
 
@@ -61,8 +61,7 @@ for _device in ("cpu", "cuda"):
 
 
 class GroupedLinear(nn.Module):
-    """E linear layers as one parameter (E, out, in): the form of experts that adapters, quantisation and sharding
-    know."""
+    """E linear layers as one parameter (E, out, in). Adapters, quantisation and sharding recognise this class."""
 
     def __init__(self, n_experts: int, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -76,22 +75,22 @@ class GroupedLinear(nn.Module):
 
 
 class Routing(NamedTuple):
-    """What the router of one layer did with its real tokens, for balancing losses."""
+    """Statistics of one layer's router over its real tokens, for balancing losses."""
 
     probability: Tensor
     """(E,) sum of the router's probabilities"""
     chosen: Tensor
-    """(E,) how often each expert was among a token's choices"""
+    """(E,) the number of tokens that chose each expert"""
     tokens: Tensor
     """() the number of tokens"""
 
 
 class MoE(nn.Module):
-    """Σ over the `n_active` likeliest experts of probability · expert(x), no token dropped (Jiang et al. 2024, Mixtral,
-    section 2.1). The router computes in float32; `normalised`: chosen probabilities are scaled to sum to one."""
+    """Σ of probability · expert(x) over the `n_active` most probable experts; no token is dropped (Jiang et al. 2024,
+    Mixtral, section 2.1). The router computes in float32. `normalised`: the chosen probabilities sum to one."""
 
     weighs_input = False
-    """whether an expert's input is weighted, instead of its output"""
+    """Whether to weight an expert's input instead of its output."""
 
     def __init__(
         self, d_model: int, d_ff: int, n_experts: int, n_active: int, activation: Callable[[Tensor], Tensor],
@@ -111,14 +110,15 @@ class MoE(nn.Module):
         return weight / weight.sum(-1, keepdim=True) if self.normalised else weight, expert
 
     def forward(self, x: Tensor, real: Tensor | None = None) -> tuple[Tensor, Routing]:
-        """x (B, T, D), real (B, T) bool or None for all -> (B, T, D) and what the router did"""
+        """x (B, T, D), real (B, T) bool or None for all -> (B, T, D) and the router's statistics"""
         flat = x.flatten(0, 1)
-        read = flat.float() if torch.is_autocast_enabled(x.device.type) else flat  # else weights are in x's type too
+        # without autocast the weights have x's type
+        router_input = flat.float() if torch.is_autocast_enabled(x.device.type) else flat
         with torch.autocast(x.device.type, enabled=False):
-            logits = self.router(read).float()
+            logits = self.router(router_input).float()
         probability = torch.softmax(logits, dim=-1)
         weight, expert = self.choose(logits, probability)
-        counted = torch.ones_like(flat[:, 0], dtype=torch.float32) if real is None else real.flatten().float()
+        real_weight = torch.ones_like(flat[:, 0], dtype=torch.float32) if real is None else real.flatten().float()
         chosen = F.one_hot(expert, self.n_experts).sum(1)
         order = expert.flatten().argsort(stable=True)
         ends = chosen.sum(0).cumsum(0).to(torch.int32)
@@ -128,7 +128,9 @@ class MoE(nn.Module):
         y = self.down(self.activation(self.gate(rows, ends)) * self.up(rows, ends), ends)
         y = torch.empty_like(y).index_copy(0, order, y).unflatten(0, (-1, self.n_active))
         y = (y if self.weighs_input else y * weight[..., None].to(y.dtype)).sum(1).to(x.dtype)
-        routing = Routing((probability * counted[:, None]).sum(0), (chosen * counted[:, None]).sum(0), counted.sum())
+        routing = Routing(
+            (probability * real_weight[:, None]).sum(0), (chosen * real_weight[:, None]).sum(0), real_weight.sum()
+        )
         return y.unflatten(0, x.shape[:2]), routing
 
 

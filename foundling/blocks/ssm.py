@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""State-space mixers: Mamba-2 (Dao & Gu 2024, "Transformers are SSMs"), in chunks for training, step by step for
-decoding.
+"""Mamba-2 (Dao & Gu 2024, "Transformers are SSMs"): chunks for training, single steps for decoding.
 
 Letters beyond those of contracts: L chunk length, G groups of B and C, N state. `segments` number the documents of a
-row, so that a decay across a border is exactly zero; padding has Δ = 0, which keeps the state.
+row; the decay across a document boundary is exactly zero. Padding has Δ = 0, which leaves the state unchanged.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from foundling.contracts.cache import Slot, State
 def ssd_chunked(
     x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, state: Tensor | None, segments: Tensor | None, chunk: int
 ) -> tuple[Tensor, Tensor]:
-    """h_t = exp(log_decay_t) h_{t-1} + b_t x_tᵀ, y_t = c_t h_t, by products of matrices within chunks and a recurrence
-    between them (section 6, listing 1); quadratic in `chunk` alone.
+    """h_t = exp(log_decay_t) h_{t-1} + b_t x_tᵀ, y_t = c_t h_t, with matrix products within chunks and a recurrence
+    between chunks (section 6, listing 1); quadratic only in `chunk`.
 
-    x (B, T, H, P), Δ already in; log_decay (B, T, H) ≤ 0; b, c (B, T, G, N); state (B, H, P, N) or None for zero;
+    x (B, T, H, P), multiplied by Δ; log_decay (B, T, H) ≤ 0; b, c (B, T, G, N); state (B, H, P, N) or None for zero;
     segments (B, T) or None -> y (B, T, H, P), state after the last token.
     """
     rows, steps, heads, width = x.shape
@@ -40,48 +39,48 @@ def ssd_chunked(
     x = x.unflatten(3, (groups, -1))  # (B, c, L, G, H/G, P)
     log_decay = log_decay.unflatten(3, (groups, -1)).movedim(2, -1)  # (B, c, G, H/G, L)
     b, c = b.transpose(2, 3), c.transpose(2, 3)  # (B, c, G, L, N)
-    # sums of what lies between, never differences of long sums, which would cancel
-    see = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).tril()
-    between = torch.where(see.tril(-1), log_decay[..., None], 0).cumsum(-2)  # (B, c, G, H/G, L, L)
+    # direct sums over each interval: differences of long sums would lose precision
+    visible = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).tril()
+    between = torch.where(visible.tril(-1), log_decay[..., None], 0).cumsum(-2)  # (B, c, G, H/G, L, L)
     until, after = log_decay.cumsum(-1), between[..., -1, :]
-    into, out = torch.ones_like(see[0]), torch.ones_like(see[0])
+    into, out = torch.ones_like(visible[0]), torch.ones_like(visible[0])
     if segments is None:
-        keep = x.new_ones(1, x.shape[1])
+        continues = x.new_ones(1, x.shape[1])
     else:
         s = segments.unflatten(1, (-1, chunk))
-        see = (see & (s[:, :, :, None] == s[:, :, None]))[:, :, None, None]
-        arriving = torch.cat((torch.zeros_like(s[:, :1, -1]), s[:, :-1, -1]), dim=1)  # segment of the state that comes
-        into, out = (s == arriving[..., None])[:, :, None, None], (s == s[:, :, -1:])[:, :, None, None]
-        keep = (arriving == s[:, :, -1]).to(x.dtype)
-    decay = torch.exp(between.masked_fill(~see, -math.inf))
+        visible = (visible & (s[:, :, :, None] == s[:, :, None]))[:, :, None, None]
+        incoming = torch.cat((torch.zeros_like(s[:, :1, -1]), s[:, :-1, -1]), dim=1)  # segment of the incoming state
+        into, out = (s == incoming[..., None])[:, :, None, None], (s == s[:, :, -1:])[:, :, None, None]
+        continues = (incoming == s[:, :, -1]).to(x.dtype)
+    decay = torch.exp(between.masked_fill(~visible, -math.inf))
     scores = (c @ b.mT)[:, :, :, None] * decay  # (B, c, G, H/G, L, L)
-    inside = scores @ x.movedim(2, -2)  # (B, c, G, H/G, L, P)
+    within = scores @ x.movedim(2, -2)  # (B, c, G, H/G, L, P)
 
-    # heads of a group share b and c: one product for all, each head's decay on its narrower side
+    # heads of a group share b and c: one product for all, each head's decay applied to the smaller operand
     to_end = (torch.exp(after) * out).movedim(-1, 2)[..., None]
     added = (x * to_end).flatten(4).movedim(2, -1) @ b  # (B, c, G, H/G · P, N)
-    whole = torch.exp(until[..., -1]) * keep[..., None, None]  # (B, c, G, H/G)
-    carried = x.new_zeros(rows, groups, heads // groups, width, n)
-    carried = carried if state is None else state.unflatten(1, (groups, -1))
-    before = []
-    for decays, adds in zip(whole.unbind(1), added.unflatten(3, (-1, width)).unbind(1), strict=True):
-        before.append(carried)
-        carried = decays[..., None, None] * carried + adds
+    chunk_decay = torch.exp(until[..., -1]) * continues[..., None, None]  # (B, c, G, H/G)
+    carried_state = x.new_zeros(rows, groups, heads // groups, width, n)
+    carried_state = carried_state if state is None else state.unflatten(1, (groups, -1))
+    states = []
+    for decays, adds in zip(chunk_decay.unbind(1), added.unflatten(3, (-1, width)).unbind(1), strict=True):
+        states.append(carried_state)
+        carried_state = decays[..., None, None] * carried_state + adds
     from_start = (torch.exp(until) * into).movedim(-1, 2)[..., None]
-    arrived = c @ torch.stack(before, 1).flatten(3, 4).mT  # (B, c, G, L, H/G · P)
-    y = inside.movedim(-2, 2) + arrived.movedim(3, 2).unflatten(-1, (-1, width)) * from_start
-    return y.flatten(3, 4).flatten(1, 2)[:, :steps], carried.flatten(1, 2)
+    from_state = c @ torch.stack(states, 1).flatten(3, 4).mT  # (B, c, G, L, H/G · P)
+    y = within.movedim(-2, 2) + from_state.movedim(3, 2).unflatten(-1, (-1, width)) * from_start
+    return y.flatten(3, 4).flatten(1, 2)[:, :steps], carried_state.flatten(1, 2)
 
 
 def ssd_step(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """One token of the same recurrence: x (B, H, P), log_decay (B, H), b, c (B, G, N), state (B, H, P, N)."""
-    each = x.shape[1] // b.shape[1]
-    b, c = b.repeat_interleave(each, 1), c.repeat_interleave(each, 1)
+    heads_per_group = x.shape[1] // b.shape[1]
+    b, c = b.repeat_interleave(heads_per_group, 1), c.repeat_interleave(heads_per_group, 1)
     state = torch.exp(log_decay)[..., None, None] * state + x[..., None] * b[:, :, None]
     return (state * c[:, :, None]).sum(-1), state
 
 
-def first_dt_bias(channels: int, generator: torch.Generator) -> Tensor:
+def initial_dt_bias(channels: int, generator: torch.Generator) -> Tensor:
     """(C,): the inverse softplus of Δ from 0.001 to 0.1, uniform in the logarithm."""
     dt = torch.exp(torch.rand(channels, generator=generator) * math.log(100) + math.log(0.001))
     return dt + torch.log(-torch.expm1(-dt))
@@ -132,11 +131,12 @@ class Mamba2Mixer(nn.Module):
         """Rates from 1 to 16, Δ from 0.001 to 0.1, uniform in the logarithm, as in the authors' code."""
         rate = torch.rand(self.n_heads, generator=generator) * 15 + 1
         self.log_rate.copy_(rate.log())
-        self.dt_bias.copy_(first_dt_bias(self.n_heads, generator))
+        self.dt_bias.copy_(initial_dt_bias(self.n_heads, generator))
         self.skip.fill_(1.0)
 
     def sequence_flops(self, seq_len: int) -> int:
-        """Forward, per token, besides the projections: scores and values within a chunk, the state read and written."""
+        """Forward, per token, besides the projections: scores and values within a chunk, reading and writing the
+        state."""
         chunk, width = min(self.chunk, seq_len), self.n_heads * self.head_dim
         return 2 * chunk * (self.n_groups * self.d_state + width) + 4 * width * self.d_state
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""config.json, read and written: each published key is mapped, required or kept as inert; none is silently dropped."""
+"""Reads and writes config.json. Each published key is mapped, checked or preserved as inert; none is dropped
+silently."""
 
 from __future__ import annotations
 
@@ -11,81 +12,82 @@ from foundling.errors import WeightsError
 from foundling.models import FAMILIES, Family, recognise
 
 FLAT_ROPE, LOCAL_THETA = ("rope_theta", "partial_rotary_factor"), "rope_local_base_freq"
-# Written by transformers itself; ours to say anew.
-OWN = {"model_type", "architectures", "transformers_version", "torch_dtype", "dtype", "_class_name"}
+# Written by transformers; written anew here.
+WRITTEN_ANEW = {"model_type", "architectures", "transformers_version", "torch_dtype", "dtype", "_class_name"}
 
 
 def read_config(values: dict[str, Any], file: str) -> tuple[Family, Any, dict[str, Any]]:
-    """config.json -> (family, our frozen config, the inert keys). WeightsError names the key that does not fit."""
-    found = recognise(values)
-    if found is None:
+    """config.json -> (family, our frozen config, the inert keys). Raises WeightsError with the unsupported key."""
+    family = recognise(values)
+    if family is None:
         model_type = values.get("model_type", values.get("_class_name"))
-        raise WeightsError(f"{file}: model_type {model_type!r} is not known here; known: {', '.join(FAMILIES)}")
-    table: ConfigMap = found.module.CONFIG
+        raise WeightsError(f"{file}: model_type {model_type!r} is not supported; supported: {', '.join(FAMILIES)}")
+    table: ConfigMap = family.module.CONFIG
     try:
-        values = _flat(_version_4(dict(values), file), table)
+        values = _flatten(_to_version_4(dict(values), file), table)
     except RecursionError:
-        raise WeightsError(f"{file}: mappings in mappings without end") from None
-    for key, wanted in table.only.items():
-        if key in values and values[key] is not None and values[key] != wanted:
+        raise WeightsError(f"{file}: mappings are nested too deeply") from None
+    for key, expected in table.only.items():
+        if key in values and values[key] is not None and values[key] != expected:
             raise WeightsError(
-                f"{file}: {key} = {_short(values[key])} is not supported by {found.name}; only {_short(wanted)} is"
+                f"{file}: {key} = {_short(values[key])} is not supported by {family.name}; only {_short(expected)} is"
             )
     for key, default in table.derived.items():
         if values.get(key) is None:
             try:
                 values[key] = default(values)
             except (KeyError, TypeError, ZeroDivisionError):
-                raise WeightsError(f"{file}: lacks what '{key}' follows from") from None
+                raise WeightsError(f"{file}: lacks the keys that '{key}' is computed from") from None
     ours = {}
     for theirs, name in table.fields.items():
         if theirs not in values:
             raise WeightsError(f"{file}: lacks '{theirs}'")
-        ours[name] = _converted(table, theirs, values[theirs], file)
-    known = table.fields.keys() | table.only.keys() | table.implied.keys() | OWN
-    inert = _nested({k: v for k, v in values.items() if k not in known}, table)
+        ours[name] = _convert(table, theirs, values[theirs], file)
+    known = table.fields.keys() | table.only.keys() | table.implied.keys() | WRITTEN_ANEW
+    inert = _nest({k: v for k, v in values.items() if k not in known}, table)
     _check_sizes(ours, file)
-    config = from_dict(found.config, ours, where=file)
+    config = from_dict(family.config, ours, where=file)
     for key, follows in table.implied.items():
-        wanted = follows(to_dict(config))
-        if values.get(key) not in (None, [], wanted):  # nothing said: as the others imply
+        expected = follows(to_dict(config))
+        if values.get(key) not in (None, [], expected):  # absent or empty: implied by the other keys
             raise WeightsError(
-                f"{file}: {key} = {_short(values[key])} is not supported by {found.name}; only {_short(wanted)} is"
+                f"{file}: {key} = {_short(values[key])} is not supported by {family.name}; only {_short(expected)} is"
             )
-    return found, config, inert
+    return family, config, inert
 
 
-def write_config(found: Family, config: Any, inert: dict[str, Any], dtype: str = "float32") -> dict[str, Any]:
-    """Our config -> config.json that transformers 4 and 5 both read."""
-    table: ConfigMap = found.module.CONFIG
+def write_config(family: Family, config: Any, inert: dict[str, Any], dtype: str = "float32") -> dict[str, Any]:
+    """Our config -> the contents of config.json, for transformers 4 and 5."""
+    table: ConfigMap = family.module.CONFIG
     ours = to_dict(config)
     values: dict[str, Any] = {table.type_key: table.model_type}
-    fitting = [name for name, asks in table.architectures.items() if asks.items() <= ours.items()]
-    if architecture := (*fitting, table.architecture)[0]:
+    matching = [name for name, required in table.architectures.items() if required.items() <= ours.items()]
+    if architecture := (*matching, table.architecture)[0]:
         values["architectures"] = [architecture]
-    same = (lambda v: v, lambda v: v)
-    values |= {theirs: table.convert.get(theirs, same)[1](ours[name]) for theirs, name in table.fields.items()}
+    identity = (lambda v: v, lambda v: v)
+    values |= {theirs: table.convert.get(theirs, identity)[1](ours[name]) for theirs, name in table.fields.items()}
     values |= {key: follows(ours) for key, follows in table.implied.items()}
     values |= {key: value for key, value in table.only.items() if value is not None}
-    if "rope_theta" in values:  # version 5 moved them; version 4 reads the flat keys
+    if "rope_theta" in values:  # version 5 reads the nested keys, version 4 the flat ones
         values["rope_parameters"] = _rope_parameters(values)
     if table.type_key == "model_type":
         values["dtype"] = dtype
     filled = {key: value for key, makes in table.filled.items() if (value := makes(ours)) is not None}
-    return _nested(values | filled | _flat(inert, table), table)
+    return _nest(values | filled | _flatten(inert, table), table)
 
 
-def _version_4(values: dict[str, Any], file: str) -> dict[str, Any]:
-    """transformers 5 nests RoPE's parameters and spells infinity out; flatten and read them as version 4 wrote them."""
-    values = _spelt_out(values)
+def _to_version_4(values: dict[str, Any], file: str) -> dict[str, Any]:
+    """Converts from transformers 5, which nests RoPE's parameters and writes infinity as text, to the form of version
+    4."""
+    values = _parse_floats(values)
     nested = values.pop("rope_parameters", None)
     if nested is None:
         return values
     if isinstance(nested, dict) and isinstance(nested.get("full_attention"), dict):
-        near, nested = nested.get("sliding_attention", {}), nested["full_attention"]
-        if not isinstance(near, dict) or near.get("rope_type", "default") != "default":
-            raise WeightsError(f"{file}: rope_parameters of sliding_attention {near!r}: only 'default' is supported")
-        values |= {LOCAL_THETA: near["rope_theta"]} if "rope_theta" in near else {}
+        local, nested = nested.get("sliding_attention", {}), nested["full_attention"]
+        if not isinstance(local, dict) or local.get("rope_type", "default") != "default":
+            raise WeightsError(f"{file}: rope_parameters of sliding_attention {local!r}: only 'default' is supported")
+        values |= {LOCAL_THETA: local["rope_theta"]} if "rope_theta" in local else {}
     if not isinstance(nested, dict):
         raise WeightsError(f"{file}: rope_parameters is {nested!r}, expected a mapping")
     values |= {key: nested[key] for key in FLAT_ROPE if key in nested}
@@ -100,11 +102,11 @@ def _rope_parameters(values: dict[str, Any]) -> dict[str, Any]:
     nested = {key: values[key] for key in FLAT_ROPE if key in values} | scaling
     if LOCAL_THETA not in values:
         return nested
-    near = {"rope_type": "default", "rope_theta": values[LOCAL_THETA]}
-    return {"full_attention": nested, "sliding_attention": near}
+    local = {"rope_type": "default", "rope_theta": values[LOCAL_THETA]}
+    return {"full_attention": nested, "sliding_attention": local}
 
 
-def _converted(table: ConfigMap, key: str, value: Any, file: str) -> Any:
+def _convert(table: ConfigMap, key: str, value: Any, file: str) -> Any:
     if key not in table.convert:
         return value
     try:
@@ -113,18 +115,18 @@ def _converted(table: ConfigMap, key: str, value: Any, file: str) -> Any:
         raise WeightsError(f"{file}: {key} = {_short(value)} cannot be read ({error})") from None
 
 
-def _spelt_out(value: Any) -> Any:
+def _parse_floats(value: Any) -> Any:
     if isinstance(value, dict):
         number = value.get("__float__")
         if value.keys() == {"__float__"} and number in ("Infinity", "-Infinity", "NaN"):
             return float(number)
-        return {key: _spelt_out(inner) for key, inner in value.items()}
-    return [_spelt_out(inner) for inner in value] if isinstance(value, list) else value
+        return {key: _parse_floats(inner) for key, inner in value.items()}
+    return [_parse_floats(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _flat(values: dict[str, Any], table: ConfigMap) -> dict[str, Any]:
-    """{'text_config': {'hidden_size': 4}} -> {'text_config.hidden_size': 4}, for the mappings that the table reads."""
-    inside = _mappings(table)
+def _flatten(values: dict[str, Any], table: ConfigMap) -> dict[str, Any]:
+    """{'text_config': {'hidden_size': 4}} -> {'text_config.hidden_size': 4}, for the mappings in the table."""
+    inside = _mapping_names(table)
     flat = {}
     for key, value in values.items():
         if key in inside and isinstance(value, dict):
@@ -134,13 +136,13 @@ def _flat(values: dict[str, Any], table: ConfigMap) -> dict[str, Any]:
     return flat
 
 
-def _mappings(table: ConfigMap) -> set[str]:
+def _mapping_names(table: ConfigMap) -> set[str]:
     return {name.partition(".")[0] for name in [*table.fields, *table.only] if "." in name}
 
 
-def _nested(values: dict[str, Any], table: ConfigMap) -> dict[str, Any]:
+def _nest(values: dict[str, Any], table: ConfigMap) -> dict[str, Any]:
     """The inverse of _flat."""
-    inside, nested = _mappings(table), dict[str, Any]()
+    inside, nested = _mapping_names(table), dict[str, Any]()
     for key, value in values.items():
         outer, dot, inner = key.partition(".")
         if dot and outer in inside and isinstance(nested.setdefault(outer, {}), dict):
@@ -152,18 +154,17 @@ def _nested(values: dict[str, Any], table: ConfigMap) -> dict[str, Any]:
 
 def _short(value: Any) -> str:
     """The value's repr on one line, shortened."""
-    said = repr(value)
-    return said if len(said) <= 120 else f"{said[:100]} … ({len(said):,} characters)"
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:100]} … ({len(text):,} characters)"
 
 
 def _check_sizes(ours: dict[str, Any], file: str) -> None:
-    """Bounds the sizes of a file: none may be zero or ask for more than a machine could hold; an id, an offset or a
-    probability may be 0."""
+    """Rejects sizes that are zero or too large for any machine; an id, an offset or a probability may be 0."""
     for key, value in ours.items():
-        least = 0 if key.endswith(("_id", "_offset", "_at", "dropout")) else 1
+        low = 0 if key.endswith(("_id", "_offset", "_at", "dropout")) else 1
         for number in value if isinstance(value, list | tuple) else [value]:
-            most = 1 << 16 if key.endswith("_layers") else 1 << 24
-            if isinstance(number, int) and not isinstance(number, bool) and not least <= number <= most:
+            high = 1 << 16 if key.endswith("_layers") else 1 << 24
+            if isinstance(number, int) and not isinstance(number, bool) and not low <= number <= high:
                 raise WeightsError(f"{file}: {key} = {value} is out of range")
             if isinstance(number, float) and not 0 <= number < 1e30:
                 raise WeightsError(f"{file}: {key} = {value} is out of range")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model directories: a Hugging Face directory (config.json, model.safetensors, tokenizer.json …) and `foundling.json`,
-which records where it comes from and the SHA-256 of every file."""
+"""Model directories: a Hugging Face directory (config.json, model.safetensors, tokenizer.json …) plus `foundling.json`,
+which records the model's origin and the SHA-256 of every file."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ from foundling.weights.tensors import FLOATS, INTEGERS, MAX_SHARD_BYTES, Tensors
 FORMAT_VERSION = 1
 MANIFEST = "foundling.json"
 BASE_MODEL = re.compile("(ForCausalLM|LMHeadModel)$")
-"""the end of the name that transformers gives to a model with a head; without it, "Model" stands there"""
+"""The class name suffix of models with a head in transformers. Without a head, the suffix is "Model"."""
 SOME_ROWS = 16
-"""Of a head and an embedding: where these rows differ, the rest need not be read."""
+"""Compared first between head and embedding: if they differ, the weights are not tied and the rest is not read."""
 
 
 def persistent_tensors(model: Any) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by our names, a tied one once: all that a model directory or a checkpoint
-    holds. They share the model's memory."""
+    """Parameters and persistent buffers by our names, tied ones once: the contents of a model directory or a
+    checkpoint. They share the model's memory."""
     hidden = {id(b) for b in _derived_buffers(model).values()}
     buffers = {name: b for name, b in model.named_buffers() if id(b) not in hidden}
     return {**dict(model.named_parameters()), **buffers}
 
 
 def _derived_buffers(model: Any) -> dict[str, Tensor]:
-    """Buffers that are not persistent: computed from the configuration, so never saved."""
+    """Non-persistent buffers: computed from the configuration, never saved."""
     return {
         f"{path}.{leaf}".lstrip("."): module._buffers[leaf]
         for path, module in model.named_modules()
@@ -56,13 +56,13 @@ def _derived_buffers(model: Any) -> dict[str, Tensor]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor itself, or all of one that is sharded over processes (every one of which must call)."""
+    """The full tensor; gathers a sharded one, for which every process must call."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def weights_hash(model: Any) -> str:
-    """SHA-256 over names, shapes and bytes of parameters and persistent buffers, in the order of names; a tied weight
-    counts once. For an adapted model: of its base, which the adapters are bound to."""
+    """SHA-256 over names, shapes and bytes of parameters and persistent buffers, sorted by name; a tied weight counts
+    once. An adapted model has the hash of its base."""
     digest, derived = hashlib.sha256(), {id(b) for b in _derived_buffers(model).values()}
     for name, tensor in sorted(base_tensors(model).items()):
         if id(tensor) in derived:
@@ -78,34 +78,34 @@ def weights_hash(model: Any) -> str:
 
 
 NOT_PUBLISHED = (LoRA, Banked, Int8Linear, Int8GroupedLinear)
-"""modules that the published layout has no tensors for"""
+"""Modules that have no tensors in the published layout."""
 
 
 def whole_tensors(model: Any) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by our names, a tied one once; a collective where they are sharded.
-    WeightsError for a model with adapters or quantised weights."""
+    """Full parameters and persistent buffers by our names, tied ones once. If they are sharded, every process must
+    call. Raises WeightsError for a model with adapters or quantised weights."""
     if kinds := {type(m).__name__ for m in model.modules() if isinstance(m, NOT_PUBLISHED)}:
         raise WeightsError(
-            f"the model has {', '.join(sorted(kinds))} in it; merge or dequantize it first, or save the adapter alone "
-            "with save_adapter"
+            f"the model has {', '.join(sorted(kinds))} modules; merge or dequantize it first, or save the adapter "
+            "alone with save_adapter"
         )
     return {name: whole(t.detach()) for name, t in persistent_tensors(model).items()}
 
 
 def write_weights(model: Any, ours: dict[str, Tensor], directory: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
-    """config.json and the tensors `ours` in the published layout, into an existing directory."""
-    found = family_of(model)
+    """Writes config.json and the tensors `ours`, in the published layout, to an existing directory."""
+    family = family_of(model)
     tensors = {}
-    for link in keys.links(found.module.KEYS, ours, model.config):
+    for link in keys.links(family.module.KEYS, ours, model.config):
         parts = link.to_theirs([ours[name] for name in link.ours])
         # safetensors refuses views that share memory
         tensors |= {name: part.clone() for name, part in zip(link.theirs, parts, strict=True)}
     dtype = str(next(iter(ours.values())).dtype).removeprefix("torch.")
-    config = write_config(found, model.config, getattr(model, "inert", {}), dtype)
-    if found.kind == "decoder" and model.head is None and "architectures" in config:
+    config = write_config(family, model.config, getattr(model, "inert", {}), dtype)
+    if family.kind == "decoder" and model.head is None and "architectures" in config:
         config["architectures"] = [BASE_MODEL.sub("Model", name) for name in config["architectures"]]
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    write_tensors(tensors, directory, found.module.CONFIG.weights, max_shard_bytes)
+    write_tensors(tensors, directory, family.module.CONFIG.weights, max_shard_bytes)
 
 
 def save(
@@ -116,9 +116,10 @@ def save(
     about: dict[str, Any] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Path:
-    """Writes a model directory; OutputError if `directory` holds anything already. Tensors larger than
-    `max_shard_bytes` together go to several files with an index. Where a model is sharded over processes, all call and
-    the first one writes."""
+    """Writes a model directory. Raises OutputError if `directory` is not empty.
+
+    Tensors of more than `max_shard_bytes` in total are split over several files with an index. For a model that is
+    sharded over processes, every process must call; the first one writes."""
     directory, tensors, digest = Path(directory), whole_tensors(model), weights_hash(model)
 
     def fill(temporary: Path) -> None:
@@ -141,7 +142,7 @@ def write_manifest(directory: Path, about: dict[str, Any]) -> None:
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """foundling.json; WeightsError for one that is damaged or of a newer format."""
+    """Reads foundling.json. Raises WeightsError if it is damaged or of a newer format."""
     manifest = read_json(directory / MANIFEST)
     version = manifest.get("format_version")
     if not isinstance(version, int) or version < 1:
@@ -152,36 +153,37 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def check(directory: str | Path) -> dict[str, Any]:
-    """Hashes every file against foundling.json. Returns {'ok', 'checked', 'problems'}; problems name the file."""
+    """Compares the hash of every file with foundling.json. Returns {'ok', 'checked', 'problems'}; problems name
+    files."""
     directory = Path(directory)
     if not (directory / MANIFEST).exists():
-        raise WeightsError(f"{directory}: no {MANIFEST}, so nothing to check against (is this a model directory?)")
+        raise WeightsError(f"{directory}: no {MANIFEST} to check against (is this a model directory?)")
     files = read_manifest(directory).get("files")
     if not isinstance(files, dict) or not files:
         raise WeightsError(f"{directory / MANIFEST}: damaged, no list of files")
     problems = []
-    for name, wanted in files.items():
+    for name, expected in files.items():
         path = directory / name
         if ".." in Path(name).parts or Path(name).is_absolute():
             problems.append(f"{name}: points outside the directory")
         elif not path.is_file():
             problems.append(f"{name}: missing")
-        elif (found := sha256(path)) != wanted:
-            problems.append(f"{name}: damaged (sha256 {found[:12]}…, expected {str(wanted)[:12]}…)")
+        elif (actual := sha256(path)) != expected:
+            problems.append(f"{name}: damaged (sha256 {actual[:12]}…, expected {str(expected)[:12]}…)")
     return {"ok": not problems, "checked": len(files), "problems": problems}
 
 
 def load(directory: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
-    """A model of a known family from our directory or one that transformers or diffusers saved, in evaluation mode.
-    `dtype` is that of its floating-point tensors.
+    """Loads a model of a known family, in evaluation mode, from our directory or one of transformers or diffusers.
+    `dtype` is the type of its floating-point tensors.
 
-    Raises WeightsError naming file and key for what is missing, extra, ill-shaped or not safetensors. Sizes are bounded
-    by what the headers hold, and shapes compared with them, before anything is allocated.
+    Raises WeightsError with file and key if a tensor is missing, unknown or of the wrong shape, or a file is not
+    safetensors. Sizes and shapes are checked against the headers before anything is allocated.
     """
-    with opened(Path(directory), device) as (found, config, inert, tensors):
-        model = skeleton(found, config, str(Path(directory) / "config.json"), tensors)
+    with opened(Path(directory), device) as (family, config, inert, tensors):
+        model = skeleton(family, config, str(Path(directory) / "config.json"), tensors)
         model.inert = inert
-        for name, tensor in _read(tensors, found, model, dtype).items():
+        for name, tensor in _read(tensors, family, model, dtype).items():
             _assign(model, name, tensor)
         _rebuild_buffers(model, device)
     if getattr(config, "tie_embeddings", False) and model.head is not None:
@@ -191,82 +193,81 @@ def load(directory: str | Path, *, dtype: torch.dtype = torch.float32, device: s
 
 @contextmanager
 def opened(directory: Path, device: str = "cpu") -> Iterator[tuple[Family, Any, dict[str, Any], Tensors]]:
-    """What a model directory states: the family, our configuration, the inert keys, and the tensors by their
-    headers."""
+    """The family, our configuration, the inert keys of config.json, and the tensors (headers only)."""
     if not directory.is_dir():
         raise WeightsError(f"{directory}: no such model directory")
     file = directory / "config.json"
-    found, config, inert = read_config(read_json(file), str(file))
-    with tensors_of(directory, found.module.CONFIG.weights, device) as tensors:
-        _check_counts(config, len(tensors), found.module.CONFIG, str(file))
-        changes = _parts(tensors, found.module.CONFIG)
-        if getattr(config, "tie_embeddings", False) and _has_head(tensors, found):
+    family, config, inert = read_config(read_json(file), str(file))
+    with tensors_of(directory, family.module.CONFIG.weights, device) as tensors:
+        _check_counts(config, len(tensors), family.module.CONFIG, str(file))
+        changes = _present_fields(tensors, family.module.CONFIG)
+        if getattr(config, "tie_embeddings", False) and _has_head(tensors, family):
             changes["tie_embeddings"] = False
-        yield found, _changed(config, changes, str(file)), inert, tensors
+        yield family, _with_fields(config, changes, str(file)), inert, tensors
 
 
 def _check_counts(config: Any, n_tensors: int, table: ConfigMap, file: str) -> None:
-    """Every repeated part has tensors of its own, so a configuration with more parts than the directory has tensors is
-    refused before anything is built."""
+    """Rejects a configuration with more layers, blocks or experts than the directory has tensors, before the model is
+    built: each of them has tensors of its own."""
     fields = [field.name for field in dataclasses.fields(config)]
     repeated = [name for name in fields if name.endswith(("_layers", "_blocks", "_experts"))]
     for name in repeated if table.counted is None else table.counted:
         if (count := getattr(config, name)) > n_tensors:
-            raise WeightsError(f"{file}: {name} = {count}, the directory holds {n_tensors} tensors")
+            raise WeightsError(f"{file}: {name} = {count}, the directory has {n_tensors} tensors")
 
 
-def skeleton(found: Family, config: Any, file: str, tensors: Tensors | None = None) -> Any:
-    """The model on the meta device, a decoder without head where `tensors` have none; WeightsError for sizes that no
-    model can have."""
+def skeleton(family: Family, config: Any, file: str, tensors: Tensors | None = None) -> Any:
+    """The model on the meta device; a decoder has no head if `tensors` have none. Raises WeightsError for impossible
+    sizes."""
     try:
         with torch.device("meta"):
-            model = found.model(config)
+            model = family.model(config)
     except (RuntimeError, OverflowError, TypeError, ZeroDivisionError) as error:
         raise WeightsError(f"{file}: no model can have these sizes ({str(error).splitlines()[0]})") from None
-    if tensors is not None and found.kind == "decoder" and not config.tie_embeddings:
-        theirs = next(key.theirs for key in found.module.KEYS if key.targets[0] == "head.weight")
-        if theirs not in tensors:  # saved without it: the model embeds and predicts nothing
+    if tensors is not None and family.kind == "decoder" and not config.tie_embeddings:
+        theirs = next(key.theirs for key in family.module.KEYS if key.targets[0] == "head.weight")
+        if theirs not in tensors:  # saved without a head: the model embeds only
             model.head = None
     return model
 
 
 def _published(tensors: Tensors, table: ConfigMap) -> dict[str, str]:
-    """The name of each tensor as directories have it today -> its name in this one."""
+    """Current published name of each tensor -> its name in this directory."""
     endings = {old: new for old, new in table.renamed}
-    found = {}
+    names = {}
     for name in tensors:
         old = next((ending for ending in endings if name.endswith(ending)), "")
-        today = name.removesuffix(old) + endings.get(old, "")
-        if today in found:
-            raise WeightsError(f"{tensors.path}: '{name}' and '{found[today]}' are the same tensor; take one away")
-        found[today] = name
-    return found
+        current = name.removesuffix(old) + endings.get(old, "")
+        if current in names:
+            raise WeightsError(f"{tensors.path}: '{name}' and '{names[current]}' are the same tensor; remove one")
+        names[current] = name
+    return names
 
 
-def _parts(tensors: Tensors, table: ConfigMap) -> dict[str, Any]:
-    """The fields that follow from what tensors there are."""
+def _present_fields(tensors: Tensors, table: ConfigMap) -> dict[str, Any]:
+    """The configuration fields that follow from which tensors are present."""
     fields: dict[str, Any] = {}
-    here = _published(tensors, table)
+    published = _published(tensors, table)
     for field, names in table.parts.items():
-        there = [n for n in names for n in (n, n.removeprefix(table.base_prefix)) if n in here]
+        present = [n for n in names for n in (n, n.removeprefix(table.base_prefix)) if n in published]
         counted = field.startswith("n_")
-        if counted and there and not tensors.shape(here[there[0]]):
-            raise WeightsError(f"{tensors.path}: tensor '{there[0]}' has no rows to count")
-        fields[field] = (tensors.shape(here[there[0]])[0] if there else 0) if counted else bool(there)
+        if counted and present and not tensors.shape(published[present[0]]):
+            raise WeightsError(f"{tensors.path}: tensor '{present[0]}' has no rows to count")
+        fields[field] = (tensors.shape(published[present[0]])[0] if present else 0) if counted else bool(present)
     return fields
 
 
-def _changed(config: Any, changes: dict[str, Any], file: str) -> Any:
+def _with_fields(config: Any, changes: dict[str, Any], file: str) -> Any:
     try:
         return dataclasses.replace(config, **changes)
     except ConfigError as error:
         raise WeightsError(f"{file}: {error}") from None
 
 
-def _has_head(tensors: Tensors, found: Family) -> bool:
-    """Whether there is a head that is not the embedding, whatever the configuration says (transformers 5 calls every T5
+def _has_head(tensors: Tensors, family: Family) -> bool:
+    """Whether the head differs from the embedding, whatever the configuration says (transformers 5 marks every T5 as
     tied)."""
-    theirs = {key.targets[0]: key.theirs for key in found.module.KEYS}
+    theirs = {key.targets[0]: key.theirs for key in family.module.KEYS}
     head, embedding = theirs["head.weight"], theirs["embedding.weight"]
     if head not in tensors or embedding not in tensors or tensors.shape(head) != tensors.shape(embedding):
         return False
@@ -275,51 +276,50 @@ def _has_head(tensors: Tensors, found: Family) -> bool:
     return not torch.equal(tensors.read(head), tensors.read(embedding))
 
 
-def _read(tensors: Tensors, found: Family, model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+def _read(tensors: Tensors, family: Family, model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
     ours, targets = {}, persistent_tensors(model)
-    for link, names in compared(tensors, found, model):
+    for link, names in compared(tensors, family, model):
         parts = link.to_ours([tensors.read(name) for name in names])
         for name, part in zip(link.ours, parts, strict=True):
             ours[name] = part.to(dtype if part.is_floating_point() else targets[name].dtype).contiguous()
     return ours
 
 
-def compared(tensors: Tensors, found: Family, model: Any) -> list[tuple[keys.Link, list[str]]]:
-    """Which tensors of the file become which of ours; WeightsError unless exactly the expected tensors are there, each
-    of the right shape and kind of number. Reads headers alone."""
+def compared(tensors: Tensors, family: Family, model: Any) -> list[tuple[keys.Link, list[str]]]:
+    """Matches the file's tensors to ours, reading headers only. Raises WeightsError unless exactly the expected tensors
+    are present, each of the right shape and kind of number."""
     ours = persistent_tensors(model)
-    links, prefix = keys.links(found.module.KEYS, ours, model.config), found.module.CONFIG.base_prefix
-    wanted = {name for link in links for name in link.theirs}
-    here = _published(tensors, found.module.CONFIG)
+    links, prefix = keys.links(family.module.KEYS, ours, model.config), family.module.CONFIG.base_prefix
+    expected = {name for link in links for name in link.theirs}
     present: dict[str, str] = {}
-    for n, name in here.items():
-        today = n if n in wanted or prefix + n not in wanted else prefix + n
-        if today in present:
-            raise WeightsError(f"{tensors.path}: '{name}' and '{present[today]}' are the same tensor; take one away")
-        present[today] = name
-    _compare(tensors, present, links, ours, found.module.CONFIG)
+    for n, name in _published(tensors, family.module.CONFIG).items():
+        current = n if n in expected or prefix + n not in expected else prefix + n
+        if current in present:
+            raise WeightsError(f"{tensors.path}: '{name}' and '{present[current]}' are the same tensor; remove one")
+        present[current] = name
+    _compare(tensors, present, links, ours, family.module.CONFIG)
     return [(link, [present[name] for name in link.theirs]) for link in links]
 
 
 def _compare(
     tensors: Tensors, present: dict[str, str], links: list[keys.Link], ours: dict[str, Tensor], table: ConfigMap
 ) -> None:
-    wanted, kinds = {}, {}
+    expected, kinds = {}, {}
     for link in links:
-        wanted |= dict(zip(link.theirs, link.theirs_shapes(ours), strict=True))
+        expected |= dict(zip(link.theirs, link.theirs_shapes(ours), strict=True))
         kinds |= dict.fromkeys(link.theirs, FLOATS if ours[link.ours[0]].is_floating_point() else INTEGERS)
-    for name in wanted:
+    for name in expected:
         if name not in present:
             raise WeightsError(f"{tensors.path}: lacks tensor '{name}'")
     for name in present:
-        if name not in wanted and name.endswith(table.zero) and tensors.read(name).any():
+        if name not in expected and name.endswith(table.zero) and tensors.read(name).any():
             raise WeightsError(f"{tensors.path}: '{name}' is not zero, which is not supported")
-        if name not in wanted and not name.endswith(table.ignored + table.zero):
-            raise keys.unknown(name, wanted, str(tensors.path))
-    for name, shape in wanted.items():
-        found = tensors.shape(present[name], kinds[name])
-        if found != shape:
-            raise WeightsError(f"{tensors.path}: '{name}' is {list(found)}, the configuration asks for {list(shape)}")
+        if name not in expected and not name.endswith(table.ignored + table.zero):
+            raise keys.unknown(name, expected, str(tensors.path))
+    for name, shape in expected.items():
+        actual = tensors.shape(present[name], kinds[name])
+        if actual != shape:
+            raise WeightsError(f"{tensors.path}: '{name}' is {list(actual)}, the configuration asks for {list(shape)}")
 
 
 def _assign(model: Any, name: str, tensor: Tensor) -> None:
@@ -329,8 +329,8 @@ def _assign(model: Any, name: str, tensor: Tensor) -> None:
 
 
 def _rebuild_buffers(model: Any, device: str) -> None:
-    """Buffers that are not persistent were made on the meta device: a module that has any computes them again by
-    `derived_buffers() -> {name: tensor}`, as its constructor does."""
+    """Recomputes non-persistent buffers, which were built on the meta device, with the module's
+    `derived_buffers() -> {name: tensor}`."""
     for name, buffer in _derived_buffers(model).items():
         if buffer.is_meta:
             path, _, leaf = name.rpartition(".")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model directory holds, by its headers: the tree of modules with shapes, parameters and stored bytes."""
+"""Describes a model directory from its headers: the tree of modules with shapes, parameters and stored bytes."""
 
 from __future__ import annotations
 
@@ -19,46 +19,48 @@ BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "
 
 
 def inspect(directory: str | Path, *, depth: int | None = None) -> dict[str, Any]:
-    """{'family', 'kind', 'about', 'config', 'parameters', 'tensors', 'files', 'dtypes', 'bytes', 'tree'}. The model is
-    built on the meta device and compared with the headers as on loading, so a directory that would not load raises the
-    same WeightsError. No tensor is read, except a head beside an embedding that the configuration calls tied.
+    """Returns {'family', 'kind', 'about', 'config', 'parameters', 'tensors', 'files', 'dtypes', 'bytes', 'tree'}.
 
-    A part of the tree is {'name', 'kind', 'times', 'parameters', 'bytes', 'tensors', 'parts'}. Equal siblings are one
-    part with the totals of all and the `parts` of one. `depth` 0 is the model alone, None the whole tree.
+    Builds the model on the meta device and compares it with the headers, as `load` does, and raises the same
+    WeightsError. It reads no tensor, except to compare head and embedding if the configuration calls them tied.
+
+    A node of the tree is {'name', 'kind', 'times', 'parameters', 'bytes', 'tensors', 'parts'}. Equal siblings are
+    merged into one node with the totals of all and the `parts` of one. `depth` 0 gives the root alone, None the whole
+    tree.
     """
     folder = tensors_folder(Path(directory))
-    with opened(folder) as (found, config, _, tensors):
-        model = skeleton(found, config, str(folder / "config.json"), tensors)
-        kinds, stored, ours = dict[str, int](), dict[str, tuple[str, int]](), persistent_tensors(model)
-        for link, names in compared(tensors, found, model):
-            held = [(tensors.dtype(name), math.prod(tensors.shape(name, tuple(BYTES)))) for name in names]
-            for kind, size in held:
-                kinds[kind] = kinds.get(kind, 0) + size
-            for name in link.ours:  # several of ours share what one of theirs holds, by their sizes
-                stored[name] = held[0][0], ours[name].numel() * BYTES[held[0][0]]
+    with opened(folder) as (family, config, _, tensors):
+        model = skeleton(family, config, str(folder / "config.json"), tensors)
+        dtypes, stored, ours = dict[str, int](), dict[str, tuple[str, int]](), persistent_tensors(model)
+        for link, names in compared(tensors, family, model):
+            headers = [(tensors.dtype(name), math.prod(tensors.shape(name, tuple(BYTES)))) for name in names]
+            for kind, size in headers:
+                dtypes[kind] = dtypes.get(kind, 0) + size
+            for name in link.ours:  # one published tensor may hold several of ours
+                stored[name] = headers[0][0], ours[name].numel() * BYTES[headers[0][0]]
         n_files, n_tensors = len({id(file) for file in tensors.files.values()}), len(tensors)
     total = count_parameters(model)
     names = {id(t): name for name, t in ours.items()}
     return {
-        "family": found.name,
-        "kind": found.kind,
-        "about": (found.module.__doc__ or "").strip().splitlines()[0],
+        "family": family.name,
+        "kind": family.kind,
+        "about": (family.module.__doc__ or "").strip().splitlines()[0],
         "config": to_dict(config),
         "parameters": total,
         "tensors": n_tensors,
         "files": n_files,
-        "dtypes": kinds,
+        "dtypes": dtypes,
         "bytes": {
-            "stored": sum(size * BYTES[kind] for kind, size in kinds.items()),
+            "stored": sum(size * BYTES[kind] for kind, size in dtypes.items()),
             "float32": 4 * total["total"],
             "bfloat16": 2 * total["total"],
         },
-        "tree": _part("", model, names, stored, set(), math.inf if depth is None else depth),
+        "tree": _module_tree("", model, names, stored, set(), math.inf if depth is None else depth),
     }
 
 
-def _part(
-    name: str, module: nn.Module, names: dict[int, str], stored: dict[str, tuple[str, int]], seen: set[int],
+def _module_tree(
+    name: str, module: nn.Module, names: dict[int, str], stored: dict[str, tuple[str, int]], counted: set[int],
     depth: float,
 ) -> dict[str, Any]:  # fmt: skip
     tensors, parameters, size = {}, 0, 0
@@ -67,12 +69,12 @@ def _part(
             continue
         dtype, n_bytes = stored[names[id(t)]]
         tensors[leaf] = {"shape": list(t.shape), "dtype": dtype}
-        if id(t) in seen:
+        if id(t) in counted:
             tensors[leaf]["tied"] = names[id(t)]
             continue
-        seen.add(id(t))
+        counted.add(id(t))
         parameters, size = parameters + t.numel() * isinstance(t, nn.Parameter), size + n_bytes
-    parts = [_part(child, m, names, stored, seen, depth - 1) for child, m in module.named_children()]
+    parts = [_module_tree(child, m, names, stored, counted, depth - 1) for child, m in module.named_children()]
     parts = [part for part in parts if part["tensors"] or part["parts"] or part["parameters"]]
     return {
         "name": name,
@@ -81,16 +83,16 @@ def _part(
         "parameters": parameters + sum(part["parameters"] for part in parts),
         "bytes": size + sum(part["bytes"] for part in parts),
         "tensors": tensors,
-        "parts": _gathered(parts) if depth > 0 else [],
+        "parts": _merge_equal(parts) if depth > 0 else [],
     }
 
 
-def _gathered(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Equal elements of a list as one."""
+def _merge_equal(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Merges equal elements of a list into one node."""
     groups: list[list[dict[str, Any]]] = []
     for part in parts:
-        alike = (g for g in groups if part["name"].isdigit() and g[0] | {"name": ""} == part | {"name": ""})
-        group = next(alike, None)
+        matching = (g for g in groups if part["name"].isdigit() and g[0] | {"name": ""} == part | {"name": ""})
+        group = next(matching, None)
         if group is None:
             groups.append([part])
         else:
@@ -108,7 +110,7 @@ def _gathered(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _span(names: list[str]) -> str:
-    """['0', '1', '2'] -> '0-2'; ['0', '2', '4'] -> '0-4 by 2'; what has no such rule is listed."""
+    """['0', '1', '2'] -> '0-2'; ['0', '2', '4'] -> '0-4 by 2'; others are listed."""
     if len(names) < 3:
         return ", ".join(names)
     numbers = [int(name) for name in names]

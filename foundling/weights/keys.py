@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensor names and layouts, both ways, from one table: the published checkpoint's and ours."""
+"""Converts tensor names and layouts between published checkpoints and ours, both ways from one table."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from foundling.contracts.checkpoint_map import Key
 from foundling.errors import WeightsError
 
 Parts = list[Tensor]
-# name -> (on loading, on saving). Each takes a list of tensors, the number of tensors that it has to give, and how many
-# heads the model has.
-Change = Callable[[Parts, int, int], Parts]
-TRANSFORMS: dict[str, tuple[Change, Change]] = {
+# name -> (on loading, on saving). Each takes a list of tensors, the number of tensors to return, and the number of
+# heads.
+Transform = Callable[[Parts, int, int], Parts]
+TRANSFORMS: dict[str, tuple[Transform, Transform]] = {
     "transpose": (lambda p, n, h: [t.mT for t in p], lambda p, n, h: [t.mT for t in p]),
     "split": (lambda p, n, h: list(p[0].chunk(n)), lambda p, n, h: [torch.cat(p)]),
     "scalar": (lambda p, n, h: [t.reshape(1) for t in p], lambda p, n, h: [t.reshape(()) for t in p]),
@@ -26,7 +26,7 @@ TRANSFORMS: dict[str, tuple[Change, Change]] = {
     "vector": (lambda p, n, h: [t.reshape(-1) for t in p], lambda p, n, h: [t.reshape(1, 1, -1) for t in p]),
     "stack_experts": (lambda p, n, h: [torch.stack(p)], lambda p, n, h: list(p[0].unbind())),
     "split_experts": (lambda p, n, h: list(p[0].chunk(n, dim=1)), lambda p, n, h: [torch.cat(p, dim=1)]),
-    # what RoPE turns together: neighbours there, half a head apart here
+    # RoPE rotates neighbouring rows in their layout, rows half a head apart in ours
     "rope_pairs": (
         lambda p, n, h: [t.unflatten(0, (h, -1, 2)).transpose(1, 2).flatten(0, 2) for t in p],
         lambda p, n, h: [t.unflatten(0, (h, 2, -1)).transpose(1, 2).flatten(0, 2) for t in p],
@@ -40,7 +40,7 @@ TRANSFORMS: dict[str, tuple[Change, Change]] = {
 
 
 class Link(NamedTuple):
-    """Tensors of the published layout and the ones of ours that they become."""
+    """Tensors of the published layout and the matching ones of ours."""
 
     key: Key
     theirs: tuple[str, ...]
@@ -58,14 +58,14 @@ class Link(NamedTuple):
         return [tensor.contiguous() for tensor in parts]
 
     def theirs_shapes(self, ours: dict[str, Tensor]) -> list[tuple[int, ...]]:
-        """The published shapes that our shapes ask for, before anything is allocated."""
+        """The published shapes that match our shapes, computed on the meta device."""
         parts = self.to_theirs([torch.empty(ours[name].shape, device="meta") for name in self.ours])
         return [tuple(part.shape) for part in parts]
 
 
 def links(keys: list[Key], ours: dict[str, Tensor], config: Any) -> list[Link]:
-    """What becomes what, for a model that has the tensors `ours` (of which only names and shapes are read)."""
-    found = []
+    """The links for a model with the tensors `ours`; only their names and shapes are read."""
+    matched = []
     for key in keys:
         pattern = re.compile(re.sub(r"\\{([a-z])\\}", r"(?P<\1>\\d+)", re.escape(key.targets[0])))
         for name, tensor in ours.items():
@@ -73,13 +73,13 @@ def links(keys: list[Key], ours: dict[str, Tensor], config: Any) -> list[Link]:
                 numbers = match.groupdict()
                 if (key.given and _fill(key.given, numbers) not in ours) or _fill(key.unless, numbers) in ours:
                     continue
-                each = [{"e": str(e)} for e in range(tensor.shape[0])] if "{e}" in key.theirs else [{}]
-                theirs = tuple(_fill(key.theirs, numbers | index) for index in each)
+                indices = [{"e": str(e)} for e in range(tensor.shape[0])] if "{e}" in key.theirs else [{}]
+                theirs = tuple(_fill(key.theirs, numbers | index) for index in indices)
                 heads = getattr(config, key.heads, 1)
-                found.append(Link(key, theirs, tuple(_fill(t, numbers) for t in key.targets), heads))
-    covered = [name for link in found for name in link.ours]
+                matched.append(Link(key, theirs, tuple(_fill(t, numbers) for t in key.targets), heads))
+    covered = [name for link in matched for name in link.ours]
     assert sorted(covered) == sorted(ours), f"KEYS leave out or repeat {sorted({*covered} ^ {*ours})[:3]}"
-    return found
+    return matched
 
 
 def _fill(name: str, numbers: dict[str, str]) -> str:

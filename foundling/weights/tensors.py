@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tensors of a model directory, in one safetensors file or in several with an index; known by their headers before
-anything of them is read."""
+"""The tensors of a model directory, in one safetensors file or in several with an index. Headers are read first."""
 
 from __future__ import annotations
 
@@ -19,20 +18,20 @@ from foundling.runtime.files import read_json, write_json
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 FLOATS = ("F64", "F32", "F16", "BF16")
 INTEGERS = ("I64", "I32", "U8", "BOOL")
-"""of buffers that count"""
+"""Types of buffers that count."""
 MAX_HEADER_BYTES = 64 << 20
 MAX_SHARDS = 4096
 MAX_SHARD_BYTES = 5 << 30
 
 
 @contextmanager
-def opening(file: Path, device: str = "cpu") -> Iterator[Any]:
-    """A safetensors file, or one line that says what is wrong with it."""
+def open_safetensors(file: Path, device: str = "cpu") -> Iterator[Any]:
+    """Opens a safetensors file. Raises WeightsError if it is damaged."""
     try:
         with open(file, "rb") as start:
             header = int.from_bytes(start.read(8), "little")
         if header > MAX_HEADER_BYTES:
-            raise WeightsError(f"{file}: damaged, a header of {header} bytes; at most {MAX_HEADER_BYTES} are read")
+            raise WeightsError(f"{file}: damaged, a header of {header} bytes; the limit is {MAX_HEADER_BYTES}")
         with safe_open(file, framework="pt", device=device) as opened:
             yield opened
     except (SafetensorError, OSError, UnicodeDecodeError) as error:
@@ -42,9 +41,9 @@ def opening(file: Path, device: str = "cpu") -> Iterator[Any]:
 class Tensors:
     """Name -> tensor over the open files of a directory."""
 
-    def __init__(self, files: dict[str, Any], whole: Path) -> None:
-        """`files`: name -> the open file that has it; `whole`: the path to speak of."""
-        self.files, self.path = files, whole
+    def __init__(self, files: dict[str, Any], path: Path) -> None:
+        """`files`: tensor name -> the open file with it; `path`: the path for error messages."""
+        self.files, self.path = files, path
 
     def __contains__(self, name: str) -> bool:
         return name in self.files
@@ -56,7 +55,7 @@ class Tensors:
         return len(self.files)
 
     def shape(self, name: str, dtypes: tuple[str, ...] = FLOATS) -> tuple[int, ...]:
-        """By the header alone; WeightsError if its type is none of `dtypes`."""
+        """Shape from the header. Raises WeightsError if the type is not in `dtypes`."""
         part = self.files[name].get_slice(name)
         if part.get_dtype() not in dtypes:
             raise WeightsError(
@@ -65,11 +64,11 @@ class Tensors:
         return tuple(part.get_shape())
 
     def dtype(self, name: str) -> str:
-        """By the header, as safetensors calls it: F32, BF16 …"""
+        """Type from the header, in the names of safetensors: F32, BF16 …"""
         return self.files[name].get_slice(name).get_dtype()
 
     def first_rows(self, name: str, n: int) -> Tensor:
-        """The first `n` rows of a matrix, and nothing more of it."""
+        """The first `n` rows of a matrix; the rest is not read."""
         return self.files[name].get_slice(name)[:n]
 
     def read(self, name: str) -> Tensor:
@@ -77,53 +76,60 @@ class Tensors:
 
 
 def stored_in(directory: Path, name: str) -> list[Path]:
-    """The files that `tensors_of` reads: `name`, or its index and every shard that this names."""
+    """The files that `tensors_of` reads: `name`, or its index and the shards in it."""
     if (directory / name).is_file():
         return [directory / name]
     index = directory / f"{name}.index.json"
-    return [index, *sorted({directory / place for place in read_json(index)["weight_map"].values()})]
+    return [index, *sorted({directory / shard_name for shard_name in read_json(index)["weight_map"].values()})]
 
 
 @contextmanager
 def tensors_of(directory: Path, name: str, device: str = "cpu") -> Iterator[Tensors]:
-    """The tensors of `name` in the directory, or of the shards that `name`.index.json lists. WeightsError by file and
-    key for a shard outside the directory, one that is missing, and a tensor that is not where the index says."""
+    """The tensors of the file `name` in the directory, or of the shards in `name`.index.json. Raises WeightsError with
+    file and key for a shard that is missing or outside the directory, and for a tensor that is not in the shard that
+    the index names."""
     file, index = directory / name, directory / f"{name}.index.json"
     if file.is_file():
-        with opening(file, device) as opened:
+        with open_safetensors(file, device) as opened:
             yield Tensors({key: opened for key in opened.keys()}, file)  # noqa: SIM118
         return
     if not index.is_file():
         pickles = sorted(p.name for p in directory.iterdir() if p.suffix in PICKLES)
-        why = f" ({pickles[0]} is a pickle, which can execute code and is never opened)" if pickles else ""
-        raise WeightsError(f"{directory}: no {name}{why}")
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not places:
+        reason = f" ({pickles[0]} is a pickle, which can execute code and is never opened)" if pickles else ""
+        raise WeightsError(f"{directory}: no {name}{reason}")
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise WeightsError(f"{index}: damaged, no weight_map")
-    shards = sorted({str(place) for place in places.values()})
+    shards = sorted({str(shard_name) for shard_name in weight_map.values()})
     if len(shards) > MAX_SHARDS:
-        raise WeightsError(f"{index}: {len(shards)} shards; at most {MAX_SHARDS} are read")
-    for key, place in places.items():
-        if not isinstance(place, str) or Path(place).name != place or not place.endswith(".safetensors"):
-            raise WeightsError(f"{index}: '{key}' is said to be in {place!r}, which is no file of this directory")
+        raise WeightsError(f"{index}: {len(shards)} shards; the limit is {MAX_SHARDS}")
+    for key, shard_name in weight_map.items():
+        if (
+            not isinstance(shard_name, str)
+            or Path(shard_name).name != shard_name
+            or not shard_name.endswith(".safetensors")
+        ):
+            raise WeightsError(f"{index}: '{key}' is mapped to {shard_name!r}, which is not a file of this directory")
     with ExitStack() as stack:
         files: dict[str, Any] = {}
         for shard in shards:
             if not (directory / shard).is_file():
                 raise WeightsError(f"{index}: lacks the shard {shard}")
-            opened = stack.enter_context(opening(directory / shard, device))
+            opened = stack.enter_context(open_safetensors(directory / shard, device))
             for key in opened.keys():  # noqa: SIM118
-                if places.get(key) != shard:
-                    raise WeightsError(f"{directory / shard}: has tensor '{key}', the index says {places.get(key)!r}")
+                if weight_map.get(key) != shard:
+                    raise WeightsError(
+                        f"{directory / shard}: has tensor '{key}', the index says {weight_map.get(key)!r}"
+                    )
                 files[key] = opened
-        for key, place in places.items():
+        for key, shard_name in weight_map.items():
             if key not in files:
-                raise WeightsError(f"{directory / str(place)}: lacks tensor '{key}', which the index promises")
+                raise WeightsError(f"{directory / str(shard_name)}: lacks tensor '{key}', which the index lists")
         yield Tensors(files, index)
 
 
 def write_tensors(tensors: dict[str, Tensor], directory: Path, name: str, max_shard_bytes: int) -> None:
-    """One file, or, above max_shard_bytes, as many as it takes and their index."""
+    """Writes one file, or several with an index if the tensors exceed max_shard_bytes."""
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for key, tensor in tensors.items():
@@ -133,11 +139,11 @@ def write_tensors(tensors: dict[str, Tensor], directory: Path, name: str, max_sh
         shards[-1][key] = tensor
         size += tensor.nbytes
     stem = name.removesuffix(".safetensors")
-    many = len(shards) > 1
-    names = [f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors" if many else name for i in range(len(shards))]
+    sharded = len(shards) > 1
+    names = [f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors" if sharded else name for i in range(len(shards))]
     for shard, file in zip(shards, names, strict=True):
         save_file(shard, directory / file, metadata={"format": "pt"})
-    if many:
-        places = {key: file for shard, file in zip(shards, names, strict=True) for key in shard}
+    if sharded:
+        weight_map = {key: file for shard, file in zip(shards, names, strict=True) for key in shard}
         total = sum(t.nbytes for t in tensors.values())
-        write_json(directory / f"{name}.index.json", {"metadata": {"total_size": total}, "weight_map": places})
+        write_json(directory / f"{name}.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})

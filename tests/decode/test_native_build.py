@@ -83,4 +83,4 @@ def test_what_is_built_is_used(empty_cache, monkeypatch, caplog) -> None:
     )
     empty_cache.chmod(0o777)
     build.load_library.cache_clear()
-    assert "written to by others" in Engine(model).reason
+    assert "writable by other users" in Engine(model).reason

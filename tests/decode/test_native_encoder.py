@@ -115,7 +115,7 @@ def test_the_copy_is_its_own_and_threads_take_turns() -> None:
     fast.head = None
     fast.register_forward_hook(lambda *_: None)
     assert model.head is not None and not model._forward_hooks
-    with pytest.raises(GenerationError, match="neither copied nor written"):
+    with pytest.raises(GenerationError, match="cannot be copied or saved"):
         copy.deepcopy(fast)
     texts = [torch.randint(3, 64, (2, n), generator=torch.Generator().manual_seed(n)) for n in range(1, 33)]
 
@@ -143,11 +143,14 @@ def test_what_native_code_cannot_read() -> None:
         fast.encode(torch.tensor([[5, 6, 7]]))
     with pytest.raises(GenerationError, match="expected one of float32"):
         foundling.native_encoder(model, "int3")  # pyright: ignore
-    with pytest.raises(GenerationError, match="Llama does not read"):
+    with pytest.raises(GenerationError, match="Llama is not a plain stack"):
         foundling.native_encoder(case("llama").tiny())
     narrow = build("bert", **family("bert").module.sized(64, 2 * ROWS, 64, 1))
     positions = torch.arange(3 * ROWS)[None] % ROWS
-    with torch.inference_mode(), pytest.raises(GenerationError, match=f"is {3 * ROWS} tokens, at most {2 * ROWS}"):
+    with (
+        torch.inference_mode(),
+        pytest.raises(GenerationError, match=f"has {3 * ROWS} tokens; the limit is {2 * ROWS}"),
+    ):
         foundling.native_encoder(narrow).encode(torch.zeros(1, 3 * ROWS, dtype=torch.int64), positions=positions)
     foundling.quantize(model)
     with pytest.raises(GenerationError, match="is a Int8Linear"):

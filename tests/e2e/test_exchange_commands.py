@@ -233,7 +233,7 @@ def test_sources_that_are_none(capsys, tmp_path) -> None:
     (tmp_path / "m" / "config.json").write_text('{"model_type": "mystery"}')
     refused(capsys, tmp_path, tmp_path / "m", "mystery", commands=("inspect",))
     (tmp_path / "m" / "foundling.json").unlink()
-    refused(capsys, tmp_path, tmp_path / "m", "config.json", "mystery", "known: ")
+    refused(capsys, tmp_path, tmp_path / "m", "config.json", "mystery", "supported: ")
 
 
 def test_a_pickle_is_named_and_not_opened(capsys, tmp_path) -> None:

@@ -129,7 +129,7 @@ def test_damage_is_named(directory) -> None:
     rewrite(directory, lora={"pattern": "layers.*", "rank": "two"})
     refused(directory, ConfigError, MANIFEST)
     rewrite(directory, kind="prompt")
-    refused(directory, WeightsError, "not of an adapter")
+    refused(directory, WeightsError, "not the manifest of an adapter")
     manifest.unlink()
     refused(directory, WeightsError, "is this an adapter")
 

@@ -41,7 +41,7 @@ class NativeRunner:
             tables.append(chunk.sequence.blocks)
         stride = max(map(len, tables))
         table = torch.tensor([blocks + [0] * (stride - len(blocks)) for blocks in tables], dtype=torch.int32)
-        return self.program.read(
+        return self.program.forward(
             torch.tensor(tokens), torch.tensor(positions), [chunk.n_tokens for chunk in chunks], table, self.keys,
             self.values, torch.tensor(selected, dtype=torch.int64),
         )  # fmt: skip

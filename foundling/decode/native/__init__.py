@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The step of a pre-norm transformer in one call: products at the speed of memory, with weights of 32, 16, 8 or 4 bits.
+"""Transformer layers in C++ for the CPU, one call per step; weights in 32, 16, 8 or 4 bits.
 
-program.cpp is compiled on the spot where there is a g++; where there is none, torch does the work.
+program.cpp is compiled on first use and needs g++; without a compiler, torch is used instead.
 """

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention over pages. Queries that read the same keys (neighbours in a sequence, heads that share one of keys) take
-// turns at each page while it is at hand; what one gets does not depend on who is beside it.
+// Attention over pages. Queries with the same keys (consecutive tokens of a sequence, heads of one key head) process
+// each page together while it is in the cache; the result of a query does not depend on the others.
 
 #pragma once
 
@@ -12,7 +12,7 @@ namespace {
 
 constexpr int WIDEST = 512, NEIGHBOURS = 4;
 
-// A head turned to its position (rotate-half), and scaled.
+// Applies the rotary embedding (rotate-half) to one head and scales it.
 inline void turn(const Rows &rows, int row, const float *x, int P, float scale, float *y) {
     if (!rows.cosine) {
         for (int i = 0; i < P; i++) y[i] = x[i] * scale;
@@ -24,7 +24,8 @@ inline void turn(const Rows &rows, int row, const float *x, int P, float scale, 
     for (int i = half; i < P; i++) y[i] = (x[i] * c[i] + x[i - half] * s[i]) * scale;
 }
 
-// x holds q, k and v of every row. Keys lie transposed in their page, so that 16 scores come of one pass over q.
+// Stores k and v in their pages; x holds q, k and v of every row. Pages store keys transposed, so one pass over q gives
+// 16 scores.
 template <typename T>
 void remember(const Op &op, const Rows &rows, const Group &g, int head) {
     const int P = op.head_dim;
@@ -51,7 +52,7 @@ struct Queries {
     float *y[Q];
 };
 
-// Softmax of q · keys, unnormalised, and what to multiply by.
+// Unnormalised softmax of q · keys, and the factor that normalises it.
 template <typename T, int Q>
 inline void weigh(const T *keys, size_t stride, const int32_t *table, int P, Queries<Q> &of) {
     const int longest = of.length[Q - 1];
@@ -90,7 +91,7 @@ inline void weigh(const T *keys, size_t stride, const int32_t *table, int P, Que
     }
 }
 
-// Σ weight · value of N times 16 channels. The last load may run past a head's channels: pages have room behind them.
+// Σ weight · value over N x 16 channels. The last load may run past the channels of a head: pages are padded.
 template <typename T, int Q, int N>
 inline void mix(const T *values, size_t stride, const int32_t *table, int P, Queries<Q> &of, int begin) {
     const int longest = of.length[Q - 1];
@@ -118,7 +119,7 @@ inline void mix(const T *values, size_t stride, const int32_t *table, int P, Que
         }
 }
 
-// Q queries from the one of number `first` on: heads of a row first, then rows, so that the last reads furthest.
+// Q queries starting at number `first`, ordered by row, then head, so the last has the most keys.
 template <typename T, int Q>
 void attend_some(const Op &op, const Rows &rows, const Group &g, int kv, int first, float *scores) {
     const int P = op.head_dim, group = op.heads / op.kv_heads;

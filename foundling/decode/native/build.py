@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""program.cpp and its headers, compiled once per machine into the user's cache."""
+"""Compiles program.cpp and its headers, once per machine, into the user's cache."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger("foundling")
 
 
 class NativeUnavailable(Exception):
-    """Why native code cannot be used here; callers turn it into an error or use torch."""
+    """Native code cannot be used; callers raise a user error or fall back to torch."""
 
 
 def cache_directory() -> Path:
@@ -29,24 +29,25 @@ def cache_directory() -> Path:
 
 
 def is_built() -> bool:
-    """Whether `load_library` needs no compilation. Raises NativeUnavailable where it could not load anything."""
+    """Whether the library is compiled already. Raises NativeUnavailable without a compiler."""
     return _library_file(_compiler(), _sources()).exists()
 
 
 @functools.cache
 def load_library() -> ctypes.CDLL:
-    """The compiled program. Where it is not built yet, compiles it, which takes about ten seconds, and logs that it
-    does. Raises NativeUnavailable with the reason. A directory that others may write to is never loaded from."""
+    """Loads the library. If it is not built yet, logs a line and compiles it, which takes about ten seconds.
+
+    Raises NativeUnavailable with the reason. It never loads from a directory that other users may write to."""
     sources, compiler = _sources(), _compiler()
     try:
         file = _library_file(compiler, sources)
         directory = file.parent
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not hasattr(os, "getuid"):
-            raise NativeUnavailable("this system does not tell who may write to the cache")
+            raise NativeUnavailable("this system cannot say who may write to the cache")
         status = directory.stat()
         if status.st_uid != os.getuid() or status.st_mode & 0o022:
-            raise NativeUnavailable(f"{directory} can be written to by others")
+            raise NativeUnavailable(f"{directory} is writable by other users")
         if not file.exists():
             logger.warning(f"compiling native code with {compiler} into {directory}: about ten seconds, once")
             _compile(compiler, sources, file)
@@ -75,13 +76,13 @@ def _compiler() -> str:
 
 
 def _sources() -> dict[str, bytes]:
-    here = resources.files("foundling.decode.native")
-    files = sorted(here.iterdir(), key=lambda file: file.name)
+    package = resources.files("foundling.decode.native")
+    files = sorted(package.iterdir(), key=lambda file: file.name)
     return {file.name: file.read_bytes() for file in files if file.name.endswith((".cpp", ".h"))}
 
 
 def _library_file(compiler: str, sources: dict[str, bytes]) -> Path:
-    """Its name identifies what the machine code depends on: different machines may share a home directory."""
+    """The name hashes all that the machine code depends on, since different machines may share a home directory."""
     cpu = platform.machine() + platform.processor()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sixteen numbers at once, what a job is made of, and how numbers of other widths become floats.
+// Vectors of 16 numbers, the structures that program.py fills, and conversions to float.
 
 #pragma once
 
@@ -14,7 +14,7 @@
 namespace {
 
 constexpr int L = 16;      // lanes: outputs of a panel, tokens of a page
-constexpr int GROUP = 32;  // inputs that are read together; a scale is of a span of groups
+constexpr int GROUP = 32;  // inputs read together; a span of groups shares one scale
 
 typedef float F __attribute__((vector_size(64)));
 typedef int32_t I __attribute__((vector_size(64)));
@@ -29,12 +29,12 @@ enum Activation : int32_t { SILU_GATED = 0, GELU_TANH = 1, GELU_TANH_GATED = 2, 
 
 struct Rounded {  // a span of inputs as integers
     float scale;
-    int32_t offset;  // what the weights' own offset adds to every sum, negative
+    int32_t offset;  // correction for the weights' offset, negative
 };
 
 struct Op {  // mirrored by program.py
-    int32_t kind, form;          // form: Weights (of what follows, for QUANTIZE), Activation, 1 for LayerNorm, or 1
-                                 // where a row attends to all of its sequence, not to what is before it
+    int32_t kind, form;          // form: Weights (for QUANTIZE, of the next op), Activation, 1 for LayerNorm,
+                                 // or 1 for attention that is not causal
     int32_t in, out;             // widths
     int32_t heads, kv_heads, head_dim, layer;
     float number;                // eps, or the scale of scores
@@ -49,7 +49,7 @@ struct Op {  // mirrored by program.py
     Rounded *xs;                 // (rows, spans)
 };
 
-struct Group {  // neighbours in one sequence
+struct Group {  // consecutive rows of one sequence
     int32_t row, count, table, length;  // length: rows of the sequence
 };
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows of activations by panels of weights.
+// Products of rows of activations and panels of weights.
 
 #pragma once
 
@@ -9,7 +9,7 @@
 
 namespace {
 
-// Bias and residual, and out. R rows by P panels; a panel's last outputs may not exist.
+// Adds bias and residual and stores R rows x P panels; the last panel may be only partly used.
 template <int R, int P>
 inline void finish(const Op &op, int row, int panel, F (&sums)[R][P]) {
     for (int r = 0; r < R; r++)
@@ -25,7 +25,7 @@ inline void finish(const Op &op, int row, int panel, F (&sums)[R][P]) {
         }
 }
 
-// The sums of a row run over its inputs in order, whatever R and P are.
+// Each row sums over its inputs in order, whatever R and P are.
 template <int R, int P>
 inline void tile_float(const Op &op, int row, int panel, F (&acc)[R][P]) {
     const size_t in = op.in;
@@ -38,7 +38,7 @@ inline void tile_float(const Op &op, int row, int panel, F (&acc)[R][P]) {
     }
 }
 
-// Two inputs share 32 bits: the even one below, the odd one above.
+// Two inputs share 32 bits: the even one in the low half, the odd one in the high half.
 template <int R, int P>
 inline void tile_bf16(const Op &op, int row, int panel, F (&acc)[R][P]) {
     const size_t in = op.in, pairs = (in + 1) / 2;
@@ -72,14 +72,14 @@ inline I dot4(I acc, B weights, const int8_t *x) {  // acc[lane] += Σ of 4 weig
 #endif
 }
 
-constexpr int INT8_SPANS = INT4 + 1;  // a scale for more than one group
+constexpr int INT8_SPANS = INT4 + 1;  // one scale for several groups
 
-// Integers by integers: weights are stored with an offset (128, or 8 where two share a byte), which the sums begin
-// with; a span's integer sum is exact, spans are added in order.
+// Integer products: weights are stored with an offset (128, or 8 where two share a byte), so sums start from the
+// correction. The integer sum of a span is exact; spans are added in order.
 template <int FORM, int R, int P>
 inline void tile_int(const Op &op, int row, int panel, F (&total)[R][P]) {
     constexpr int BYTES = FORM == INT4 ? GROUP * L / 2 : GROUP * L;
-    const size_t span = FORM == INT8_SPANS ? op.span : 1;  // known to the compiler where it is 1
+    const size_t span = FORM == INT8_SPANS ? op.span : 1;  // lets the compiler see that it is 1
     const size_t groups = (op.in + GROUP - 1) / GROUP, spans = (groups + span - 1) / span;
     const uint8_t *w = (const uint8_t *)op.weight + panel * groups * BYTES;
     const uint16_t *s = op.scales + panel * spans * L;
@@ -123,7 +123,7 @@ __attribute__((noinline)) void tile(const Op &op, int row, int panel) {
     finish<R, P>(op, row, panel, sums);
 }
 
-// A panel stays in the cache while rows pass; how many rows and panels share the registers was measured.
+// A panel stays in the cache for all rows. The numbers of rows and panels per block were chosen by measurement.
 template <int FORM, int P>
 void rows_by(const Op &op, int count, int panel) {
     constexpr int MANY = FORM == F32 || FORM == BF16 ? 8 : 6;
@@ -134,7 +134,7 @@ void rows_by(const Op &op, int count, int panel) {
     if (row < count) tile<FORM, 1, P>(op, row, panel);
 }
 
-// All rows by the panels [begin, end).
+// Products of all rows and the panels [begin, end).
 template <int FORM>
 void product(const Op &op, int count, int begin, int end) {
     constexpr int WIDE = FORM == F32 ? 3 : 2, LONG = FORM == BF16 ? 2 : 4;

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// A transformer's layers as a list of operations over rows of activations, run by a few threads with a barrier
-// after each. Weights are read once, in panels of 16 outputs, so that every load is whole and sums run along lanes.
+// Runs the layers of a transformer as a list of operations over rows of activations, in several threads with a barrier
+// after each operation. Weights are read once, in panels of 16 outputs, so every load is full and sums run along lanes.
 //
-// A row is one token: its place in its sequence and the pages that hold that sequence's keys and values. Rows of one
-// sequence and of many may be mixed. What a row gets does not depend on the others: sums have one order, whatever the
-// number of rows.
+// A row is one token, with its position in its sequence and the pages of that sequence's keys and values. A batch may
+// mix rows of several sequences. The result of a row does not depend on the others: the order of summation is fixed.
 
 #include <condition_variable>
 #include <mutex>
@@ -43,7 +42,7 @@ inline void pause_() {
 #endif
 }
 
-// The last to arrive clears the counter that all have used: the next operation takes the other one.
+// The last thread to arrive resets the counter of this operation; the next operation uses the other one.
 void Team::barrier(int op) {
     uint32_t mine = phase.load(std::memory_order_relaxed);
     if (arrived.fetch_add(1, std::memory_order_acq_rel) == size - 1) {
@@ -57,7 +56,7 @@ void Team::barrier(int op) {
         else std::this_thread::yield();
 }
 
-// What is to be done is copied first: after the last barrier the next job may be written at once.
+// Copies the job first: after the last barrier the caller may write the next one at once.
 void Team::work(int me) {
     const Op *of = ops;
     const Rows &on = *rows;
@@ -146,7 +145,7 @@ void foundling_pack(int form, int span, int out, int in, const float *w, void *t
                 float most = 0, peak = 0;
                 for (int i = begin; i < end && real && i < in; i++)
                     if (std::fabs(row[i]) > most) most = std::fabs(row[i]), peak = row[i];
-                // 4 bits reach from -8 to 7: the value furthest from 0 is put at -8
+                // 4 bits hold -8 to 7: the value with the largest magnitude becomes -8
                 const float scaled = form == INT8 ? most / 127.0f : peak / -8.0f;
 #if defined(__AVX512F__)
                 const uint16_t h = (uint16_t)_cvtss_sh(scaled, 0);

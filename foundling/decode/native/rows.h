@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is done to each row apart: norms, activations, rounding to integers.
+// Operations on single rows: norms, activations, quantisation.
 
 #pragma once
 
@@ -44,7 +44,7 @@ inline F gelu_tanh(F x) {  // x · σ(2u) is x/2 · (1 + tanh u)
     return x / (exponential(-u) + 1.0f);
 }
 inline F silu(F x) { return x / (exponential(-x) + 1.0f); }
-// erf by Abramowitz & Stegun 7.1.26, absolute error below 1.5e-7 and what float32 rounds
+// erf by Abramowitz & Stegun 7.1.26, absolute error below 1.5e-7 plus float32 rounding
 inline F erf(F x) {
     const F a = x < 0.0f ? -x : x, t = 1.0f / (a * 0.3275911f + 1.0f);
     F p = splat(1.061405429f);

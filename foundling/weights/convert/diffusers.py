@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Directories of several components, each in a folder of its own: a denoiser with its schedule, in the layout of
-diffusers' pipelines. The index names classes; they are looked up here, never imported by name."""
+"""Reads and writes diffusers pipelines: a denoiser and its schedule, each in its own folder, and an index that names
+their classes. Class names are compared with a table, never imported."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ INDEX = "model_index.json"
 PIPELINE = "DDPMPipeline"
 SCHEDULER = "DDPMScheduler"
 DIFFUSERS = "diffusers"
-_PREDICTS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
-_KINDS = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
+_PREDICTION_TYPES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+_BETA_SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 _FIELDS = {
     "num_train_timesteps": ("n_steps", (int,)),
     "beta_start": ("start", (int, float)),
@@ -40,8 +40,8 @@ _FIELDS = {
     "clip_sample": ("clip_sample", (bool,)),
     "clip_sample_range": ("clip_sample_range", (int, float)),
 }
-"""key of theirs → field of ours and the types that it may have in a file"""
-_ONLY = {
+"""Their key → our field and the types allowed in a file."""
+_REQUIRED = {
     "_class_name": SCHEDULER,
     "variance_type": "fixed_small",
     "timestep_spacing": "leading",
@@ -50,25 +50,25 @@ _ONLY = {
     "thresholding": False,
     "rescale_betas_zero_snr": False,
 }
-"""What is computed here: with another value the same weights would draw other pictures."""
-_INERT = ("_diffusers_version", "dynamic_thresholding_ratio", "sample_max_value")
-"""read by nothing but thresholding"""
+"""The only supported values: others would give different samples."""
+_IGNORED = ("_diffusers_version", "dynamic_thresholding_ratio", "sample_max_value")
+"""Used only by thresholding."""
 
 
 def save_denoiser(
     model: Any, schedule: NoiseSchedule, directory: str | Path, *, about: dict[str, Any] | None = None
 ) -> Path:
-    """unet/, scheduler/, the index, and foundling.json with every file's hash. Of a model that is sharded over
-    processes all call, and the first one writes. OutputError if anything is there, WeightsError for a model that is no
-    denoiser."""
-    found = family_of(model)
-    if found.kind != "denoiser":
-        raise WeightsError(f"{found.name} is a {found.kind}, no denoiser; save it with save(model, directory)")
+    """Writes unet/, scheduler/, the index, and foundling.json with the hash of every file. For a model that is sharded
+    over processes, every process must call; the first one writes. Raises OutputError if `directory` is not empty, and
+    WeightsError if the model is not a denoiser."""
+    family = family_of(model)
+    if family.kind != "denoiser":
+        raise WeightsError(f"{family.name} is a {family.kind}, not a denoiser; save it with save(model, directory)")
     directory, params, digest = Path(directory), whole_tensors(model), weights_hash(model)
 
-    def fill(aside: Path) -> None:
-        write_denoiser(model, params, schedule, aside)
-        write_manifest(aside, {"weights_hash": digest, **(about or {})})
+    def fill(temporary: Path) -> None:
+        write_denoiser(model, params, schedule, temporary)
+        write_manifest(temporary, {"weights_hash": digest, **(about or {})})
 
     if is_first_rank():
         write_directory(directory, fill)
@@ -77,7 +77,7 @@ def save_denoiser(
 
 
 def write_denoiser(model: Any, params: dict[str, Tensor], schedule: NoiseSchedule, directory: Path) -> None:
-    """The components and their index, into an existing directory."""
+    """Writes the components and their index to an existing directory."""
     name = family_of(model).module.CONFIG.model_type
     index = {"_class_name": PIPELINE, "unet": [DIFFUSERS, name], "scheduler": [DIFFUSERS, SCHEDULER]}
     for part in ("unet", "scheduler"):
@@ -92,15 +92,15 @@ def is_pipeline(directory: Path) -> bool:
 
 
 def tensors_folder(directory: Path) -> Path:
-    """Where the tensors lie: the denoiser's folder of a pipeline, elsewhere the directory itself."""
+    """The folder with the tensors: `unet` in a pipeline, otherwise the directory itself."""
     return directory / "unet" if is_pipeline(directory) else directory
 
 
 def load_denoiser(
     directory: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> tuple[Any, NoiseSchedule]:
-    """The denoiser and its schedule, from our directory or one that diffusers saved. WeightsError, by file and key, for
-    a component that is missing, of a class that is not known here, or that would compute something else."""
+    """Loads a denoiser and its schedule from our directory or one of diffusers. Raises WeightsError with file and key
+    for a component that is missing, of an unknown class, or with unsupported settings."""
     directory = Path(directory)
     if not directory.is_dir():
         raise WeightsError(f"{directory}: no such model directory")
@@ -108,13 +108,15 @@ def load_denoiser(
     known = {"unet": "UNet2DModel", "scheduler": SCHEDULER}
     if index.get("_class_name") != PIPELINE:
         raise WeightsError(
-            f"{directory / INDEX}: _class_name {index.get('_class_name')!r} is not known; only {PIPELINE}"
+            f"{directory / INDEX}: _class_name {index.get('_class_name')!r} is not supported; only {PIPELINE} is"
         )
     for part, value in index.items():
         if not part.startswith("_") and part not in known:
             raise WeightsError(f"{directory / INDEX}: unknown component '{part}'; known: {', '.join(known)}")
         if part in known and (not isinstance(value, list) or value != [DIFFUSERS, known[part]]):
-            raise WeightsError(f"{directory / INDEX}: '{part}' is {value!r}; only {[DIFFUSERS, known[part]]} is known")
+            raise WeightsError(
+                f"{directory / INDEX}: '{part}' is {value!r}; only {[DIFFUSERS, known[part]]} is supported"
+            )
     for part in known:
         if part not in index or not (directory / part).is_dir() or (directory / part).is_symlink():
             raise WeightsError(f"{directory}: lacks the component '{part}'")
@@ -127,29 +129,32 @@ def load_denoiser(
 
 def _scheduler(schedule: NoiseSchedule) -> dict[str, Any]:
     values = {theirs: getattr(schedule, ours) for theirs, (ours, _) in _FIELDS.items()}
-    names = {"beta_schedule": _KINDS[schedule.kind], "prediction_type": _PREDICTS[schedule.predicts]}
-    return {key: value for key, value in _ONLY.items() if value is not None} | values | names
+    names = {"beta_schedule": _BETA_SCHEDULES[schedule.kind], "prediction_type": _PREDICTION_TYPES[schedule.predicts]}
+    return {key: value for key, value in _REQUIRED.items() if value is not None} | values | names
 
 
 def _schedule(file: Path) -> NoiseSchedule:
-    """What the file leaves out is as diffusers' class has it, which is how ours starts too."""
-    known = _ONLY | _scheduler(NoiseSchedule())
-    found = read_json(file)
-    for key in found:
-        if key not in known and key not in _INERT:
+    """Missing keys have the defaults of diffusers' class, which are ours as well."""
+    known = _REQUIRED | _scheduler(NoiseSchedule())
+    stored = read_json(file)
+    for key in stored:
+        if key not in known and key not in _IGNORED:
             raise WeightsError(f"{file}: unknown key '{key}'; {nearest(key, [*known])}")
-    values = known | found
-    for key, wanted in _ONLY.items():
-        if values[key] != wanted:
-            raise WeightsError(f"{file}: {key} = {values[key]!r} is not supported; only {wanted!r} is")
+    values = known | stored
+    for key, required in _REQUIRED.items():
+        if values[key] != required:
+            raise WeightsError(f"{file}: {key} = {values[key]!r} is not supported; only {required!r} is")
     for key, (_, types) in _FIELDS.items():
         if type(values[key]) not in types:  # isinstance would take a bool for an int
             raise WeightsError(f"{file}: {key} is {values[key]!r}, expected {types[-1].__name__}")
     named = {}
-    for key, ours, table in (("beta_schedule", "kind", _KINDS), ("prediction_type", "predicts", _PREDICTS)):
+    for key, ours, table in (
+        ("beta_schedule", "kind", _BETA_SCHEDULES),
+        ("prediction_type", "predicts", _PREDICTION_TYPES),
+    ):
         names = {theirs: name for name, theirs in table.items()}
         if values[key] not in [*names]:
-            raise WeightsError(f"{file}: {key} = {values[key]!r} is not known here; known: {', '.join(names)}")
+            raise WeightsError(f"{file}: {key} = {values[key]!r} is not supported; supported: {', '.join(names)}")
         named[ours] = names[values[key]]
     try:
         return NoiseSchedule(**{ours: values[theirs] for theirs, (ours, _) in _FIELDS.items()}, **named)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GGUF, the one-file layout of llama.cpp, for Llama: both ways, weights in any of its types read, in five written.
+"""Reads and writes GGUF, the single-file format of llama.cpp, for Llama. Reads all weight types and writes five.
 
-The library `gguf` reads and writes the file; here is what its names and numbers are called in this house.
+The library `gguf` reads and writes the file; this module maps its names and values to ours.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ def _library() -> Any:
 
 
 def _pairs(weight: Tensor, heads: int, *, ours: bool) -> Tensor:
-    """Rows of q or k: there the two that RoPE turns together are neighbours, here they lie half a head apart."""
+    """Reorders the rows of q or k: RoPE rotates neighbouring rows in GGUF, rows half a head apart in ours."""
     shape = (heads, -1, 2) if ours else (heads, 2, -1)
     return weight.unflatten(0, shape).transpose(1, 2).flatten(0, 2)
 
 
-def _turned(name: str, tensor: Tensor, config: Any, *, ours: bool) -> Tensor:
+def _reorder(name: str, tensor: Tensor, config: Any, *, ours: bool) -> Tensor:
     if name.endswith(("mixer.q.weight", "mixer.k.weight")):
         return _pairs(tensor, config.n_heads if ".q." in name else config.n_kv_heads, ours=ours)
     return tensor
@@ -80,10 +80,10 @@ def _names(n_layers: int) -> dict[str, str]:
 
 
 def load_gguf(file: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
-    """A Llama from a GGUF file, in evaluation mode; quantised weights become numbers of `dtype`.
+    """Loads a Llama from a GGUF file, in evaluation mode; quantised weights are converted to `dtype`.
 
-    WeightsError, naming file and key, for another architecture, a missing, extra or ill-shaped tensor, scaled rotary
-    positions, and a file that is none or is cut short.
+    Raises WeightsError with file and key for another architecture, a missing, unknown or misshapen tensor, scaled
+    rotary positions, and a file that is truncated or not GGUF.
     """
     gguf, file = _library(), Path(file)
     if not file.is_file():
@@ -93,18 +93,18 @@ def load_gguf(file: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
         values = {
             name: field.contents() for name, field in reader.fields.items() if name.startswith(("general.", "llama."))
         }
-    except Exception as error:  # whatever the library makes of a file that is none
+    except Exception as error:  # the library raises errors of many types
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"{file}: not a whole GGUF file ({reason})") from None
     config, present = _config(values, {t.name: t for t in reader.tensors}, file)
     model = skeleton(family("llama"), config, str(file))
-    wanted = _names(config.n_layers)
+    expected = _names(config.n_layers)
     if config.tie_embeddings:
-        del wanted["output.weight"]
+        del expected["output.weight"]
     params = dict(model.named_parameters())
-    for name in sorted(wanted.keys() ^ {n for n in present if not n.startswith("rope_freqs")}):
-        raise WeightsError(f"{file}: {'lacks' if name in wanted else 'has an unknown'} tensor '{name}'")
-    for theirs, ours in wanted.items():
+    for name in sorted(expected.keys() ^ {n for n in present if not n.startswith("rope_freqs")}):
+        raise WeightsError(f"{file}: {'lacks' if name in expected else 'has an unknown'} tensor '{name}'")
+    for theirs, ours in expected.items():
         tensor, shape = present[theirs], tuple(params[ours].shape)
         if tuple(reversed([int(n) for n in tensor.shape])) != shape:
             raise WeightsError(
@@ -118,8 +118,8 @@ def load_gguf(file: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
                 f"{file}: '{theirs}' of type {tensor.tensor_type.name} cannot be read ({error})"
             ) from None
         path, _, leaf = ours.rpartition(".")
-        turned = _turned(ours, read, config, ours=True).contiguous()
-        setattr(model.get_submodule(path), leaf, torch.nn.Parameter(turned))
+        reordered = _reorder(ours, read, config, ours=True).contiguous()
+        setattr(model.get_submodule(path), leaf, torch.nn.Parameter(reordered))
     if config.tie_embeddings:
         model.head.weight = model.embedding.weight
     return model.eval()
@@ -129,7 +129,7 @@ def _config(values: dict[str, Any], present: dict[str, Any], file: Path) -> tupl
     if values.get("general.architecture") != "llama":
         raise WeightsError(f"{file}: architecture is {values.get('general.architecture')!r}; only llama can be read")
     if values.get("llama.rope.scaling.type", "none") != "none" or any(n.startswith("rope_freqs") for n in present):
-        raise WeightsError(f"{file}: its rotary positions are scaled, which this Llama does not do")
+        raise WeightsError(f"{file}: scaled rotary positions are not supported")
     fields: dict[str, Any] = {ours: _decimal(values[theirs]) for theirs, ours in FIELDS.items() if theirs in values}
     missing = [
         t for t, ours in FIELDS.items() if ours in ("d_model", "n_layers", "n_heads", "d_ff") and t not in values
@@ -149,30 +149,32 @@ def _config(values: dict[str, Any], present: dict[str, Any], file: Path) -> tupl
 
 
 def _decimal(value: Any) -> Any:
-    """A float32 as the shortest number that rounds to it: 1e-05, where its digits are 9.999999747378752e-06."""
+    """The shortest decimal that rounds to the float32 value: 1e-05 for 9.999999747378752e-06."""
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def save_gguf(model: Any, file: str | Path, *, weights: str = "float32", tokenizer: Any = None) -> Path:
-    """Writes a Llama as one GGUF file, matrices as `weights` (float32, bfloat16, float16, int8: Q8_0, int4: Q4_0, the
-    head Q8_0 then), vectors as float32. WeightsError for another family, or a width that has no whole groups of 32;
-    OutputError where the file exists."""
+    """Writes a Llama as one GGUF file: matrices as `weights` (float32, bfloat16, float16, int8 as Q8_0, or int4 as Q4_0
+    with embedding and head as Q8_0), vectors as float32.
+
+    Raises WeightsError for another family, or if a quantised width is not a multiple of 32, and OutputError if the file
+    exists."""
     gguf, file, family = _library(), Path(file), family_of(model)
     if family.module.CONFIG.model_type != "llama":
-        raise WeightsError(f"GGUF is written for llama, not for {family.module.CONFIG.model_type}")
+        raise WeightsError(f"GGUF is supported for llama, not for {family.module.CONFIG.model_type}")
     if model.config.rope_scaling is not None:
-        raise WeightsError("GGUF is written without scaled rotary positions, which this model has")
+        raise WeightsError("GGUF export does not support scaled rotary positions, which this model has")
     if weights not in TYPES:
-        raise WeightsError(f"weights '{weights}' are not known; use {', '.join(TYPES)}")
+        raise WeightsError(f"weights '{weights}' are not supported; use {', '.join(TYPES)}")
     if file.exists():
         raise OutputError(f"{file} exists; choose another name")
     params, c = whole_tensors(model), model.config
     if weights in ("int8", "int4") and (c.d_model % 32 or c.d_ff % 32 or c.n_heads * c.head_dim % 32):
         raise WeightsError(f"{weights} needs widths that are multiples of 32; d_model is {c.d_model}, d_ff {c.d_ff}")
-    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         with output_errors(file):
-            writer = gguf.GGUFWriter(aside, "llama")
+            writer = gguf.GGUFWriter(temporary, "llama")
             for theirs, ours in FIELDS.items():
                 value = getattr(c, ours)
                 (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(theirs, value)
@@ -182,7 +184,7 @@ def save_gguf(model: Any, file: str | Path, *, weights: str = "float32", tokeniz
             _write_tokenizer(writer, tokenizer, c.vocab_size, gguf)
             for theirs, ours in _names(c.n_layers).items():
                 if ours in params:
-                    tensor = _turned(ours, params[ours].float(), c, ours=False).cpu().contiguous()
+                    tensor = _reorder(ours, params[ours].float(), c, ours=False).cpu().contiguous()
                     kind = "F32" if tensor.ndim < 2 else TYPES[weights]
                     if weights == "int4" and ours in ("embedding.weight", "head.weight"):
                         kind = "Q8_0"
@@ -192,17 +194,17 @@ def save_gguf(model: Any, file: str | Path, *, weights: str = "float32", tokeniz
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
             writer.close()
-            fsync_path(aside)
-            os.replace(aside, file)
+            fsync_path(temporary)
+            os.replace(temporary, file)
             fsync_path(file.parent)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return file
 
 
 def _write_tokenizer(writer: Any, tokenizer: Any, vocab_size: int, gguf: Any) -> None:
-    """Byte-level BPE as llama.cpp has it; where words are split before merging it has patterns of its own, so that its
-    ids of a text may differ. Ids read back are the same text."""
+    """Writes a byte-level BPE tokenizer. llama.cpp splits words with patterns of its own, so it may encode a text to
+    other ids; decoding gives the same text."""
     if tokenizer is None:
         writer.add_tokenizer_model("no_vocab")
         return

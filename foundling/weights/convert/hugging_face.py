@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole directories between this house and others: what is imported gets hashes of its own and a note of where it came
-from, what is exported is what transformers or diffusers would have saved, or one GGUF file."""
+"""Imports and exports whole model directories. An import adds our hashes and records its source; an export is the
+directory that transformers or diffusers would have saved, or one GGUF file."""
 
 from __future__ import annotations
 
@@ -31,100 +31,100 @@ from foundling.weights.directory import (
 from foundling.weights.tensors import stored_in
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 COMPANIONS = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
     "chat_template.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "README.md",
     "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "USE_POLICY.md",
 )  # fmt: skip
-"""What goes along with the weights: data that a tokenizer or a reader needs, nothing that runs."""
-OURS = ("config.json", "model_index.json", "unet", "scheduler", MANIFEST)
-"""written anew"""
+"""Files copied along with the weights: data for a tokenizer or a reader, never code."""
+REWRITTEN = ("config.json", "model_index.json", "unet", "scheduler", MANIFEST)
+"""Files and folders that are written anew."""
 MAX_COMPANION_BYTES = 64 << 20
 PICKLED = (b"\x80", b"PK")
-"""how a pickle begins, and torch's archive of them"""
+"""First bytes of a pickle and of torch's archive of pickles."""
 
 
 def import_model(source: str | Path, out: str | Path, *, dtype: str | None = None) -> dict[str, Any]:
-    """A directory of transformers or diffusers, or a GGUF file, as a model directory of ours: equal weights, the files
-    beside them, and foundling.json with every hash, those of the source too.
+    """Converts a directory of transformers or diffusers, or a GGUF file, to our model directory: equal weights, the
+    files of COMPANIONS, and foundling.json with the hashes of all files and of the source.
 
-    `dtype` is one of DTYPES; None keeps the stored one where all tensors share it, and is float32 elsewhere.
-    WeightsError for what is damaged, unknown or no data, before anything is written; OutputError where `out` exists.
+    `dtype` is one of DTYPES; None keeps the stored type if all tensors share one, and otherwise means float32. Raises
+    WeightsError for damaged, unknown or executable content before anything is written, OutputError if `out` exists.
     """
     source, out = Path(source), Path(out)
     require_free(out)
     model, schedule = _read(source, dtype)
-    kept, left_out = companions(source)
-    origin = {"name": source.resolve().name, "files": _hashes(source, kept)}
+    companion_files, skipped = companions(source)
+    origin = {"name": source.resolve().name, "files": _hashes(source, companion_files)}
 
-    def fill(aside: Path) -> None:
-        _write(model, schedule, kept, aside)
-        write_manifest(aside, {"weights_hash": weights_hash(model), "source": origin})
+    def fill(temporary: Path) -> None:
+        _write(model, schedule, companion_files, temporary)
+        write_manifest(temporary, {"weights_hash": weights_hash(model), "source": origin})
 
     write_directory(out, fill)
-    return _told(model, out, kept, left_out)
+    return _summary(model, out, companion_files, skipped)
 
 
 def export_model(directory: str | Path, out: str | Path, *, dtype: str | None = None) -> dict[str, Any]:
-    """A model directory as transformers or diffusers would have saved it, without anything of ours. Every file is
-    first compared with its hash; else as `import_model`."""
+    """Writes a model directory as transformers or diffusers would have saved it, without our own files. First compares
+    every file with its hash. Arguments and errors as in `import_model`."""
     directory, out = Path(directory), Path(out)
     require_free(out)
     model, schedule = _read(directory, dtype)
-    kept, left_out = companions(directory)
-    write_directory(out, lambda aside: _write(model, schedule, kept, aside))
-    return _told(model, out, kept, left_out)
+    companion_files, skipped = companions(directory)
+    write_directory(out, lambda temporary: _write(model, schedule, companion_files, temporary))
+    return _summary(model, out, companion_files, skipped)
 
 
 def export_gguf(directory: str | Path, out: str | Path, *, weights: str | None = None) -> dict[str, Any]:
-    """A Llama as one GGUF file; `weights` as in save_gguf, None for the stored type. Its tokenizer goes along where it
-    is byte-level BPE, which alone is written; 'kept' says so."""
+    """Writes a Llama as one GGUF file. `weights` as in save_gguf, None for the stored type. Only a byte-level BPE
+    tokenizer is written; 'kept' in the result lists it."""
     directory, out = Path(directory), Path(out)
     if out.exists():
         raise OutputError(f"{out} exists; choose another name")
     model, _ = _read(directory, None)
     tokenizer = _byte_level(directory)
     save_gguf(model, out, weights=weights or _dtype_name(model), tokenizer=tokenizer)
-    _, left_out = companions(directory)
-    return _told(model, out, [] if tokenizer is None else [directory / "tokenizer.json"], left_out) | {
+    _, skipped = companions(directory)
+    return _summary(model, out, [] if tokenizer is None else [directory / "tokenizer.json"], skipped) | {
         "dtype": weights or _dtype_name(model)
     }
 
 
 def companions(directory: Path) -> tuple[list[Path], list[str]]:
-    """Files beside the weights: those of COMPANIONS, and the names of all others, which stay behind. WeightsError for
-    one that is too large, leads out of the directory, or is not what its name says."""
+    """(the files of COMPANIONS that are present, the names of all other files, which are skipped). Raises WeightsError
+    for a companion that is too large, links out of the directory, or does not match its suffix."""
     if not directory.is_dir():
         return [], []
-    kept, left_out = [], []
+    companion_files, skipped = [], []
     for path in sorted(directory.iterdir()):
         if path.name in COMPANIONS:
-            _look_at(path)
-            kept.append(path)
-        elif not path.name.startswith(".") and path.name not in OURS and ".safetensors" not in path.name:
-            left_out.append(path.name + "/" * path.is_dir())
-    return kept, left_out
+            _check_companion(path)
+            companion_files.append(path)
+        elif not path.name.startswith(".") and path.name not in REWRITTEN and ".safetensors" not in path.name:
+            skipped.append(path.name + "/" * path.is_dir())
+    return companion_files, skipped
 
 
-def _look_at(path: Path) -> None:
-    here, there = path.parent.resolve(), path.resolve()
-    # a snapshot of the hub's cache is links into the folder `blobs` beside `snapshots`
-    if there.parent != here and there.parent != here.parent.parent / "blobs":
-        raise WeightsError(f"{path}: leads out of the directory, so it is not taken along; put the file itself there")
+def _check_companion(path: Path) -> None:
+    folder, target = path.parent.resolve(), path.resolve()
+    # the hub's cache links the files of a snapshot to the folder `blobs` beside `snapshots`
+    if target.parent != folder and target.parent != folder.parent.parent / "blobs":
+        raise WeightsError(f"{path}: links out of the directory, so it is not copied; replace the link by the file")
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise WeightsError(f"{path}: not a file")
-        if found.st_size > MAX_COMPANION_BYTES:
-            raise WeightsError(f"{path}: over {MAX_COMPANION_BYTES >> 20} MiB, too large to go along; take it away")
+        if status.st_size > MAX_COMPANION_BYTES:
+            raise WeightsError(f"{path}: over {MAX_COMPANION_BYTES >> 20} MiB, too large to copy; remove it")
         if path.suffix == ".json":
             read_json(path, MAX_COMPANION_BYTES)
         elif path.suffix == ".model":
             with open(path, "rb") as file:
                 if file.read(2).startswith(PICKLED):
-                    raise WeightsError(f"{path}: is a pickle, which can execute code and is never taken along")
+                    raise WeightsError(f"{path}: is a pickle, which can execute code and is never copied")
         else:
             path.read_text(encoding="utf-8")
     except OSError as error:
@@ -134,9 +134,9 @@ def _look_at(path: Path) -> None:
 
 
 def _read(source: Path, dtype: str | None) -> tuple[Any, NoiseSchedule | None]:
-    """The model, of the stored type where `dtype` is None, and the schedule of a denoiser that has one."""
+    """(the model, in the stored type if `dtype` is None; the schedule of a diffusers pipeline, else None)."""
     if dtype is not None and dtype not in DTYPES:
-        raise ConfigError(f"dtype '{dtype}' is not known; use {', '.join(DTYPES)}")
+        raise ConfigError(f"dtype '{dtype}' is not supported; use {', '.join(DTYPES)}")
     if source.is_file() and source.suffix == ".gguf":
         return load_gguf(source, dtype=DTYPES[dtype or "float32"]), None
     if not source.is_dir():
@@ -146,34 +146,34 @@ def _read(source: Path, dtype: str | None) -> tuple[Any, NoiseSchedule | None]:
     if dtype is None:
         with opened(tensors_folder(source)) as (_, _, _, tensors):
             kinds = {tensors.dtype(name) for name in tensors}
-        dtype = STORED.get(kinds.pop(), "float32") if len(kinds) == 1 else "float32"
+        dtype = STORED_DTYPES.get(kinds.pop(), "float32") if len(kinds) == 1 else "float32"
     if is_pipeline(source):
         return load_denoiser(source, dtype=DTYPES[dtype])
     return load(source, dtype=DTYPES[dtype]), None
 
 
-def _write(model: Any, schedule: NoiseSchedule | None, kept: list[Path], aside: Path) -> None:
+def _write(model: Any, schedule: NoiseSchedule | None, companion_files: list[Path], temporary: Path) -> None:
     getattr(model, "inert", {}).pop(NAMES_CODE, None)
     params = whole_tensors(model)
     if schedule is None:
-        write_weights(model, params, aside)
+        write_weights(model, params, temporary)
     else:
-        write_denoiser(model, params, schedule, aside)
-    for path in kept:
+        write_denoiser(model, params, schedule, temporary)
+    for path in companion_files:
         values = read_json(path, MAX_COMPANION_BYTES) if path.suffix == ".json" else {}
         if values.pop(NAMES_CODE, None) is None:
-            (aside / path.name).write_bytes(path.read_bytes())
+            (temporary / path.name).write_bytes(path.read_bytes())
         else:
-            write_json(aside / path.name, values)
+            write_json(temporary / path.name, values)
 
 
-def _hashes(source: Path, kept: list[Path]) -> dict[str, str]:
-    """Of all that was read: the published hashes of a release can be compared with these."""
+def _hashes(source: Path, companion_files: list[Path]) -> dict[str, str]:
+    """Hashes of all files that were read, to compare with the published hashes of a release."""
     if source.is_file():
         return {source.name: sha256(source)}
     folder = tensors_folder(source)
-    with opened(folder) as (found, _, _, _):
-        read = [*kept, folder / "config.json", *stored_in(folder, found.module.CONFIG.weights)]
+    with opened(folder) as (family, _, _, _):
+        read = [*companion_files, folder / "config.json", *stored_in(folder, family.module.CONFIG.weights)]
     if is_pipeline(source):
         read += [source / "model_index.json", source / "scheduler" / "scheduler_config.json"]
     return {str(path.relative_to(source)): sha256(path) for path in sorted(read)}
@@ -189,7 +189,7 @@ def _byte_level(directory: Path) -> Tokenizer | None:
         return None
     try:
         return Tokenizer.load(directory)
-    except ConfigError:  # none that ends a document as ours do
+    except ConfigError:  # it has no end-of-text token
         return None
 
 
@@ -197,12 +197,12 @@ def _dtype_name(model: Any) -> str:
     return str(next(model.parameters()).dtype).removeprefix("torch.")
 
 
-def _told(model: Any, out: Path, kept: list[Path], left_out: list[str]) -> dict[str, Any]:
+def _summary(model: Any, out: Path, companion_files: list[Path], skipped: list[str]) -> dict[str, Any]:
     return {
         "out": str(out),
         "family": family_of(model).name,
         "parameters": count_parameters(model)["total"],
         "dtype": _dtype_name(model),
-        "kept": [path.name for path in kept],
-        "left_out": left_out,
+        "kept": [path.name for path in companion_files],
+        "left_out": skipped,
     }
