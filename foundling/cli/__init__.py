@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line. One thin file a command; torch and the like are imported when a command runs."""
+"""The command line: one thin file for each command. Torch and other large packages are imported when a command runs."""
 
 from __future__ import annotations
 
@@ -11,27 +11,31 @@ import os
 import sys
 from typing import Any, NoReturn
 
+from foundling.config import nearest
 from foundling.errors import FoundlingError
 
 GROUPS = {
     "make models": {
-        "raise": ("foundling.cli.raise_", "raise a model from data, within minutes, FLOPs or tokens"),
-        "plan": ("foundling.cli.plan", "say what a run would cost, without running it"),
-        "reproduce": ("foundling.cli.reproduce", "raise a model again and compare the weights bit for bit"),
+        "raise": ("foundling.cli.raise_", "train a model on your data within a budget of minutes, FLOPs or tokens"),
+        "plan": ("foundling.cli.plan", "estimate time, memory, energy and loss of a run without running it"),
+        "reproduce": (
+            "foundling.cli.reproduce",
+            "train a model again from its recipe and compare the weights bit for bit",
+        ),
     },
     "use models": {
-        "chat": ("foundling.cli.chat", "talk to a model"),
-        "generate": ("foundling.cli.generate", "continue a prompt, or answer a source"),
-        "fill": ("foundling.cli.fill", "fill the gaps of a text with an encoder"),
+        "chat": ("foundling.cli.chat", "continue text interactively"),
+        "generate": ("foundling.cli.generate", "generate text from a prompt"),
+        "fill": ("foundling.cli.fill", "fill the gaps in a text with an encoder (fill-mask)"),
     },
     "move and inspect models": {
-        "import": ("foundling.cli.import_", "read a directory of transformers or diffusers, or a GGUF file"),
-        "export": ("foundling.cli.export", "write a directory for transformers or diffusers, or a GGUF file"),
-        "inspect": ("foundling.cli.inspect", "show modules, shapes and parameters from the headers alone"),
-        "check": ("foundling.cli.check", "check every file of a model directory against its hash"),
+        "import": ("foundling.cli.import_", "import a directory of transformers or diffusers, or a GGUF file"),
+        "export": ("foundling.cli.export", "export a directory for transformers or diffusers, or a GGUF file"),
+        "inspect": ("foundling.cli.inspect", "show modules, shapes, parameters and bytes without reading the weights"),
+        "check": ("foundling.cli.check", "compare every file of a model directory with its hash"),
     },
     "more": {
-        "families": ("foundling.cli.families", "list model families, published sizes and what is tested"),
+        "families": ("foundling.cli.families", "list model families, published sizes (presets) and what is tested"),
         "completion": ("foundling.cli.completion", "print a tab-completion script for bash or zsh"),
     },
 }
@@ -39,7 +43,7 @@ COMMANDS = {name: path for group in GROUPS.values() for name, (path, _) in group
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, with one line for what the user did wrong (and one JSON object where --json was given)."""
+    """argparse with one line for a usage error, and one JSON object where --json was given."""
 
     argv: list[str] = []
 
@@ -50,21 +54,21 @@ class _Parser(argparse.ArgumentParser):
 
 
 def overview() -> str:
-    """The commands by group, and three to begin with."""
+    """The commands by group, and three examples."""
     lines = ["commands:"]
     for title, commands in GROUPS.items():
         lines += [f"  {title}", *(f"    {name:12}{about}" for name, (_, about) in commands.items())]
     examples = ["raise --minutes 3", "raise notes/ --minutes 10 --out runs/notes", "chat runs/notes"]
     lines += ["", "examples:", *(f"  foundling {line}" for line in examples)]
-    return "\n".join([*lines, "", "'foundling COMMAND --help' shows more."])
+    return "\n".join([*lines, "", "'foundling COMMAND --help' shows the options of a command."])
 
 
 def make_parser(command: str | None = None) -> argparse.ArgumentParser:
-    """With the arguments of one command, or of none: each is imported only when it is asked for."""
+    """The parser with the options of one command, or of none. Only that command is imported."""
     parser = _Parser(
         prog="foundling",
         usage="foundling [-h] [--version] COMMAND ...",
-        description="Raise your own foundation model: plan, train, adapt, decode and export, from one command line.",
+        description="Raise your own foundation model: plan, train, generate, import and export.",
         epilog=overview(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -72,7 +76,9 @@ def make_parser(command: str | None = None) -> argparse.ArgumentParser:
     from foundling.cli.version import release
 
     parser.add_argument("--version", action="version", version=f"foundling {release()}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, help=argparse.SUPPRESS)
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, prog="foundling", help=argparse.SUPPRESS
+    )
     for name, path in COMMANDS.items():
         if name != command:
             commands.add_parser(name)
@@ -87,8 +93,8 @@ def make_parser(command: str | None = None) -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         module.add(sub)
-        sub.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
-        sub.add_argument("--debug", action="store_true", help="show tracebacks")
+        sub.add_argument("--json", action="store_true", help="print one JSON object on stdout, errors included")
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         sub.set_defaults(run=module.run, parser=sub)
         words = [f"[{a.dest.upper()}]" if a.nargs == "?" else a.dest.upper() for a in sub._get_positional_actions()]
         sub.usage = f"foundling {name} {' '.join([*words, '[options]'])}"
@@ -96,12 +102,15 @@ def make_parser(command: str | None = None) -> argparse.ArgumentParser:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Exits with code 2 and one line for arguments that do not fit."""
+    """Exits with code 2 and one line on a usage error."""
     from foundling.cli.flags import split_model_flags
 
     _Parser.argv = argv
     command = next((word for word in argv if word in COMMANDS), None)
     parser, fields = make_parser(command), list[tuple[str, str]]()
+    word = next((word for word in argv if not word.startswith("-")), None)
+    if command is None and word:
+        parser.error(f"unknown command '{word}'; {nearest(word, list(COMMANDS))}")
     if command in ("raise", "plan"):
         actions: Any = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
         argv, fields = split_model_flags(argv, set(actions.choices[command]._option_string_actions))
@@ -114,9 +123,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs a command and exits: 0 done, 1 our fault, 2 the user's, 75 resume me, 130 interrupted."""
-    # OpenMP threads wait for each other actively; with anything else on the machine a step then takes five times as
-    # long (docs/benchmarks.md). Waiting less costs 5 % on a quiet one. It must be set before torch is imported.
+    """Runs a command and exits: 0 done, 1 internal error, 2 user error, 75 stopped, resume it, 130 interrupted."""
+    # OpenMP threads wait in a busy loop. When other programs run, a step then takes five times as long
+    # (docs/benchmarks.md). A shorter wait costs 5 % on an idle machine. It must be set before torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     args = parse(sys.argv[1:] if argv is None else argv)
     code = 0
@@ -130,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
         code = _fail(args, str(error), error.exit_code)
     except KeyboardInterrupt:
         code = _fail(args, "interrupted", 130)
-    except BrokenPipeError:  # the reader has gone
+    except BrokenPipeError:  # the reader of stdout has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except MemoryError:

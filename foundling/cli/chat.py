@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Talk to a model. A base model continues your text, and says so."""
+"""Continue text interactively, line by line. A base model continues your text; it does not answer questions."""
 
 from __future__ import annotations
 
@@ -14,18 +14,23 @@ EXAMPLES = ["foundling chat runs/notes", 'echo "import os" | foundling chat runs
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dir", help="model directory")
-    parser.add_argument("--max-tokens", type=int, default=None)
+    parser.add_argument(
+        "--max-tokens", type=int, default=None, help="maximum number of new tokens a line (default 100)"
+    )
     sampling(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     writer = writer_for(args)
-    say = sys.stderr
-    print("This is a base model: it has read text and continues yours, it does not answer. Ctrl-D ends.", file=say)
+    console = sys.stderr
+    print(
+        "This is a base model: it continues your text and does not answer questions. Press Ctrl-D to exit.",
+        file=console,
+    )
     turns: list[dict[str, Any]] = []
     while True:
         if sys.stdin.isatty():
-            print("> ", end="", file=say, flush=True)
+            print("> ", end="", file=console, flush=True)
         line = sys.stdin.readline()
         if not line:
             break

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compare every file of a model directory with the hash it was written with."""
+"""Compare every file of a model directory with the SHA-256 hash in its foundling.json."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return {**found, "exit_code": 0 if found["ok"] else 2}
     if not found["ok"]:
         raise WeightsError(f"{args.dir}: {'; '.join(found['problems'])}")
-    print(f"{args.dir}: {found['checked']} files, all unchanged")
+    print(f"{args.dir}: {found['checked']} files unchanged")
     return {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What commands share: a budget, data and an output are named in one way."""
+"""Arguments and helpers that several commands share."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ DEFAULT_MINUTES = 3.0
 
 def add_budget(parser: argparse.ArgumentParser) -> None:
     budget = parser.add_mutually_exclusive_group()
-    budget.add_argument("--minutes", type=float, help="budget of time, from start to the held-out loss (default 3)")
-    budget.add_argument("--flops", type=float, help="budget of floating-point operations of training")
-    budget.add_argument("--tokens", type=float, help="budget of tokens to train on")
+    budget.add_argument(
+        "--minutes",
+        type=float,
+        help="budget in minutes, from the start of the process to the held-out loss (default 3)",
+    )
+    budget.add_argument("--flops", type=float, help="budget in floating-point operations of training, such as 1e14")
+    budget.add_argument("--tokens", type=float, help="budget in training tokens, such as 5e6")
 
 
 def budget_of(args: argparse.Namespace) -> Any:
-    """BudgetError for what is not a positive number."""
+    """The budget that was given. BudgetError for a value that is not a positive number."""
     from foundling.plan.budget import Budget
 
     if args.flops is not None:
@@ -33,7 +37,7 @@ def budget_of(args: argparse.Namespace) -> Any:
 def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "data", nargs="?",
-        help="file or folder of text, code, .jsonl or .parquet, or builtin:NAME (default: the built-in 'stdlib')",
+        help="file or folder of text, code, .jsonl or .parquet, or builtin:NAME (default: builtin:stdlib)",
     )  # fmt: skip
 
 
@@ -44,14 +48,14 @@ def free_directory(data: str | None) -> Path:
 
 
 def progress_for(args: argparse.Namespace) -> Any:
-    """Progress on stderr; with --json on a terminal alone."""
+    """Progress on stderr; with --json only on a terminal."""
     from foundling.recipes.progress import Progress
 
     return Progress(on=not args.json or sys.stderr.isatty())
 
 
 def clock() -> Any:
-    """Timed from the start of the process."""
+    """A clock that counts from the start of the process."""
     from foundling.runtime.clock import Clock, process_age
 
     return Clock(process_age())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Print a tab-completion script: commands, their options, and files."""
+"""Print a tab-completion script for bash or zsh. It completes commands, options and file names."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ZSH = "#compdef foundling\nautoload -U +X bashcompinit && bashcompinit\n"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("shell", choices=["bash", "zsh"])
+    parser.add_argument("shell", choices=["bash", "zsh"], metavar="SHELL", help="bash or zsh")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -12,23 +12,23 @@ from foundling.errors import ConfigError
 EXAMPLES = [
     "foundling export runs/notes for-others",
     "foundling export runs/notes for-others --dtype bfloat16",
-    "foundling export runs/notes notes.gguf --gguf --dtype int4     # a Llama, for llama.cpp",
+    "foundling export runs/notes notes.gguf --gguf --dtype int4     # for llama.cpp",
 ]
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dir", help="model directory")
-    parser.add_argument("out", help="directory, or with --gguf the file, to write")
-    parser.add_argument("--gguf", action="store_true", help="one file for llama.cpp, of a Llama")
+    parser.add_argument("out", help="directory to write; with --gguf, file to write")
+    parser.add_argument("--gguf", action="store_true", help="write one GGUF file for llama.cpp (Llama models only)")
     parser.add_argument(
-        "--dtype", choices=(*STORED, "int8", "int4"), help="what to store the weights in (default: as they are); "
-        "int8 and int4 with --gguf alone",
+        "--dtype", choices=(*STORED, "int8", "int4"), help="data type of the stored weights (default: unchanged); "
+        "int8 and int4 only with --gguf",
     )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.dtype not in (None, *STORED) and not args.gguf:
-        raise ConfigError(f"--dtype {args.dtype} is for --gguf; a directory holds one of {', '.join(STORED)}")
+        raise ConfigError(f"--dtype {args.dtype} needs --gguf; a directory takes one of {', '.join(STORED)}")
     from foundling.cli.common import progress_for
     from foundling.weights.convert.hugging_face import export_gguf, export_model
 

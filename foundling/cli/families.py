@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""List the model families, their published sizes, and what each of them can do."""
+"""List the model families, their published sizes (presets), and which methods are tested for each."""
 
 from __future__ import annotations
 
@@ -38,5 +38,5 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for method in next(iter(cells.values()), {}):
             row = [MARKS.get(cells[name].get(method, ""), "–") if name in cells else " " for name in found]
             print(f"{method:11}" + " ".join(f"{mark:>8}" for mark in row))
-        print("● passes in the tests, ◐ in the slow tests, – has no meaning there (docs/matrix.md says why)")
+        print("● passes in the tests, ◐ in the slow tests, – not applicable (docs/matrix.md says why)")
     return found

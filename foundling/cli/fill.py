@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fill the gaps of a text, by a model that reads both ways."""
+"""Fill the gaps in a text with an encoder (fill-mask)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ EXAMPLES = [
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dir", help="model directory of an encoder (BERT, RoBERTa …), ours or transformers'")
-    parser.add_argument("text", help="with a gap for each missing word")
-    parser.add_argument("-n", type=int, default=5, help="how many words to name for each gap (default 5)")
-    parser.add_argument("--gap", default="___", help="what a gap looks like (default ___; the model's own mask too)")
+    parser.add_argument("dir", help="model directory of an encoder (BERT, RoBERTa …), of Foundling or transformers")
+    parser.add_argument("text", help="text with a gap for each missing word")
+    parser.add_argument("-n", type=int, default=5, metavar="N", help="predictions to print for each gap (default 5)")
+    parser.add_argument(
+        "--gap", default="___", help="text that marks a gap (default ___; the mask token of the model works too)"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

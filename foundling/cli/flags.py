@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flags of the recipe, generated from its dataclasses: --section.field, and --field for short where it is clear.
+"""Flags of the recipe, generated from its dataclasses: --section.field, and --field for short where it is unambiguous.
 
-The docstring under a field is its help. `--model.FIELD` is open: any field of any family's configuration, which is
-checked when the family is known. Values are read as YAML reads them, and checked against the field's type.
+The docstring under a field is its help. `--model.FIELD` takes any field of any family's configuration; it is checked
+when the family is known. Values are parsed as YAML and checked against the type of the field.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ ALIASES = {
     "data.share": ["--data-share"], "objective.kind": ["--objective"], "schedule.kind": ["--schedule"],
     "train.activation_checkpointing": ["--activation-checkpointing", "--checkpoint-activations"],
 }  # fmt: skip
-"""short names that do not follow from the field's own"""
+"""short flags that differ from the name of the field"""
 HIDDEN = ("data.source", "model.weights_hash", "model.fields", "objective.teacher_hash")
 """set by the argument DATA, or when the recipe is resolved"""
 CHOSEN = ("data.share", "schedule.warmup_steps", "train.activation_checkpointing", "train.checkpoint_every")
-"""have a default and are chosen by the plan all the same, as are the fields without one"""
+"""fields with a default that the plan chooses nevertheless, like the fields without a default"""
 EXTRA = {"model.fields.d_model": "width of the model", "model.fields.n_layers": "number of layers"}
-"""fields of the model that have a flag of their own"""
+"""fields of the model that have their own flag"""
 
 
 def field_docs(cls: type) -> dict[str, str]:
@@ -72,13 +72,17 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     for key, (hint, text, default) in recipe_fields().items():
         section = key.partition(".")[0] if "." in key else "recipe"
         if section not in groups:
-            note = "any field of the family's configuration: --model.FIELD VALUE" if section == "model" else None
+            note = (
+                "Any field of the family's configuration can be set: --model.FIELD VALUE."
+                if section == "model"
+                else None
+            )
             groups[section] = parser.add_argument_group(section, note)
         names = options(key, taken)
         taken |= set(names)
         chosen = key in CHOSEN or default is dataclasses.MISSING
         if chosen:
-            text += " (chosen unless given)"
+            text += " (default: chosen by the plan)"
         elif default is not None:
             text += f" (default {default})"
         choices = [str(c) for c in get_args(hint) if isinstance(c, str)]
@@ -107,7 +111,7 @@ def split_model_flags(argv: list[str], known: set[str]) -> tuple[list[str], list
 
 
 def given_keys(args: argparse.Namespace) -> dict[str, Any]:
-    """What was given of the recipe, nested as it is."""
+    """The keys of the recipe that were given, nested as the recipe is."""
     texts = {name.removeprefix("key:"): value for name, value in vars(args).items() if name.startswith("key:")}
     texts = {key: text for key, text in texts.items() if text is not None}
     texts |= {f"model.fields.{name}": text for name, text in args.model_fields}

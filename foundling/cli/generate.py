@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Continue a prompt."""
+"""Generate text: continue a prompt, or with an encoder–decoder, read it and write the output."""
 
 from __future__ import annotations
 
@@ -18,37 +18,45 @@ EXAMPLES = [
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dir", help="model directory")
-    parser.add_argument("--prompt", default="", help="text to continue (default: none, so a new document)")
-    parser.add_argument(
-        "--suffix", help="fill in what stands between the prompt and this (of a model raised with --fim-rate)"
-    )
+    parser.add_argument("--prompt", default="", help="text to continue (default: empty, which starts a new document)")
+    parser.add_argument("--suffix", help="text after the gap: fill in the middle (for a model trained with --fim-rate)")
     parser.add_argument(
         "--max-tokens",
         type=int,
         default=None,
-        help="at most this many tokens (default: 100, less where the model reads less)",
+        help="maximum number of new tokens (default: 100, or what the context length leaves)",
     )
-    parser.add_argument("--n", type=int, default=1, help="how many answers (default 1)")
+    parser.add_argument("--n", type=int, default=1, metavar="N", help="number of completions (default 1)")
     parser.add_argument(
-        "--logprobs", type=int, help="with --json: each token's log-probability and this many most likely tokens"
+        "--logprobs",
+        type=int,
+        metavar="N",
+        help="with --json: the log-probability of each token, and the N most likely tokens at its position",
     )
     sampling(parser)
 
 
 def sampling(parser: argparse.ArgumentParser) -> None:
-    """Options shared with chat; left out, the model's own generation_config.json decides."""
-    parser.add_argument("--temperature", type=float, help="0 is greedy")
-    parser.add_argument("--top-k", type=int, help="only the k likeliest tokens; 0 is off")
-    parser.add_argument("--top-p", type=float, help="only the likeliest that together reach p; 1 is off")
-    parser.add_argument("--min-p", type=float, help="only those at least p times as likely as the likeliest; 0 is off")
-    parser.add_argument("--repetition-penalty", type=float, help="above 1 says less often what was said; 1 is off")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
-    parser.add_argument("--seed", type=int, default=0)
+    """Options shared with chat. The default of each is that of the model's generation_config.json."""
+    parser.add_argument("--temperature", type=float, help="sampling temperature; 0 is greedy")
+    parser.add_argument("--top-k", type=int, help="sample only from the k most likely tokens; 0 is off")
+    parser.add_argument(
+        "--top-p", type=float, help="sample only from the most likely tokens whose probabilities sum to p; 1 is off"
+    )
+    parser.add_argument(
+        "--min-p",
+        type=float,
+        help="sample only from tokens at least p times as likely as the most likely one; 0 is off",
+    )
+    parser.add_argument("--repetition-penalty", type=float, help="above 1 makes repetition less likely; 1 is off")
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="stop before this text; can be repeated"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
     parser.add_argument(
         "--weights",
         choices=["float32", "bfloat16", "int8", "int4"],
-        help="pack the weights so for native code, which is faster for models of some size; "
-        "compiled once (default: as stored, by torch)",
+        help="use native code with weights of this type: faster on a CPU, compiled once (default: torch)",
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Take a directory of transformers or diffusers in: the same weights, with every hash and a note of their source."""
+"""Import a directory of transformers or diffusers, or a GGUF file, and record the hash of every file."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ STORED = ("float32", "bfloat16", "float16")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help="directory with config.json and safetensors, or a .gguf file of a Llama")
+    parser.add_argument(
+        "source", help="directory with config.json and safetensors, or a .gguf file (Llama models only)"
+    )
     parser.add_argument("out", help="model directory to write")
-    parser.add_argument("--dtype", choices=STORED, help="what to store the weights in (default: as they are)")
+    parser.add_argument("--dtype", choices=STORED, help="data type of the stored weights (default: unchanged)")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -28,12 +30,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     found = import_model(args.source, args.out, dtype=args.dtype)
     if not args.json:
         print_result(found)
-        print(f"'foundling check {args.out}' compares every file with its hash")
+        print(f"next: foundling check {args.out}")
     return found
 
 
 def print_result(found: dict[str, Any]) -> None:
-    print(f"{found['out']}: {found['family']} of {found['parameters']:,} parameters in {found['dtype']}")
-    for key, what in (("kept", "copied"), ("left_out", "left out")):
+    print(f"{found['out']}: {found['family']}, {found['parameters']:,} parameters, {found['dtype']}")
+    for key, what in (("kept", "copied"), ("left_out", "not copied")):
         if found[key]:
             print(f"{what}: {', '.join(found[key])}")

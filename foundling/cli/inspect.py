@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Show what a model directory holds, by its headers alone: modules, shapes, parameters, memory."""
+"""Show modules, shapes, parameters and bytes of a model directory. Only headers are read, not the weights."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ SIZES = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dir", help="model directory of ours, of transformers or of diffusers")
-    parser.add_argument("--depth", type=int, metavar="N", help="levels of the tree to show (default: all)")
+    parser.add_argument("dir", help="model directory of Foundling, transformers or diffusers")
+    parser.add_argument("--depth", type=int, metavar="N", help="depth of the tree to show (default: all)")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -45,10 +45,10 @@ def _print(found: dict[str, Any]) -> None:
         f"{_size(sizes['bfloat16'])} in bfloat16)\n"
     )
     rows = list(_rows(found["tree"]))
-    wide = max(len(name) for name, *_ in rows), max(len(kind) for _, kind, *_ in rows)
+    widths = max(len(name) for name, *_ in rows), max(len(kind) for _, kind, *_ in rows)
     for name, kind, shape, part in rows:
-        held = f"{part['parameters']:>17,}  {_size(part['bytes']):>10}"
-        print(f"{name:{wide[0]}}  {kind:{wide[1]}}  {held}  {shape}".rstrip())
+        size = f"{part['parameters']:>17,}  {_size(part['bytes']):>10}"
+        print(f"{name:{widths[0]}}  {kind:{widths[1]}}  {size}  {shape}".rstrip())
 
 
 def _rows(part: dict[str, Any], level: int = 0) -> Any:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Say what a run would take, without running it: time, memory by part, energy and held-out loss."""
+"""Estimate time, memory, energy and held-out loss of a training run without running it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from foundling.config import flattened
 from foundling.errors import ConfigError
 
 EXAMPLES = [
-    "foundling plan optimal --minutes 10                # the size and the tokens that ten minutes are best spent on",
+    "foundling plan optimal --minutes 10                # the compute-optimal model for ten minutes",
     "foundling plan optimal notes/ --flops 1e14",
     "foundling plan run --d-model 256 --n-layers 6 --tokens 5e6",
     "foundling plan run notes/ --preset gpt2 --tokens 1e8",
@@ -26,13 +26,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
         choices=["run", "optimal", "memory"],
-        help="run: a stated size and its tokens; optimal: the best size for a budget; memory: will it fit, and what "
-        "would make it fit",
+        metavar="WHAT",
+        help="optimal: the best model for a budget; run: the cost of a given model and number of tokens; memory: "
+        "whether training fits into memory, and what would make it fit",
     )
     add_data(parser)
     add_budget(parser)
     parser.add_argument(
-        "--ranks", type=int, default=1, metavar="N", help="memory: processes that a model is split over"
+        "--ranks", type=int, default=1, metavar="N", help="memory: number of processes that share the model (FSDP)"
     )
     add_recipe_flags(parser)
 
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from foundling.recipes.recipe import Request
 
     if what == "run" and args.tokens is None:
-        raise ConfigError("how many tokens? give --tokens, such as --tokens 5e6")
+        raise ConfigError("the number of tokens is missing: give --tokens, such as --tokens 5e6")
     request = Request(args.data or DEFAULT_DATA, budget_of(args), given=given)
     if what == "memory":
         found = estimate.memory_estimate(request, args.ranks)
@@ -62,7 +63,7 @@ SHAPE = ("model", "objective", "optim.optimizer", "data.vocab_size", "train.seq_
 
 
 def _refuse(args: argparse.Namespace, given: dict[str, Any]) -> None:
-    """What would not be used is refused, not ignored."""
+    """Refuses arguments that would not be used."""
     what = args.what
     reads = {"memory": SHAPE, "run": (*SHAPE, "data.field", "runtime.threads", "runtime.device")}.get(what)
     for key in flattened(given):
@@ -81,42 +82,42 @@ def _parts(parts: dict[str, int]) -> str:
 
 
 def _print_memory(found: dict[str, Any]) -> None:
-    print(f"{found['family']} of {found['params']:,} parameters, {found['flops_per_token']:.3g} FLOPs a token")
-    print(f"training on {found['batch_size']} × {found['seq_len']} tokens in {found['precision']}:")
+    print(f"{found['family']}, {found['params']:,} parameters, {found['flops_per_token']:.3g} FLOPs per token")
+    print(f"training with batches of {found['batch_size']} × {found['seq_len']} tokens in {found['precision']}:")
     print(f"  {found['training']['peak'] / GIB:.2f} GiB peak memory ({_parts(found['training'])})")
     print(
-        f"  {'fits into' if found['fits'] else 'more than'} the {found['free_bytes'] / GIB:.2f} GiB that are free here"
+        f"  {'fits into' if found['fits'] else 'does not fit into'} {found['free_bytes'] / GIB:.2f} GiB of free memory"
     )
     for way in found["ways"]:
         change = ", ".join(f"{k}={v}" for k, v in way.items() if k != "peak")
         print(f"  would fit with {change}: {way['peak'] / GIB:.2f} GiB")
     if not found["fits"] and not found["ways"]:
-        print("  nothing known here would make it fit")
+        print("  no known setting makes it fit")
     serving = {name: size for name, size in found["serving"].items() if name != "cache"}
     weights = ", ".join(f"{size / GIB:.2f} in {name}" for name, size in serving.items())
     print(
-        f"answering: weights {weights}; cache {found['serving']['cache'] / GIB:.2f} GiB "
-        f"for {found['batch_size']} answers"
+        f"generation: weights (GiB) {weights}; cache {found['serving']['cache'] / GIB:.2f} GiB "
+        f"for {found['batch_size']} sequences"
     )
 
 
 def _print_run(found: dict[str, Any]) -> None:
-    print(f"{found['family']} of {found['params']:,} parameters, {found['flops']:.3g} FLOPs")
+    print(f"{found['family']}, {found['params']:,} parameters, {found['flops']:.3g} FLOPs")
     print(
         f"{found['tokens']:,} tokens in {found['steps']:,} steps of {found['batch_size']} rows, "
-        f"{found['micro_batch_size']} at once"
+        f"micro-batches of {found['micro_batch_size']}"
         + (", activation checkpointing" if found["activation_checkpointing"] else "")
     )
-    print(f"time:   {duration(found['seconds'])}, {found['step_seconds']:.3g} s a step ({found['how']})")
+    print(f"time:   {duration(found['seconds'])}, {found['step_seconds']:.3g} s per step ({found['how']})")
     print(
-        f"memory: peak {found['peak_bytes'] / GIB:.2f} GiB; {found['memory']['peak'] / GIB:.2f} GiB are needed "
-        f"({_parts(found['memory'])}), the rest is what the allocator keeps"
+        f"memory: peak {found['peak_bytes'] / GIB:.2f} GiB, of which training needs "
+        f"{found['memory']['peak'] / GIB:.2f} GiB ({_parts(found['memory'])}); the allocator keeps the rest"
     )
     print(f"energy: {found['joules']['value'] / 1000:.3g} kJ ({found['joules']['source'].split(':')[0]})")
     if "loss" in found:
         print(
-            f"loss:   {found['bits_per_byte']:.3f} bits per byte held out = {found['loss']:.3f} nats a token "
-            f"(the law's own error is {found['law_error']:.0%})"
+            f"loss:   {found['bits_per_byte']:.3f} bits per byte, {found['loss']:.3f} nats per token, on held-out text "
+            f"(error of the loss law: {found['law_error']:.0%})"
         )
     else:
         print("loss:   no loss prediction for this objective")
@@ -133,7 +134,7 @@ def _print_optimal(found: dict[str, Any]) -> None:
         )
     loss = "no loss prediction for this objective"
     if "loss" in p:
-        loss = f"{p['bits_per_byte']:.3f} bits per byte (the law's own error is {p['law_error']:.0%})"
+        loss = f"{p['bits_per_byte']:.3f} bits per byte (error of the loss law: {p['law_error']:.0%})"
     print(
         f"best: {fields['d_model']} × {fields['n_layers']}, {p['tokens']:,} tokens in {train['total_steps']:,} steps: "
         f"{duration(p['seconds'])}, {p['peak_bytes'] / GIB:.2f} GiB, {p['joules']['value'] / 1000:.3g} kJ, {loss}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Raise a model from data: tokenizer, plan, prediction, training, report."""
+"""Train a model on your data: tokenizer, plan, prediction of cost, training, evaluation, report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EXAMPLES = [
     "foundling raise --minutes 3                                   # on the built-in Python library",
     "foundling raise notes/ --minutes 10 --out runs/notes",
     "foundling raise talks.jsonl --field body --tokens 5e6 --seed 1",
-    "foundling raise notes/ --family bert                          # an encoder, by masked language modelling",
+    "foundling raise notes/ --family bert                          # an encoder: masked language modelling",
     "foundling raise notes/ --preset gpt2 --model.n-layers 2       # a published size, with a change",
     "foundling raise notes/ --from runs/notes --out runs/more      # continue pretraining a model directory",
     "foundling raise notes/ --teacher runs/notes --d-model 128     # distil it into a smaller one",
@@ -27,21 +27,21 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_budget(parser)
     parser.add_argument("--out", help="model directory to write (default: runs/NAME-N)")
     parser.add_argument("--resume", action="store_true", help="continue the unfinished run in --out")
-    parser.add_argument("--config", metavar="FILE", help="YAML file with keys of the recipe to hold fixed")
-    parser.add_argument("--licence", help="licence of the data, for the model card (such as CC-BY-4.0)")
+    parser.add_argument("--config", metavar="FILE", help="YAML file with fixed keys of the recipe")
+    parser.add_argument("--licence", help="licence of the data for the model card, such as CC-BY-4.0")
     add_recipe_flags(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     given = given_keys(args)
     if args.out == "":
-        raise ConfigError("--out is empty; give a directory, or leave it out for runs/NAME-N")
+        raise ConfigError("--out is empty; give a directory, or omit it to use runs/NAME-N")
     if args.resume:
         if not args.out:
             raise ConfigError("--resume needs --out DIR, the unfinished run to continue")
         asked = [name for name in ("data", "minutes", "flops", "tokens", "config") if getattr(args, name) is not None]
         if asked or given:
-            raise ConfigError(f"--resume continues what was asked for before; leave out {([*asked, *given])[0]}")
+            raise ConfigError(f"--resume takes the settings of the unfinished run; leave out {([*asked, *given])[0]}")
     from foundling.config import load_yaml, merged
     from foundling.recipes.kinds import raise_model, resume_model
     from foundling.recipes.recipe import Request, upgrade

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Raise a model again from its own recipe and compare the weights, bit for bit."""
+"""Train a model again from the recipe in its directory and compare the weights bit for bit."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ EXAMPLES = ["foundling reproduce runs/notes", "foundling reproduce runs/notes --
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dir", help="model directory")
-    parser.add_argument("--data", help="where the data is now, if it has moved; its contents must be the same")
-    parser.add_argument("--out", help="where to write the second model (default: DIR-again)")
+    parser.add_argument("--data", help="where the data is now, if it has moved; its content must be unchanged")
+    parser.add_argument("--out", help="directory for the second model (default: DIR-again)")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -22,6 +22,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from foundling.recipes.kinds import reproduce
 
     result = reproduce(args.dir, data=args.data, out=args.out, progress=progress, clock=timer)
-    same = "the same weights, bit for bit" if result["identical"] else "DIFFERENT weights"
+    same = "identical weights, bit for bit" if result["identical"] else "DIFFERENT weights"
     progress.line(f"{same}: {result['weights_hash'][:16]} (recorded {result['expected'][:16]})")
     return {**result, "exit_code": 0 if result["identical"] else 1}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The release, without importing what is heavy."""
+"""The version of the release. Imports nothing large."""
 
 from importlib.metadata import PackageNotFoundError, version
 

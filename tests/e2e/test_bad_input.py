@@ -8,7 +8,10 @@ import signal
 import pytest
 
 from foundling.cli import COMMANDS, main
+from foundling.models import build, family
 from foundling.runtime.files import lock
+from foundling.weights.convert.hugging_face import import_model
+from foundling.weights.directory import save
 from tests.e2e.tools import TINY, corpus, environment, files, foundling
 
 
@@ -71,6 +74,8 @@ def test_no_such_path_and_empty_folder(capsys, tmp_path) -> None:
         (["--optimizer", "sgd"], "'optimizer' is 'sgd'"),
         (["--model.n-layer", "4"], "did you mean 'n_layers'"),
         (["--out", ""], "--out is empty"),
+        (["--seed", "2020-01-02"], "'seed' is '2020-01-02', expected int"),
+        (["--seed", "2020-13-45"], "'seed' is '2020-13-45', expected int"),
         (["--device", "tpu"], "device 'tpu'"),
         (["--resume"], "--resume needs --out"),
         (["--resume", "--out", "nothing-here", "--minutes", "3"], "leave out minutes"),
@@ -87,7 +92,7 @@ def test_arguments(capsys, tmp_path, monkeypatch, args: list, says: str) -> None
 
 def test_recipe_files(capsys, tmp_path) -> None:
     data = corpus(tmp_path / "data", documents=30)
-    for content, says in (("n_layer: 3\n", "did you mean 'n_layers'"), ("- 1\n", "mapping"), ("a: [", "not YAML")):
+    for content, says in (("train: {seq_le: 3}\n", "did you mean 'seq_len'"), ("- 1\n", "mapping"), ("a: [", "not YAML")):
         config = make(tmp_path / "recipe.yaml", content)
         assert says in fails(capsys, "raise", data, "--config", config, "--out", tmp_path / "out")
 
@@ -149,6 +154,33 @@ def test_errors_are_one_json_object_too(capsys, tmp_path) -> None:
         main(["check", str(tmp_path), "--json"])
     found = json.loads(capsys.readouterr().out)
     assert found["exit_code"] == 2 and str(tmp_path) in found["error"]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [(["check"], "dir"), (["raise", "--minits", "1"], "did you mean '--minutes'"), (["chek", "x"], "'check'")],
+)
+def test_usage_errors_are_one_json_object_too(capsys, args: list[str], says: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*args, "--json"])
+    out, err = capsys.readouterr()
+    assert caught.value.code == 2 and says in json.loads(out)["error"]
+    assert err.startswith("foundling") and err.count("\n") == 1 and "..." not in err, err
+
+
+def test_an_empty_run_directory_blocks_nothing(capsys, tmp_path) -> None:
+    data = corpus(tmp_path / "data", documents=30)
+    (tmp_path / "out" / "run").mkdir(parents=True)
+    line = fails(capsys, "raise", data, "--tokens", "5", "--threads", "1", "--out", tmp_path / "out")
+    assert "less than one step" in line
+    assert not any((tmp_path / "out").glob("run/*"))
+
+
+def test_an_imported_directory_cannot_be_reproduced(capsys, tmp_path) -> None:
+    fields = family("llama").module.sized(320, 64, 32, 1)
+    save(build("llama", **fields), tmp_path / "plain")
+    import_model(tmp_path / "plain", tmp_path / "imported")
+    assert "was not raised here" in fails(capsys, "reproduce", tmp_path / "imported")
 
 
 def test_without_a_compiler_it_says_so_and_goes_on(tmp_path) -> None:

@@ -86,8 +86,8 @@ def test_there_and_back_with_equal_logits(capsys, tmp_path, theirs) -> None:
 
 def test_in_its_own_process_it_speaks_in_lines(tmp_path, theirs) -> None:
     done = shell("import", theirs, tmp_path / "ours", "--dtype", "float16")
-    assert done.returncode == 0 and "llama of " in done.stdout and "in float16" in done.stdout, done.stderr
-    assert "stayed behind: modeling_llama.py" in done.stdout and shell("check", tmp_path / "ours").returncode == 0
+    assert done.returncode == 0 and "llama, " in done.stdout and ", float16" in done.stdout, done.stderr
+    assert "not copied: modeling_llama.py" in done.stdout and shell("check", tmp_path / "ours").returncode == 0
     done = shell("inspect", tmp_path / "ours", "--depth", "2")
     assert done.returncode == 0 and "3 × Block" in done.stdout and "GatedMLP" not in done.stdout
 
@@ -320,7 +320,7 @@ def test_a_snapshot_of_the_hubs_cache_is_links(capsys, tmp_path, theirs) -> None
     [
         (["import", "a"], "out"),
         (["import", "a", "b", "--dtype", "int8"], "int8"),
-        (["export", "a", "b", "--dtype", "int8"], "is for --gguf"),
+        (["export", "a", "b", "--dtype", "int8"], "needs --gguf"),
         (["export", "a", "b", "--gguff"], "did you mean '--gguf'"),
         (["inspect", "a", "--depth", "deep"], "deep"),
         (["inspect", "a", "--depth", "-1"], "--depth -1"),
