@@ -92,7 +92,11 @@ def test_arguments(capsys, tmp_path, monkeypatch, args: list, says: str) -> None
 
 def test_recipe_files(capsys, tmp_path) -> None:
     data = corpus(tmp_path / "data", documents=30)
-    for content, says in (("train: {seq_le: 3}\n", "did you mean 'seq_len'"), ("- 1\n", "mapping"), ("a: [", "not YAML")):
+    for content, says in (
+        ("train: {seq_le: 3}\n", "did you mean 'seq_len'"),
+        ("- 1\n", "mapping"),
+        ("a: [", "not YAML"),
+    ):
         config = make(tmp_path / "recipe.yaml", content)
         assert says in fails(capsys, "raise", data, "--config", config, "--out", tmp_path / "out")
 
