@@ -119,7 +119,7 @@ DECODERS = [name for name, entry in FAMILIES.items() if entry.kind == "decoder" 
 def test_every_decoder_is_raised_by_the_same_command(family: str, tmp_path) -> None:
     data = corpus(tmp_path / "data")
     result = raised(data, "--tokens", "3072", *TINY, "--family", family, "--out", tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "foundling.json").read_text())["recipe"]["family"] == family
+    assert json.loads((tmp_path / "out" / "foundling.json").read_text())["recipe"]["model"]["family"] == family
     assert result["actual"]["bits_per_byte"] > 0 and foundling("check", tmp_path / "out").returncode == 0
     done = foundling("generate", tmp_path / "out", "--prompt", "data", "--json")
     assert done.returncode == 0, done.stderr
