@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Overlap of documents: the rule that keeps held-out text out of the training text.
 
-Two documents are near when they share more than half of one's long lines: distinct lines of LONG_LINE or more
-characters once stripped. Shorter ones ("    return self") belong to the language, not to the document.
+Two documents are near duplicates if they share more than half of one's long lines: distinct lines of LONG_LINE or more
+characters once stripped. Shorter lines ("    return self") are common to many documents.
 """
 
 import re
@@ -31,10 +31,10 @@ def near_another(candidates: Mapping[int, str], documents: Iterable[tuple[int, s
     up, and a licence header in every document costs nothing (prefix filter: Chaudhuri, Ganti & Kaushik 2006, "A
     Primitive Operator for Similarity Joins in Data Cleaning", section 4).
     """
-    own = {key: long_lines(text) for key, text in candidates.items()}
-    frequency = Counter(line for long in own.values() for line in long)
+    candidate_lines = {key: long_lines(text) for key, text in candidates.items()}
+    frequency = Counter(line for long in candidate_lines.values() for line in long)
     holders: dict[str, set[int]] = defaultdict(set)
-    for key, long in own.items():
+    for key, long in candidate_lines.items():
         for line in sorted(long, key=frequency.__getitem__)[: len(long) - len(long) // 2]:
             holders[line].add(key)
     near: set[int] = set()
@@ -42,45 +42,45 @@ def near_another(candidates: Mapping[int, str], documents: Iterable[tuple[int, s
         other = long_lines(text)
         suspects = {suspect for line in holders.keys() & other for suspect in holders[line]} - {key}
         for suspect in suspects:
-            if 2 * len(own[suspect] & other) > len(own[suspect]):
+            if 2 * len(candidate_lines[suspect] & other) > len(candidate_lines[suspect]):
                 near.add(suspect)
-                for line in own[suspect] & holders.keys():  # it need not be compared again
+                for line in candidate_lines[suspect] & holders.keys():  # it need not be compared again
                     holders[line].discard(suspect)
     return near
 
 
 def without_repeats(tail: str, training: Iterable[str]) -> tuple[str, Counter[str]]:
-    """Return `tail` without what `training` contains as well, and the numbers of removed blocks and lines.
+    """Return `tail` without the text that `training` also contains, and the numbers of removed blocks and lines.
 
     Blocks (separated by blank lines) that occur verbatim in training are removed first. If more than half of the
-    remaining long lines occur there too, those lines are removed. A tail without long lines is removed whole if it has
-    no line of its own. Memory is bounded by the tail and the largest training text.
+    remaining long lines occur there too, those lines are removed. A tail without long lines is removed if all of
+    its lines occur in training. Memory is bounded by the tail and the largest training text.
     """
-    own_blocks = {block.strip() for block in _blocks(tail)}
-    own_lines = lines(tail)
-    known_blocks: set[str] = set()
-    known_lines: set[str] = set()
+    tail_blocks = {block.strip() for block in _blocks(tail)}
+    tail_lines = lines(tail)
+    repeated_blocks: set[str] = set()
+    repeated_lines: set[str] = set()
     for text in training:
-        known_blocks |= {stripped for block in _blocks(text) if (stripped := block.strip()) in own_blocks}
-        known_lines |= own_lines & lines(text)
+        repeated_blocks |= {stripped for block in _blocks(text) if (stripped := block.strip()) in tail_blocks}
+        repeated_lines |= tail_lines & lines(text)
     removed: Counter[str] = Counter()
     blocks = _blocks(tail)
-    kept = [block for block in blocks if block.strip() not in known_blocks]
-    if len(kept) < len(blocks):
-        removed["repeated block"] = len(blocks) - len(kept)
-    text = "".join(kept)
+    new_blocks = [block for block in blocks if block.strip() not in repeated_blocks]
+    if len(new_blocks) < len(blocks):
+        removed["repeated block"] = len(blocks) - len(new_blocks)
+    text = "".join(new_blocks)
     long = long_lines(text)
-    if 2 * len(long & known_lines) > len(long):
-        known = long & known_lines
-    elif not long and lines(text) <= known_lines:
-        known = known_lines
+    if 2 * len(long & repeated_lines) > len(long):
+        repeated = long & repeated_lines
+    elif not long and lines(text) <= repeated_lines:
+        repeated = repeated_lines
     else:
         return text, removed
     rows = text.splitlines(keepends=True)
-    kept = [row for row in rows if row.strip() not in known]
-    if len(kept) < len(rows):
-        removed["repeated line"] = len(rows) - len(kept)
-    return "".join(kept), removed
+    new_rows = [row for row in rows if row.strip() not in repeated]
+    if len(new_rows) < len(rows):
+        removed["repeated line"] = len(rows) - len(new_rows)
+    return "".join(new_rows), removed
 
 
 def repeats_one_word(text: str) -> bool:

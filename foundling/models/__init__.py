@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model families, one file each. FAMILIES is the registry: a literal table of lazy imports, with what a config.json
-calls each family, so that recognising a directory imports one of them."""
+"""Model families, one file each. FAMILIES is the registry: a literal table of modules and of each family's name in
+config.json, so recognising a directory imports only one family."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from foundling.config import from_dict, nearest
 from foundling.errors import ConfigError
 
 Kind = Literal["decoder", "encoder", "seq2seq", "dual_encoder", "denoiser"]
-"""decoder: reads left to right; encoder: both ways; seq2seq: left to right, with a memory; dual_encoder: two towers
-into one space; denoiser: predicts noise"""
+"""decoder: causal; encoder: bidirectional; seq2seq: a causal decoder with an encoder's memory; dual_encoder: two
+encoders with one embedding space; denoiser: predicts noise."""
 
 
 class Entry(NamedTuple):
@@ -27,7 +27,7 @@ class Entry(NamedTuple):
     config: str
     kind: Kind
     model_type: str
-    """the value of `type_key` in a config.json of this family"""
+    """The value of `type_key` in this family's config.json."""
     type_key: str = "model_type"
 
 
@@ -73,11 +73,11 @@ class Family(NamedTuple):
     model: type[Any]
     config: type[Any]
     module: ModuleType
-    """holds KEYS, CONFIG, PRESETS and `sized`, as data beside the code"""
+    """Has KEYS, CONFIG, PRESETS and `sized`."""
 
 
 def family(name: str) -> Family:
-    """Imports one family; raises ConfigError naming the known ones."""
+    """Imports one family. Raises ConfigError, with the known names, for an unknown one."""
     if name not in FAMILIES:
         raise ConfigError(f"unknown family '{name}'; {nearest(name, list(FAMILIES))} (known: {', '.join(FAMILIES)})")
     entry = FAMILIES[name]
@@ -86,7 +86,7 @@ def family(name: str) -> Family:
 
 
 def recognise(values: dict[str, Any]) -> Family | None:
-    """The family that a config.json belongs to, None for one that is not known."""
+    """The family of a config.json, or None if it is unknown."""
     for name, entry in FAMILIES.items():
         if values.get(entry.type_key) == entry.model_type:
             return family(name)
@@ -94,7 +94,7 @@ def recognise(values: dict[str, Any]) -> Family | None:
 
 
 def family_of(model: Any) -> Family:
-    """The family that a model belongs to."""
+    """The family of a model."""
     for name, entry in FAMILIES.items():
         if (type(model).__module__, type(model).__name__) == (entry.module, entry.model):
             return family(name)
@@ -102,7 +102,8 @@ def family_of(model: Any) -> Family:
 
 
 def build(name: str, *, device: str = "cpu", **fields: Any) -> Any:
-    """A model of the family with the given configuration fields, parameters as torch made them (see blocks/init)."""
+    """A model of the family with the given configuration fields, with torch's default initial values (see
+    blocks/init)."""
     found = family(name)
     config = from_dict(found.config, fields, where=f"{name} configuration")
     with torch.device(device):
@@ -110,14 +111,14 @@ def build(name: str, *, device: str = "cpu", **fields: Any) -> Any:
 
 
 def matrix() -> dict[str, dict[str, str]]:
-    """family -> method -> 'test' or 'slow', the run that it passes in; '' for nothing; '– why' where it has no
-    meaning. Written by `make matrix`."""
+    """family -> method -> 'test' or 'slow', the test run that covers it; '' if untested; '– why' if not applicable.
+    Written by `make matrix`."""
     return json.loads((Path(__file__).parent / "matrix.json").read_text(encoding="utf-8"))
 
 
 def count_parameters(model: Any) -> dict[str, int]:
-    """{'total', 'active', 'non_embedding'}: a tied weight is counted once; active leaves out the experts that a token
-    does not visit; non-embedding leaves out token and position tables, and keeps an untied head (it multiplies)."""
+    """{'total', 'active', 'non_embedding'}: a tied weight is counted once; `active` excludes the experts that a token
+    does not use; `non_embedding` excludes token and position embeddings, but includes an untied head."""
     total = sum(p.numel() for p in model.parameters())
     tables = {p for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
     experts = [(m, e) for m in model.modules() if isinstance(m, MoE) for e in (m.gate, m.up, m.down)]

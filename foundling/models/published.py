@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values of config.json that several families spell the same way."""
+"""Values of config.json that several families share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _read(value: dict[str, Any] | None) -> dict[str, Any] | None:
     kind = value.get("rope_type", value.get("type"))
     known = ONLY_LINEAR if kind == "linear" else tuple(ROPE)
     if kind not in ("linear", "llama3") or not set(value) - {"rope_type", "type"} <= set(known):
-        raise ValueError("only rope_type linear and llama3, with their own figures, are known")
+        raise ValueError("only rope_type linear and llama3, with their own fields, are supported")
     return {"kind": kind} | {ROPE[key]: value[key] for key in known if key in value}
 
 
@@ -39,12 +39,12 @@ ROPE_SCALING = (_read, _write)
 
 
 def without_dropout(*keys: str) -> dict[str, Callable[[dict[str, Any]], Any]]:
-    """What a file that leaves these published names out means: directories written before they were read had none."""
+    """Values of published keys that are missing: earlier versions did not write them."""
     return dict.fromkeys(keys, lambda c: 0.0)
 
 
 def check_dropout(config: Any) -> None:
-    """ConfigError unless the configuration's `dropout` and `attention_dropout` are probabilities below 1."""
+    """Raises ConfigError unless `dropout` and `attention_dropout` are probabilities below 1."""
     for name in ("dropout", "attention_dropout"):
         if not 0 <= getattr(config, name, 0.0) < 1:
             raise ConfigError(f"{name} is {getattr(config, name)}; expected at least 0 and below 1")

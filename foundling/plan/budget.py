@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run may spend: seconds, FLOPs or tokens."""
+"""The budget of a run: seconds, FLOPs or tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Unit = Literal["seconds", "flops", "tokens"]
 
 @dataclass(frozen=True)
 class Budget:
-    """BudgetError for what is not a positive number."""
+    """Raises BudgetError unless the value is positive and finite."""
 
     unit: Unit = "seconds"
     value: float = 180.0
@@ -25,7 +25,7 @@ class Budget:
 
     @property
     def option(self) -> str:
-        """The flag that states it."""
+        """The command-line flag of the unit."""
         return {"seconds": "--minutes"}.get(self.unit, f"--{self.unit}")
 
     def __str__(self) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Energy: read from the processor's counter where there is one, else estimated and marked so."""
+"""Energy: read from the processor's counter if there is one, otherwise estimated and marked as an estimate."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TypedDict
 
 WATTS_PER_THREAD = 12.0
-"""A processor core at work; what the Green Algorithms calculator (Lannelongue et al. 2021) takes for an unknown one."""
+"""A busy core: the value of the Green Algorithms calculator (Lannelongue et al. 2021) for an unknown processor."""
 WATTS_PER_GIB = 0.3725
-"""Memory; same source."""
+"""Memory, from the same source."""
 COUNTERS = Path("/sys/class/powercap")
 
 
@@ -19,14 +19,14 @@ class Joules(TypedDict):
 
 
 def _counters() -> list[tuple[int, int]]:
-    """(microjoules, where it wraps) of each processor package; [] where the kernel shows none."""
-    found = []
+    """(microjoules, maximum before it wraps) of each processor package; [] if the kernel provides none."""
+    readings = []
     for zone in sorted(COUNTERS.glob("intel-rapl:?")) if COUNTERS.is_dir() else []:
         try:
-            found.append((int((zone / "energy_uj").read_text()), int((zone / "max_energy_range_uj").read_text())))
+            readings.append((int((zone / "energy_uj").read_text()), int((zone / "max_energy_range_uj").read_text())))
         except (OSError, ValueError):
             return []
-    return found
+    return readings
 
 
 def estimate(seconds: float, threads: int, memory_bytes: int) -> Joules:
@@ -38,14 +38,14 @@ def estimate(seconds: float, threads: int, memory_bytes: int) -> Joules:
 
 
 class Meter:
-    """Counts from its making. The counter covers the whole package, whoever else uses it."""
+    """Measures energy since its construction. The counter covers the whole package, including other processes."""
 
     def __init__(self) -> None:
-        self.begin = _counters()
+        self.start = _counters()
 
     def read(self, seconds: float, threads: int, memory_bytes: int) -> Joules:
         end = _counters()
-        if not self.begin or len(end) != len(self.begin):
+        if not self.start or len(end) != len(self.start):
             return estimate(seconds, threads, memory_bytes)
-        used = sum((b - a) % wrap for (a, _), (b, wrap) in zip(self.begin, end, strict=True))
+        used = sum((b - a) % wrap for (a, _), (b, wrap) in zip(self.start, end, strict=True))
         return {"value": round(used / 1e6, 1), "source": "counter: RAPL, whole processor package"}

@@ -15,8 +15,7 @@ from foundling.models import build
 
 
 def matmul_parameters(model: nn.Module) -> int:
-    """Parameters that a token is multiplied by: every Linear, the head included (a tied one once), and of experts those
-    that it visits."""
+    """Parameters that multiply a token: every Linear, including the head (a tied one once), and the active experts."""
     dense = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear))
     experts = (
         (moe, m)
@@ -29,14 +28,14 @@ def matmul_parameters(model: nn.Module) -> int:
 
 
 def training_flops_per_token(model: nn.Module, seq_len: int, target_len: int | None = None) -> int:
-    """6 N + 3 × what mixers do along the sequence: two products forward and four backward per weight, and causal
-    attention at half its square (Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022, appendix B, halved for
+    """6 N + 3 × the FLOPs of mixers along the sequence: two products forward and four backward per weight, and causal
+    attention at half of the full square (Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022, appendix B, halved for
     causality).
 
-    A model that reads a source is counted per token of the source (seq_len of them), which its encoder and the keys and
-    values of cross-attention read; the rest of its decoder reads `target_len` tokens."""
+    For a model that reads a source, the result is per source token (of `seq_len`): the encoder and the keys and values
+    of cross-attention process the source, the rest of the decoder `target_len` tokens."""
     if target_len is None:
-        return 6 * matmul_parameters(model) + 3 * _along(model, seq_len)
+        return 6 * matmul_parameters(model) + 3 * _sequence_flops(model, seq_len)
     share = target_len / seq_len
     source = matmul_parameters(model.encoder) + sum(  # pyright: ignore[reportArgumentType]
         m.in_features * m.out_features
@@ -44,21 +43,21 @@ def training_flops_per_token(model: nn.Module, seq_len: int, target_len: int | N
         if isinstance(m, nn.Linear) and name.endswith((".cross.k", ".cross.v"))
     )
     target = matmul_parameters(model) - source
-    along = _along(model.encoder, seq_len)  # pyright: ignore[reportArgumentType]
+    sequence = _sequence_flops(model.encoder, seq_len)  # pyright: ignore[reportArgumentType]
     for name, m in model.named_modules():
         if hasattr(m, "sequence_flops") and not name.startswith("encoder."):
-            # every query of cross-attention reads the whole source, of self-attention what is before it
-            along += share * m.sequence_flops(seq_len if name.endswith(".cross") else target_len)  # pyright: ignore
-    return int(6 * (source + share * target) + 3 * along)
+            # cross-attention reads the whole source, self-attention the earlier tokens
+            sequence += share * m.sequence_flops(seq_len if name.endswith(".cross") else target_len)  # pyright: ignore
+    return int(6 * (source + share * target) + 3 * sequence)
 
 
-def _along(model: nn.Module, seq_len: int) -> int:
-    """FLOPs per token of the mixers besides their projections."""
+def _sequence_flops(model: nn.Module, seq_len: int) -> int:
+    """FLOPs per token of the mixers, without their projections."""
     return sum(m.sequence_flops(seq_len) for m in model.modules() if hasattr(m, "sequence_flops"))  # pyright: ignore
 
 
 def skeleton(family: str, fields: dict[str, Any]) -> Any:
-    """The model on the meta device, to be counted and not changed: equal fields give the same object again."""
+    """The model on the meta device, for counting. Do not change it: equal fields return the same object."""
     return _skeleton(family, json.dumps(fields, sort_keys=True))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory of a training step by part, counted before any of it is taken."""
+"""Estimates the memory of a training step by part, before any is allocated."""
 
 from __future__ import annotations
 
@@ -28,36 +28,36 @@ from foundling.train.optim import STACKED
 from foundling.train.options import OptimOptions
 
 PROCESS_BYTES = 440 << 20
-"""torch with its libraries' own buffers once it has computed, and what malloc holds between its blocks."""
-PLENTY = 0.4
-"""Share of the free memory below which a step may be wasteful of it to be fast."""
+"""Memory of torch and its libraries after the first computation, plus malloc's fragmentation."""
+LARGE_STEP_SHARE = 0.4
+"""Above this share of the free memory, a step returns freed memory to the system, which is slower."""
 MICRO_TOKENS = 16384
-"""Tokens that go through a model at once, where memory allows."""
-SEEN = (128, 256)
-"""Lengths at which activations are counted: the parts that grow by the token and by its square follow from two."""
+"""Tokens per micro-batch if memory allows."""
+PROBE_LENGTHS = (128, 256)
+"""Two lengths at which activations are counted, to separate linear and quadratic growth."""
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes by part, and `peak`, the most at any one time: at the loss, at the end of the backward pass, or while the
-    optimiser works."""
+    """Bytes by part, and `peak`, the maximum over the step: at the loss, at the end of the backward pass, or in the
+    optimiser."""
 
     process: int
     weights: int
     gradients: int
     optimizer: int
     activations: int
-    """what a micro-batch keeps for its backward pass"""
+    """Tensors that a micro-batch saves for the backward pass."""
     logits: int
-    """the loss's chunk, and the gradient of the head's weights"""
+    """One chunk of logits, and the gradient of the head."""
     update: int
-    """what the optimiser needs for a moment"""
+    """Temporary memory of the optimiser."""
     accumulates: bool = False
 
     @property
     def peak(self) -> int:
-        held = self.gradients if self.accumulates else 0
-        moments = (held + self.activations + self.logits, self.gradients + self.update)
+        accumulated = self.gradients if self.accumulates else 0
+        moments = (accumulated + self.activations + self.logits, self.gradients + self.update)
         return self.process + self.weights + self.optimizer + max(moments)
 
     def parts(self) -> dict[str, int]:
@@ -78,13 +78,16 @@ def estimate_training_memory(
     process: int | None = None,
     target_len: int | None = None,
 ) -> MemoryEstimate:
-    """Of a language model in this library's training step. With `ranks`, parameters, gradients and optimiser are split
-    over them. A model that reads a source of `seq_len` tokens answers it with `target_len`."""
+    """Memory of a language model in this library's training step. With `ranks`, parameters, gradients and optimiser
+    state are sharded. For a model that reads a source, `seq_len` is the length of the source, `target_len` of the
+    target."""
     model, optim = skeleton(family, config), optim or OptimOptions()
     n = count_parameters(model)["total"]
-    found = roles(model)
+    parameter_roles = roles(model)
     params = dict(model.named_parameters())
-    matrices = {name: p for name, p in params.items() if found[name].kind == "hidden" and optim.optimizer == "muon"}
+    matrices = {
+        name: p for name, p in params.items() if parameter_roles[name].kind == "hidden" and optim.optimizer == "muon"
+    }
     moments = 2 * n - sum(p.numel() for p in matrices.values())
     shapes: dict[torch.Size, int] = {}
     for p in matrices.values():
@@ -95,7 +98,7 @@ def estimate_training_memory(
     if precision == "bfloat16":
         loss += 2 * min(rows * model.head.out_features, CHUNK_LOGITS)
     gathered = 0
-    if ranks > 1:  # what lies outside the layers, and two of them, are whole on every rank while they work
+    if ranks > 1:  # two layers and all parameters outside the layers are gathered on every rank
         layers = sum(p.numel() for p in model.layers.parameters())
         gathered = 4 * (n - layers + 2 * layers // len(model.layers))
     return MemoryEstimate(
@@ -119,90 +122,91 @@ def activation_bytes(
     checkpointing: bool,
     target_len: int | None = None,
 ) -> int:
-    """Bytes that autograd keeps of a forward pass over (rows, seq_len) tokens."""
+    """Bytes that autograd saves in a forward pass over (rows, seq_len) tokens."""
     share = None if target_len is None else target_len / seq_len
     law = _activation_law(family, json.dumps(config, sort_keys=True), precision, checkpointing, share)
-    return int(seq_len * (rows * (law.token + law.square * seq_len) + law.place) + law.once)
+    return int(seq_len * (rows * (law.token + law.quadratic * seq_len) + law.shared) + law.constant)
 
 
 class _Activations(NamedTuple):
-    """Bytes by what they grow with."""
+    """Coefficients of activation bytes."""
 
     token: float
-    square: float
-    """each token and the length"""
-    place: float
-    """the length alone: what all rows share, such as a convolution's kernel"""
-    once: float
-    """nothing: weights in another type"""
+    """bytes per token"""
+    quadratic: float
+    """bytes per token and position, such as attention scores"""
+    shared: float
+    """bytes per position, shared by all rows, such as a convolution's kernel"""
+    constant: float
+    """bytes independent of the batch, such as weights cast to another type"""
 
 
 @lru_cache(maxsize=64)
 def _activation_law(
     family: str, config: str, precision: Precision, checkpointing: bool, share: float | None
 ) -> _Activations:
-    """Counted on tensors without memory at two short lengths. `config` is JSON, so that equal ones are counted once;
-    `share`: length of the target by that of the source."""
-    fields, (some, more) = json.loads(config), SEEN
-    if fields.get("max_seq_len", more) < more:
-        fields["max_seq_len"] = more  # tables of positions are no activations
+    """Counts activations on fake tensors at two short lengths. `config` is JSON, so that results are cached. `share`:
+    length of the target over length of the source."""
+    fields, (short, long) = json.loads(config), PROBE_LENGTHS
+    if fields.get("max_seq_len", long) < long:
+        fields["max_seq_len"] = long  # position embeddings are not activations
     with FakeTensorMode():
         model = build(family, **fields)
 
         def saved(rows: int, length: int) -> int:
             if not checkpointing:
-                return _saved_by_all(model, rows, length, precision, share)
+                return _saved_by_all_layers(model, rows, length, precision, share)
             first, both = (_saved(model, rows, length, precision, model.layers[:n], share) for n in (1, 2))
             return both - first or first
 
-        one, two = ([saved(rows, length) for length in SEEN] for rows in (1, 2))
+        one, two = ([saved(rows, length) for length in PROBE_LENGTHS] for rows in (1, 2))
         row = [b - a for a, b in zip(one, two, strict=True)]
         rest = [a - b for a, b in zip(one, row, strict=True)]
-    square = max(0.0, (row[1] / more - row[0] / some) / (more - some))
-    place = max(0.0, (rest[1] - rest[0]) / (more - some))
-    token = row[0] / some - square * some
-    if checkpointing:  # what enters each layer, and all of one layer
+    quadratic = max(0.0, (row[1] / long - row[0] / short) / (long - short))
+    shared = max(0.0, (rest[1] - rest[0]) / (long - short))
+    token = row[0] / short - quadratic * short
+    if checkpointing:  # the input of each layer, and everything in one layer
         token += 4 * fields["d_model"] * (fields["n_layers"] + fields.get("n_decoder_layers", 0) + 2)
-    return _Activations(token, square, place, max(0.0, rest[0] - place * some))
+    return _Activations(token, quadratic, shared, max(0.0, rest[0] - shared * short))
 
 
 def largest_fit(
     family: str, config: dict[str, Any], *, memory_bytes: int, batch_size: int, seq_len: int, **settings: Any
 ) -> tuple[int, bool, MemoryEstimate] | None:
-    """(rows of a micro-batch, whether layers are computed twice, footprint): the most rows that stay below
-    `memory_bytes`, without computing twice if one row fits so; None where nothing does."""
+    """(rows of a micro-batch, activation checkpointing, memory estimate): the most rows that fit in `memory_bytes`,
+    with checkpointing only if not even one row fits without it; None if nothing fits."""
     for checkpointing in (False, True):
         rows = min(batch_size, max(1, MICRO_TOKENS // seq_len))
         while rows:
-            found = estimate_training_memory(
+            estimate = estimate_training_memory(
                 family, config, micro_batch_size=rows, seq_len=seq_len, checkpointing=checkpointing,
                 accumulates=rows < batch_size, **settings,
             )  # fmt: skip
-            if found.peak <= memory_bytes:
-                return rows, checkpointing, found
+            if estimate.peak <= memory_bytes:
+                return rows, checkpointing, estimate
             rows //= 2
     return None
 
 
-def _saved_by_all(model: Any, rows: int, length: int, precision: Precision, share: float | None = None) -> int:
-    """What all layers save; of those that are alike, two tell what each adds."""
+def _saved_by_all_layers(model: Any, rows: int, length: int, precision: Precision, share: float | None = None) -> int:
+    """Bytes that all layers save. For equal layers, one and two of them give the cost of each."""
     if share is not None:
         return _saved(model, rows, length, precision, model.layers, share)
-    alike: dict[Any, list[nn.Module]] = {}
+    groups: dict[Any, list[nn.Module]] = {}
     for layer in model.layers:
-        alike.setdefault(_kind(layer), []).append(layer)
-    first = [layers[0] for layers in alike.values()]
+        groups.setdefault(_kind(layer), []).append(layer)
+    first = [layers[0] for layers in groups.values()]
     if len(first) * (len(first) + 2) >= len(model.layers):
         return _saved(model, rows, length, precision, model.layers)
-    once = total = _saved(model, rows, length, precision, first)
-    for layers in alike.values():
+    constant = total = _saved(model, rows, length, precision, first)
+    for layers in groups.values():
         if len(layers) > 1:
-            total += (len(layers) - 1) * (_saved(model, rows, length, precision, [*first, layers[1]]) - once)
+            total += (len(layers) - 1) * (_saved(model, rows, length, precision, [*first, layers[1]]) - constant)
     return total
 
 
 def _kind(layer: nn.Module) -> tuple[Any, ...]:
-    """Equal for layers that differ in nothing but their weights."""
+    """A key that is equal for layers that differ only in their weights."""
     plain = (bool, int, float, str, type(None), FunctionType)
     return tuple(
         (
@@ -223,16 +227,16 @@ def _saved(
     layers: Iterable[nn.Module],
     share: float | None = None,
 ) -> int:
-    """Bytes of distinct tensors, parameters apart, that a forward pass through these layers saves.."""
-    kept: dict[int, Tensor] = {}
-    own = {p.untyped_storage()._cdata for p in model.parameters()}
+    """Bytes of distinct tensors, except parameters, that a forward pass through these layers saves."""
+    tensors: dict[int, Tensor] = {}
+    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
 
     def pack(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage()._cdata not in own:
-            kept[tensor.untyped_storage()._cdata] = tensor
+        if tensor.untyped_storage()._cdata not in parameters:
+            tensors[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
-    tokens, everything = torch.zeros(rows, length, dtype=torch.long), model.layers
+    tokens, all_layers = torch.zeros(rows, length, dtype=torch.long), model.layers
     batch = {"tokens": tokens, "documents": torch.zeros_like(tokens)}
     if share is not None:
         target = torch.zeros(rows, max(1, round(length * share)), dtype=torch.long)
@@ -247,13 +251,13 @@ def _saved(
                 memory = model.encode(batch["source"], documents=batch["source_documents"])
                 model(batch["tokens"], documents=batch["documents"], memory=memory)
     finally:
-        model.layers = everything
-    return sum(t.untyped_storage().nbytes() for t in kept.values())
+        model.layers = all_layers
+    return sum(t.untyped_storage().nbytes() for t in tensors.values())
 
 
 def serving_bytes(family: str, config: dict[str, Any], *, rows: int, seq_len: int) -> dict[str, int]:
-    """Weights in float32, bfloat16 and int8 (as adapt.quantize leaves a model), and the cache of `rows` answers of
-    `seq_len` tokens in float32."""
+    """Bytes of the weights in float32, bfloat16 and int8 (see adapt.quantize), and of the float32 cache for `rows`
+    sequences of `seq_len` tokens."""
     model, cache = skeleton(family, config), 0
     n = count_parameters(model)["total"]
     for slot in (slot for slots in model.cache_spec() for slot in slots):  # pyright: ignore
@@ -264,16 +268,16 @@ def serving_bytes(family: str, config: dict[str, Any], *, rows: int, seq_len: in
         elif isinstance(slot, Conv):
             cache += slot.width * slot.channels
     rounded = [m.weight for m in model.layers.modules() if isinstance(m, nn.Linear | GroupedLinear)]
-    integer = 4 * n - sum(3 * w.numel() - 4 * (w.numel() // w.shape[-1]) for w in rounded)  # a scale for each output
+    integer = 4 * n - sum(3 * w.numel() - 4 * (w.numel() // w.shape[-1]) for w in rounded)  # one scale per output
     return {"float32": 4 * n, "bfloat16": 2 * n, "int8": integer, "cache": 4 * rows * cache}
 
 
 def process_bytes() -> int:
-    """What this process holds, or soon will: before anything is computed half of it is not there yet."""
+    """Memory of this process, at least PROCESS_BYTES: torch allocates about half of that on first use."""
     return max(anonymous_bytes(os.getpid()), PROCESS_BYTES)
 
 
 def spare_memory(footprint: MemoryEstimate) -> None:
-    """Has this process give back what it frees if the step would take much of what is there."""
-    if footprint.peak > PLENTY * (free_memory() + anonymous_bytes(os.getpid())):
+    """Makes this process return freed memory to the system if the step needs a large share of the free memory."""
+    if footprint.peak > LARGE_STEP_SHARE * (free_memory() + anonymous_bytes(os.getpid())):
         return_freed_memory()

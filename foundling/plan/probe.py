@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measurements of a few seconds: which precision multiplies faster here, and how long a real training step takes."""
+"""Measurements of a few seconds: which precision multiplies faster, and how long a real training step takes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from foundling.train.options import OptimOptions, TrainOptions
 from foundling.train.schedule import Schedule
 from foundling.train.state import TrainState
 
-MOST_STEPS = 10_000
+MAX_STEPS = 10_000
 LONG_SECONDS = 15.0
 
 
@@ -41,15 +41,16 @@ def product_rate(precision: Precision, device: str, seconds: float = 0.1) -> flo
             torch.cuda.synchronize()
 
     run()
-    begin, n = time.perf_counter(), 0
-    while time.perf_counter() - begin < seconds:
+    start, n = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
         run()
         n += 1
-    return 2 * 2048 * 512 * 512 * n / (time.perf_counter() - begin)
+    return 2 * 2048 * 512 * 512 * n / (time.perf_counter() - start)
 
 
 def choose_precision(device: str) -> tuple[Precision, float]:
-    """bfloat16 where it multiplies at least 1.5 times as fast; elsewhere it is emulated and slower."""
+    """(precision, FLOP/s): bfloat16 if it multiplies at least 1.5 times as fast, else float32. Many CPUs emulate
+    bfloat16."""
     single, half = product_rate("float32", device), product_rate("bfloat16", device)
     return ("bfloat16", half) if half > 1.5 * single else ("float32", single)
 
@@ -67,7 +68,8 @@ class RandomBatches:
 
 @dataclass(frozen=True)
 class StepSpec:
-    """All that the time of a training step depends on. `transform` makes of packed batches what the objective reads."""
+    """Everything that the time of a training step depends on. `transform` converts packed batches to the
+    objective's."""
 
     family: str
     fields: dict[str, Any]
@@ -80,18 +82,18 @@ class StepSpec:
     activation_checkpointing: bool = False
     transform: Callable[[Batches], Batches] = lambda batches: batches
     target_len: int | None = None
-    """columns of the target, for a model that reads a source"""
+    """Length of the target, for a model that reads a source."""
 
     def batches(self) -> Batches:
         return self.transform(RandomBatches(self.batch_size, self.seq_len, self.fields["vocab_size"]))
 
 
 def step_seconds(spec: StepSpec, *, least_seconds: float = 0.0, least_steps: int = 2, model: Any = None) -> float:
-    """Seconds of one whole training step on random tokens: the mean over `least_seconds` and at least two steps, after
-    a first one that is not counted; `least_steps` more, unless that takes long. A mean, since what slows a machine now
-    and then will slow the run as well.
+    """Seconds of one full training step on random tokens: the mean over at least `least_seconds` and two steps, after a
+    first one that is not counted; at least `least_steps` unless they take over LONG_SECONDS. A mean, since occasional
+    slowdowns of the machine affect the run as well.
 
-    A `model` given is trained on noise: initialise it again.
+    A `model` that is passed in is trained on noise: initialise it again.
     """
     if model is None:
         model = build(spec.family, device=spec.runtime.device, **spec.fields)
@@ -100,17 +102,17 @@ def step_seconds(spec: StepSpec, *, least_seconds: float = 0.0, least_steps: int
     marks: list[float] = []
     options = TrainOptions(spec.micro_batch_size, activation_checkpointing=spec.activation_checkpointing)
     batches = _Repeated(spec.batches())
-    for record in train(state, spec.objective, batches, Schedule(MOST_STEPS), options, spec.runtime):
+    for record in train(state, spec.objective, batches, Schedule(MAX_STEPS), options, spec.runtime):
         record.grad_norm  # noqa: B018  waits for the device
         marks.append(time.perf_counter())
-        gone = marks[-1] - marks[0]
-        if len(marks) > 2 and gone >= least_seconds and (len(marks) > least_steps or gone > LONG_SECONDS):
+        elapsed = marks[-1] - marks[0]
+        if len(marks) > 2 and elapsed >= least_seconds and (len(marks) > least_steps or elapsed > LONG_SECONDS):
             break
     return (marks[-1] - marks[0]) / (len(marks) - 1)
 
 
 class _Repeated:
-    """One batch again and again: what is timed is the step."""
+    """The same batch every time, so that only the step is timed."""
 
     def __init__(self, batches: Batches) -> None:
         self.batch = batches[0]
@@ -120,7 +122,7 @@ class _Repeated:
 
 
 PROXY_SIZE = (64, 2)
-"""d_model and layers of the small model whose loss tells how hard a corpus is."""
+"""d_model and layers of the small model whose loss measures the difficulty of a corpus."""
 PROXY_STEPS, PROXY_STEP_TOKENS = 32, 1024
 
 
@@ -128,8 +130,7 @@ def proxy_run(
     family: str, fields: dict[str, Any], objective: Objective, runtime: Runtime, batches: Batches, optim: OptimOptions,
     schedule: Schedule,
 ) -> tuple[Any, float]:  # fmt: skip
-    """(a new small model trained over the whole schedule, seconds of a step). The same model each time on the same
-    data."""
+    """(a new small model, trained over the whole schedule; seconds of a step). Deterministic for the same data."""
     model = build(family, device=runtime.device, **fields)
     initialise(model, generator("look"))
     state, marks = TrainState.build(model, optim), []
@@ -140,8 +141,9 @@ def proxy_run(
 
 
 def fit_step_time(small: StepSpec, large: StepSpec, small_seconds: float | None = None) -> tuple[float, float]:
-    """(slope, per_width): seconds a token = slope · FLOPs + per_width · d_model · n_layers — products, and what passes
-    through memory — through two timed sizes; `small_seconds` where the small one has been timed."""
+    """(slope, per_width), fitted to two timed sizes: seconds per token = slope · FLOPs + per_width · d_model ·
+    n_layers, that is matrix products plus memory traffic. `small_seconds`: the time of the small one, if already
+    measured."""
     measured = []
     for spec, seconds in ((small, small_seconds), (large, None)):
         seconds = step_seconds(spec, least_seconds=0.2) if seconds is None else seconds
@@ -154,25 +156,25 @@ def fit_step_time(small: StepSpec, large: StepSpec, small_seconds: float | None 
     return max(slope, 1e-15), max(per_width, 0.0)
 
 
-REAL_SECONDS = 4.0
-"""A step expected to take no longer is timed as it is."""
-SETTLED = 8
-"""Micro-batches after which an allocator has taken most of what it ever will (docs/benchmarks.md)."""
-FEW = (1, 4)
-"""Layers of the shallow models from which a deep one's step is extrapolated."""
+MAX_TIMED_SECONDS = 4.0
+"""A full step that is expected to take at most this long is timed directly."""
+WARM_MICRO_BATCHES = 8
+"""Micro-batches after which an allocator has nearly reached its peak (docs/benchmarks.md)."""
+SHALLOW_LAYERS = (1, 4)
+"""Layers of the shallow models from which the step of a deep one is extrapolated."""
 
 
 @dataclass(frozen=True)
 class StepEstimate:
-    """A whole step, before any is taken."""
+    """Estimated time and memory of a full step."""
 
     seconds: float
     peak_bytes: int | None
-    """the most memory the process had while it was timed, or would have; None if nothing could be timed"""
+    """Peak memory of the process, measured or extrapolated; None if nothing could be timed."""
     how: str
 
     def extrapolated(self, n: float, more: StepEstimate) -> StepEstimate:
-        """This, and n times what `more` takes beyond it."""
+        """self + n · (more − self)."""
         assert self.peak_bytes and more.peak_bytes
         seconds = self.seconds + n * (more.seconds - self.seconds)
         return StepEstimate(seconds, round(self.peak_bytes + n * (more.peak_bytes - self.peak_bytes)), more.how)
@@ -181,9 +183,11 @@ class StepEstimate:
 def estimate_step(
     spec: StepSpec, *, flops_per_token: float, memory_bytes: int, least_seconds: float = 2.0
 ) -> StepEstimate:
-    """Seconds and memory of a whole step: timed, where that takes seconds; else extrapolated from shallow models of the
-    same width and one or two micro-batches, since both are linear in either; else, where even those do not fit, seconds
-    alone, from the rate of a bare product."""
+    """Seconds and memory of a full step.
+
+    Timed directly if that takes seconds. Otherwise extrapolated from shallow models of the same width with one or two
+    micro-batches, since time and memory are linear in both. If even those do not fit, only seconds, from the rate of a
+    matrix product."""
     tokens, depth = spec.micro_batch_size * spec.seq_len, spec.fields["n_layers"]
     rate, n_micro = (
         product_rate(spec.runtime.precision, spec.runtime.device),
@@ -193,8 +197,8 @@ def estimate_step(
 
     def timed(layers: int, micro: int, how: str = "extrapolated from fewer layers") -> StepEstimate:
         memory = PeakMemory(0.02)
-        tried = replace(spec, fields=spec.fields | {"n_layers": layers}, batch_size=micro * spec.micro_batch_size)
-        seconds = step_seconds(tried, least_seconds=least_seconds, least_steps=-(-SETTLED // micro))
+        trial = replace(spec, fields=spec.fields | {"n_layers": layers}, batch_size=micro * spec.micro_batch_size)
+        seconds = step_seconds(trial, least_seconds=least_seconds, least_steps=-(-WARM_MICRO_BATCHES // micro))
         memory.done.set()
         return StepEstimate(seconds, memory.peak, how)
 
@@ -205,19 +209,19 @@ def estimate_step(
             checkpointing=spec.activation_checkpointing, target_len=spec.target_len,
         ).peak  # fmt: skip
 
-    if expected * n_micro <= REAL_SECONDS and bytes_of(depth) < memory_bytes:
+    if expected * n_micro <= MAX_TIMED_SECONDS and bytes_of(depth) < memory_bytes:
         return timed(depth, n_micro, "timed")
-    low, high = FEW if depth > FEW[1] else (depth, depth)
-    if expected * high / depth > 5 * REAL_SECONDS or bytes_of(high) > memory_bytes:
+    low, high = SHALLOW_LAYERS if depth > SHALLOW_LAYERS[1] else (depth, depth)
+    if expected * high / depth > 5 * MAX_TIMED_SECONDS or bytes_of(high) > memory_bytes:
         return StepEstimate(expected * n_micro, None, "from the rate of a product, within a factor of two")
 
-    def whole(micro: int) -> StepEstimate:
+    def full_depth(micro: int) -> StepEstimate:
         first = timed(low, micro)
         return first if low == high else first.extrapolated((depth - low) / (high - low), timed(high, micro))
 
-    one = whole(1)
+    one = full_depth(1)
     if n_micro == 1:
         return one
-    two = whole(2)
-    # the second micro-batch finds the first one's gradients there; from then on nothing is added
+    two = full_depth(2)
+    # from the second micro-batch on, gradients exist already and memory stays constant
     return StepEstimate(one.seconds + (two.seconds - one.seconds) * (n_micro - 1), two.peak_bytes, two.how)

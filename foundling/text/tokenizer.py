@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019 for bytes): any Unicode text survives the round trip."""
+"""Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019 for bytes): encodes and decodes any Unicode text without
+loss."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ MULTIPLE = 64
 SMALLEST = 320
 MAX_FILE_BYTES = 64 << 20
 
-# Words with the sign or space before them, up to three digits, runs of punctuation, and line breaks together with the
-# indentation that follows: in code one token then opens a line.
+# Words with a preceding sign or space, up to three digits, runs of punctuation, and line breaks with the following
+# indentation, so that one token can start a line of code.
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+[ \t]*|\s+(?!\S)|\s+"
 
 
@@ -36,35 +37,35 @@ OWN_CONFIG = {
     "clean_up_tokenization_spaces": False,
     "chat_template": CHAT_TEMPLATE,
 }
-"""tokenizer_config.json of a tokenizer that is trained here"""
+"""tokenizer_config.json of a tokenizer trained by this library."""
 NAMED = ("bos_token", "eos_token", "sep_token", "mask_token")
 NAMES_CODE = "auto_map"
-"""A key by which transformers finds programs: none is kept or taken along."""
+"""The key by which transformers finds code to execute; it is always removed."""
 
 
 @contextmanager
-def _library(doing: str) -> Iterator[None]:
-    """Whatever the library makes of a tokenizer that is damaged or lacks something: bare Exception, and where it did
-    not expect it a panic, which is no Exception."""
+def _library(action: str) -> Iterator[None]:
+    """Turns errors of the tokenizers library into WeightsError. It raises bare Exception, and for bugs a panic, which
+    is not an Exception."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, MemoryError, UnicodeEncodeError, TypeError):
         raise
     except BaseException as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise WeightsError(f"the tokenizer cannot {doing} ({why})") from None
+        raise WeightsError(f"the tokenizer cannot {action} ({why})") from None
 
 
 class Tokenizer:
-    """`eos` closes every document, and `bos` opens it (with ours the same token); special tokens are never read out of
-    ordinary text. `described`: what tokenizer_config.json says, of which NAMED tell who plays which part; kept, and
-    written again by `save`."""
+    """A tokenizer. `eos` ends every document and `bos` starts it (the same token in our tokenizers). Special tokens are
+    never recognised in ordinary text. `described`: the contents of tokenizer_config.json, whose NAMED keys define the
+    special tokens; `save` writes them again."""
 
     def __init__(self, backend: tokenizers.Tokenizer, described: Mapping[str, Any] | None = None) -> None:
         self.backend = backend
         self.backend.encode_special_tokens = True
         self.ids = frozenset(backend.get_vocab(with_added_tokens=True).values())
-        """those that a token has; a file may leave some out in between"""
+        """The ids in use; a file may have gaps."""
         self.vocab_size: int = max(self.ids, default=-1) + 1
         self.described = dict(described or {})
         self.names = {part: name for part in NAMED if (name := _name(self.described.get(part)))}
@@ -72,23 +73,23 @@ class Tokenizer:
         ids = {part: backend.token_to_id(name) for part, name in self.names.items()}
         eos = next((i for i in (ids.get("eos_token"), ids.get("sep_token"), own) if i is not None), None)
         if eos is None:
-            raise ConfigError(f"the tokenizer has no {END} token, and names no eos_token")
+            raise ConfigError(f"the tokenizer has no {END} token and defines no eos_token")
         self.eos: int = eos
         self.bos: int | None = ids.get("bos_token", None if self.names else own)
         self.mask: int | None = ids.get("mask_token")
-        """what stands in a gap, for models that fill them"""
+        """The mask token, for models that fill gaps."""
         added = backend.get_added_tokens_decoder()
         self.special = frozenset(i for i, token in added.items() if token.special)
         marks = [backend.token_to_id(f"<|fim_{name}|>") for name in ("prefix", "suffix", "middle")]
         self.fim: tuple[int, int, int] | None = None if None in marks else tuple(marks)  # pyright: ignore
-        """what stands before the prefix, the suffix and the middle"""
+        """The tokens before prefix, suffix and middle."""
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
-        """Learns merges until `vocab_size` (a multiple of 64, at least 320) or until nothing recurs; the rest of the
-        vocabulary is spare tokens, so that no row of an embedding is ever without a name."""
+        """Learns merges until `vocab_size` (a multiple of 64, at least 320) or until no pair recurs. The rest of
+        the vocabulary is spare tokens, so every row of an embedding has a name."""
         if vocab_size % MULTIPLE or vocab_size < SMALLEST:
-            raise ConfigError(f"vocab_size {vocab_size}: expected a multiple of {MULTIPLE} from {SMALLEST} up")
+            raise ConfigError(f"vocab_size {vocab_size}: expected a multiple of {MULTIPLE}, at least {SMALLEST}")
         backend = tokenizers.Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.Sequence(
             [
@@ -125,35 +126,35 @@ class Tokenizer:
             raise WeightsError(f"{file}: damaged, not a tokenizer ({error})") from None
         backend.no_padding()
         backend.no_truncation()
-        return cls(backend, _described(Path(directory)))
+        return cls(backend, _read_config(Path(directory)))
 
     def save(self, directory: str | Path) -> None:
-        """tokenizer.json, tokenizer_config.json and the chat template, as transformers reads them."""
+        """Writes tokenizer.json and tokenizer_config.json, with the chat template, in the format of transformers."""
         directory = Path(directory)
         self.backend.save(str(directory / "tokenizer.json"))
         config = self.described or OWN_CONFIG
         (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def naming(self, **tokens: str) -> Tokenizer:
-        """The same tokenizer whose tokenizer_config.json names further tokens, such as mask_token="<|spare_0|>"."""
+        """A copy whose tokenizer_config.json defines further tokens, such as mask_token="<|spare_0|>"."""
         return Tokenizer(self.backend, (self.described or OWN_CONFIG) | tokens)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text alone, no special tokens added or read."""
+        """Ids of the text, without adding or recognising special tokens."""
         try:
             with _library("read this text"):
                 return self.backend.encode(text, add_special_tokens=False).ids
-        except (UnicodeEncodeError, TypeError):  # what the library makes of half a surrogate pair
-            raise DataError("the text holds half a surrogate pair, which is not Unicode text") from None
+        except (UnicodeEncodeError, TypeError):  # the library's errors for a lone surrogate
+            raise DataError("the text contains a lone surrogate, which is not valid Unicode") from None
 
     def encode_framed(self, text: str) -> list[int]:
-        """Ids with what the tokenizer sets around a text that stands alone, such as [CLS] and [SEP]."""
+        """Ids with the tokenizer's special tokens around a single text, such as [CLS] and [SEP]."""
         first, last = self.frame
         return [*first, *self.encode(text), *last]
 
     @property
     def frame(self) -> tuple[list[int], list[int]]:
-        """What the tokenizer sets before and behind a text that stands alone."""
+        """Special tokens before and after a single text."""
         with _library("frame a text"):
             probe = self.backend.encode("a", add_special_tokens=True)
         own = [at for at, special in enumerate(probe.special_tokens_mask) if not special]
@@ -163,15 +164,15 @@ class Tokenizer:
         return [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids; special tokens are left out, bytes that form no character become U+FFFD."""
+        """Text of the ids; special tokens are omitted; invalid bytes become U+FFFD."""
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
     def piece(self, token: int) -> str:
-        """One token as text, without the sign for a word that goes on (WordPiece's ##)."""
+        """One token as text, without WordPiece's continuation prefix (##)."""
         return self.decode([token]).removeprefix("##")
 
     def pieces(self, text: str) -> list[tuple[str, int]]:
-        """(characters, id) of each token: what the tokenizer sees. A token that ends inside a character shows as ''."""
+        """(characters, id) of each token. A token that ends inside a character has ''."""
         encoding = self.backend.encode(text, add_special_tokens=False)
         pieces, end = [], 0
         for i, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
@@ -181,14 +182,14 @@ class Tokenizer:
 
 
 def _name(value: Any) -> str | None:
-    """A token as the files write it: its text, or a mapping with the text as content."""
+    """The text of a token: a string, or a mapping with the text as `content`."""
     value = value.get("content") if isinstance(value, dict) else value
     return value if isinstance(value, str) else None
 
 
-def _described(directory: Path) -> dict[str, Any]:
-    """What tokenizer_config.json says of a tokenizer, and before it special_tokens_map.json of its tokens."""
-    found: dict[str, Any] = {}
+def _read_config(directory: Path) -> dict[str, Any]:
+    """special_tokens_map.json merged with tokenizer_config.json, which takes precedence."""
+    merged: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         file = directory / name
         if not file.is_file():
@@ -201,5 +202,5 @@ def _described(directory: Path) -> dict[str, Any]:
             raise WeightsError(f"{file}: damaged, not JSON") from None
         if not isinstance(values, dict):
             raise WeightsError(f"{file}: damaged, expected a mapping")
-        found |= {key: value for key, value in values.items() if key != NAMES_CODE}
-    return found
+        merged |= {key: value for key, value in values.items() if key != NAMES_CODE}
+    return merged

@@ -9,7 +9,7 @@ from foundling.adapt.quantize import quantize
 from foundling.models import build, count_parameters, family
 from foundling.plan.memory import (
     _saved,
-    _saved_by_all,
+    _saved_by_all_layers,
     activation_bytes,
     estimate_training_memory,
     largest_fit,
@@ -56,7 +56,7 @@ def test_layers_that_are_alike_are_counted_by_two_of_them() -> None:
         model = build("llama", **fields)
         for precision in ("float32", "bfloat16"):
             everything = _saved(model, 3, 192, precision, model.layers)
-            assert _saved_by_all(model, 3, 192, precision) == everything
+            assert _saved_by_all_layers(model, 3, 192, precision) == everything
             assert activation_bytes("llama", fields, 3, 192, precision, False) == pytest.approx(everything, rel=0.01)
 
 

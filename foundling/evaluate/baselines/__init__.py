@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands beside a language model's bits per byte: general-purpose compressors, and an n-gram model."""
+"""Baselines for a language model's bits per byte: general-purpose compressors and an n-gram model."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from foundling.evaluate.baselines.ngram import ByteNGram
 def measure_baselines(
     training: Iterable[str], held_out: Iterable[str], *, max_ngram_bytes: int, order: int = 6
 ) -> tuple[dict[str, float], ByteNGram]:
-    """Bits per byte on the held-out texts: `gzip`, `xz`, `xz_stream`, and `ngram`, a byte n-gram model of this order
-    that is fitted to the first `max_ngram_bytes` of the training texts; and that model."""
+    """Bits per byte on the held-out texts: `gzip`, `xz`, `xz_stream`, and `ngram`, a byte n-gram model of this
+    order, fitted to the first `max_ngram_bytes` of the training texts. Also returns that model."""
     n_left, counted = max_ngram_bytes, []
     for text in training:
         counted.append(text.encode()[:n_left])

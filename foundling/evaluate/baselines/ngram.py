@@ -3,10 +3,10 @@
 
 Smoothing: Chen & Goodman 1998, "An Empirical Study of Smoothing Techniques for Language Modeling", TR-10-98, section 3.
 Counts beside the start of a document: Heafield et al. 2013, "Scalable Modified Kneser-Ney Language Model Estimation",
-section 3. Two decisions make it arithmetic on sorted arrays:
+section 3. Two decisions reduce it to arithmetic on sorted arrays:
 
 - One symbol, BOUNDARY, stands between documents. As a context it is the beginning of a document, as a prediction the
-  end of one. An n-gram may therefore begin or end with it, and never has it inside: none crosses documents.
+  end of one. An n-gram may therefore start or end with it, but no n-gram crosses documents.
 - A k-gram is one integer, its k symbols as digits in base 257, oldest first. `key // 257` is its context, `key % 257`
   the symbol predicted, `key % 257**(k-1)` the k-gram shortened to the left; keys in order hold each context together.
 """
@@ -28,15 +28,15 @@ _FALLBACK_DISCOUNTS = (0.0, 0.5, 1.0, 1.5)
 
 @dataclass(frozen=True)
 class _Level:
-    """The k-grams seen, for one k, and what the model says of them; `lower` is the level of k-1."""
+    """The k-grams that occur, for one k, and their probabilities; `lower` is the level of k-1."""
 
     keys: np.ndarray  # (n,) int64, ascending
     prob: np.ndarray  # (n,) float64, P(last symbol | the k-1 before), interpolated with all lower orders
-    backoff: np.ndarray  # (n_lower + 1,) float64: of context `lower.keys[row]`, the mass left to the lower order;
-    #                      1 where nothing was seen to follow, and at row -1, the contexts never seen
+    backoff: np.ndarray  # (n_lower + 1,) float64: of context `lower.keys[row]`, the weight of the lower order;
+    #                      1 for contexts without continuations, and at row -1, for unseen contexts
 
     def find(self, keys: np.ndarray) -> np.ndarray:
-        """The row of each key, -1 for the unseen."""
+        """The row of each key, or -1 if it does not occur."""
         rows = np.searchsorted(self.keys, keys)
         return np.where(self.keys.take(rows, mode="clip") == keys, rows, -1)
 
@@ -48,7 +48,7 @@ class ByteNGram:
     """
 
     def __init__(self, levels: list[_Level]):
-        self._levels = levels  # order k at [k]; [0] is the uniform distribution beneath the unigrams
+        self._levels = levels  # order k at [k]; [0] is the uniform distribution below the unigrams
         self.order = len(levels) - 1
 
     @classmethod
@@ -69,7 +69,7 @@ class ByteNGram:
         symbols, bounds = _join(documents)
         levels = [_Level(np.zeros(1, np.int64), np.full(1, 1 / N_SYMBOLS), np.ones(1))]
         for keys, counts in _adjusted_counts(symbols, bounds, order):
-            if not len(keys):  # every document is shorter: this order could only repeat what the lower ones say
+            if not len(keys):  # every document is shorter: this order adds nothing to the lower ones
                 break
             levels.append(_interpolate(keys, counts, levels[-1], order=len(levels)))
         return cls(levels)
@@ -80,7 +80,7 @@ class ByteNGram:
         prob = np.full(len(symbols), 1 / N_SYMBOLS)
         contexts = np.zeros(len(symbols), np.int64)  # for each position, the row of the k-1 symbols before it
         for k, level in enumerate(self._levels[1:], start=1):
-            ends = np.arange(k - 1, len(symbols))  # earlier positions have no k-gram, and keep the lower order's word
+            ends = np.arange(k - 1, len(symbols))  # earlier positions have no k-gram and keep the lower order's value
             rows = level.find(_pack(symbols, ends, k))
             prob[ends] = np.where(rows >= 0, level.prob[rows], level.backoff[contexts] * prob[ends])
             contexts = rows[:-1]
@@ -116,14 +116,15 @@ class ByteNGram:
         return bytes(history[1:])
 
     def _distribution(self, history: list[int]) -> np.ndarray:
-        """P(next symbol | symbols before it), (257,): each order scales the lower one and overlays what it has seen."""
+        """P(next symbol | symbols before it), (257,): each order scales the lower one and replaces the symbols it has
+        seen."""
         prob = np.full(N_SYMBOLS, 1 / N_SYMBOLS)
         context = 0
         for k in range(1, min(self.order, len(history) + 1) + 1):
             if k > 1:
                 context += history[1 - k] * N_SYMBOLS ** (k - 2)
             row = int(self._levels[k - 1].find(np.array([context]))[0])
-            if row < 0:  # nor can a longer context have been seen
+            if row < 0:  # longer contexts do not occur either
                 break
             level, first = self._levels[k], context * N_SYMBOLS
             start, stop = np.searchsorted(level.keys, [first, first + N_SYMBOLS])
@@ -151,23 +152,23 @@ def _pack(symbols: np.ndarray, ends: np.ndarray, k: int) -> np.ndarray:
 
 
 def _adjusted_counts(symbols: np.ndarray, bounds: np.ndarray, order: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For k = 1 … order, the k-grams seen, ascending, and their counts as Kneser-Ney takes them.
+    """For k = 1 … order, the k-grams seen, ascending, and their adjusted counts of Kneser-Ney.
 
     The highest order, and every k-gram at the start of a document, count their occurrences; any other counts the
-    distinct symbols seen before it, that is the (k+1)-grams it ends. (The start has nothing before it to count.)
+    distinct symbols seen before it, that is the (k+1)-grams it ends. (Nothing precedes the start of a document.)
     """
-    openings = {}  # k -> where the k-grams end that begin with the boundary
+    openings = {}  # k -> end positions of the k-grams that start with BOUNDARY
     for k in range(2, order):
         ends = bounds[:-1] + k - 1
         openings[k] = ends[ends <= bounds[1:]]
-    whole = np.ones(len(symbols), bool)  # positions that end an n-gram within their document
-    whole[0] = False
+    is_full = np.ones(len(symbols), bool)  # positions that end an n-gram within their document
+    is_full[0] = False
     for ends in openings.values():
-        whole[ends] = False
+        is_full[ends] = False
 
     pieces = []
     for start in range(0, len(symbols), _CHUNK):
-        ends = start + np.flatnonzero(whole[start : start + _CHUNK])
+        ends = start + np.flatnonzero(is_full[start : start + _CHUNK])
         pieces.append(np.unique(_pack(symbols, ends, order), return_counts=True))
     table = _merge(pieces)
 
@@ -181,7 +182,7 @@ def _adjusted_counts(symbols: np.ndarray, bounds: np.ndarray, order: int) -> lis
 
 
 def _merge(tables: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """One table of several, each ascending: the union of the keys, with their counts added."""
+    """Merges tables with ascending keys: the union of the keys, with summed counts."""
     keys, counts = (np.concatenate(column) for column in zip(*tables))
     by_key = np.argsort(keys, kind="stable")  # this kind merges runs that are sorted already
     keys, counts = keys[by_key], counts[by_key]
@@ -196,12 +197,12 @@ def _interpolate(keys: np.ndarray, counts: np.ndarray, lower: _Level, order: int
     first = np.flatnonzero(np.diff(contexts, prepend=-1))
     size = np.diff(first, append=len(keys))
     total = np.add.reduceat(counts, first)
-    left_over = np.add.reduceat(discounts, first) / total
+    backoff_mass = np.add.reduceat(discounts, first) / total
 
     prob = (counts - discounts) / np.repeat(total, size)
-    prob += np.repeat(left_over, size) * lower.prob[lower.find(keys % N_SYMBOLS ** (order - 1))]
+    prob += np.repeat(backoff_mass, size) * lower.prob[lower.find(keys % N_SYMBOLS ** (order - 1))]
     backoff = np.ones(len(lower.keys) + 1)
-    backoff[lower.find(contexts[first])] = left_over
+    backoff[lower.find(contexts[first])] = backoff_mass
     return _Level(keys, prob, backoff)
 
 
@@ -210,7 +211,7 @@ def _discounts(counts: np.ndarray) -> tuple[float, float, float, float]:
 
     Where a corpus is too small or too regular for the estimate to exist, or to take less than the whole count and more
     than nothing, the order falls back on fixed discounts (those of KenLM's --discount_fallback), so that every context
-    leaves some mass for what was not seen.
+    reserves some mass for unseen symbols.
     """
     n1, n2, n3, n4 = (int(np.count_nonzero(counts == c)) for c in (1, 2, 3, 4))
     if 0 in (n1, n2, n3):

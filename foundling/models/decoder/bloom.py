@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BLOOM (Le Scao et al. 2022): ALiBi's slopes in place of positions (Press et al. 2022), a norm after the embedding."""
+"""BLOOM (Le Scao et al. 2022): ALiBi instead of position embeddings (Press et al. 2022), a norm after the embedding."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class BloomConfig:
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
     dropout: float = 0.0
-    """of what each part adds to the residual stream, in training"""
+    """On the output of each residual branch, in training."""
     attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -40,8 +40,8 @@ class BloomConfig:
 
 
 def slopes(n_heads: int) -> list[float]:
-    """One per head: 2^(−8 i / n) where n is a power of two; otherwise the missing ones are every other slope of twice
-    the next smaller power (Press et al. 2022, section 3, and their code)."""
+    """One slope per head: 2^(−8 i / n) if n is a power of two; otherwise the rest are every other slope for twice the
+    next smaller power (Press et al. 2022, section 3, and their code)."""
     whole = 1 << (n_heads.bit_length() - 1)
     first = [2 ** (-8 * (i + 1) / whole) for i in range(whole)]
     return first + [2 ** (-4 * (i + 1) / whole) for i in range(0, 2 * (n_heads - whole), 2)]
@@ -74,7 +74,7 @@ class Bloom(Decoder):
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:
-    """GPT-2's proportions."""
+    """A configuration with GPT-2's proportions."""
     fields = gpt2.sized(vocab_size, max_seq_len, d_model, n_layers)
     del fields["d_ff"]
     return fields

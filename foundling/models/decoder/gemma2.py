@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gemma 2 (Gemma team 2024): norms before and after each part, every other layer local, scores and logits capped."""
+"""Gemma 2 (Gemma team 2024): norms before and after each sublayer, local attention in every other layer, soft-caps on
+scores and logits."""
 
 from __future__ import annotations
 
@@ -30,9 +31,9 @@ class Gemma2Config:
     head_dim: int
     d_ff: int
     window: int = 4096
-    """of the first layer, the third, …"""
+    """Window of layers 0, 2, 4, …"""
     query_scale: int = 256
-    """scores are divided by its square root"""
+    """Scores are divided by its square root."""
     score_cap: float = 50.0
     logit_cap: float = 30.0
     max_seq_len: int = 8192
@@ -80,7 +81,7 @@ class Gemma2(Decoder):
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:
-    """Llama's proportions; the window is half of what the model reads."""
+    """Llama's proportions; the window is half of max_seq_len."""
     fields = llama.sized(vocab_size, max_seq_len, d_model, n_layers)
     return fields | {"window": max(1, max_seq_len // 2), "query_scale": fields["head_dim"]}
 

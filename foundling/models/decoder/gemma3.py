@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gemma 3 (Gemma team 2025): Gemma 2 with five local layers to a global one, norms on queries and keys, no caps."""
+"""Gemma 3 (Gemma team 2025): Gemma 2 with five local layers per global layer, norms on queries and keys, no
+soft-caps."""
 
 from __future__ import annotations
 
@@ -34,13 +35,13 @@ class Gemma3Config:
     d_ff: int
     window: int = 1024
     period: int = 6
-    """every `period`-th layer sees everything, the others their window"""
+    """Every `period`-th layer has global attention; the others have a window."""
     query_scale: int = 256
     max_seq_len: int = 131072
     rope_theta: float = 1e6
     rope_local_theta: float = 10_000.0
     rope_scaling: RopeScaling | None = None
-    """of the layers that see everything"""
+    """Of the global layers."""
     norm_eps: float = 1e-6
     tie_embeddings: bool = True
 
@@ -81,7 +82,7 @@ class Gemma3(Decoder):
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:
-    """Llama's proportions; the window is a quarter of what the model reads, and the last layer sees everything."""
+    """Llama's proportions; the window is a quarter of max_seq_len, and the last layer is global."""
     fields = llama.sized(vocab_size, max_seq_len, d_model, n_layers)
     period = min(6, n_layers)
     return fields | {
@@ -107,7 +108,7 @@ KEYS = [
 
 
 def _period(types: list[str]) -> int:
-    """From the kinds of the layers; whether all of them follow is for `implied` to see."""
+    """The period from the kinds of the layers; `implied` checks that all layers follow it."""
     return types.index("full_attention") + 1 if "full_attention" in types else len(types) + 1
 
 

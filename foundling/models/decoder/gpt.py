@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GPT (Radford et al. 2018): LayerNorm after each part and none at the end, learned positions, GELU, a tied head."""
+"""GPT (Radford et al. 2018): LayerNorm after each sublayer and none at the end, learned positions, GELU, a tied
+head."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ class GPTConfig:
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
     dropout: float = 0.0
-    """of embeddings and of what each part adds to the residual stream, in training"""
+    """On embeddings and on the output of each residual branch, in training."""
     attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -60,7 +61,7 @@ class GPT(Decoder):
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:
-    """GPT-2's proportions."""
+    """A configuration with GPT-2's proportions."""
     fields = gpt2.sized(vocab_size, max_seq_len, d_model, n_layers)
     del fields["d_ff"]
     return fields
@@ -70,7 +71,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gpt": dict(vocab_size=40478, d_model=768, n_layers=12, n_heads=12),
 }
 
-# GPT-2's layout, its two tables by other names and no norm at the end.
+# GPT-2's layout, with other names for the two embeddings and no final norm.
 KEYS = [
     replace(key, theirs=key.theirs.replace(".wte.", ".tokens_embed.").replace(".wpe.", ".positions_embed."))
     for key in gpt2.KEYS
@@ -84,6 +85,6 @@ CONFIG = replace(
     fields={theirs: ours for theirs, ours in gpt2.CONFIG.fields.items() if ours != "d_ff"},
     derived={key: value for key, value in gpt2.CONFIG.derived.items() if key != "n_inner"}
     | {"n_positions": lambda c: 512},
-    only={"afn": "gelu"},  # which there is the tanh approximation
+    only={"afn": "gelu"},  # there, this means the tanh approximation
     ignored=(".attn.bias", "position_ids", "lm_head.weight"),
 )

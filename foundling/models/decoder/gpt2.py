@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GPT-2 (Radford et al. 2019): LayerNorm before each part, learned positions, GELU, biases, a tied head."""
+"""GPT-2 (Radford et al. 2019): LayerNorm before each sublayer, learned positions, GELU, biases, a tied head."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class GPT2Config:
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
     dropout: float = 0.0
-    """of embeddings and of what each part adds to the residual stream, in training"""
+    """On embeddings and on the output of each residual branch, in training."""
     attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class GPT2(Decoder):
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:
-    """Configuration fields of the usual proportions: heads of 64 (32 where narrow), d_ff = 4 d_model."""
+    """Configuration fields with the usual proportions: heads of 64 (32 in narrow models), d_ff = 4 d_model."""
     head_dim = 64 if d_model % 64 == 0 and d_model >= 256 else 32
     return {
         "vocab_size": vocab_size,
@@ -84,9 +84,10 @@ def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dic
 
 
 def _gpt3() -> dict[str, dict[str, Any]]:
-    """GPT-3 (Brown et al. 2020, table 2.1), to plan by: nobody has its weights, and every other layer of it sees a band
-    only, which changes no count. Two rows of the table contradict themselves. XL's 24 heads of 128 are wider than its
-    2,048: 16 here. 13B's 5,140 is no multiple of its 40 heads; 5,120 gives the 12.9e9 parameters of table D.1.
+    """GPT-3 (Brown et al. 2020, table 2.1), for planning only: its weights are not public. Its banded attention in
+    every other layer does not change the counts. Two rows of the table are inconsistent. XL has 24 heads of 128 for a
+    width of 2,048: 16 here. 13B's 5,140 is not a multiple of its 40 heads; 5,120 gives the 12.9e9 parameters of table
+    D.1.
 
     OpenAI's API called four of them ada to davinci; which ones is inferred from their scores (Gao 2021, "On the sizes
     of OpenAI API models")."""

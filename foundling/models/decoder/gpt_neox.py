@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GPT-NeoX (Black et al. 2022): attention and feed-forward in parallel, a quarter of each head with rotary positions
+"""GPT-NeoX (Black et al. 2022): attention and feed-forward in parallel, rotary positions on a quarter of each head
 (section 2.1)."""
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class GPTNeoXConfig:
     parallel: bool = True
     tie_embeddings: bool = False
     dropout: float = 0.0
-    """of embeddings and of what each part adds to the residual stream, in training"""
+    """On embeddings and on the output of each residual branch, in training."""
     attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -45,7 +45,9 @@ class GPTNeoXConfig:
         if self.d_model % self.n_heads:
             raise ConfigError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
         if not 0 < self.rope_fraction <= 1 or self.rope_dim % 2 or not self.rope_dim:
-            raise ConfigError(f"rope_fraction {self.rope_fraction} of heads of {self.head_dim} is no number of pairs")
+            raise ConfigError(
+                f"rope_fraction {self.rope_fraction} of heads of {self.head_dim} is not an even number of dimensions"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -93,7 +95,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "pythia-12b": dict(vocab_size=50688, d_model=5120, n_layers=36, n_heads=40, d_ff=20480),
 }
 
-# q, k and v of each head lie side by side in one matrix.
+# One matrix holds q, k and v, interleaved by head.
 KEYS = [
     Key("gpt_neox.embed_in.weight", "embedding.weight"),
     *[

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Llama (Touvron et al. 2023): RMSNorm before each part, rotary positions, gated SiLU feed-forward, no biases."""
+"""Llama (Touvron et al. 2023): RMSNorm before each sublayer, rotary positions, gated SiLU feed-forward, no biases."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class LlamaConfig:
         if self.n_heads % self.n_kv_heads:
             raise ConfigError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
         if self.head_dim % 2:
-            raise ConfigError(f"head_dim {self.head_dim} is odd; rotary positions turn pairs")
+            raise ConfigError(f"head_dim {self.head_dim} is odd; rotary positions need pairs")
 
 
 class Llama(Decoder):
@@ -61,7 +61,7 @@ class Llama(Decoder):
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:
-    """Configuration fields of the usual proportions: heads of 64 (32 where narrow), d_ff = 8/3 d_model."""
+    """Configuration fields with the usual proportions: heads of 64 (32 in narrow models), d_ff = 8/3 d_model."""
     head_dim = 64 if d_model % 64 == 0 and d_model >= 256 else 32
     return {
         "vocab_size": vocab_size,
@@ -110,9 +110,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         max_seq_len=131072, rope_theta=500_000.0, rope_scaling={"kind": "llama3", "factor": 32.0},
         tie_embeddings=True,
     ),
-    # To plan by, since nobody has their weights. Gopher (Rae et al. 2021, table 1) and Chinchilla (Hoffmann et al.
+    # For planning only: the weights are not public. Gopher (Rae et al. 2021, table 1) and Chinchilla (Hoffmann et al.
     # 2022, table 4) have RMSNorm as here, but a plain feed-forward layer of 4 d_model and Transformer-XL's positions,
-    # which each layer projects: 13 d_model² of matrices a layer, as many as there are with a gated one of 3 d_model.
+    # which each layer projects: 13 d_model² of matrices a layer, as many as with a gated one of 3 d_model.
     "gopher-280b": dict(
         vocab_size=32000, d_model=16384, n_layers=80, n_heads=128, n_kv_heads=128, head_dim=128, d_ff=3 * 16384,
         tie_embeddings=True,
@@ -182,4 +182,4 @@ PLAIN_ROPE = replace(
     only={**CONFIG.only, "rope_scaling": None},
     convert={},
 )
-"""For families like this one without RoPE scaling."""
+"""For families like Llama without RoPE scaling."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Llama 4's text model (Meta 2025): experts beside a shared one, attention in chunks, every fourth layer without rotary
-positions.
+"""Llama 4's text model (Meta 2025): routed experts plus a shared one, attention in chunks, every fourth layer without
+rotary positions.
 
-Layers with rotary positions attend within their chunk of 8,192 tokens. Those without attend to everything, and their
-queries grow with the logarithm of the position (Nakanishi 2025, Scalable-Softmax).
+Layers with rotary positions attend within chunks of 8,192 tokens. The others have global attention, and scale their
+queries by the logarithm of the position (Nakanishi 2025, Scalable-Softmax).
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ class Llama4Config:
     n_kv_heads: int
     head_dim: int
     d_ff: int
-    """of the layers without experts"""
+    """Of the layers without experts."""
     d_expert: int
     n_experts: int = 16
     n_active: int = 1
     moe_period: int = 1
-    """every `moe_period`-th layer has experts"""
+    """Every `moe_period`-th layer has experts."""
     balance_weight: float = 0.001
     chunk: int = 8192
     rope_period: int = 4
-    """every `rope_period`-th layer has no rotary positions and sees everything"""
+    """Every `rope_period`-th layer has global attention without rotary positions."""
     qk_norm: bool = True
     tempered: bool = True
-    """whether queries without rotary positions are scaled by `temper` · log(1 + ⌊(position + 1) / `temper_from`⌋) +
+    """Whether queries without rotary positions are scaled by `temper` · log(1 + ⌊(position + 1) / `temper_from`⌋) +
     1"""
     temper: float = 0.1
     temper_from: int = 8192
@@ -69,7 +69,7 @@ class Llama4Config:
 
 
 class UnitNorm(nn.Module):
-    """x / rms(x) over the last axis. A rotation changes no length, so the norm may come before it."""
+    """x / rms(x) over the last axis. A rotation preserves length, so the norm may come first."""
 
     def __init__(self, eps: float) -> None:
         super().__init__()
@@ -80,16 +80,15 @@ class UnitNorm(nn.Module):
 
 
 class NoPEAttention(Attention):
-    """Attention without rotary positions; in their place each query is multiplied by its temperature, (B or 1, 1, T,
-    1)."""
+    """Attention without rotary positions; multiplies each query by its temperature, (B or 1, 1, T, 1)."""
 
     def apply_rope(self, q: Tensor, k: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
         return (q * rope).to(q.dtype), k
 
 
 class SharedMoE(MoE):
-    """A shared expert that reads every token, and the most likely of the others, whose inputs are weighted by the
-    sigmoid of their logits."""
+    """A shared expert for every token, plus the most probable routed ones, with inputs weighted by the sigmoid of the
+    router's logits."""
 
     weighs_input = True
 
@@ -133,8 +132,8 @@ class Llama4(Decoder):
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:
-    """Llama's proportions; every second layer has four experts of half the width, one for each token, and chunks are a
-    quarter of what the model reads."""
+    """Llama's proportions; every second layer has four experts of half the width, one per token, and chunks are a
+    quarter of max_seq_len."""
     fields = llama.sized(vocab_size, max_seq_len, d_model, n_layers)
     return fields | {
         "d_expert": -(-fields["d_ff"] // 64) * 32, "n_experts": 4, "moe_period": min(2, n_layers),

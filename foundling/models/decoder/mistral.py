@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mistral (Jiang et al. 2023): Llama's parts with sliding-window attention (section 2)."""
+"""Mistral (Jiang et al. 2023): Llama with sliding-window attention (section 2)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class MistralConfig:
     head_dim: int
     d_ff: int
     window: int | None = 4096
-    """None sees everything, as from version 0.2 on"""
+    """None for full attention, as from version 0.2 on."""
     max_seq_len: int = 32768
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
@@ -61,7 +61,7 @@ class Mistral(Decoder):
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:
-    """Llama's proportions; the window is half of what the model reads."""
+    """Llama's proportions; the window is half of max_seq_len."""
     return llama.sized(vocab_size, max_seq_len, d_model, n_layers) | {"window": max(1, max_seq_len // 2)}
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mixtral (Jiang et al. 2024): Llama whose feed-forward layers are mixtures of experts, two of eight for each token."""
+"""Mixtral (Jiang et al. 2024): Llama with mixtures of experts as feed-forward layers, two of eight per token."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Mixtral(Decoder):
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:
-    """Llama's proportions, with eight experts of half its feed-forward width, two for each token."""
+    """Llama's proportions, with eight experts of half the feed-forward width, two per token."""
     fields = llama.sized(vocab_size, max_seq_len, d_model, n_layers)
     return fields | {"d_expert": -(-fields.pop("d_ff") // 64) * 32}
 
@@ -75,7 +75,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
 }  # fmt: skip
 
-# What transformers writes: each expert's three matrices apart.
+# transformers stores the three matrices of each expert separately.
 KEYS = [key for key in llama.KEYS if ".mlp." not in key.theirs] + [
     Key("model.layers.{i}.block_sparse_moe.gate.weight", "layers.{i}.ffn.router.weight"),
     *[

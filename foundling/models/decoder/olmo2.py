@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OLMo 2 (OLMo team 2024): norms after each part instead of before it, and over all queries and keys (section 3.3)."""
+"""OLMo 2 (OLMo team 2024): norms after each sublayer instead of before it, and over all queries and keys (section
+3.3)."""
 
 from __future__ import annotations
 
@@ -82,7 +83,7 @@ class OLMo2(Decoder):
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:
-    """Llama's proportions."""
+    """A configuration with Llama's proportions."""
     fields = llama.sized(vocab_size, max_seq_len, d_model, n_layers)
     del fields["head_dim"]
     return fields

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OPT (Zhang et al. 2022): GPT-2's parts with ReLU; positions are counted from 2."""
+"""OPT (Zhang et al. 2022): GPT-2 with ReLU; positions start at 2."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class OPTConfig:
     max_seq_len: int = 2048
     tie_embeddings: bool = True
     dropout: float = 0.0
-    """of what each part adds to the residual stream, in training"""
+    """On the output of each residual branch, in training."""
     attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:

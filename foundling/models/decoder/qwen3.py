@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Qwen 3 (Yang et al. 2025): Llama's parts, with norms on each head's queries and keys (section 2)."""
+"""Qwen 3 (Yang et al. 2025): Llama with norms on each head's queries and keys (section 2)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A denoising U-Net (Ho et al. 2020, appendix B): resolutions down and up again, with skips between the two sides."""
+"""A denoising U-Net (Ho et al. 2020, appendix B): a path down the resolutions and one up, with skip connections between
+them."""
 
 from __future__ import annotations
 
@@ -27,9 +28,9 @@ class UNetConfig:
     channels: int
     n_classes: int
     widths: tuple[int, ...]
-    """channels at each resolution, halved from one to the next"""
+    """Channels at each resolution; each resolution is half the previous one."""
     attends: tuple[bool, ...]
-    """whether each resolution has attention; the middle always has it"""
+    """Whether each resolution has attention; the middle always has it."""
     n_blocks: int = 2
     head_dim: int = 8
     n_groups: int = 32
@@ -37,18 +38,22 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         if len(self.widths) != len(self.attends) or not self.widths or len(self.widths) > 12:
-            raise ConfigError(f"{len(self.widths)} widths and {len(self.attends)} attends; expected as many, 1 to 12")
+            raise ConfigError(
+                f"{len(self.widths)} widths and {len(self.attends)} attends; expected equal numbers, 1 to 12"
+            )
         for index, width in enumerate(self.widths):
             if width < 1 or width % self.n_groups or width % self.head_dim:
-                raise ConfigError(f"width {width} is no multiple of n_groups {self.n_groups}, head_dim {self.head_dim}")
+                raise ConfigError(
+                    f"width {width} is not a multiple of n_groups {self.n_groups}, head_dim {self.head_dim}"
+                )
             if index == 0 and width % 2:
-                raise ConfigError(f"the first width is {width}, odd; the time is told as pairs of cosine and sine")
+                raise ConfigError(f"the first width is {width}, odd; the time embedding needs pairs of cosine and sine")
         if self.image_size % 2 ** (len(self.widths) - 1):
             raise ConfigError(f"image_size {self.image_size} cannot be halved {len(self.widths) - 1} times")
 
 
 class ResBlock(nn.Module):
-    """Two convolutions with the time embedding in between, and a residual connection around them."""
+    """Two convolutions with the time embedding added in between, and a residual connection."""
 
     def __init__(self, channels: int, width: int, c: UNetConfig) -> None:
         super().__init__()
@@ -78,8 +83,8 @@ class SpatialAttention(nn.Module):
 
 
 class Level(nn.Module):
-    """One resolution, on the way down (which gives skips) or up (which takes them); `ctx.condition` (B, 4 widths[0])
-    is the embedding of time and class."""
+    """One resolution, on the path down (which returns skips) or up (which consumes them); `ctx.condition`
+    (B, 4 widths[0]) is the embedding of time and class."""
 
     def __init__(self, channels: list[int], width: int, attends: bool, c: UNetConfig) -> None:
         super().__init__()
@@ -96,7 +101,7 @@ class Down(Level):
         self.resample = None if last else nn.Conv2d(width, width, 3, 2, padding=1)
 
     def forward(self, x: Tensor, ctx: Context) -> tuple[Tensor, list[Tensor]]:
-        """x (B, C, H, W) -> (B, width, H/2, W/2), except at the last level, and the skips"""
+        """x (B, C, H, W) -> (B, width, H/2, W/2), except at the last level; and the skips"""
         skips = []
         for index, block in enumerate(self.blocks):
             x = self.attend(block(x, ctx.condition), ctx, index)
@@ -169,17 +174,17 @@ class UNet(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
-        """Every residual part and the output start at zero, so that the first prediction is none."""
+        """Every residual branch and the output start at zero, so the first prediction is zero."""
         self.conv_out.weight.zero_()
         for module in self.modules():
             if isinstance(module, ResBlock):
                 module.conv2.weight.zero_()
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """x (B, C, H, W), t (B,) steps of the schedule -> a prediction like x. ConfigError for a condition that it does
-        not read."""
+        """x (B, C, H, W), t (B,) steps of the schedule -> a prediction of x's shape. Raises ConfigError for an
+        unsupported condition."""
         if unread := condition.given() - {"classes"}:
-            raise ConfigError(f"UNet reads no condition '{min(unread)}'; it reads classes and keep")
+            raise ConfigError(f"UNet does not support condition '{min(unread)}'; it reads classes and keep")
         embedded = self.time["down"](F.silu(self.time["up"](sinusoids(t, self.config.widths[0]).to(x.dtype))))
         embedded = embedded + self.classes(self._class_ids(len(x), condition, x.device))
         ctx = Context({GLOBAL: Mask(causal=False)}, condition=embedded)
@@ -209,7 +214,7 @@ def sinusoids(t: Tensor, width: int) -> Tensor:
 
 
 def sized(image_size: int, channels: int, n_classes: int, width: int) -> dict[str, Any]:
-    """Two resolutions, attention at the coarser one."""
+    """A configuration with two resolutions, with attention at the coarser one."""
     return {
         "image_size": image_size,
         "channels": channels,
@@ -223,7 +228,7 @@ def sized(image_size: int, channels: int, n_classes: int, width: int) -> dict[st
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # diffusers' google/ddpm-cifar10-32 in shape, with classes
+    # the shape of diffusers' google/ddpm-cifar10-32, with classes
     "unet-32": dict(image_size=32, channels=3, n_classes=10, widths=(128, 256, 256, 256),
                     attends=(False, True, False, False), head_dim=256 // 8),
 }  # fmt: skip
@@ -264,7 +269,7 @@ KEYS = [
 def _attends(kinds: list[str]) -> tuple[bool, ...]:
     known = {"DownBlock2D": False, "AttnDownBlock2D": True}
     if not all(kind in known for kind in kinds):
-        raise ConfigError(f"down_block_types {kinds}; only {' and '.join(known)} are computed here")
+        raise ConfigError(f"down_block_types {kinds}; only {' and '.join(known)} are supported")
     return tuple(known[kind] for kind in kinds)
 
 

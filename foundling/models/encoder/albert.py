@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ALBERT (Lan et al. 2020): BERT whose layers share their weights, and whose embeddings are narrower than its
-layers."""
+"""ALBERT (Lan et al. 2020): BERT with shared layer weights, and embeddings narrower than the layers."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ from foundling.models.encoder import bert
 class ALBERTConfig(bert.BERTConfig):
     d_embed: int = 128
     n_groups: int = 1
-    """of layers; the layers of a group share their weights"""
+    """Groups of layers; the layers of a group share their weights."""
     activation: Literal["gelu", "gelu_tanh"] = "gelu_tanh"
 
     def __post_init__(self) -> None:
@@ -44,7 +43,7 @@ class ALBERT(Encoder):
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:
-    """BERT's proportions, embeddings of a quarter of the width."""
+    """BERT's proportions, with embeddings of a quarter of the width."""
     return bert.sized(vocab_size, max_seq_len, d_model, n_layers) | {"d_embed": d_model // 4}
 
 

@@ -35,9 +35,9 @@ class BERTConfig:
     pooled: bool = False
     masked: bool = True
     n_classes: int = 0
-    """predicted from the pooled vector; beside the head over the vocabulary, the two of next-sentence prediction"""
+    """Predicted from the pooled vector. With a head over the vocabulary: 2, for next-sentence prediction."""
     dropout: float = 0.0
-    """of embeddings and of what each part adds to the residual stream, in training"""
+    """On embeddings and on the output of each residual branch, in training."""
     attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -45,13 +45,15 @@ class BERTConfig:
         if self.d_model % self.n_heads:
             raise ConfigError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
         if self.n_classes and not self.pooled:
-            raise ConfigError("classes are told from the pooled vector; set pooled too")
+            raise ConfigError("classes are predicted from the pooled vector; set pooled too")
         if self.masked and self.n_classes not in (0, 2):
-            raise ConfigError(f"n_classes {self.n_classes} beside the head over the vocabulary; next sentences have 2")
+            raise ConfigError(
+                f"n_classes {self.n_classes} with a head over the vocabulary; next-sentence prediction has 2"
+            )
 
 
 def block(c: Any, activation: Callable[[Tensor], Tensor] = F.gelu) -> PostNormBlock:
-    """One layer, of any configuration of this kind."""
+    """One layer, for any configuration of this kind."""
     return PostNormBlock(
         LayerNorm(c.d_model, c.norm_eps),
         Attention(c.d_model, c.n_heads, c.n_heads, c.d_model // c.n_heads, bias=True, dropout=c.attention_dropout),
@@ -68,7 +70,7 @@ class BERT(Encoder):
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:
-    """Configuration fields of the usual proportions: heads of 64 (32 where narrow), d_ff = 4 d_model."""
+    """Configuration fields with the usual proportions: heads of 64 (32 in narrow models), d_ff = 4 d_model."""
     head_dim = 64 if d_model % 64 == 0 and d_model >= 256 else 32
     return dict(
         vocab_size=vocab_size, max_seq_len=max_seq_len, d_model=d_model, n_layers=n_layers,
@@ -92,7 +94,7 @@ def pairs(theirs: str, ours: str) -> list[Key]:
 
 
 def keys(base: str) -> list[Key]:
-    """Embeddings and layers; `base` is what the family's tensor names begin with."""
+    """Embeddings and layers; `base` is the prefix of the family's tensor names."""
     return [
         *[
             Key(f"{base}.embeddings.{theirs}_embeddings.weight", f"{ours}.weight")
@@ -134,7 +136,7 @@ KEYS = [
 
 
 def labels(c: dict[str, Any]) -> dict[str, str] | None:
-    """transformers makes one class per label."""
+    """transformers has one class per label."""
     return {str(i): f"LABEL_{i}" for i in range(c["n_classes"])} if c["n_classes"] else None
 
 

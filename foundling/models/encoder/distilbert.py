@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DistilBERT (Sanh et al. 2019): BERT with half the layers and without token types; a layer comes before its
-classifier."""
+"""DistilBERT (Sanh et al. 2019): BERT with half the layers, no token types, and a dense layer before the classifier."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ class DistilBERTConfig:
     n_classes: int = 0
     norm_eps: float = 1e-12
     dropout: float = 0.0
-    """of embeddings and of what each part adds to the residual stream, in training"""
+    """On embeddings and on the output of each residual branch, in training."""
     attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -39,7 +38,9 @@ class DistilBERTConfig:
         if self.d_model % self.n_heads:
             raise ConfigError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
         if bool(self.n_classes) != self.pooled or (self.masked and self.pooled):
-            raise ConfigError("DistilBERT has a pooled vector with classes alone, and those not beside a masked head")
+            raise ConfigError(
+                "DistilBERT has a pooled vector only with classes, and classes only without a masked head"
+            )
 
 
 class DistilBERT(Encoder):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RoBERTa (Liu et al. 2019): BERT trained longer on more data; one token type, positions counted from 2."""
+"""RoBERTa (Liu et al. 2019): BERT trained longer on more data; one token type, positions start at 2."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 KEYS = [
     *bert.keys("roberta"),
-    # the classes' own layer between the first state and them is what the pooler is elsewhere
+    # the dense layer of the classification head takes the role of BERT's pooler
     *[Key(f"classifier.dense.{kind}", f"pooler.{kind}", given="classifier.bias") for kind in ("weight", "bias")],
     *[Key(f"roberta.pooler.dense.{kind}", f"pooler.{kind}", unless="classifier.bias") for kind in ("weight", "bias")],
     *bert.pairs("classifier.out_proj", "classifier"),
@@ -70,7 +70,7 @@ CONFIG = replace(
         "n_classes": ("classifier.out_proj.weight",),
     },
     base_prefix="roberta.",
-    # a pooler that classes do not read is left out, as transformers leaves it out
+    # a pooler without classes is omitted, as in transformers
     ignored=(
         ".position_ids", "lm_head.decoder.weight", "lm_head.decoder.bias", "lm_head.bias",
         "pooler.dense.weight", "pooler.dense.bias",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CLIP (Radford et al. 2021): an encoder of images and one of texts, into one space where matching pairs are near."""
+"""CLIP (Radford et al. 2021): an image and a text encoder with one embedding space, where matching pairs are close."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class TextEncoder(nn.Module):
 
     def encode(self, tokens: Tensor, *, documents: Tensor | None = None) -> EncoderOutput:
         """tokens (B, T), one text a row, -1 in `documents` on its right -> states (B, T, D), the one at the first
-        eos_id as pooled; where eos_id is 2, as the first configurations said wrongly, at the largest id."""
+        eos_id as pooled; at the largest id if eos_id is 2, as early configurations wrongly state."""
         x = self.embedding(tokens) + self.position_embedding(positions_of(tokens, documents))
         mask = build_mask(MaskRule(documents=documents), x.shape[1], x.shape[1], x)
         x, _ = forward_layers(self.layers, x, Context({GLOBAL: mask}, documents=documents))
@@ -125,16 +125,16 @@ class CLIP(nn.Module):
         super().__init__()
         self.config = config
         self.image, self.text = ImageEncoder(config), TextEncoder(config)
-        self.scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))  # FSDP2 shards no scalars
+        self.scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))  # FSDP2 cannot shard scalars
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
-        """Section 2.5: a temperature of 0.07."""
+        """A temperature of 0.07 (section 2.5)."""
         self.scale.fill_(math.log(1 / 0.07))
 
     def embed(self, name: str, batch: Batch) -> Tensor:
-        """`pixels` of the batch by the tower "image", `tokens` and `documents` by "text" -> (B, d_embed) of length 1.
-        ConfigError for another name."""
+        """Embeds `pixels` of the batch by the tower "image", `tokens` and `documents` by "text" -> (B, d_embed) of
+        length 1. Raises ConfigError for another name."""
         if name == "image":
             return self.embed_image(batch["pixels"])
         if name == "text":
@@ -153,7 +153,8 @@ class CLIP(nn.Module):
 def sized(
     vocab_size: int, max_seq_len: int, image_size: int, patch_size: int, channels: int, d_model: int, n_layers: int
 ) -> dict[str, Any]:
-    """Two towers alike, heads of 64 (32 where narrow), an embedding as wide; the last id ends a text."""
+    """Two towers of equal size, heads of 64 (32 in narrow models), an embedding of the same width; the last id ends a
+    text."""
     heads = d_model // (64 if d_model >= 256 else 32)
     alike = {
         f"{side}_{name}": value

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""H3 (Fu, Dao et al. 2023): a shift and a diagonal state space joined by products, attention in a few layers."""
+"""H3 (Fu, Dao et al. 2023): products of a shift and a diagonal state space, with attention in a few layers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class H3Config:
     n_heads: int
     d_ff: int
     attend_at: tuple[int, ...] = ()
-    """indices, from 0, of the layers with attention"""
+    """Indices, from 0, of the layers with attention."""
     d_state: int = 64
     chunk_size: int = 16
     max_seq_len: int = 2048
@@ -44,11 +44,11 @@ class H3Config:
                 f"d_model {self.d_model} a multiple of n_heads {self.n_heads}"
             )
         if not all(0 <= layer < self.n_layers for layer in self.attend_at) or len(self.attend_at) >= self.n_layers:
-            raise ConfigError(f"attend_at {self.attend_at} are not some of 0 to {self.n_layers - 1}")
+            raise ConfigError(f"attend_at {self.attend_at} must be between 0 and {self.n_layers - 1}")
 
 
 class H3Mixer(nn.Module):
-    """o(q · diagonal(shift(k) · v)), products channel by channel (section 3.1, heads of one channel)."""
+    """o(q · diagonal(shift(k) · v)), with elementwise products (section 3.1, heads of one channel)."""
 
     def __init__(self, d_model: int, d_state: int, chunk: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class H3Mixer(nn.Module):
         return (State((2, self.shift.channels, self.shift.d_state)),)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        """x (B, T, D) -> (B, T, D); the products in float32, as the states are."""
+        """x (B, T, D) -> (B, T, D); products and states in float32."""
         cache = ctx.layer_cache
         short, long = (None, None) if cache is None else cache.get(State).unbind(1)
         key, short = self.shift(self.k(x), ctx.documents, ctx.segments, short)
@@ -88,14 +88,14 @@ class H3(Decoder):
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:
-    """S4's proportions; the layer in the middle attends, as in the smallest of the published models."""
+    """S4's proportions; the middle layer has attention, as in the smallest published model."""
     head_dim = 64 if d_model % 64 == 0 and d_model >= 256 else 32
     return s4.sized(vocab_size, max_seq_len, d_model, n_layers) | {
         "n_heads": d_model // head_dim, "attend_at": (n_layers // 2,) if n_layers > 1 else (),
     }  # fmt: skip
 
 
-# GPT-2's vocabulary, made a multiple of 8; of the larger ones no exact count is published that this could be held to
+# GPT-2's vocabulary, rounded up to a multiple of 8; no exact parameter counts are published for the larger models
 PRESETS: dict[str, dict[str, Any]] = {
     "h3-125m": dict(vocab_size=50264, d_model=768, n_layers=12, n_heads=12, d_ff=3072, attend_at=(6,)),
 }

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jamba (Lieber et al. 2024): one attention layer among selective state-space layers, experts in every other one.
+"""Jamba (Lieber et al. 2024): one attention layer per several selective state-space layers, experts in every other
+layer.
 
 There are no position embeddings: the recurrences encode the order.
 """
@@ -36,10 +37,10 @@ class JambaConfig:
     d_ff: int
     dt_rank: int
     attention_period: int = 8
-    """layers i with i % period = offset attend, the others are recurrent"""
+    """Layers i with i % period = offset have attention; the others are recurrent."""
     attention_offset: int = 4
     expert_period: int = 2
-    """the same for layers with experts"""
+    """The same for layers with experts."""
     expert_offset: int = 1
     n_experts: int = 16
     n_active: int = 2
@@ -48,7 +49,7 @@ class JambaConfig:
     d_state: int = 16
     d_conv: int = 4
     chunk_size: int = 64
-    """changes how the scan is computed, not its result"""
+    """Changes how the scan is computed, not its result."""
     max_seq_len: int = 262144
     norm_eps: float = 1e-6
     tie_embeddings: bool = False
@@ -85,8 +86,8 @@ class Jamba(Decoder):
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:
-    """Mamba's mixers, Llama's heads and feed-forward layers at half the width, eight experts; where there are too few
-    layers for the paper's eight to one, the last one attends."""
+    """Mamba's mixers, Llama's heads and feed-forward layers at half the width, eight experts; with too few
+    layers for the paper's ratio of eight to one, the last one has attention."""
     fields = llama.sized(vocab_size, max_seq_len, d_model, n_layers)
     period = min(8, n_layers)
     return {
@@ -183,7 +184,7 @@ CONFIG = ConfigMap(
         "mamba_expand": lambda c: 2,
         "mamba_d_state": lambda c: 16,
         "mamba_d_conv": lambda c: 4,
-        "chunk_size": lambda c: 64,  # nobody publishes it
+        "chunk_size": lambda c: 64,  # no published configuration has it
         "max_position_embeddings": lambda c: 262144,
         "rms_norm_eps": lambda c: 1e-6,
         "tie_word_embeddings": lambda c: False,

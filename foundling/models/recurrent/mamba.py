@@ -23,7 +23,7 @@ class MambaConfig:
     d_state: int = 16
     d_conv: int = 4
     chunk_size: int = 64
-    """changes how the scan is computed, not its result"""
+    """Changes how the scan is computed, not its result."""
     max_seq_len: int = 1 << 20
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
@@ -43,7 +43,7 @@ class Mamba(Decoder):
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:
-    """The paper's proportions: the inner width is twice d_model, Δ comes from d_model / 16 numbers."""
+    """The paper's proportions: the inner width is twice d_model, Δ has rank d_model / 16."""
     return {
         "vocab_size": vocab_size,
         "max_seq_len": max_seq_len,
@@ -66,7 +66,7 @@ MIXER_NAMES = {
     "in_proj.weight": "proj.weight", "x_proj.weight": "select.weight", "dt_proj.weight": "dt.weight",
     "dt_proj.bias": "dt_bias", "out_proj.weight": "o.weight",
 }  # fmt: skip
-"""of a mixer, published name -> ours"""
+"""Tensors of a mixer: published name -> ours."""
 
 KEYS = [
     Key("backbone.embeddings.weight", "embedding.weight"),
@@ -97,7 +97,7 @@ CONFIG = ConfigMap(
         "expand": lambda c: 2,
         "state_size": lambda c: 16,
         "conv_kernel": lambda c: 4,
-        "chunk_size": lambda c: 64,  # nobody publishes it
+        "chunk_size": lambda c: 64,  # no published configuration has it
         "max_position_embeddings": lambda c: 1 << 20,
         "layer_norm_epsilon": lambda c: 1e-5,
         "tie_word_embeddings": lambda c: True,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mamba-2 (Dao & Gu 2024): a stack of state-space mixers; the state of a row does not grow."""
+"""Mamba-2 (Dao & Gu 2024): a stack of state-space mixers with a state of constant size."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Mamba2(Decoder):
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:
-    """The usual proportions: the inner width is twice d_model, heads of 64 (32 where narrow), a state of 64."""
+    """The usual proportions: an inner width of twice d_model, heads of 64 (32 in narrow models), a state of 64."""
     head_dim = 64 if d_model >= 256 else 32
     return {
         "vocab_size": vocab_size,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RWKV-4 (Peng et al. 2023): time mixing and channel mixing in turn; a recurrent network that trains in parallel."""
+"""RWKV-4 (Peng et al. 2023): alternates time mixing and channel mixing; a recurrent network that trains in parallel."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RWKVConfig:
 
 
 class RWKVBlock(nn.Module):
-    """x + mixer(norm(x)), then x + ffn(norm(x)), where both read the token before and so have slots each."""
+    """x + mixer(norm(x)), then x + ffn(norm(x)), where both read the previous token and so have cache slots."""
 
     def __init__(self, c: RWKVConfig, layer: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class RWKVBlock(nn.Module):
 class RWKV(Decoder):
     def __init__(self, config: RWKVConfig) -> None:
         c = config
-        # the last norm's epsilon is not the configuration's, there as here
+        # as in the reference, the last norm does not use the configured epsilon
         super().__init__(c, [RWKVBlock(c, layer) for layer in range(c.n_layers)], LayerNorm(c.d_model, 1e-5))
         self.embedding_norm = LayerNorm(c.d_model, c.norm_eps)
 
@@ -106,7 +106,7 @@ KEYS = [
     Key("head.weight", "head.weight"),
 ]
 
-# `rescale_every` halves residuals and weights alike at inference, for float16's sake: it is kept as inert.
+# `rescale_every` halves residuals and weights at inference to avoid float16 overflow: it is preserved as inert.
 CONFIG = ConfigMap(
     model_type="rwkv",
     architecture="RwkvForCausalLM",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""S4 (Gu, Goel & Ré 2022): state spaces with HiPPO's matrix as diagonal plus low rank, in place of attention."""
+"""S4 (Gu, Goel & Ré 2022): state spaces with HiPPO's matrix as diagonal plus low rank, instead of attention."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class S4Config:
 
 
 class S4Mixer(nn.Module):
-    """GLU(o(gelu(SSM(x)))): a system for each channel, then the channels mixed (section 3.4)."""
+    """GLU(o(gelu(SSM(x)))): one system per channel, then a mix of the channels (section 3.4)."""
 
     def __init__(self, d_model: int, d_state: int, chunk: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class S4Mixer(nn.Module):
 
 
 class S4(Decoder):
-    """Pre-norm layers of S4 and a feed-forward network, as the paper's language model has them (section 4.3)."""
+    """Pre-norm layers of S4 and a feed-forward network, as in the paper's language model (section 4.3)."""
 
     def __init__(self, config: S4Config) -> None:
         c = config
@@ -84,7 +84,7 @@ def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dic
     }  # fmt: skip
 
 
-# The paper's language model (249 million parameters) has an adaptive embedding, which this family has not.
+# The paper's language model (249 million parameters) has an adaptive embedding, which this family does not support.
 PRESETS: dict[str, dict[str, Any]] = {}
 
 KEYS = [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BART (Lewis et al. 2019): the Transformer with GELU, learned positions counted from 2, and normalised inputs."""
+"""BART (Lewis et al. 2019): the Transformer with GELU, learned positions that start at 2, and a norm on the inputs."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class BARTConfig:
     d_ff: int
     max_seq_len: int = 1024
     start_id: int = 2
-    """what the decoder reads before its first token: the end of the last sequence"""
+    """The decoder's input before its first token: the end of the previous sequence."""
     scale_embedding: bool = False
-    """embeddings times √d_model"""
+    """Whether to multiply embeddings by √d_model."""
     tie_embeddings: bool = True
     dropout: float = 0.0
-    """of embeddings and of what each part adds to the residual stream, in training"""
+    """On embeddings and on the output of each residual branch, in training."""
     attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -44,7 +44,7 @@ class BARTConfig:
 
 
 class Placed(nn.Module):
-    """norm(x + its position's vector)"""
+    """norm(x + position embedding)"""
 
     def __init__(self, c: BARTConfig) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ CONFIG = ConfigMap(
         "scale_embedding": lambda c: False,
         **published.without_dropout("dropout", "attention_dropout"),
     },
-    # an untied head is seen by its tensor; a file that says False has tables of its own on either side
+    # an untied head is detected by its tensor; False in a file means separate embeddings for encoder and decoder
     only={
         "activation_function": "gelu",
         "normalize_before": False,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""T5 (Raffel et al. 2020): an encoder and a decoder that reads its memory; positions are a learned bias by distance."""
+"""T5 (Raffel et al. 2020): an encoder and a decoder with cross-attention; positions are a learned bias by distance."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ class T5Config:
     max_distance: int = 128
     max_seq_len: int = 512
     start_id: int = 0
-    """what the decoder reads before its first token"""
+    """The decoder's input before its first token."""
     norm_eps: float = 1e-6
     tie_embeddings: bool = True
     scale_head: bool = True
-    """hidden states times d_model^-0.5 before the head: version 1.0, whose embeddings are not small"""
+    """Whether to multiply hidden states by d_model^-0.5 before the head, as in version 1.0."""
     dropout: float = 0.0
-    """of embeddings and of what each part adds to the residual stream, in training"""
+    """On embeddings and on the output of each residual branch, in training."""
 
     def __post_init__(self) -> None:
         published.check_dropout(self)
 
 
 class RelativeBias(nn.Module):
-    """A learned number per head and bucket of distance: exact when near, logarithmic up to `max_distance` (section
+    """A learned bias per head and bucket of distance: exact when near, logarithmic up to `max_distance` (section
     2.1). An encoder uses half of the buckets for later keys."""
 
     def __init__(self, n_buckets: int, max_distance: int, n_heads: int, *, both_ways: bool) -> None:
@@ -56,7 +56,7 @@ class RelativeBias(nn.Module):
         self.table = nn.Embedding(n_buckets, n_heads)
 
     def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """queries (B or 1, T) and keys (B or 1, S), their places in the row -> (B or 1, H, T, S)"""
+        """queries (B or 1, T) and keys (B or 1, S), as positions in the row -> (B or 1, H, T, S)"""
         n, ahead = self.table.num_embeddings, keys[:, None, :] - queries[:, :, None]
         bucket, back = torch.zeros_like(ahead), (-ahead).clamp_min(0)
         if self.both_ways:
@@ -73,8 +73,8 @@ def feed_forward(c: T5Config) -> nn.Module:
 
 
 def attention(c: T5Config, kind: type[Attention] = Attention) -> Any:
-    """Scores are not divided by √head_dim; the initial values of the query projection make up for it (appendix of the
-    code: init scales)."""
+    """Scores are not divided by √head_dim; the initial values of the query projection compensate (init scales in the
+    reference code)."""
     mixer = kind(c.d_model, c.n_heads, c.n_heads, c.head_dim, scale=1.0)
     mixer.q.start_gain = c.head_dim**-0.5  # pyright: ignore[reportAttributeAccessIssue]
     return mixer
@@ -117,7 +117,7 @@ class T5(EncoderDecoder):
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:
-    """`n_layers` on either side; heads of 64 (32 where narrow), d_ff = 4 d_model."""
+    """`n_layers` each in encoder and decoder; heads of 64 (32 in narrow models), d_ff = 4 d_model."""
     head_dim = 64 if d_model % 64 == 0 and d_model >= 256 else 32
     return dict(
         vocab_size=vocab_size, max_seq_len=max_seq_len, d_model=d_model, n_layers=n_layers, n_decoder_layers=n_layers,
@@ -148,7 +148,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def _layer(side: str, number: int, theirs: str, part: str) -> list[Key]:
-    """One residual part of a layer: its norm and its matrices; `side` is encoder or decoder."""
+    """Keys of one residual branch: its norm and its matrices; `side` is encoder or decoder."""
     block, layer = f"{side}.block.{{i}}.layer.{number}", "encoder.layers.{i}" if side == "encoder" else "layers.{i}"
     keys = [Key(f"{block}.layer_norm.weight", f"{layer}.{part}_norm.weight")]
     if part != "ffn":

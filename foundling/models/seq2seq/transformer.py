@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Transformer (Vaswani et al. 2017): post-norm encoder and decoder, positions as sinusoids, one embedding for
+"""The Transformer (Vaswani et al. 2017): post-norm encoder and decoder, sinusoidal positions, one embedding for
 source, target and head."""
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class TransformerConfig:
     d_ff: int
     max_seq_len: int = 512
     start_id: int = 0
-    """what the decoder reads before its first token"""
+    """The decoder's input before its first token."""
     tie_embeddings: bool = True
     dropout: float = 0.0
-    """of embeddings and of what each part adds to the residual stream, in training"""
+    """On embeddings and on the output of each residual branch, in training."""
 
     def __post_init__(self) -> None:
         published.check_dropout(self)
@@ -48,7 +48,7 @@ def norm(d_model: int) -> LayerNorm:
 
 
 def layer(c: Any, activation: Callable[[Tensor], Tensor], *, reads: bool) -> nn.Module:
-    """One layer of an encoder, or of a decoder that reads it (figure 1)."""
+    """One layer of an encoder, or of a decoder with cross-attention (figure 1)."""
     sizes = (c.d_model, c.n_heads, c.n_heads, c.d_model // c.n_heads)
     p = getattr(c, "attention_dropout", 0.0)
     first = (norm(c.d_model), Attention(*sizes, bias=True, dropout=p))
@@ -80,7 +80,7 @@ class Transformer(EncoderDecoder):
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:
-    """`n_layers` on either side; heads of 64 (32 where narrow), d_ff = 4 d_model."""
+    """`n_layers` each in encoder and decoder; heads of 64 (32 in narrow models), d_ff = 4 d_model."""
     head_dim = 64 if d_model % 64 == 0 and d_model >= 256 else 32
     return dict(
         vocab_size=vocab_size, max_seq_len=max_seq_len, d_model=d_model, n_layers=n_layers, n_decoder_layers=n_layers,
