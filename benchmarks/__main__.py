@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make bench`: the benchmarks that take minutes, each in a process of its own; ARGS names some of them. Calibration,
-quality, learning, sweep, families and league take an hour or so, serving a quarter of one, and are run apart; rounding
-wants a raised model."""
+"""`make bench`: the benchmarks that take minutes, each in a process of its own; ARGS names some of them.
+
+calibrate, quality, learning, sweep, families, league and mutants take about an hour each, serving a quarter of one;
+start them by hand. rounding and picture need a raised model, structure a checkout of older code, and gpu (`make gpu`)
+needs CUDA.
+"""
 
 import subprocess
 import sys

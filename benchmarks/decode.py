@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoding against transformers, CTranslate2 and llama.cpp, each at its best setting, each in its own process, in turn.
+"""Decoding against transformers, CTranslate2 and llama.cpp, each at its best setting, each in a process of its own, in
+turn.
 
 python -m benchmarks.decode [llama] [gpt2] [--rounds 5] [--batches 1,8] [--peers transformers,ctranslate2,llamacpp]
 
 A prompt of 128 random ids and 128 new tokens, greedy. Weights are random: speed does not depend on them. CTranslate2
-and llama.cpp are measured where `pip install ctranslate2 llama-cpp-python` has been run. The bandwidth is that of
-summing an array larger than the caches on all threads, the better of just before and just after.
+and llama.cpp are measured if they are installed (`pip install ctranslate2 llama-cpp-python`). The bandwidth is that of
+summing an array larger than the caches on all threads: the larger of two measurements, just before and just after.
 """
 
 import argparse
@@ -13,7 +14,6 @@ import importlib.util
 import json
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 import foundling
+from benchmarks.corpora import WORK
 from benchmarks.sides import Side, answer_calls
 from foundling.blocks.init import initialise
 from foundling.decode.engine.engine import Engine, EngineOptions
@@ -42,7 +43,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", PRESETS["gpt2"]),
 }  # fmt: skip
 PROMPT, ANSWER = 128, 128
-WORK = Path(tempfile.gettempdir()) / "foundling-benchmarks"
 OURS = {f"foundling {weights}": weights for weights in ("float32", "bfloat16", "int8", "int4")}
 THEIRS = {
     "transformers": ["transformers float32", "transformers bfloat16"],
@@ -52,19 +52,19 @@ THEIRS = {
 
 
 def directory(size: str) -> Path:
-    """A model directory that transformers reads too, and one GGUF file for each type of weights."""
-    made = WORK / f"decode-{size}"
-    if not made.exists():
+    """A model directory, which transformers loads as well, with a GGUF file for each type of weights."""
+    path = WORK / f"decode-{size}"
+    if not path.exists():
         WORK.mkdir(exist_ok=True)
         name, fields = MODELS[size]
         model = build(name, **fields)
         initialise(model, generator("decode"))
-        tokenizer = Tokenizer.train(["any text will do for a vocabulary\n"], 320)
-        foundling.save(model, made, tokenizer=tokenizer)
+        tokenizer = Tokenizer.train(["any text gives a vocabulary\n"], 320)
+        foundling.save(model, path, tokenizer=tokenizer)
         if size == "llama":
             for weights in ("float16", "int8", "int4"):
-                save_gguf(model, made / f"{weights}.gguf", weights=weights, tokenizer=tokenizer)
-    return made
+                save_gguf(model, path / f"{weights}.gguf", weights=weights, tokenizer=tokenizer)
+    return path
 
 
 def prompts(size: str, batch: int) -> list[list[int]]:
@@ -106,8 +106,8 @@ class CTranslate2:
     def __init__(self, size: str, kind: str) -> None:
         import ctranslate2
 
-        made = WORK / f"decode-{size}-ctranslate2-{kind}"
-        if not made.exists():
+        path = WORK / f"decode-{size}-ctranslate2-{kind}"
+        if not path.exists():
             import transformers
             from tokenizers import Tokenizer as Backend
             from tokenizers.models import WordLevel
@@ -122,9 +122,9 @@ class CTranslate2:
             source = WORK / f"decode-{size}-words"
             transformers.AutoModelForCausalLM.from_pretrained(directory(size)).save_pretrained(source)
             fast.save_pretrained(source)
-            ctranslate2.converters.TransformersConverter(str(source)).convert(str(made), quantization=kind)
+            ctranslate2.converters.TransformersConverter(str(source)).convert(str(path), quantization=kind)
         self.model = ctranslate2.Generator(
-            str(made), device="cpu", compute_type=kind, intra_threads=available_threads(), inter_threads=1
+            str(path), device="cpu", compute_type=kind, intra_threads=available_threads(), inter_threads=1
         )
 
     def __call__(self, rows: list[list[int]], new: int) -> None:
@@ -145,7 +145,7 @@ class LlamaCpp:
 
     def __call__(self, rows: list[list[int]], new: int) -> None:
         (row,) = rows
-        self.model.reset()  # otherwise it reuses the cache of an equal prompt
+        self.model.reset()  # else it reuses the cache of an equal prompt
         tokens = self.model.generate(row, temp=0.0, reset=True)
         for _ in range(new):
             next(tokens)
@@ -159,9 +159,9 @@ def bandwidth() -> float:
     x = torch.ones(1 << 28)
     best = float("inf")
     for _ in range(5):
-        begin = time.perf_counter()
+        start = time.perf_counter()
         x.sum()
-        best = min(best, time.perf_counter() - begin)
+        best = min(best, time.perf_counter() - start)
     return x.numel() * 4 / best
 
 
@@ -176,9 +176,9 @@ def serve(name: str, size: str) -> None:
         if batch == 0:
             return side.weight_bytes()
         rows = prompts(size, batch)
-        begin = time.perf_counter()
+        start = time.perf_counter()
         side(rows, new)
-        return time.perf_counter() - begin
+        return time.perf_counter() - start
 
     answer_calls(work)
 
@@ -235,20 +235,20 @@ def measure(size: str, rounds: int, batches: list[int], peers: list[str]) -> dic
 
 
 def main() -> None:
-    there = {"transformers": True, "ctranslate2": "ctranslate2", "llamacpp": "llama_cpp"}
-    have = [peer for peer, module in there.items() if module is True or importlib.util.find_spec(str(module))]
+    packages = {"transformers": True, "ctranslate2": "ctranslate2", "llamacpp": "llama_cpp"}
+    installed = [peer for peer, module in packages.items() if module is True or importlib.util.find_spec(str(module))]
     parser = argparse.ArgumentParser()
     parser.add_argument("sizes", nargs="*", help=", ".join(MODELS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", default="1,8")
-    parser.add_argument("--peers", default=",".join(have))
+    parser.add_argument("--peers", default=",".join(installed))
     parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
         return serve(*args.serve)
     for size in args.sizes:
         if size not in MODELS:
-            parser.error(f"{size} is not known; there are {', '.join(MODELS)}")
+            parser.error(f"{size}: not a size; expected {', '.join(MODELS)}")
     for size in args.sizes or list(MODELS):
         batches = [int(b) for b in args.batches.split(",")]
         print(json.dumps(measure(size, args.rounds, batches, args.peers.split(",") if args.peers else []), indent=1))

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Families against transformers' own at its best setting, in turn, a process each.
+"""Model families against those of transformers at their best settings, in turn, each in a process of its own.
 
 python -m benchmarks.families [mamba2] [scaling] [mixtral] [bert] [bert8] [bert_mixed] [bert8_mixed] [--rounds 5]
 
-mamba2: forward and backward at 2,048 tokens, two layers of the 130m size. scaling: the same by length, a token's cost
-of Mamba-2 beside Llama's. mixtral: one layer at 4,096 tokens, against theirs and a dense layer of as many active FLOPs.
-bert: encoding with the base size, 8 texts of 128 tokens; bert8: the
-same with 8-bit products on both sides (ours has a scale for every 768 weights or inputs, torch's dynamic quantisation
-one for each matrix and one for all inputs); bert_mixed, bert8_mixed: 8 texts of 32 to 256 tokens in one batch, as
-a server gets them, padded for their side. Of each side's settings the best of a first look stays in the race; all have
-the memory setting of `Runtime.setup`, which is ours. Weights are random: speed does not depend on them.
+mamba2: forward and backward at 2,048 tokens, two layers of the 130m size. scaling: the same at several lengths, the
+time of a token of Mamba-2 next to that of Llama. mixtral: one layer at 4,096 tokens, against theirs and against a dense
+layer with as many active FLOPs. bert: encoding with the base size, 8 texts of 128 tokens. bert8: the same with 8-bit
+products on both sides (ours has a scale for every 768 weights or inputs; torch's dynamic quantisation has one for each
+matrix and one for all inputs). bert_mixed, bert8_mixed: 8 texts of 32 to 256 tokens in one batch, as a server gets
+them, padded for their side. The best setting of each side in a short trial is compared. All sides have the memory
+setting of `Runtime.setup`, which is ours. Weights are random: speed does not depend on them.
 """
 
 import argparse
@@ -46,14 +46,14 @@ LLAMA = dict(
 MIXTRAL = dict(vocab_size=VOCAB, d_model=1024, n_layers=1, n_heads=16, n_kv_heads=8, head_dim=64, d_expert=1792)
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 Work = Callable[[int, int], Tensor]
-"""(rows, seq_len) -> what came out"""
+"""(rows, seq_len) -> output"""
 
 
 class Made(NamedTuple):
     module: nn.Module
     work: Work
     units: list[nn.Module]
-    """what is compiled"""
+    """what torch.compile compiles"""
 
 
 def ids(rows: int, seq_len: int) -> Tensor:
@@ -64,19 +64,19 @@ def states(rows: int, seq_len: int, width: int) -> Tensor:
     return torch.randn(rows, seq_len, width, generator=generator("states", rows, seq_len)).requires_grad_()
 
 
-def of_ours(name: str, fields: dict[str, Any]) -> Made:
+def build_ours(name: str, fields: dict[str, Any]) -> Made:
     model = build(name, **fields)
     initialise(model, generator("bench"))
     return Made(model, lambda rows, steps: model(ids(rows, steps)).hidden, layers_of(model))
 
 
-def of_theirs(model: Any) -> Made:
+def wrap_theirs(model: Any) -> Made:
     return Made(model, lambda rows, steps: model(ids(rows, steps)).last_hidden_state, [model])
 
 
 def mamba2(option: str) -> Made:
     if not option:
-        return of_ours("mamba2", MAMBA2)
+        return build_ours("mamba2", MAMBA2)
     import transformers
 
     c = MAMBA2
@@ -84,11 +84,11 @@ def mamba2(option: str) -> Made:
         vocab_size=VOCAB, hidden_size=c["d_model"], num_heads=c["n_heads"], head_dim=64, n_groups=1, state_size=128,
         num_hidden_layers=c["n_layers"], chunk_size=int(option.removeprefix("chunk")), use_cache=False,
     )  # fmt: skip
-    return of_theirs(transformers.Mamba2Model(config))
+    return wrap_theirs(transformers.Mamba2Model(config))
 
 
 def scaling(option: str) -> Made:
-    return of_ours(option, MAMBA2 if option == "mamba2" else LLAMA)
+    return build_ours(option, MAMBA2 if option == "mamba2" else LLAMA)
 
 
 def mixtral(option: str) -> Made:
@@ -107,9 +107,9 @@ def mixtral(option: str) -> Made:
             return out[0] if isinstance(out, tuple) else out
 
         return Made(layer, ours, [layer])
-    gathered = 4 * 2 * 4096 * 2 * c["d_expert"] * width  # batched_mm copies a matrix for each choice of each token
-    if option == "batched_mm" and gathered > free_memory():
-        raise SystemExit(f"batched_mm would take {gathered >> 30} GiB")
+    gathered_bytes = 4 * 2 * 4096 * 2 * c["d_expert"] * width  # batched_mm copies a matrix for each choice of a token
+    if option == "batched_mm" and gathered_bytes > free_memory():
+        raise SystemExit(f"batched_mm would take {gathered_bytes >> 30} GiB")
     import transformers
     from transformers.models.mixtral.modeling_mixtral import MixtralDecoderLayer, MixtralRotaryEmbedding
 
@@ -130,13 +130,13 @@ def mixtral(option: str) -> Made:
 
 
 def texts(rows: int, seq_len: int, mixed: bool) -> dict[str, Tensor]:
-    """Tokens, and which of them are real: all, or from an eighth of the length in the first row to all of the last."""
+    """Tokens, and which of them are real: all; or, if `mixed`, an eighth of the first row up to all of the last."""
     lengths = torch.linspace(seq_len // 8, seq_len, rows).long() if mixed else torch.full((rows,), seq_len)
     return {"tokens": ids(rows, seq_len), "real": torch.arange(seq_len) < lengths[:, None]}
 
 
 def bert(option: str) -> Made:
-    """`option`: ours in torch, ours native with its weights in so many bits, or theirs; 'mixed' lengths."""
+    """`option`: "torch" or a type of weights for native code, both ours, or "theirs …"; " mixed" for mixed lengths."""
     kind, mixed = option.removesuffix(" mixed"), option.endswith(" mixed")
     if kind.startswith("theirs"):
         import transformers
@@ -163,8 +163,8 @@ def bert(option: str) -> Made:
 
 
 @torch.inference_mode()
-def rounding() -> dict[str, float]:
-    """What 8 bits change in their BERT's states, as a share of their size: theirs, and ours of its weights."""
+def quantisation_error() -> dict[str, float]:
+    """Relative error of the hidden states of their BERT in 8 bits: by their quantisation, and by ours."""
     import transformers
 
     model = transformers.BertModel(transformers.BertConfig()).eval()
@@ -173,20 +173,20 @@ def rounding() -> dict[str, float]:
         ours = native_encoder(load(directory), "int8")
     tokens = ids(8, 128)
     states = model(tokens).last_hidden_state
-    rounded = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
-    sides = {"foundling": ours.encode(tokens).states, "transformers": rounded(tokens).last_hidden_state}
-    return {side: round(float((found - states).norm() / states.norm()), 5) for side, found in sides.items()}
+    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    sides = {"foundling": ours.encode(tokens).states, "transformers": quantised(tokens).last_hidden_state}
+    return {side: round(float((out - states).norm() / states.norm()), 5) for side, out in sides.items()}
 
 
 class Case(NamedTuple):
     make: Callable[[str], Made]
     shape: tuple[int, int]
     options: dict[str, list[str]]
-    """side -> what it may be, besides precision and compiling; ours first"""
-    bars: dict[str, float]
-    """side -> how many times our seconds its own should be at least"""
-    learns: bool = True
-    """backward too"""
+    """side -> its settings besides precision and compiling; ours first"""
+    targets: dict[str, float]
+    """side -> the least ratio of its seconds to ours that we accept"""
+    trains: bool = True
+    """whether the backward pass counts too"""
 
 
 CASES = {
@@ -205,41 +205,41 @@ CASES = {
                         {"transformers": 1.2}, False),
 }  # fmt: skip
 HOPELESS = 4
-"""A setting so many times slower than the best before it is not run again."""
+"""A setting that is this many times slower than the best so far is not run again."""
 SETTINGS = list(itertools.product(("float32", "bfloat16"), ("plain", "compiled")))
 PACKED = {"float32": ["plain"], "int8": ["plain"], "theirs int8": ["plain", "compiled"]}
-"""options of bert whose precision is not torch's to set"""
+"""options of bert whose precision torch does not set"""
 
 
 def serve(name: str, option: str, precision: str, compiled: str) -> None:
-    """Builds one side, then works for each call and says its seconds."""
+    """Builds one side, then works for each call and returns its seconds."""
     case = CASES[name]
     Runtime(threads=available_threads()).setup()
     made = case.make(option)
-    made.module.train(case.learns)
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16" and case.learns)
-    if precision == "bfloat16" and not case.learns:
+    made.module.train(case.trains)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16" and case.trains)
+    if precision == "bfloat16" and not case.trains:
         made.module.to(torch.bfloat16)
     for unit in made.units if compiled == "compiled" else ():
         unit.compile(dynamic=False)
 
     def work(rows: int, seq_len: int) -> float:
-        begin = time.perf_counter()
-        with autocast, torch.set_grad_enabled(case.learns):
+        start = time.perf_counter()
+        with autocast, torch.set_grad_enabled(case.trains):
             out = made.work(rows, seq_len)
-        if case.learns:
+        if case.trains:
             out.float().square().mean().backward()
             made.module.zero_grad()
-        return time.perf_counter() - begin
+        return time.perf_counter() - start
 
     answer_calls(work)
 
 
-def proxy_run(name: str, case: Case, compiling: bool) -> tuple[dict[str, Side], dict[str, float]]:
-    """The fastest setting of each side, still there, and what all took."""
+def trial(name: str, case: Case, compiling: bool) -> tuple[dict[str, Side], dict[str, float]]:
+    """(the fastest setting of each side, still running; the seconds of all)"""
     rows, seq_len = case.shape
-    kept: dict[str, Side] = {}
-    found: dict[str, float] = {}
+    fastest: dict[str, Side] = {}
+    trials: dict[str, float] = {}
     for side, options in case.options.items():
         best = float("inf")
         for option, (precision, compiled) in itertools.product(options, SETTINGS):
@@ -254,37 +254,37 @@ def proxy_run(name: str, case: Case, compiling: bool) -> tuple[dict[str, Side], 
                 seconds = one(rows=rows, seq_len=seq_len)
                 if seconds < HOPELESS * best or compiled == "compiled":  # whose first run compiles
                     seconds = min(one(rows=rows, seq_len=seq_len) for _ in range(2))
-            except (SystemExit, OSError):  # what does not work, or not in this memory, is no setting
+            except (SystemExit, OSError):  # a setting that fails, or does not fit into memory, is left out
                 if side == "foundling":
                     raise
-                print(f"{name}, first look: {label} does not run", file=sys.stderr, flush=True)
+                print(f"{name}, trial: {label} does not run", file=sys.stderr, flush=True)
                 continue
-            found[label] = round(seconds, 4)
-            print(f"{name}, first look: {label} {seconds:.3f} s", file=sys.stderr, flush=True)
+            trials[label] = round(seconds, 4)
+            print(f"{name}, trial: {label} {seconds:.3f} s", file=sys.stderr, flush=True)
             if seconds < best:
-                if side in kept:
-                    kept[side].end()
-                best, kept[side] = seconds, one
+                if side in fastest:
+                    fastest[side].end()
+                best, fastest[side] = seconds, one
             else:
                 one.end()
-    return kept, found
+    return fastest, trials
 
 
 def measure(name: str, rounds: int, compiling: bool) -> dict[str, Any]:
     case = CASES[name]
-    kept, found = proxy_run(name, case, compiling)
+    fastest, trials = trial(name, case, compiling)
     shapes = [(1, n) for n in LENGTHS] if name == "scaling" else [case.shape]
-    seconds: dict[tuple[str, int], list[float]] = {(side, n): [] for side in kept for _, n in shapes}
-    for _, (rows, n) in itertools.product(range(rounds + 1), shapes):  # the first of each shape is not counted
-        for side, one in kept.items():
+    seconds: dict[tuple[str, int], list[float]] = {(side, n): [] for side in fastest for _, n in shapes}
+    for _, (rows, n) in itertools.product(range(rounds + 1), shapes):  # the first round is not counted
+        for side, one in fastest.items():
             seconds[side, n].append(one(rows=rows, seq_len=n))
-    for one in kept.values():
+    for one in fastest.values():
         one.end()
     runs = {key: s[1:] for key, s in seconds.items()}
-    own, result = next(iter(kept)), {"case": name, "first_look_seconds": found}
-    result["microseconds_a_token"] = {
+    own, result = next(iter(fastest)), {"case": name, "trial_seconds": trials}
+    result["microseconds_per_token"] = {
         f"{side} at {n}": round(1e6 * statistics.median(runs[side, n]) / (rows * n), 1)
-        for side in kept
+        for side in fastest
         for rows, n in shapes
     }
     result["slowest_to_fastest"] = {f"{side} at {n}": round(max(s) / min(s), 2) for (side, n), s in runs.items()}
@@ -294,8 +294,8 @@ def measure(name: str, rounds: int, compiling: bool) -> dict[str, Any]:
         if side != own
     }
     if name == "bert8":
-        result["relative_error"] = rounding()
-    result["wanted_at_least"] = case.bars
+        result["relative_error"] = quantisation_error()
+    result["targets"] = case.targets
     return result
 
 
@@ -310,7 +310,7 @@ def main() -> None:
         return serve(*args.serve)
     for name in args.cases or list(CASES):
         if name not in CASES:
-            parser.error(f"{name} is not known; there are {', '.join(CASES)}")
+            parser.error(f"{name}: not a case; expected {', '.join(CASES)}")
         print(json.dumps(measure(name, args.rounds, args.compile == "true"), indent=1), flush=True)
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory and time of the loss alone, head included: ours in chunks, and with whole logits.
+"""Memory and time of the loss alone, with the output head: ours in chunks, and with the whole logits.
 
 python -m benchmarks.loss_memory
 
-Each in a process of its own; memory is the most that was held above what was there before and what both leave behind
-(the gradients of the head and of what enters it).
+Each side runs in a process of its own. The memory is the peak, less what the process had before and what both sides
+leave behind (the gradients of the head and of its input).
 """
 
 import json
@@ -56,9 +56,9 @@ def measure(kind: str, shape: str) -> dict[str, float]:
     peak = memory.peak - before - left
     seconds = []
     for _ in range(5):
-        begin = time.perf_counter()
+        start = time.perf_counter()
         step()
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(time.perf_counter() - start)
     return {"loss": value, "seconds": statistics.median(seconds), "peak_bytes": peak}
 
 
@@ -67,11 +67,11 @@ def main() -> None:
         print(json.dumps(measure(*sys.argv[1:])))
         return
     for shape in SHAPES:
-        found = {}
+        results = {}
         for kind in ("whole", "chunked"):
             command = [sys.executable, "-m", "benchmarks.loss_memory", kind, shape]
-            found[kind] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        whole, ours = found["whole"], found["chunked"]
+            results[kind] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        whole, ours = results["whole"], results["chunked"]
         print(
             f"{shape}: whole logits {whole['peak_bytes'] / 2**20:.0f} MiB, {whole['seconds']:.2f} s; chunked "
             f"{ours['peak_bytes'] / 2**20:.0f} MiB, {ours['seconds']:.2f} s: "

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `foundling plan` says of a training step's time and memory, against steps that were taken.
+"""Time and memory of a training step as `foundling plan` predicts them, against steps that were taken.
 
 python -m benchmarks.plan [--seconds 8]
 
-Each case runs in two processes of its own: one foresees, the other takes steps and has its memory watched.
+Each case runs in two processes: one predicts, the other takes steps while its memory is watched.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from foundling.models import build, family
 from foundling.objectives.causal import Causal
 from foundling.plan.flops import skeleton, training_flops_per_token
 from foundling.plan.memory import estimate_training_memory, process_bytes
-from foundling.plan.probe import RandomBatches, estimate_step
+from foundling.plan.probe import RandomBatches, StepSpec, estimate_step
 from foundling.runtime.device import Runtime, available_threads
 from foundling.runtime.memory import PeakMemory, free_memory
 from foundling.runtime.rng import generator
@@ -28,7 +28,7 @@ from foundling.train.options import OptimOptions, TrainOptions
 from foundling.train.schedule import Schedule
 from foundling.train.state import TrainState
 
-# family, vocabulary, window, width, layers, rows, rows at once, precision, optimiser, layers twice
+# family, vocab_size, seq_len, d_model, n_layers, batch_size, micro_batch_size, precision, optimiser, checkpointing
 CASES = [
     ("llama", 2048, 256, 128, 4, 32, 32, "float32", "muon", False),
     ("llama", 4096, 512, 320, 6, 32, 8, "float32", "muon", False),
@@ -42,32 +42,30 @@ CASES = [
 ]
 
 
-def work(what: str, case: list[Any], least: float) -> dict[str, Any]:
-    name, vocab, seq_len, width, layers, rows, micro, precision, optimizer, twice = case
-    fields = family(name).module.sized(vocab, seq_len, width, layers)
+def work(what: str, case: list[Any], least_seconds: float) -> dict[str, Any]:
+    name, vocab_size, seq_len, d_model, n_layers, rows, micro, precision, optimizer, checkpointing = case
+    fields = family(name).module.sized(vocab_size, seq_len, d_model, n_layers)
     runtime, optim = Runtime(precision=precision, threads=available_threads()), OptimOptions(optimizer=optimizer)
     runtime.setup()
-    if what == "foresee":
+    if what == "predict":
         flops = training_flops_per_token(skeleton(name, fields), seq_len)
-        footprint = estimate_training_memory(
+        needed = estimate_training_memory(
             name, fields, micro_batch_size=micro, seq_len=seq_len, precision=precision, optim=optim,
-            accumulates=micro < rows, checkpointing=twice, process=process_bytes(),
+            accumulates=micro < rows, checkpointing=checkpointing, process=process_bytes(),
         )  # fmt: skip
-        begin = time.perf_counter()
-        step = estimate_step(
-            name, fields, Causal(), runtime, rows, micro, optim, flops_per_token=flops, memory_bytes=free_memory(),
-            checkpoint_activations=twice,
-        )  # fmt: skip
-        took = time.perf_counter() - begin
-        return {**asdict(step), "needed": footprint.peak, "took": took}
+        start = time.perf_counter()
+        spec = StepSpec(name, fields, Causal(), runtime, optim, rows, micro, seq_len, checkpointing)
+        step = estimate_step(spec, flops_per_token=flops, memory_bytes=free_memory())
+        took = time.perf_counter() - start
+        return {**asdict(step), "needed": needed.peak, "took": took}
     model = build(name, **fields)
     initialise(model, generator("bench"))
     state, memory = TrainState.build(model, optim), PeakMemory(0.02)
-    options, marks = TrainOptions(micro, activation_checkpointing=twice), []
-    for record in train(state, Causal(), RandomBatches(rows, seq_len, vocab), Schedule(10**6), options, runtime):
+    options, marks = TrainOptions(micro, activation_checkpointing=checkpointing), []
+    for record in train(state, Causal(), RandomBatches(rows, seq_len, vocab_size), Schedule(10**6), options, runtime):
         record.grad_norm  # noqa: B018
         marks.append(time.perf_counter())
-        if len(marks) > 3 and marks[-1] - marks[0] > least:
+        if len(marks) > 3 and marks[-1] - marks[0] > least_seconds:
             break
     return {"seconds": (marks[-1] - marks[0]) / (len(marks) - 1), "peak_bytes": memory.peak}
 
@@ -81,13 +79,13 @@ def main() -> None:
         print(json.dumps(work(args.work[0], json.loads(args.work[1]), args.seconds)))
         return
     for case in CASES:
-        found = {}
-        for what in ("foresee", "run"):
+        results = {}
+        for what in ("predict", "run"):
             command = [sys.executable, "-m", "benchmarks.plan", "--seconds", str(args.seconds)]
             command += ["--work", what, json.dumps(case)]
             out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            found[what] = json.loads(out.splitlines()[-1])
-        p, a = found["foresee"], found["run"]
+            results[what] = json.loads(out.splitlines()[-1])
+        p, a = results["predict"], results["run"]
         print(
             f"{' '.join(map(str, case)):64} time {p['seconds']:7.3f} -> {a['seconds']:7.3f} s "
             f"({a['seconds'] / p['seconds'] - 1:+6.1%}), memory {p['peak_bytes'] / 2**30:5.2f} -> "

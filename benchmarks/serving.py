@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many requests at once: 32 of mixed length against transformers' padded batch, a shared prefix, prompt lookup, and the
-cost of the deterministic mode.
+"""Many requests at once: 32 of mixed length against padded batches of transformers, a shared prefix, prompt lookup, and
+the cost of the deterministic mode.
 
 python -m benchmarks.serving [mixed] [prefix] [lookup] [deterministic] [--weights bfloat16] [--rounds 3]
 
-The Llama of benchmarks/decode.py, each side in its own process, in turn. In `lookup` a processor scripts the
-completion, since a model of random weights copies nothing: real source code, once repeated with some lines changed
-(copy-heavy), once new.
+The model is the Llama of benchmarks/decode.py; each side runs in a process of its own, in turn. In `lookup` a logits
+processor forces the completion, since a model of random weights copies nothing: real source code, once a repetition
+with some lines changed (copy-heavy), once new.
 """
 
 import argparse
@@ -47,14 +47,14 @@ def ours_mixed(weights: str) -> dict[str, float]:
 
     def work(**_: Any) -> dict[str, float]:
         utilisation, requests, n_tokens = [], mixed(), 0
-        begin = time.perf_counter()
+        start = time.perf_counter()
         for request in requests:
             engine.add(request)
         while engine.busy:
             n_tokens += sum(len(output.new_tokens) for output in engine.step())
             if len(engine.active) > 1:
                 utilisation.append(engine.scheduler.utilisation)
-        return {"seconds": time.perf_counter() - begin, "tokens": n_tokens, "utilisation": statistics.mean(utilisation)}
+        return {"seconds": time.perf_counter() - start, "tokens": n_tokens, "utilisation": statistics.mean(utilisation)}
 
     return answer_calls(work)  # pyright: ignore[reportReturnType]
 
@@ -67,20 +67,20 @@ def theirs_mixed(dtype: str, batch: int) -> None:
 
     def work(**_: Any) -> dict[str, float]:
         requests = sorted(mixed(), key=lambda r: (r.max_tokens, len(r.prompt)))
-        begin = time.perf_counter()
+        start = time.perf_counter()
         for at in range(0, REQUESTS, batch):
-            some = requests[at : at + batch]
-            longest, new = max(len(r.prompt) for r in some), max(r.max_tokens for r in some)
-            ids = torch.zeros(len(some), longest, dtype=torch.int64)
+            chosen = requests[at : at + batch]
+            longest, new = max(len(r.prompt) for r in chosen), max(r.max_tokens for r in chosen)
+            ids = torch.zeros(len(chosen), longest, dtype=torch.int64)
             mask = torch.zeros_like(ids)
-            for row, r in enumerate(some):
+            for row, r in enumerate(chosen):
                 ids[row, longest - len(r.prompt) :] = torch.tensor(r.prompt)
                 mask[row, longest - len(r.prompt) :] = 1
             with torch.inference_mode():
                 model.generate(
                     ids, attention_mask=mask, max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0
                 )
-        return {"seconds": time.perf_counter() - begin, "tokens": sum(r.max_tokens for r in requests)}
+        return {"seconds": time.perf_counter() - start, "tokens": sum(r.max_tokens for r in requests)}
 
     answer_calls(work)
 
@@ -88,19 +88,19 @@ def theirs_mixed(dtype: str, batch: int) -> None:
 def prefix(weights: str) -> None:
     model = foundling.load(directory("llama"))
     draw = random.Random(1)
-    beginning = [draw.randrange(3, VOCAB) for _ in range(1000)]
+    shared_prefix = [draw.randrange(3, VOCAB) for _ in range(1000)]
     engines = {
         share: Engine(model, EngineOptions(weights=weights, native=True, share_prefixes=share)) for share in (0, 1)
     }
 
     def first_token(engine: Engine) -> float:
-        request = Request([*beginning, *(draw.randrange(3, VOCAB) for _ in range(16))], 4, Sampling(0))
-        begin, first = time.perf_counter(), 0.0
+        request = Request([*shared_prefix, *(draw.randrange(3, VOCAB) for _ in range(16))], 4, Sampling(0))
+        start, first = time.perf_counter(), 0.0
         number = engine.add(request)
         while engine.busy:
             for output in engine.step():
                 if output.request_id == number and output.new_tokens and not first:
-                    first = time.perf_counter() - begin
+                    first = time.perf_counter() - start
         return first
 
     def work(**_: Any) -> dict[str, float]:
@@ -146,7 +146,7 @@ def texts() -> dict[str, tuple[list[int], list[int]]]:
     prompt = tokenizer.encode("".join(lines))[:900]
     return {
         "copy-heavy": (prompt, tokenizer.encode("".join(changed))[:256]),
-        "elsewhere": (tokenizer.encode(other)[:900], tokenizer.encode("".join(lines))[:256]),
+        "unrelated": (tokenizer.encode(other)[:900], tokenizer.encode("".join(lines))[:256]),
     }
 
 
@@ -177,9 +177,9 @@ def lookup(weights: str) -> None:
 
 
 def deterministic(weights: str) -> None:
-    """Eight requests by torch, whose rounding depends on shapes, so that the deterministic mode serves one at a time;
-    native code is deterministic anyway."""
-    model, asked = foundling.load(directory("llama")), [Request(r.prompt[:32], 32, Sampling(0)) for r in mixed()[:8]]
+    """Eight requests. The rounding of torch depends on shapes, so its deterministic mode serves one request at a time;
+    native code is always deterministic."""
+    model, requests = foundling.load(directory("llama")), [Request(r.prompt[:32], 32, Sampling(0)) for r in mixed()[:8]]
     engines = {
         "torch": Engine(model, EngineOptions(native=False, share_prefixes=False)),
         "torch, deterministic": Engine(model, EngineOptions(native=False, deterministic=True)),
@@ -192,9 +192,9 @@ def deterministic(weights: str) -> None:
     def work(**_: Any) -> dict[str, float]:
         seconds = {}
         for name, engine in engines.items():
-            begin = time.perf_counter()
-            engine.generate(asked)
-            seconds[name] = time.perf_counter() - begin
+            start = time.perf_counter()
+            engine.generate(requests)
+            seconds[name] = time.perf_counter() - start
         return seconds
 
     answer_calls(work)
@@ -240,7 +240,7 @@ def measure(name: str, weights: str, rounds: int) -> dict[str, Any]:
     middle = {key: statistics.median(m[key] for m in measured) for key in measured[0]}
     pairs = {
         "prefix": [("apart", "shared")],
-        "lookup": [(f"{k}, plain", f"{k}, lookup") for k in ("copy-heavy", "elsewhere")],
+        "lookup": [(f"{k}, plain", f"{k}, lookup") for k in ("copy-heavy", "unrelated")],
         "deterministic": [(k, f"{k}, deterministic") for k in ("torch", "native")],
     }
     return {
@@ -260,7 +260,7 @@ def main() -> None:
         return serve(*args.serve)
     for name in args.parts:
         if name not in PARTS:
-            parser.error(f"{name} is not known; there are {', '.join(PARTS)}")
+            parser.error(f"{name}: not a part; expected {', '.join(PARTS)}")
     for name in args.parts or PARTS:
         print(json.dumps({name: measure(name, args.weights, args.rounds)}, indent=1), flush=True)
 

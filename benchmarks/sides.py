@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sides of a comparison, each in a process of its own that works when asked, so that they can take turns."""
+"""The sides of a comparison, each in a process of its own that works on request, so that they can take turns."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-MARK = "SAID "
+MARK = "RESULT "
 
 
 class Side:
-    """`python -m MODULE --serve ARGS`, which answers each call with what `serve` was given to say."""
+    """`python -m MODULE --serve ARGS`, which answers each call with what its function returns (answer_calls)."""
 
     def __init__(self, module: str, *args: str, quiet: bool = True) -> None:
         command = [sys.executable, "-m", module, "--serve", *args]
@@ -22,9 +22,9 @@ class Side:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
         )
 
-    def __call__(self, **asked: Any) -> Any:
+    def __call__(self, **arguments: Any) -> Any:
         assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps(asked) + "\n")
+        self.process.stdin.write(json.dumps(arguments) + "\n")
         self.process.stdin.flush()
         for line in self.process.stdout:
             if line.startswith(MARK):
@@ -37,6 +37,6 @@ class Side:
 
 
 def answer_calls(work: Callable[..., Any]) -> None:
-    """Does `work` for each line that comes in and says what it returns."""
+    """Calls `work` with the arguments in each line of the input and prints its result."""
     for line in sys.stdin:
         print(MARK + json.dumps(work(**json.loads(line))), flush=True)

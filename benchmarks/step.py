@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training step against transformers' best setting and against the machine's own limit.
+"""The training step against transformers' best setting and against the limit of the machine.
 
 python -m benchmarks.step [small] [gpt2] [--rounds 7]
 
 All sides train GPT-2 of one shape on the same random tokens with fused AdamW and clipping, each in a process of its
-own, in turn, step for step. Of each side's settings the best of a first look stays in the race; transformers' as it
-is, and once more with the memory setting of `Runtime.setup`, which is ours. The limit is the time that the step's
-products would take at the best rate that a product of their shape reaches here in any layout.
+own, and take steps in turn. The best setting of each side in a short trial is compared; that of transformers as it is,
+and again with the memory setting of `Runtime.setup`, which is ours. The limit is the time that the products of the step
+would take at the best rate that a product of their shape reaches here in any layout.
 """
 
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.sides import Side, answer_calls
 from foundling.blocks.init import initialise
 from foundling.models import build
 from foundling.models.decoder.gpt2 import PRESETS
@@ -41,7 +41,7 @@ Stepper = Callable[[], float]
 
 
 def ours(fields: dict[str, Any], rows: int, seq_len: int, precision: Precision, compiled: bool) -> Stepper:
-    """One step a call; the loss comes back, so that the step has ended."""
+    """One step a call. It returns the loss, so the step has ended by then."""
     model = build("gpt2", **fields)
     initialise(model, generator("bench"))
     runtime = Runtime(precision=precision, threads=available_threads(), compile=compiled)
@@ -63,7 +63,7 @@ def theirs(fields: dict[str, Any], rows: int, seq_len: int, precision: Precision
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), fused=True)
     call = torch.compile(model) if compiled else model
     tokens = torch.randint(0, fields["vocab_size"], (rows, seq_len))
-    targets = torch.randint(0, fields["vocab_size"], (rows, seq_len))  # as many places counted as in ours
+    targets = torch.randint(0, fields["vocab_size"], (rows, seq_len))  # as many positions count as in ours
 
     def step() -> float:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
@@ -78,21 +78,21 @@ def theirs(fields: dict[str, Any], rows: int, seq_len: int, precision: Precision
 
 
 def products(fields: dict[str, Any], tokens: int) -> dict[str, list[tuple[int, int, int]]]:
-    """The three products of each kind of Linear, forward and backward."""
+    """The three products (m, k, n) of each kind of Linear: one forward, two backward."""
     d, f, v = fields["d_model"], fields["d_ff"], fields["vocab_size"]
     shapes = {"d x d": (d, d), "up": (d, f), "down": (f, d), "head": (d, v)}
     return {name: [(tokens, i, o), (tokens, o, i), (o, tokens, i)] for name, (i, o) in shapes.items()}
 
 
 def product_seconds(m: int, k: int, n: int, precision: torch.dtype) -> float:
-    """The least time of (m, k) x (k, n), either matrix laid out by rows or by columns, into memory that is there."""
+    """The shortest time of (m, k) x (k, n), either matrix in row or column order, into allocated memory."""
     a, b, out = torch.randn(m, k).to(precision), torch.randn(k, n).to(precision), torch.empty(m, n, dtype=precision)
     best = float("inf")
     for left in (a, a.t().contiguous().t()):
         for right in (b, b.t().contiguous().t()):
-            begin = time.perf_counter()
+            start = time.perf_counter()
             torch.mm(left, right, out=out)
-            best = min(best, time.perf_counter() - begin)
+            best = min(best, time.perf_counter() - start)
     return best
 
 
@@ -117,65 +117,52 @@ PEERS = {
     "transformers float32 compiled": ("float32", True),
     "transformers bfloat16 compiled": ("bfloat16", True),
 }
-KEPT = ", memory kept"
+MEMORY = ", our memory setting"
 LIMIT = "limit"
 OWN = {"foundling": False, "foundling compiled": True}
 
 
 def serve(name: str, size: str) -> None:
-    """Builds one side, then takes a step for each line that comes in and says its seconds."""
+    """Builds one side, then takes a step for each call and returns its seconds."""
     rows, seq_len, fields = SIZES[size]
-    if name.endswith(KEPT) or not name.startswith("transformers"):
+    if name.endswith(MEMORY) or not name.startswith("transformers"):
         Runtime(threads=available_threads()).setup()
     torch.set_num_threads(available_threads())
     if name == LIMIT:
         kinds = (torch.float32, torch.bfloat16)
-        fast = min(kinds, key=lambda kind: sum(product_seconds(1024, 1024, 1024, kind) for _ in range(3)))
-        step = lambda: limit_seconds(fields, rows * seq_len, seq_len, fast)  # noqa: E731
+        fastest = min(kinds, key=lambda kind: sum(product_seconds(1024, 1024, 1024, kind) for _ in range(3)))
+        step = lambda: limit_seconds(fields, rows * seq_len, seq_len, fastest)  # noqa: E731
     elif name in OWN:
         step = ours(fields, rows, seq_len, choose_precision("cpu")[0], OWN[name])
     else:
-        step = theirs(fields, rows, seq_len, *PEERS[name.removesuffix(KEPT)])
-    for _ in sys.stdin:
-        begin = time.perf_counter()
-        found = step()
-        print(f"SECONDS {found if name == LIMIT else time.perf_counter() - begin}", flush=True)
+        step = theirs(fields, rows, seq_len, *PEERS[name.removesuffix(MEMORY)])
+
+    def work() -> float:
+        start = time.perf_counter()
+        result = step()
+        return result if name == LIMIT else time.perf_counter() - start
+
+    answer_calls(work)
 
 
-class Side:
-    """A process that takes steps when asked."""
-
-    def __init__(self, name: str, size: str) -> None:
-        command = [sys.executable, "-m", "benchmarks.step", "--serve", name, size]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
-        self()
-        self()
-
-    def __call__(self) -> float:
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        for line in self.process.stdout:
-            if line.startswith("SECONDS "):
-                return float(line.split()[1])
-        raise SystemExit(f"{self.process.args} ended with {self.process.wait()}")
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
+def start_side(name: str, size: str) -> Side:
+    """After two steps, which compile and allocate."""
+    side = Side("benchmarks.step", name, size)
+    side()
+    side()
+    return side
 
 
 def measure(size: str, rounds: int) -> dict[str, Any]:
     rows, seq_len, fields = SIZES[size]
     tokens, first = rows * seq_len, {}
     for name in [*PEERS, *OWN]:
-        side = Side(name, size)
+        side = start_side(name, size)
         first[name] = min(side() for _ in range(3))
         side.end()
-        print(f"{size}, first look: {name} {tokens / first[name]:.0f} tokens/s", file=sys.stderr, flush=True)
+        print(f"{size}, trial: {name} {tokens / first[name]:.0f} tokens/s", file=sys.stderr, flush=True)
     peer, own = (min(names, key=lambda n: first[n]) for names in (PEERS, OWN))
-    sides = {name: Side(name, size) for name in (peer, peer + KEPT, own, LIMIT)}
+    sides = {name: start_side(name, size) for name in (peer, peer + MEMORY, own, LIMIT)}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
@@ -189,11 +176,11 @@ def measure(size: str, rounds: int) -> dict[str, Any]:
 
     return {
         "size": size,
-        "first_look_tokens_per_second": {name: round(tokens / s, 1) for name, s in first.items()},
+        "trial_tokens_per_second": {name: round(tokens / s, 1) for name, s in first.items()},
         "tokens_per_second": {name: round(tokens / s, 1) for name, s in middle.items()},
         "slowest_to_fastest": {name: round(max(s) / min(s), 2) for name, s in seconds.items()},
         "ratio_to_peer": ratio(peer),
-        "ratio_to_peer_memory_kept": ratio(peer + KEPT),
+        "ratio_to_peer_with_our_memory_setting": ratio(peer + MEMORY),
         "share_of_limit": ratio(LIMIT),
         "gflops": round(step_flops(fields, tokens, seq_len) / middle[own] / 1e9, 1),
     }
@@ -208,7 +195,7 @@ def main() -> None:
     if args.serve:
         return serve(args.serve, args.sizes[0])
     if unknown := set(args.sizes) - set(SIZES):
-        parser.error(f"{', '.join(sorted(unknown))}: not a size; there are {', '.join(SIZES)}")
+        parser.error(f"{', '.join(sorted(unknown))}: not a size; expected {', '.join(SIZES)}")
     for size in args.sizes or ["small"]:
         print(json.dumps(measure(size, args.rounds), indent=1), flush=True)
 
