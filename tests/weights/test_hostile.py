@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from foundling.errors import FoundlingError, WeightsError
 from foundling.models import build
-from foundling.weights.directory import check, load, save, weights_hash
 from foundling.runtime.files import MAX_JSON_DEPTH, read_json
+from foundling.weights.directory import check, load, save, weights_hash
 from tests.contract.cases import case
 from tests.rounding import close
 
