@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     if what == "run" and args.tokens is None:
         raise ConfigError("the number of tokens is missing: give --tokens, such as --tokens 5e6")
-    request = Request(args.data or DEFAULT_DATA, budget_of(args), given=given)
+    request = Request(DEFAULT_DATA if args.data is None else args.data, budget_of(args), given=given)
     if what == "memory":
         found = estimate.memory_estimate(request, args.ranks)
     elif what == "run":

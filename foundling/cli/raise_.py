@@ -33,15 +33,19 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    from foundling.config import flattened
+
     given = given_keys(args)
     if args.out == "":
         raise ConfigError("--out is empty; give a directory, or omit it to use runs/NAME-N")
     if args.resume:
         if not args.out:
             raise ConfigError("--resume needs --out DIR, the unfinished run to continue")
-        asked = [name for name in ("data", "minutes", "flops", "tokens", "config") if getattr(args, name) is not None]
-        if asked or given:
-            raise ConfigError(f"--resume takes the settings of the unfinished run; leave out {([*asked, *given])[0]}")
+        options = ("data", "minutes", "flops", "tokens", "config", "licence")
+        asked = [name for name in options if getattr(args, name) is not None]
+        asked += [f"--{key.replace('model.fields.', 'model.').replace('_', '-')}" for key in flattened(given)]
+        if asked:
+            raise ConfigError(f"--resume takes the settings of the unfinished run; leave out {asked[0]}")
     from foundling.config import load_yaml, merged
     from foundling.recipes.kinds import raise_model, resume_model
     from foundling.recipes.recipe import Request, upgrade
@@ -51,6 +55,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return resume_model(args.out, progress=progress, clock=timer)
     if args.config:
         given = merged(upgrade(load_yaml(args.config)), given)
-    data = args.data or given.get("data", {}).pop("source", None)
-    request = Request(data or DEFAULT_DATA, budget_of(args), args.licence, {k: v for k, v in given.items() if v != {}})
+    data, section = args.data, given.get("data")
+    if isinstance(section, dict) and "source" in section:  # of a recipe file
+        data = section["source"] if data is None else data
+        given["data"] = {key: value for key, value in section.items() if key != "source"}
+    request = Request(DEFAULT_DATA if data is None else data, budget_of(args), args.licence, given)
     return raise_model(request, args.out or free_directory(data), progress=progress, clock=timer)

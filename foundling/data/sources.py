@@ -110,6 +110,9 @@ class Source:
                     yield Skip("symlinked folder")
                 else:
                     names = sorted(os.listdir(path), reverse=True)
+                    if path != self.path and _is_output(path, names):
+                        yield Skip("model directory")
+                        continue
                     stack += [path / name for name in names if not self._left_out(name)]
             except OSError as error:
                 yield Skip("unreadable", f"{path.name}: {error.strerror}")
@@ -124,3 +127,8 @@ class Source:
         counts = ", ".join(f"{reason}: {n:,}" for reason, n in skipped.most_common())
         detail = "; ".join(details[reason] for reason, _ in skipped.most_common() if reason in details)
         return f"{str(self.path)!r} holds no text ({counts}): {detail or _EXPECTED}"
+
+
+def _is_output(path: Path, names: list[str]) -> bool:
+    """Whether a folder is what a run has written or is writing: a model directory is no data for the next one."""
+    return "foundling.json" in names or ("run" in names and (path / "run" / "request.json").is_file())

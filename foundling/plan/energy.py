@@ -43,9 +43,16 @@ class Meter:
     def __init__(self) -> None:
         self.start = _counters()
 
-    def read(self, seconds: float, threads: int, memory_bytes: int) -> Joules:
+    def counted(self) -> float:
+        """Joules by the counter since then; 0 where there is none."""
         end = _counters()
         if not self.start or len(end) != len(self.start):
+            return 0.0
+        return sum((b - a) % wrap for (a, _), (b, wrap) in zip(self.start, end, strict=True)) / 1e6
+
+    def read(self, seconds: float, threads: int, memory_bytes: int, before: float = 0.0) -> Joules:
+        """`before`: joules that earlier processes of the same run counted."""
+        used = self.counted()
+        if not used:
             return estimate(seconds, threads, memory_bytes)
-        used = sum((b - a) % wrap for (a, _), (b, wrap) in zip(self.start, end, strict=True))
-        return {"value": round(used / 1e6, 1), "source": "counter: RAPL, whole processor package"}
+        return {"value": round(before + used, 1), "source": "counter: RAPL, whole processor package"}

@@ -77,6 +77,7 @@ def estimate_training_memory(
     ranks: int = 1,
     process: int | None = None,
     target_len: int | None = None,
+    ema: bool = False,
 ) -> MemoryEstimate:
     """Memory of a language model in this library's training step. With `ranks`, parameters, gradients and optimiser
     state are sharded. For a model that reads a source, `seq_len` is the length of the source, `target_len` of the
@@ -103,7 +104,7 @@ def estimate_training_memory(
         gathered = 4 * (n - layers + 2 * layers // len(model.layers))
     return MemoryEstimate(
         process=PROCESS_BYTES if process is None else process,
-        weights=4 * n // ranks + gathered,
+        weights=4 * n * (2 if ema else 1) // ranks + gathered,
         gradients=4 * n // ranks,
         optimizer=4 * moments // ranks,
         activations=activation_bytes(family, config, micro_batch_size, seq_len, precision, checkpointing, target_len),

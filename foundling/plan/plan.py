@@ -24,6 +24,8 @@ from foundling.train.options import OptimOptions
 COMPILE_FROM = 90.0
 """Seconds of training from which compiling pays for itself."""
 LEAST_STEPS = 20
+LEAST_WINDOWS = 16
+"""rows of training text that a run reads at least, however small its budget"""
 ENCODE_SECONDS = 0.5e-6
 """A byte, about: reading, encoding and writing text."""
 USABLE = 0.85
@@ -88,6 +90,8 @@ class PlanInputs:
     """columns of the target, for a model that reads a source"""
     later_bytes: int = 0
     """memory that the process holds after training, for baselines"""
+    frozen_flops: float = 0.0
+    """per token, of models that are read and not trained: a teacher"""
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,7 @@ def make_plan(inputs: PlanInputs, probes: Probes) -> Plan:
     evaluation = probes.evaluation_seconds()
 
     def share(tokens: float) -> float:
-        some = min(1.0, 1.2 * tokens / inputs.train_tokens)
+        some = min(1.0, max(1.2 * tokens, LEAST_WINDOWS * inputs.seq_len) / inputs.train_tokens)
         return given.get("share", 1.0 if some > 0.5 else some)
 
     def after(tokens: float) -> float:
@@ -183,7 +187,7 @@ def make_plan(inputs: PlanInputs, probes: Probes) -> Plan:
 def _memory_settings(inputs: PlanInputs) -> dict[str, Any]:
     return {
         "seq_len": inputs.seq_len, "precision": inputs.precision, "optim": inputs.optim,
-        "target_len": inputs.target_len,
+        "target_len": inputs.target_len, "ema": inputs.given.get("ema_decay") is not None,
     }  # fmt: skip
 
 
@@ -221,7 +225,7 @@ def _prediction(
         "peak_bytes": peak,
         "joules": estimate(seconds, inputs.threads, peak),
         **loss,
-        "flops": float(final.flops_per_token) * tokens,
+        "flops": (final.flops_per_token + inputs.frozen_flops) * tokens,
         "params": final.parameters,
         "tokens": tokens,
         "step_seconds": round(step, 4),

@@ -83,6 +83,7 @@ class StepSpec:
     transform: Callable[[Batches], Batches] = lambda batches: batches
     target_len: int | None = None
     """Length of the target, for a model that reads a source."""
+    ema_decay: float | None = None
 
     def batches(self) -> Batches:
         return self.transform(RandomBatches(self.batch_size, self.seq_len, self.fields["vocab_size"]))
@@ -100,7 +101,9 @@ def step_seconds(spec: StepSpec, *, least_seconds: float = 0.0, least_steps: int
         initialise(model, generator("probe"))
     state = TrainState.build(model, spec.optim)
     marks: list[float] = []
-    options = TrainOptions(spec.micro_batch_size, activation_checkpointing=spec.activation_checkpointing)
+    options = TrainOptions(
+        spec.micro_batch_size, activation_checkpointing=spec.activation_checkpointing, ema_decay=spec.ema_decay
+    )
     batches = _Repeated(spec.batches())
     for record in train(state, spec.objective, batches, Schedule(MAX_STEPS), options, spec.runtime):
         record.grad_norm  # noqa: B018  waits for the device
@@ -207,6 +210,7 @@ def estimate_step(
             spec.family, spec.fields | {"n_layers": layers}, micro_batch_size=spec.micro_batch_size,
             seq_len=spec.seq_len, precision=spec.runtime.precision, optim=spec.optim,
             checkpointing=spec.activation_checkpointing, target_len=spec.target_len,
+            ema=spec.ema_decay is not None,
         ).peak  # fmt: skip
 
     if expected * n_micro <= MAX_TIMED_SECONDS and bytes_of(depth) < memory_bytes:

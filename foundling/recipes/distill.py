@@ -10,7 +10,7 @@ from foundling.data.loader import evaluation_batches
 from foundling.evaluate.perplexity import score
 from foundling.objectives.causal import Causal
 from foundling.recipes.learning import learning_for
-from foundling.recipes.pretrain import draw_samples, generation_config, measure_baselines, shown
+from foundling.recipes.pretrain import baselines_of, draw_samples, generation_config, shown
 from foundling.recipes.publish import Outcome
 from foundling.recipes.run import Run
 from foundling.recipes.text import (
@@ -41,7 +41,7 @@ def distill(run: Run) -> dict[str, Any]:
         f"held out: student {student.bits_per_byte:.3f}, teacher {teacher.bits_per_byte:.3f} bits per byte"
     )
     with run.clock.phase("baselines"):
-        baselines, _ = measure_baselines(corpus)
+        baselines, _ = baselines_of(corpus)
     with run.clock.phase("samples"):
         samples = shown(draw_samples(model, tokenizer, recipe))
     return run.publish(

@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from foundling.config import from_dict
-from foundling.data.tokens import train_tokenizer
+from foundling.data.ingest import Corpus
 from foundling.errors import ConfigError
-from foundling.models import FAMILIES, family
+from foundling.models import family
 from foundling.plan.estimate import Shape, estimate_memory, estimate_run, settle_shape
 from foundling.plan.law import load_law
 from foundling.plan.memory import process_bytes, spare_memory
 from foundling.plan.plan import cap_vocab_size
 from foundling.plan.probe import PROXY_SIZE, PROXY_STEP_TOKENS, StepSpec, choose_precision, estimate_step
 from foundling.recipes.learning import learning_of, target_len
-from foundling.recipes.models import Origin, find_origin, objective_for, objective_of
+from foundling.recipes.models import Origin, find_origin, objective_for, objective_of, parent_vocab_size
 from foundling.recipes.progress import Progress
-from foundling.recipes.recipe import Request
+from foundling.recipes.recipe import ObjectiveSpec, Request
 from foundling.recipes.run import Run
-from foundling.recipes.text import corpus_facts, prepare_text, size_fields
+from foundling.recipes.text import corpus_facts, prepare_text, size_fields, tokenizer_for
 from foundling.runtime.clock import Clock
 from foundling.runtime.device import Runtime, available_threads, default_device, resolve_device
 from foundling.runtime.memory import anonymous_bytes, free_memory
@@ -35,39 +35,39 @@ SEQ_LEN, VOCAB_SIZE = 512, 4096
 """Where neither the request nor a published size says."""
 
 
-def shape_of(request: Request, ranks: int = 1) -> tuple[Shape, Origin]:
+def shape_of(request: Request, ranks: int = 1) -> tuple[Shape, Origin, ObjectiveSpec]:
     """The size that a request states; ConfigError for what is missing or does not fit."""
     if ranks < 1:
         raise ConfigError(f"--ranks {ranks}: expected at least 1")
     origin, train = find_origin(request.get("model", {})), request.get("train", {})
-    if FAMILIES[origin.family].kind not in ("decoder", "encoder", "seq2seq"):
-        raise ConfigError(f"{origin.preset or origin.family} is of {origin.family}; plans are of models that read text")
+    objective = objective_of(request)
     if origin.fields is None and not {"d_model", "n_layers"} <= origin.overrides.keys():
         raise ConfigError("the size is missing: give --d-model and --n-layers, or --preset (foundling families)")
     longest = (origin.fields or {}).get("max_seq_len")
     seq_len = train.get("seq_len", longest or SEQ_LEN)
     if longest and seq_len > longest:
         raise ConfigError(f"--seq-len {seq_len} is more than the {longest} that {origin.preset or 'the model'} has")
-    fields = origin.fields or size_fields(origin, request.get("data.vocab_size", VOCAB_SIZE), seq_len)[0]
+    rows = parent_vocab_size(objective.teacher) if objective.teacher else request.get("data.vocab_size", VOCAB_SIZE)
+    fields = origin.fields or size_fields(origin, rows, seq_len, objective)[0]
     optim = from_dict(OptimOptions, request.get("optim", {}), where="optim")
     precision = request.get("runtime.precision") or choose_precision(default_device())[0]
     shape = Shape(
         origin.family, fields, seq_len, precision, optim, train.get("batch_size"), train.get("micro_batch_size"),
-        train.get("activation_checkpointing"), ranks,
+        train.get("activation_checkpointing"), ranks, target_len(objective, seq_len),
     )  # fmt: skip
-    shape = replace(shape, target_len=target_len(objective_of(request), seq_len))
-    return shape, origin
+    return shape, origin, objective
 
 
 def memory_estimate(request: Request, ranks: int = 1) -> dict[str, Any]:
-    shape, _ = shape_of(request, ranks)
+    shape, *_ = shape_of(request, ranks)
     free = free_memory()
     return estimate_memory(shape, free=free, held=free + anonymous_bytes(os.getpid()), process=process_bytes())
 
 
 def run_estimate(request: Request, progress: Progress, clock: Clock) -> dict[str, Any]:
-    """FLOPs, time by a probe, memory by part, energy and held-out loss of training on `request.budget` tokens."""
-    shape, _ = shape_of(request)
+    """FLOPs, time by a probe, memory by part, energy and, where the loss law holds, held-out loss of training on
+    `request.budget` tokens."""
+    shape, origin, objective = shape_of(request)
     device = resolve_device(request.get("runtime.device", default_device()))
     threads = request.get("runtime.threads", available_threads())
     runtime = Runtime(device, shape.precision, threads)
@@ -75,22 +75,21 @@ def run_estimate(request: Request, progress: Progress, clock: Clock) -> dict[str
     held = free_memory() + anonymous_bytes(os.getpid())
     shape, steps, memory = settle_shape(shape, request.budget.value, held=held, process=process_bytes())
     spare_memory(memory)
-    objective = objective_of(request)
-    fields = shape.fields | {"max_seq_len": shape.seq_len}
     with tempfile.TemporaryDirectory(prefix="foundling-plan-") as folder:
         run = Run(request, Path(folder), progress, clock)
         corpus = run.corpus()
-        tokenizer = train_tokenizer(corpus, cap_vocab_size(shape.fields["vocab_size"], corpus.train_bytes))
-        learning = learning_of(objective, tokenizer, fields, shape.seq_len, 0)
+        vocab_size = cap_vocab_size(shape.fields["vocab_size"], corpus.train_bytes)
+        tokenizer = tokenizer_for(run, corpus, origin, objective, vocab_size)
+        learning = learning_of(objective, tokenizer, shape.fields, shape.seq_len, 0, device)
         step = StepSpec(
-            shape.family, fields, learning.objective, runtime, shape.optim, shape.batch_size or 1,
+            shape.family, shape.fields, learning.objective, runtime, shape.optim, shape.batch_size or 1,
             shape.micro_batch_size or 1, shape.seq_len, bool(shape.activation_checkpointing), learning.transform,
             learning.target_len,
         )  # fmt: skip
         facts = None
         with clock.phase("probe"):
             progress.line("measuring this machine and the text")
-            if objective.kind == "causal":
+            if objective.kind == "causal" and origin.directory is None:
                 facts = proxy_facts(corpus, tokenizer, step)
             return estimate_run(
                 shape, steps, memory,
@@ -99,7 +98,7 @@ def run_estimate(request: Request, progress: Progress, clock: Clock) -> dict[str
             )  # fmt: skip
 
 
-def proxy_facts(corpus: Any, tokenizer: Tokenizer, step: StepSpec) -> Any:
+def proxy_facts(corpus: Corpus, tokenizer: Tokenizer, step: StepSpec) -> Any:
     seq_len = min(step.seq_len, PROXY_WINDOW)
     rows = max(1, PROXY_STEP_TOKENS // seq_len)
     fields = family(step.family).module.sized(tokenizer.vocab_size, seq_len, *PROXY_SIZE)

@@ -37,12 +37,14 @@ def target_len(spec: ObjectiveSpec, seq_len: int) -> int | None:
     return seq_len + 16 if spec.kind == "infill" else None
 
 
-def learning_of(spec: ObjectiveSpec, tokenizer: Tokenizer, fields: dict[str, Any], seq_len: int, seed: int) -> Learning:
-    """`fields`: of the model's configuration. Cross-entropy is the loss of all but distillation: what differs is which
-    tokens are read and which are asked for."""
+def learning_of(
+    spec: ObjectiveSpec, tokenizer: Tokenizer, fields: dict[str, Any], seq_len: int, seed: int, device: str = "cpu"
+) -> Learning:
+    """`fields`: of the model's configuration; `device`: of a teacher. The loss of all but distillation is
+    cross-entropy: what differs is which tokens are read and which are predicted."""
     if spec.kind == "distill":
         assert spec.teacher
-        return Learning(Distill(load(spec.teacher), temperature=spec.temperature, alpha=spec.alpha))
+        return Learning(Distill(load(spec.teacher, device=device), temperature=spec.temperature, alpha=spec.alpha))
     if spec.kind == "masked":
         hidden: dict[str, Any] = dict(
             seed=seed, mask=mask_id(tokenizer), vocab_size=tokenizer.vocab_size, rate=spec.mask_rate
@@ -67,4 +69,6 @@ def learning_of(spec: ObjectiveSpec, tokenizer: Tokenizer, fields: dict[str, Any
 
 def learning_for(recipe: Recipe, tokenizer: Tokenizer) -> Learning:
     """Of a resolved recipe."""
-    return learning_of(recipe.objective, tokenizer, recipe.model.fields, recipe.train.seq_len, recipe.seed)
+    return learning_of(
+        recipe.objective, tokenizer, recipe.model.fields, recipe.train.seq_len, recipe.seed, recipe.runtime.device
+    )

@@ -14,11 +14,9 @@ from foundling.evaluate.perplexity import corrupted_score, pseudo_perplexity
 from foundling.recipes.learning import learning_for
 from foundling.recipes.publish import Outcome
 from foundling.recipes.run import Run
-from foundling.recipes.text import EVALUATE_ROWS, make_tokenizer, packed_batches, prepare_text
+from foundling.recipes.text import EVALUATE_ROWS, POSITIONS, make_tokenizer, packed_batches, prepare_text
 from foundling.recipes.training import runtime_of
 
-POSITIONS = 500
-"""held-out tokens that pseudo-perplexity masks, one forward pass each"""
 MASKED_LOSS = Metric(
     "loss", "nats per masked token", True,
     "The mean negative log-probability of a token that is hidden, given all that stands on both sides of it.",
@@ -37,7 +35,7 @@ def masked(run: Run) -> dict[str, Any]:
         held_out = corrupted_score(model, learning.objective, learning.transform, windows, runtime)
         rows = [row.tolist() for batch in windows for row in batch["tokens"]]
         pseudo = pseudo_perplexity(
-            model, rows, mask_id(tokenizer), runtime=runtime, kept=[tokenizer.eos], max_positions=POSITIONS,
+            model, rows, mask_id(tokenizer), runtime=runtime, kept=[tokenizer.eos], max_positions=POSITIONS["masked"],
             seed=recipe.seed,
         )  # fmt: skip
     run.progress.line(f"held out: {held_out.loss:.3f} nats a masked token after {run.seconds:.0f} s")

@@ -8,18 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from foundling.blocks.init import initialise
-from foundling.config import from_dict, merged, nearest, to_dict
+from foundling.config import from_dict, nearest, partial_dict, to_dict
 from foundling.errors import ConfigError, MismatchError, WeightsError
 from foundling.models import FAMILIES, build, family, family_of, recognise
 from foundling.recipes.recipe import ModelSpec, ObjectiveSpec, Recipe, Request
 from foundling.runtime.files import read_json
 from foundling.runtime.rng import generator
+from foundling.weights.configs import read_config
 from foundling.weights.directory import load, weights_hash
 
 OBJECTIVES = {
     "decoder": ("causal", "distill"), "encoder": ("masked",), "seq2seq": ("span", "infill"),
 }  # fmt: skip
 """kind of family -> objectives that it is raised by, the usual one first"""
+READS = {
+    "causal": (), "masked": ("mask_rate",), "span": ("mask_rate", "mean_span"),
+    "infill": ("infill_rate", "mean_span"), "distill": ("teacher", "teacher_hash", "temperature", "alpha"),
+}  # fmt: skip
+"""objective -> fields of its section that it reads"""
 INFILLED = ("bart",)
 """families whose usual objective is to write the whole text again (Lewis et al. 2019)"""
 
@@ -66,11 +72,12 @@ def family_for(given: dict[str, Any]) -> str:
 
 def find_origin(given: dict[str, Any]) -> Origin:
     """Of the model section of a request. ConfigError where keys exclude each other or a field is unknown."""
-    overrides = dict(given.get("fields", {}))
-    named = [key for key in ("family", "preset", "directory") if given.get(key)]
-    if len(named) > 1 and (named != ["family", "preset"] or find_preset(given["preset"])[0] != given["family"]):
+    overrides, directory, preset = dict(given.get("fields", {})), given.get("directory"), given.get("preset")
+    name = family_for(given)
+    if (directory and preset) or given.get("family", name) != name:
+        named = [key for key in ("family", "preset", "directory") if given.get(key)]
         raise ConfigError(f"{' and '.join(named)} both say what the model is; leave one out")
-    if directory := given.get("directory"):
+    if directory:
         if overrides:
             raise ConfigError(f"the model in {directory} has its fields; leave --model.{min(overrides)} out")
         model = load(directory)
@@ -78,11 +85,10 @@ def find_origin(given: dict[str, Any]) -> Origin:
         return Origin(
             found.name, to_dict(model.config), {}, directory=directory, model=model, weights_hash=weights_hash(model)
         )
-    if preset := given.get("preset"):
-        name, fields = find_preset(preset)
+    partial_dict(family(name).config, overrides, where=f"{name} configuration")
+    if preset:
+        fields = find_preset(preset)[1]
         return Origin(name, check_fields(name, fields | overrides), overrides, preset=preset)
-    name = given.get("family", ModelSpec.family)
-    family(name)
     return Origin(name, None, overrides)
 
 
@@ -139,7 +145,29 @@ def objective_for(request: Request) -> str:
 
 def objective_of(request: Request) -> ObjectiveSpec:
     """With what was given of its section, and the hash of a teacher's weights."""
-    values = merged({"kind": objective_for(request)}, request.get("objective", {}))
-    if (teacher := values.get("teacher")) and not values.get("teacher_hash"):
+    kind, given = objective_for(request), request.get("objective", {})
+    for name in given:
+        if name not in ("kind", *READS[kind]):
+            raise ConfigError(f"--{name.replace('_', '-')} is not for the objective '{kind}'; leave it out")
+    if kind not in ("causal", "distill") and request.get("data.fim_rate"):
+        raise ConfigError(f"--fim-rate is not for the objective '{kind}'; leave it out")
+    values = {"kind": kind, **given}
+    if teacher := given.get("teacher"):
         values["teacher_hash"] = weights_hash(load(teacher))
     return from_dict(ObjectiveSpec, values, where="objective")
+
+
+def parent_vocab_size(directory: str) -> int:
+    """Rows of the embedding of a model directory, by its config.json."""
+    file = Path(directory) / "config.json"
+    return read_config(read_json(file), str(file))[1].vocab_size
+
+
+def check_unused(given: dict[str, Any]) -> None:
+    """ConfigError for a setting that the others make meaningless: it would be ignored."""
+    optim, schedule = given.get("optim", {}), given.get("schedule", {})
+    for name in ("matrix_learning_rate", "momentum"):
+        if name in optim and optim.get("optimizer") == "adamw":
+            raise ConfigError(f"--{name.replace('_', '-')} is Muon's; with --optimizer adamw leave it out")
+    if "decay_share" in schedule and schedule.get("kind") == "cosine":
+        raise ConfigError("--decay-share is for --schedule wsd; with cosine leave it out")

@@ -11,7 +11,7 @@ import torch
 from foundling.contracts.records import BITS_PER_BYTE
 from foundling.data.ingest import Corpus
 from foundling.data.loader import evaluation_batches
-from foundling.evaluate.baselines import compression
+from foundling.evaluate.baselines import measure_baselines
 from foundling.evaluate.baselines.ngram import ByteNGram
 from foundling.evaluate.perplexity import score
 from foundling.evaluate.samples import judge_samples, sample_texts
@@ -31,6 +31,7 @@ from foundling.recipes.text import (
 from foundling.recipes.training import runtime_of
 from foundling.runtime.memory import trim_memory
 from foundling.text import Tokenizer
+from foundling.weights.directory import weights_hash
 
 TEMPERATURE, TOP_P = 0.7, 0.95
 """Of the samples, and of the model's generation_config.json."""
@@ -56,13 +57,14 @@ def pretrain(run: Run) -> dict[str, Any]:
     trim_memory()  # what training has freed: baselines would take theirs beside it
     with run.clock.phase("baselines"):
         run.progress.line("measuring gzip, xz and a byte 6-gram on the same text")
-        baselines, ngram = measure_baselines(corpus)
+        baselines, ngram = baselines_of(corpus)
     with run.clock.phase("samples"):
         run.progress.line("sampling")
         samples = draw_samples(model, tokenizer, recipe)
         tasks = tasks_for(recipe.data.source, [d.name for d in corpus.held_out])
         texts = [d.text for d in corpus.held_out]
-        results = judge_samples(tasks, samples, ngram=ngram, held_out=texts, temperature=TEMPERATURE)
+        digest = weights_hash(model) if tasks else None
+        results = judge_samples(tasks, samples, ngram=ngram, held_out=texts, temperature=TEMPERATURE, model_hash=digest)
     return run.publish(
         Outcome(
             kind="base model", model=model, tokenizer=tokenizer, corpus=corpus, tokens=tokens, metric=BITS_PER_BYTE,
@@ -80,18 +82,10 @@ def generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
     return {"bos_token_id": bos, "eos_token_id": eos, "do_sample": True, "temperature": TEMPERATURE, "top_p": TOP_P}
 
 
-def measure_baselines(corpus: Corpus) -> tuple[dict[str, float], ByteNGram]:
+def baselines_of(corpus: Corpus) -> tuple[dict[str, float], ByteNGram]:
     """Held-out bits per byte of compressors and of a byte 6-gram fitted to the training text (its first 32 MB)."""
-    held_out = [d.text.encode() for d in corpus.held_out]
-    training, left = [], MAX_NGRAM_BYTES
-    for document in corpus.train():
-        text = document.text.encode()[:left]
-        training.append(text)
-        left -= len(text)
-        if left <= 0:
-            break
-    ngram = ByteNGram.fit(training)
-    return {**compression.bits_per_byte(held_out), "ngram": ngram.bits_per_byte(held_out)}, ngram
+    training, held_out = (d.text for d in corpus.train()), (d.text for d in corpus.held_out)
+    return measure_baselines(training, held_out, max_ngram_bytes=MAX_NGRAM_BYTES)
 
 
 def draw_samples(model: Any, tokenizer: Tokenizer, recipe: Recipe) -> list[GeneratedText]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import time
@@ -62,7 +63,7 @@ def publish_run(run: Any, outcome: Outcome) -> dict[str, Any]:
     actual = {
         "seconds": round(run.seconds, 1),
         "peak_bytes": peak,
-        "joules": run.meter.read(run.seconds, recipe.runtime.threads, peak),
+        "joules": run.meter.read(run.seconds, recipe.runtime.threads, peak, run.joules_before),
         **{name: round(value, 5) for name, value in outcome.figures.items()},
     }
     result = {
@@ -155,10 +156,14 @@ def command(request: Request, out: Path) -> str:
     parts = ["foundling", "raise"]
     if not request.data.startswith("builtin:"):
         parts.append(shlex.quote(request.data))
-    parts.append(str(request.budget))
+    value = request.budget.value / 60 if request.budget.unit == "seconds" else request.budget.value
+    parts.append(f"{request.budget.option} {value:.12g}")
+    if request.licence:
+        parts.append(f"--licence {shlex.quote(request.licence)}")
     for key, value in flattened(request.given).items():
         option = key.replace("model.fields.", "model.").replace("_", "-")
-        parts.append(f"--{option} {shlex.quote(str(value))}")
+        text = value if isinstance(value, str) else json.dumps(value)
+        parts.append(f"--{option} {shlex.quote(text)}")
     return " ".join([*parts, f"--out {shlex.quote(str(out))}"])
 
 
@@ -180,6 +185,7 @@ def _write(run: Any, outcome: Outcome, record: RunRecord, result: dict[str, Any]
             "kind": outcome.kind,
             "weights_hash": weights_hash(outcome.model),
             "recipe": asdict(recipe),
+            "request": asdict(run.request),
             "data_hash": outcome.corpus.data_hash,
             "licence": licence(run),
             "code": code_version(),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, Literal
 
-from foundling.config import hints, merged, nested, partial_dict
+from foundling.config import flattened, hints, merged, nested, partial_dict, shown
 from foundling.errors import ConfigError
 from foundling.plan.budget import Budget
 from foundling.train.options import OptimOptions, TrainOptions
@@ -25,7 +25,7 @@ ObjectiveKind = Literal["causal", "masked", "span", "infill", "distill"]
 
 def _at_least(values: Any, least: float, *names: str) -> None:
     for name in names:
-        if getattr(values, name) < least:
+        if not getattr(values, name) >= least:
             raise ConfigError(f"'{name}' is {getattr(values, name)}, expected at least {least:g}")
 
 
@@ -39,8 +39,8 @@ def _share(values: Any, *names: str) -> None:
 class DataSpec:
     source: str
     """file or folder of text, code, .jsonl or .parquet, or builtin:NAME"""
-    vocab_size: int
-    """size of the tokenizer that is trained on the data"""
+    vocab_size: int | None = None
+    """size of the tokenizer that is trained on the data; none where a parent's is used"""
     field: str = "text"
     """name of the text in rows of JSON lines and Parquet"""
     share: float = 1.0
@@ -51,7 +51,7 @@ class DataSpec:
     def __post_init__(self) -> None:
         from foundling.text.tokenizer import MULTIPLE, SMALLEST
 
-        if self.vocab_size % MULTIPLE or self.vocab_size < SMALLEST:
+        if self.vocab_size is not None and (self.vocab_size % MULTIPLE or self.vocab_size < SMALLEST):
             raise ConfigError(
                 f"'vocab_size' is {self.vocab_size}, expected a multiple of {MULTIPLE} from {SMALLEST} up"
             )
@@ -102,7 +102,7 @@ class ObjectiveSpec:
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(f"'{name}' is {getattr(self, name)}, expected above 0 and below 1")
         _at_least(self, 1, "mean_span")
-        if self.temperature <= 0:
+        if not 0 < self.temperature < float("inf"):
             raise ConfigError(f"'temperature' is {self.temperature}, expected a positive number")
 
 
@@ -190,8 +190,9 @@ class Recipe:
     def train_options(self) -> TrainOptions:
         t = self.train
         return TrainOptions(
-            t.micro_batch_size, clip=t.clip, activation_checkpointing=t.activation_checkpointing, seed=self.seed
-        )
+            t.micro_batch_size, clip=t.clip, activation_checkpointing=t.activation_checkpointing, seed=self.seed,
+            ema_decay=t.ema_decay,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,8 @@ class Request:
     given: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.data, str) or not self.data:
+            raise ConfigError(f"the data is {shown(self.data)}, expected a path or builtin:NAME")
         object.__setattr__(self, "given", check_given(self.given))
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -220,6 +223,9 @@ class Request:
 def check_given(given: dict[str, Any]) -> dict[str, Any]:
     """Names, types and ranges of some keys of a recipe; what is missing is filled with anything that passes."""
     clean = partial_dict(Recipe, given, where="recipe")
+    for key, value in flattened(clean).items():
+        if value == "":
+            raise ConfigError(f"--{key.replace('_', '-')} is empty; give a value, or leave it out")
     fill = {int: 320, str: "cpu", bool: False, Precision: "float32", ObjectiveKind: "causal"}
     for name, values in clean.items():
         section = nested(hints(Recipe)[name])

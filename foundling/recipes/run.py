@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from foundling.contracts.objective import Objective
 from foundling.data.datasets import open_data
 from foundling.data.ingest import Corpus, ingest
 from foundling.data.tokens import Tokens, tokenize_corpus
-from foundling.errors import ConfigError, FoundlingError, MismatchError, OutputError
+from foundling.errors import ConfigError, Interrupted, MismatchError, OutputError
 from foundling.plan.energy import Meter
+from foundling.plan.memory import MemoryEstimate, estimate_training_memory, spare_memory
+from foundling.recipes.learning import target_len
 from foundling.recipes.models import build_model, check_parents
 from foundling.recipes.progress import Progress
 from foundling.recipes.publish import Outcome, publish_run
@@ -38,6 +40,7 @@ from foundling.weights.directory import MANIFEST, read_manifest
 
 REQUEST = "request.json"
 """in OUT/run: what was asked for, and the mark by which a folder `run` is known as ours"""
+RECIPE, PREDICTION = "recipe.yaml", "prediction.json"
 Script = Callable[["Run"], dict[str, Any]]
 
 
@@ -54,32 +57,29 @@ class Prepared:
 class Run:
     """One run of one request into one directory. `recipe` is None until it is planned or found."""
 
-    def __init__(
-        self, request: Request, out: Path, progress: Progress, clock: Clock, reproduced: dict[str, Any] | None = None
-    ) -> None:
-        """`reproduced`: the manifest of the run that is to be done again."""
+    def __init__(self, request: Request, out: Path, progress: Progress, clock: Clock) -> None:
         self.request, self.out, self.progress, self.clock = request, out, progress, clock
         self.directory = out / "run"
-        self.reproduced = reproduced
         self.memory, self.meter = PeakMemory(), Meter()
         self.recipe: Recipe | None = None
         self.prediction: dict[str, Any] = {}
         self.prepared: Prepared | None = None
         self.log: Log | None = None
-        self.seconds = 0.0
-        if reproduced:
-            self.recipe = from_dict(Recipe, upgrade(reproduced["recipe"]), where=f"{MANIFEST} recipe")
-            self.prediction = reproduced["prediction"]
-        elif (self.directory / "recipe.yaml").exists():
+        self.seconds, self.joules_before = 0.0, 0.0
+        self.data_hash: str | None = None
+        """of the data that a resumed or reproduced run must have"""
+        if (self.directory / RECIPE).exists():
             self._resume()
 
     def _resume(self) -> None:
-        file = self.directory / "recipe.yaml"
-        stored = read_json(self.directory / "prediction.json")
+        file = self.directory / RECIPE
+        stored = read_json(self.directory / PREDICTION)
         if stored.pop("code") != code_version():
             raise MismatchError(
                 f"{self.out} was started by another version of foundling; continue with that one, or start anew"
             )
+        stored.pop("reproduces", None)
+        self.data_hash = stored.pop("data_hash")
         self.recipe, self.prediction = from_dict(Recipe, load_yaml(file), where=str(file)), stored
 
     # --- steps of a run, in the order that a kind calls them ---------------------------------------------------------
@@ -99,10 +99,9 @@ class Run:
         )
         if corpus.skipped:
             self.progress.line("skipped: " + ", ".join(f"{n} {reason}" for reason, n in corpus.skipped.items()))
-        expected = (self.reproduced or self.prediction).get("data_hash")
-        if expected not in (None, corpus.data_hash):
+        if self.data_hash not in (None, corpus.data_hash):
             raise MismatchError(
-                f"the data hashes to {corpus.data_hash[:12]}, the model was raised from {str(expected)[:12]}; "
+                f"the data hashes to {corpus.data_hash[:12]}, the model was raised from {str(self.data_hash)[:12]}; "
                 "give the same data with --data"
             )
         return corpus
@@ -118,10 +117,9 @@ class Run:
         if self.recipe is None:
             self.prepared = prepare()
             self.recipe, self.prediction = self.prepared.recipe, self.prepared.prediction
+            clear(self.directory / "tokenizer")  # of a plan that a crash kept from being written down
             self._write_tokenizer(self.prepared.tokenizer)
-            stored = {**self.prediction, "data_hash": corpus.data_hash, "code": code_version()}
-            write_json(self.directory / "prediction.json", stored)
-            write_bytes(self.directory / "recipe.yaml", dump_yaml(self.recipe).encode())
+            write_plan(self.directory, self.recipe, self.prediction | {"data_hash": corpus.data_hash})
         else:
             check_parents(self.recipe)
             if not (self.directory / "tokenizer").exists():
@@ -150,16 +148,25 @@ class Run:
         if self.prepared:
             return self.prepared.model
         Runtime(threads=self.recipe.runtime.threads).setup()
+        spare_memory(training_memory(self.recipe))
         return build_model(self.recipe)
 
     def train(self, model: Any, objective: Objective, batches: Batches, bits_per_nat: float | None = None) -> None:
         assert self.recipe
         with self.clock.phase("train"):
-            self.log, spent = run_training(
-                self.recipe, model, objective, batches, self.directory, self.progress,
-                lambda: self.clock.elapsed, bits_per_nat,
-            )  # fmt: skip
-        self.seconds = spent + self.clock.elapsed
+            self.log, before = run_training(
+                self.recipe, model, objective, batches, self.directory, self.progress, self.spent, bits_per_nat
+            )
+        self.seconds = before["seconds"] + self.clock.elapsed
+        self.memory.peak = max(self.memory.peak, int(before["peak_bytes"]))
+        self.joules_before = before["joules"]
+
+    def spent(self) -> dict[str, float]:
+        """By this process so far; a checkpoint stores it, so that the costs of a resumed run add up."""
+        return {
+            "seconds": self.clock.elapsed, "peak_bytes": self.memory.sample() and self.memory.peak,
+            "joules": self.meter.counted(),
+        }  # fmt: skip
 
     @contextmanager
     def measuring(self, text: str) -> Iterator[None]:
@@ -175,6 +182,23 @@ class Run:
         result = publish_run(self, outcome)
         self.memory.done.set()
         return result
+
+
+def write_plan(directory: Path, recipe: Recipe, prediction: dict[str, Any]) -> None:
+    """What will run and what it is predicted to cost, before the first step; the recipe last, since it says that both
+    are there."""
+    write_json(directory / PREDICTION, {**prediction, "code": code_version()})
+    write_bytes(directory / RECIPE, dump_yaml(recipe).encode())
+
+
+def training_memory(recipe: Recipe) -> MemoryEstimate:
+    train = recipe.train
+    return estimate_training_memory(
+        recipe.model.family, recipe.model.fields, micro_batch_size=train.micro_batch_size, seq_len=train.seq_len,
+        precision=recipe.runtime.precision, optim=recipe.optim, accumulates=train.micro_batch_size < train.batch_size,
+        checkpointing=train.activation_checkpointing, target_len=target_len(recipe.objective, train.seq_len),
+        ema=train.ema_decay is not None,
+    )  # fmt: skip
 
 
 def announce(recipe: Recipe, prediction: dict[str, Any], progress: Progress) -> None:
@@ -216,28 +240,34 @@ def start(
 ) -> dict[str, Any]:
     """Runs `script` into the directory `out` and returns what `--json` prints.
 
-    `out` must be new or empty or, with `resume`, hold an unfinished run. OutputError, MismatchError or BusyError where
+    `out` must be new or empty or, with `resume`, hold an unfinished run. `reproduced`: the manifest of a run that is to
+    be done again. OutputError, MismatchError or BusyError where
     it cannot be; nothing that was there is touched."""
     out, progress, clock = Path(out), progress or Progress(False), clock or Clock()
-    existed = out.exists()
-    try:
-        with claimed(out, resume):
-            if (out / MANIFEST).exists():
-                progress.line(f"{out} is complete")
-                if (out / "run" / REQUEST).exists():  # left by a crash between publishing and clearing
-                    clear(out / "run")
-                return read_manifest(out).get("result", {})
-            if not resume:
-                write_json(out / "run" / REQUEST, asdict(request))
-            try:
-                return script(Run(request, out, progress, clock, reproduced))
-            except FoundlingError:
-                if not resume and not (out / "run" / "recipe.yaml").exists():
-                    clear(out / "run")  # refused before anything was decided: nothing to resume
-                raise
-    finally:
-        if not existed and out.is_dir() and {p.name for p in out.iterdir()} <= {".lock"}:
-            clear(out)
+    existed, run = out.exists(), out / "run"
+    with claimed(out, resume):
+        if (out / MANIFEST).exists():
+            progress.line(f"{out} is complete")
+            if (run / REQUEST).exists():  # left by a crash between publishing and clearing
+                clear(run)
+            return read_manifest(out).get("result", {})
+        if not resume:
+            write_json(run / REQUEST, asdict(request))
+            if reproduced:
+                plan = reproduced["prediction"] | {"data_hash": reproduced["data_hash"]}
+                recipe = from_dict(Recipe, upgrade(reproduced["recipe"]), where=f"{MANIFEST} recipe")
+                write_plan(run, recipe, plan | {"reproduces": reproduced["weights_hash"]})
+        try:
+            return script(Run(request, out, progress, clock))
+        except Interrupted:
+            raise
+        except Exception:
+            if not resume and not (run / RECIPE).exists():  # refused before anything was decided: nothing to resume
+                clear(run)
+                if not existed and {p.name for p in out.iterdir()} == {".lock"}:
+                    (out / ".lock").unlink()
+                    out.rmdir()
+            raise
 
 
 def stored_request(out: Path) -> Request:
@@ -282,9 +312,13 @@ def reproduce(
     for name, there in manifest["machine"].items():
         if name in ("torch", "cpu_capability", "threads", "device") and machine()[name] != there:
             progress.line(f"note: {name} is {machine()[name]} here and was {there}; equal bits are not to be expected")
-    request = Request(data or recipe.data.source, licence=manifest.get("licence"))
+    asked = from_dict(Request, manifest["request"], where=f"{directory / MANIFEST} request")
+    request = replace(asked, data=data or asked.data)
     out = Path(out) if out else directory.with_name(directory.name + "-again")
-    result = start(script_of(recipe.objective.kind), request, out, progress=progress, clock=clock, reproduced=manifest)
+    unfinished = out / "run" / PREDICTION  # of the same reproduction: it is continued
+    resume = unfinished.exists() and read_json(unfinished).get("reproduces") == manifest["weights_hash"]
+    script = script_of(recipe.objective.kind)
+    result = start(script, request, out, resume=resume, progress=progress, clock=clock, reproduced=manifest)
     again = read_manifest(out)["weights_hash"]
     same = again == manifest["weights_hash"]
     return {"identical": same, "weights_hash": again, "expected": manifest["weights_hash"], **result}

@@ -24,6 +24,7 @@ from foundling.train.log import Log
 from foundling.train.loop import train
 from foundling.train.state import MODEL, TrainState
 from foundling.train.step import is_compiled
+from foundling.train.update import StepRecord
 
 
 class Stop:
@@ -65,12 +66,13 @@ def run_training(
     batches: Batches,
     directory: Path,
     progress: Progress,
-    elapsed: Callable[[], float],
+    spent: Callable[[], dict[str, float]],
     bits_per_nat: float | None = None,
-) -> tuple[Log, float]:
+) -> tuple[Log, dict[str, float]]:
     """Trains `model` in place to the end of the recipe, from the newest whole checkpoint in directory/checkpoints.
 
-    Returns the log and the seconds that earlier processes had spent; `elapsed` says what this one has. With
+    Returns the log and what earlier processes had spent (seconds, peak_bytes, joules); `spent` says what this one has.
+    The figures of a step are read one step late, so that no step waits for the device. With
     `bits_per_nat` the log states the loss in bits per byte too. Raises Interrupted (exit code 75) or KeyboardInterrupt,
     after saving, when told to stop."""
     runtime = runtime_of(recipe)
@@ -78,33 +80,46 @@ def run_training(
         raise MismatchError(f"the recipe compiles, and {missing} here; install it: uncompiled, the bits would differ")
     if runtime.compile and not is_compiled(model):
         progress.line("compiling the layers at the first step")
-    state = TrainState.build(model, recipe.optim, ema_decay=recipe.train.ema_decay)
+    state = TrainState.build(model, recipe.optim)
     found, damaged = latest_checkpoint(directory / "checkpoints")
     for line in damaged:
-        progress.line(f"note: checkpoint {line}; using the one before")
-    spent = 0.0
+        progress.line(f"note: checkpoint {line}; it is not used")
+    before = {"seconds": 0.0, "peak_bytes": 0.0, "joules": 0.0}
     if found:
-        spent = load_checkpoint(found, state, batches=batches)["seconds"]
+        saved = load_checkpoint(found, state, batches=batches)
+        before = {name: saved[name] for name in before}
         progress.line(f"resuming at step {state.step} of {recipe.train.total_steps}")
     log = Log(directory / "log.jsonl", after_step=state.step)
     logged = log.entries[-1]["seconds"] if log.entries else 0.0
     total, per_step, start = recipe.train.total_steps, recipe.train.batch_size * recipe.train.seq_len, time.monotonic()
 
+    def write(step: StepRecord) -> None:
+        loss = None if step.skipped else round(step.loss, 5)
+        bits = {} if bits_per_nat is None else {"bits_per_byte": loss and round(loss * bits_per_nat, 5)}
+        log.write(
+            step=step.n, tokens=step.n * per_step, seconds=round(logged + time.monotonic() - start, 3), loss=loss,
+            **bits, lr=recipe.optim.learning_rate * step.lr_scale,
+            grad_norm=None if step.skipped else round(step.grad_norm, 5), skipped=step.skipped,
+        )  # fmt: skip
+        bar.advance("skipped" if loss is None else f"loss {loss:.3f}")
+
+    unwritten: StepRecord | None = None
     with (
         stoppable() as stop,
         progress.bar("training", total, done=state.step, scale=per_step, unit="tokens") as bar,
     ):
         for step in train(state, objective, batches, recipe.make_schedule(), recipe.train_options(), runtime):
-            loss = None if step.skipped else round(step.loss, 5)
-            bits = {} if bits_per_nat is None else {"bits_per_byte": loss and round(loss * bits_per_nat, 5)}
-            log.write(
-                step=step.n, tokens=step.n * per_step, seconds=round(logged + time.monotonic() - start, 3), loss=loss,
-                **bits, lr=recipe.optim.learning_rate * step.lr_scale,
-                grad_norm=None if step.skipped else round(step.grad_norm, 5), skipped=step.skipped,
-            )  # fmt: skip
-            bar.advance("skipped" if loss is None else f"loss {loss:.3f}")
+            if unwritten:
+                write(unwritten)
+            unwritten = step
             if stop.signal or step.n % recipe.train.checkpoint_every == 0 or step.n == total:
-                save_checkpoint(directory / "checkpoints", state, {"seconds": spent + elapsed()}, batches=batches)
+                write(step)
+                unwritten, now = None, spent()
+                about = {
+                    "seconds": before["seconds"] + now["seconds"], "joules": before["joules"] + now["joules"],
+                    "peak_bytes": max(before["peak_bytes"], now["peak_bytes"]),
+                }  # fmt: skip
+                save_checkpoint(directory / "checkpoints", state, about, batches=batches)
             if stop.signal:
                 log.close()
                 if stop.signal == signal.SIGINT:
@@ -113,7 +128,7 @@ def run_training(
     log.close()
     if state.ema:
         use_averages(model, state.ema[MODEL].state_tensors())
-    return log, spent
+    return log, before
 
 
 @torch.no_grad()

@@ -22,8 +22,11 @@ class OptimOptions:
     matrix_learning_rate: float = 0.02
     """of Muon: the size of a step in the spectral norm, before the factor for the shape"""
     betas: tuple[float, float] = (0.9, 0.95)
+    """of AdamW: decay of its two moments"""
     momentum: float = 0.95
+    """of Muon"""
     weight_decay: float = 0.01
+    """of matrices, decoupled: a share of the learning rate is taken off the weights at each step"""
 
     def __post_init__(self) -> None:
         if self.optimizer not in ("muon", "adamw"):
@@ -31,6 +34,10 @@ class OptimOptions:
         for name in ("learning_rate", "matrix_learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"'{name}' is {getattr(self, name)}, expected a positive number")
+        if not all(0 <= beta < 1 for beta in self.betas) or not 0 <= self.momentum < 1:
+            raise ConfigError(f"'betas' {self.betas} and 'momentum' {self.momentum} are expected from 0 to below 1")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(f"'weight_decay' is {self.weight_decay}, expected 0 or more")
 
 
 @dataclass(frozen=True)

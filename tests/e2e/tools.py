@@ -15,6 +15,7 @@ from tests.processes import Forked, run
 TINY = [
     "--total-steps", "24", "--batch-size", "4", "--seq-len", "32", "--d-model", "32", "--n-layers", "2", "--vocab-size",
     "320", "--threads", "1", "--checkpoint-every", "2", "--micro-batch-size", "2", "--compile", "false",
+    "--precision", "float32",  # which one is chosen depends on the speed of the moment
 ]  # fmt: skip
 
 
@@ -78,9 +79,9 @@ def files(directory: Path) -> dict[str, bytes]:
     return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
 
 
-def kill_after_checkpoint(args: list, out: Path) -> None:
-    """Starts `foundling raise` and kills it (SIGKILL) once its second checkpoint is there."""
-    process = start("raise", *args, "--json")
+def kill_after_checkpoint(args: list, out: Path, command: str = "raise") -> None:
+    """Starts the command and kills it (SIGKILL) once its second checkpoint is there."""
+    process = start(command, *args, "--json")
     while process.poll() is None and len(list((out / "run" / "checkpoints").glob("step-*"))) < 2:
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)

@@ -2,14 +2,22 @@
 """Every kind of run through the real command line: raised, checked, used, resumed after SIGKILL, reproduced."""
 
 import json
+import shlex
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
 import foundling as library
-from foundling.recipes.recipe import Recipe
+from foundling.cli import parse
+from foundling.cli.flags import given_keys
+from foundling.errors import ConfigError
+from foundling.recipes.models import find_origin
+from foundling.recipes.recipe import ObjectiveSpec, Recipe, Request
+from foundling.recipes.text import size_fields
 from foundling.text import Tokenizer
-from tests.e2e.tools import TINY, corpus, foundling, kill_after_checkpoint, raised, weights
+from tests.e2e.tools import TINY, corpus, foundling, kill_after_checkpoint, raised, start, weights
 
 KINDS = {"llama": "causal", "mamba2": "causal", "bert": "masked", "t5": "span", "bart": "infill"}
 
@@ -92,6 +100,78 @@ def test_a_teacher_teaches_a_smaller_model(data: Path, llama: Path, tmp_path: Pa
     assert result["baselines"]["teacher"] > 0 and about["kind"] == "distilled model"
 
 
+def test_an_interrupted_reproduction_is_continued(data: Path, llama: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    kill_after_checkpoint([llama, "--out", again], again, command="reproduce")
+    assert (again / "run" / "recipe.yaml").exists()
+    checkpoints = set((again / "run" / "checkpoints").glob("step-*"))
+    process = start("reproduce", llama, "--out", again)
+    while process.poll() is None and set((again / "run" / "checkpoints").glob("step-*")) <= checkpoints:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)  # told to stop, it saves and keeps what it has
+    process.communicate()
+    assert process.returncode == 75 and (again / "run" / "recipe.yaml").exists()
+    done = foundling("reproduce", llama, "--out", again, "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["identical"], done.stderr
+    assert manifest(again)["request"] == manifest(llama)["request"]
+
+
+def test_the_command_of_a_record_asks_for_the_same(data: Path, llama: Path) -> None:
+    words = shlex.split(json.loads((llama / "report.json").read_text())["command"])
+    args = parse(words[1:])
+    assert given_keys(args) == manifest(llama)["request"]["given"]
+    assert args.tokens == 3072 and words[2] == str(data)
+
+
+def test_overrides_choose_among_the_sizes_that_they_fit(data: Path, tmp_path: Path) -> None:
+    """n_kv_heads 2 does not divide every ladder size's heads, and n_heads 2 implies the rest."""
+    for flags, expected in (
+        (["--model.n-kv-heads", "2"], {"n_kv_heads": 2}),
+        (["--model.n-heads", "4"], {"n_heads": 4, "n_kv_heads": 4}),
+        (
+            ["--d-model", "64", "--n-layers", "1", "--model.n-heads", "1"],
+            {"n_heads": 1, "n_kv_heads": 1, "head_dim": 64},
+        ),
+    ):
+        request = Request(str(data), given=given_keys(parse(["raise", *flags])))
+        origin = find_origin(request.get("model"))
+        for fields in size_fields(origin, 320, 32, ObjectiveSpec("causal")):
+            assert expected.items() <= fields.items()
+    with pytest.raises(ConfigError, match="not a multiple"):
+        size_fields(find_origin({"fields": {"n_heads": 3, "n_kv_heads": 2}}), 320, 32, ObjectiveSpec("causal"))
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_the_plan_is_of_the_optimizer_that_runs(optimizer: str, data: Path, tmp_path: Path) -> None:
+    """AdamW keeps two moments of each matrix, Muon one: memory is predicted for the one that was asked for."""
+    size = ["--d-model", "512", "--n-layers", "4", "--vocab-size", "320", "--seq-len", "32", "--batch-size", "4"]
+    done = foundling("plan", "run", data, *size, "--tokens", "3072", "--optimizer", optimizer, "--json")
+    found = json.loads(done.stdout)
+    head = 320 * 512
+    matrices = found["params"] - 2 * head - 9 * 512
+    moments = 2 * found["params"] - (matrices if optimizer == "muon" else 0)
+    assert found["memory"]["optimizer"] == 4 * moments and found["optimizer"] == optimizer
+
+
+def test_plans_of_other_objectives(data: Path, llama: Path) -> None:
+    size = ["--d-model", "32", "--n-layers", "1", "--seq-len", "32", "--tokens", "3072", "--batch-size", "4"]
+    for flags in (["--family", "bart"], ["--family", "t5"], ["--family", "bert"], ["--teacher", llama]):
+        done = foundling("plan", "run", data, *size, *flags, "--json")
+        assert done.returncode == 0 and "loss" not in json.loads(done.stdout), (flags, done.stderr)
+    done = foundling("plan", "run", data, "--from", llama, "--tokens", "3072", "--seq-len", "32", "--json")
+    assert done.returncode == 0 and "loss" not in json.loads(done.stdout), done.stderr
+
+
+def test_ema_is_what_is_published_and_resumes(data: Path, tmp_path: Path) -> None:
+    args = [data, "--tokens", "3072", *TINY, "--ema-decay", "0.9"]
+    raised(*args, "--out", tmp_path / "whole")
+    kill_after_checkpoint([*args, "--out", tmp_path / "broken"], tmp_path / "broken")
+    assert foundling("raise", "--out", tmp_path / "broken", "--resume").returncode == 0
+    assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
+    raised(data, "--tokens", "3072", *TINY, "--out", tmp_path / "plain")
+    assert weights(tmp_path / "plain") != weights(tmp_path / "whole")
+
+
 def test_the_source_is_read_once(data: Path, llama: Path) -> None:
     size = sum(p.stat().st_size for p in data.rglob("*.txt"))
     assert manifest(llama)["result"]["source_bytes"] == size
@@ -108,6 +188,15 @@ def test_what_does_not_fit_together_is_refused(data: Path, llama: Path, tmp_path
         (["--model.n-layer", "3"], "did you mean 'n_layers'"),
         (["--preset", "gpt-2"], "did you mean 'gpt2'"),
         (["--from", tmp_path / "nowhere"], "nowhere"),
+        (["--from", ""], "--model.directory is empty"),
+        (["--teacher", ""], "--objective.teacher is empty"),
+        (["--mask-rate", "0.3"], "--mask-rate is not for the objective 'causal'"),
+        (["--family", "bert", "--fim-rate", "0.5"], "--fim-rate is not for"),
+        (["--optimizer", "adamw", "--momentum", "0.9"], "--momentum is Muon's"),
+        (["--schedule", "cosine", "--decay-share", "0.5"], "--decay-share is for --schedule wsd"),
+        (["--weight-decay", "-5"], "'weight_decay' is -5"),
+        (["--betas", "[2, 3]"], "'betas'"),
+        (["--model.max-seq-len", "foo"], "'max_seq_len' is 'foo'"),
     ):
         done = foundling("raise", data, "--tokens", "3072", *args, "--out", tmp_path / "o")
         assert done.returncode == 2 and says in done.stderr.splitlines()[-1], (args, done.stderr)
