@@ -60,7 +60,7 @@ def generate(
     )  # fmt: skip
     reads_source = model.capabilities.reads_source
     for request in requests:
-        check_request(model.config, request, reads_source=reads_source)
+        check_request(model, request)
     if prompt_logprobs is not None and reads_source:
         raise GenerationError("an encoder-decoder does not predict its source: omit prompt_logprobs")
     sequences = [SequenceState(request, [model.config.start_id] if reads_source else None) for request in requests]

@@ -147,7 +147,7 @@ class Engine:
         return request_id
 
     def _check(self, request: Request) -> None:
-        check_request(self.model.config, request, reads_source=self.reads_source)
+        check_request(self.model, request)
         if self.reads_source and request.prompt_logprobs is not None:
             raise GenerationError("an encoder-decoder does not predict its source: omit prompt_logprobs")
         length = request.max_tokens + (1 if self.reads_source else len(request.prompt))
