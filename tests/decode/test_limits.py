@@ -9,9 +9,11 @@ import torch
 import foundling
 from foundling.blocks.position import position_limit
 from foundling.decode.engine.engine import Engine
+from foundling.decode.prompts import pad_prompts
 from foundling.decode.sampling import Sampling
 from foundling.decode.text import TextGenerator
 from foundling.errors import GenerationError
+from foundling.evaluate import perplexity, runners
 from foundling.recipes.seq2seq import restored
 from tests.contract.cases import case, tokens
 
@@ -98,3 +100,11 @@ def test_text_of_an_encoder_decoder_is_as_long_as_its_table_by_default() -> None
     assert 0 < answer["tokens"] <= 24
     samples = restored(model, tokenizer, {"source": tokens(1, 9), "source_documents": torch.zeros(1, 9)})  # pyright: ignore
     assert len(samples) == 1 and len(samples[0]["text"]) <= 24
+
+
+def test_rows_of_ids_are_padded_in_one_place() -> None:
+    """Decoding and evaluation pad by the same function, an empty row and no row at all included."""
+    ids, documents = pad_prompts([[5, 6], (), [7]], "cpu")
+    assert ids.tolist() == [[5, 6], [0, 0], [7, 0]] and documents.tolist() == [[0, 0], [-1, -1], [0, -1]]
+    assert pad_prompts([[]], "cpu")[0].shape == (1, 1) and pad_prompts([], "cpu")[0].shape == (0, 1)
+    assert runners.pad_prompts is perplexity.pad_prompts is pad_prompts
