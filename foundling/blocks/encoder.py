@@ -15,10 +15,10 @@ from foundling.blocks.context import Context, build_masks
 from foundling.blocks.layer import balance_terms, forward_layers
 from foundling.blocks.mask import MaskRule
 from foundling.blocks.norm import LayerNorm
-from foundling.blocks.position import positions_of
+from foundling.blocks.position import PositionTable, check_positions, positions_of
 from foundling.contracts.model import Capabilities, EncoderOutput, ModelOutput
 from foundling.contracts.objective import Term
-from foundling.errors import ConfigError, GenerationError
+from foundling.errors import ConfigError
 
 
 class Encoder(nn.Module):
@@ -45,10 +45,10 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         c, width = config, config.d_model if d_embed is None else d_embed
-        self.config, self.first_position = c, first_position
+        self.config = c
         self.activation, self.pool_activation = activation, pool_activation
         self.embedding = nn.Embedding(c.vocab_size, width)
-        self.position_embedding = nn.Embedding(c.max_seq_len + first_position, width)
+        self.position_embedding = PositionTable(c.max_seq_len, width, first_position)
         self.type_embedding = nn.Embedding(n_types, width) if n_types else None
         self.embedding_norm = LayerNorm(width, c.norm_eps)
         self.dropout = nn.Dropout(dropout)
@@ -79,10 +79,9 @@ class Encoder(nn.Module):
         (B, D) is computed from each row's first one, where the model has a pooler. GenerationError for a text longer
         than max_seq_len, ConfigError for token_types that the model has no table for."""
         places = positions_of(x, documents) if positions is None else positions
-        if x.shape[1] > self.config.max_seq_len and int(places.max()) >= self.config.max_seq_len:
-            raise GenerationError(f"a text is longer than the {self.config.max_seq_len} tokens that the model reads")
+        check_positions(self.config.max_seq_len, places, x.shape[1] if positions is None else None)
         y = x if x.is_floating_point() else self.embed(x)
-        y = y + self.position_embedding(places + self.first_position)
+        y = y + self.position_embedding(places)
         if self.type_embedding is not None:
             y = y + (self.type_embedding.weight[0] if token_types is None else self.type_embedding(token_types))
         elif token_types is not None:

@@ -4,25 +4,27 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foundling.blocks.init import Role
 
 
-class ScalarHead(nn.Linear):
+class ScalarHead(nn.Module):
     """One number for each position: a value, or at the last token of a row its reward (Ouyang et al. 2022, section
     3.4). Put on a model as `model.score`, its only parameter is `score.weight` (1, D), the name that transformers'
-    sequence classifiers use. It starts at zero, and as no plain projection it is neither adapted nor quantised."""
+    sequence classifiers use. It starts at zero. It is no nn.Linear, so it is neither adapted nor quantised."""
 
     def __init__(self, d_model: int) -> None:
-        super().__init__(d_model, 1, bias=False)
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, d_model))
 
     def roles(self) -> dict[str, Role]:
-        return {"weight": Role("head", self.in_features)}
+        return {"weight": Role("head", self.weight.shape[1])}
 
-    def forward(self, hidden: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(self, hidden: Tensor) -> Tensor:
         """hidden (..., D) -> (...) float32"""
-        return super().forward(hidden)[..., 0].float()
+        return F.linear(hidden, self.weight)[..., 0].float()
 
     def of_rows(self, hidden: Tensor, documents: Tensor | None = None) -> Tensor:
         """hidden (B, T, D), documents (B, T) with −1 on the right as padding -> (B,), at each row's last real token."""

@@ -35,14 +35,17 @@ class Block(MixerBlock):
     """x + mixer(norm(x)), then x + ffn(norm(x)) (Xiong et al. 2020, pre-norm)."""
 
     def __init__(
-        self, mixer_norm: nn.Module, mixer: nn.Module, ffn_norm: nn.Module, ffn: nn.Module, *, dropout: float = 0.0
-    ) -> None:
+        self, mixer_norm: nn.Module, mixer: nn.Module, ffn_norm: nn.Module, ffn: nn.Module, *, dropout: float = 0.0,
+        ffn_dropout: float | None = None,
+    ) -> None:  # fmt: skip
+        """`ffn_dropout` is of what ffn adds, `dropout` too where it is None."""
         super().__init__(mixer_norm, mixer, dropout=dropout)
         self.ffn_norm, self.ffn = ffn_norm, ffn
+        self.ffn_dropout = nn.Dropout(dropout if ffn_dropout is None else ffn_dropout)
 
     def forward(self, x: Tensor, ctx: Context) -> Any:
         x = x + self.dropout(self.mixer(self.mixer_norm(x), ctx))
-        return x + self.dropout(self.ffn(self.ffn_norm(x)))
+        return x + self.ffn_dropout(self.ffn(self.ffn_norm(x)))
 
 
 class PostNormBlock(Block):
@@ -50,7 +53,7 @@ class PostNormBlock(Block):
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         x = self.mixer_norm(x + self.dropout(self.mixer(x, ctx)))
-        return self.ffn_norm(x + self.dropout(self.ffn(x)))
+        return self.ffn_norm(x + self.ffn_dropout(self.ffn(x)))
 
 
 class SandwichBlock(Block):
@@ -74,7 +77,7 @@ class MoEBlock(Block):
     def forward(self, x: Tensor, ctx: Context) -> tuple[Tensor, Routing]:
         x = x + self.dropout(self.mixer(self.mixer_norm(x), ctx))
         y, routing = self.ffn(self.ffn_norm(x), None if ctx.documents is None else ctx.documents >= 0)
-        return x + self.dropout(y), routing
+        return x + self.ffn_dropout(y), routing
 
 
 class CrossAttentionBlock(Block):
@@ -93,7 +96,7 @@ class CrossAttentionBlock(Block):
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         x = x + self.dropout(self.mixer(self.mixer_norm(x), ctx))
         x = x + self.dropout(self.cross(self.cross_norm(x), ctx))
-        return x + self.dropout(self.ffn(self.ffn_norm(x)))
+        return x + self.ffn_dropout(self.ffn(self.ffn_norm(x)))
 
 
 class PostNormCrossAttentionBlock(CrossAttentionBlock):
@@ -102,7 +105,7 @@ class PostNormCrossAttentionBlock(CrossAttentionBlock):
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         x = self.mixer_norm(x + self.dropout(self.mixer(x, ctx)))
         x = self.cross_norm(x + self.dropout(self.cross(x, ctx)))
-        return self.ffn_norm(x + self.dropout(self.ffn(x)))
+        return self.ffn_norm(x + self.ffn_dropout(self.ffn(x)))
 
 
 def forward_layers(layers: Iterable[nn.Module], x: Tensor, ctx: Context) -> tuple[Tensor, list[Routing]]:

@@ -33,7 +33,7 @@ class MaskRule:
     `documents` (B, T) of the queries: tokens of one document attend to each other, −1 is padding on the right.
     `key_documents` (B, S) of the keys, where they are not the queries themselves: a cache, a memory.
     `lengths` (B,): the number of keys that the cache held before; query t of row b is key lengths[b] + t.
-    `window`: a query sees itself and the window − 1 keys before it.
+    `window`: query i sees key j where |i − j| < window; with `causal`, that is itself and the window − 1 keys before it.
     `chunk`: each document is split into chunks of this many tokens, and a query sees its own chunk.
     """
 
@@ -83,7 +83,8 @@ def dense_mask(rule: MaskRule, n_queries: int, n_keys: int, device: torch.device
         query = query + rule.lengths[:, None, None]
     allowed = (key <= query) if rule.causal else torch.ones_like(key <= query)
     if rule.window is not None:
-        allowed = allowed & (query - key < rule.window)
+        distance = query - key if rule.causal else (query - key).abs()
+        allowed = allowed & (distance < rule.window)
     key_documents = rule.documents if rule.key_documents is None else rule.key_documents
     if rule.chunk is not None:
         chunks = positions_of(key if key_documents is None else key_documents, key_documents) // rule.chunk

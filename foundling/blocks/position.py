@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Positions: counted within each document, and encoded as sinusoids or as rotations (RoPE)."""
+"""Positions: counted within each document, and encoded by a learned table, as sinusoids or as rotations (RoPE)."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from foundling.errors import ConfigError
+from foundling.errors import ConfigError, GenerationError
 
 
 def positions_of(tokens: Tensor, documents: Tensor | None) -> Tensor:
@@ -28,6 +28,33 @@ def sinusoids(positions: Tensor, d_model: int) -> Tensor:
     powers = torch.arange(0, d_model, 2, device=positions.device, dtype=torch.float32) / d_model
     angles = positions[..., None].float() / 10000.0**powers
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
+
+
+class PositionTable(nn.Embedding):
+    """A learned vector for each of `max_positions` positions; position 0 reads row `first`. A model with a table reads
+    no text longer than that: the stack that calls it checks by `check_positions`."""
+
+    def __init__(self, max_positions: int, d_model: int, first: int = 0) -> None:
+        super().__init__(max_positions + first, d_model)
+        self.max_positions, self.first = max_positions, first
+
+    def forward(self, positions: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """positions (B or 1, T) -> (B or 1, T, D)"""
+        return super().forward(positions + self.first)
+
+
+def position_limit(model: nn.Module) -> int | None:
+    """How many positions every PositionTable of the model has; None without a table."""
+    return min((m.max_positions for m in model.modules() if isinstance(m, PositionTable)), default=None)
+
+
+def check_positions(limit: int | None, positions: Tensor, bound: int | None) -> None:
+    """GenerationError where a position of (B or 1, T) is not below `limit`. `bound`, if not None, is a number that all
+    positions are known to be below: only where it exceeds the limit are they read from the device."""
+    if limit is None or (bound is not None and bound <= limit):
+        return
+    if positions.numel() and int(positions.max()) >= limit:
+        raise GenerationError(f"a text is longer than the {limit} tokens that the model reads; shorten it")
 
 
 Rotation = tuple[Tensor, Tensor]

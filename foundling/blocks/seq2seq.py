@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from foundling.blocks.context import Context, build_masks
 from foundling.blocks.layer import balance_terms, forward_layers
 from foundling.blocks.mask import MaskRule
 from foundling.blocks.moe import Routing
-from foundling.blocks.position import positions_of
+from foundling.blocks.position import check_positions, position_limit, positions_of
 from foundling.blocks.stack import Decoder
 from foundling.contracts.model import Capabilities, EncoderOutput
 
@@ -35,12 +36,20 @@ class SourceEncoder(nn.Module):
     def attention_bias(self, queries: Tensor, keys: Tensor) -> Tensor | None:
         return None
 
+    @cached_property
+    def max_positions(self) -> int | None:
+        """As of Decoder"""
+        return position_limit(self)
+
     def forward(self, x: Tensor, documents: Tensor) -> tuple[Tensor, list[Routing]]:
-        """x (B, S, D), documents (B, S) -> (B, S, D), and what the routers did"""
+        """x (B, S, D), documents (B, S) -> (B, S, D), and what the routers did. GenerationError for a text beyond a
+        table of positions."""
+        positions = positions_of(x, documents)
+        check_positions(self.max_positions, positions, x.shape[1])
         steps = torch.arange(x.shape[1], device=x.device)[None]
         rule, bias = MaskRule(causal=False, documents=documents), self.attention_bias(steps, steps)
         ctx = Context(build_masks(self.reaches, rule, x.shape[1], x.shape[1], x, bias), documents=documents)
-        x = self.dropout(self.embed_positions(x, positions_of(x, documents)))
+        x = self.dropout(self.embed_positions(x, positions))
         x, routings = forward_layers(self.layers, x, ctx)
         return self.norm(x), routings
 

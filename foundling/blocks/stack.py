@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from foundling.blocks.context import Context, build_masks
 from foundling.blocks.conv import segments_of
 from foundling.blocks.layer import balance_terms, forward_layers
 from foundling.blocks.mask import Mask, MaskRule, build_mask
-from foundling.blocks.position import RoPE, positions_of
+from foundling.blocks.position import RoPE, check_positions, position_limit, positions_of
 from foundling.contracts.cache import Cache, Conv, Slot, State
 from foundling.contracts.model import Capabilities, EncoderOutput, ModelOutput
 from foundling.contracts.objective import Term
@@ -55,6 +56,11 @@ class Decoder(nn.Module):
         """x (B, T, D), embeddings, and positions (B or 1, T) in each document -> what the first layer reads."""
         return x
 
+    @cached_property
+    def max_positions(self) -> int | None:
+        """How many positions its tables have; None where it adds none or computes them."""
+        return position_limit(self)
+
     def build_ropes(self, positions: Tensor) -> dict[str, Any]:
         """positions (B or 1, T) -> kind of attention layer -> its rotation."""
         return {} if self.rope is None else dict.fromkeys(self.reaches, self.rope(positions))
@@ -75,7 +81,8 @@ class Decoder(nn.Module):
         memory_documents: Tensor | None = None,
     ) -> ModelOutput:
         """x (B, T) ids or (B, T, D) embeddings -> hidden (B, T, D). `memory_documents` (B, T): which document of the
-        memory each query reads, its own one by default. GenerationError where a memory is missing or not read."""
+        memory each query reads, its own one by default. GenerationError where a memory is missing or not read, and for
+        a position beyond a table of positions."""
         x = x if x.is_floating_point() else self.embed(x)
         ctx, positions = self.build_context(x, documents, positions, cache, memory, memory_documents)
         x, aux = self.forward_layers(self.dropout(self.embed_positions(x, positions)), ctx)
@@ -100,12 +107,15 @@ class Decoder(nn.Module):
         if cache is None:
             rule = MaskRule(documents=documents)
             queries = keys = steps if positions is None else positions
+            bound = x.shape[1] if positions is None else None
             positions = positions_of(x, documents) if positions is None else positions
         else:
             documents, key_documents, counted = cache.begin(documents, x.shape[1])
             rule = MaskRule(documents=documents, key_documents=key_documents, lengths=cache.lengths)
             queries, keys = cache.lengths[:, None] + steps, torch.arange(cache.span, device=x.device)[None]
+            bound = cache.span if positions is None else None
             positions = counted if positions is None else positions
+        check_positions(self.max_positions, positions, bound)
         segments = None
         if self.is_recurrent and documents is not None:
             segments = segments_of(documents, None if cache is None else cache.previous)

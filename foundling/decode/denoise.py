@@ -13,6 +13,7 @@ from foundling.contracts.denoise import Condition
 from foundling.diffusion.samplers import ddim, ddpm, guided
 from foundling.diffusion.schedule import NoiseSchedule, to_x0
 from foundling.errors import GenerationError
+from foundling.runtime.mode import evaluation_mode
 from foundling.runtime.rng import generator
 
 Sampler = Literal["ddpm", "ddim"]
@@ -51,9 +52,10 @@ def denoise(
         return schedule.clip(to_x0(x, prediction, alpha_bar[at], schedule.predicts))
 
     path = schedule.spaced(steps)
-    if sampler == "ddim":
-        return ddim(predict_x0, noise(schedule.n_steps), schedule, path)
-    return ddpm(predict_x0, noise(schedule.n_steps), schedule, path, noise)
+    with evaluation_mode(model):
+        if sampler == "ddim":
+            return ddim(predict_x0, noise(schedule.n_steps), schedule, path)
+        return ddpm(predict_x0, noise(schedule.n_steps), schedule, path, noise)
 
 
 def _check(model: Any, classes: list[int] | None, seeds: list[int], guidance: float, sampler: str) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from foundling.errors import GenerationError, WeightsError
 from foundling.models import family_of
+from foundling.runtime.mode import evaluation_mode
 from foundling.text import Tokenizer
 from foundling.weights.directory import load
 
@@ -48,7 +49,8 @@ def fill(model: Any, tokens: Sequence[int], mask: int, *, n: int = 5, exclude: S
         raise GenerationError("every token is excluded; leave at least one to predict")
     predictions: dict[int, list[tuple[int, float]]] = {}
     while len(masked):
-        logits = model.logits(model(ids).hidden[0, masked]).float()
+        with evaluation_mode(model):
+            logits = model.logits(model(ids).hidden[0, masked]).float()
         if not logits.isfinite().all():
             raise GenerationError("the model's logits are not finite; is the model damaged?")
         probs = logits.softmax(-1).masked_fill(excluded, 0.0)

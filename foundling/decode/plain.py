@@ -16,6 +16,7 @@ from foundling.decode.sampling import Sampling
 from foundling.decode.sequence_state import SequenceState, choose_next_tokens
 from foundling.decode.speculative import DraftModelProposer, DraftProposer, speculate
 from foundling.errors import GenerationError
+from foundling.runtime.mode import evaluation_mode
 
 
 @torch.inference_mode()
@@ -47,7 +48,7 @@ def generate(
     `n` completions per prompt, which is prefilled once: completion j of prompt i is row i·n + j, and its seed is
     `seed` + row. `beams` above 1 searches for likely completions instead of sampling (decode/beam.py) and returns the n
     best. `draft`, a smaller model of the same vocabulary or a `DraftProposer`, proposes `draft_tokens` at a time; the
-    distribution is unchanged (decode/speculative.py). `on_token` is called at each step with the new id of every row,
+    distribution is unchanged (decode/speculative.py). The model runs in evaluation mode, whatever its own. `on_token` is called at each step with the new id of every row,
     −1 for a finished row.
 
     Raises GenerationError for an empty prompt, values that are invalid or exclude each other, ids outside the
@@ -60,24 +61,27 @@ def generate(
     )  # fmt: skip
     reads_source = model.capabilities.reads_source
     for request in requests:
-        check_request(model.config, request, reads_source=reads_source)
+        check_request(model, request)
     if prompt_logprobs is not None and reads_source:
         raise GenerationError("an encoder-decoder does not predict its source: omit prompt_logprobs")
     sequences = [SequenceState(request, [model.config.start_id] if reads_source else None) for request in requests]
     if beams != 1:
         _check_beams(requests[0], beams, n, draft is not None or on_token is not None)
-        best = beam_search(model, tokens, max_tokens, beams, n, stop, length_penalty)
-        return [Completion(row, "length" if len(row) == max_tokens else "end") for row in best]
     if on_token and draft is not None:
         raise GenerationError("on_token receives one token per step, a draft proposes several: omit one of them")
-    if prompt_logprobs is not None:
-        for sequence in sequences:
-            add_prompt_logprobs(model, sequence.request.prompt, prompt_logprobs, sequence.completion)
-    if draft is not None:
-        proposer = draft if isinstance(draft, DraftProposer) else DraftModelProposer(model, draft)
-        speculate(model, proposer, sequences, draft_tokens)
-    else:
-        _step_to_end(model, tokens, n, sequences, max_tokens, on_token)
+    proposer = draft if draft is None or isinstance(draft, DraftProposer) else DraftModelProposer(model, draft)
+    drafting = [proposer.draft_model] if isinstance(proposer, DraftModelProposer) else []
+    with evaluation_mode(model, *drafting):
+        if beams != 1:
+            best = beam_search(model, tokens, max_tokens, beams, n, stop, length_penalty)
+            return [Completion(row, "length" if len(row) == max_tokens else "end") for row in best]
+        if prompt_logprobs is not None:
+            for sequence in sequences:
+                add_prompt_logprobs(model, sequence.request.prompt, prompt_logprobs, sequence.completion)
+        if proposer is not None:
+            speculate(model, proposer, sequences, draft_tokens)
+        else:
+            _step_to_end(model, tokens, n, sequences, max_tokens, on_token)
     return [s.completion for s in sequences]
 
 

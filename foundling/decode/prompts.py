@@ -14,12 +14,12 @@ from foundling.decode.sequence_state import token_logprobs
 
 
 def pad_prompts(rows: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
-    """Token lists of different lengths → ids and documents (B, T), −1 on the right."""
-    longest = max(len(row) for row in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.int64)
+    """Token lists of different lengths → ids and documents (B, T), −1 on the right; T is at least 1."""
+    longest = max((len(row) for row in rows), default=0)
+    ids = torch.zeros(len(rows), max(1, longest), dtype=torch.int64)
     documents = torch.full_like(ids, -1)
     for index, row in enumerate(rows):
-        ids[index, : len(row)] = torch.tensor(row)
+        ids[index, : len(row)] = torch.tensor(list(row), dtype=torch.int64)
         documents[index, : len(row)] = 0
     return ids.to(device), documents.to(device)
 

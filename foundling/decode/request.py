@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from foundling.blocks.position import position_limit
 from foundling.decode.processors import LogitsProcessor
 from foundling.decode.sampling import Sampling
 from foundling.errors import GenerationError
@@ -82,20 +83,33 @@ class Completion:
         return sum(self.logprobs) / max(1, len(self.logprobs))
 
 
-def check_request(config: Any, request: Request, *, reads_source: bool) -> None:
-    """Raises GenerationError for a request that a model of this config cannot serve. `reads_source`: the prompt is the
-    source of an encoder-decoder, so it does not share max_seq_len with the completion."""
-    prompt, vocab_size, max_tokens = request.prompt, config.vocab_size, request.max_tokens
+def max_completion(model: Any, prompt: Sequence[int]) -> int | None:
+    """The most tokens that the model can generate for this prompt; None where only memory limits them. The source of an
+    encoder-decoder does not share positions with its completion, and without a table of positions (T5, the original
+    Transformer) neither is limited. GenerationError for a source that is too long."""
+    if not model.capabilities.reads_source:
+        return max(0, model.config.max_seq_len - len(prompt))
+    limit = position_limit(model)
+    if limit is not None and len(prompt) > limit:
+        raise GenerationError(f"the source is {len(prompt)} tokens, the model reads at most {limit}; shorten it")
+    return limit
+
+
+def check_request(model: Any, request: Request) -> None:
+    """Raises GenerationError for a request that this model cannot serve."""
+    prompt, vocab_size, max_tokens = request.prompt, model.config.vocab_size, request.max_tokens
     if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
         raise GenerationError(f"max_tokens is {max_tokens!r}; expected a whole number, at least 1")
     if not len(prompt):
         raise GenerationError("the prompt is empty; pass at least one token")
     if min(prompt) < 0 or max(prompt) >= vocab_size:
         raise GenerationError(f"the prompt contains an id outside the vocabulary of {vocab_size}")
-    if not reads_source and len(prompt) + max_tokens > config.max_seq_len:
+    available = max_completion(model, prompt)
+    if available is not None and max_tokens > available:
+        both = "" if model.capabilities.reads_source else f"a prompt of {len(prompt)} tokens and "
         raise GenerationError(
-            f"a prompt of {len(prompt)} tokens and max_tokens {max_tokens} exceed the model's max_seq_len "
-            f"{config.max_seq_len}; request at most {max(0, config.max_seq_len - len(prompt))}"
+            f"{both}max_tokens {max_tokens} exceed the model's max_seq_len {model.config.max_seq_len}; request at most "
+            f"{available}"
         )
     request.sampling.check(vocab_size)
 

@@ -103,9 +103,8 @@ class DraftModelProposer:
         self.draft_model = draft_model
 
     def start(self, sequences: Sequence[SequenceState], max_new_tokens: int) -> None:
-        reads_source = self.draft_model.capabilities.reads_source
         for sequence in sequences:
-            check_request(self.draft_model.config, sequence.request, reads_source=reads_source)
+            check_request(self.draft_model, sequence.request)
         self.model = RewindableModel(self.draft_model, sequences, max_new_tokens)
 
     def propose(self, sequences: Sequence[SequenceState], max_tokens: int) -> list[Draft]:

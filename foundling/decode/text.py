@@ -11,7 +11,7 @@ from typing import Any
 from foundling.decode import plain
 from foundling.decode.detokenize import REPLACEMENT, incremental_decoder
 from foundling.decode.engine.engine import Engine, EngineOptions
-from foundling.decode.request import Completion, build_requests
+from foundling.decode.request import Completion, build_requests, max_completion
 from foundling.decode.sampling import Sampling
 from foundling.errors import GenerationError, WeightsError
 from foundling.runtime.files import read_json
@@ -96,8 +96,9 @@ class TextGenerator:
         'finish_reason': 'end' of the document, 'stop' or 'length'}. With `logprobs` also 'logprobs': [{'token',
         'logprob', 'top_logprobs'}], tokens as text. `on_text` receives the first continuation as it is generated."""
         ids = self._encode(prompt, suffix)
-        available = self.model.config.max_seq_len - len(ids)
-        max_tokens = min(DEFAULT_MAX_TOKENS, available) if max_tokens is None else max_tokens
+        if max_tokens is None:
+            available = max_completion(self.model, ids)
+            max_tokens = DEFAULT_MAX_TOKENS if available is None else min(DEFAULT_MAX_TOKENS, available)
         streamer = None if on_text is None else TextStreamer(self.tokenizer.decode, on_text, stop_strings)
 
         def append(token: int) -> None:
@@ -136,7 +137,7 @@ class TextGenerator:
             before, after, middle = self.tokenizer.fim
             ids = [*bos, before, *ids[len(bos) :], after, *self.tokenizer.encode(suffix), middle]
         limit = self.model.config.max_seq_len - 1 - len(bos)
-        if len(ids) - len(bos) > limit:
+        if not self.model.capabilities.reads_source and len(ids) - len(bos) > limit:
             raise GenerationError(
                 f"the prompt is {len(ids) - len(bos)} tokens, the model reads at most {limit}; shorten it"
             )

@@ -17,9 +17,9 @@ import torch
 from foundling.contracts.data import Batch, Batches
 from foundling.contracts.objective import Objective
 from foundling.contracts.records import Result
+from foundling.decode.prompts import pad_prompts
 from foundling.errors import ConfigError, DataError
 from foundling.evaluate.intervals import BOOTSTRAP, bootstrap
-from foundling.evaluate.runners import padded
 from foundling.runtime.device import Runtime
 from foundling.runtime.rng import generator
 
@@ -122,7 +122,7 @@ def pseudo_perplexity(
     with torch.compiler.set_stance("force_eager"), runtime.autocast():
         for start in range(0, len(positions), batch_size):
             chosen = positions[start : start + batch_size]
-            ids, documents = padded([sequences[row] for row, _ in chosen], runtime.device)
+            ids, documents = pad_prompts([sequences[row] for row, _ in chosen], runtime.device)
             at = torch.tensor([place for _, place in chosen], device=runtime.device)
             row = torch.arange(len(chosen), device=runtime.device)
             wanted = ids[row, at]

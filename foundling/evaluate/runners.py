@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from foundling.contracts.records import Result
 from foundling.decode import plain
+from foundling.decode.prompts import pad_prompts
 from foundling.errors import ConfigError, DataError, GenerationError
 from foundling.evaluate.intervals import interval_of
 from foundling.evaluate.task import Continuation, GeneratedText, Task
@@ -178,11 +178,11 @@ def _batch_logprobs(
 ) -> list[list[float]]:
     """rows: (what stands before, what counts); where there are sources, the first that "counts" is the start id."""
     device = next(model.parameters()).device
-    ids, documents = padded([[*before, *after][:-1] for before, after in rows], device)
+    ids, documents = pad_prompts([[*before, *after][:-1] for before, after in rows], device)
     if sources is None:
         hidden, first = model(ids, documents=documents).hidden, [len(before) for before, _ in rows]
     else:
-        read, source_documents = padded(sources, device)
+        read, source_documents = pad_prompts(sources, device)
         memory = model.encode(read, documents=source_documents)
         hidden, first = model(ids, documents=documents, memory=memory).hidden, [1] * len(rows)
     targets = [[*before, *after][at:] for (before, after), at in zip(rows, first, strict=True)]
@@ -195,17 +195,6 @@ def _batch_logprobs(
     ]).tolist()  # fmt: skip
     ends = torch.tensor([len(t) for t in targets]).cumsum(0).tolist()
     return [logprobs[end - len(t) : end] for end, t in zip(ends, targets, strict=True)]
-
-
-def padded(rows: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
-    """Rows of ids -> ids and documents (B, T), padded on the right with document -1."""
-    longest = max(1, *(len(row) for row in rows)) if rows else 1
-    ids = torch.zeros(len(rows), longest, dtype=torch.int64)
-    documents = torch.full_like(ids, -1)
-    for row, tokens in enumerate(rows):
-        ids[row, : len(tokens)] = torch.tensor(list(tokens), dtype=torch.int64)
-        documents[row, : len(tokens)] = 0
-    return ids.to(device), documents.to(device)
 
 
 def _result(task: Task[Any], scores: list[float], subject: str, model_hash: str | None, runner: Any) -> Result:

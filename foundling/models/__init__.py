@@ -94,9 +94,10 @@ def recognise(values: dict[str, Any]) -> Family | None:
 
 
 def family_of(model: Any) -> Family:
-    """The family of a model."""
-    for name, entry in FAMILIES.items():
-        if (type(model).__module__, type(model).__name__) == (entry.module, entry.model):
+    """The family of a model: of its class, or of the nearest class that it extends."""
+    names = {(entry.module, entry.model): name for name, entry in FAMILIES.items()}
+    for cls in type(model).__mro__:
+        if name := names.get((cls.__module__, cls.__name__)):
             return family(name)
     raise ConfigError(f"{type(model).__name__} is not a family of foundling; known: {', '.join(FAMILIES)}")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from foundling.blocks.position import position_limit
 from foundling.contracts.records import Metric
 from foundling.data.loader import evaluation_batches
 from foundling.decode.plain import generate
@@ -59,7 +60,8 @@ def restored(model: Any, tokenizer: Tokenizer, batch: dict[str, torch.Tensor]) -
         first = int(documents[0])
         sources.append(row[documents == first][:64].tolist())
     with torch.compiler.set_stance("force_eager"):
-        answers = generate(model.eval(), sources, max_tokens=48, temperature=0, stop=[tokenizer.eos])
+        max_tokens = min(48, position_limit(model) or 48)
+        answers = generate(model, sources, max_tokens=max_tokens, temperature=0, stop=[tokenizer.eos])
     return [
         {
             "prompt": tokenizer.backend.decode(source, skip_special_tokens=False),

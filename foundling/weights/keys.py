@@ -64,7 +64,8 @@ class Link(NamedTuple):
 
 
 def links(keys: list[Key], ours: dict[str, Tensor], config: Any) -> list[Link]:
-    """The links for a model with the tensors `ours`; only their names and shapes are read."""
+    """The links for a model with the tensors `ours`; only their names and shapes are read. WeightsError for a tensor that
+    the family's layout has no name for."""
     matched = []
     for key in keys:
         pattern = re.compile(re.sub(r"\\{([a-z])\\}", r"(?P<\1>\\d+)", re.escape(key.targets[0])))
@@ -78,7 +79,11 @@ def links(keys: list[Key], ours: dict[str, Tensor], config: Any) -> list[Link]:
                 heads = getattr(config, key.heads, 1)
                 matched.append(Link(key, theirs, tuple(_fill(t, numbers) for t in key.targets), heads))
     covered = [name for link in matched for name in link.ours]
-    assert sorted(covered) == sorted(ours), f"KEYS leave out or repeat {sorted({*covered} ^ {*ours})[:3]}"
+    if extra := sorted({*ours} - {*covered}):
+        raise WeightsError(
+            f"'{extra[0]}' has no name in the published layout of this family; remove the module, or save it apart"
+        )
+    assert len(covered) == len(ours), "KEYS repeat a tensor"
     return matched
 
 

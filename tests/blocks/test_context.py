@@ -51,6 +51,29 @@ def test_each_kind_of_layer_has_its_mask_and_equal_ones_share_it() -> None:
     assert wide[LOCAL] is wide[GLOBAL]
 
 
+def test_a_window_without_causality_is_open_on_both_sides() -> None:
+    x, o = torch.zeros(1, 5, 8), True
+    local = build_masks({LOCAL: Reach(window=2)}, MaskRule(causal=False), 5, 5, x)[LOCAL].dense
+    assert local is not None
+    assert local[0, 0].tolist() == [
+        [o, o, 0, 0, 0],
+        [o, o, o, 0, 0],
+        [0, o, o, o, 0],
+        [0, 0, o, o, o],
+        [0, 0, 0, o, o],
+    ]
+    documents = torch.tensor([[0, 0, 0, 1, 1]])
+    local = build_masks({LOCAL: Reach(window=3)}, MaskRule(causal=False, documents=documents), 5, 5, x)[LOCAL].dense
+    assert local is not None
+    assert local[0, 0].tolist() == [
+        [o, o, o, 0, 0],
+        [o, o, o, 0, 0],
+        [o, o, o, 0, 0],
+        [0, 0, 0, o, o],
+        [0, 0, 0, o, o],
+    ]
+
+
 def test_a_bias_is_in_the_dtype_of_the_scores() -> None:
     x, bias = torch.zeros(1, 3, 8), torch.arange(9.0).view(1, 1, 3, 3)
     mask = build_mask(MaskRule(), 3, 3, x, bias).dense

@@ -17,6 +17,8 @@ from foundling.models import FAMILIES, build, family
 from tests.contract.cases import case, close
 from tests.parity import references
 
+RATES = (0.25, 0.1)
+"""of residual branches and of attention weights; T5 has one rate for all"""
 NAMES = [name for name in FAMILIES if "dropout" in family(name).config.__dataclass_fields__]
 
 
@@ -31,13 +33,17 @@ NAMES = [name for name in FAMILIES if "dropout" in family(name).config.__datacla
         ("bert", references.encoder("BertForMaskedLM"), ("hidden_dropout_prob", "attention_probs_dropout_prob")),
         ("roberta", references.encoder("RobertaForMaskedLM"), ("hidden_dropout_prob", "attention_probs_dropout_prob")),
         ("bart", references.bart(), ("dropout", "attention_dropout")),
+        ("distilbert", references.distilbert(), ("dropout", "attention_dropout")),
+        ("albert", references.albert(), ("hidden_dropout_prob", "attention_probs_dropout_prob")),
+        ("t5", references.t5(), ("dropout_rate",)),
+        ("t5", references.t5(feed_forward_proj="gated-gelu"), ("dropout_rate",)),
     ],
 )
 def test_training_drops_what_transformers_drops(
-    name: str, reference: references.Reference, keys: tuple[str, str], tmp_path: Any
+    name: str, reference: references.Reference, keys: tuple[str, ...], tmp_path: Any
 ) -> None:
     theirs = reference.make()
-    for key, value in zip(keys, (0.25, 0.1), strict=True):
+    for key, value in zip(keys, RATES[: len(keys)], strict=True):
         assert hasattr(theirs.config, key)
         setattr(theirs.config, key, value)
     if hasattr(theirs.config, "embd_pdrop"):
@@ -45,7 +51,8 @@ def test_training_drops_what_transformers_drops(
     theirs = type(theirs)(theirs.config).train()
     theirs.save_pretrained(tmp_path / "theirs")
     ours = foundling.load(tmp_path / "theirs").train()
-    assert (ours.config.dropout, ours.config.attention_dropout) == (0.25, 0.1)
+    rates = tuple(getattr(ours.config, field) for field in ("dropout", "attention_dropout")[: len(keys)])
+    assert rates == RATES[: len(keys)]
     said = []
     for model, run in ((theirs, reference.theirs), (ours, reference.ours)):
         torch.manual_seed(5)
@@ -54,7 +61,7 @@ def test_training_drops_what_transformers_drops(
     assert (reference.ours(ours) - said[1]).abs().max() > 1e-3 * said[1].abs().max(), "another seed drops others"
     foundling.save(ours, tmp_path / "ours")
     written = json.loads((tmp_path / "ours" / "config.json").read_text())
-    assert [written[key] for key in keys] == [0.25, 0.1]
+    assert tuple(written[key] for key in keys) == RATES[: len(keys)]
 
 
 @pytest.mark.parametrize("name", NAMES)

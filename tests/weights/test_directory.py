@@ -5,9 +5,10 @@ import json
 import random
 
 import pytest
+from torch import nn
 
-from foundling.errors import BusyError, OutputError, WeightsError
-from foundling.models import build, family
+from foundling.errors import BusyError, ConfigError, OutputError, WeightsError
+from foundling.models import build, family, family_of
 from foundling.runtime.files import lock, publish, write_bytes, write_directory
 from foundling.weights.directory import MANIFEST, check, load, save
 
@@ -85,3 +86,19 @@ def test_one_writer_a_directory(tmp_path) -> None:
         pass
     with lock(tmp_path):
         pass
+
+
+class OwnLlama(family("llama").model):
+    """A family with a method of the user's own."""
+
+    def mean(self, x):
+        return self(x).hidden.mean(1)
+
+
+def test_a_subclass_of_a_family_is_saved_as_that_family(tmp_path) -> None:
+    config = family("llama").config(**family("llama").module.sized(64, 32, 32, 1))
+    save(OwnLlama(config), tmp_path / "model")
+    loaded = load(tmp_path / "model")
+    assert type(loaded) is family("llama").model and loaded.config == config
+    with pytest.raises(ConfigError, match="Linear is not a family"):
+        family_of(nn.Linear(2, 2))

@@ -24,6 +24,7 @@ from foundling.decode.request import Completion, Request, check_generates, check
 from foundling.decode.sequence_state import SequenceState, choose_next_tokens, token_logprobs
 from foundling.decode.speculative import Draft, PromptLookupProposer, verify_draft
 from foundling.errors import GenerationError
+from foundling.runtime.mode import evaluation_mode
 
 logger = logging.getLogger("foundling")
 NOT_BUILT = "native code is not built for this machine yet"
@@ -136,7 +137,7 @@ class Engine:
         request_id = next(self.request_ids)
         # processors of the request may fail here: nothing is allocated for it yet
         state = SequenceState(request, [self.model.config.start_id] if self.reads_source else None)
-        with torch.inference_mode():
+        with torch.inference_mode(), evaluation_mode(self.model):
             tokens = self.runner.add_sequence(request_id, request.prompt, request.adapter)
         sequence = Sequence(request_id, tokens, cache_salt=(request.adapter or "").encode())
         if request.prompt_logprobs is not None:  # the whole prompt must be computed: share no blocks
@@ -147,7 +148,7 @@ class Engine:
         return request_id
 
     def _check(self, request: Request) -> None:
-        check_request(self.model.config, request, reads_source=self.reads_source)
+        check_request(self.model, request)
         if self.reads_source and request.prompt_logprobs is not None:
             raise GenerationError("an encoder-decoder does not predict its source: omit prompt_logprobs")
         length = request.max_tokens + (1 if self.reads_source else len(request.prompt))
@@ -197,7 +198,8 @@ class Engine:
             if not sequence.blocks:
                 self.runner.release_state(request_id)
         n_logits = [self._count_logits(chunk) for chunk in chunks]
-        logits = self.runner.forward(chunks, n_logits).split(n_logits)
+        with evaluation_mode(self.model):
+            logits = self.runner.forward(chunks, n_logits).split(n_logits)
         sampled = [i for i, chunk in enumerate(chunks) if chunk.is_last and not chunk.sequence.n_draft]
         tokens = dict[int, int | Exception]()
         if sampled:

@@ -13,6 +13,7 @@ from foundling.blocks.attention import Attention
 from foundling.blocks.layer import PostNormBlock
 from foundling.blocks.mlp import MLP, gelu_tanh
 from foundling.blocks.norm import LayerNorm
+from foundling.blocks.position import PositionTable
 from foundling.blocks.stack import Decoder
 from foundling.errors import ConfigError
 from foundling.models import published
@@ -54,7 +55,7 @@ class GPT(Decoder):
             for _ in range(c.n_layers)
         ]
         super().__init__(c, [*layers], nn.Identity(), dropout=c.dropout)
-        self.position_embedding = nn.Embedding(c.max_seq_len, c.d_model)
+        self.position_embedding = PositionTable(c.max_seq_len, c.d_model)
 
     def embed_positions(self, x: Tensor, positions: Tensor) -> Tensor:
         return x + self.position_embedding(positions)

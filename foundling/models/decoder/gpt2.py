@@ -6,13 +6,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch.nn as nn
 from torch import Tensor
 
 from foundling.blocks.attention import Attention
 from foundling.blocks.layer import Block
 from foundling.blocks.mlp import MLP, gelu_tanh
 from foundling.blocks.norm import LayerNorm
+from foundling.blocks.position import PositionTable
 from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import ConfigMap, Key
 from foundling.errors import ConfigError
@@ -64,7 +64,7 @@ class GPT2(Decoder):
             LayerNorm(c.d_model, c.norm_eps),
             dropout=c.dropout,
         )
-        self.position_embedding = nn.Embedding(c.max_seq_len, c.d_model)
+        self.position_embedding = PositionTable(c.max_seq_len, c.d_model)
 
     def embed_positions(self, x: Tensor, positions: Tensor) -> Tensor:
         return x + self.position_embedding(positions)

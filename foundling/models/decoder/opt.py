@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from foundling.blocks.attention import Attention
 from foundling.blocks.layer import Block
 from foundling.blocks.mlp import MLP
 from foundling.blocks.norm import LayerNorm
+from foundling.blocks.position import PositionTable
 from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import ConfigMap, Key
 from foundling.errors import ConfigError
@@ -57,10 +58,10 @@ class OPT(Decoder):
             for _ in range(c.n_layers)
         ]
         super().__init__(c, [*layers], LayerNorm(c.d_model, 1e-5))
-        self.position_embedding = nn.Embedding(c.max_seq_len + FIRST_POSITION, c.d_model)
+        self.position_embedding = PositionTable(c.max_seq_len, c.d_model, FIRST_POSITION)
 
     def embed_positions(self, x: Tensor, positions: Tensor) -> Tensor:
-        return x + self.position_embedding(positions + FIRST_POSITION)
+        return x + self.position_embedding(positions)
 
 
 sized = gpt2.sized

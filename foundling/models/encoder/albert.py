@@ -34,7 +34,7 @@ class ALBERT(Encoder):
     def __init__(self, config: ALBERTConfig) -> None:
         c = config
         activation = gelu_tanh if c.activation == "gelu_tanh" else F.gelu
-        layers: list[nn.Module] = [bert.block(c, activation) for _ in range(c.n_groups)]
+        layers: list[nn.Module] = [bert.block(c, activation, dropout=(c.dropout, 0.0)) for _ in range(c.n_groups)]
         super().__init__(c, layers, d_embed=c.d_embed, n_types=c.n_types, activation=activation, dropout=c.dropout)
 
     def layer_sequence(self) -> Iterable[nn.Module]:

@@ -52,14 +52,19 @@ class BERTConfig:
             )
 
 
-def block(c: Any, activation: Callable[[Tensor], Tensor] = F.gelu) -> PostNormBlock:
-    """One layer, for any configuration of this kind."""
+def block(
+    c: Any, activation: Callable[[Tensor], Tensor] = F.gelu, dropout: tuple[float, float] | None = None
+) -> PostNormBlock:
+    """One layer, for any configuration of this kind. `dropout` is of what attention and of what the feed-forward layer
+    adds, c.dropout by default."""
+    mixed, fed = (c.dropout, c.dropout) if dropout is None else dropout
     return PostNormBlock(
         LayerNorm(c.d_model, c.norm_eps),
         Attention(c.d_model, c.n_heads, c.n_heads, c.d_model // c.n_heads, bias=True, dropout=c.attention_dropout),
         LayerNorm(c.d_model, c.norm_eps),
         MLP(c.d_model, c.d_ff, activation, bias=True),
-        dropout=c.dropout,
+        dropout=mixed,
+        ffn_dropout=fed,
     )
 
 

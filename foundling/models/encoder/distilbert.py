@@ -30,7 +30,7 @@ class DistilBERTConfig:
     n_classes: int = 0
     norm_eps: float = 1e-12
     dropout: float = 0.0
-    """On embeddings and on the output of each residual branch, in training."""
+    """Of embeddings and of what each feed-forward layer adds, in training."""
     attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -46,7 +46,7 @@ class DistilBERTConfig:
 class DistilBERT(Encoder):
     def __init__(self, config: DistilBERTConfig) -> None:
         c = config
-        layers: list[nn.Module] = [bert.block(c) for _ in range(c.n_layers)]
+        layers: list[nn.Module] = [bert.block(c, dropout=(0.0, c.dropout)) for _ in range(c.n_layers)]
         super().__init__(c, layers, pool_activation=F.relu, dropout=c.dropout)
 
 

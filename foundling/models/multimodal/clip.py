@@ -17,7 +17,7 @@ from foundling.blocks.layer import Block, forward_layers
 from foundling.blocks.mask import Mask, MaskRule, build_mask
 from foundling.blocks.mlp import MLP
 from foundling.blocks.norm import LayerNorm
-from foundling.blocks.position import positions_of
+from foundling.blocks.position import PositionTable, check_positions, positions_of
 from foundling.contracts.checkpoint_map import ConfigMap, Key
 from foundling.contracts.data import Batch
 from foundling.contracts.model import Capabilities, EncoderOutput
@@ -100,15 +100,18 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.eos_id = c.eos_id
         self.embedding = nn.Embedding(c.vocab_size, c.text_d_model)
-        self.position_embedding = nn.Embedding(c.max_seq_len, c.text_d_model)
+        self.position_embedding = PositionTable(c.max_seq_len, c.text_d_model)
         self.layers = tower(c.text_d_model, c.text_n_layers, c.text_n_heads, c.text_d_ff, c.norm_eps)
         self.norm = LayerNorm(c.text_d_model, c.norm_eps)
         self.proj = nn.Linear(c.text_d_model, c.d_embed, bias=False)
 
     def encode(self, tokens: Tensor, *, documents: Tensor | None = None) -> EncoderOutput:
-        """tokens (B, T), one text a row, -1 in `documents` on its right -> states (B, T, D), the one at the first
-        eos_id as pooled; at the largest id if eos_id is 2, as early configurations wrongly state."""
-        x = self.embedding(tokens) + self.position_embedding(positions_of(tokens, documents))
+        """tokens (B, T), one text a row, −1 in `documents` on its right -> states (B, T, D), the one at the first
+        eos_id as pooled; at the largest id if eos_id is 2, as early configurations wrongly state. GenerationError for a
+        text longer than max_seq_len."""
+        positions = positions_of(tokens, documents)
+        check_positions(self.position_embedding.max_positions, positions, tokens.shape[1])
+        x = self.embedding(tokens) + self.position_embedding(positions)
         mask = build_mask(MaskRule(documents=documents), x.shape[1], x.shape[1], x)
         x, _ = forward_layers(self.layers, x, Context({GLOBAL: mask}, documents=documents))
         x = self.norm(x)

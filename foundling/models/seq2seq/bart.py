@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foundling.blocks.norm import LayerNorm
+from foundling.blocks.position import PositionTable
 from foundling.blocks.seq2seq import EncoderDecoder, SourceEncoder
 from foundling.contracts.checkpoint_map import ConfigMap, Key
 from foundling.errors import ConfigError
@@ -48,11 +49,11 @@ class Placed(nn.Module):
 
     def __init__(self, c: BARTConfig) -> None:
         super().__init__()
-        self.table = nn.Embedding(c.max_seq_len + FIRST_POSITION, c.d_model)
+        self.table = PositionTable(c.max_seq_len, c.d_model, FIRST_POSITION)
         self.norm: LayerNorm = norm(c.d_model)
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        return self.norm(x + self.table(positions + FIRST_POSITION))
+        return self.norm(x + self.table(positions))
 
 
 class BARTEncoder(SourceEncoder):

@@ -40,7 +40,8 @@ class T5Config:
     scale_head: bool = True
     """Whether to multiply hidden states by d_model^-0.5 before the head, as in version 1.0."""
     dropout: float = 0.0
-    """On embeddings and on the output of each residual branch, in training."""
+    """In training, of embeddings, attention weights, what is inside and what comes out of each residual branch, and the
+    output of encoder and decoder (section 2.1)."""
 
     def __post_init__(self) -> None:
         published.check_dropout(self)
@@ -69,15 +70,28 @@ class RelativeBias(nn.Module):
 
 
 def feed_forward(c: T5Config) -> nn.Module:
-    return GatedMLP(c.d_model, c.d_ff, gelu_tanh) if c.ffn == "gated-gelu" else MLP(c.d_model, c.d_ff, F.relu)
+    if c.ffn == "gated-gelu":
+        return GatedMLP(c.d_model, c.d_ff, gelu_tanh, dropout=c.dropout)
+    return MLP(c.d_model, c.d_ff, F.relu, dropout=c.dropout)
 
 
 def attention(c: T5Config, kind: type[Attention] = Attention) -> Any:
     """Scores are not divided by √head_dim; the initial values of the query projection compensate (init scales in the
     reference code)."""
-    mixer = kind(c.d_model, c.n_heads, c.n_heads, c.head_dim, scale=1.0)
+    mixer = kind(c.d_model, c.n_heads, c.n_heads, c.head_dim, scale=1.0, dropout=c.dropout)
     mixer.q.start_gain = c.head_dim**-0.5  # pyright: ignore[reportAttributeAccessIssue]
     return mixer
+
+
+class OutputNorm(RMSNorm):
+    """The norm at the end of a stack, and dropout of what it gives."""
+
+    def __init__(self, c: T5Config) -> None:
+        super().__init__(c.d_model, c.norm_eps)
+        self.dropout = nn.Dropout(c.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(super().forward(x))
 
 
 def norm(c: T5Config) -> RMSNorm:
@@ -89,7 +103,7 @@ class T5Encoder(SourceEncoder):
         layers: list[nn.Module] = [
             Block(norm(c), attention(c), norm(c), feed_forward(c), dropout=c.dropout) for _ in range(c.n_layers)
         ]
-        super().__init__(layers, norm(c), dropout=c.dropout)
+        super().__init__(layers, OutputNorm(c), dropout=c.dropout)
         self.relative = RelativeBias(c.n_buckets, c.max_distance, c.n_heads, both_ways=True)
 
     def attention_bias(self, queries: Tensor, keys: Tensor) -> Tensor | None:
@@ -106,7 +120,7 @@ class T5(EncoderDecoder):
     def __init__(self, config: T5Config) -> None:
         c = config
         layers = [decoder_layer(c) for _ in range(c.n_decoder_layers)]
-        super().__init__(c, T5Encoder(c), layers, norm(c), dropout=c.dropout)
+        super().__init__(c, T5Encoder(c), layers, OutputNorm(c), dropout=c.dropout)
         self.relative = RelativeBias(c.n_buckets, c.max_distance, c.n_heads, both_ways=False)
 
     def attention_bias(self, queries: Tensor, keys: Tensor) -> Tensor | None:

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model with a table of positions refuses what is longer, by name of the limit; one without reads on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import foundling
+from foundling.blocks.position import position_limit
+from foundling.decode.engine.engine import Engine
+from foundling.decode.prompts import pad_prompts
+from foundling.decode.sampling import Sampling
+from foundling.decode.text import TextGenerator
+from foundling.errors import GenerationError
+from foundling.evaluate import perplexity, runners
+from foundling.recipes.seq2seq import restored
+from tests.contract.cases import case, tokens
+
+TABLES = ("gpt", "gpt2", "opt", "bart", "bert", "roberta", "distilbert", "albert", "clip")
+
+
+def test_which_families_have_a_table() -> None:
+    limits = {name: position_limit(case(name).tiny()) for name in ("t5", "transformer", "llama", *TABLES)}
+    assert limits == {"t5": None, "transformer": None, "llama": None} | dict.fromkeys(TABLES, 64) | {"clip": 16}
+
+
+@pytest.mark.parametrize("name", [name for name in TABLES if name != "clip"])
+def test_a_text_beyond_the_table_is_refused_and_packed_ones_are_read(name: str) -> None:
+    of = case(name)
+    model, x = of.tiny(max_seq_len=18), tokens(1, 26)
+    documents = (torch.arange(26) > 12).long()[None]
+    read = {"memory_documents": torch.zeros(1, 26, dtype=torch.int64)} if name == "bart" else {}
+    assert of.hidden(model, x[:, :18]).isfinite().all()
+    assert of.hidden(model, x, documents=documents, **read).isfinite().all()
+    for wrong, more in ((x[:, :19], {}), (x[:, :8], {"positions": torch.arange(11, 19)[None]})):
+        with pytest.raises(GenerationError, match="longer than the 18 tokens"):
+            of.hidden(model, wrong, **more)
+
+
+def test_a_source_beyond_the_table_is_refused() -> None:
+    model = case("bart").tiny(max_seq_len=12)
+    with pytest.raises(GenerationError, match="longer than the 12 tokens"):
+        model.encode(tokens(1, 13))
+
+
+def test_a_text_that_outgrows_the_table_in_a_cache_is_refused() -> None:
+    for name in ("gpt2", "bart"):
+        of = case(name)
+        model, x = of.tiny(max_seq_len=12), tokens(1, 13)
+        memory = model.encode(tokens(1, 5)) if name == "bart" else None
+        cache = model.new_cache(1, 20, memory)
+        for n in range(12):
+            model(x[:, n : n + 1], cache=cache)
+        with pytest.raises(GenerationError, match="longer than the 12 tokens"):
+            model(x[:, 12:], cache=cache)
+
+
+def test_a_text_of_clip_beyond_the_table_is_refused() -> None:
+    with pytest.raises(GenerationError, match="longer than the 16 tokens"):
+        case("clip").tiny().embed("text", {"tokens": tokens(1, 17)})
+
+
+@pytest.mark.parametrize("engine", [False, True])
+def test_an_encoder_decoder_with_tables_limits_source_and_answer_apart(engine: bool) -> None:
+    model = case("bart").tiny(max_seq_len=32)
+    writer = Engine(model) if engine else model
+    for prompt, max_tokens, message in (([3] * 40, 4, "source is 40 tokens"), ([3], 33, "request at most 32")):
+        with pytest.raises(GenerationError, match=message):
+            foundling.generate(writer, [prompt], max_tokens=max_tokens)
+    assert len(foundling.generate(writer, [[3] * 32], max_tokens=32, temperature=0)[0].tokens) == 32
+
+
+@pytest.mark.parametrize("name", ["t5", "transformer"])
+def test_an_encoder_decoder_without_tables_reads_on(name: str) -> None:
+    model = case(name).tiny(max_seq_len=16)
+    answers = foundling.generate(model, [[3] * 20], max_tokens=40, temperature=0)
+    assert len(answers[0].tokens) == 40
+
+
+class Letters:
+    """As much of a tokenizer as text generation asks for: one id a character."""
+
+    bos, eos, fim = None, 0, None
+
+    def __init__(self) -> None:
+        self.backend = self
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) % 60 + 3 for letter in text]
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        return "".join(chr(i + 64) for i in ids)
+
+
+def test_text_of_an_encoder_decoder_is_as_long_as_its_table_by_default() -> None:
+    model = case("bart").tiny(max_seq_len=24)
+    tokenizer: object = Letters()
+    answer = TextGenerator(model, tokenizer, Sampling()).generate("abc" * 8)[0]  # pyright: ignore[reportArgumentType]
+    assert 0 < answer["tokens"] <= 24
+    samples = restored(model, tokenizer, {"source": tokens(1, 9), "source_documents": torch.zeros(1, 9)})  # pyright: ignore
+    assert len(samples) == 1 and len(samples[0]["text"]) <= 24
+
+
+def test_rows_of_ids_are_padded_in_one_place() -> None:
+    """Decoding and evaluation pad by the same function, an empty row and no row at all included."""
+    ids, documents = pad_prompts([[5, 6], (), [7]], "cpu")
+    assert ids.tolist() == [[5, 6], [0, 0], [7, 0]] and documents.tolist() == [[0, 0], [-1, -1], [0, -1]]
+    assert pad_prompts([[]], "cpu")[0].shape == (1, 1) and pad_prompts([], "cpu")[0].shape == (0, 1)
+    assert runners.pad_prompts is perplexity.pad_prompts is pad_prompts
