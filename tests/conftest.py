@@ -11,6 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import random
+import sys
 
 import hypothesis
 import numpy as np
@@ -46,10 +47,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[CELLS] = {}
+    config.stash[CELLS], config.stash[COLLECTED] = {}, {}
 
 
 CELLS = pytest.StashKey[dict[tuple[str, str], bool]]()
+COLLECTED = pytest.StashKey[dict[str, tuple[str, str] | None]]()
+"""test -> its cell, of all tests, before -m and -k choose"""
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    cell = None
+    if mark := item.get_closest_marker("covers"):
+        cell = (item.callspec.params["name"], mark.args[0])  # pyright: ignore[reportAttributeAccessIssue]
+        item.user_properties.append(("cell", list(cell)))
+    item.config.stash[COLLECTED][item.nodeid] = cell
+
+
+@pytest.fixture
+def collected(request: pytest.FixtureRequest) -> dict[str, tuple[str, str] | None]:
+    """All tests, slow ones included -> their cells of the matrix. Skips where a part of the tests was asked for."""
+    found, root = request.config.stash[COLLECTED], request.config.rootpath
+    files = {path.relative_to(root).as_posix() for path in (root / "tests").rglob("test_*.py")}
+    if any("::" in arg for arg in request.config.args) or files != {name.partition("::")[0] for name in found}:
+        pytest.skip("compares all tests: run `pytest tests`")
+    return found
 
 
 @pytest.hookimpl(trylast=True)  # after -m and -k have chosen
@@ -58,10 +79,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         chosen = shards.select([item.nodeid for item in items], config.option.shard)
         config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in chosen])
         items[:] = [item for item in items if item.nodeid in chosen]
-    for item in items:
-        if mark := item.get_closest_marker("covers"):
-            name = item.callspec.params["name"]  # pyright: ignore[reportAttributeAccessIssue]
-            item.user_properties.append(("cell", [name, mark.args[0]]))
+
+
+def pytest_collection_finish() -> None:
+    if processes := sys.modules.get("tests.processes"):  # a collected test uses it
+        processes.start()
 
 
 class Cells:

@@ -19,13 +19,25 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVER: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")  # macOS forks badly
-"""Its `Process` and `Queue` are used as those of multiprocessing; the server starts with the first process."""
+"""Its `Process` and `Queue` are used as those of multiprocessing."""
 SERVER.set_forkserver_preload(["tests.preload"])
+
+
+def start() -> None:
+    """Starts the server; called before the first test, so that it inherits no directory or variable of a test.
+
+    It finds `tests.preload` through its working directory: Python 3.11 gives it no sys.path, and ignores a module to
+    preload that it cannot import.
+    """
+    if sys.platform == "linux":
+        with contextlib.chdir(ROOT):
+            forkserver.ensure_running()
 
 
 def import_everything() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The slow tests in shards of at most a quarter of an hour: a commit runs one of them, the next commit the next one.
+"""The slow tests in shards of some eight minutes of two workers: the hash of a commit chooses the one that it runs.
 
 tests/durations.json holds seconds a test, recorded by `make test-slow ARGS=--record-durations` on a quiet machine. The
 longest test is placed first, each into the shard that has the least so far (Graham 1969, LPT).
@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 FILE = Path(__file__).with_name("durations.json")
-SECONDS = 15 * 60
-"""of one process; two workers need some two thirds of it, which leaves a margin for slower machines"""
+SECONDS = 12 * 60
+"""of one process; two workers need half to two thirds of it, so a machine of half the speed needs a quarter of an hour"""
 UNKNOWN = 5.0
 """seconds of a test that has never been timed"""
 

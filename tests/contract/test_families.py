@@ -244,12 +244,31 @@ def learns_whatever_the_micro_batches(name: str, optimizer: str) -> None:
     assert whole[1] == pytest.approx(parts[1], rel=10 * bound()) and whole == pytest.approx(parts, rel=1e-3)
 
 
+def distinct_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The first layer of each structure: its list, the types, options and shapes inside it."""
+    paths, found = {module: path for path, module in model.named_modules()}, {}
+    for layer in layers_of(model):
+        options = [{k: v for k, v in vars(m).items() if isinstance(v, bool | str)} for m in layer.modules()]
+        shapes = [(name, tuple(p.shape)) for name, p in layer.named_parameters()]
+        types = [(name, type(module)) for name, module in layer.named_modules()]
+        found.setdefault(repr((paths[layer].rpartition(".")[0], types, options, shapes)), layer)
+    return list(found.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("llama", 1), ("gemma2", 2), ("llama4", 2), ("jamba", 2), ("t5", 2), ("clip", 2), ("unet", 5)]
+)
+def test_distinct_layers_are_found(name: str, count: int) -> None:
+    model = case(name).tiny()
+    assert len(distinct_layers(model)) == count <= len(layers_of(model))
+
+
 def compiled(name: str, backend: str) -> tuple[float, float, dict[str, float]]:
     """The losses of a plain and a compiled model, and how far each gradient is off."""
     of = case(name)
     plain, model = of.tiny(), of.tiny()
     torch.compiler.reset()  # what other families left: shared blocks may be compiled some eight ways in a process
-    for layer in layers_of(model)[:1] if backend == "inductor" else layers_of(model):  # a layer costs it ten seconds
+    for layer in distinct_layers(model) if backend == "inductor" else layers_of(model):  # seconds a layer
         layer.compile(backend=backend, fullgraph=True, dynamic=False)
     batch, objective = of.batch(0), of.objective()
     sums = []
@@ -275,7 +294,7 @@ def test_compiles_without_a_break(name: str) -> None:
     assert max(gradients.values()) < 1e-3, gradients
 
 
-@covers("inductor", quick=("llama",))
+@covers("inductor", quick=("llama", "mixtral"))
 def test_compiled_by_inductor_is_the_same(name: str) -> None:
     plain, model, gradients = compiled(name, "inductor")
     assert model == pytest.approx(plain, rel=1e-5)

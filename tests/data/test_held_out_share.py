@@ -5,8 +5,8 @@ import random
 
 import pytest
 
+from foundling.data.ingest import ingest
 from foundling.data.sources import Document
-from foundling.data.split import split
 
 
 def documents(count: int, size: int) -> list[Document]:
@@ -16,29 +16,29 @@ def documents(count: int, size: int) -> list[Document]:
 
 
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.3])
-def test_the_share_is_that_asked_for(share: float) -> None:
+def test_the_share_is_that_asked_for(share: float, tmp_path) -> None:
     size = 500
-    found = split(documents(200, size), share=share)
+    found = ingest(documents(200, size), tmp_path / "corpus", share=share)
     assert share * 200 * size <= found.held_out_bytes < share * 200 * size + size
     assert found.train_bytes + found.held_out_bytes == 200 * size and found.removed_bytes == 0
 
 
-def test_at_most_max_bytes() -> None:
-    found = split(documents(200, 500), share=0.3, max_bytes=2_000)
+def test_at_most_max_bytes(tmp_path) -> None:
+    found = ingest(documents(200, 500), tmp_path / "corpus", share=0.3, max_bytes=2_000)
     assert 2_000 <= found.held_out_bytes < 2_500
 
 
-def test_a_document_over_four_shares_is_not_held_out_whole() -> None:
+def test_a_document_over_four_shares_is_not_held_out_whole(tmp_path) -> None:
     """One is a third of the text: of the others the share is met."""
     large = documents(1, 50_000)[0]
     for seed in range(8):
-        found = split([*documents(200, 500)[1:], large], seed=seed, share=0.05)
+        found = ingest([*documents(200, 500)[1:], large], tmp_path / str(seed), seed=seed, share=0.05)
         assert large not in found.held_out
         assert 0.05 * 149_500 <= found.held_out_bytes < 0.05 * 149_500 + 500
 
 
-def test_the_tail_of_a_single_document_is_two_shares() -> None:
+def test_the_tail_of_a_single_document_is_two_shares(tmp_path) -> None:
     text = "\n".join(document.text.replace("\n", "") for document in documents(400, 100))
-    found = split([Document("one.txt", text)], share=0.05)
+    found = ingest([Document("one.txt", text)], tmp_path / "corpus", share=0.05)
     wanted = 2 * 0.05 * len(text)
     assert found.train_documents == 1 and 0.75 * wanted <= found.held_out_bytes <= 1.25 * wanted

@@ -47,7 +47,7 @@ def test_samples_are_those_of_decode_for_the_same_seed() -> None:
     rows = generate(
         model.eval(), [[tokenizer.eos]] * 4, max_tokens=20, temperature=0.7, top_p=0.95, seed=5, stop=[tokenizer.eos]
     )
-    assert found == [(tokenizer.decode(row.tokens), row.finish == "length") for row in rows]
+    assert found == [(tokenizer.decode(row.tokens), row.finish_reason == "length") for row in rows]
 
 
 def test_shares_are_counted_at_equal_lengths_for_all_subjects() -> None:

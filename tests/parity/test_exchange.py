@@ -21,9 +21,34 @@ def test_both_ways(name: str, tmp_path) -> None:
     goes_both_ways(name, 0, tmp_path)
 
 
-@covers("exchange", quick=())
-@pytest.mark.parametrize("which", (1, 2))
-def test_other_shapes_both_ways(name: str, which: int, tmp_path) -> None:
+BRANCHES = {
+    ("llama", 1): "rope scaled as in Llama 3",
+    ("llama4", 1): "no norms of queries and keys; each layer has experts",
+    ("llama4", 2): "no tempered scores without positions",
+    ("mistral", 1): "no window",
+    ("gpt_neox", 2): "attention and feed-forward in sequence, not in parallel",
+    ("gemma3", 2): "linear rope scaling of the global layers",
+    ("bloom", 1): "slopes of a number of heads that is no power of two",
+    ("mixtral", 1): "one expert a token",
+    ("rwkv", 2): "weights divided every second layer",
+    ("t5", 1): "version 1.1: gated feed-forward, untied head",
+    ("albert", 2): "two groups of layers",
+    ("bart", 1): "scaled embeddings, untied head",
+    ("clip", 2): "eos_id 2: a text ends at its largest id",
+}
+"""References that run code of their own; they run in `make test`. The other ones differ in sizes."""
+
+
+@pytest.mark.covers("exchange")
+@pytest.mark.parametrize(
+    ("name", "which"),
+    [
+        pytest.param(name, which, marks=[] if (name, which) in BRANCHES else pytest.mark.slow)
+        for name in names("exchange")
+        for which in (1, 2)
+    ],
+)
+def test_other_configurations_both_ways(name: str, which: int, tmp_path) -> None:
     goes_both_ways(name, which, tmp_path)
 
 

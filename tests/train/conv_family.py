@@ -85,7 +85,7 @@ CONFIG = ConfigMap(
 
 
 def register(patch: pytest.MonkeyPatch) -> None:
-    patch.setitem(FAMILIES, "conv_test", Entry(__name__, "Conv", "ConvConfig", "denoiser"))
+    patch.setitem(FAMILIES, "conv_test", Entry(__name__, "Conv", "ConvConfig", "denoiser", "conv_test"))
 
 
 class Classify:
