@@ -35,11 +35,14 @@ class ModelCache(RowCache):
         cross: Sequence[tuple[Tensor, Tensor]] = (),
         memory_documents: Tensor | None = None,
     ) -> None:
-        """`cross`: keys and values of a memory, one pair per Cross slot in order; they belong to the memory's rows."""
+        """`cross`: keys and values of a memory, one pair per Cross slot in order; they belong to the memory's rows.
+        `read_rows` are the rows of the memory that this cache's rows read; None where they are all, in order."""
         self.spec, self.max_seq_len = spec, max_seq_len
         self.rows: Tensor | None = None
         self.memory_rows = torch.arange(batch_size, device=device)
         self._memory_documents = memory_documents
+        self._n_memory = len(cross[0][0]) if cross else 0
+        self.read_rows: Tensor | None = None if self._n_memory == batch_size else self.memory_rows
         self._lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self._documents = torch.full((batch_size, max_seq_len), -1, dtype=torch.int64, device=device)
         memory = iter(cross)
@@ -72,10 +75,16 @@ class ModelCache(RowCache):
 
     @property
     def memory_documents(self) -> Tensor | None:
-        rows = self.read(self.memory_rows)
-        return None if self._memory_documents is None else self._memory_documents[rows]
+        return None if self._memory_documents is None else self.of_memory(self._memory_documents)
+
+    def of_memory(self, tensor: Tensor) -> Tensor:
+        """(rows of the memory, …) -> (B, …), what each row of this cache reads"""
+        return tensor if self.read_rows is None else tensor[self.read_rows]
 
     def begin(self, documents: Tensor | None, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+        if self.read_rows is not None:  # compared once a forward pass, not in each layer: it waits for the device
+            every = torch.arange(self._n_memory, device=self.read_rows.device)
+            self.read_rows = None if torch.equal(self.read_rows, every) else self.read_rows
         lengths, past = self.lengths, self.read(self._documents)
         self.previous = past.gather(1, (lengths - 1).clamp_min(0)[:, None])[:, 0].masked_fill(lengths == 0, -1)
         if documents is None:
@@ -122,6 +131,7 @@ class ModelCache(RowCache):
         rows, chosen.rows = self.base(rows), None
         chosen._lengths, chosen._documents = self._lengths[rows], self._documents[rows]
         chosen.memory_rows = self.memory_rows[rows]
+        chosen.read_rows = chosen.memory_rows if self._n_memory else None
         chosen.tensors = [
             [
                 tensors if isinstance(slot, Cross) else tuple(t[rows] for t in tensors)
@@ -134,6 +144,7 @@ class ModelCache(RowCache):
     def view(self, rows: Tensor) -> Self:
         view = copy.copy(self)
         view.rows = self.base(rows)
+        view.read_rows = view.read(view.memory_rows) if self._n_memory else None
         return view
 
     def _states(self) -> list[list[Tensor]]:
@@ -202,11 +213,8 @@ class SlotCache(LayerCache):
         return cache.read(keys)[:, :, : cache.span], cache.read(values)[:, :, : cache.span]
 
     def cross(self) -> tuple[Tensor, Tensor]:
-        rows = self.cache.read(self.cache.memory_rows)
         keys, values = self._tensors(Cross)
-        if len(rows) == len(keys) and torch.equal(rows, torch.arange(len(rows), device=rows.device)):
-            return keys, values
-        return keys[rows], values[rows]
+        return self.cache.of_memory(keys), self.cache.of_memory(values)
 
     def get(self, kind: type[Slot]) -> Tensor:
         return self.cache.read(self._tensors(kind)[0])

@@ -88,8 +88,6 @@ class Encoder(nn.Module):
             raise ConfigError(f"{type(self).__name__} has no token_types; leave them out")
         y, aux = self.forward_layers(self.widen(self.dropout(self.embedding_norm(y))), documents)
         pooled = None if self.pooler is None else self.pool_activation(self.pooler(y[:, 0]))
-        if documents is None:
-            documents = torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
         return EncoderOutput(y, documents, pooled, aux)
 
     def forward_layers(self, x: Tensor, documents: Tensor | None) -> tuple[Tensor, dict[str, Term]]:

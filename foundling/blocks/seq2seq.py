@@ -41,7 +41,7 @@ class SourceEncoder(nn.Module):
         """As of Decoder"""
         return position_limit(self)
 
-    def forward(self, x: Tensor, documents: Tensor) -> tuple[Tensor, list[Routing]]:
+    def forward(self, x: Tensor, documents: Tensor | None = None) -> tuple[Tensor, list[Routing]]:
         """x (B, S, D), documents (B, S) -> (B, S, D), and what the routers did. GenerationError for a text beyond a
         table of positions."""
         positions = positions_of(x, documents)
@@ -67,7 +67,5 @@ class EncoderDecoder(Decoder):
 
     def encode(self, x: Tensor, *, documents: Tensor | None = None) -> EncoderOutput:
         """x (B, S) ids or (B, S, D) embeddings -> what the decoder reads as its memory"""
-        if documents is None:
-            documents = torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
         states, routings = self.encoder(x if x.is_floating_point() else self.embed(x), documents)
         return EncoderOutput(states, documents, aux=balance_terms(routings, self.config))

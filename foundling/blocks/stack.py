@@ -143,9 +143,11 @@ class Decoder(nn.Module):
             if memory is not None:
                 raise GenerationError(f"{type(self).__name__} reads no memory")
             return None
-        of_memory = memory.documents if memory is not None else None if cache is None else cache.memory_documents
-        if of_memory is None:
+        if memory is None and cache is None:
             raise GenerationError("an encoder-decoder reads a memory; pass memory=model.encode(…)")
+        of_memory = memory.documents if memory is not None else cache.memory_documents if cache is not None else None
+        if of_memory is None:
+            return Mask(causal=False)
         reading = documents if memory_documents is None else memory_documents
         if reading is None:
             reading = torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)

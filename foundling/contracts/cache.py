@@ -79,7 +79,8 @@ class Cache(Protocol):
 
     @property
     def memory_documents(self) -> Tensor | None:
-        """(B, S), the documents of the memory that each row reads"""
+        """(B, S), the documents of the memory that each row reads; None without a memory, and where each row reads all
+        of its own"""
         ...
 
     def begin(self, documents: Tensor | None, steps: int) -> tuple[Tensor, Tensor, Tensor]:

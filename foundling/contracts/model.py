@@ -42,8 +42,9 @@ class EncoderOutput(NamedTuple):
 
     states: Tensor
     """(B, S, D), normalised"""
-    documents: Tensor
-    """(B, S) int64, −1 where there is nothing to read"""
+    documents: Tensor | None = None
+    """(B, S) int64, −1 where there is nothing to read; None where every row is one document, all of which is read,
+    whatever the documents of the queries"""
     pooled: Tensor | None = None
     """(B, D), where the encoder has one vector for the whole input"""
     aux: dict[str, Term] = {}
@@ -51,8 +52,8 @@ class EncoderOutput(NamedTuple):
 
     def select(self, rows: Tensor) -> EncoderOutput:
         """rows (N,) int64 -> the same of these rows"""
-        pooled = None if self.pooled is None else self.pooled[rows]
-        return EncoderOutput(self.states[rows], self.documents[rows], pooled, self.aux)
+        documents, pooled = (None if part is None else part[rows] for part in (self.documents, self.pooled))
+        return EncoderOutput(self.states[rows], documents, pooled, self.aux)
 
 
 @runtime_checkable

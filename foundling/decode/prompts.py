@@ -30,7 +30,9 @@ def prefill(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -
     device = next(model.parameters()).device
     ids, documents = pad_prompts(prompts, device)
     if model.capabilities.reads_source:
-        cache = model.new_cache(len(prompts), max_new_tokens + 1, memory=model.encode(ids, documents=documents))
+        padded = len({len(prompt) for prompt in prompts}) > 1
+        memory = model.encode(ids, documents=documents if padded else None)
+        cache = model.new_cache(len(prompts), max_new_tokens + 1, memory=memory)
         start = torch.full((len(prompts), 1), model.config.start_id, device=device)
         return cache, model(start, cache=cache).hidden[:, -1]
     cache = model.new_cache(len(prompts), ids.shape[1] + max_new_tokens)

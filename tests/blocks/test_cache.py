@@ -114,3 +114,26 @@ def test_a_full_cache_says_so(name: str) -> None:
     model(x[:, :9], cache=cache)
     with pytest.raises(GenerationError, match="10 tokens a row"):
         model(x[:, 9:11], cache=cache)
+
+
+@torch.inference_mode()
+def test_the_rows_of_a_memory_are_compared_once_a_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comparison waits for the device: none in the usual case, one after rows were chosen, whatever the layers."""
+    model, calls, equal = case("t5").tiny(n_decoder_layers=4), [], torch.equal
+    memory = model.encode(tokens(2, 5))
+    cache, x = model.new_cache(2, 8, memory), tokens(2, 6)
+    monkeypatch.setattr(torch, "equal", lambda *args: calls.append(args) or equal(*args))
+    first = model(x[:, :1], cache=cache).hidden
+    assert not calls
+    order = torch.tensor([1, 0])
+    for rows, of in (
+        (order, cache.select(order)),
+        (order, cache.view(order)),
+        (torch.arange(2), cache.select(torch.arange(2))),
+    ):
+        calls.clear()
+        out = model(x[rows, 1:2], cache=of).hidden
+        assert len(calls) == 1
+        expected = model(x[rows, :2], memory=memory.select(rows)).hidden[:, 1:]
+        assert (out - expected).abs().max() < 1e-4 * first.abs().max()
+        of.truncate(torch.ones(2, dtype=torch.int64))

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+import foundling
 from foundling.blocks import mask as mask_file
+from foundling.blocks import stack
 from foundling.blocks.context import GLOBAL, LOCAL, Context, build_masks
 from foundling.blocks.mask import Mask, MaskRule, Reach, build_mask
+from foundling.decode.engine.engine import Engine, EngineOptions
 from tests.contract.cases import case, tokens
 
 
@@ -88,16 +91,43 @@ def test_a_bias_is_in_the_dtype_of_the_scores() -> None:
     ("name", "fields", "kinds"),
     [
         ("gemma2", {"window": 8}, 2), ("gemma2", {"window": 24}, 1), ("gemma3", {"window": 8}, 2),
-        ("llama4", {"chunk": 8}, 2), ("t5", {"n_decoder_layers": 4}, 3), ("bloom", {}, 1),
+        ("llama4", {"chunk": 8}, 2), ("t5", {"n_decoder_layers": 4}, 2), ("bloom", {}, 1),
     ],
 )  # fmt: skip
 def test_masks_are_built_once_a_forward(
     name: str, fields: dict[str, int], kinds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As many as there are kinds of attention (T5: encoder, decoder, memory), however many layers there are."""
+    """As many as there are kinds of attention (T5: encoder and decoder, which reads all of a memory), however many
+    layers there are."""
     of, calls = case(name), []
     model = of.tiny(n_layers=4, **fields)
     plain = mask_file.dense_mask
     monkeypatch.setattr(mask_file, "dense_mask", lambda *args: calls.append(args) or plain(*args))
     of.hidden(model, tokens(), documents=(torch.arange(24) > 9).long().repeat(2, 1))
     assert len(calls) == kinds
+
+
+@pytest.mark.parametrize("name", ["t5", "bart", "transformer"])
+def test_cross_attention_has_a_mask_only_where_something_is_restricted(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x, source = case(name).tiny(n_decoder_layers=3), tokens(2, 9), tokens(2, 7, seed=4)
+    whole = model.encode(source)
+    labelled = model.encode(source, documents=torch.zeros_like(source))
+    masked, calls = model(x, memory=labelled).hidden, []
+    monkeypatch.setattr(stack, "build_mask", lambda *args: calls.append(args) or build_mask(*args))
+    assert torch.equal(model(x, memory=whole).hidden, masked) and not calls
+    model(x, memory=labelled)
+    assert len(calls) == 1
+    cache = model.new_cache(2, 9, whole)
+    for part in x.split(3, dim=1):
+        last = model(part, cache=cache).hidden
+    assert len(calls) == 1
+    assert torch.allclose(last, masked[:, 6:], atol=1e-4)
+    engine = Engine(model, EngineOptions(native=False))
+    for prompts, more in (([[5, 6, 7], [8, 9, 4]], 0), ([[5, 6, 7], [8, 9]], 1)):
+        before = len(calls)
+        plain = foundling.generate(model, prompts, max_tokens=4, temperature=0)
+        together = foundling.generate(engine, prompts, max_tokens=4, temperature=0)
+        assert [a.tokens for a in together] == [a.tokens for a in plain]
+        assert bool(len(calls) - before) == bool(more)

@@ -46,6 +46,7 @@ class TorchRunner:
         self.max_saved = max(2, state_bytes // bytes_per_row) if bytes_per_row else 0
         self.saved_states: OrderedDict[bytes, list[Tensor]] = OrderedDict()
         self.cross_caches: dict[int, Any] = {}
+        self.source_lengths: dict[int, int] = {}
         self.adapters: dict[int, str | None] = {}
         self.bank = getattr(model, "adapter_bank", None)
 
@@ -63,6 +64,7 @@ class TorchRunner:
             return list(prompt)
         with self._bind_adapters([adapter]):
             memory = self.model.encode(torch.tensor([list(prompt)], device=self.device))
+            self.source_lengths[request_id] = len(prompt)
             self.cross_caches[request_id] = self.model.new_cache(1, 1, memory=memory)
         return [self.model.config.start_id]
 
@@ -74,6 +76,7 @@ class TorchRunner:
     def remove_sequence(self, request_id: int) -> None:
         self.release_state(request_id)
         self.cross_caches.pop(request_id, None)
+        self.source_lengths.pop(request_id, None)
         self.adapters.pop(request_id, None)
 
     @contextmanager
@@ -151,6 +154,7 @@ class PagedCache:
         self.documents = torch.zeros(len(chunks), self.steps, dtype=torch.int64, device=device)
         self.previous = torch.where(self.lengths > 0, 0, -1)
         self.cross_caches: list[Any] = [runner.cross_caches.get(chunk.sequence.request_id) for chunk in chunks]
+        self.source_lengths = [runner.source_lengths.get(chunk.sequence.request_id, 0) for chunk in chunks]
 
     def begin(self, documents: Tensor | None, steps: int) -> tuple[Tensor, Tensor, Tensor]:
         assert documents is None and steps == self.steps
@@ -166,9 +170,11 @@ class PagedCache:
 
     @property
     def memory_documents(self) -> Tensor | None:
-        if self.cross_caches[0] is None:
+        if len(set(self.source_lengths)) == 1:  # also without sources, whose lengths are 0
             return None
-        return _pad_and_concatenate([m.memory_documents for m in self.cross_caches], 1, -1)
+        lengths = torch.tensor(self.source_lengths, device=self.lengths.device)
+        at = torch.arange(max(self.source_lengths), device=lengths.device)
+        return torch.where(at < lengths[:, None], 0, -1)
 
 
 def _pad_and_concatenate(parts: list[Tensor], dim: int, value: float) -> Tensor:

@@ -90,7 +90,7 @@ class ImageEncoder(nn.Module):
         x = self.norm_before(x + self.position_embedding.weight.to(x.dtype))
         x, _ = forward_layers(self.layers, x, Context({GLOBAL: Mask(causal=False)}))
         x = self.norm(x)
-        return EncoderOutput(x, x.new_zeros(x.shape[:2], dtype=torch.int64), x[:, 0])
+        return EncoderOutput(x, pooled=x[:, 0])
 
 
 class TextEncoder(nn.Module):
@@ -115,8 +115,7 @@ class TextEncoder(nn.Module):
         mask = build_mask(MaskRule(documents=documents), x.shape[1], x.shape[1], x)
         x, _ = forward_layers(self.layers, x, Context({GLOBAL: mask}, documents=documents))
         x = self.norm(x)
-        documents = torch.zeros_like(tokens) if documents is None else documents
-        read = torch.where(documents >= 0, tokens, -1)
+        read = tokens if documents is None else torch.where(documents >= 0, tokens, -1)
         end = (read if self.eos_id == 2 else (read == self.eos_id).int()).argmax(dim=1)
         return EncoderOutput(x, documents, x[torch.arange(len(x), device=x.device), end])
 
