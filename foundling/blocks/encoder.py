@@ -30,6 +30,7 @@ class Encoder(nn.Module):
     position table that a document's first token reads; `dropout` is of the embeddings, in training."""
 
     capabilities = Capabilities(embeds=True)
+    causal = False
 
     def __init__(
         self,
@@ -92,7 +93,7 @@ class Encoder(nn.Module):
 
     def forward_layers(self, x: Tensor, documents: Tensor | None) -> tuple[Tensor, dict[str, Term]]:
         """x (B, T, D), documents (B, T) -> (B, T, D), and the losses that arise in the layers"""
-        rule = MaskRule(causal=False, documents=documents)
+        rule = MaskRule(causal=self.causal, documents=documents)
         ctx = Context(build_masks(self.reaches, rule, x.shape[1], x.shape[1], x), documents=documents)
         x, routings = forward_layers(self.layer_sequence(), x, ctx)
         return x, balance_terms(routings, self.config)

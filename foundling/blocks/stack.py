@@ -29,6 +29,8 @@ class Decoder(nn.Module):
     `embed_positions`, vectors added to the embeddings; `attention_bias`, numbers added to the scores."""
 
     capabilities = Capabilities(generates=True)
+    causal = True
+    """whether a token sees only those before it; the plan counts attention by it"""
 
     def __init__(
         self, config: Any, layers: list[nn.Module], norm: nn.Module, *, rope: RoPE | None = None, dropout: float = 0.0
@@ -105,13 +107,13 @@ class Decoder(nn.Module):
         forward pass."""
         steps = torch.arange(x.shape[1], device=x.device)[None]
         if cache is None:
-            rule = MaskRule(documents=documents)
+            rule = MaskRule(self.causal, documents)
             queries = keys = steps if positions is None else positions
             bound = x.shape[1] if positions is None else None
             positions = positions_of(x, documents) if positions is None else positions
         else:
             documents, key_documents, counted = cache.begin(documents, x.shape[1])
-            rule = MaskRule(documents=documents, key_documents=key_documents, lengths=cache.lengths)
+            rule = MaskRule(self.causal, documents, key_documents=key_documents, lengths=cache.lengths)
             queries, keys = cache.lengths[:, None] + steps, torch.arange(cache.span, device=x.device)[None]
             bound = cache.span if positions is None else None
             positions = counted if positions is None else positions
