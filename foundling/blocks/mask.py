@@ -33,7 +33,7 @@ class MaskRule:
     `documents` (B, T) of the queries: tokens of one document attend to each other, −1 is padding on the right.
     `key_documents` (B, S) of the keys, where they are not the queries themselves: a cache, a memory.
     `lengths` (B,): the number of keys that the cache held before; query t of row b is key lengths[b] + t.
-    `window`: query i sees key j where |i − j| < window; with `causal`, that is itself and the window − 1 keys before it.
+    `window`: query i sees key j where |i − j| < window; with `causal`, itself and the window − 1 keys before it.
     `chunk`: each document is split into chunks of this many tokens, and a query sees its own chunk.
     """
 

@@ -69,5 +69,5 @@ class EncoderDecoder(Decoder):
 
     def encode(self, x: Tensor, *, documents: Tensor | None = None) -> EncoderOutput:
         """x (B, S) ids or (B, S, D) embeddings -> what the decoder reads as its memory"""
-        states, routings = self.encoder(x if x.is_floating_point() else self.embed(x), documents)
+        states, routings = self.encoder(x if x.is_floating_point() else self.embed_tokens(x), documents)
         return EncoderOutput(states, documents, aux=balance_terms(routings, self.config))

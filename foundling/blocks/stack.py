@@ -50,7 +50,7 @@ class Decoder(nn.Module):
         self.is_recurrent = any(isinstance(slot, Conv | State) for slots in self.cache_spec() for slot in slots)
         self.reads_memory = any(isinstance(module, CrossAttention) for module in self.modules())
 
-    def embed(self, tokens: Tensor) -> Tensor:
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
         """(B, T) -> (B, T, D)"""
         return self.embedding(tokens)
 
@@ -85,7 +85,7 @@ class Decoder(nn.Module):
         """x (B, T) ids or (B, T, D) embeddings -> hidden (B, T, D). `memory_documents` (B, T): which document of the
         memory each query reads, its own one by default. GenerationError where a memory is missing or not read, and for
         a position beyond a table of positions."""
-        x = x if x.is_floating_point() else self.embed(x)
+        x = x if x.is_floating_point() else self.embed_tokens(x)
         ctx, positions = self.build_context(x, documents, positions, cache, memory, memory_documents)
         x, aux = self.forward_layers(self.dropout(self.embed_positions(x, positions)), ctx)
         if cache is not None:

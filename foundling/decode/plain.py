@@ -48,8 +48,10 @@ def generate(
     `n` completions per prompt, which is prefilled once: completion j of prompt i is row i·n + j, and its seed is
     `seed` + row. `beams` above 1 searches for likely completions instead of sampling (decode/beam.py) and returns the n
     best. `draft`, a smaller model of the same vocabulary or a `DraftProposer`, proposes `draft_tokens` at a time; the
-    distribution is unchanged (decode/speculative.py). The model runs in evaluation mode, whatever its own. `on_token` is called at each step with the new id of every row,
+    distribution is unchanged (decode/speculative.py). `on_token` is called at each step with the new id of every row,
     −1 for a finished row.
+
+    The model runs in evaluation mode, and is left in the mode that it was in.
 
     Raises GenerationError for an empty prompt, values that are invalid or exclude each other, ids outside the
     vocabulary, or more tokens than the model's max_seq_len.

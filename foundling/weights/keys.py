@@ -64,8 +64,8 @@ class Link(NamedTuple):
 
 
 def links(keys: list[Key], ours: dict[str, Tensor], config: Any) -> list[Link]:
-    """The links for a model with the tensors `ours`; only their names and shapes are read. WeightsError for a tensor that
-    the family's layout has no name for."""
+    """The links for a model with the tensors `ours`; only their names and shapes are read. WeightsError for a tensor
+    that the family's layout has no name for."""
     matched = []
     for key in keys:
         pattern = re.compile(re.sub(r"\\{([a-z])\\}", r"(?P<\1>\\d+)", re.escape(key.targets[0])))
