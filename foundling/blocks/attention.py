@@ -87,11 +87,13 @@ class Attention(nn.Module):
         """What the mask of this kind of layer is built from."""
         return Reach(self.window, self.chunk, self.attend.softcap is not None)
 
-    def sequence_flops(self, seq_len: int) -> int:
-        """Forward, per token, besides the projections: scores and values over half of the square, or over the part of
-        it within the window or chunk."""
-        seen = (seq_len if self.chunk is None else min(seq_len, self.chunk)) / 2
-        seen = seen if self.window is None else min(seen, self.window)
+    def sequence_flops(self, seq_len: int, *, causal: bool = True) -> int:
+        """Forward, per token, besides the projections: scores and values over the keys that it sees, on average half of
+        the sequence or chunk where causal and all of it elsewhere, and none beyond the window."""
+        seen = seq_len if self.chunk is None else min(seq_len, self.chunk)
+        seen = seen / 2 if causal else seen
+        if self.window is not None:
+            seen = min(seen, self.window if causal else 2 * self.window - 1)
         return int(4 * self.n_heads * self.head_dim * seen)
 
     def heads(self, x: Tensor) -> Tensor:
@@ -126,8 +128,8 @@ class CrossAttention(Attention):
     def slots(self) -> tuple[Slot, ...]:
         return (Cross(self.n_kv_heads, self.head_dim),)
 
-    def sequence_flops(self, seq_len: int) -> int:
-        """Forward, per token, besides the projections: over all of a memory of `seq_len`."""
+    def sequence_flops(self, seq_len: int, *, causal: bool = True) -> int:
+        """Forward, per token, besides the projections: over all of a memory of `seq_len`, in any stack."""
         return 4 * self.n_heads * self.head_dim * seq_len
 
     def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from foundling.blocks.layer import balance_terms, forward_layers
 from foundling.blocks.mask import MaskRule
 from foundling.blocks.norm import LayerNorm
 from foundling.blocks.position import PositionTable, check_positions, positions_of
+from foundling.contracts.data import Batch
 from foundling.contracts.model import Capabilities, EncoderOutput, ModelOutput
 from foundling.contracts.objective import Term
 from foundling.errors import ConfigError
@@ -29,7 +30,8 @@ class Encoder(nn.Module):
     `d_embed`: the width of the embeddings, where it is not that of the layers; `first_position`: the row of the
     position table that a document's first token reads; `dropout` is of the embeddings, in training."""
 
-    capabilities = Capabilities(embeds=True)
+    capabilities = Capabilities(embeds=True, fills=True)
+    causal = False
 
     def __init__(
         self,
@@ -46,6 +48,7 @@ class Encoder(nn.Module):
         super().__init__()
         c, width = config, config.d_model if d_embed is None else d_embed
         self.config = c
+        self.capabilities = self.capabilities._replace(fills=c.masked)
         self.activation, self.pool_activation = activation, pool_activation
         self.embedding = nn.Embedding(c.vocab_size, width)
         self.position_embedding = PositionTable(c.max_seq_len, width, first_position)
@@ -63,7 +66,7 @@ class Encoder(nn.Module):
             self.head.weight = self.embedding.weight
         self.classifier = nn.Linear(c.d_model, c.n_classes) if c.n_classes else None
 
-    def embed(self, tokens: Tensor) -> Tensor:
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
         """(B, T) -> (B, T, D), of tokens alone"""
         return self.embedding(tokens)
 
@@ -80,7 +83,7 @@ class Encoder(nn.Module):
         than max_seq_len, ConfigError for token_types that the model has no table for."""
         places = positions_of(x, documents) if positions is None else positions
         check_positions(self.config.max_seq_len, places, x.shape[1] if positions is None else None)
-        y = x if x.is_floating_point() else self.embed(x)
+        y = x if x.is_floating_point() else self.embed_tokens(x)
         y = y + self.position_embedding(places)
         if self.type_embedding is not None:
             y = y + (self.type_embedding.weight[0] if token_types is None else self.type_embedding(token_types))
@@ -90,9 +93,24 @@ class Encoder(nn.Module):
         pooled = None if self.pooler is None else self.pool_activation(self.pooler(y[:, 0]))
         return EncoderOutput(y, documents, pooled, aux)
 
+    def embed(self, name: str, batch: Batch) -> Tensor:
+        """The vectors (B, D) of length 1 of the texts in `tokens` (B, T), one a row, −1 in `documents` (B, T) on its
+        right: the mean of the last layer's states over the tokens of a row, padding apart (Reimers & Gurevych 2019,
+        Sentence-BERT, section 3). `token_types` of the batch are read too. ConfigError for another name than "text"."""
+        if name != "text":
+            raise ConfigError(f"{type(self).__name__} embeds 'text', not '{name}'")
+        out = self.encode(
+            batch["tokens"], documents=batch.get("documents"), token_types=batch.get("token_types")
+        )  # fmt: skip
+        states = out.states.float()
+        if out.documents is None:
+            return F.normalize(states.mean(1), dim=-1)
+        real = (out.documents >= 0).float()[..., None]
+        return F.normalize((states * real).sum(1) / real.sum(1).clamp_min(1), dim=-1)
+
     def forward_layers(self, x: Tensor, documents: Tensor | None) -> tuple[Tensor, dict[str, Term]]:
         """x (B, T, D), documents (B, T) -> (B, T, D), and the losses that arise in the layers"""
-        rule = MaskRule(causal=False, documents=documents)
+        rule = MaskRule(causal=self.causal, documents=documents)
         ctx = Context(build_masks(self.reaches, rule, x.shape[1], x.shape[1], x), documents=documents)
         x, routings = forward_layers(self.layer_sequence(), x, ctx)
         return x, balance_terms(routings, self.config)

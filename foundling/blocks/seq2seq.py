@@ -23,6 +23,8 @@ class SourceEncoder(nn.Module):
     """Bidirectional layers and a final norm (nn.Identity after post-norm layers). A family overrides `embed_positions`
     or `attention_bias`, which mean what they do in Decoder. `dropout` is of the embeddings, in training."""
 
+    causal = False
+
     def __init__(self, layers: list[nn.Module], norm: nn.Module, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
@@ -47,7 +49,7 @@ class SourceEncoder(nn.Module):
         positions = positions_of(x, documents)
         check_positions(self.max_positions, positions, x.shape[1])
         steps = torch.arange(x.shape[1], device=x.device)[None]
-        rule, bias = MaskRule(causal=False, documents=documents), self.attention_bias(steps, steps)
+        rule, bias = MaskRule(causal=self.causal, documents=documents), self.attention_bias(steps, steps)
         ctx = Context(build_masks(self.reaches, rule, x.shape[1], x.shape[1], x, bias), documents=documents)
         x = self.dropout(self.embed_positions(x, positions))
         x, routings = forward_layers(self.layers, x, ctx)
@@ -67,5 +69,5 @@ class EncoderDecoder(Decoder):
 
     def encode(self, x: Tensor, *, documents: Tensor | None = None) -> EncoderOutput:
         """x (B, S) ids or (B, S, D) embeddings -> what the decoder reads as its memory"""
-        states, routings = self.encoder(x if x.is_floating_point() else self.embed(x), documents)
+        states, routings = self.encoder(x if x.is_floating_point() else self.embed_tokens(x), documents)
         return EncoderOutput(states, documents, aux=balance_terms(routings, self.config))

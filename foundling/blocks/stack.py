@@ -29,6 +29,8 @@ class Decoder(nn.Module):
     `embed_positions`, vectors added to the embeddings; `attention_bias`, numbers added to the scores."""
 
     capabilities = Capabilities(generates=True)
+    causal = True
+    """whether a token sees only those before it; the plan counts attention by it"""
 
     def __init__(
         self, config: Any, layers: list[nn.Module], norm: nn.Module, *, rope: RoPE | None = None, dropout: float = 0.0
@@ -48,7 +50,7 @@ class Decoder(nn.Module):
         self.is_recurrent = any(isinstance(slot, Conv | State) for slots in self.cache_spec() for slot in slots)
         self.reads_memory = any(isinstance(module, CrossAttention) for module in self.modules())
 
-    def embed(self, tokens: Tensor) -> Tensor:
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
         """(B, T) -> (B, T, D)"""
         return self.embedding(tokens)
 
@@ -83,7 +85,7 @@ class Decoder(nn.Module):
         """x (B, T) ids or (B, T, D) embeddings -> hidden (B, T, D). `memory_documents` (B, T): which document of the
         memory each query reads, its own one by default. GenerationError where a memory is missing or not read, and for
         a position beyond a table of positions."""
-        x = x if x.is_floating_point() else self.embed(x)
+        x = x if x.is_floating_point() else self.embed_tokens(x)
         ctx, positions = self.build_context(x, documents, positions, cache, memory, memory_documents)
         x, aux = self.forward_layers(self.dropout(self.embed_positions(x, positions)), ctx)
         if cache is not None:
@@ -105,13 +107,13 @@ class Decoder(nn.Module):
         forward pass."""
         steps = torch.arange(x.shape[1], device=x.device)[None]
         if cache is None:
-            rule = MaskRule(documents=documents)
+            rule = MaskRule(self.causal, documents)
             queries = keys = steps if positions is None else positions
             bound = x.shape[1] if positions is None else None
             positions = positions_of(x, documents) if positions is None else positions
         else:
             documents, key_documents, counted = cache.begin(documents, x.shape[1])
-            rule = MaskRule(documents=documents, key_documents=key_documents, lengths=cache.lengths)
+            rule = MaskRule(self.causal, documents, key_documents=key_documents, lengths=cache.lengths)
             queries, keys = cache.lengths[:, None] + steps, torch.arange(cache.span, device=x.device)[None]
             bound = cache.span if positions is None else None
             positions = counted if positions is None else positions

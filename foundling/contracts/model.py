@@ -23,14 +23,17 @@ class ModelOutput(NamedTuple):
 
 
 class Capabilities(NamedTuple):
-    """What a family can do, declared on its class as `capabilities`; callers read it and never guess by attributes."""
+    """What a family can do, declared on its class as `capabilities`; callers read it and never guess by attributes. A
+    model that was built without a part declares on itself what it lacks."""
 
     generates: bool = False
     """predicts the next token from a cache: has `new_cache` and `logits`"""
     reads_source: bool = False
     """encodes a source first: has `encode(…) -> EncoderOutput`, which its forward takes as `memory`"""
     embeds: bool = False
-    """has `encode` or `embed` that gives one vector for a whole input"""
+    """is an Embedder: `embed(name, batch)` gives one vector for a whole input"""
+    fills: bool = False
+    """is bidirectional, and predicts the tokens behind masks: `logits(forward(x).hidden)`"""
     denoises: bool = False
     """forward(x, t, condition) predicts noise or sample"""
     modalities: tuple[str, ...] = ("text",)
@@ -69,7 +72,7 @@ class LanguageModel(Protocol):
     layers: nn.ModuleList
     head: nn.Linear
 
-    def embed(self, tokens: Tensor) -> Tensor:
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
         """(B, T) int64 -> (B, T, D), scale included."""
         ...
 
@@ -101,16 +104,20 @@ class LanguageModel(Protocol):
 
 @runtime_checkable
 class Encoder(Protocol):
-    """A bidirectional nn.Module with public `.layers`, a frozen `.config`, and `.head`, which is None where nothing
-    predicts tokens. token_types (B, T): which of the texts that are read together."""
+    """A bidirectional nn.Module, also an Embedder of texts, with public `.layers`, a frozen `.config`, and `.head`,
+    which is None where nothing predicts tokens. token_types (B, T): which of the texts that are read together."""
 
     capabilities: Capabilities
     config: Any
     layers: nn.ModuleList
     head: nn.Linear | None
 
-    def embed(self, tokens: Tensor) -> Tensor:
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
         """(B, T) int64 -> (B, T, D), of tokens alone"""
+        ...
+
+    def embed(self, name: str, batch: Batch) -> Tensor:
+        """As of Embedder; the only name is "text"."""
         ...
 
     def encode(
@@ -142,14 +149,15 @@ class Encoder(Protocol):
 
 @runtime_checkable
 class Embedder(Protocol):
-    """Towers into one space, one for each of `capabilities.modalities`."""
+    """Gives one vector for a whole input, in one space for all of `capabilities.modalities`: the towers of CLIP, or an
+    encoder's mean over its tokens."""
 
     capabilities: Capabilities
 
     def embed(self, name: str, batch: Batch) -> Tensor:
-        """The vectors (B, D) of length 1 that the tower of this modality makes of its columns of the batch: `tokens`
-        and, where rows have padding, `documents` (B, T) for "text"; `pixels` (B, C, H, W) for "image". ConfigError for
-        a modality without a tower."""
+        """The vectors (B, D) of length 1 of what the batch holds of this modality: `tokens` and, where rows have
+        padding, `documents` (B, T) for "text"; `pixels` (B, C, H, W) for "image". ConfigError for a modality that the
+        model does not read."""
         ...
 
 

@@ -32,7 +32,9 @@ def fill(model: Any, tokens: Sequence[int], mask: int, *, n: int = 5, exclude: S
     """Replaces every `mask` token and returns the n most likely tokens for each. The mask with the most confident
     prediction is replaced first, then the text is read again (as Ghazvininejad et al. 2019, Mask-Predict, one at a
     time); one forward pass per mask. Tokens in `exclude` are never predicted. Raises GenerationError for a text without
-    a mask, or one longer than the model's max_seq_len."""
+    a mask, or one longer than the model's max_seq_len, and for a model without a masked head."""
+    if not model.capabilities.fills:
+        raise GenerationError(f"this {type(model).__name__} does not predict masked tokens, so it fills no gaps")
     max_seq_len = model.config.max_seq_len
     if len(tokens) > max_seq_len:
         raise GenerationError(f"the text is {len(tokens)} tokens, the model reads at most {max_seq_len}; shorten it")
@@ -75,16 +77,16 @@ class MaskFiller:
         """From a model directory of Foundling or transformers. Raises WeightsError, with the reason, where the model or
         its tokenizer cannot fill gaps."""
         model = load(directory)
-        entry = family_of(model)
-        if entry.kind != "encoder":
-            hint = "; `foundling generate --suffix` fills a gap" if entry.kind == "decoder" else ""
-            raise WeightsError(f"{directory}: {entry.name} is not bidirectional{hint}")
-        if model.head is None:
-            raise WeightsError(f"{directory}: this {entry.name} has no head over its vocabulary, so it fills no gaps")
+        name, can = family_of(model).name, model.capabilities
+        if not type(model).capabilities.fills:
+            hint = "; `foundling generate --suffix` fills a gap" if can.generates and not can.reads_source else ""
+            raise WeightsError(f"{directory}: {name} is not bidirectional{hint}")
+        if not can.fills:
+            raise WeightsError(f"{directory}: this {name} has no head over its vocabulary, so it fills no gaps")
         tokenizer = Tokenizer.load(directory)
         if tokenizer.mask is None:
-            name = tokenizer.names.get("mask_token")
-            why = f"'{name}' is not in the vocabulary" if name else "it names none"
+            mask_name = tokenizer.names.get("mask_token")
+            why = f"'{mask_name}' is not in the vocabulary" if mask_name else "it names none"
             raise WeightsError(f"{directory}: tokenizer_config.json has no mask_token ({why})")
         if tokenizer.vocab_size > model.config.vocab_size:
             raise WeightsError(

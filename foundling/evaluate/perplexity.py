@@ -108,7 +108,7 @@ def pseudo_perplexity(
     DataError where there is nothing to mask or a sequence is longer than the model reads.
     """
     runtime = runtime or Runtime(str(next(model.parameters()).device))
-    if model.capabilities.generates or getattr(model, "head", None) is None:
+    if not model.capabilities.fills:
         raise ConfigError(f"{type(model).__name__} does not predict masked tokens; measure it with score")
     positions = _positions(sequences, set(kept), max_positions, seed)
     if not positions:

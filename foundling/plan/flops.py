@@ -28,9 +28,9 @@ def matmul_parameters(model: nn.Module) -> int:
 
 
 def training_flops_per_token(model: nn.Module, seq_len: int, target_len: int | None = None) -> int:
-    """6 N + 3 × the FLOPs of mixers along the sequence: two products forward and four backward per weight, and causal
-    attention at half of the full square (Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022, appendix B, halved for
-    causality).
+    """6 N + 3 × the FLOPs of mixers along the sequence: two products forward and four backward per weight, and
+    attention over the full square, or half of it where it is causal (Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022,
+    appendix B, halved for causality).
 
     For a model that reads a source, the result is per source token (of `seq_len`): the encoder and the keys and values
     of cross-attention process the source, the rest of the decoder `target_len` tokens."""
@@ -51,9 +51,14 @@ def training_flops_per_token(model: nn.Module, seq_len: int, target_len: int | N
     return int(6 * (source + share * target) + 3 * sequence)
 
 
-def _sequence_flops(model: nn.Module, seq_len: int) -> int:
-    """FLOPs per token of the mixers, without their projections."""
-    return sum(m.sequence_flops(seq_len) for m in model.modules() if hasattr(m, "sequence_flops"))  # pyright: ignore
+def _sequence_flops(module: Any, seq_len: int, causal: bool = True) -> int:
+    """FLOPs per token of the mixers, without their projections. The nearest stack around a mixer says by `causal`
+    whether it sees only the tokens before."""
+    causal = getattr(module, "causal", causal)
+    own = 0
+    if hasattr(module, "sequence_flops"):
+        own = module.sequence_flops(seq_len) if causal else module.sequence_flops(seq_len, causal=False)
+    return own + sum(_sequence_flops(child, seq_len, causal) for child in module.children())
 
 
 def skeleton(family: str, fields: dict[str, Any]) -> Any:

@@ -101,7 +101,7 @@ def test_losses_of_both_sides_pass_through_an_encoder_decoder() -> None:
     out = model(x, memory=memory)
     assert out.aux.keys() == {"encoder_router_balance", "router_balance"}
     assert all(term.weight == 0.5 and term.count == 1 for term in out.aux.values())
-    _, routings = model.encoder(model.embed(x), torch.zeros_like(x))
+    _, routings = model.encoder(model.embed_tokens(x), torch.zeros_like(x))
     assert out.aux["encoder_router_balance"].sum == balance(routings)
     sum(term.sum for term in out.aux.values()).backward()
     routers = {name: p.grad for name, p in model.named_parameters() if name.endswith("router.weight")}

@@ -46,7 +46,7 @@ def test_shapes_and_protocol(name: str) -> None:
         hidden = of.hidden(model, tokens())
         assert hidden.shape == (2, T, model.config.d_model)
         assert model.logits(hidden).shape == (2, T, VOCAB)
-        close(of.hidden(model, model.embed(tokens())), hidden)
+        close(of.hidden(model, model.embed_tokens(tokens())), hidden)
 
 
 @covers("packing", only=[n for n, e in FAMILIES.items() if e.kind in ("decoder", "seq2seq")])

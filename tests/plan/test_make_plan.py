@@ -3,6 +3,7 @@
 
 import pytest
 
+from foundling.blocks.attention import Attention, CrossAttention
 from foundling.errors import BudgetError
 from foundling.models import family
 from foundling.plan.budget import Budget
@@ -103,19 +104,37 @@ def test_a_budget_below_one_step_names_the_least(unit: str, value: float) -> Non
 
 def test_flops_of_an_encoder_decoder_by_hand() -> None:
     """6 FLOPs a weight: the encoder and the keys and values of cross-attention read the source, the rest of the decoder
-    the target; attention along each sequence, causal at half its square."""
-    d, ff, layers, vocab, source, target = 32, 128, 2, 320, 64, 16
-    fields = family("t5").module.sized(vocab, source, d, layers)
-    model = skeleton("t5", fields)
-    encoder = layers * (4 * d * d + 2 * d * ff)
-    decoder = layers * (8 * d * d + 2 * d * ff) + d * vocab
-    assert matmul_parameters(model) == encoder + decoder
-    share = target / source
-    products = encoder + layers * 2 * d * d + share * (decoder - layers * 2 * d * d)
-    heads = d // fields["head_dim"]
-    along = {name: m.sequence_flops for name, m in model.named_modules() if hasattr(m, "sequence_flops")}
-    expected = 6 * products + 3 * sum(
-        f(source) if name.startswith("encoder.") else share * f(source if name.endswith("cross") else target)
-        for name, f in along.items()
-    )
-    assert heads and training_flops_per_token(model, source, target) == int(expected)
+    the target. Attention takes 4 FLOPs a channel and key forward, 12 with its gradients."""
+    d, ff, vocab, source, target = 32, 128, 320, 64, 16
+    model = skeleton("t5", family("t5").module.sized(vocab, source, d, 2))
+    assert model.config.n_heads * model.config.head_dim == d
+    encoder, decoder = 2 * (4 * d * d + 2 * d * ff), 2 * (8 * d * d + 2 * d * ff) + d * vocab
+    assert (encoder, decoder) == (24_576, 43_008) and matmul_parameters(model) == encoder + decoder
+    memory = 2 * 2 * d * d
+    products = 24_576 + memory + 0.25 * (43_008 - memory)
+    assert products == 38_400
+    # two layers each: all 64 keys in the encoder; 8 of 16 on average in the decoder, and all 64 of the memory
+    along = 2 * 4 * d * 64 + 0.25 * (2 * 4 * d * 8 + 2 * 4 * d * 64)
+    assert along == 20_992
+    assert training_flops_per_token(model, source, target) == 6 * 38_400 + 3 * 20_992 == 293_376
+
+
+def test_flops_of_attention_by_hand() -> None:
+    """One layer of width 32 on 8 tokens: a bidirectional query sees 8 keys, a causal one 4 on average."""
+    bert = skeleton("bert", family("bert").module.sized(100, 8, 32, 1))
+    layer, head = 4 * 32 * 32 + 2 * 32 * 128, 32 * 32 + 32 * 100
+    assert training_flops_per_token(bert, 8) == 6 * (layer + head) + 3 * 4 * 32 * 8 == 102_144
+    gpt2 = skeleton("gpt2", family("gpt2").module.sized(100, 8, 32, 1))
+    assert training_flops_per_token(gpt2, 8) == 6 * (layer + 3200) + 3 * 4 * 32 * 4 == 94_464
+
+
+def test_flops_of_windows_and_chunks_by_hand() -> None:
+    """Two heads of 4: 32 FLOPs a key."""
+    sizes = (8, 2, 2, 4)
+    plain, wide, narrow = Attention(*sizes), Attention(*sizes, window=90), Attention(*sizes, window=10)
+    chunked, cross = Attention(*sizes, chunk=20), CrossAttention(*sizes)
+    counts = [
+        [m.sequence_flops(100, causal=causal) / 32 for m in (plain, wide, narrow, chunked, cross)]
+        for causal in (True, False)
+    ]
+    assert counts == [[50, 50, 10, 10, 100], [100, 100, 19, 20, 100]]

@@ -21,8 +21,10 @@ def unsupported_reason(model: Any) -> str | None:
     """Why native code cannot run this model, or None if it can: a decoder of plain pre-norm layers on a CPU."""
     if not isinstance(model, Decoder) or any(
         getattr(type(model), name) is not getattr(Decoder, name)
-        for name in ("forward", "build_context", "forward_layers", "build_ropes", "attention_bias", "logits", "embed")
-    ):
+        for name in (
+            "forward", "build_context", "forward_layers", "build_ropes", "attention_bias", "logits", "embed_tokens"
+        )
+    ):  # fmt: skip
         return f"{type(model).__name__} is not a plain stack of pre-norm layers"
     if type(model.norm) not in (RMSNorm, LayerNorm) or type(model.head) is not torch.nn.Linear:
         return "its final norm or its head is not a plain module"
@@ -71,7 +73,7 @@ class DecoderProgram(Program):
         the number of tokens of each sequence. tables (sequences, max pages) int32: the pages of each sequence, which
         must already hold the keys and values of all earlier tokens."""
         position_rows = positions[None]
-        self.x[: len(tokens)] = self.model.embed_positions(self.model.embed(tokens[None]), position_rows)[0]
+        self.x[: len(tokens)] = self.model.embed_positions(self.model.embed_tokens(tokens[None]), position_rows)[0]
         rope = None if self.model.rope is None else self.model.rope(position_rows)
         self.run(positions, counts, tables, keys, values, rope)
         if not len(selected):

@@ -71,7 +71,7 @@ class Gemma2(Decoder):
         ]  # fmt: skip
         super().__init__(c, [*layers], norm(), rope=RoPE(c.head_dim, c.rope_theta))
 
-    def embed(self, tokens: Tensor) -> Tensor:
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens)
         return x * torch.tensor(self.config.d_model**0.5, dtype=x.dtype)
 

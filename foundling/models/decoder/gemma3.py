@@ -73,7 +73,7 @@ class Gemma3(Decoder):
         super().__init__(c, [*layers], norm(c.d_model), rope=RoPE(c.head_dim, c.rope_theta, c.rope_scaling))
         self.local_rope = RoPE(c.head_dim, c.rope_local_theta)
 
-    def embed(self, tokens: Tensor) -> Tensor:
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens)
         return x * torch.tensor(self.config.d_model**0.5, dtype=x.dtype)
 

@@ -73,6 +73,8 @@ class ImageEncoder(nn.Module):
     """A vision Transformer (Dosovitskiy et al. 2021) with a norm before its layers; the class token represents the
     image."""
 
+    causal = False
+
     def __init__(self, c: CLIPConfig) -> None:
         super().__init__()
         self.patches = nn.Conv2d(c.channels, c.image_d_model, c.patch_size, c.patch_size, bias=False)
@@ -88,13 +90,15 @@ class ImageEncoder(nn.Module):
         x = self.patches(pixels).flatten(2).mT
         x = torch.cat((self.class_token.to(x.dtype).expand(len(x), 1, -1), x), dim=1)
         x = self.norm_before(x + self.position_embedding.weight.to(x.dtype))
-        x, _ = forward_layers(self.layers, x, Context({GLOBAL: Mask(causal=False)}))
+        x, _ = forward_layers(self.layers, x, Context({GLOBAL: Mask(self.causal)}))
         x = self.norm(x)
         return EncoderOutput(x, pooled=x[:, 0])
 
 
 class TextEncoder(nn.Module):
     """A causal Transformer; the state at the end of the text represents it."""
+
+    causal = True
 
     def __init__(self, c: CLIPConfig) -> None:
         super().__init__()
@@ -112,7 +116,7 @@ class TextEncoder(nn.Module):
         positions = positions_of(tokens, documents)
         check_positions(self.position_embedding.max_positions, positions, tokens.shape[1])
         x = self.embedding(tokens) + self.position_embedding(positions)
-        mask = build_mask(MaskRule(documents=documents), x.shape[1], x.shape[1], x)
+        mask = build_mask(MaskRule(self.causal, documents), x.shape[1], x.shape[1], x)
         x, _ = forward_layers(self.layers, x, Context({GLOBAL: mask}, documents=documents))
         x = self.norm(x)
         read = tokens if documents is None else torch.where(documents >= 0, tokens, -1)

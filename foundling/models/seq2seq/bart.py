@@ -73,7 +73,7 @@ class BART(EncoderDecoder):
         super().__init__(c, BARTEncoder(c), layers, nn.Identity(), dropout=c.dropout)
         self.position = Placed(c)
 
-    def embed(self, tokens: Tensor) -> Tensor:
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
         return self.embedding(tokens) * (self.config.d_model**0.5 if self.config.scale_embedding else 1.0)
 
     def embed_positions(self, x: Tensor, positions: Tensor) -> Tensor:

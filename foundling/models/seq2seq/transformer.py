@@ -72,7 +72,7 @@ class Transformer(EncoderDecoder):
         layers = [layer(c, F.relu, reads=True) for _ in range(c.n_decoder_layers)]
         super().__init__(c, encoder, layers, nn.Identity(), dropout=c.dropout)
 
-    def embed(self, tokens: Tensor) -> Tensor:
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
         return self.embedding(tokens) * self.config.d_model**0.5
 
     def embed_positions(self, x: Tensor, positions: Tensor) -> Tensor:
