@@ -42,24 +42,17 @@ def generate(
     **sampling_fields: Any,
 ) -> list[Completion]:
     """Continues each prompt in `tokens` by up to `max_tokens` ids, without the stop id. For an encoder-decoder the
-        prompts are its source. Options not described here are those of `Request`. Sampling is either `sampling` or its
-        fields by name (temperature, top_k, …).
+    prompts are its source. Options not described here are those of `Request`. Sampling is either `sampling` or its
+    fields by name (temperature, top_k, …).
 
-        `n` completions per prompt, which is prefilled once: completion j of prompt i is row i·n + j, and its seed is
-        `seed` + row. `beams` above 1 searches for likely completions instead of sampling (decode/beam.py) and returns the n
-        best. `draft`, a smaller model of the same vocabulary or a `DraftProposer`, proposes `draft_tokens` at a time; the
-    <<<<<<< HEAD
-        distribution is unchanged (decode/speculative.py). The model runs in evaluation mode, whatever its own.
-        `on_token` is called at each step with the new id of every row, −1 for a finished row.
-    =======
-        distribution is unchanged (decode/speculative.py). `on_token` is called at each step with the new id of every row,
-        −1 for a finished row.
-    >>>>>>> J
+    `n` completions per prompt, which is prefilled once: completion j of prompt i is row i·n + j, and its seed is
+    `seed` + row. `beams` above 1 searches for likely completions instead of sampling (decode/beam.py) and returns the n
+    best. `draft`, a smaller model of the same vocabulary or a `DraftProposer`, proposes `draft_tokens` at a time; the
+    distribution is unchanged (decode/speculative.py). `on_token` is called at each step with the new id of every row,
+    −1 for a finished row. The model runs in evaluation mode, and is left in the mode that it was in.
 
-        The model runs in evaluation mode, and is left in the mode that it was in.
-
-        Raises GenerationError for an empty prompt, values that are invalid or exclude each other, ids outside the
-        vocabulary, or more tokens than the model's max_seq_len.
+    Raises GenerationError for an empty prompt, values that are invalid or exclude each other, ids outside the
+    vocabulary, or more tokens than the model's max_seq_len.
     """
     check_generates(model)
     requests = build_requests(
