@@ -16,7 +16,7 @@ import pytest
 
 FILE = Path(__file__).with_name("durations.json")
 SECONDS = 12 * 60
-"""of one process; two workers need half to two thirds of it, so a machine of half the speed needs a quarter of an hour"""
+"""of one process; two workers need half to two thirds of it, and on a machine of half the speed a quarter of an hour"""
 UNKNOWN = 5.0
 """seconds of a test that has never been timed"""
 

@@ -10,7 +10,7 @@ from tests.processes import ROOT, run
 
 SCRIPT = """
 import json, os, sys
-print(json.dumps([os.getcwd(), os.environ.get("OF_A_TEST"), sorted(m for m in sys.modules if m.startswith("foundling"))]))
+print(json.dumps([os.getcwd(), os.environ.get("OF_A_TEST"), sorted(sys.modules)]))
 """
 
 

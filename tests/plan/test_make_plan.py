@@ -2,7 +2,6 @@
 """A plan is a function of its inputs: with measurements by hand, what it chooses and predicts can be worked out."""
 
 import pytest
-from foundling.train.options import OptimOptions
 
 from foundling.errors import BudgetError
 from foundling.models import family
@@ -11,6 +10,7 @@ from foundling.plan.choose import ladder
 from foundling.plan.flops import matmul_parameters, skeleton, training_flops_per_token
 from foundling.plan.law import Corpus, load_law
 from foundling.plan.plan import ENCODE_SECONDS, PlanInputs, make_plan
+from foundling.train.options import OptimOptions
 
 RATE = 1e10  # FLOP/s
 CORPUS = Corpus(train_bytes=4_000_000, bytes_per_token=2.0, scale=2.0, look=3.2)

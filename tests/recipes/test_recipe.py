@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from foundling.train.options import OptimOptions
 
 from foundling.cli import parse
 from foundling.cli.flags import field_docs, given_keys, recipe_fields
@@ -15,6 +14,7 @@ from foundling.config import dump_yaml, flattened, from_dict, load_yaml, merged
 from foundling.errors import BudgetError, ConfigError
 from foundling.plan.budget import Budget
 from foundling.recipes.recipe import DataSpec, ModelSpec, Recipe, Request, TrainSpec, upgrade
+from foundling.train.options import OptimOptions
 from foundling.train.schedule import Schedule
 
 FLAT = {
