@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from foundling.contracts.objective import ContrastiveObjective
+from foundling.contracts.objective import ContrastiveObjective, total
 from foundling.objectives.contrastive import MAX_LOG_SCALE, Contrastive, info_nce
 from foundling.runtime.device import Runtime
 from foundling.train.loop import train
@@ -23,6 +23,14 @@ def test_by_hand() -> None:
     columns = [-math.log(3 / 4), -math.log(1 / 2)]
     expected = [(r + c) / 2 for r, c in zip(rows, columns, strict=True)]
     assert info_nce(logits).tolist() == pytest.approx(expected)
+
+
+def test_accuracy_is_reported_and_not_trained() -> None:
+    anchors, positives = torch.eye(3), torch.tensor([[1.0, 0, 0], [0, 0, 0.5], [0, 0, 1]])  # the second is not found
+    loss = Contrastive().loss({"anchor": anchors, "positive": positives})
+    assert (float(loss["accuracy"].sum), loss["accuracy"].count, loss["accuracy"].weight) == (2.0, 3, 0)
+    assert loss["loss"].weight == 1 and loss["loss"].count == 3
+    assert float(total(loss, {"loss": 3, "accuracy": 3})) == pytest.approx(float(loss["loss"].sum) / 3)
 
 
 def test_the_scale_is_bounded_and_learnt_through_the_images() -> None:

@@ -39,6 +39,26 @@ def test_repeated_text_by_hand() -> None:
     assert effective_bytes(1e9, 100, 15.4) < 100 * 16.4 + 1e-6
 
 
+@pytest.mark.parametrize(
+    ("bytes_read", "look", "late", "ratio"),
+    [
+        (5e5, 2.5, 0.0, 1.25),  # before repetition counts
+        (1e7, 4.0, math.log(10), 2.0),
+        (1e7, 2.5, math.log(10), 1.5),  # the least ratio
+        (1e9, 4.0, math.log(100), 2.0),  # the effect is capped
+    ],
+)
+def test_the_law_by_hand(bytes_read: float, look: float, late: float, ratio: float) -> None:
+    law = LossLaw(E=0.3, A=5.0, alpha=0.34, B=1.2, beta=0.28, reuse=2.0, late=0.1, error=0.0, runs=0)
+    terms = 0.3 + 5.0 / 1e6**0.34 + 1.2 / (bytes_read / 1e5) ** 0.28
+    expected = look * terms * (ratio / 1.6) ** (-0.1 * late**2)
+    assert law.bits_per_byte(1e6, bytes_read, Corpus(10**10, 3.0, 2.0, look)) == pytest.approx(expected)
+    repeated = Corpus(10**6, 3.0, 2.0, 2.0)  # ten epochs at 1 byte a parameter: worth 0.2 epochs of new text
+    d = 1e6 * (1 + 0.2 * (1 - math.exp(-9 / 0.2)))
+    expected = 2.0 * (0.3 + 5.0 / 1e6**0.34 + 1.2 / (d / 1e5) ** 0.28) * (1.5 / 1.6) ** (-0.1 * math.log(d / 1e6) ** 2)
+    assert law.bits_per_byte(1e6, 1e7, repeated) == pytest.approx(expected)
+
+
 def test_the_fit_finds_a_planted_law() -> None:
     law = LossLaw(0.4, 6.0, 0.34, 1.2, 0.28, 2.0, 0.12, 0.0, 0)
     texts = {"a": Corpus(10**9, 3.0, 2.0, 2.5), "b": Corpus(10**9, 3.0, 1.5, 2.8)}  # two large and two small
