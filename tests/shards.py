@@ -16,11 +16,7 @@ import pytest
 
 FILE = Path(__file__).with_name("durations.json")
 SECONDS = 12 * 60
-<<<<<<< HEAD
 """of one process; two workers need half to two thirds of it, a machine of half the speed a quarter of an hour"""
-=======
-"""of one process; two workers need half to two thirds of it, and on a machine of half the speed a quarter of an hour"""
->>>>>>> K
 UNKNOWN = 5.0
 """seconds of a test that has never been timed"""
 

@@ -10,12 +10,8 @@ from tests.processes import ROOT, run
 
 SCRIPT = """
 import json, os, sys
-<<<<<<< HEAD
 names = sorted(m for m in sys.modules if m.startswith("foundling"))
 print(json.dumps([os.getcwd(), os.environ.get("OF_A_TEST"), names]))
-=======
-print(json.dumps([os.getcwd(), os.environ.get("OF_A_TEST"), sorted(sys.modules)]))
->>>>>>> K
 """
 
 
