@@ -29,8 +29,8 @@ def matmul_parameters(model: nn.Module) -> int:
 
 def training_flops_per_token(model: nn.Module, seq_len: int, target_len: int | None = None) -> int:
     """6 N + 3 × the FLOPs of mixers along the sequence: two products forward and four backward per weight, and
-    attention over the full square, or half of it where it is causal (Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022,
-    appendix B, halved for causality).
+    attention over the full square, or half of it where it is causal (Kaplan et al. 2020, section 2.1; Chowdhery et al.
+    2022, appendix B, halved for causality).
 
     For a model that reads a source, the result is per source token (of `seq_len`): the encoder and the keys and values
     of cross-attention process the source, the rest of the decoder `target_len` tokens."""
