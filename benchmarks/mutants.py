@@ -184,9 +184,8 @@ def outcome(root: Path, file: str, cpu_seconds: list[int]) -> str:
 
 
 def report(args: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    git = ["git", "-C", str(args.root), "rev-parse", "HEAD"]
     return {
-        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip(),
+        "commit": args.commit,
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}",
         "date": time.strftime("%Y-%m-%d"),
         "seed": args.seed,
@@ -207,6 +206,8 @@ def main() -> None:
     parser.add_argument("--files", nargs="*", default=list(NEAREST))
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    git = ["git", "-C", str(args.root), "rev-parse", "HEAD"]
+    args.commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()  # of what is copied below
     end = time.monotonic() + 60 * args.minutes
     rows: list[dict[str, Any]] = []
     files = sorted(args.files)
