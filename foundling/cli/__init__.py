@@ -39,6 +39,11 @@ GROUPS = {
         "completion": ("foundling.cli.completion", "print a tab-completion script for bash or zsh"),
     },
 }
+SYNONYMS = {
+    "--lr": "--learning-rate", "--temp": "--temperature", "--epochs": "--tokens", "--steps": "--total-steps",
+    "--batch": "--batch-size", "--layers": "--n-layers", "--max-new-tokens": "--max-tokens", "--model": "--family",
+}  # fmt: skip
+"""what other tools call an option -> its name here"""
 COMMANDS = {name: path for group in GROUPS.values() for name, (path, _) in group.items()}
 
 
@@ -116,8 +121,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
         argv, fields = split_model_flags(argv, set(actions.choices[command]._option_string_actions))
     args, extra = parser.parse_known_args(argv)
     if extra:
-        close = difflib.get_close_matches(extra[0], args.parser._option_string_actions, n=1)
-        args.parser.error(f"unknown argument '{extra[0]}'" + (f"; did you mean '{close[0]}'?" if close else ""))
+        close = difflib.get_close_matches(extra[0], args.parser._option_string_actions, n=1, cutoff=0.7)
+        known = SYNONYMS.get(extra[0]) or (close[0] if close else "")
+        if command == "generate" and not extra[0].startswith("-"):
+            known = "--prompt"
+        args.parser.error(f"unknown argument '{extra[0]}'" + (f"; did you mean '{known}'?" if known else ""))
     args.model_fields = fields
     return args
 

@@ -14,7 +14,7 @@ EXAMPLES = [
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dir", help="model directory of an encoder (BERT, RoBERTa …), of Foundling or transformers")
-    parser.add_argument("text", help="text with a gap for each missing word")
+    parser.add_argument("text", help="text with a gap for each missing token (a word, or a piece of one)")
     parser.add_argument("-n", type=int, default=5, metavar="N", help="predictions to print for each gap (default 5)")
     parser.add_argument(
         "--gap", default="___", help="text that marks a gap (default ___; the mask token of the model works too)"
@@ -28,7 +28,5 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not args.json:
         print(filled["text"])
         for number, best in enumerate(filled["gaps"], 1):
-            print(
-                f"  gap {number}: " + ", ".join(f"{word['token'].strip()} {word['probability']:.1%}" for word in best)
-            )
+            print(f"  gap {number}: " + ", ".join(f"{word['token']!r} {word['probability']:.1%}" for word in best))
     return {"model_dir": args.dir, **filled}

@@ -63,6 +63,8 @@ def family_for(given: dict[str, Any]) -> str:
     if preset := given.get("preset"):
         return find_preset(preset)[0]
     if directory := given.get("directory"):
+        if not (Path(directory) / "config.json").is_file():
+            raise WeightsError(f"{directory}: no config.json, so this is not a model directory")
         found = recognise(read_json(Path(directory) / "config.json"))
         if found is None:
             raise WeightsError(f"{directory}: config.json is of no family that is known here (foundling families)")
@@ -75,11 +77,13 @@ def find_origin(given: dict[str, Any]) -> Origin:
     overrides, directory, preset = dict(given.get("fields", {})), given.get("directory"), given.get("preset")
     name = family_for(given)
     if (directory and preset) or given.get("family", name) != name:
-        named = [key for key in ("family", "preset", "directory") if given.get(key)]
-        raise ConfigError(f"{' and '.join(named)} both say what the model is; leave one out")
+        flags = {"family": "--family", "preset": "--preset", "directory": "--from"}
+        named = [flag for key, flag in flags.items() if given.get(key)]
+        raise ConfigError(f"{' and '.join(named)} both name the model; leave one out")
     if directory:
         if overrides:
-            raise ConfigError(f"the model in {directory} has its fields; leave --model.{min(overrides)} out")
+            flag = min(overrides).replace("_", "-")
+            raise ConfigError(f"--from {directory} keeps the size of that model; leave --model.{flag} out")
         model = load(directory)
         found = family_of(model)
         return Origin(

@@ -24,7 +24,7 @@ from foundling.errors import ConfigError, Interrupted, MismatchError, OutputErro
 from foundling.plan.energy import Meter
 from foundling.plan.memory import MemoryEstimate, estimate_training_memory, spare_memory
 from foundling.recipes.learning import target_len
-from foundling.recipes.models import build_model, check_parents
+from foundling.recipes.models import READS, build_model, check_parents
 from foundling.recipes.progress import Progress
 from foundling.recipes.publish import Outcome, publish_run
 from foundling.recipes.recipe import Recipe, Request, code_version, upgrade
@@ -40,6 +40,8 @@ from foundling.weights.directory import MANIFEST, read_manifest
 
 REQUEST = "request.json"
 """in OUT/run: what was asked for, and the mark by which a folder `run` is known as ours"""
+SMALLEST_CALIBRATED = 1_000_000
+"""bytes of the smallest corpus in plan/calibration.json"""
 RECIPE, PREDICTION = "recipe.yaml", "prediction.json"
 Script = Callable[["Run"], dict[str, Any]]
 
@@ -94,8 +96,8 @@ class Run:
                 ingest(open_data(self.request.data, field, exclude=self.out), directory)
             corpus = Corpus.load(directory)
         self.progress.line(
-            f"{corpus.train_documents:,} documents, {corpus.train_bytes / 1e6:.1f} MB to train on; "
-            f"{len(corpus.held_out):,} documents, {corpus.held_out_bytes / 1e6:.2f} MB held out"
+            f"{corpus.train_documents:,} documents, {size(corpus.train_bytes)} to train on; "
+            f"{len(corpus.held_out):,} documents, {size(corpus.held_out_bytes)} held out"
         )
         if corpus.skipped:
             self.progress.line("skipped: " + ", ".join(f"{n} {reason}" for reason, n in corpus.skipped.items()))
@@ -184,6 +186,10 @@ class Run:
         return result
 
 
+def size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:.1f} kB"
+
+
 def write_plan(directory: Path, recipe: Recipe, prediction: dict[str, Any]) -> None:
     """What will run and what it is predicted to cost, before the first step; the recipe last, since it says that both
     are there."""
@@ -211,14 +217,22 @@ def announce(recipe: Recipe, prediction: dict[str, Any], progress: Progress) -> 
     for name, section in asdict(recipe).items():
         if isinstance(section, dict):
             values = section | section.pop("fields", {}) if name == "model" else section
-            line = " ".join(f"{k}={v}" for k, v in values.items() if v is not None and k != "source")
+            if name == "objective":
+                values = {key: values[key] for key in ("kind", *READS[recipe.objective.kind])}
+            unsaid = ("source", "weights_hash", "teacher_hash")
+            line = " ".join(f"{k}={v}" for k, v in values.items() if v is not None and k not in unsaid)
             progress.line(f"  {name}: {line}")
-    loss = "no loss prediction for this objective"
+    loss = "no loss prediction for " + ("continued training" if recipe.model.directory else "this objective")
     if "loss" in p:
         loss = (
             f"held-out loss {p['loss']:.3f} nats a token = {p['bits_per_byte']:.3f} bits per byte "
-            f"(the law's own error is {p['law_error']:.0%})"
+            f"(error of the loss law: {p['law_error']:.0%})"
         )
+        if p["train_bytes"] < SMALLEST_CALIBRATED:
+            progress.line(
+                f"note: the loss law was fitted to corpora of {size(SMALLEST_CALIBRATED)} and more; this one has "
+                f"{size(p['train_bytes'])}, so the predicted loss may be far off"
+            )
     progress.line(
         f"prediction: {p['seconds']:.0f} s, peak memory {p['peak_bytes'] / 2**30:.2f} GiB, "
         f"{p['joules']['value'] / 1000:.1f} kJ ({p['joules']['source'].split(':')[0]}), {loss}"
@@ -331,10 +345,9 @@ def claimed(out: Path, resume: bool) -> Iterator[None]:
         raise OutputError(f"{out}: is a file; choose another --out")
     if out.is_dir() and not resume and any(p.name != ".lock" and not _is_empty(p) for p in out.iterdir()):
         unfinished = (out / "run" / REQUEST).exists() and not (out / MANIFEST).exists()
-        way = "add --resume to continue it" if unfinished else "nothing in it was touched"
-        raise OutputError(
-            f"{out}: {'holds an unfinished run' if unfinished else 'is not empty'}; {way}, or choose another --out"
-        )
+        if unfinished:
+            raise OutputError(f"{out}: holds an unfinished run; continue it with --resume, or choose another --out")
+        raise OutputError(f"{out}: is not empty, and was not changed; choose another --out")
     with lock(out):
         yield
 

@@ -32,7 +32,7 @@ class Prediction(NamedTuple):
     predicted: str
     actual: str
     error: float | None
-    """(predicted - actual) / actual"""
+    """actual / predicted - 1"""
 
 
 class Bar(NamedTuple):
@@ -264,7 +264,7 @@ def _groups(records: list[T], n: int) -> Iterator[list[T]]:
 
 
 def _error(ahead: float | None, after: float | None) -> float | None:
-    return (ahead - after) / after if known(ahead) and known(after) and after else None
+    return after / ahead - 1 if known(ahead) and known(after) and ahead else None
 
 
 def _three_decimals(value: float | None) -> str:
