@@ -180,7 +180,7 @@ def test_the_source_is_read_once(data: Path, llama: Path) -> None:
 def test_what_does_not_fit_together_is_refused(data: Path, llama: Path, tmp_path: Path) -> None:
     for args, says in (
         (["--family", "gpt2", "--preset", "llama-3-8b"], "leave one out"),
-        (["--from", llama, "--model.n-layers", "3"], "leave --model.n_layers out"),
+        (["--from", llama, "--model.n-layers", "3"], "leave --model.n-layers out"),
         (["--from", llama, "--vocab-size", "512"], "leave vocab_size 512 out"),
         (["--objective", "masked"], "is not for llama"),
         (["--objective", "distill"], "--teacher"),
