@@ -78,7 +78,7 @@ def test_memory_of_a_published_size_and_what_makes_it_fit() -> None:
     ("args", "says"),
     [
         (["memory", "--preset", "gpt3"], "unknown preset 'gpt3'"),
-        (["memory", "--preset", "clip-vit-base-patch32"], "is of clip"),
+        (["memory", "--preset", "clip-vit-base-patch32"], "family 'clip' is not raised from text"),
         (["memory", "--d-model", "64"], "--n-layers"),
         (["memory", "--preset", "gpt2", "--d-model", "64", "--family", "llama"], "leave one out"),
         (["memory", "--preset", "gpt2", "--seq-len", "4096"], "1024"),
