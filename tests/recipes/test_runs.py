@@ -38,7 +38,11 @@ def manifest(directory: Path) -> dict:
     return json.loads((directory / "foundling.json").read_text())
 
 
-@pytest.mark.parametrize("family", KINDS)
+QUICK = ("bert",)
+"""what differs most from the llama of the other tests here; the others run in `make test-slow`"""
+
+
+@pytest.mark.parametrize("family", [pytest.param(f, marks=[] if f in QUICK else pytest.mark.slow) for f in KINDS])
 def test_one_family_of_each_kind_is_raised_killed_resumed_and_reproduced(
     family: str, data: Path, tmp_path: Path
 ) -> None:
@@ -71,6 +75,7 @@ def test_an_encoder_fills_gaps_and_a_seq2seq_answers(data: Path, tmp_path: Path)
     assert answered.returncode == 0, answered.stderr
 
 
+@pytest.mark.slow
 def test_a_preset_with_a_change(data: Path, tmp_path: Path) -> None:
     sizes = ["--preset", "gpt2", "--model.n-layers", "1", "--model.d-model", "48", "--model.n-heads", "2"]
     rest = TINY[: TINY.index("--d-model")] + TINY[TINY.index("--threads") :]
@@ -153,6 +158,7 @@ def test_the_plan_is_of_the_optimizer_that_runs(optimizer: str, data: Path, tmp_
     assert found["memory"]["optimizer"] == 4 * moments and found["optimizer"] == optimizer
 
 
+@pytest.mark.slow
 def test_plans_of_other_objectives(data: Path, llama: Path) -> None:
     size = ["--d-model", "32", "--n-layers", "1", "--seq-len", "32", "--tokens", "3072", "--batch-size", "4"]
     for flags in (["--family", "bart"], ["--family", "t5"], ["--family", "bert"], ["--teacher", llama]):
@@ -162,6 +168,7 @@ def test_plans_of_other_objectives(data: Path, llama: Path) -> None:
     assert done.returncode == 0 and "loss" not in json.loads(done.stdout), done.stderr
 
 
+@pytest.mark.slow
 def test_ema_is_what_is_published_and_resumes(data: Path, tmp_path: Path) -> None:
     args = [data, "--tokens", "3072", *TINY, "--ema-decay", "0.9"]
     raised(*args, "--out", tmp_path / "whole")
