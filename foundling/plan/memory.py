@@ -149,8 +149,9 @@ def _activation_law(
     """Counts activations on fake tensors at two short lengths. `config` is JSON, so that results are cached. `share`:
     length of the target over length of the source."""
     fields, (short, long) = json.loads(config), PROBE_LENGTHS
-    if fields.get("max_seq_len", long) < long:
-        fields["max_seq_len"] = long  # position embeddings are not activations
+    longest = long if share is None else max(long, round(long * share))
+    if fields.get("max_seq_len", longest) < longest:
+        fields["max_seq_len"] = longest  # tables of positions are no activations
     with FakeTensorMode():
         model = build(family, **fields)
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foundling.contracts.checkpoint_map import ConfigMap, Key
+from foundling.contracts.model import Capabilities
 from foundling.contracts.objective import Term
 from foundling.models import FAMILIES, Entry
 from foundling.runtime.rng import generator
@@ -50,6 +51,7 @@ class Block(nn.Module):
 
 
 class Conv(nn.Module):
+    capabilities = Capabilities(modalities=("image",))
     ramp: Tensor
 
     def __init__(self, config: ConvConfig) -> None:
