@@ -197,7 +197,7 @@ def opened(directory: Path, device: str = "cpu") -> Iterator[tuple[Family, Any, 
     if not directory.is_dir():
         raise WeightsError(f"{directory}: no such model directory")
     file = directory / "config.json"
-    if not file.is_file():
+    if not file.exists():
         raise WeightsError(f"{directory}: no config.json, so this is not a model directory")
     family, config, inert = read_config(read_json(file), str(file))
     with tensors_of(directory, family.module.CONFIG.weights, device) as tensors:

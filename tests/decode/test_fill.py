@@ -150,7 +150,7 @@ def test_the_command(trained: Path, capsys) -> None:
     result = json.loads(out)
     assert code == 0 and not err
     assert result["text"] == "in the house the cat meows." and len(result["gaps"][0]) == 2
-    assert "gap 1: cat" in command(capsys, "fill", trained, "in the house the [MASK] meows.")[1]
+    assert "gap 1: 'cat'" in command(capsys, "fill", trained, "in the house the [MASK] meows.")[1]
 
 
 def test_wrong_input(trained: Path, tmp_path: Path, capsys) -> None:
