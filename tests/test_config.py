@@ -8,7 +8,10 @@ import pytest
 
 from foundling.config import dump_yaml, from_dict, load_yaml, parse_overrides, to_dict
 from foundling.errors import ConfigError
+from foundling.models import FAMILIES
+from foundling.models.decoder.gpt_neox import GPTNeoXConfig
 from foundling.models.decoder.llama import LlamaConfig
+from tests.contract.cases import case
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,22 @@ def test_a_family_refuses_contradictions() -> None:
     fields = dict(vocab_size=64, d_model=64, n_layers=1, n_heads=4, n_kv_heads=3, head_dim=16, d_ff=64)
     with pytest.raises(ConfigError, match="n_heads 4 is not a multiple of n_kv_heads 3"):
         from_dict(LlamaConfig, fields)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_size_of_0_that_divides_another_is_refused(name: str) -> None:
+    config = case(name).tiny().config
+    for field in {"n_heads", "n_kv_heads", "n_groups", "patch_size"} & to_dict(config).keys():
+        try:
+            from_dict(type(config), to_dict(config) | {field: 0}, where="config.json")
+        except ConfigError as error:
+            assert str(error).startswith("config.json: ") and "\n" not in str(error)
+
+
+def test_heads_of_0_are_named_in_one_line() -> None:
+    fields = to_dict(case("gpt_neox").tiny().config)
+    with pytest.raises(ConfigError, match=r"^config\.json: a size that divides another is 0$"):
+        from_dict(GPTNeoXConfig, fields | {"n_heads": 0}, where="config.json")
 
 
 def test_yaml_cannot_make_objects(tmp_path) -> None:

@@ -31,7 +31,7 @@ def subsample_docs(documents: Iterable[Document], share: float, total_bytes: int
     for document in documents:
         pieces = [document.text] if share >= 1 else cut(document.text, max_chars)
         rank = _number(document.text, 8)
-        # floor(n · share + u) with u = 1 − rank / 2^64: right on average, and for one piece it is rank < limit
+        # n · share pieces on average, rounded by the text's hash; a single piece: chosen if rank < limit
         n_chosen = len(pieces) if share >= 1 else (len(pieces) * limit + _ONE - 1 - rank) >> 64
         if not n_chosen:
             if empty and (nearest is None or rank < nearest[0]):

@@ -30,8 +30,8 @@ class Learning:
 
 
 def target_len(spec: ObjectiveSpec, seq_len: int) -> int | None:
-    """Tokens of the target for a source of `seq_len`: what is hidden and a sentinel for each span, with some room; or
-    the whole text. None where there is no source."""
+    """Length in tokens of the target for a source of `seq_len`: for "span" the masked tokens, one sentinel per span and
+    a margin of 16; for "infill" the whole text and the margin. None where there is no source."""
     if spec.kind == "span":
         return int(seq_len * spec.mask_rate * (1 + 1 / spec.mean_span)) + 16
     return seq_len + 16 if spec.kind == "infill" else None

@@ -263,7 +263,7 @@ def _present_fields(tensors: Tensors, table: ConfigMap) -> dict[str, Any]:
 def _with_fields(config: Any, changes: dict[str, Any], file: str) -> Any:
     try:
         return dataclasses.replace(config, **changes)
-    except (ConfigError, ZeroDivisionError) as error:  # a count of 0 divides a size
+    except ConfigError as error:
         raise WeightsError(f"{file}: {error}") from None
 
 
