@@ -20,7 +20,7 @@ from benchmarks.learning import Setting, TokenizedCorpus, run
 from foundling.objectives.causal import Causal
 from foundling.plan.law import fit
 from foundling.plan.probe import PROXY_SIZE, PROXY_STEP_TOKENS, StepSpec
-from foundling.recipes.text import PROXY_OPTIM, corpus_facts
+from foundling.recipes.probes import PROXY_OPTIM, corpus_facts
 from foundling.runtime.device import Runtime, available_threads
 
 TABLE = Path(foundling.__file__).parent / "plan" / "calibration.json"

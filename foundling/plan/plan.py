@@ -197,9 +197,14 @@ def _choose(inputs: PlanInputs, probes: Probes, usable: int) -> tuple[Choice, li
         left = Budget("seconds", max(1.0, 0.85 * (left.value - probes.elapsed())))
 
     def least_bytes(fields: dict[str, Any]) -> int:
-        return estimate_training_memory(
-            inputs.family, fields, micro_batch_size=1, checkpointing=True, accumulates=True, **_memory_settings(inputs)
-        ).peak
+        for checkpointing in (False, True):  # each takes a moment to estimate; most sizes fit without
+            estimate = estimate_training_memory(
+                inputs.family, fields, micro_batch_size=1, checkpointing=checkpointing, accumulates=True,
+                **_memory_settings(inputs),
+            )  # fmt: skip
+            if estimate.peak <= usable:
+                break
+        return estimate.peak
 
     return choose(
         left, inputs.family, inputs.sizes, inputs.corpus, inputs.law, seconds_per_token=probes.seconds_per_token,

@@ -9,17 +9,11 @@ from foundling.contracts.records import BITS_PER_BYTE
 from foundling.data.loader import evaluation_batches
 from foundling.evaluate.perplexity import score
 from foundling.objectives.causal import Causal
-from foundling.recipes.learning import learning_for
+from foundling.recipes.learning import EVALUATE_ROWS, EVALUATE_STRIDE, learning_for
 from foundling.recipes.pretrain import baselines_of, draw_samples, generation_config, shown
 from foundling.recipes.publish import Outcome
 from foundling.recipes.run import Run
-from foundling.recipes.text import (
-    EVALUATE_ROWS,
-    EVALUATE_STRIDE,
-    make_tokenizer,
-    packed_batches,
-    prepare_text,
-)
+from foundling.recipes.text import make_tokenizer, packed_batches, prepare_text
 from foundling.recipes.training import runtime_of
 
 

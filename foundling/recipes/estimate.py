@@ -20,10 +20,12 @@ from foundling.plan.plan import cap_vocab_size
 from foundling.plan.probe import PROXY_SIZE, PROXY_STEP_TOKENS, StepSpec, choose_precision, estimate_step
 from foundling.recipes.learning import learning_of, target_len
 from foundling.recipes.models import Origin, find_origin, objective_for, objective_of, parent_vocab_size
+from foundling.recipes.probes import corpus_facts
 from foundling.recipes.progress import Progress
 from foundling.recipes.recipe import ObjectiveSpec, Request
 from foundling.recipes.run import Run
-from foundling.recipes.text import corpus_facts, prepare_text, size_fields, tokenizer_for
+from foundling.recipes.sizes import size_fields
+from foundling.recipes.text import prepare_text, tokenizer_for
 from foundling.runtime.clock import Clock
 from foundling.runtime.device import Runtime, available_threads, default_device, resolve_device
 from foundling.runtime.memory import anonymous_bytes, free_memory

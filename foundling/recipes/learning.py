@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a text objective is: its loss, and what it makes of packed batches. Planning and training use the same."""
+"""What a text objective is: its loss, what it makes of packed batches, and what it is measured by. Planning, training
+and evaluation use the same."""
 
 from __future__ import annotations
 
@@ -17,6 +18,13 @@ from foundling.objectives.distill import Distill
 from foundling.recipes.recipe import ObjectiveSpec, Recipe
 from foundling.text import Tokenizer
 from foundling.weights.directory import load
+
+NGRAM_BESIDE = ("causal", "distill")
+"""objectives that are measured in bits per byte, beside an n-gram model"""
+POSITIONS = {"masked": 500}
+"""held-out tokens that pseudo-perplexity masks, one row each"""
+EVALUATE_ROWS, EVALUATE_STRIDE = 16, 2
+"""Held-out windows overlap by half: each token is predicted with at least half a window before it."""
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from foundling.data.loader import evaluation_batches
 from foundling.data.transforms.special import mask_id
 from foundling.decode.fill import MaskFiller
 from foundling.evaluate.perplexity import corrupted_score, pseudo_perplexity
-from foundling.recipes.learning import learning_for
+from foundling.recipes.learning import EVALUATE_ROWS, POSITIONS, learning_for
 from foundling.recipes.publish import Outcome
 from foundling.recipes.run import Run
-from foundling.recipes.text import EVALUATE_ROWS, POSITIONS, make_tokenizer, packed_batches, prepare_text
+from foundling.recipes.text import make_tokenizer, packed_batches, prepare_text
 from foundling.recipes.training import runtime_of
 
 MASKED_LOSS = Metric(

@@ -18,16 +18,11 @@ from foundling.evaluate.samples import judge_samples, sample_texts
 from foundling.evaluate.task import GeneratedText
 from foundling.evaluate.tasks import tasks_for
 from foundling.objectives.causal import Causal
+from foundling.recipes.learning import EVALUATE_ROWS, EVALUATE_STRIDE
 from foundling.recipes.publish import MAX_NGRAM_BYTES, Outcome
 from foundling.recipes.recipe import Recipe
 from foundling.recipes.run import Run
-from foundling.recipes.text import (
-    EVALUATE_ROWS,
-    EVALUATE_STRIDE,
-    make_tokenizer,
-    packed_batches,
-    prepare_text,
-)
+from foundling.recipes.text import make_tokenizer, packed_batches, prepare_text
 from foundling.recipes.training import runtime_of
 from foundling.runtime.memory import trim_memory
 from foundling.text import Tokenizer

@@ -13,10 +13,10 @@ from foundling.contracts.records import Metric
 from foundling.data.loader import evaluation_batches
 from foundling.decode.plain import generate
 from foundling.evaluate.perplexity import corrupted_score
-from foundling.recipes.learning import learning_for
+from foundling.recipes.learning import EVALUATE_ROWS, learning_for
 from foundling.recipes.publish import Outcome
 from foundling.recipes.run import Run
-from foundling.recipes.text import EVALUATE_ROWS, make_tokenizer, packed_batches, prepare_text
+from foundling.recipes.text import make_tokenizer, packed_batches, prepare_text
 from foundling.recipes.training import runtime_of
 from foundling.text import Tokenizer
 

@@ -44,6 +44,10 @@ class Runtime:
 
 
 def available_threads() -> int:
+    """OMP_NUM_THREADS where it is set, as torch itself does, else the CPUs that this process may use."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if asked.isdecimal() and int(asked):
+        return int(asked)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

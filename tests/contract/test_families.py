@@ -18,7 +18,7 @@ from foundling.train.options import TrainOptions
 from foundling.train.schedule import Schedule
 from foundling.weights.directory import check, load, save, weights_hash
 from tests.contract.cases import VOCAB, Counted, Data, T, case, close, tokens
-from tests.contract.matrix import MECHANISMS, covers
+from tests.contract.matrix import MECHANISMS, UNLIKE, covers
 from tests.rounding import bound
 
 each = pytest.mark.parametrize("name", FAMILIES)
@@ -282,11 +282,7 @@ def compiled(name: str, backend: str) -> tuple[float, float, dict[str, float]]:
     return *sums, {n: float((p.grad - q.grad).norm() / p.grad.norm().clamp_min(least)) for (n, p), q in pairs}
 
 
-COMPILED = set(MECHANISMS) - {"jamba", "albert", "gpt2", "bert"}
-"""These four run what others of the list run: no operation of theirs is their own."""
-
-
-@covers("compile", quick=COMPILED)
+@covers("compile", quick=(*UNLIKE, "unet"))
 def test_compiles_without_a_break(name: str) -> None:
     """aot_eager traces everything that inductor would; a graph break would raise."""
     plain, model, gradients = compiled(name, "aot_eager")

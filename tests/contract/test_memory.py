@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from foundling.runtime.device import Runtime
 from foundling.train.parallel import gathered, local, wrap
 from foundling.train.step import Step
 from tests.contract.cases import case
+from tests.processes import SERVER
 
 NAMES = ("t5", "bart")
 
@@ -46,8 +46,7 @@ def work(rank: int, directory: str) -> None:
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("memory")
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=work, args=(rank, str(directory)), daemon=True) for rank in range(2)]
+    processes = [SERVER.Process(target=work, args=(rank, str(directory)), daemon=True) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:

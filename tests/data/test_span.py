@@ -85,6 +85,7 @@ def test_what_makes_no_sense_is_refused() -> None:
             SpanBatches(Packed(), **(dict(seed=0, sentinels=SENTINELS, eos=1) | wrong))
 
 
+@pytest.mark.slow
 def test_a_model_learns_to_fill_in() -> None:
     """T5 by the ordinary loop and Causal: words that recur are found again."""
     from foundling.objectives.causal import Causal

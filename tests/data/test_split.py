@@ -98,7 +98,7 @@ def corpora(draw) -> list[Document]:
     return [Document(str(i), text) for i, text in enumerate(joined)]
 
 
-@settings(max_examples=300)
+@settings(max_examples=120)
 @given(corpora(), st.integers(0, 3), st.sampled_from([0.05, 0.2]))
 def test_the_law_and_the_accounts_hold_for_any_corpus(split, documents, seed, share):
     try:

@@ -30,7 +30,7 @@ def adapter(name: str, directory: Path, pattern: str, rank: int, seed: int) -> P
     return foundling.save_adapter(model, directory)
 
 
-@pytest.mark.parametrize("name", families(WRITERS, (*UNLIKE, "gemma2", "jamba")))
+@pytest.mark.parametrize("name", families(WRITERS, UNLIKE))
 def test_each_request_uses_its_own_adapter(name: str, tmp_path: Path) -> None:
     part = "mixer.*" if any(isinstance(m, MoE) for m in case(name).tiny().modules()) else "*"  # experts cannot share
     adapter(name, tmp_path / "one", f"*layers.*.{part},head", 4, 1)

@@ -18,7 +18,7 @@ from foundling.decode.speculative import DraftModelProposer, SpeculationStats, s
 from foundling.errors import GenerationError
 from foundling.models import FAMILIES, build, family
 from tests.contract.cases import UNTIED, case
-from tests.contract.matrix import MECHANISMS, covers
+from tests.contract.matrix import UNLIKE, covers
 
 transformers = pytest.importorskip("transformers")
 
@@ -136,7 +136,7 @@ def speculated(
     return [w.completion.tokens for w in sequences], tally
 
 
-@covers("speculate", only=list(WRITERS), quick=set(MECHANISMS) - {"s4"})
+@covers("speculate", only=list(WRITERS), quick=(*UNLIKE, "gemma2", "rwkv"))
 @torch.inference_mode()
 def test_greedy_speculation_changes_nothing(name: str) -> None:
     of = case(name)

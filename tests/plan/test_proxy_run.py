@@ -10,7 +10,7 @@ from foundling.data.tokens import train_tokenizer
 from foundling.models import family
 from foundling.objectives.causal import Causal
 from foundling.plan.probe import PROXY_SIZE, StepSpec
-from foundling.recipes.text import corpus_facts
+from foundling.recipes.probes import corpus_facts
 from foundling.runtime.device import Runtime
 from foundling.train.options import OptimOptions
 

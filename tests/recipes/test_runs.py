@@ -15,7 +15,7 @@ from foundling.cli.flags import given_keys
 from foundling.errors import ConfigError
 from foundling.recipes.models import find_origin
 from foundling.recipes.recipe import ObjectiveSpec, Recipe, Request
-from foundling.recipes.text import size_fields
+from foundling.recipes.sizes import size_fields
 from foundling.text import Tokenizer
 from tests.e2e.tools import TINY, corpus, foundling, kill_after_checkpoint, raised, start, weights
 
@@ -54,6 +54,10 @@ def test_one_family_of_each_kind_is_raised_killed_resumed_and_reproduced(
     assert result["actual"][result["metric"]] > 0 and result["params"] > 0
     assert ("loss" in about["prediction"]) == (KINDS[family] == "causal")
     assert foundling("check", out).returncode == 0
+    if KINDS[family] == "masked":
+        filled = foundling("fill", out, "the model ___ data", "--json")
+        assert filled.returncode == 0, filled.stderr
+        assert len(json.loads(filled.stdout)["gaps"]) == 1
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert sum(e["loss"] for e in log[-4:]) < sum(e["loss"] for e in log[:4])
 
@@ -65,11 +69,7 @@ def test_one_family_of_each_kind_is_raised_killed_resumed_and_reproduced(
     assert again.returncode == 0 and json.loads(again.stdout)["identical"], again.stderr
 
 
-def test_an_encoder_fills_gaps_and_a_seq2seq_answers(data: Path, tmp_path: Path) -> None:
-    raised(data, "--tokens", "3072", *TINY, "--family", "distilbert", "--out", tmp_path / "bert")
-    filled = foundling("fill", tmp_path / "bert", "the model ___ data", "--json")
-    assert filled.returncode == 0, filled.stderr
-    assert len(json.loads(filled.stdout)["gaps"]) == 1
+def test_a_seq2seq_answers(data: Path, tmp_path: Path) -> None:
     raised(data, "--tokens", "3072", *TINY, "--family", "t5", "--out", tmp_path / "t5")
     answered = foundling("generate", tmp_path / "t5", "--prompt", "the model reads data", "--max-tokens", "5", "--json")
     assert answered.returncode == 0, answered.stderr
@@ -146,14 +146,14 @@ def test_overrides_choose_among_the_sizes_that_they_fit(data: Path, tmp_path: Pa
         size_fields(find_origin({"fields": {"n_heads": 3, "n_kv_heads": 2}}), 320, 32, ObjectiveSpec("causal"))
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("optimizer", ["muon", pytest.param("adamw", marks=pytest.mark.slow)])
 def test_the_plan_is_of_the_optimizer_that_runs(optimizer: str, data: Path, tmp_path: Path) -> None:
     """AdamW keeps two moments of each matrix, Muon one: memory is predicted for the one that was asked for."""
-    size = ["--d-model", "512", "--n-layers", "4", "--vocab-size", "320", "--seq-len", "32", "--batch-size", "4"]
+    size = ["--d-model", "128", "--n-layers", "2", "--vocab-size", "320", "--seq-len", "32", "--batch-size", "4"]
     done = foundling("plan", "run", data, *size, "--tokens", "3072", "--optimizer", optimizer, "--json")
     found = json.loads(done.stdout)
-    head = 320 * 512
-    matrices = found["params"] - 2 * head - 9 * 512
+    head = 320 * 128
+    matrices = found["params"] - 2 * head - 5 * 128
     moments = 2 * found["params"] - (matrices if optimizer == "muon" else 0)
     assert found["memory"]["optimizer"] == 4 * moments and found["optimizer"] == optimizer
 

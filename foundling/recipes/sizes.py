@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sizes that a model of text may have: rows of its embedding, tokens in a row, configurations to choose from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from foundling.errors import BudgetError, ConfigError
+from foundling.models import family
+from foundling.plan.choose import ladder
+from foundling.recipes.learning import target_len
+from foundling.recipes.models import Origin, check_fields, parent_vocab_size
+from foundling.recipes.recipe import ObjectiveSpec
+from foundling.text import Tokenizer
+
+
+def rows_for(tokenizer: Tokenizer, objective: ObjectiveSpec) -> int:
+    """Rows of the embedding: a student has as many as its teacher, which may have more than there are tokens."""
+    return parent_vocab_size(objective.teacher) if objective.teacher else tokenizer.vocab_size
+
+
+def fit_seq_len(train_tokens: float, origin: Origin, objective: ObjectiveSpec, chosen: int, given: int | None) -> int:
+    """Tokens in a row: as given, else `chosen`, or less where text or model are short."""
+    longest = (origin.fields or origin.overrides).get("max_seq_len")
+    seq_len = given or max(8, min(chosen, int(train_tokens / 4), longest or chosen))
+    over = max(seq_len, target_len(objective, seq_len) or 0) - longest if longest else 0
+    if over > 0 and given:
+        raise ConfigError(f"seq_len {seq_len} is more than the {longest} tokens that the model reads allow")
+    seq_len -= max(0, over)
+    if train_tokens < 2 * seq_len:
+        raise BudgetError(
+            f"the training text is {train_tokens:.0f} tokens, one window takes {2 * seq_len}; give more text"
+        )
+    return seq_len
+
+
+def size_fields(
+    origin: Origin, vocab_size: int, seq_len: int, objective: ObjectiveSpec, start_id: int = 0
+) -> list[dict[str, Any]]:
+    """Configurations to choose from: one where they are fixed, else a ladder with what was given laid over it, less the
+    sizes that do not go with it. `vocab_size`: rows of the embedding; `start_id`: what a decoder reads first, where a
+    family asks. ConfigError where no size goes with what was given."""
+    if origin.fields is not None:
+        fields = check_fields(origin.family, origin.fields)
+        if fields["vocab_size"] < vocab_size:
+            raise ConfigError(
+                f"the tokenizer has {vocab_size} tokens, the model {fields['vocab_size']} rows; give --vocab-size "
+                f"{fields['vocab_size'] // 64 * 64} at most"
+            )
+        return [fields]
+    d_model, n_layers = origin.overrides.get("d_model"), origin.overrides.get("n_layers")
+    if d_model is not None and (d_model < 32 or d_model % 32):
+        raise ConfigError(f"'d_model' is {d_model!r}, expected a multiple of 32 (the width of a head)")
+    if n_layers is not None and n_layers < 1:
+        raise ConfigError(f"'n_layers' is {n_layers!r}, expected at least 1")
+    names = family(origin.family).config.__dataclass_fields__
+    start = {"start_id": start_id} if "start_id" in names else {}
+    longest = max(seq_len, target_len(objective, seq_len) or 0)
+    sizes, refused = [], None
+    for size in ladder(origin.family, vocab_size, longest, d_model=d_model, n_layers=n_layers):
+        try:
+            sizes.append(check_fields(origin.family, start | _adjusted(size, origin.overrides)))
+        except ConfigError as error:
+            refused = error
+    if refused and not sizes:
+        raise refused
+    return sizes
+
+
+def _adjusted(size: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """A size with some of its fields replaced, and what follows from the number of heads adjusted to them."""
+    fields = size | {k: v for k, v in overrides.items() if k not in ("d_model", "n_layers")}
+    if "n_heads" in overrides:
+        if "n_kv_heads" in size and "n_kv_heads" not in overrides:
+            fields["n_kv_heads"] = fields["n_heads"]
+        whole = size.get("head_dim", 0) * size["n_heads"] == size["d_model"]
+        if whole and "head_dim" not in overrides and fields["n_heads"]:
+            fields["head_dim"] = size["d_model"] // fields["n_heads"]
+    return fields
