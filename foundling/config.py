@@ -63,8 +63,6 @@ def from_dict(cls: type[T], values: dict[str, Any], *, where: str = "configurati
         return cls(**built)
     except ConfigError:
         raise
-    except ZeroDivisionError:  # in a check that one size is a multiple of another
-        raise ConfigError(f"{where}: a size that divides another is 0") from None
     except (ValueError, TypeError) as error:  # a __post_init__ that refuses
         raise ConfigError(f"{where}: {error}") from error
 

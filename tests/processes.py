@@ -8,6 +8,7 @@ shares with its siblings is the imports and the hash seed: a test of either take
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import multiprocessing
 import os
@@ -38,6 +39,15 @@ def start() -> None:
     if sys.platform == "linux":
         with contextlib.chdir(ROOT):
             forkserver.ensure_running()
+
+
+def leave_group() -> None:
+    """destroy_process_group where no model is held any more: a DDP reducer that outlives the group would keep the GIL
+    and wait for a thread that waits for the GIL (pytorch/pytorch#56297)."""
+    import torch.distributed as dist
+
+    gc.collect()
+    dist.destroy_process_group()
 
 
 def import_everything() -> None:

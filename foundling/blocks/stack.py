@@ -30,7 +30,6 @@ class Decoder(nn.Module):
 
     capabilities = Capabilities(generates=True)
     causal = True
-    """whether a token sees only those before it; the plan counts attention by it"""
 
     def __init__(
         self, config: Any, layers: list[nn.Module], norm: nn.Module, *, rope: RoPE | None = None, dropout: float = 0.0

@@ -40,7 +40,7 @@ GROUPS = {
     },
 }
 SYNONYMS = {
-    "--lr": "--learning-rate", "--temp": "--temperature", "--epochs": "--tokens", "--steps": "--total-steps",
+    "--lr": "--learning-rate", "--temp": "--temperature", "--steps": "--total-steps",
     "--batch": "--batch-size", "--layers": "--n-layers", "--max-new-tokens": "--max-tokens", "--model": "--family",
 }  # fmt: skip
 """what other tools call an option -> its name here"""
@@ -121,8 +121,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         argv, fields = split_model_flags(argv, set(actions.choices[command]._option_string_actions))
     args, extra = parser.parse_known_args(argv)
     if extra:
-        close = difflib.get_close_matches(extra[0], args.parser._option_string_actions, n=1, cutoff=0.7)
-        known = SYNONYMS.get(extra[0]) or (close[0] if close else "")
+        options, name = args.parser._option_string_actions, extra[0].partition("=")[0]
+        close = difflib.get_close_matches(name, options, n=1, cutoff=0.7)
+        known = SYNONYMS[name] if SYNONYMS.get(name) in options else close[0] if close else ""
         if command == "generate" and not extra[0].startswith("-"):
             known = "--prompt"
         args.parser.error(f"unknown argument '{extra[0]}'" + (f"; did you mean '{known}'?" if known else ""))

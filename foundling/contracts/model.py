@@ -68,6 +68,8 @@ class LanguageModel(Protocol):
     that as `memory`."""
 
     capabilities: Capabilities
+    causal: bool
+    """whether a token sees only those before it; the plan counts attention by it"""
     config: Any
     layers: nn.ModuleList
     head: nn.Linear
@@ -108,6 +110,8 @@ class Encoder(Protocol):
     which is None where nothing predicts tokens. token_types (B, T): which of the texts that are read together."""
 
     capabilities: Capabilities
+    causal: bool
+    """whether a token sees only those before it; the plan counts attention by it"""
     config: Any
     layers: nn.ModuleList
     head: nn.Linear | None

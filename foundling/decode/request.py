@@ -117,7 +117,10 @@ def check_request(model: Any, request: Request) -> None:
 def check_generates(model: Any) -> None:
     """Raises GenerationError for a model that does not predict the next token."""
     if not model.capabilities.generates:
-        raise GenerationError(f"{type(model).__name__} does not generate text; see `foundling fill`")
+        name = type(model).__name__
+        if type(model).capabilities.generates:
+            raise GenerationError(f"this {name} has no head: it reads, and predicts no tokens")
+        raise GenerationError(f"{name} does not generate text; see `foundling fill`")
 
 
 def build_requests(

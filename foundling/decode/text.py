@@ -11,7 +11,7 @@ from typing import Any
 from foundling.decode import plain
 from foundling.decode.detokenize import REPLACEMENT, incremental_decoder
 from foundling.decode.engine.engine import Engine, EngineOptions
-from foundling.decode.request import Completion, build_requests, max_completion
+from foundling.decode.request import Completion, build_requests, check_generates, max_completion
 from foundling.decode.sampling import Sampling
 from foundling.errors import GenerationError, WeightsError
 from foundling.runtime.files import read_json
@@ -70,8 +70,10 @@ class TextGenerator:
                 raise WeightsError(f"{file}: {name} is {value!r}, expected a number")
         sampling = Sampling(**values | {name: value for name, value in sampling_fields.items() if value is not None})
         model = load(directory)
-        if not model.capabilities.generates:
-            raise WeightsError(f"{directory}: this model does not generate text; try `foundling fill`")
+        try:
+            check_generates(model)
+        except GenerationError as error:
+            raise WeightsError(f"{directory}: {error}") from None
         tokenizer = Tokenizer.load(directory)
         if tokenizer.vocab_size > model.config.vocab_size:
             raise WeightsError(

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from foundling.blocks.moe import MoE
-from foundling.config import from_dict, nearest
+from foundling.config import from_dict, nearest, partial_dict, shown
 from foundling.errors import ConfigError
 
 Kind = Literal["decoder", "encoder", "seq2seq", "dual_encoder", "denoiser"]
@@ -102,11 +102,27 @@ def family_of(model: Any) -> Family:
     raise ConfigError(f"{type(model).__name__} is not a family of foundling; known: {', '.join(FAMILIES)}")
 
 
+def configuration(found: Family, fields: dict[str, Any], *, where: str) -> Any:
+    """The family's frozen configuration. ConfigError, naming the field, for what does not fit and for sizes that are 0,
+    negative or too large for any machine; an id, an offset, a
+    probability and what is 0 by default may be 0."""
+    clean = partial_dict(found.config, fields, where=where)
+    for name, value in clean.items():
+        low = 0 if name.endswith(("_id", "_offset", "_at", "dropout")) or getattr(found.config, name, None) == 0 else 1
+        high = 1 << 16 if name.endswith("_layers") else 1 << 24
+        for number in value if isinstance(value, list | tuple) else [value]:
+            whole = isinstance(number, int) and not isinstance(number, bool)
+            if (whole and not low <= number <= high) or (isinstance(number, float) and not 0 <= number < 1e30):
+                expected = f"{low} to {high}" if whole else "0 or more"
+                raise ConfigError(f"{where}: '{name}' is {shown(value)}, out of range (expected {expected})")
+    return from_dict(found.config, clean, where=where)
+
+
 def build(name: str, *, device: str = "cpu", **fields: Any) -> Any:
     """A model of the family with the given configuration fields, with torch's default initial values (see
     blocks/init)."""
     found = family(name)
-    config = from_dict(found.config, fields, where=f"{name} configuration")
+    config = configuration(found, fields, where=f"{name} configuration")
     with torch.device(device):
         return found.model(config)
 

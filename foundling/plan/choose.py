@@ -75,9 +75,11 @@ def choose(
     memory_bytes: int,
     seq_len: int,
     target_len: int | None = None,
+    frozen_flops: float = 0.0,
 ) -> tuple[Choice, list[Choice]]:
     """The size with the lowest predicted loss in the budget, and all that were considered. For a budget in tokens: the
-    one for which so many tokens are compute-optimal. BudgetError if not even the smallest fits into memory."""
+    one for which so many tokens are compute-optimal. `frozen_flops`: per token, of a model beside it that is not
+    trained. BudgetError if not even the smallest fits into memory."""
 
     def all_within(tokens_for: Callable[[int, dict[str, Any]], float]) -> list[Choice]:
         return [
@@ -95,7 +97,7 @@ def choose(
 
     worth: Callable[[Choice], float] = lambda choice: choice.bits_per_byte  # noqa: E731
     if budget.unit == "flops":
-        considered = all_within(lambda flops, _: budget.value / flops)
+        considered = all_within(lambda flops, _: budget.value / (flops + frozen_flops))
     elif budget.unit == "seconds":
         considered = all_within(lambda flops, f: budget.value / seconds_per_token(flops, f))
     else:

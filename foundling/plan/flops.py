@@ -51,9 +51,9 @@ def training_flops_per_token(model: nn.Module, seq_len: int, target_len: int | N
     return int(6 * (source + share * target) + 3 * sequence)
 
 
-def _sequence_flops(module: Any, seq_len: int, causal: bool = True) -> int:
+def _sequence_flops(module: Any, seq_len: int, causal: bool = False) -> int:
     """FLOPs per token of the mixers, without their projections. The nearest stack around a mixer says by `causal`
-    whether it sees only the tokens before."""
+    whether it sees only the tokens before; without one, all are seen."""
     causal = getattr(module, "causal", causal)
     own = 0
     if hasattr(module, "sequence_flops"):

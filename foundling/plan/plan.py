@@ -161,7 +161,8 @@ def make_plan(inputs: PlanInputs, probes: Probes) -> Plan:
 
     def after(tokens: float) -> float:
         """seconds of what is not training"""
-        return evaluation + ENCODE_SECONDS * (share(tokens) * inputs.corpus.train_bytes + inputs.held_out_bytes)
+        read = 1.0 if "share" in given else share(tokens)  # a share that was given is in train_bytes already
+        return evaluation + ENCODE_SECONDS * (read * inputs.corpus.train_bytes + inputs.held_out_bytes)
 
     per_step = batch_size * inputs.seq_len
     total_steps = _steps(inputs, choice, probes.elapsed(), step, after, per_step)
@@ -209,6 +210,7 @@ def _choose(inputs: PlanInputs, probes: Probes, usable: int) -> tuple[Choice, li
     return choose(
         left, inputs.family, inputs.sizes, inputs.corpus, inputs.law, seconds_per_token=probes.seconds_per_token,
         least_bytes=least_bytes, memory_bytes=usable, seq_len=inputs.seq_len, target_len=inputs.target_len,
+        frozen_flops=inputs.frozen_flops,
     )  # fmt: skip
 
 
@@ -260,9 +262,10 @@ def _steps(
                 f"{budget} leaves {max(0, steps)} steps; the least that works here is {math.ceil(least * 10) / 10:g}"
             )
         return steps
-    tokens = budget.value if budget.unit == "tokens" else budget.value / choice.flops_per_token
+    flops = choice.flops_per_token + inputs.frozen_flops
+    tokens = budget.value if budget.unit == "tokens" else budget.value / flops
     steps = round(tokens / tokens_per_step)
     if steps < 1:
-        least = tokens_per_step if budget.unit == "tokens" else tokens_per_step * choice.flops_per_token
+        least = tokens_per_step if budget.unit == "tokens" else tokens_per_step * flops
         raise BudgetError(f"{budget} is less than one step; the least that works here is {least:g}")
     return steps

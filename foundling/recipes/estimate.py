@@ -24,7 +24,7 @@ from foundling.recipes.probes import corpus_facts
 from foundling.recipes.progress import Progress
 from foundling.recipes.recipe import ObjectiveSpec, Request
 from foundling.recipes.run import Run
-from foundling.recipes.sizes import size_fields
+from foundling.recipes.sizes import check_seq_len, max_seq_len, size_fields
 from foundling.recipes.text import prepare_text, tokenizer_for
 from foundling.runtime.clock import Clock
 from foundling.runtime.device import Runtime, available_threads, default_device, resolve_device
@@ -45,10 +45,9 @@ def shape_of(request: Request, ranks: int = 1) -> tuple[Shape, Origin, Objective
     objective = objective_of(request)
     if origin.fields is None and not {"d_model", "n_layers"} <= origin.overrides.keys():
         raise ConfigError("the size is missing: give --d-model and --n-layers, or --preset (foundling families)")
-    longest = (origin.fields or {}).get("max_seq_len")
-    seq_len = train.get("seq_len", longest or SEQ_LEN)
-    if longest and seq_len > longest:
-        raise ConfigError(f"--seq-len {seq_len} is more than the {longest} that {origin.preset or 'the model'} has")
+    seq_len = train.get("seq_len", max_seq_len(origin) or SEQ_LEN)
+    if "seq_len" in train:
+        check_seq_len(seq_len, origin, objective)
     rows = parent_vocab_size(objective.teacher) if objective.teacher else request.get("data.vocab_size", VOCAB_SIZE)
     fields = origin.fields or size_fields(origin, rows, seq_len, objective)[0]
     optim = from_dict(OptimOptions, request.get("optim", {}), where="optim")
@@ -79,6 +78,7 @@ def run_estimate(request: Request, progress: Progress, clock: Clock) -> dict[str
     spare_memory(memory)
     with tempfile.TemporaryDirectory(prefix="foundling-plan-") as folder:
         run = Run(request, Path(folder), progress, clock)
+        run.memory.done.set()  # estimate_step watches by itself
         corpus = run.corpus()
         vocab_size = cap_vocab_size(shape.fields["vocab_size"], corpus.train_bytes)
         tokenizer = tokenizer_for(run, corpus, origin, objective, vocab_size)
@@ -113,7 +113,9 @@ def optimal(request: Request, progress: Progress, clock: Clock) -> dict[str, Any
     objective_for(request)  # refuses what cannot be raised, before anything is read
     with tempfile.TemporaryDirectory(prefix="foundling-plan-") as folder:
         run = Run(request, Path(folder), progress, clock)
-        prepared = prepare_text(run, run.corpus())
-        run.memory.done.set()
+        try:
+            prepared = prepare_text(run, run.corpus())
+        finally:
+            run.memory.done.set()
     prediction = dict(prepared.prediction)
     return {"recipe": asdict(prepared.recipe), "sizes": prediction.pop("considered"), "prediction": prediction}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,10 @@ def reproduce(
     directory: str | Path,
     *,
     data: str | None = None,
+    parents: Sequence[str] = (),
     out: str | Path | None = None,
     progress: Progress | None = None,
     clock: Clock | None = None,
 ) -> dict[str, Any]:
     """Runs the recipe of `directory` again and compares the weights; see run.reproduce."""
-    return run.reproduce(script_of, directory, data=data, out=out, progress=progress, clock=clock)
+    return run.reproduce(script_of, directory, data=data, parents=parents, out=out, progress=progress, clock=clock)

@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from foundling.blocks.init import initialise
 from foundling.config import from_dict, nearest, partial_dict, to_dict
 from foundling.errors import ConfigError, MismatchError, WeightsError
-from foundling.models import FAMILIES, build, family, family_of, recognise
-from foundling.recipes.recipe import ModelSpec, ObjectiveSpec, Recipe, Request
+from foundling.models import FAMILIES, build, configuration, family, family_of, recognise
+from foundling.recipes.recipe import ModelSpec, ObjectiveSpec, Recipe, Request, ScheduleSpec
 from foundling.runtime.files import read_json
 from foundling.runtime.rng import generator
+from foundling.train.options import OptimOptions
 from foundling.weights.configs import read_config
 from foundling.weights.directory import load, weights_hash
 
@@ -28,6 +30,7 @@ READS = {
 """objective -> fields of its section that it reads"""
 INFILLED = ("bart",)
 """families whose usual objective is to write the whole text again (Lewis et al. 2019)"""
+RESTORE = "restore it, or give `foundling reproduce` --parent DIR, where it is now"
 
 
 @dataclass(frozen=True)
@@ -81,14 +84,14 @@ def find_origin(given: dict[str, Any]) -> Origin:
         named = [flag for key, flag in flags.items() if given.get(key)]
         raise ConfigError(f"{' and '.join(named)} both name the model; leave one out")
     if directory:
-        if overrides:
-            flag = min(overrides).replace("_", "-")
-            raise ConfigError(f"--from {directory} keeps the size of that model; leave --model.{flag} out")
         model = load(directory)
-        found = family_of(model)
-        return Origin(
-            found.name, to_dict(model.config), {}, directory=directory, model=model, weights_hash=weights_hash(model)
-        )
+        found, fields, digest = family_of(model), to_dict(model.config), weights_hash(model)
+        changed = sorted(key for key, value in overrides.items() if key not in fields or fields[key] != value)
+        if changed:
+            flag = changed[0].replace("_", "-")
+            raise ConfigError(f"--from {directory} keeps the size of that model; leave --model.{flag} out")
+        check_hash(directory, digest, given.get("weights_hash"))
+        return Origin(found.name, fields, {}, directory=directory, model=model, weights_hash=digest)
     partial_dict(family(name).config, overrides, where=f"{name} configuration")
     if preset:
         fields = find_preset(preset)[1]
@@ -98,7 +101,7 @@ def find_origin(given: dict[str, Any]) -> Origin:
 
 def check_fields(name: str, fields: dict[str, Any]) -> dict[str, Any]:
     """The whole configuration, checked; ConfigError naming the field."""
-    return to_dict(from_dict(family(name).config, fields, where=f"{name} configuration"))
+    return to_dict(configuration(family(name), fields, where=f"{name} configuration"))
 
 
 def build_model(recipe: Recipe) -> Any:
@@ -114,11 +117,31 @@ def build_model(recipe: Recipe) -> Any:
 def check_parents(recipe: Recipe) -> None:
     """MismatchError where a directory that the recipe builds on has other weights than it had."""
     for directory, expected in parents(recipe).items():
-        found = weights_hash(load(directory))
-        if found != expected:
-            raise MismatchError(
-                f"{directory} has weights {found[:12]}, the recipe was resolved with {expected[:12]}; restore them"
-            )
+        if not Path(directory).is_dir():
+            raise MismatchError(f"{directory}, which the recipe starts from, is not there; {RESTORE}")
+        check_hash(directory, weights_hash(load(directory)), expected)
+
+
+def check_hash(directory: str, found: str, expected: str | None) -> None:
+    """MismatchError unless these are the weights that a recipe, where there is one, was resolved with."""
+    if expected not in (None, found):
+        raise MismatchError(
+            f"{directory} has weights {found[:12]}, the recipe was resolved with {str(expected)[:12]}; {RESTORE}"
+        )
+
+
+def with_parents(recipe: Recipe, directories: Sequence[str]) -> Recipe:
+    """The recipe with the parents that are found in `directories`, by their weights; ConfigError for a directory that
+    is none of them."""
+    for directory in directories:
+        digest, model, objective = weights_hash(load(directory)), recipe.model, recipe.objective
+        if digest not in parents(recipe).values():
+            raise ConfigError(f"--parent {directory} has weights {digest[:12]}, none that the recipe starts from")
+        if model.weights_hash == digest:
+            recipe = replace(recipe, model=replace(model, directory=directory))
+        if objective.teacher_hash == digest:
+            recipe = replace(recipe, objective=replace(objective, teacher=directory))
+    return recipe
 
 
 def parents(recipe: Recipe) -> dict[str, str]:
@@ -128,6 +151,11 @@ def parents(recipe: Recipe) -> dict[str, str]:
         (recipe.objective.teacher, recipe.objective.teacher_hash),
     )
     return {directory: digest for directory, digest in pairs if directory and digest}
+
+
+def no_prediction(recipe: Recipe) -> str:
+    """What is said in place of a predicted loss."""
+    return "no loss prediction for " + ("continued training" if recipe.model.directory else "this objective")
 
 
 def objective_for(request: Request) -> str:
@@ -150,14 +178,15 @@ def objective_for(request: Request) -> str:
 def objective_of(request: Request) -> ObjectiveSpec:
     """With what was given of its section, and the hash of a teacher's weights."""
     kind, given = objective_for(request), request.get("objective", {})
-    for name in given:
-        if name not in ("kind", *READS[kind]):
+    for name, value in given.items():
+        if name not in ("kind", *READS[kind]) and value != getattr(ObjectiveSpec, name):  # a written recipe has all
             raise ConfigError(f"--{name.replace('_', '-')} is not for the objective '{kind}'; leave it out")
     if kind not in ("causal", "distill") and request.get("data.fim_rate"):
         raise ConfigError(f"--fim-rate is not for the objective '{kind}'; leave it out")
-    values = {"kind": kind, **given}
+    values = {**given, "kind": kind}
     if teacher := given.get("teacher"):
         values["teacher_hash"] = weights_hash(load(teacher))
+        check_hash(teacher, values["teacher_hash"], given.get("teacher_hash"))
     return from_dict(ObjectiveSpec, values, where="objective")
 
 
@@ -171,7 +200,7 @@ def check_unused(given: dict[str, Any]) -> None:
     """ConfigError for a setting that the others make meaningless: it would be ignored."""
     optim, schedule = given.get("optim", {}), given.get("schedule", {})
     for name in ("matrix_learning_rate", "momentum"):
-        if name in optim and optim.get("optimizer") == "adamw":
+        if optim.get("optimizer") == "adamw" and optim.get(name) not in (None, getattr(OptimOptions, name)):
             raise ConfigError(f"--{name.replace('_', '-')} is Muon's; with --optimizer adamw leave it out")
-    if "decay_share" in schedule and schedule.get("kind") == "cosine":
+    if schedule.get("kind") == "cosine" and schedule.get("decay_share") not in (None, ScheduleSpec.decay_share):
         raise ConfigError("--decay-share is for --schedule wsd; with cosine leave it out")

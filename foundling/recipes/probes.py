@@ -40,6 +40,7 @@ from foundling.runtime.rng import generator
 from foundling.text import Tokenizer
 from foundling.train.options import OptimOptions
 from foundling.train.schedule import Schedule
+from foundling.weights.directory import load
 
 PROXY_BYTES = 1_000_000
 """Text that the windows of a proxy run are taken from."""
@@ -147,8 +148,6 @@ class TextProbes:
         if self.origin.directory is None:
             initialise(self.model, generator("init", seed))
         else:
-            from foundling.weights.directory import load
-
             self.model.load_state_dict(load(self.origin.directory).state_dict())
         return self.model
 

@@ -15,7 +15,7 @@ from typing import Any
 from foundling.config import flattened
 from foundling.contracts.records import Metric, Result, RunRecord
 from foundling.data.datasets import describe_data
-from foundling.recipes.models import parents
+from foundling.recipes.models import no_prediction, parents
 from foundling.recipes.recipe import Request, code_version
 from foundling.report import write_report
 from foundling.report.card import model_card
@@ -123,6 +123,7 @@ def make_record(run: Any, outcome: Outcome, result: dict[str, Any]) -> RunRecord
         machine=machine(),
         timeline=run.clock.timeline,
         law_error=prediction.get("law_error"),
+        no_prediction=no_prediction(recipe),
         tokenizer=tokenizer_view(outcome),
         next_commands=[{"command": c.format(quoted), "purpose": purpose} for c, purpose in commands],
         parents=[f"{Path(d).name} ({h[:12]})" for d, h in parents(recipe).items()],

@@ -8,7 +8,7 @@ and found done after a crash. Everything in progress lies in OUT/run, which is r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from foundling.errors import ConfigError, Interrupted, MismatchError, OutputErro
 from foundling.plan.energy import Meter
 from foundling.plan.memory import MemoryEstimate, estimate_training_memory, spare_memory
 from foundling.recipes.learning import target_len
-from foundling.recipes.models import READS, build_model, check_parents
+from foundling.recipes.models import READS, build_model, check_parents, no_prediction, with_parents
 from foundling.recipes.progress import Progress
 from foundling.recipes.publish import Outcome, publish_run
 from foundling.recipes.recipe import Recipe, Request, code_version, upgrade
@@ -40,7 +40,7 @@ from foundling.weights.directory import MANIFEST, read_manifest
 
 REQUEST = "request.json"
 """in OUT/run: what was asked for, and the mark by which a folder `run` is known as ours"""
-SMALLEST_CALIBRATED = 1_000_000
+SMALLEST_CALIBRATED = 949_028
 """bytes of the smallest corpus in plan/calibration.json"""
 RECIPE, PREDICTION = "recipe.yaml", "prediction.json"
 Script = Callable[["Run"], dict[str, Any]]
@@ -93,8 +93,9 @@ class Run:
         with self.clock.phase("read"):
             if not directory.exists():
                 self.progress.line(f"reading {self.request.data}")
-                ingest(open_data(self.request.data, field, exclude=self.out), directory)
-            corpus = Corpus.load(directory)
+                corpus = ingest(open_data(self.request.data, field, exclude=self.out), directory)
+            else:
+                corpus = Corpus.load(directory)
         self.progress.line(
             f"{corpus.train_documents:,} documents, {size(corpus.train_bytes)} to train on; "
             f"{len(corpus.held_out):,} documents, {size(corpus.held_out_bytes)} held out"
@@ -102,6 +103,7 @@ class Run:
         if corpus.skipped:
             self.progress.line("skipped: " + ", ".join(f"{n} {reason}" for reason, n in corpus.skipped.items()))
         if self.data_hash not in (None, corpus.data_hash):
+            clear(directory)  # or the right data would never be read
             raise MismatchError(
                 f"the data hashes to {corpus.data_hash[:12]}, the model was raised from {str(self.data_hash)[:12]}; "
                 "give the same data with --data"
@@ -181,9 +183,7 @@ class Run:
 
     def publish(self, outcome: Outcome) -> dict[str, Any]:
         """Writes the model directory whole, and returns the object that --json prints."""
-        result = publish_run(self, outcome)
-        self.memory.done.set()
-        return result
+        return publish_run(self, outcome)
 
 
 def size(n_bytes: int) -> str:
@@ -222,7 +222,7 @@ def announce(recipe: Recipe, prediction: dict[str, Any], progress: Progress) -> 
             unsaid = ("source", "weights_hash", "teacher_hash")
             line = " ".join(f"{k}={v}" for k, v in values.items() if v is not None and k not in unsaid)
             progress.line(f"  {name}: {line}")
-    loss = "no loss prediction for " + ("continued training" if recipe.model.directory else "this objective")
+    loss = no_prediction(recipe)
     if "loss" in p:
         loss = (
             f"held-out loss {p['loss']:.3f} nats a token = {p['bits_per_byte']:.3f} bits per byte "
@@ -255,7 +255,7 @@ def start(
     """Runs `script` into the directory `out` and returns what `--json` prints.
 
     `out` must be new or empty or, with `resume`, hold an unfinished run. `reproduced`: the manifest of a run that is to
-    be done again. OutputError, MismatchError or BusyError where
+    be done again, its recipe read. OutputError, MismatchError or BusyError where
     it cannot be; nothing that was there is touched."""
     out, progress, clock = Path(out), progress or Progress(False), clock or Clock()
     existed, run = out.exists(), out / "run"
@@ -265,16 +265,17 @@ def start(
             if (run / REQUEST).exists():  # left by a crash between publishing and clearing
                 clear(run)
             return read_manifest(out).get("result", {})
-        if not resume:
+        if reproduced:  # written each time, since a parent may have moved; first, so that a crash leaves it to be found
+            plan = reproduced["prediction"] | {"data_hash": reproduced["data_hash"]}
+            write_plan(run, reproduced["recipe"], plan | {"reproduces": reproduced["weights_hash"]})
+        if not (run / REQUEST).exists():
             write_json(run / REQUEST, asdict(request))
-            if reproduced:
-                plan = reproduced["prediction"] | {"data_hash": reproduced["data_hash"]}
-                recipe = from_dict(Recipe, upgrade(reproduced["recipe"]), where=f"{MANIFEST} recipe")
-                write_plan(run, recipe, plan | {"reproduces": reproduced["weights_hash"]})
+        started = Run(request, out, progress, clock)
         try:
-            return script(Run(request, out, progress, clock))
-        except Interrupted:
-            raise
+            return script(started)
+        except Interrupted as stopped:
+            way = "give the same command again" if reproduced else "continue with --resume"
+            raise Interrupted(f"{stopped}; {way}") from None
         except Exception:
             if not resume and not (run / RECIPE).exists():  # refused before anything was decided: nothing to resume
                 clear(run)
@@ -282,6 +283,8 @@ def start(
                     (out / ".lock").unlink()
                     out.rmdir()
             raise
+        finally:
+            started.memory.done.set()
 
 
 def stored_request(out: Path) -> Request:
@@ -300,12 +303,14 @@ def reproduce(
     directory: str | Path,
     *,
     data: str | None = None,
+    parents: Sequence[str] = (),
     out: str | Path | None = None,
     progress: Progress | None = None,
     clock: Clock | None = None,
 ) -> dict[str, Any]:
     """Runs the recipe of the model in `directory` again, into `out`, and compares the hashes of the weights.
-    `script_of`: the script of an objective's name.
+    `script_of`: the script of an objective's name. `parents`: where the models are now that it starts from, if they
+    have moved; which is which is known by their weights.
 
     MismatchError where the data, the code or a parent is not what it was; another machine is reported, and tried."""
     progress, directory = progress or Progress(False), Path(directory)
@@ -322,6 +327,7 @@ def reproduce(
             f"({here['sha256'][:12]}); install that version to reproduce it"
         )
     recipe = from_dict(Recipe, upgrade(manifest["recipe"]), where=f"{directory / MANIFEST} recipe")
+    recipe = with_parents(recipe, parents)
     Runtime(threads=recipe.runtime.threads).setup()
     for name, there in manifest["machine"].items():
         if name in ("torch", "cpu_capability", "threads", "device") and machine()[name] != there:
@@ -332,7 +338,10 @@ def reproduce(
     unfinished = out / "run" / PREDICTION  # of the same reproduction: it is continued
     resume = unfinished.exists() and read_json(unfinished).get("reproduces") == manifest["weights_hash"]
     script = script_of(recipe.objective.kind)
-    result = start(script, request, out, resume=resume, progress=progress, clock=clock, reproduced=manifest)
+    result = start(
+        script, request, out, resume=resume, progress=progress, clock=clock,
+        reproduced=manifest | {"recipe": recipe},
+    )  # fmt: skip
     again = read_manifest(out)["weights_hash"]
     same = again == manifest["weights_hash"]
     return {"identical": same, "weights_hash": again, "expected": manifest["weights_hash"], **result}

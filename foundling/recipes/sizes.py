@@ -13,20 +13,39 @@ from foundling.recipes.models import Origin, check_fields, parent_vocab_size
 from foundling.recipes.recipe import ObjectiveSpec
 from foundling.text import Tokenizer
 
+LEAST_SEQ_LEN = 8
+
 
 def rows_for(tokenizer: Tokenizer, objective: ObjectiveSpec) -> int:
     """Rows of the embedding: a student has as many as its teacher, which may have more than there are tokens."""
     return parent_vocab_size(objective.teacher) if objective.teacher else tokenizer.vocab_size
 
 
+def max_seq_len(origin: Origin) -> int | None:
+    """The most tokens that the model reads, where that is stated."""
+    return (origin.fields or origin.overrides).get("max_seq_len")
+
+
+def check_seq_len(seq_len: int, origin: Origin, objective: ObjectiveSpec) -> None:
+    """ConfigError where the model cannot read so many tokens, or cannot write the target that they make."""
+    longest, target = max_seq_len(origin), target_len(objective, seq_len)
+    if longest and seq_len > longest:
+        raise ConfigError(f"--seq-len {seq_len} is more than the {longest} tokens that the model reads (max_seq_len)")
+    if longest and (target or 0) > longest:
+        raise ConfigError(
+            f"seq_len {seq_len} makes targets of {target} tokens, the model writes {longest} (max_seq_len); give a "
+            "smaller --seq-len or a larger --model.max-seq-len"
+        )
+
+
 def fit_seq_len(train_tokens: float, origin: Origin, objective: ObjectiveSpec, chosen: int, given: int | None) -> int:
     """Tokens in a row: as given, else `chosen`, or less where text or model are short."""
-    longest = (origin.fields or origin.overrides).get("max_seq_len")
-    seq_len = given or max(8, min(chosen, int(train_tokens / 4), longest or chosen))
-    over = max(seq_len, target_len(objective, seq_len) or 0) - longest if longest else 0
-    if over > 0 and given:
-        raise ConfigError(f"seq_len {seq_len} is more than the {longest} tokens that the model reads allow")
-    seq_len -= max(0, over)
+    longest = max_seq_len(origin)
+    seq_len = given or max(LEAST_SEQ_LEN, min(chosen, int(train_tokens / 4), longest or chosen))
+    if not given and longest:
+        over = max(seq_len, target_len(objective, seq_len) or 0) - longest
+        seq_len = max(LEAST_SEQ_LEN, seq_len - max(0, over))
+    check_seq_len(seq_len, origin, objective)
     if train_tokens < 2 * seq_len:
         raise BudgetError(
             f"the training text is {train_tokens:.0f} tokens, one window takes {2 * seq_len}; give more text"
@@ -41,13 +60,7 @@ def size_fields(
     sizes that do not go with it. `vocab_size`: rows of the embedding; `start_id`: what a decoder reads first, where a
     family asks. ConfigError where no size goes with what was given."""
     if origin.fields is not None:
-        fields = check_fields(origin.family, origin.fields)
-        if fields["vocab_size"] < vocab_size:
-            raise ConfigError(
-                f"the tokenizer has {vocab_size} tokens, the model {fields['vocab_size']} rows; give --vocab-size "
-                f"{fields['vocab_size'] // 64 * 64} at most"
-            )
-        return [fields]
+        return [_checked(origin.family, origin.fields, vocab_size)]
     d_model, n_layers = origin.overrides.get("d_model"), origin.overrides.get("n_layers")
     if d_model is not None and (d_model < 32 or d_model % 32):
         raise ConfigError(f"'d_model' is {d_model!r}, expected a multiple of 32 (the width of a head)")
@@ -59,12 +72,23 @@ def size_fields(
     sizes, refused = [], None
     for size in ladder(origin.family, vocab_size, longest, d_model=d_model, n_layers=n_layers):
         try:
-            sizes.append(check_fields(origin.family, start | _adjusted(size, origin.overrides)))
+            sizes.append(_checked(origin.family, start | _adjusted(size, origin.overrides), vocab_size))
         except ConfigError as error:
             refused = error
     if refused and not sizes:
         raise refused
     return sizes
+
+
+def _checked(name: str, fields: dict[str, Any], vocab_size: int) -> dict[str, Any]:
+    """The whole configuration; ConfigError where it has fewer rows than there are tokens."""
+    fields = check_fields(name, fields)
+    if fields["vocab_size"] < vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {vocab_size} tokens, the model {fields['vocab_size']} rows; give --vocab-size "
+            f"{fields['vocab_size'] // 64 * 64} at most"
+        )
+    return fields
 
 
 def _adjusted(size: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from foundling.recipes.models import (
     objective_of,
 )
 from foundling.recipes.probes import TextProbes
+from foundling.recipes.publish import MAX_NGRAM_BYTES, NGRAM_BYTES_PER_BYTE, TRIMMED_BYTES
 from foundling.recipes.recipe import ObjectiveSpec, Recipe
 from foundling.recipes.run import Prepared, Run
 from foundling.recipes.sizes import fit_seq_len, rows_for, size_fields
@@ -107,8 +108,6 @@ def prepare_text(run: Run, corpus: Corpus) -> Prepared:
 
 def later_bytes(train_bytes: int) -> int:
     """Memory of the process after training: what is left of it, and a byte n-gram as baseline."""
-    from foundling.recipes.publish import MAX_NGRAM_BYTES, NGRAM_BYTES_PER_BYTE, TRIMMED_BYTES
-
     return TRIMMED_BYTES + NGRAM_BYTES_PER_BYTE * min(train_bytes, MAX_NGRAM_BYTES)
 
 
@@ -161,16 +160,13 @@ def _recipe(
         },
     }  # fmt: skip
     here = {
-        "device": runtime.device,
-        "precision": runtime.precision,
-        "threads": runtime.threads,
-        "compile": shape.compile,
-    }
+        "device": runtime.device, "precision": runtime.precision, "threads": runtime.threads, "compile": shape.compile,
+    }  # fmt: skip
     model = {
         "family": origin.family, "preset": origin.preset, "directory": origin.directory,
         "weights_hash": origin.weights_hash, "fields": shape.fields,
     }  # fmt: skip
     resolved = merged(chosen, run.request.given) | {
-        "runtime": here | {"compile": shape.compile}, "model": model, "objective": asdict(objective),
+        "runtime": here, "model": model, "objective": asdict(objective),
     }  # fmt: skip
     return from_dict(Recipe, resolved, where="recipe")

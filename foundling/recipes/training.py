@@ -124,7 +124,7 @@ def run_training(
                 log.close()
                 if stop.signal == signal.SIGINT:
                     raise KeyboardInterrupt
-                raise Interrupted(f"stopped at step {step.n} of {total}; continue with --resume")
+                raise Interrupted(f"stopped at step {step.n} of {total}")
     log.close()
     if state.ema:
         use_averages(model, state.ema[MODEL].state_tensors())

@@ -12,7 +12,6 @@ from foundling.report.units import known
 T = TypeVar("T")
 
 MODEL = "this model"
-NO_PREDICTION = "no loss prediction for this objective"
 BASELINE_NAMES = {
     "gzip": "gzip -9, each document alone",
     "xz": "xz -9e, each document alone",
@@ -87,7 +86,7 @@ def predicted(run: RunRecord) -> float | None:
 def prediction_words(run: RunRecord) -> str:
     """A sentence on the prediction of the main metric: a number, or that there is none."""
     if not known(predicted(run)):
-        return f"There is {NO_PREDICTION}."
+        return f"There is {run.no_prediction}."
     return f"Predicted before the first step: {units.number(predicted(run), 3)}."
 
 
@@ -97,7 +96,7 @@ def verdict(run: RunRecord) -> str:
     if not known(measured(run)):
         return f"{params}; not measured on held-out data."
     score = f"{params}, {units.number(measured(run))} {run.metric.name} on held-out data"
-    ahead = f"predicted {units.number(predicted(run))}" if known(predicted(run)) else NO_PREDICTION
+    ahead = f"predicted {units.number(predicted(run))}" if known(predicted(run)) else run.no_prediction
     return f"{score}; {ahead}."
 
 

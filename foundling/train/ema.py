@@ -35,10 +35,14 @@ class EMA:
             self.load_state_tensors(averages)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """One step of the recurrence."""
+    def update(self, skipped: Tensor | None = None) -> None:
+        """One step of the recurrence; none where `skipped` () bool says so, on the parameters' device."""
         params = [local(p) for p in self.params.values()]
-        torch._foreach_lerp_(list(self.averages.values()), params, 1 - self.decay)
+        if skipped is None:
+            torch._foreach_lerp_(list(self.averages.values()), params, 1 - self.decay)
+        else:
+            weight = torch.where(skipped, 0.0, 1 - self.decay)
+            torch._foreach_lerp_(list(self.averages.values()), params, [weight] * len(params))
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:

@@ -86,9 +86,10 @@ def update(
 
     The loss is the sum over the whole global batch divided by its global count, so neither accumulation nor the number
     of ranks changes it. The other models of the state get no gradients, whatever the objective does with them. An
-    update whose gradient is not finite changes nothing (no parameter, optimiser state or buffer). This is found on the
-    device and read one update later, so DivergedError (more than options.max_skipped of them) comes an update late.
-    Modules draw random numbers that depend on (options.seed, state.step, micro-batch counted over all ranks) alone;
+    update whose gradient is not finite changes nothing (no parameter, optimiser state, buffer or average). This is
+    found on the device and read one update later, so DivergedError (more than options.max_skipped of them) comes an
+    update late. Modules draw random numbers that depend on (options.seed, state.step, micro-batch counted over all
+    ranks) alone;
     torch's global generators are afterwards what they were. ConfigError where no parameter of the model is trainable.
     """
     step = _prepared(state, name, objective, options, runtime)
@@ -114,7 +115,7 @@ def update(
     restore_where(not_finite, model, before)
     broadcast_buffers(model, runtime)
     if name in state.ema:
-        state.ema[name].update()
+        state.ema[name].update(not_finite)
     state.step += 1
     state.settle(not_finite)
     raise_if_diverged(state, options)

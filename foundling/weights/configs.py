@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from foundling.config import from_dict, to_dict
+from foundling.config import to_dict
 from foundling.contracts.checkpoint_map import ConfigMap
-from foundling.errors import WeightsError
-from foundling.models import FAMILIES, Family, recognise
+from foundling.errors import ConfigError, WeightsError
+from foundling.models import FAMILIES, Family, configuration, recognise
 
 FLAT_ROPE, LOCAL_THETA = ("rope_theta", "partial_rotary_factor"), "rope_local_base_freq"
 # Written by transformers; written anew here.
@@ -45,8 +45,10 @@ def read_config(values: dict[str, Any], file: str) -> tuple[Family, Any, dict[st
         ours[name] = _convert(table, theirs, values[theirs], file)
     known = table.fields.keys() | table.only.keys() | table.implied.keys() | WRITTEN_ANEW
     inert = _nest({k: v for k, v in values.items() if k not in known}, table)
-    _check_sizes(ours, file)
-    config = from_dict(family.config, ours, where=file)
+    try:
+        config = configuration(family, ours, where=file)
+    except ConfigError as error:
+        raise WeightsError(str(error)) from None
     for key, follows in table.implied.items():
         expected = follows(to_dict(config))
         if values.get(key) not in (None, [], expected):  # absent or empty: implied by the other keys
@@ -156,15 +158,3 @@ def _short(value: Any) -> str:
     """The value's repr on one line, shortened."""
     text = repr(value)
     return text if len(text) <= 120 else f"{text[:100]} … ({len(text):,} characters)"
-
-
-def _check_sizes(ours: dict[str, Any], file: str) -> None:
-    """Rejects sizes that are zero or too large for any machine; an id, an offset or a probability may be 0."""
-    for key, value in ours.items():
-        low = 0 if key.endswith(("_id", "_offset", "_at", "dropout")) else 1
-        for number in value if isinstance(value, list | tuple) else [value]:
-            high = 1 << 16 if key.endswith("_layers") else 1 << 24
-            if isinstance(number, int) and not isinstance(number, bool) and not low <= number <= high:
-                raise WeightsError(f"{file}: {key} = {value} is out of range")
-            if isinstance(number, float) and not 0 <= number < 1e30:
-                raise WeightsError(f"{file}: {key} = {value} is out of range")

@@ -102,7 +102,7 @@ def write_weights(model: Any, ours: dict[str, Tensor], directory: Path, max_shar
         tensors |= {name: part.clone() for name, part in zip(link.theirs, parts, strict=True)}
     dtype = str(next(iter(ours.values())).dtype).removeprefix("torch.")
     config = write_config(family, model.config, getattr(model, "inert", {}), dtype)
-    if model.capabilities.generates and model.head is None and "architectures" in config:
+    if type(model).capabilities.generates and model.head is None and "architectures" in config:
         config["architectures"] = [BASE_MODEL.sub("Model", name) for name in config["architectures"]]
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     write_tensors(tensors, directory, family.module.CONFIG.weights, max_shard_bytes)
@@ -230,7 +230,7 @@ def skeleton(family: Family, config: Any, file: str, tensors: Tensors | None = N
     if tensors is not None and can.generates and not can.reads_source and not config.tie_embeddings:
         theirs = next(key.theirs for key in family.module.KEYS if key.targets[0] == "head.weight")
         if theirs not in tensors:  # saved without a head: the model embeds only
-            model.head = None
+            model.head, model.capabilities = None, can._replace(generates=False)
     return model
 
 

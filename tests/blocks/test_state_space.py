@@ -4,7 +4,6 @@
 import numpy as np
 import pytest
 import torch
-from scipy import signal
 
 from foundling.blocks.conv import segments_of
 from foundling.blocks.state_space import Diagonal, LowRank, Shift, StateSpace, legs
@@ -56,6 +55,8 @@ def continuous(of: Diagonal, channel: int) -> tuple[np.ndarray, np.ndarray, np.n
 @pytest.mark.parametrize("kind", [LowRank, Diagonal])
 @torch.no_grad()
 def test_convolution_and_recurrence_are_scipys(kind: type[Diagonal]) -> None:
+    from scipy import signal  # takes seconds to import
+
     of, u = system(kind), inputs()
     assert isinstance(of, Diagonal)
     convolved, _ = of(u)

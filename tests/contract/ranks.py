@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from tests.processes import SERVER
+from tests.processes import SERVER, leave_group
 
 STEPS, MICRO = 6, 4
 
@@ -48,7 +48,7 @@ def work(rank: int, rendezvous: str, pipe: Any) -> None:
             pipe.send(losses(*job, rank, 2))
         except Exception:
             pipe.send(traceback.format_exc())
-    dist.destroy_process_group()
+    leave_group()
 
 
 class Workers:

@@ -282,7 +282,7 @@ def compiled(name: str, backend: str) -> tuple[float, float, dict[str, float]]:
     return *sums, {n: float((p.grad - q.grad).norm() / p.grad.norm().clamp_min(least)) for (n, p), q in pairs}
 
 
-@covers("compile", quick=(*UNLIKE, "unet"))
+@covers("compile", quick=UNLIKE)
 def test_compiles_without_a_break(name: str) -> None:
     """aot_eager traces everything that inductor would; a graph break would raise."""
     plain, model, gradients = compiled(name, "aot_eager")

@@ -15,7 +15,7 @@ from foundling.runtime.device import Runtime
 from foundling.train.parallel import gathered, local, wrap
 from foundling.train.step import Step
 from tests.contract.cases import case
-from tests.processes import SERVER
+from tests.processes import SERVER, leave_group
 
 NAMES = ("t5", "bart")
 
@@ -40,7 +40,7 @@ def work(rank: int, directory: str) -> None:
         for shard in (False, True):
             found = gradients(name, rank, 2, shard)
             save_file(found, f"{directory}/{name}-{shard}-{rank}.safetensors")
-    dist.destroy_process_group()
+    leave_group()
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -48,17 +49,24 @@ def test_killed_and_resumed_is_bitwise_the_same(name: str, tmp_path) -> None:
     unbroken = start("unbroken")
     unbroken.join(120)
     assert unbroken.exitcode == 0
-    chance, kills, directory = random.Random(name), 0, tmp_path / "broken"
-    for stop in (2, 4):
+    chance, directory, ended = random.Random(name), tmp_path / "broken", tmp_path / "broken.hash"
+    stops = [2, 4]
+    for _ in range(10):
         process = start("broken")
-        while process.is_alive() and not any(directory.glob(f"*{stop:08d}*")):
+        while process.is_alive() and not any(directory.glob(f"*{stops[0]:08d}*")):
             time.sleep(0.001)
         time.sleep(chance.random() * 0.05)  # somewhere in a step, or in a save
         if process.is_alive():
             os.kill(process.pid, signal.SIGKILL)
-            kills += 1
+            stops.pop(0)
         process.join()
-    assert kills and not (tmp_path / "broken.hash").exists(), "it was killed before its end"
+        if ended.exists():  # on a busy machine it may reach its end first: once more from the beginning
+            shutil.rmtree(directory)
+            ended.unlink()
+            stops = [2, 4]
+        elif not stops:
+            break
+    assert not stops, "it was killed twice before its end"
     process = start("broken")
     process.join(120)
     assert process.exitcode == 0

@@ -66,6 +66,8 @@ def test_no_such_path_and_empty_folder(capsys, tmp_path) -> None:
         (["--minutes", "1", "--tokens", "5"], "not allowed with"),
         (["--minits", "1"], "did you mean '--minutes'"),
         (["--n-layer", "4"], "did you mean '--n-layers'"),
+        (["--lr=0.1"], "did you mean '--learning-rate'"),
+        (["--epochs", "3"], "unknown argument '--epochs' (see"),
         (["--n-layers", "four"], "'n_layers' is 'four', expected int"),
         (["--n-layers", "0"], "'n_layers' is 0"),
         (["--vocab-size", "1000"], "multiple of 64"),
@@ -156,7 +158,12 @@ def test_errors_are_one_json_object_too(capsys, tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("args", "says"),
-    [(["check"], "dir"), (["raise", "--minits", "1"], "did you mean '--minutes'"), (["chek", "x"], "'check'")],
+    [
+        (["check"], "dir"),
+        (["raise", "--minits", "1"], "did you mean '--minutes'"),
+        (["chek", "x"], "'check'"),
+        (["fill", "x", "--lr", "1"], "unknown argument '--lr'"),
+    ],
 )
 def test_usage_errors_are_one_json_object_too(capsys, args: list[str], says: str) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -39,19 +39,15 @@ def test_optimal_is_what_raise_begins_with(tmp_path) -> None:
     assert any(best.items() <= size.items() for size in found["sizes"]) and len(found["sizes"]) > 5
 
 
-def test_run_reads_the_field_that_is_named(capsys, tmp_path) -> None:
+def test_run_says_flops_time_memory_energy_and_loss_of_the_field_that_is_named(capsys, tmp_path) -> None:
     rows = [{"body": file.read_text()} for file in sorted(corpus(tmp_path / "data").rglob("*.txt"))]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    size = ["--d-model", "32", "--n-layers", "1", "--vocab-size", "320", "--seq-len", "32", "--tokens", "5e4"]
-    assert plan("run", str(tmp_path / "rows.jsonl"), "--field", "body", *size)["bits_per_byte"] > 0
-    assert "body" in fails(capsys, "plan", "run", str(tmp_path / "rows.jsonl"), *size)
-
-
-def test_run_says_flops_time_memory_energy_and_loss(tmp_path) -> None:
-    found = plan(
-        "run", corpus(tmp_path / "data"), "--d-model", "64", "--n-layers", "2", "--vocab-size", "512",
+    args = [
+        "run", str(tmp_path / "rows.jsonl"), "--d-model", "64", "--n-layers", "2", "--vocab-size", "512",
         "--seq-len", "64", "--tokens", "1e5",
-    )  # fmt: skip
+    ]  # fmt: skip
+    assert "body" in fails(capsys, "plan", *args)
+    found = plan(*args, "--field", "body")
     model = skeleton("llama", family("llama").module.sized(512, 64, 64, 2))
     assert found["params"] == count_parameters(model)["total"]
     assert found["flops"] == training_flops_per_token(model, 64) * found["tokens"]

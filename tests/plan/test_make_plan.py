@@ -2,6 +2,7 @@
 """A plan is a function of its inputs: with measurements by hand, what it chooses and predicts can be worked out."""
 
 import pytest
+from torch.nn import Sequential
 
 from foundling.blocks.attention import Attention, CrossAttention
 from foundling.errors import BudgetError
@@ -67,6 +68,17 @@ def test_a_budget_of_tokens_or_flops_is_kept_to_a_step() -> None:
     assert abs(plan.total_steps * per_step - 1e6) <= per_step / 2
     plan = make_plan(inputs(Budget("flops", 1e13)), Measured(64))
     assert plan.prediction["flops"] == pytest.approx(1e13, rel=0.02)
+    with_teacher = make_plan(inputs(Budget("flops", 1e13), frozen_flops=3e6), Measured(64))
+    assert with_teacher.prediction["flops"] == pytest.approx(1e13, rel=0.02)
+    assert with_teacher.total_steps < plan.total_steps or with_teacher.shape.fields != plan.shape.fields
+
+
+def test_a_share_that_was_given_is_counted_once() -> None:
+    """`train_bytes` and `train_tokens` are of the share."""
+    given = {"total_steps": 7, "batch_size": 4, "share": 0.25}
+    plan = make_plan(inputs(Budget("tokens", 1e6), given=given), probes := Measured(64))
+    expected = 10 + 5 + ENCODE_SECONDS * (CORPUS.train_bytes + 100_000) + 7 * probes.step_seconds(plan.shape, None)
+    assert plan.prediction["seconds"] == pytest.approx(expected, abs=0.06)
 
 
 def test_a_fixed_size_leaves_steps_and_batch_to_the_budget() -> None:
@@ -137,4 +149,6 @@ def test_flops_of_windows_and_chunks_by_hand() -> None:
         [m.sequence_flops(100, causal=causal) / 32 for m in (plain, wide, narrow, chunked, cross)]
         for causal in (True, False)
     ]
+    alone = Sequential(plain)  # no stack says that it is causal: all keys are seen
+    assert training_flops_per_token(alone, 100) == 6 * matmul_parameters(alone) + 3 * 32 * 100
     assert counts == [[50, 50, 10, 10, 100], [100, 100, 19, 20, 100]]

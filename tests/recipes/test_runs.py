@@ -3,6 +3,7 @@
 
 import json
 import shlex
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -12,11 +13,12 @@ import pytest
 import foundling as library
 from foundling.cli import parse
 from foundling.cli.flags import given_keys
-from foundling.errors import ConfigError
-from foundling.recipes.models import find_origin
+from foundling.errors import ConfigError, MismatchError
+from foundling.recipes.models import check_unused, find_origin
 from foundling.recipes.recipe import ObjectiveSpec, Recipe, Request
 from foundling.recipes.sizes import size_fields
 from foundling.text import Tokenizer
+from tests.e2e.test_bad_input import fails
 from tests.e2e.tools import TINY, corpus, foundling, kill_after_checkpoint, raised, start, weights
 
 KINDS = {"llama": "causal", "mamba2": "causal", "bert": "masked", "t5": "span", "bart": "infill"}
@@ -93,8 +95,30 @@ def test_a_directory_is_trained_further(data: Path, llama: Path, tmp_path: Path)
     before = manifest(llama)["result"]["actual"]["bits_per_byte"]
     assert result["actual"]["bits_per_byte"] < before
     assert Tokenizer.load(tmp_path / "more").backend.to_str() == Tokenizer.load(llama).backend.to_str()
-    again = foundling("reproduce", tmp_path / "more", "--out", tmp_path / "again", "--json")
+    assert "no loss prediction for continued training" in (tmp_path / "more" / "README.md").read_text()
+    moved = tmp_path / "moved"
+    shutil.copytree(llama, moved)
+    about["recipe"]["model"]["directory"] = "elsewhere/llama"  # as it was called there
+    (tmp_path / "more" / "foundling.json").write_text(json.dumps(about))
+    lost = foundling("reproduce", tmp_path / "more", "--out", tmp_path / "again")
+    assert lost.returncode == 2 and "elsewhere/llama" in lost.stderr and "--parent" in lost.stderr
+    again = foundling("reproduce", tmp_path / "more", "--parent", moved, "--out", tmp_path / "again", "--json")
     assert json.loads(again.stdout)["identical"], again.stderr
+
+
+def test_a_written_recipe_can_be_given_again(data: Path, llama: Path, tmp_path: Path) -> None:
+    """Its sections have every field, those of other objectives and optimisers too."""
+    recipe = manifest(llama)["recipe"]
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
+    raised(data, "--tokens", "3072", "--config", tmp_path / "recipe.yaml", "--out", tmp_path / "again")
+    assert weights(tmp_path / "again") == weights(llama)
+    more = {"directory": str(llama), "fields": recipe["model"]["fields"], "weights_hash": weights(llama)}
+    assert find_origin(more).fields == recipe["model"]["fields"]
+    with pytest.raises(ConfigError, match=r"leave --model\.n-layers out"):
+        find_origin(more | {"fields": {"n_layers": 1}})
+    with pytest.raises(MismatchError, match="the recipe was resolved with 000000000000"):
+        find_origin(more | {"weights_hash": "0" * 64})
+    check_unused({"optim": recipe["optim"] | {"optimizer": "adamw"}, "schedule": {"kind": "cosine"}})
 
 
 def test_a_teacher_teaches_a_smaller_model(data: Path, llama: Path, tmp_path: Path) -> None:
@@ -116,6 +140,7 @@ def test_an_interrupted_reproduction_is_continued(data: Path, llama: Path, tmp_p
     process.send_signal(signal.SIGTERM)  # told to stop, it saves and keeps what it has
     process.communicate()
     assert process.returncode == 75 and (again / "run" / "recipe.yaml").exists()
+    (again / "run" / "recipe.yaml").unlink()  # as after a crash while the plan was written down
     done = foundling("reproduce", llama, "--out", again, "--json")
     assert done.returncode == 0 and json.loads(done.stdout)["identical"], done.stderr
     assert manifest(again)["request"] == manifest(llama)["request"]
@@ -184,11 +209,14 @@ def test_the_source_is_read_once(data: Path, llama: Path) -> None:
     assert manifest(llama)["result"]["source_bytes"] == size
 
 
-def test_what_does_not_fit_together_is_refused(data: Path, llama: Path, tmp_path: Path) -> None:
+def test_what_does_not_fit_together_is_refused(capsys, data: Path, llama: Path, tmp_path: Path) -> None:
     for args, says in (
         (["--family", "gpt2", "--preset", "llama-3-8b"], "leave one out"),
         (["--from", llama, "--model.n-layers", "3"], "leave --model.n-layers out"),
         (["--from", llama, "--vocab-size", "512"], "leave vocab_size 512 out"),
+        (["--vocab-size", "384", "--model.vocab-size", "320"], "the tokenizer has 384 tokens, the model 320 rows"),
+        (["--family", "bart", "--model.max-seq-len", "16"], "makes targets of 24 tokens, the model writes 16"),
+        (["--family", "t5", "--model.n-heads", "0"], "'n_heads' is 0, out of range"),
         (["--objective", "masked"], "is not for llama"),
         (["--objective", "distill"], "--teacher"),
         (["--family", "bert", "--teacher", llama], "is not for bert"),
@@ -205,8 +233,7 @@ def test_what_does_not_fit_together_is_refused(data: Path, llama: Path, tmp_path
         (["--betas", "[2, 3]"], "'betas'"),
         (["--model.max-seq-len", "foo"], "'max_seq_len' is 'foo'"),
     ):
-        done = foundling("raise", data, "--tokens", "3072", *args, "--out", tmp_path / "o")
-        assert done.returncode == 2 and says in done.stderr.splitlines()[-1], (args, done.stderr)
+        assert says in fails(capsys, "raise", data, "--tokens", "3072", *args, "--out", tmp_path / "o"), args
         assert not (tmp_path / "o").exists(), args
 
 

@@ -11,6 +11,7 @@ from foundling.train.loop import train
 from foundling.train.options import OptimOptions, TrainOptions
 from foundling.train.schedule import Schedule
 from foundling.train.state import TrainState
+from foundling.train.update import update
 from foundling.weights.directory import weights_hash
 from tests.train.conv_family import Classify, Pictures, fresh
 
@@ -29,6 +30,18 @@ def test_equals_the_recurrence() -> None:
     for name, average in state.ema["model"].averages.items():
         torch.testing.assert_close(average.double(), wanted[name], atol=1e-6, rtol=1e-6)
         assert not torch.equal(average, state.model.get_parameter(name))
+
+
+def test_an_update_that_is_not_finite_moves_no_average() -> None:
+    state = TrainState.build(fresh(), ADAMW, ema_decay=DECAY)
+    list(steps(state, 2))
+    before = {name: t.clone() for name, t in state.ema["model"].averages.items()}
+    batch = Pictures()[2]
+    batch = batch | {"pixels": batch["pixels"] * float("nan")}
+    update(state, Classify(), batch, TrainOptions(8), Runtime())
+    assert all(torch.equal(t, before[name]) for name, t in state.ema["model"].averages.items())
+    update(state, Classify(), Pictures()[2], TrainOptions(8), Runtime())
+    assert not any(torch.equal(t, before[name]) for name, t in state.ema["model"].averages.items())
 
 
 def test_swapped_in_for_evaluation_and_out_again() -> None:

@@ -23,7 +23,7 @@ from foundling.train.options import OptimOptions, TrainOptions
 from foundling.train.schedule import Schedule
 from foundling.train.state import TrainState
 from foundling.weights.directory import weights_hash
-from tests.processes import SERVER
+from tests.processes import SERVER, leave_group
 
 TEXTS = [f"Document {i}: {'words and more words ' * (i % 7 + 1)}{i * i}.\n" for i in range(200)]
 
@@ -144,8 +144,9 @@ def rank_trains(rank: int, world: int, directory: Path, out: Path, micro: int, o
     ids = [batches[n]["sample_ids"].tolist() for n in range(20)]
     found = {"losses": losses, "ids": ids, "hash": weights_hash(state.model)}
     Path(f"{out}.{rank}").write_text(json.dumps(found))
+    del state
     if world > 1:
-        dist.destroy_process_group()
+        leave_group()
 
 
 @pytest.mark.parametrize(("micro", "optimizer"), [(4, "muon"), (4, "adamw")])

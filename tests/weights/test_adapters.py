@@ -15,7 +15,7 @@ from foundling.runtime.rng import generator
 from foundling.weights.adapters import FILE, load_adapter, save_adapter
 from foundling.weights.directory import MANIFEST, check, weights_hash, write_manifest
 from tests.contract.cases import case
-from tests.processes import SERVER
+from tests.processes import SERVER, leave_group
 
 OPTIONS = LoRAOptions("layers.*.mixer.[qv]", rank=2, alpha=3.0)
 TARGETS = ["layers.0.mixer.q", "layers.0.mixer.v", "layers.1.mixer.q", "layers.1.mixer.v"]
@@ -160,7 +160,8 @@ def share(rank: int, root: str, answers: Any) -> None:
     losses = [s.loss for s in train(state, of.objective(), Data(of, rank, 2), Schedule(2), TrainOptions(4), runtime)]
     save_adapter(model, f"{root}/adapter")
     answers.put(losses)
-    dist.destroy_process_group()
+    del state, model
+    leave_group()
 
 
 def test_two_processes_that_share_the_parameters_write_what_one_does(tmp_path) -> None:

@@ -16,7 +16,7 @@ from foundling.errors import OutputError, WeightsError
 from foundling.weights.convert.diffusers import load_denoiser, save_denoiser
 from foundling.weights.directory import check, weights_hash
 from tests.contract.cases import case
-from tests.processes import SERVER
+from tests.processes import SERVER, leave_group
 
 SCHEDULE = NoiseSchedule()
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -170,7 +170,8 @@ def two_processes(rank: int, root: str, answers: Any) -> None:
     list(train(state, of.objective(), Data(of, rank, 2), Schedule(1), TrainOptions(4), runtime))
     save_denoiser(state.model, SCHEDULE, f"{root}/m")
     answers.put(weights_hash(state.model))
-    dist.destroy_process_group()
+    del state
+    leave_group()
 
 
 def test_two_processes_that_share_the_parameters_write_one_directory(tmp_path) -> None:
