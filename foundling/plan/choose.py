@@ -20,6 +20,10 @@ LADDER = [
 ]  # fmt: skip
 """(d_model, n_layers) of the sizes that are considered, each about 1.5 to 2 times the one before."""
 
+MOST_WEIGHTS_PER_BYTE = 1.25
+"""of text that does not repeat: in no run that the law was fitted to were there more (plan/calibration.json). Where a
+text is read to its end the law gives larger sizes a lower loss, and a few pages could get the largest of all."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -78,8 +82,9 @@ def choose(
     frozen_flops: float = 0.0,
 ) -> tuple[Choice, list[Choice]]:
     """The size with the lowest predicted loss in the budget, and all that were considered. For a budget in tokens: the
-    one for which so many tokens are compute-optimal. `frozen_flops`: per token, of a model beside it that is not
-    trained. BudgetError if not even the smallest fits into memory."""
+    one for which so many tokens are compute-optimal. Sizes that are too large for the text are not chosen.
+    `frozen_flops`: per token, of a model beside it that is not trained. BudgetError if not even the smallest fits into
+    memory."""
 
     def all_within(tokens_for: Callable[[int, dict[str, Any]], float]) -> list[Choice]:
         return [
@@ -102,7 +107,9 @@ def choose(
         considered = all_within(lambda flops, f: budget.value / seconds_per_token(flops, f))
     else:
         considered, worth = all_within(lambda *_: budget.value), distance
-    for choice in sorted(considered, key=worth) if len(sizes) > 1 else considered:  # memory takes a moment to estimate
+    most = MOST_WEIGHTS_PER_BYTE * corpus.train_bytes
+    worthwhile = [choice for choice in considered if choice.matmul_parameters <= most] or considered[:1]
+    for choice in sorted(worthwhile, key=worth):  # memory takes a moment to estimate
         if least_bytes(choice.fields) <= memory_bytes:
             return choice, considered
     least = least_bytes(sizes[0])

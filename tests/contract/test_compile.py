@@ -27,7 +27,12 @@ class Compilations:
 
 @pytest.mark.parametrize(
     ("name", "fields", "kinds"),
-    [("llama", {}, 1), ("gemma2", {"window": 8}, 2), ("gemma3", {"window": 8, "period": 2}, 2), ("mamba2", {}, 1)],
+    [
+        ("llama", {}, 1),
+        ("gemma2", {"window": 8}, 2),
+        pytest.param("gemma3", {"window": 8, "period": 2}, 2, marks=pytest.mark.slow),
+        ("mamba2", {}, 1),
+    ],
 )
 @pytest.mark.parametrize("packed", [False, True])
 def test_one_compilation_for_each_kind_of_layer(name: str, fields: dict[str, Any], kinds: int, packed: bool) -> None:

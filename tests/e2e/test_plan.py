@@ -21,7 +21,7 @@ def plan(*args: str) -> dict:
 def test_optimal_is_what_raise_begins_with(tmp_path) -> None:
     data = corpus(tmp_path / "data")
     size = ("--seq-len", "64", "--vocab-size", "512", "--threads", "1", "--compile", "false")
-    args = (data, "--tokens", "6000", "--seed", "3", *size)
+    args = (data, "--tokens", "3072", "--seed", "3", *size)
     found = plan("optimal", *args)
     raised = foundling("raise", *args, "--out", tmp_path / "m", "--json")
     assert raised.returncode == 0, raised.stderr

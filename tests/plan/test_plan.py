@@ -4,6 +4,7 @@
 import math
 import mmap
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -109,6 +110,18 @@ def test_a_larger_budget_never_chooses_a_smaller_model(unit) -> None:
     budgets = {"seconds": (10, 600, 36_000), "flops": (1e12, 1e14, 1e17), "tokens": (1e6, 5e7, 1e10)}[unit]
     sizes = [chosen(unit, b).parameters for b in budgets]
     assert sizes == sorted(sizes) and sizes[0] < sizes[-1]
+
+
+@pytest.mark.parametrize("budget", [Budget("tokens", 3e3), Budget("tokens", 3e6), Budget("seconds", 600)])
+def test_a_small_text_gets_a_small_model(budget: Budget) -> None:
+    """Larger ones are outside of what the law was fitted to."""
+    sizes = ladder("llama", 512, 64)
+    for train_bytes, most in ((80_000, 0), (1_000_000, 1.25e6)):
+        choice, considered = choose(
+            budget, "llama", sizes, replace(CORPUS, train_bytes=train_bytes), LAW,
+            seconds_per_token=lambda f, _: f / 1e11, memory_bytes=1 << 40, least_bytes=lambda fields: 0, seq_len=64,
+        )  # fmt: skip
+        assert choice == considered[0] or choice.matmul_parameters <= most
 
 
 def test_units_of_the_dial_agree() -> None:
