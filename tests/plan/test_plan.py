@@ -4,14 +4,16 @@
 import math
 import mmap
 import os
+import statistics
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
 from foundling.errors import BudgetError
 from foundling.models import count_parameters, family
 from foundling.plan.budget import Budget
-from foundling.plan.choose import choose, ladder
+from foundling.plan.choose import LADDER, choose, ladder
 from foundling.plan.energy import Meter, estimate
 from foundling.plan.flops import matmul_parameters, skeleton, training_flops_per_token
 from foundling.plan.law import Corpus, LossLaw, compressibility, effective_bytes, fit, load_law
@@ -110,6 +112,13 @@ def test_a_larger_budget_never_chooses_a_smaller_model(unit) -> None:
     budgets = {"seconds": (10, 600, 36_000), "flops": (1e12, 1e14, 1e17), "tokens": (1e6, 5e7, 1e10)}[unit]
     sizes = [chosen(unit, b).parameters for b in budgets]
     assert sizes == sorted(sizes) and sizes[0] < sizes[-1]
+
+
+def test_the_sizes_that_are_considered_grow_steadily() -> None:
+    weights = [width * width * depth for width, depth in LADDER]
+    ratios = [b / a for a, b in pairwise(weights)]
+    assert 1.5 < min(ratios) and max(ratios) < 3.5 and 1.7 < statistics.median(ratios) < 2.1
+    assert all(width % 32 == 0 for width, _ in LADDER)
 
 
 @pytest.mark.parametrize("budget", [Budget("tokens", 3e3), Budget("tokens", 3e6), Budget("seconds", 600)])
