@@ -12,6 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from foundling.decode.detokenize import FullDecoder, StreamDecoder, incremental_decoder
 from foundling.decode.text import TextStreamer
 from foundling.text import Tokenizer
+from foundling.text.framing import AnswerDecoder
 
 TEXT = "the cat sat on the mat,  don't — naïve 漢字 🙂👩‍👩‍👧 ﷽ e\u0301\n\n\tfoo . bar \ufffd 'quoted' \u200bend"
 
@@ -52,7 +53,7 @@ TOKENIZERS = {"byte level": byte_level(), "word pieces": word_pieces(), "byte fa
 def check(tokenizer: Tokenizer, ids: list[int], *, incomplete: bool) -> None:
     """`incomplete`: also while the last character is incomplete. Byte fallback then replaces the characters before it
     too, for as long as they are one run of bytes; a stream keeps them."""
-    decoder, streamed = StreamDecoder(tokenizer), list[str]()
+    decoder, streamed = StreamDecoder(AnswerDecoder(tokenizer)), list[str]()
     streamer = TextStreamer(tokenizer.decode, streamed.append, ())
     for n, token in enumerate(ids):
         text, whole = decoder.append(token), tokenizer.decode(ids[: n + 1])

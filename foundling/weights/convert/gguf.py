@@ -15,10 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foundling.config import from_dict
 from foundling.errors import ConfigError, OutputError, WeightsError
-from foundling.models import family, family_of
-from foundling.models.decoder.llama import LlamaConfig
+from foundling.models import configuration, family, family_of
 from foundling.runtime.files import fsync_path, output_errors
 from foundling.weights.directory import skeleton, whole_tensors
 
@@ -79,6 +77,20 @@ def _names(n_layers: int) -> dict[str, str]:
     }
 
 
+def open_gguf(file: Path, prefixes: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
+    """(the library's reader, the values of all keys that begin with one of `prefixes`); WeightsError for a file that is
+    truncated or not GGUF."""
+    gguf = _library()
+    if not file.is_file():
+        raise WeightsError(f"{file}: no such file")
+    try:
+        reader = gguf.GGUFReader(file)
+        return reader, {n: field.contents() for n, field in reader.fields.items() if n.startswith(prefixes)}
+    except Exception as error:  # the library raises errors of many types
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"{file}: not a whole GGUF file ({reason})") from None
+
+
 def load_gguf(file: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
     """Loads a Llama from a GGUF file, in evaluation mode; quantised weights are converted to `dtype`.
 
@@ -86,16 +98,7 @@ def load_gguf(file: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
     rotary positions, and a file that is truncated or not GGUF.
     """
     gguf, file = _library(), Path(file)
-    if not file.is_file():
-        raise WeightsError(f"{file}: no such file")
-    try:
-        reader = gguf.GGUFReader(file)
-        values = {
-            name: field.contents() for name, field in reader.fields.items() if name.startswith(("general.", "llama."))
-        }
-    except Exception as error:  # the library raises errors of many types
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise WeightsError(f"{file}: not a whole GGUF file ({reason})") from None
+    reader, values = open_gguf(file, ("general.", "llama."))
     config, present = _config(values, {t.name: t for t in reader.tensors}, file)
     model = skeleton(family("llama"), config, str(file))
     expected = _names(config.n_layers)
@@ -143,9 +146,9 @@ def _config(values: dict[str, Any], present: dict[str, Any], file: Path) -> tupl
         fields["tie_embeddings"] = "output.weight" not in present
         if fields["n_layers"] > min(len(present), MAX_LAYERS):
             raise WeightsError(f"{file}: block_count {fields['n_layers']}, the file holds {len(present)} tensors")
-        return from_dict(LlamaConfig, fields), present
+        return configuration(family("llama"), fields, where=str(file)), present
     except (ConfigError, TypeError, ZeroDivisionError, IndexError) as error:
-        raise WeightsError(f"{file}: {error}") from None
+        raise WeightsError(str(error) if str(file) in str(error) else f"{file}: {error}") from None
 
 
 def _decimal(value: Any) -> Any:
@@ -209,16 +212,30 @@ def _write_tokenizer(writer: Any, tokenizer: Any, vocab_size: int, gguf: Any) ->
         writer.add_tokenizer_model("no_vocab")
         return
     table = json.loads(tokenizer.backend.to_str())
-    special = {t["id"]: t["content"] for t in table["added_tokens"]}
-    tokens = {i: text for text, i in table["model"]["vocab"].items()} | special
+    added = {t["id"]: t["content"] for t in table["added_tokens"]}
+    tokens = {i: text for text, i in table["model"]["vocab"].items()} | added
     kinds = gguf.TokenType
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("llama-bpe")
     writer.add_token_list([tokens.get(i, f"[unused{i}]") for i in range(vocab_size)])
     writer.add_token_types(
-        [kinds.CONTROL if i in special else kinds.NORMAL if i in tokens else kinds.UNUSED for i in range(vocab_size)]
-    )
+        [
+            kinds.CONTROL if i in tokenizer.special
+            else kinds.USER_DEFINED if i in added
+            else kinds.NORMAL if i in tokens
+            else kinds.UNUSED
+            for i in range(vocab_size)
+        ]
+    )  # fmt: skip
     merges = table["model"]["merges"]
     writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
-    writer.add_bos_token_id(tokenizer.eos)
     writer.add_eos_token_id(tokenizer.eos)
+    for part, add in (("bos_token", writer.add_bos_token_id), ("pad_token", writer.add_pad_token_id)):
+        name = tokenizer.name(part)
+        if name is not None and (i := tokenizer.backend.token_to_id(name)) is not None:
+            add(i)
+    first, last = tokenizer.frame
+    writer.add_add_bos_token(tokenizer.bos is not None and first == [tokenizer.bos])
+    writer.add_add_eos_token(last == [tokenizer.eos])
+    if tokenizer.chat_template is not None:
+        writer.add_chat_template(tokenizer.chat_template)
