@@ -58,6 +58,8 @@ def render_chat(
             n += len(part)
             if n > MAX_RENDERED or time.monotonic() > end:
                 raise WeightsError(f"the chat template renders over {MAX_RENDERED:,} characters or {SECONDS:g} s")
+    except WeightsError:
+        raise
     except jinja2.exceptions.SecurityError as error:
         raise WeightsError(f"the chat template does what the sandbox forbids ({_line(error)})") from None
     except (jinja2.exceptions.TemplateError, TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:

@@ -27,6 +27,7 @@ from foundling.runtime.distributed import barrier, is_first_rank
 from foundling.runtime.files import read_json, sha256, write_directory, write_json
 from foundling.weights import keys
 from foundling.weights.configs import read_config, write_config
+from foundling.weights.generation import default_generation_config
 from foundling.weights.tensors import FLOATS, INTEGERS, MAX_SHARD_BYTES, Tensors, tensors_of, write_tensors
 
 FORMAT_VERSION = 1
@@ -126,6 +127,8 @@ def save(
         write_weights(model, tensors, temporary, max_shard_bytes)
         if tokenizer is not None:
             tokenizer.save(temporary)
+            if model.capabilities.generates:
+                write_json(temporary / "generation_config.json", default_generation_config(model, tokenizer))
         write_manifest(temporary, {"weights_hash": digest, **(about or {})})
 
     if is_first_rank():

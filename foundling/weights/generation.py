@@ -9,6 +9,7 @@ from typing import Any
 
 from foundling.errors import WeightsError
 from foundling.runtime.files import read_json
+from foundling.text import Tokenizer
 from foundling.text.framing import TextSpec
 
 SAMPLED = ("temperature", "top_k", "top_p", "min_p")
@@ -71,6 +72,14 @@ def read_generation_config(directory: Path) -> GenerationConfig:
         _ids(values.get("eos_token_id", []), "eos_token_id", file), sampling, greedy,
         most if isinstance(most, int) and not isinstance(most, bool) and most > 0 else None, tuple(ignored),
     )  # fmt: skip
+
+
+def default_generation_config(model: Any, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a reader must know to begin and end an answer."""
+    ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
+    if model.capabilities.reads_source:
+        ids["decoder_start_token_id"] = model.config.start_id
+    return {key: value for key, value in ids.items() if value is not None}
 
 
 def read_text_spec(directory: str | Path, model: Any) -> TextSpec:

@@ -82,7 +82,7 @@ def test_any_ids_whether_or_not_their_bytes_form_characters(kind: str, data) -> 
 
 def test_bytes_that_take_back_a_character_are_decoded_as_a_whole() -> None:
     """Byte fallback replaces a whole run of bytes if one of them is wrong, also those that formed a character."""
-    tokenizer, decoder = TOKENIZERS["byte fallback"], StreamDecoder(TOKENIZERS["byte fallback"])
+    tokenizer, decoder = TOKENIZERS["byte fallback"], StreamDecoder(AnswerDecoder(TOKENIZERS["byte fallback"]))
     ids = [3 + byte for byte in "é".encode()] + [3 + 0xFF] + tokenizer.encode("the cat")
     texts = [decoder.append(token) for token in ids]
     assert texts[1] == "é" and decoder.fallback is not None
@@ -90,7 +90,7 @@ def test_bytes_that_take_back_a_character_are_decoded_as_a_whole() -> None:
 
 
 def test_only_a_short_window_is_decoded_however_long_the_text() -> None:
-    tokenizer, decoder = TOKENIZERS["byte level"], StreamDecoder(TOKENIZERS["byte level"])
+    tokenizer, decoder = TOKENIZERS["byte level"], StreamDecoder(AnswerDecoder(TOKENIZERS["byte level"]))
     draw = random.Random(0)
     longest = 0
     for token in tokenizer.encode("".join(draw.choice(TEXT) for _ in range(3000))):

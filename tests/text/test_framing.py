@@ -44,7 +44,7 @@ def test_a_text_is_framed_as_transformers_frames_it(kind: str, tmp_path: Path) -
             assert framing.prompt(text) == [framing.tokenizer.eos]
 
 
-@every
+@pytest.mark.parametrize("kind", [kind for kind in ALL if kind != "t5"])  # a Unigram model finds its own </s>
 def test_special_tokens_in_a_text_are_text(kind: str) -> None:
     """Who writes <|im_end|> into a prompt ends nothing; a chat template does."""
     one = tokenizer(kind)
@@ -120,14 +120,19 @@ def model_directory(kind: str, directory: Path, name: str, **config: Any) -> Any
 def test_greedy_texts_are_those_of_transformers(kind: str, name: str, tmp_path: Path) -> None:
     one = tokenizer(kind)
     ends = [one.eos, 40]
-    other, ours = model_directory(kind, tmp_path, name, eos_token_id=ends, pad_token_id=0), TextGenerator.load(tmp_path)
+    start = {"decoder_start_token_id": 0} if name in ("t5", "bart") else {}
+    other = model_directory(kind, tmp_path, name, eos_token_id=ends, pad_token_id=0, **start)
+    ours = TextGenerator.load(tmp_path)
     reader = transformers.AutoTokenizer.from_pretrained(tmp_path)
     never = list(range(one.vocab_size, one.vocab_size + 3))
     for prompt in PROMPTS:
         ids = reader(prompt, return_tensors="pt")["input_ids"]
         if not ids.numel():
             continue
-        out = other.generate(ids, max_new_tokens=12, do_sample=False, suppress_tokens=never)[0].tolist()
+        everything = torch.ones_like(ids)  # or what equals the padding is taken for it
+        out = other.generate(ids, attention_mask=everything, max_new_tokens=12, do_sample=False, suppress_tokens=never)[
+            0
+        ].tolist()
         if name in ("t5", "bart"):
             expected = reader.decode(out, skip_special_tokens=True)
         else:
@@ -185,7 +190,7 @@ CONVERSATION = [
     {"role": "user", "content": "Again"},
 ]
 LLAMA_2 = (
-    "{% if messages[0]['role'] == 'system' %}{% set turns = messages[1:] %}{% else %}{% set turns = messages %}{% endif %}"
+    "{% set turns = messages[1:] if messages[0]['role'] == 'system' else messages %}"
     "{% for message in turns %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('roles must alternate') }}{% endif %}"
     "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + message['content'].strip() + ' [/INST]' }}"
