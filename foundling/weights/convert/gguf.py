@@ -7,6 +7,7 @@ The library `gguf` reads and writes the file; this module maps its names and val
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 from foundling.errors import ConfigError, OutputError, WeightsError
 from foundling.models import configuration, family, family_of
 from foundling.runtime.files import fsync_path, output_errors
-from foundling.weights.directory import skeleton, whole_tensors
+from foundling.weights.directory import converted, skeleton, whole_tensors
 
 KEYS = {
     "token_embd.weight": "embedding.weight",
@@ -47,6 +48,8 @@ FIELDS = {
 }
 TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "Q8_0", "int4": "Q4_0"}
 MAX_LAYERS = 1000
+LARGEST = {"F16": 65504.0, "Q8_0": 127 * 65504.0, "Q4_0": 8 * 65504.0}
+"""of each type: the scale of a group is a float16"""
 
 
 def _library() -> Any:
@@ -114,14 +117,13 @@ def load_gguf(file: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
                 f"{file}: '{theirs}' is {[int(n) for n in tensor.shape]}, expected {list(reversed(shape))}"
             )
         try:
-            numbers = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-            read = torch.tensor(numbers).reshape(shape).to(dtype)
+            read = torch.tensor(gguf.quants.dequantize(tensor.data, tensor.tensor_type)).reshape(shape)
         except (NotImplementedError, ValueError, RuntimeError, TypeError) as error:
             raise WeightsError(
                 f"{file}: '{theirs}' of type {tensor.tensor_type.name} cannot be read ({error})"
             ) from None
         path, _, leaf = ours.rpartition(".")
-        reordered = _reorder(ours, read, config, ours=True).contiguous()
+        reordered = _reorder(ours, converted(read, dtype, f"{file}: {theirs}"), config, ours=True).contiguous()
         setattr(model.get_submodule(path), leaf, torch.nn.Parameter(reordered))
     if config.tie_embeddings:
         model.head.weight = model.embedding.weight
@@ -191,6 +193,11 @@ def save_gguf(model: Any, file: str | Path, *, weights: str = "float32", tokeniz
                     kind = "F32" if tensor.ndim < 2 else TYPES[weights]
                     if weights == "int4" and ours in ("embedding.weight", "head.weight"):
                         kind = "Q8_0"
+                    largest = float(tensor.abs().max())
+                    if largest > LARGEST.get(kind, math.inf):
+                        raise WeightsError(
+                            f"'{ours}' holds {largest:g}, beyond {kind} ({LARGEST[kind]:g}); use bfloat16"
+                        )
                     kind = gguf.GGMLQuantizationType[kind]
                     writer.add_tensor(theirs, gguf.quants.quantize(tensor.numpy(), kind), raw_dtype=kind)
             writer.write_header_to_file()
