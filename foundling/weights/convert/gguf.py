@@ -47,6 +47,16 @@ FIELDS = {
     "llama.attention.layer_norm_rms_epsilon": "norm_eps",
 }
 TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "Q8_0", "int4": "Q4_0"}
+INERT = {
+    "llama.vocab_size", "llama.rope.scaling.type", "llama.rope.scaling.factor", "llama.rope.scaling.finetuned",
+    "llama.rope.scaling.original_context_length", "llama.tensor_data_layout",
+}  # fmt: skip
+"""keys that the tensors say as well, or that scaling, which is refused, would read"""
+CHECKED = {
+    "llama.rope.dimension_count": "head_dim", "llama.attention.value_length": "head_dim",
+    "llama.attention.causal": True, "llama.expert_count": 0, "llama.expert_used_count": 0,
+}  # fmt: skip
+"""key -> the only value that computes what is computed here, or our field that it must equal"""
 MAX_LAYERS = 1000
 LARGEST = {"F16": 65504.0, "Q8_0": 127 * 65504.0, "Q4_0": 8 * 65504.0}
 """of each type: the scale of a group is a float16"""
@@ -133,8 +143,12 @@ def load_gguf(file: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
 def _config(values: dict[str, Any], present: dict[str, Any], file: Path) -> tuple[Any, dict[str, Any]]:
     if values.get("general.architecture") != "llama":
         raise WeightsError(f"{file}: architecture is {values.get('general.architecture')!r}; only llama can be read")
-    if values.get("llama.rope.scaling.type", "none") != "none" or any(n.startswith("rope_freqs") for n in present):
+    kind = values.get("llama.rope.scaling.type", "linear" if "llama.rope.scaling.factor" in values else "none")
+    if kind != "none" or any(n.startswith("rope_freqs") for n in present):
         raise WeightsError(f"{file}: scaled rotary positions are not supported")
+    for key in values:
+        if key.startswith("llama.") and key not in {*FIELDS, *INERT, *CHECKED}:
+            raise WeightsError(f"{file}: '{key}' is not known here, and may change what the model computes")
     fields: dict[str, Any] = {ours: _decimal(values[theirs]) for theirs, ours in FIELDS.items() if theirs in values}
     missing = [
         t for t, ours in FIELDS.items() if ours in ("d_model", "n_layers", "n_heads", "d_ff") and t not in values
@@ -146,6 +160,10 @@ def _config(values: dict[str, Any], present: dict[str, Any], file: Path) -> tupl
         fields.setdefault("head_dim", fields["d_model"] // fields["n_heads"])
         fields["vocab_size"] = int(present["token_embd.weight"].shape[1])
         fields["tie_embeddings"] = "output.weight" not in present
+        for key, expected in CHECKED.items():
+            right = fields[expected] if isinstance(expected, str) else expected
+            if key in values and values[key] != right:
+                raise WeightsError(f"{file}: '{key}' is {values[key]!r}; only {right!r} can be read")
         if fields["n_layers"] > min(len(present), MAX_LAYERS):
             raise WeightsError(f"{file}: block_count {fields['n_layers']}, the file holds {len(present)} tensors")
         return configuration(family("llama"), fields, where=str(file)), present
@@ -167,6 +185,8 @@ def save_gguf(model: Any, file: str | Path, *, weights: str = "float32", tokeniz
     gguf, file, family = _library(), Path(file), family_of(model)
     if family.module.CONFIG.model_type != "llama":
         raise WeightsError(f"GGUF is supported for llama, not for {family.module.CONFIG.model_type}")
+    if model.head is None:
+        raise WeightsError("GGUF export needs the head, which this model was saved without: it would be read as tied")
     if model.config.rope_scaling is not None:
         raise WeightsError("GGUF export does not support scaled rotary positions, which this model has")
     if weights not in TYPES:
