@@ -50,7 +50,9 @@ NEAREST: dict[str, list[list[str]]] = {
     "foundling/data/loader.py": [["tests/data/test_loader.py"], ["tests/train/test_loop.py"]],
     "foundling/blocks/attention.py": [["tests/blocks"], [*FAMILIES, "llama or gemma2 or bloom"]],
     "foundling/blocks/cache.py": [["tests/blocks"], [*FAMILIES, "cache or recurrent"]],
-    "foundling/blocks/moe.py": [["tests/blocks"], [*FAMILIES, "mixtral or llama4"], ["tests/parity", "-k", "mixtral"]],
+    "foundling/blocks/moe.py": [
+        ["tests/blocks"], [*FAMILIES, "mixtral or llama4"], ["tests/parity", "-k", "mixtral or llama4"],
+    ],
     "foundling/blocks/selective.py": [["tests/blocks/test_selective.py"], [*FAMILIES, "mamba"]],
     "foundling/objectives/causal.py": [["tests/objectives"]],
     "foundling/objectives/chunked.py": [["tests/objectives"]],

@@ -74,6 +74,17 @@ def test_documents_one_after_the_other_in_a_row(name: str) -> None:
 
 @each
 @torch.inference_mode()
+def test_what_is_read_without_documents_continues_the_last_one(name: str) -> None:
+    """Also where that one has begun with the last token alone."""
+    model, x = case(name).tiny(), tokens(2, 9)
+    documents = torch.tensor([[0] * 5 + [1] * 4, [2] * 3 + [4] * 6])
+    whole, cache = model(x, documents=documents).hidden, model.new_cache(2, 9)
+    model(x[:, :6], documents=documents[:, :6], cache=cache)
+    close(model(x[:, 6:], cache=cache).hidden, whole[:, 6:])
+
+
+@each
+@torch.inference_mode()
 def test_a_snapshot_leads_back_to_the_same_bits(name: str) -> None:
     model, x = case(name).tiny(), tokens(3, 20)
     cache = model.new_cache(3, 20)

@@ -42,3 +42,12 @@ def test_the_tail_of_a_single_document_is_two_shares(tmp_path) -> None:
     found = ingest([Document("one.txt", text)], tmp_path / "corpus", share=0.05)
     wanted = 2 * 0.05 * len(text)
     assert found.train_documents == 1 and 0.75 * wanted <= found.held_out_bytes <= 1.25 * wanted
+
+
+def test_a_document_that_would_take_it_past_four_shares_is_passed_over(tmp_path) -> None:
+    """Most of the text is in documents of nearly four shares: one may stand alone, none is added to others."""
+    large = [Document(f"large {n}", document.text) for n, document in enumerate(documents(12, 18_000))]
+    for seed in range(8):
+        found = ingest([*documents(72, 400)[12:], *large], tmp_path / str(seed), seed=seed, share=0.0188)
+        wanted = 0.0188 * (60 * 400 + 12 * 18_000)
+        assert wanted - 1 <= found.held_out_bytes <= 4 * wanted

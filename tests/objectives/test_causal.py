@@ -63,6 +63,20 @@ def test_total_divides_by_the_global_count() -> None:
     assert float(total(loss, {"loss": 12})) == 6 / 12 + 0.5 * 8 / 4
 
 
+def test_a_row_that_is_one_document_needs_no_mask() -> None:
+    """The model is told of documents only where there is something to keep apart: SDPA is faster without a mask."""
+    seen = []
+
+    def model(tokens, documents=None) -> None:
+        seen.append(documents)
+
+    tokens = torch.zeros(2, 4, dtype=torch.int64)
+    rows = {"one": [0, 0, 0, 0], "two": [0, 0, 1, 1], "padded": [0, 0, 0, -1], "nothing": [-1, -1, -1, -1]}
+    for row in rows.values():
+        read(model, {"tokens": tokens, "documents": torch.tensor([[3] * 4, row])})
+    assert [documents is None for documents in seen] == [True, False, False, False]
+
+
 def test_tokens_read_the_source_of_their_prefix_or_the_shared_one() -> None:
     of = case("t5")
     model, batch = of.tiny(), of.batch(0)

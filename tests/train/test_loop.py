@@ -178,4 +178,5 @@ def test_schedule_by_hand() -> None:
     assert wsd(9) == pytest.approx((1 - 8.5 / 9) / 0.5)
     cosine = Schedule(10, "cosine", final=0.1)
     assert cosine(4) + cosine(5) == pytest.approx(1.1)  # symmetric about the middle
+    assert cosine(0) > 0.99 and cosine(9) < 0.11  # and it falls
     assert all(0 < Schedule(7, kind)(n) <= 1 for kind in ("wsd", "cosine") for n in range(7))
