@@ -22,6 +22,21 @@ def add(parser: argparse.ArgumentParser) -> None:
     sampling(parser)
 
 
+def talk(writer: Any, messages: list[dict[str, str]], options: dict[str, Any]) -> list[dict[str, Any]]:
+    """The answer; the oldest turns are forgotten once the conversation is longer than the model reads."""
+    from foundling.errors import GenerationError
+
+    first = 1 if messages[0]["role"] == "system" else 0
+    while True:
+        try:
+            return writer.chat(messages, **options)
+        except GenerationError:
+            if len(messages) < first + 3:
+                raise
+            del messages[first : first + 2]
+            print("note: the oldest turn is forgotten: the conversation is too long", file=sys.stderr)
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
     from foundling.errors import ConfigError
 
@@ -47,7 +62,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
         if chats:
             messages.append({"role": "user", "content": prompt})
-            (answer,) = writer.chat(messages, **options)
+            (answer,) = talk(writer, messages, options)
             messages.append({"role": "assistant", "content": answer["text"]})
         else:
             if stream:

@@ -33,12 +33,20 @@ class FullDecoder:
         return self.decode(self.tokens)
 
 
+def visible_end(answer: AnswerDecoder) -> list[int]:
+    """The end of the prompt, from some text on; all of it where it has none."""
+    n = CONTEXT
+    while n < len(answer.prompt) and not answer.tokenizer.decode(answer.prompt[-n:]):
+        n *= 2
+    return answer.prompt[-n:]
+
+
 class StreamDecoder:
     """Decodes a window of the last few tokens by the tokenizers library."""
 
     def __init__(self, answer: AnswerDecoder) -> None:
         self.answer, self.tokenizer = answer, answer.tokenizer
-        self.tokens, self.text = answer.prompt[-CONTEXT:], ""
+        self.tokens, self.text = visible_end(answer), ""
         self.n_prompt = self.n_decoded = len(self.tokens)
         self.n_context = 0
         """tokens[n_prompt:n_decoded] are in `text`, the last of them from n_context on"""

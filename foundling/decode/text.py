@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from foundling.decode import plain
-from foundling.decode.detokenize import CONTEXT, REPLACEMENT, incremental_decoder
+from foundling.decode.detokenize import REPLACEMENT, incremental_decoder, visible_end
 from foundling.decode.engine.engine import Engine, EngineOptions
 from foundling.decode.request import Completion, build_requests, check_generates, max_completion
 from foundling.decode.sampling import Sampling
@@ -59,6 +59,8 @@ class TextGenerator:
     engine: Engine | None = None
     max_tokens: int = DEFAULT_MAX_TOKENS
     """where a call does not say"""
+    max_length: int | None = None
+    """of prompt and answer together, where a call does not say"""
     notes: tuple[str, ...] = ()
     """what the directory asks for and is not done, in words"""
 
@@ -82,11 +84,12 @@ class TextGenerator:
         except GenerationError as error:
             raise WeightsError(f"{directory}: {error}") from None
         framing = Framing(Tokenizer.load(directory), read_text_spec(directory, model))
-        if unnamed := framing.unnamed_rows():
-            values["logit_bias"] = dict.fromkeys(unnamed, float("-inf")) | values.get("logit_bias", {})
+        asked = {i: bias for i, bias in values.get("logit_bias", {}).items() if i < model.config.vocab_size}
+        values["logit_bias"] = dict.fromkeys(framing.unnamed_rows(), float("-inf")) | asked
         engine = None if weights is None else Engine(model, EngineOptions(weights=weights))
         notes = tuple(f"generation_config.json asks for {what}, which is not done here" for what in stored.ignored)
-        return cls(model, framing, Sampling(**values), engine, stored.max_tokens or DEFAULT_MAX_TOKENS, notes)
+        most = stored.max_tokens or DEFAULT_MAX_TOKENS
+        return cls(model, framing, Sampling(**values), engine, most, stored.max_length, notes)
 
     @property
     def chats(self) -> bool:
@@ -134,7 +137,10 @@ class TextGenerator:
         self._check_length(ids)
         if max_tokens is None:
             available = max_completion(self.model, ids)
-            max_tokens = self.max_tokens if available is None else min(self.max_tokens, available)
+            most = self.max_tokens
+            if self.max_length is not None:
+                most = max(1, min(most, self.max_length - (0 if self.framing.spec.reads_source else len(ids))))
+            max_tokens = most if available is None else min(most, available)
         decode, stop = self.framing.answer(ids), [*self.framing.ends, *self.framing.stops(stop_strings)]
         streamer = None if on_text is None else TextStreamer(decode, on_text, stop_strings)
 
@@ -185,7 +191,7 @@ class TextGenerator:
             "text": completion.text, "tokens": len(completion.tokens), "finish_reason": completion.finish_reason,
         }  # fmt: skip
         if completion.logprobs is not None and completion.top_logprobs is not None:
-            pieces = AnswerDecoder(self.tokenizer, decode.prompt[-CONTEXT:] or [self.framing.ends[0]])
+            pieces = AnswerDecoder(self.tokenizer, visible_end(decode) or self.tokenizer.encode("a"))
             result["logprobs"] = [
                 {"token": pieces([token]), "logprob": logprob, "top_logprobs": [
                     {"token": pieces([i]), "logprob": value} for i, value in top.items()]}

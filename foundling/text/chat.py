@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -51,7 +52,8 @@ def render_chat(
         **(names or {}),
         **more,
     }
-    parts, n, end = list[str](), 0, time.monotonic() + SECONDS
+    parts, n = list[str](), 0
+    end = _running.end = time.monotonic() + SECONDS
     try:
         for part in compiled.generate(messages=list(messages), **fields):
             parts.append(part)
@@ -62,11 +64,21 @@ def render_chat(
         raise
     except jinja2.exceptions.SecurityError as error:
         raise WeightsError(f"the chat template does what the sandbox forbids ({_line(error)})") from None
-    except (jinja2.exceptions.TemplateError, TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
-        raise DataError(f"the chat template refuses these messages ({_line(error)})") from None
     except (RecursionError, MemoryError) as error:
         raise WeightsError(f"the chat template does not end ({type(error).__name__})") from None
+    except Exception as error:  # it is a program, and may raise anything
+        raise DataError(f"the chat template refuses these messages ({_line(error)})") from None
     return "".join(parts)
+
+
+_running = threading.local()
+
+
+def _range(*bounds: int) -> Iterator[int]:
+    for i in range(*bounds):
+        if time.monotonic() > _running.end:
+            raise WeightsError(f"the chat template takes over {SECONDS:g} s")
+        yield i
 
 
 def _line(error: BaseException) -> str:
@@ -81,6 +93,20 @@ def _compiled(template: str) -> Any:
 
     if len(template) > MAX_TEMPLATE:
         raise WeightsError(f"the chat template is {len(template):,} characters long, over {MAX_TEMPLATE:,}")
+
+    class Sandbox(ImmutableSandboxedEnvironment):
+        """Products that would fill the memory are refused. (Filters that pad a text are not bounded.)"""
+
+        intercepted_binops = frozenset({"*", "**", "%"})
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            sized = [len(x) for x in (left, right) if isinstance(x, str | list | tuple)]
+            numbers = [abs(x) for x in (left, right) if isinstance(x, int)]
+            if operator == "**" or (operator == "%" and isinstance(left, str)):
+                raise WeightsError(f"the chat template uses '{operator}', which the sandbox forbids here")
+            if operator == "*" and max([*sized, 1]) * max([*numbers, 1]) > MAX_RENDERED:
+                raise WeightsError(f"the chat template makes a text or number of over {MAX_RENDERED:,}")
+            return super().call_binop(context, operator, left, right)
 
     class Generation(Extension):
         """{% generation %}: marks what the assistant said; rendered as its contents."""
@@ -97,13 +123,14 @@ def _compiled(template: str) -> Any:
     def tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, **more: Any) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, **more)
 
-    environment: Any = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
+    environment: Any = Sandbox(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation], optimized=False
     )
     environment.filters["tojson"] = tojson
+    environment.globals["range"] = _range
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     try:
         return environment.from_string(template)
-    except (jinja2.exceptions.TemplateError, RecursionError) as error:
+    except Exception as error:  # Python's own compiler refuses some too
         raise WeightsError(f"the chat template cannot be read ({_line(error)})") from None

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a text becomes ids to continue, where its answer ends, and how the answer becomes text again.
 
-One object for generation, chat, the engine and evaluation. What it does is what transformers does with the same
+One object for generation and chat, by plain decoding or the engine. It does what transformers does with the same
 directory: the tokenizer's own post-processor frames a text, the chat template frames a conversation, and an answer is
 decoded as the continuation of its prompt."""
 

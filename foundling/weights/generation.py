@@ -39,6 +39,8 @@ class GenerationConfig:
     greedy: bool = False
     """as transformers reads a file that does not say `do_sample: true`"""
     max_tokens: int | None = None
+    max_length: int | None = None
+    """of prompt and answer together, where `max_tokens` is not given"""
     ignored: tuple[str, ...] = ()
     """what the file asks for and this library does not do, in words"""
 
@@ -58,8 +60,11 @@ def read_generation_config(directory: Path) -> GenerationConfig:
                 raise WeightsError(f"{file}: {name} is {value!r}, expected a number")
             if name in ALWAYS or not greedy:
                 sampling[name] = value
-    if words := values.get("bad_words_ids"):
-        sampling["bad_words"] = [_ids(word, "bad_words_ids", file) for word in words]
+    words = values.get("bad_words_ids", [])
+    if not isinstance(words, list):
+        raise WeightsError(f"{file}: bad_words_ids is {str(words)[:80]}, expected lists of ids")
+    if bad := [ids for word in words if (ids := _ids(word, "bad_words_ids", file))]:
+        sampling["bad_words"] = bad
     if never := _ids(values.get("suppress_tokens", []), "suppress_tokens", file):
         sampling["logit_bias"] = dict.fromkeys(never, float("-inf"))
     known = {*INERT, *SAMPLED, *ALWAYS, "bad_words_ids", "suppress_tokens"}
@@ -67,19 +72,22 @@ def read_generation_config(directory: Path) -> GenerationConfig:
         f"{key} {value!r}"[:80] for key, value in values.items()
         if key not in known and not key.startswith("_") and not (key in OFF and value == OFF[key])
     ]  # fmt: skip
-    most = values.get("max_new_tokens")
-    return GenerationConfig(
-        _ids(values.get("eos_token_id", []), "eos_token_id", file), sampling, greedy,
-        most if isinstance(most, int) and not isinstance(most, bool) and most > 0 else None, tuple(ignored),
-    )  # fmt: skip
+    most, longest = (
+        n if isinstance(n := values.get(key), int) and not isinstance(n, bool) and n > 0 else None
+        for key in ("max_new_tokens", "max_length")
+    )
+    ends = _ids(values.get("eos_token_id", []), "eos_token_id", file)
+    return GenerationConfig(ends, sampling, greedy, most, None if most else longest, tuple(ignored))
 
 
 def default_generation_config(model: Any, tokenizer: Tokenizer) -> dict[str, Any]:
     """What a reader must know to begin and end an answer."""
-    ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
-    if model.capabilities.reads_source:
-        ids["decoder_start_token_id"] = model.config.start_id
-    return {key: value for key, value in ids.items() if value is not None}
+    source = model.capabilities.reads_source
+    values = {
+        "bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "do_sample": not source,
+        "decoder_start_token_id": model.config.start_id if source else None,
+    }  # fmt: skip
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def read_text_spec(directory: str | Path, model: Any) -> TextSpec:
@@ -96,6 +104,6 @@ def read_text_spec(directory: str | Path, model: Any) -> TextSpec:
 
 def _ids(value: Any, key: str, file: Path) -> tuple[int, ...]:
     ids = value if isinstance(value, list) else [value]
-    if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < 1 << 31 for i in ids):
+    if not all(isinstance(i, int) and not isinstance(i, bool) and i < 1 << 31 for i in ids):
         raise WeightsError(f"{file}: {key} is {str(value)[:80]}, expected ids")
-    return tuple(ids)
+    return tuple(i for i in ids if i >= 0)  # a negative one is written for none

@@ -153,7 +153,18 @@ def test_what_generation_config_asks_for_is_done_or_named(tmp_path: Path) -> Non
     (tmp_path / "generation_config.json").write_text(json.dumps({"do_sample": False, "temperature": 0.5}))
     assert TextGenerator.load(tmp_path).sampling.temperature == 0
     assert TextGenerator.load(tmp_path, top_p=0.5).sampling.temperature == 1
-    for wrong in ({"eos_token_id": "x"}, {"eos_token_id": [True]}, {"do_sample": True, "temperature": "hot"}):
+    (tmp_path / "generation_config.json").write_text(
+        json.dumps({"do_sample": True, "eos_token_id": -1, "max_length": 9, "suppress_tokens": [3, -1, 10**6]})
+    )
+    writer = TextGenerator.load(tmp_path)
+    assert writer.framing.ends == (writer.tokenizer.eos,) and writer.sampling.logit_bias[3] == float("-inf")
+    assert writer.answer([5, 6, 7])[0]["tokens"] <= 6
+    for wrong in (
+        {"bad_words_ids": 5},
+        {"eos_token_id": "x"},
+        {"eos_token_id": [True]},
+        {"do_sample": True, "temperature": "hot"},
+    ):
         (tmp_path / "generation_config.json").write_text(json.dumps(wrong))
         with pytest.raises(WeightsError, match=r"generation_config\.json"):
             TextGenerator.load(tmp_path)
@@ -231,6 +242,12 @@ def test_our_own_template_takes_parts_and_empty_turns() -> None:
     [
         ("{{ messages.__class__.__mro__ }}", WeightsError),
         ("{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}", WeightsError),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", WeightsError),
+        ("{{ 7 ** (9 ** 9) }}", WeightsError),
+        ("{{ ('a' * 300000000) | length }}", WeightsError),
+        ("{{ '{1}'.format(0) }}", DataError),
+        ("{{ 1 // 0 }}", DataError),
+        ("{% for x in y %}" * 30 + "{% endfor %}" * 30, WeightsError),
         ("{% for", WeightsError),
         ("{{ messages[9].content }}", DataError),
         ("{{ raise_exception('no\nway') }}", DataError),

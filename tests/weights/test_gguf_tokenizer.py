@@ -37,15 +37,16 @@ def written(file: Path, **changes: Any) -> Path:
     writer.add_token_list(keys["tokens"])
     writer.add_token_merges(keys["merges"])
     writer.add_token_types([1] * keys.get("n_kinds", len(keys["tokens"])))
+    writer.add_eos_token_id(0)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
     return file
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama 3"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama 3", "ours"])
 def test_there_and_back(kind: str, tmp_path: Path) -> None:
-    """Ids of words are equal; where llama.cpp splits words otherwise, those of the text differ."""
+    """Equal ids, also where llama.cpp has no name for how words are split."""
     one = tokenizer(kind)
     model = build("llama", **family("llama").module.sized(one.vocab_size, 64, 32, 1))
     file = save_gguf(model, tmp_path / "m.gguf", tokenizer=one)
@@ -54,10 +55,8 @@ def test_there_and_back(kind: str, tmp_path: Path) -> None:
     again, generation = found
     assert again.backend.get_vocab() == one.backend.get_vocab() and again.special == one.special
     assert (again.eos, again.frame) == (one.eos, one.frame) and generation["eos_token_id"] == one.eos
-    for word in ("the", " cat", "sat"):
-        assert again.encode(word) == one.encode(word)
     for text in TEXTS[:4]:
-        assert again.decode(again.encode(text)) == text
+        assert again.encode(text) == one.encode(text) and again.decode(again.encode(text)) == text
     imported = import_model(file, tmp_path / "m")
     assert {"tokenizer.json", "generation_config.json"} <= set(imported["kept"]) and not imported["left_out"]
     assert Tokenizer.load(tmp_path / "m").encode("the cat") == again.encode("the cat")

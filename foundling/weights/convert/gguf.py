@@ -6,7 +6,6 @@ The library `gguf` reads and writes the file; this module maps its names and val
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from pathlib import Path
@@ -19,6 +18,8 @@ from torch import Tensor
 from foundling.errors import ConfigError, OutputError, WeightsError
 from foundling.models import configuration, family, family_of
 from foundling.runtime.files import fsync_path, output_errors
+from foundling.weights.convert.gguf_file import library, open_gguf
+from foundling.weights.convert.gguf_tokenizer import write_tokenizer
 from foundling.weights.directory import converted, skeleton, whole_tensors
 
 KEYS = {
@@ -62,14 +63,6 @@ LARGEST = {"F16": 65504.0, "Q8_0": 127 * 65504.0, "Q4_0": 8 * 65504.0}
 """of each type: the scale of a group is a float16"""
 
 
-def _library() -> Any:
-    try:
-        import gguf
-    except ImportError:
-        raise WeightsError("GGUF needs the package gguf; install foundling[export]") from None
-    return gguf
-
-
 def _pairs(weight: Tensor, heads: int, *, ours: bool) -> Tensor:
     """Reorders the rows of q or k: RoPE rotates neighbouring rows in GGUF, rows half a head apart in ours."""
     shape = (heads, -1, 2) if ours else (heads, 2, -1)
@@ -90,27 +83,13 @@ def _names(n_layers: int) -> dict[str, str]:
     }
 
 
-def open_gguf(file: Path, prefixes: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
-    """(the library's reader, the values of all keys that begin with one of `prefixes`); WeightsError for a file that is
-    truncated or not GGUF."""
-    gguf = _library()
-    if not file.is_file():
-        raise WeightsError(f"{file}: no such file")
-    try:
-        reader = gguf.GGUFReader(file)
-        return reader, {n: field.contents() for n, field in reader.fields.items() if n.startswith(prefixes)}
-    except Exception as error:  # the library raises errors of many types
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise WeightsError(f"{file}: not a whole GGUF file ({reason})") from None
-
-
 def load_gguf(file: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
     """Loads a Llama from a GGUF file, in evaluation mode; quantised weights are converted to `dtype`.
 
     Raises WeightsError with file and key for another architecture, a missing, unknown or misshapen tensor, scaled
     rotary positions, and a file that is truncated or not GGUF.
     """
-    gguf, file = _library(), Path(file)
+    gguf, file = library(), Path(file)
     reader, values = open_gguf(file, ("general.", "llama."))
     config, present = _config(values, {t.name: t for t in reader.tensors}, file)
     model = skeleton(family("llama"), config, str(file))
@@ -182,7 +161,7 @@ def save_gguf(model: Any, file: str | Path, *, weights: str = "float32", tokeniz
 
     Raises WeightsError for another family, or if a quantised width is not a multiple of 32, and OutputError if the file
     exists."""
-    gguf, file, family = _library(), Path(file), family_of(model)
+    gguf, file, family = library(), Path(file), family_of(model)
     if family.module.CONFIG.model_type != "llama":
         raise WeightsError(f"GGUF is supported for llama, not for {family.module.CONFIG.model_type}")
     if model.head is None:
@@ -206,7 +185,7 @@ def save_gguf(model: Any, file: str | Path, *, weights: str = "float32", tokeniz
             writer.add_uint32("llama.attention.value_length", c.head_dim)
             writer.add_uint32("llama.rope.dimension_count", c.head_dim)
             writer.add_uint32("llama.vocab_size", c.vocab_size)
-            _write_tokenizer(writer, tokenizer, c.vocab_size, gguf)
+            write_tokenizer(writer, tokenizer, c.vocab_size)
             for theirs, ours in _names(c.n_layers).items():
                 if ours in params:
                     tensor = _reorder(ours, params[ours].float(), c, ours=False).cpu().contiguous()
@@ -230,39 +209,3 @@ def save_gguf(model: Any, file: str | Path, *, weights: str = "float32", tokeniz
     finally:
         temporary.unlink(missing_ok=True)
     return file
-
-
-def _write_tokenizer(writer: Any, tokenizer: Any, vocab_size: int, gguf: Any) -> None:
-    """Writes a byte-level BPE tokenizer. llama.cpp splits words with patterns of its own, so it may encode a text to
-    other ids; decoding gives the same text."""
-    if tokenizer is None:
-        writer.add_tokenizer_model("no_vocab")
-        return
-    table = json.loads(tokenizer.backend.to_str())
-    added = {t["id"]: t["content"] for t in table["added_tokens"]}
-    tokens = {i: text for text, i in table["model"]["vocab"].items()} | added
-    kinds = gguf.TokenType
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("llama-bpe")
-    writer.add_token_list([tokens.get(i, f"[unused{i}]") for i in range(vocab_size)])
-    writer.add_token_types(
-        [
-            kinds.CONTROL if i in tokenizer.special
-            else kinds.USER_DEFINED if i in added
-            else kinds.NORMAL if i in tokens
-            else kinds.UNUSED
-            for i in range(vocab_size)
-        ]
-    )  # fmt: skip
-    merges = table["model"]["merges"]
-    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
-    writer.add_eos_token_id(tokenizer.eos)
-    for part, add in (("bos_token", writer.add_bos_token_id), ("pad_token", writer.add_pad_token_id)):
-        name = tokenizer.name(part)
-        if name is not None and (i := tokenizer.backend.token_to_id(name)) is not None:
-            add(i)
-    first, last = tokenizer.frame
-    writer.add_add_bos_token(tokenizer.bos is not None and first == [tokenizer.bos])
-    writer.add_add_eos_token(last == [tokenizer.eos])
-    if tokenizer.chat_template is not None:
-        writer.add_chat_template(tokenizer.chat_template)
