@@ -64,7 +64,10 @@ def writer_for(args: argparse.Namespace) -> Any:
     from foundling.decode.text import TextGenerator
 
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    return TextGenerator.load(args.dir, weights=args.weights, **{name: getattr(args, name) for name in names})
+    generator = TextGenerator.load(args.dir, weights=args.weights, **{name: getattr(args, name) for name in names})
+    for note in generator.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return generator
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -9,8 +9,11 @@ from typing import Protocol
 from tokenizers.decoders import DecodeStream
 
 from foundling.text import Tokenizer
+from foundling.text.framing import AnswerDecoder
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+CONTEXT = 16
+"""tokens of the prompt that an answer is decoded after"""
 
 
 class IncrementalDecoder(Protocol):
@@ -30,15 +33,29 @@ class FullDecoder:
         return self.decode(self.tokens)
 
 
+def visible_end(answer: AnswerDecoder) -> list[int]:
+    """The end of the prompt, from some text on; all of it where it has none."""
+    n = CONTEXT
+    while n < len(answer.prompt) and not answer.tokenizer.decode(answer.prompt[-n:]):
+        n *= 2
+    return answer.prompt[-n:]
+
+
 class StreamDecoder:
     """Decodes a window of the last few tokens by the tokenizers library."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer, self.stream = tokenizer, DecodeStream(skip_special_tokens=True)
-        self.tokens, self.text = list[int](), ""
-        self.n_context = self.n_decoded = 0
-        """tokens[:n_decoded] are in `text`, the last of them from n_context on"""
+    def __init__(self, answer: AnswerDecoder) -> None:
+        self.answer, self.tokenizer = answer, answer.tokenizer
+        self.tokens, self.text = visible_end(answer), ""
+        self.n_prompt = self.n_decoded = len(self.tokens)
+        self.n_context = 0
+        """tokens[n_prompt:n_decoded] are in `text`, the last of them from n_context on"""
+        self.stream = DecodeStream(ids=self.tokens, skip_special_tokens=True)
         self.fallback: FullDecoder | None = None
+        if self.tokenizer.decode(self.tokens).endswith(
+            REPLACEMENT
+        ):  # inside a character, which a stream cannot complete
+            self.fallback = FullDecoder(answer)
 
     def append(self, token: int) -> str:
         if self.fallback:
@@ -47,8 +64,9 @@ class StreamDecoder:
         try:
             chunk = self.stream.step(self.tokenizer.backend, token)
         except Exception:  # bytes that form no character change the text before them: a stream cannot take it back
-            self.fallback = FullDecoder(self.tokenizer.decode, self.tokens)
-            return self.tokenizer.decode(self.tokens)
+            answered = self.tokens[self.n_prompt :]
+            self.fallback = FullDecoder(self.answer, answered)
+            return self.answer(answered)
         if chunk is None:  # the token ends inside a character, or has no text
             context = self.tokenizer.decode(self.tokens[self.n_context : self.n_decoded])
             return self.text + self.tokenizer.decode(self.tokens[self.n_context :])[len(context) :]
@@ -58,8 +76,9 @@ class StreamDecoder:
 
 
 def incremental_decoder(decode: Callable[[list[int]], str]) -> IncrementalDecoder:
-    """For `decode`, ids → text: by the tokenizers library where it is the method of a foundling.text.Tokenizer."""
+    """For `decode`, ids → text: by the tokenizers library where it is an AnswerDecoder, or the method of a
+    foundling.text.Tokenizer."""
     owner = getattr(decode, "__self__", None)
     if isinstance(owner, Tokenizer) and getattr(decode, "__func__", None) is Tokenizer.decode:
-        return StreamDecoder(owner)
-    return FullDecoder(decode)
+        return StreamDecoder(AnswerDecoder(owner))
+    return StreamDecoder(decode) if isinstance(decode, AnswerDecoder) else FullDecoder(decode)

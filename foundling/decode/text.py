@@ -3,23 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from foundling.decode import plain
-from foundling.decode.detokenize import REPLACEMENT, incremental_decoder
+from foundling.decode.detokenize import REPLACEMENT, incremental_decoder, visible_end
 from foundling.decode.engine.engine import Engine, EngineOptions
 from foundling.decode.request import Completion, build_requests, check_generates, max_completion
 from foundling.decode.sampling import Sampling
 from foundling.errors import GenerationError, WeightsError
-from foundling.runtime.files import read_json
 from foundling.text import Tokenizer
+from foundling.text.framing import AnswerDecoder, Framing
 from foundling.weights.directory import load
+from foundling.weights.generation import SAMPLED, read_generation_config, read_text_spec
 
 DEFAULT_MAX_TOKENS = 100
-STORED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 class TextStreamer:
@@ -54,33 +54,47 @@ class TextStreamer:
 @dataclass
 class TextGenerator:
     model: Any
-    tokenizer: Tokenizer
+    framing: Framing
     sampling: Sampling
     engine: Engine | None = None
+    max_tokens: int = DEFAULT_MAX_TOKENS
+    """where a call does not say"""
+    max_length: int | None = None
+    """of prompt and answer together, where a call does not say"""
+    notes: tuple[str, ...] = ()
+    """what the directory asks for and is not done, in words"""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.framing.tokenizer
 
     @classmethod
     def load(cls, directory: str | Path, *, weights: str | None = None, **sampling_fields: Any) -> TextGenerator:
-        """Sampling fields that are None or missing come from generation_config.json, if there is one. `weights` (see
-        EngineOptions) selects an engine. Raises WeightsError for a directory that cannot generate text."""
-        file = Path(directory) / "generation_config.json"
-        stored = read_json(file) if file.exists() else {}
-        values = {name: stored[name] for name in STORED if stored.get(name) is not None}
-        for name, value in values.items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise WeightsError(f"{file}: {name} is {value!r}, expected a number")
-        sampling = Sampling(**values | {name: value for name, value in sampling_fields.items() if value is not None})
+        """Sampling fields that are None or missing come from generation_config.json, if there is one; where it does not
+        say `do_sample: true`, the answer is greedy unless a field is given. `weights` (see EngineOptions) selects an
+        engine. Raises WeightsError for a directory that cannot generate text."""
+        stored = read_generation_config(Path(directory))
+        given = {name: value for name, value in sampling_fields.items() if value is not None}
+        values = stored.sampling | given
+        if stored.greedy and not given.keys() & set(SAMPLED):
+            values["temperature"] = 0.0
         model = load(directory)
         try:
             check_generates(model)
         except GenerationError as error:
             raise WeightsError(f"{directory}: {error}") from None
-        tokenizer = Tokenizer.load(directory)
-        if tokenizer.vocab_size > model.config.vocab_size:
-            raise WeightsError(
-                f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}"
-            )
+        framing = Framing(Tokenizer.load(directory), read_text_spec(directory, model))
+        asked = {i: bias for i, bias in values.get("logit_bias", {}).items() if i < model.config.vocab_size}
+        values["logit_bias"] = dict.fromkeys(framing.unnamed_rows(), float("-inf")) | asked
         engine = None if weights is None else Engine(model, EngineOptions(weights=weights))
-        return cls(model, tokenizer, sampling, engine)
+        notes = tuple(f"generation_config.json asks for {what}, which is not done here" for what in stored.ignored)
+        most = stored.max_tokens or DEFAULT_MAX_TOKENS
+        return cls(model, framing, Sampling(**values), engine, most, stored.max_length, notes)
+
+    @property
+    def chats(self) -> bool:
+        """Whether the model was taught to answer: it has a chat template, and was not raised here as a base model."""
+        return self.tokenizer.chat_template is not None and not self.tokenizer.own
 
     def generate(
         self,
@@ -98,19 +112,45 @@ class TextGenerator:
         'finish_reason': 'end' of the document, 'stop' or 'length'}. With `logprobs` also 'logprobs': [{'token',
         'logprob', 'top_logprobs'}], tokens as text. `on_text` receives the first continuation as it is generated."""
         ids = self._encode(prompt, suffix)
+        return self.answer(
+            ids, n=n, max_tokens=max_tokens, seed=seed, stop_strings=stop_strings, logprobs=logprobs, on_text=on_text
+        )
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Any] | None = None, **options: Any
+    ) -> list[dict[str, Any]]:
+        """What the model answers to a conversation, [{"role", "content"}]; otherwise as `answer`."""
+        return self.answer(self.framing.chat(messages, tools=tools), **options)
+
+    def answer(
+        self,
+        ids: Sequence[int],
+        *,
+        n: int = 1,
+        max_tokens: int | None = None,
+        seed: int = 0,
+        stop_strings: Sequence[str] = (),
+        logprobs: int | None = None,
+        on_text: Callable[[str], None] | None = None,
+    ) -> list[dict[str, Any]]:
+        """As `generate`, after ids."""
+        self._check_length(ids)
         if max_tokens is None:
             available = max_completion(self.model, ids)
-            max_tokens = DEFAULT_MAX_TOKENS if available is None else min(DEFAULT_MAX_TOKENS, available)
-        streamer = None if on_text is None else TextStreamer(self.tokenizer.decode, on_text, stop_strings)
+            most = self.max_tokens
+            if self.max_length is not None:
+                most = max(1, min(most, self.max_length - (0 if self.framing.spec.reads_source else len(ids))))
+            max_tokens = most if available is None else min(most, available)
+        decode, stop = self.framing.answer(ids), [*self.framing.ends, *self.framing.stops(stop_strings)]
+        streamer = None if on_text is None else TextStreamer(decode, on_text, stop_strings)
 
         def append(token: int) -> None:
-            if streamer and token not in (-1, self.tokenizer.eos):
+            if streamer and token != -1 and token not in stop:
                 streamer.append(token)
 
         options: dict[str, Any] = dict(
-            max_tokens=max_tokens, stop=[self.tokenizer.eos], stop_strings=stop_strings, decode=self.tokenizer.decode,
-            logprobs=logprobs,
-        )  # fmt: skip
+            max_tokens=max_tokens, stop=stop, stop_strings=stop_strings, decode=decode, logprobs=logprobs
+        )
         if self.engine is None:
             completions = plain.generate(
                 self.model, [ids], n=n, sampling=self.sampling, seed=seed, on_token=lambda new: append(new[0]),
@@ -124,39 +164,38 @@ class TextGenerator:
                 if output.completion:
                     finished[output.request_id] = output.completion
             completions = [finished[i] for i in range(n)]
-        results = [self._to_dict(completion) for completion in completions]
+        results = [self._to_dict(completion, decode) for completion in completions]
         if streamer:
             streamer.finish(results[0]["text"])
         return results
 
     def _encode(self, prompt: str, suffix: str | None) -> list[int]:
-        """The ids to continue; GenerationError where they leave no space for a token."""
-        bos = [] if self.tokenizer.bos is None else [self.tokenizer.bos]
-        ids = [*bos, *self.tokenizer.encode(prompt)]
-        if suffix is not None:
-            if self.tokenizer.fim is None:
-                raise GenerationError("the tokenizer has no fill-in-the-middle tokens; omit the suffix")
-            before, after, middle = self.tokenizer.fim
-            ids = [*bos, before, *ids[len(bos) :], after, *self.tokenizer.encode(suffix), middle]
-        limit = self.model.config.max_seq_len - 1 - len(bos)
-        if not self.model.capabilities.reads_source and len(ids) - len(bos) > limit:
-            raise GenerationError(
-                f"the prompt is {len(ids) - len(bos)} tokens, the model reads at most {limit}; shorten it"
-            )
-        return ids
+        """The ids to continue."""
+        if suffix is None:
+            return self.framing.prompt(prompt)
+        if self.tokenizer.fim is None:
+            raise GenerationError("the tokenizer has no fill-in-the-middle tokens; omit the suffix")
+        return self.framing.fill_in_the_middle(prompt, suffix)
 
-    def _to_dict(self, completion: Completion) -> dict[str, Any]:
+    def _check_length(self, ids: Sequence[int]) -> None:
+        """GenerationError where a prompt leaves no space for a token, or holds one that the model has no row for."""
+        rows, limit = self.model.config.vocab_size, self.model.config.max_seq_len - 1
+        if not self.model.capabilities.reads_source and len(ids) > limit:
+            raise GenerationError(f"the prompt is {len(ids)} tokens, the model reads at most {limit}; shorten it")
+        if max(ids, default=0) >= rows:
+            unread = self.tokenizer.backend.id_to_token(max(ids))
+            raise GenerationError(f"the prompt holds {unread!r}, a token that the model has no row for ({rows:,} rows)")
+
+    def _to_dict(self, completion: Completion, decode: AnswerDecoder) -> dict[str, Any]:
         result: dict[str, Any] = {
             "text": completion.text, "tokens": len(completion.tokens), "finish_reason": completion.finish_reason,
         }  # fmt: skip
         if completion.logprobs is not None and completion.top_logprobs is not None:
+            pieces = AnswerDecoder(self.tokenizer, visible_end(decode) or self.tokenizer.encode("a"))
             result["logprobs"] = [
-                {"token": self._token_text(token), "logprob": logprob, "top_logprobs": [
-                    {"token": self._token_text(i), "logprob": value} for i, value in top.items()]}
+                {"token": pieces([token]), "logprob": logprob, "top_logprobs": [
+                    {"token": pieces([i]), "logprob": value} for i, value in top.items()]}
                 for token, logprob, top in zip(
                     completion.tokens, completion.logprobs, completion.top_logprobs, strict=True)
             ]  # fmt: skip
         return result
-
-    def _token_text(self, token: int) -> str:
-        return self.tokenizer.decode([token])

@@ -14,6 +14,7 @@ from foundling.decode.prompts import pad_prompts
 from foundling.errors import ConfigError, DataError, GenerationError
 from foundling.evaluate.intervals import interval_of
 from foundling.evaluate.task import Continuation, GeneratedText, Task
+from foundling.text.framing import Framing
 from foundling.weights.directory import weights_hash
 
 BATCH_SIZE = 64
@@ -125,10 +126,8 @@ def complete(
 
 
 def encode_prompt(model: Any, tokenizer: Any, prompt: str) -> list[int]:
-    """The ids that a model continues, opened by the tokenizer's bos; for an encoder-decoder, its framed source."""
-    if model.capabilities.reads_source:
-        return tokenizer.encode_framed(prompt)
-    return [*([] if tokenizer.bos is None else [tokenizer.bos]), *tokenizer.encode(prompt)]
+    """The ids that a model continues, or an encoder–decoder's source, framed as its tokenizer does."""
+    return Framing(tokenizer).prompt(prompt)
 
 
 def encode_pair(model: Any, tokenizer: Any, prompt: str, continuation: str) -> tuple[list[int], list[int]]:

@@ -22,7 +22,7 @@ _TEXT_GENERATION = Usage(
     """import foundling
 
 model, tokenizer = foundling.load({name}), foundling.Tokenizer.load({name})
-prompt = [tokenizer.eos, *tokenizer.encode("Once upon a time")]
+prompt = tokenizer.encode_framed("Once upon a time")
 (answer,) = foundling.generate(model, [prompt], max_tokens=64, stop=[tokenizer.eos])
 print(tokenizer.decode(answer.tokens))""",
     """from transformers import pipeline

@@ -7,11 +7,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
 
 from foundling.errors import ConfigError, DataError, WeightsError
 from foundling.text.chat import CHAT_TEMPLATE
@@ -83,6 +84,10 @@ class Tokenizer:
         marks = [backend.token_to_id(f"<|fim_{name}|>") for name in ("prefix", "suffix", "middle")]
         self.fim: tuple[int, int, int] | None = None if None in marks else tuple(marks)  # pyright: ignore
         """The tokens before prefix, suffix and middle."""
+        self.own = all(backend.token_to_id(token) is not None for token in SPECIAL)
+        """Whether it was trained by this library."""
+        if self.own and backend.post_processor is None:  # a text begins as a document does in training, for all readers
+            backend.post_processor = processors.TemplateProcessing(single=f"{END} $A", special_tokens=[(END, own)])
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -141,16 +146,41 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text, without adding or recognising special tokens."""
+        return self._encoded(self.backend, text, add_special_tokens=False)
+
+    @staticmethod
+    def _encoded(backend: tokenizers.Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
         try:
             with _library("read this text"):
-                return self.backend.encode(text, add_special_tokens=False).ids
+                return backend.encode(text, add_special_tokens=add_special_tokens).ids
         except (UnicodeEncodeError, TypeError):  # the library's errors for a lone surrogate
             raise DataError("the text contains a lone surrogate, which is not valid Unicode") from None
 
     def encode_framed(self, text: str) -> list[int]:
         """Ids with the tokenizer's special tokens around a single text, such as [CLS] and [SEP]."""
-        first, last = self.frame
-        return [*first, *self.encode(text), *last]
+        return self._encoded(self.backend, text, add_special_tokens=True)
+
+    def encode_marked(self, text: str) -> list[int]:
+        """Ids of a text in which special tokens are written out, as a chat template writes them; none are added."""
+        return self._encoded(self._marked, text, add_special_tokens=False)
+
+    @cached_property
+    def _marked(self) -> tokenizers.Tokenizer:
+        """A copy that recognises special tokens."""
+        return tokenizers.Tokenizer.from_str(self.backend.to_str())
+
+    def name(self, part: str) -> str | None:
+        """The text of a special token by its key in tokenizer_config.json, such as "pad_token"."""
+        return _name(self.described.get(part, None if self.described else OWN_CONFIG.get(part)))
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template of tokenizer_config.json or chat_template.jinja; of several, the one called "default"."""
+        found = self.described.get("chat_template", None if self.described else CHAT_TEMPLATE)
+        if isinstance(found, list):
+            named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+            found = named.get("default")
+        return found if isinstance(found, str) else None
 
     @property
     def frame(self) -> tuple[list[int], list[int]]:
@@ -203,4 +233,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
         if not isinstance(values, dict):
             raise WeightsError(f"{file}: damaged, expected a mapping")
         merged |= {key: value for key, value in values.items() if key != NAMES_CODE}
+    file = directory / "chat_template.jinja"
+    if file.is_file() and file.stat().st_size <= MAX_FILE_BYTES:  # transformers 5 writes it, and it takes precedence
+        merged["chat_template"] = file.read_text(encoding="utf-8", errors="replace")
     return merged

@@ -4,9 +4,9 @@ silently."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
-from foundling.config import to_dict
+from foundling.config import hints, to_dict
 from foundling.contracts.checkpoint_map import ConfigMap
 from foundling.errors import ConfigError, WeightsError
 from foundling.models import FAMILIES, Family, configuration, recognise
@@ -22,6 +22,12 @@ def read_config(values: dict[str, Any], file: str) -> tuple[Family, Any, dict[st
     if family is None:
         model_type = values.get("model_type", values.get("_class_name"))
         raise WeightsError(f"{file}: model_type {model_type!r} is not supported; supported: {', '.join(FAMILIES)}")
+    if quantised := values.get("quantization_config"):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+        raise WeightsError(
+            f"{file}: the weights are quantised ({_short(method or 'quantization_config')}), which is not read here; "
+            "take the unquantised model, or a GGUF file"
+        )
     table: ConfigMap = family.module.CONFIG
     try:
         values = _flatten(_to_version_4(dict(values), file), table)
@@ -32,7 +38,10 @@ def read_config(values: dict[str, Any], file: str) -> tuple[Family, Any, dict[st
             raise WeightsError(
                 f"{file}: {key} = {_short(values[key])} is not supported by {family.name}; only {_short(expected)} is"
             )
+    types = hints(family.config)
     for key, default in table.derived.items():
+        if key in values and type(None) in get_args(types.get(table.fields.get(key, ""))):
+            continue  # null says "none" of what may be absent, such as a soft cap; elsewhere it is a missing key
         if values.get(key) is None:
             try:
                 values[key] = default(values)

@@ -27,6 +27,7 @@ from foundling.runtime.distributed import barrier, is_first_rank
 from foundling.runtime.files import read_json, sha256, write_directory, write_json
 from foundling.weights import keys
 from foundling.weights.configs import read_config, write_config
+from foundling.weights.generation import default_generation_config
 from foundling.weights.tensors import FLOATS, INTEGERS, MAX_SHARD_BYTES, Tensors, tensors_of, write_tensors
 
 FORMAT_VERSION = 1
@@ -126,6 +127,8 @@ def save(
         write_weights(model, tensors, temporary, max_shard_bytes)
         if tokenizer is not None:
             tokenizer.save(temporary)
+            if model.capabilities.generates:
+                write_json(temporary / "generation_config.json", default_generation_config(model, tokenizer))
         write_manifest(temporary, {"weights_hash": digest, **(about or {})})
 
     if is_first_rank():
@@ -284,7 +287,7 @@ def _read(tensors: Tensors, family: Family, model: Any, dtype: torch.dtype) -> d
     for link, names in compared(tensors, family, model):
         parts = link.to_ours([tensors.read(name) for name in names])
         for name, part in zip(link.ours, parts, strict=True):
-            ours[name] = part.to(dtype if part.is_floating_point() else targets[name].dtype).contiguous()
+            ours[name] = converted(part, dtype if part.is_floating_point() else targets[name].dtype, name).contiguous()
     return ours
 
 
@@ -323,6 +326,17 @@ def _compare(
         actual = tensors.shape(present[name], kinds[name])
         if actual != shape:
             raise WeightsError(f"{tensors.path}: '{name}' is {list(actual)}, the configuration asks for {list(shape)}")
+
+
+def converted(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """`tensor` as `dtype`; WeightsError where a finite value becomes infinite (float16 ends at 65,504)."""
+    found = tensor.to(dtype)
+    narrower = found.is_floating_point() and torch.finfo(dtype).max < torch.finfo(tensor.dtype).max
+    if narrower and bool((found.isinf() & ~tensor.isinf()).any()):
+        largest = float(tensor[tensor.isfinite()].abs().max())
+        kind = str(dtype).removeprefix("torch.")
+        raise WeightsError(f"'{name}' holds {largest:g}, beyond {kind} ({torch.finfo(dtype).max:g}); use bfloat16")
+    return found
 
 
 def _assign(model: Any, name: str, tensor: Tensor) -> None:

@@ -12,6 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from foundling.decode.detokenize import FullDecoder, StreamDecoder, incremental_decoder
 from foundling.decode.text import TextStreamer
 from foundling.text import Tokenizer
+from foundling.text.framing import AnswerDecoder
 
 TEXT = "the cat sat on the mat,  don't — naïve 漢字 🙂👩‍👩‍👧 ﷽ e\u0301\n\n\tfoo . bar \ufffd 'quoted' \u200bend"
 
@@ -52,7 +53,7 @@ TOKENIZERS = {"byte level": byte_level(), "word pieces": word_pieces(), "byte fa
 def check(tokenizer: Tokenizer, ids: list[int], *, incomplete: bool) -> None:
     """`incomplete`: also while the last character is incomplete. Byte fallback then replaces the characters before it
     too, for as long as they are one run of bytes; a stream keeps them."""
-    decoder, streamed = StreamDecoder(tokenizer), list[str]()
+    decoder, streamed = StreamDecoder(AnswerDecoder(tokenizer)), list[str]()
     streamer = TextStreamer(tokenizer.decode, streamed.append, ())
     for n, token in enumerate(ids):
         text, whole = decoder.append(token), tokenizer.decode(ids[: n + 1])
@@ -81,7 +82,7 @@ def test_any_ids_whether_or_not_their_bytes_form_characters(kind: str, data) -> 
 
 def test_bytes_that_take_back_a_character_are_decoded_as_a_whole() -> None:
     """Byte fallback replaces a whole run of bytes if one of them is wrong, also those that formed a character."""
-    tokenizer, decoder = TOKENIZERS["byte fallback"], StreamDecoder(TOKENIZERS["byte fallback"])
+    tokenizer, decoder = TOKENIZERS["byte fallback"], StreamDecoder(AnswerDecoder(TOKENIZERS["byte fallback"]))
     ids = [3 + byte for byte in "é".encode()] + [3 + 0xFF] + tokenizer.encode("the cat")
     texts = [decoder.append(token) for token in ids]
     assert texts[1] == "é" and decoder.fallback is not None
@@ -89,7 +90,7 @@ def test_bytes_that_take_back_a_character_are_decoded_as_a_whole() -> None:
 
 
 def test_only_a_short_window_is_decoded_however_long_the_text() -> None:
-    tokenizer, decoder = TOKENIZERS["byte level"], StreamDecoder(TOKENIZERS["byte level"])
+    tokenizer, decoder = TOKENIZERS["byte level"], StreamDecoder(AnswerDecoder(TOKENIZERS["byte level"]))
     draw = random.Random(0)
     longest = 0
     for token in tokenizer.encode("".join(draw.choice(TEXT) for _ in range(3000))):

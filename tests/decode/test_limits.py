@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import pytest
+import tokenizers
 import torch
+from tokenizers import Regex, decoders, models, pre_tokenizers
 
 import foundling
 from foundling.blocks.position import position_limit
@@ -15,6 +17,8 @@ from foundling.decode.text import TextGenerator
 from foundling.errors import GenerationError
 from foundling.evaluate import perplexity, runners
 from foundling.recipes.seq2seq import restored
+from foundling.text import Tokenizer
+from foundling.text.framing import Framing, TextSpec
 from tests.contract.cases import case, tokens
 
 TABLES = ("gpt", "gpt2", "opt", "bart", "bert", "roberta", "distilbert", "albert", "clip")
@@ -78,27 +82,23 @@ def test_an_encoder_decoder_without_tables_reads_on(name: str) -> None:
     assert len(answers[0].tokens) == 40
 
 
-class Letters:
-    """As much of a tokenizer as text generation asks for: one id a character."""
-
-    bos, eos, fim = None, 0, None
-
-    def __init__(self) -> None:
-        self.backend = self
-
-    def encode(self, text: str) -> list[int]:
-        return [ord(letter) % 60 + 3 for letter in text]
-
-    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
-        return "".join(chr(i + 64) for i in ids)
+def letters(size: int) -> Tokenizer:
+    """One id a character, as many as the model has rows."""
+    names = ["<|endoftext|>", *(chr(97 + i) for i in range(size - 1))]
+    backend = tokenizers.Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="a"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")  # pyright: ignore[reportAttributeAccessIssue]
+    backend.decoder = decoders.Fuse()  # pyright: ignore[reportAttributeAccessIssue]
+    backend.add_special_tokens(["<|endoftext|>"])
+    return Tokenizer(backend)
 
 
 def test_text_of_an_encoder_decoder_is_as_long_as_its_table_by_default() -> None:
     model = case("bart").tiny(max_seq_len=24)
-    tokenizer: object = Letters()
-    answer = TextGenerator(model, tokenizer, Sampling()).generate("abc" * 8)[0]  # pyright: ignore[reportArgumentType]
+    tokenizer = letters(model.config.vocab_size)
+    framing = Framing(tokenizer, TextSpec(reads_source=True))
+    answer = TextGenerator(model, framing, Sampling()).generate("abc" * 8)[0]
     assert 0 < answer["tokens"] <= 24
-    samples = restored(model, tokenizer, {"source": tokens(1, 9), "source_documents": torch.zeros(1, 9)})  # pyright: ignore
+    samples = restored(model, tokenizer, {"source": tokens(1, 9), "source_documents": torch.zeros(1, 9)})
     assert len(samples) == 1 and len(samples[0]["text"]) <= 24
 
 

@@ -289,8 +289,10 @@ REFERENCES: dict[str, list[Reference]] = {
     ],
     "gemma2": [
         like_llama("Gemma2", head_dim=16, sliding_window=7, query_pre_attn_scalar=10),
-        like_llama("Gemma2", head_dim=8, sliding_window=30, num_key_value_heads=1, attn_logit_softcapping=5.0),
-        like_llama("Gemma2", head_dim=12, num_key_value_heads=4, final_logit_softcapping=3.0),
+        like_llama("Gemma2", head_dim=8, sliding_window=30, num_key_value_heads=1, attn_logit_softcapping=5.0,
+                   final_logit_softcapping=3.0),
+        like_llama("Gemma2", head_dim=12, num_key_value_heads=4, attn_logit_softcapping=None,
+                   final_logit_softcapping=None),
     ],
     "gemma3": [
         gemma3(num_hidden_layers=7, head_dim=16, sliding_window=7),

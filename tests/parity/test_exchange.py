@@ -27,6 +27,7 @@ BRANCHES = {
     ("llama4", 2): "no tempered scores without positions",
     ("mistral", 1): "no window",
     ("gpt_neox", 2): "attention and feed-forward in sequence, not in parallel",
+    ("gemma2", 2): "no soft caps: null in the file",
     ("gemma3", 2): "linear rope scaling of the global layers",
     ("bloom", 1): "slopes of a number of heads that is no power of two",
     ("mixtral", 1): "one expert a token",

@@ -105,6 +105,12 @@ def written(path: Path, change) -> Path:
         (lambda f, t: f.update({"llama.embedding_length": 4_000_000_000}), "expected"),
         (lambda f, t: f.update({"llama.attention.head_count": 0}), "llama|zero|positive|n_heads"),
         (lambda f, t: f.update({"llama.rope.scaling.type": "yarn"}), "scaled"),
+        (lambda f, t: f.update({"llama.rope.scaling.factor": 2.0}), "scaled"),
+        (lambda f, t: f.update({"llama.rope.dimension_count": 4}), "'llama.rope.dimension_count' is 4; only"),
+        (lambda f, t: f.update({"llama.attention.causal": 0}), "'llama.attention.causal' is 0; only True"),
+        (lambda f, t: f.update({"llama.logit_scale": 0.5}), "'llama.logit_scale' is not known here"),
+        (lambda f, t: f.update({"llama.attention.layer_norm_rms_epsilon": float("nan")}), "'norm_eps' is nan"),
+        (lambda f, t: f.update({"llama.rope.freq_base": -1.0}), "'rope_theta' is -1.0"),
         (lambda f, t: t.pop("blk.1.attn_q.weight") is None, "lacks tensor 'blk.1.attn_q.weight'"),
         (lambda f, t: t.pop("token_embd.weight") is None, "lacks 'token_embd.weight'"),
         (lambda f, t: t.update({"more.weight": t["output_norm.weight"]}), "unknown tensor 'more.weight'"),
@@ -134,6 +140,10 @@ def test_damaged_files_are_refused_in_one_line(tmp_path: Path) -> None:
         save_gguf(case("llama").tiny(), tmp_path / "m.gguf")
     with pytest.raises(WeightsError, match="for llama"):
         save_gguf(case("gpt2").tiny(), tmp_path / "g.gguf")
+    headless = case("llama").tiny()
+    headless.head = None
+    with pytest.raises(WeightsError, match="needs the head"):
+        save_gguf(headless, tmp_path / "g.gguf")
     with pytest.raises(WeightsError, match="use float32"):
         save_gguf(case("llama").tiny(), tmp_path / "g.gguf", weights="int3")
     with pytest.raises(WeightsError, match="multiples of 32"):

@@ -90,6 +90,7 @@ def test_an_index_that_is_wrong(sharded) -> None:
     [
         ({"model_type": "mystery"}, ["config.json", "model_type", "mystery"]),
         ({"num_hidden_layers": 1 << 15}, ["config.json", "n_layers", "tensors"]),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, ["config.json", "quantised ('awq')"]),
         ({"num_hidden_layers": 1 << 24}, ["config.json", "n_layers", "out of range"]),
         ({"num_hidden_layers": 1 << 62}, ["config.json", "n_layers", "out of range"]),
         ({"num_hidden_layers": -3}, ["config.json", "n_layers"]),

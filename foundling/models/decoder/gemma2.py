@@ -34,8 +34,8 @@ class Gemma2Config:
     """Window of layers 0, 2, 4, …"""
     query_scale: int = 256
     """Scores are divided by its square root."""
-    score_cap: float = 50.0
-    logit_cap: float = 30.0
+    score_cap: float | None = 50.0
+    logit_cap: float | None = 30.0
     max_seq_len: int = 8192
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
@@ -44,7 +44,7 @@ class Gemma2Config:
     def __post_init__(self) -> None:
         if self.n_heads % self.n_kv_heads or self.head_dim % 2:
             raise ConfigError(f"{self.n_heads} heads of {self.head_dim} do not share {self.n_kv_heads} key/value heads")
-        if min(self.window, self.query_scale, self.score_cap, self.logit_cap) <= 0:
+        if min(self.window, self.query_scale, *(c for c in (self.score_cap, self.logit_cap) if c is not None)) <= 0:
             raise ConfigError("window, query_scale, score_cap and logit_cap must be above 0")
 
 
@@ -76,8 +76,8 @@ class Gemma2(Decoder):
         return x * torch.tensor(self.config.d_model**0.5, dtype=x.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        cap = self.config.logit_cap
-        return torch.tanh(self.head(hidden) / cap) * cap
+        logits, cap = self.head(hidden), self.config.logit_cap
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ The library `gguf` reads and writes the file; this module maps its names and val
 
 from __future__ import annotations
 
-import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foundling.config import from_dict
 from foundling.errors import ConfigError, OutputError, WeightsError
-from foundling.models import family, family_of
-from foundling.models.decoder.llama import LlamaConfig
+from foundling.models import configuration, family, family_of
 from foundling.runtime.files import fsync_path, output_errors
-from foundling.weights.directory import skeleton, whole_tensors
+from foundling.weights.convert.gguf_file import library, open_gguf
+from foundling.weights.convert.gguf_tokenizer import write_tokenizer
+from foundling.weights.directory import converted, skeleton, whole_tensors
 
 KEYS = {
     "token_embd.weight": "embedding.weight",
@@ -48,15 +48,19 @@ FIELDS = {
     "llama.attention.layer_norm_rms_epsilon": "norm_eps",
 }
 TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "Q8_0", "int4": "Q4_0"}
+INERT = {
+    "llama.vocab_size", "llama.rope.scaling.type", "llama.rope.scaling.factor", "llama.rope.scaling.finetuned",
+    "llama.rope.scaling.original_context_length", "llama.tensor_data_layout",
+}  # fmt: skip
+"""keys that the tensors say as well, or that scaling, which is refused, would read"""
+CHECKED = {
+    "llama.rope.dimension_count": "head_dim", "llama.attention.value_length": "head_dim",
+    "llama.attention.causal": True, "llama.expert_count": 0, "llama.expert_used_count": 0,
+}  # fmt: skip
+"""key -> the only value that computes what is computed here, or our field that it must equal"""
 MAX_LAYERS = 1000
-
-
-def _library() -> Any:
-    try:
-        import gguf
-    except ImportError:
-        raise WeightsError("GGUF needs the package gguf; install foundling[export]") from None
-    return gguf
+LARGEST = {"F16": 65504.0, "Q8_0": 127 * 65504.0, "Q4_0": 8 * 65504.0}
+"""of each type: the scale of a group is a float16"""
 
 
 def _pairs(weight: Tensor, heads: int, *, ours: bool) -> Tensor:
@@ -85,17 +89,8 @@ def load_gguf(file: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
     Raises WeightsError with file and key for another architecture, a missing, unknown or misshapen tensor, scaled
     rotary positions, and a file that is truncated or not GGUF.
     """
-    gguf, file = _library(), Path(file)
-    if not file.is_file():
-        raise WeightsError(f"{file}: no such file")
-    try:
-        reader = gguf.GGUFReader(file)
-        values = {
-            name: field.contents() for name, field in reader.fields.items() if name.startswith(("general.", "llama."))
-        }
-    except Exception as error:  # the library raises errors of many types
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise WeightsError(f"{file}: not a whole GGUF file ({reason})") from None
+    gguf, file = library(), Path(file)
+    reader, values = open_gguf(file, ("general.", "llama."))
     config, present = _config(values, {t.name: t for t in reader.tensors}, file)
     model = skeleton(family("llama"), config, str(file))
     expected = _names(config.n_layers)
@@ -111,14 +106,13 @@ def load_gguf(file: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
                 f"{file}: '{theirs}' is {[int(n) for n in tensor.shape]}, expected {list(reversed(shape))}"
             )
         try:
-            numbers = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-            read = torch.tensor(numbers).reshape(shape).to(dtype)
+            read = torch.tensor(gguf.quants.dequantize(tensor.data, tensor.tensor_type)).reshape(shape)
         except (NotImplementedError, ValueError, RuntimeError, TypeError) as error:
             raise WeightsError(
                 f"{file}: '{theirs}' of type {tensor.tensor_type.name} cannot be read ({error})"
             ) from None
         path, _, leaf = ours.rpartition(".")
-        reordered = _reorder(ours, read, config, ours=True).contiguous()
+        reordered = _reorder(ours, converted(read, dtype, f"{file}: {theirs}"), config, ours=True).contiguous()
         setattr(model.get_submodule(path), leaf, torch.nn.Parameter(reordered))
     if config.tie_embeddings:
         model.head.weight = model.embedding.weight
@@ -128,8 +122,12 @@ def load_gguf(file: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
 def _config(values: dict[str, Any], present: dict[str, Any], file: Path) -> tuple[Any, dict[str, Any]]:
     if values.get("general.architecture") != "llama":
         raise WeightsError(f"{file}: architecture is {values.get('general.architecture')!r}; only llama can be read")
-    if values.get("llama.rope.scaling.type", "none") != "none" or any(n.startswith("rope_freqs") for n in present):
+    kind = values.get("llama.rope.scaling.type", "linear" if "llama.rope.scaling.factor" in values else "none")
+    if kind != "none" or any(n.startswith("rope_freqs") for n in present):
         raise WeightsError(f"{file}: scaled rotary positions are not supported")
+    for key in values:
+        if key.startswith("llama.") and key not in {*FIELDS, *INERT, *CHECKED}:
+            raise WeightsError(f"{file}: '{key}' is not known here, and may change what the model computes")
     fields: dict[str, Any] = {ours: _decimal(values[theirs]) for theirs, ours in FIELDS.items() if theirs in values}
     missing = [
         t for t, ours in FIELDS.items() if ours in ("d_model", "n_layers", "n_heads", "d_ff") and t not in values
@@ -141,11 +139,15 @@ def _config(values: dict[str, Any], present: dict[str, Any], file: Path) -> tupl
         fields.setdefault("head_dim", fields["d_model"] // fields["n_heads"])
         fields["vocab_size"] = int(present["token_embd.weight"].shape[1])
         fields["tie_embeddings"] = "output.weight" not in present
+        for key, expected in CHECKED.items():
+            right = fields[expected] if isinstance(expected, str) else expected
+            if key in values and values[key] != right:
+                raise WeightsError(f"{file}: '{key}' is {values[key]!r}; only {right!r} can be read")
         if fields["n_layers"] > min(len(present), MAX_LAYERS):
             raise WeightsError(f"{file}: block_count {fields['n_layers']}, the file holds {len(present)} tensors")
-        return from_dict(LlamaConfig, fields), present
+        return configuration(family("llama"), fields, where=str(file)), present
     except (ConfigError, TypeError, ZeroDivisionError, IndexError) as error:
-        raise WeightsError(f"{file}: {error}") from None
+        raise WeightsError(str(error) if str(file) in str(error) else f"{file}: {error}") from None
 
 
 def _decimal(value: Any) -> Any:
@@ -159,9 +161,11 @@ def save_gguf(model: Any, file: str | Path, *, weights: str = "float32", tokeniz
 
     Raises WeightsError for another family, or if a quantised width is not a multiple of 32, and OutputError if the file
     exists."""
-    gguf, file, family = _library(), Path(file), family_of(model)
+    gguf, file, family = library(), Path(file), family_of(model)
     if family.module.CONFIG.model_type != "llama":
         raise WeightsError(f"GGUF is supported for llama, not for {family.module.CONFIG.model_type}")
+    if model.head is None:
+        raise WeightsError("GGUF export needs the head, which this model was saved without: it would be read as tied")
     if model.config.rope_scaling is not None:
         raise WeightsError("GGUF export does not support scaled rotary positions, which this model has")
     if weights not in TYPES:
@@ -181,13 +185,18 @@ def save_gguf(model: Any, file: str | Path, *, weights: str = "float32", tokeniz
             writer.add_uint32("llama.attention.value_length", c.head_dim)
             writer.add_uint32("llama.rope.dimension_count", c.head_dim)
             writer.add_uint32("llama.vocab_size", c.vocab_size)
-            _write_tokenizer(writer, tokenizer, c.vocab_size, gguf)
+            write_tokenizer(writer, tokenizer, c.vocab_size)
             for theirs, ours in _names(c.n_layers).items():
                 if ours in params:
                     tensor = _reorder(ours, params[ours].float(), c, ours=False).cpu().contiguous()
                     kind = "F32" if tensor.ndim < 2 else TYPES[weights]
                     if weights == "int4" and ours in ("embedding.weight", "head.weight"):
                         kind = "Q8_0"
+                    largest = float(tensor.abs().max())
+                    if largest > LARGEST.get(kind, math.inf):
+                        raise WeightsError(
+                            f"'{ours}' holds {largest:g}, beyond {kind} ({LARGEST[kind]:g}); use bfloat16"
+                        )
                     kind = gguf.GGMLQuantizationType[kind]
                     writer.add_tensor(theirs, gguf.quants.quantize(tensor.numpy(), kind), raw_dtype=kind)
             writer.write_header_to_file()
@@ -200,25 +209,3 @@ def save_gguf(model: Any, file: str | Path, *, weights: str = "float32", tokeniz
     finally:
         temporary.unlink(missing_ok=True)
     return file
-
-
-def _write_tokenizer(writer: Any, tokenizer: Any, vocab_size: int, gguf: Any) -> None:
-    """Writes a byte-level BPE tokenizer. llama.cpp splits words with patterns of its own, so it may encode a text to
-    other ids; decoding gives the same text."""
-    if tokenizer is None:
-        writer.add_tokenizer_model("no_vocab")
-        return
-    table = json.loads(tokenizer.backend.to_str())
-    special = {t["id"]: t["content"] for t in table["added_tokens"]}
-    tokens = {i: text for text, i in table["model"]["vocab"].items()} | special
-    kinds = gguf.TokenType
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("llama-bpe")
-    writer.add_token_list([tokens.get(i, f"[unused{i}]") for i in range(vocab_size)])
-    writer.add_token_types(
-        [kinds.CONTROL if i in special else kinds.NORMAL if i in tokens else kinds.UNUSED for i in range(vocab_size)]
-    )
-    merges = table["model"]["merges"]
-    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
-    writer.add_bos_token_id(tokenizer.eos)
-    writer.add_eos_token_id(tokenizer.eos)

@@ -18,6 +18,7 @@ from foundling.text import Tokenizer
 from foundling.text.tokenizer import NAMES_CODE
 from foundling.weights.convert.diffusers import is_pipeline, load_denoiser, tensors_folder, write_denoiser
 from foundling.weights.convert.gguf import load_gguf, save_gguf
+from foundling.weights.convert.gguf_tokenizer import read_tokenizer
 from foundling.weights.directory import (
     MANIFEST,
     check,
@@ -59,12 +60,20 @@ def import_model(source: str | Path, out: str | Path, *, dtype: str | None = Non
     companion_files, skipped = companions(source)
     origin = {"name": source.resolve().name, "files": _hashes(source, companion_files)}
 
+    found = read_tokenizer(source) if source.is_file() else None
+    if isinstance(found, str):
+        skipped.append(found)
+
     def fill(temporary: Path) -> None:
         _write(model, schedule, companion_files, temporary)
+        if isinstance(found, tuple):
+            found[0].save(temporary)
+            write_json(temporary / "generation_config.json", found[1])
         write_manifest(temporary, {"weights_hash": weights_hash(model), "source": origin})
 
     write_directory(out, fill)
-    return _summary(model, out, companion_files, skipped)
+    written = ["tokenizer.json", "generation_config.json"] if isinstance(found, tuple) else []
+    return _summary(model, out, companion_files, skipped) | {"kept": [*(f.name for f in companion_files), *written]}
 
 
 def export_model(directory: str | Path, out: str | Path, *, dtype: str | None = None) -> dict[str, Any]:

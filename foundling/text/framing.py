@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a text becomes ids to continue, where its answer ends, and how the answer becomes text again.
+
+One object for generation and chat, by plain decoding or the engine. It does what transformers does with the same
+directory: the tokenizer's own post-processor frames a text, the chat template frames a conversation, and an answer is
+decoded as the continuation of its prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from foundling.errors import DataError
+from foundling.text.chat import render_chat
+from foundling.text.tokenizer import Tokenizer
+
+NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """What a model directory says of texts, beside its tokenizer."""
+
+    ends: tuple[int, ...] = ()
+    """ids that end an answer, by generation_config.json and config.json"""
+    n_rows: int | None = None
+    """of the model's embedding; more or fewer than the tokenizer has ids"""
+    reads_source: bool = False
+    """whether a prompt is a source of its own, whose answer begins anew (an encoder–decoder)"""
+
+
+class AnswerDecoder:
+    """Ids of an answer -> its text: decode(prompt + answer) without decode(prompt), so that a space that a tokenizer
+    drops at the beginning of a text stays where the answer only continues one."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
+        self.tokenizer, self.prompt = tokenizer, list(prompt)
+        self.before = tokenizer.decode(self.prompt) if self.prompt else ""
+
+    def __call__(self, ids: Sequence[int]) -> str:
+        if not self.prompt:
+            return self.tokenizer.decode(ids)
+        whole = self.tokenizer.decode([*self.prompt, *ids])
+        same = len(self.before)
+        while not whole.startswith(
+            self.before[:same]
+        ):  # the prompt ends inside a character, which the answer completes
+            same -= 1
+        return whole[same:]
+
+
+class Framing:
+    def __init__(self, tokenizer: Tokenizer, spec: TextSpec | None = None) -> None:
+        self.tokenizer, self.spec = tokenizer, spec or TextSpec()
+        self.ends = tuple(dict.fromkeys([*self.spec.ends, tokenizer.eos]))
+        """ids that end an answer"""
+
+    def prompt(self, text: str) -> list[int]:
+        """The ids to continue, or a source to answer, with the special tokens that the tokenizer puts around a text.
+        An empty text that gets none begins with the tokenizer's bos or eos, as a document does."""
+        ids = self.tokenizer.encode_framed(text)
+        opening = self.tokenizer.eos if self.tokenizer.bos is None else self.tokenizer.bos
+        return ids or [opening]
+
+    def fill_in_the_middle(self, prefix: str, suffix: str) -> list[int]:
+        """DataError where the tokenizer has no tokens for it."""
+        if self.tokenizer.fim is None:
+            raise DataError("the tokenizer has no fill-in-the-middle tokens; omit the suffix")
+        before, after, middle = self.tokenizer.fim
+        first, _ = self.tokenizer.frame
+        return [*first, before, *self.tokenizer.encode(prefix), after, *self.tokenizer.encode(suffix), middle]
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Any] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
+        """The ids of a conversation by the chat template, whose special tokens are recognised. DataError where there is
+        no template or it refuses the messages."""
+        template = self.tokenizer.chat_template
+        if template is None:
+            raise DataError("the model has no chat template (tokenizer_config.json, chat_template.jinja)")
+        names = {name: text for name in NAMES if (text := self.tokenizer.name(name)) is not None}
+        text = render_chat(
+            template, messages, tools=tools, add_generation_prompt=add_generation_prompt, names=names
+        )  # fmt: skip
+        return self.tokenizer.encode_marked(text)
+
+    def answer(self, prompt: Sequence[int]) -> AnswerDecoder:
+        return AnswerDecoder(self.tokenizer, () if self.spec.reads_source else prompt)
+
+    def stops(self, strings: Sequence[str]) -> list[int]:
+        """Ids of the strings that are special tokens: they are no part of any text, so they are never found in one."""
+        ids = (self.tokenizer.backend.token_to_id(text) for text in strings)
+        return [i for i in ids if i is not None and i in self.tokenizer.special]
+
+    def unnamed_rows(self) -> list[int]:
+        """Rows of the model that stand for no token: a vocabulary padded to a round number."""
+        return sorted(set(range(self.spec.n_rows or 0)) - self.tokenizer.ids)

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How texts begin, end and are decoded: transformers on the same files is the oracle, for every kind of tokenizer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import foundling
+from foundling.decode.text import TextGenerator, TextStreamer
+from foundling.errors import DataError, GenerationError, WeightsError
+from foundling.models import build, family
+from foundling.text import Tokenizer
+from foundling.text.chat import CHAT_TEMPLATE, render_chat
+from foundling.text.framing import Framing, TextSpec
+from tests.text.kinds import KINDS, TEXTS, tokenizer
+
+ALL = ("ours", *KINDS)
+PROMPTS = ("the cat sat", "the", " and", "", "  two spaces", "café 🙂", "世界 x\n")
+every = pytest.mark.parametrize("kind", ALL)
+
+
+def theirs(kind: str, directory: Path) -> Any:
+    tokenizer(kind).save(directory)
+    return transformers.AutoTokenizer.from_pretrained(directory)
+
+
+@every
+def test_a_text_is_framed_as_transformers_frames_it(kind: str, tmp_path: Path) -> None:
+    other, framing = theirs(kind, tmp_path), Framing(tokenizer(kind))
+    again = Framing(Tokenizer.load(tmp_path))
+    for text in (*PROMPTS, *TEXTS[:4]):
+        expected = other(text)["input_ids"]
+        if expected:
+            assert framing.prompt(text) == again.prompt(text) == expected, text
+        else:  # nothing to begin with: a document's beginning
+            assert framing.prompt(text) == [framing.tokenizer.eos]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ALL if kind != "t5"])  # a Unigram model finds its own </s>
+def test_special_tokens_in_a_text_are_text(kind: str) -> None:
+    """Who writes <|im_end|> into a prompt ends nothing; a chat template does."""
+    one = tokenizer(kind)
+    name = one.names.get("eos_token") or "<|endoftext|>" if kind != "bert" else "[SEP]"
+    mark = one.backend.token_to_id(name)
+    assert mark not in one.encode(f"a {name} b") and mark in one.encode_marked(f"a {name} b")
+
+
+texts = st.lists(
+    st.sampled_from(["the", " cat", " sat", "\n", "  ", "é", "世", "🙂", "👍🏽", " .", "1", "\t", " don't", "\ufffd"]),
+    min_size=0, max_size=8,
+).map("".join)  # fmt: skip
+
+
+def check_streams(kind: str, prompt: str, answer: str, noise: list[int], stops: list[str]) -> None:
+    """The streamed text is the text of the whole, cut before the first stop string, in pieces that are never taken
+    back."""
+    one = tokenizer(kind)
+    ids = [*one.encode(answer), *(one_id % one.vocab_size for one_id in noise), *one.encode(answer)]
+    before = Framing(one, TextSpec()).prompt(prompt)
+    decode = Framing(one, TextSpec()).answer(before)
+    whole = decode(ids)
+    assert one.decode([*before, *ids]).endswith(whole)
+    cuts = [at for stop in stops if (at := whole.find(stop)) >= 0]
+    final = whole[: min(cuts)] if cuts else whole
+    sent = list[str]()
+    streamer = TextStreamer(decode, sent.append, stops)
+    for token in ids:
+        streamer.append(token)
+        assert final.startswith("".join(sent)), (ids, sent)
+    streamer.finish(final)
+    assert "".join(sent) == final
+
+
+words = st.lists(st.sampled_from(["the", "at", " s", "sat", "🙂", "\n", " "]), max_size=2)
+cases = given(texts, texts, st.lists(st.integers(0, 10_000), max_size=6), words)
+
+
+@every
+@settings(max_examples=60, deadline=None)
+@cases
+def test_streamed_is_the_whole(kind: str, prompt: str, answer: str, noise: list[int], stops: list[str]) -> None:
+    check_streams(kind, prompt, answer, noise, stops)
+
+
+@pytest.mark.slow
+@every
+@settings(max_examples=2000, deadline=None)
+@cases
+def test_streamed_is_the_whole_of_many(kind: str, prompt: str, answer: str, noise: list[int], stops: list[str]) -> None:
+    check_streams(kind, prompt, answer, noise, stops)
+
+
+def model_directory(kind: str, directory: Path, name: str, **config: Any) -> Any:
+    """A random model of the family over this tokenizer; what transformers loads of it."""
+    one = tokenizer(kind)
+    fields = family(name).module.sized(one.vocab_size + 3, 64, 32, 2)  # padded: three rows have no token
+    torch.manual_seed(1)
+    foundling.save(build(name, **fields), directory)
+    one.save(directory)
+    if config:
+        (directory / "generation_config.json").write_text(json.dumps(config))
+    auto = transformers.AutoModelForSeq2SeqLM if name in ("t5", "bart") else transformers.AutoModelForCausalLM
+    return auto.from_pretrained(directory).eval()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(kind, "llama") for kind in ALL if kind != "bert"] + [("gpt2", "gpt2"), ("llama 2", "mistral"), ("t5", "t5"),
+     ("llama 3", "qwen3"), ("gpt2", "bart")],
+)  # fmt: skip
+@torch.inference_mode()
+def test_greedy_texts_are_those_of_transformers(kind: str, name: str, tmp_path: Path) -> None:
+    one = tokenizer(kind)
+    ends = [one.eos, 40]
+    start = {"decoder_start_token_id": 0} if name in ("t5", "bart") else {}
+    other = model_directory(kind, tmp_path, name, eos_token_id=ends, pad_token_id=0, **start)
+    ours = TextGenerator.load(tmp_path)
+    reader = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    never = list(range(one.vocab_size, one.vocab_size + 3))
+    for prompt in PROMPTS:
+        ids = reader(prompt, return_tensors="pt")["input_ids"]
+        if not ids.numel():
+            continue
+        everything = torch.ones_like(ids)  # or what equals the padding is taken for it
+        out = other.generate(ids, attention_mask=everything, max_new_tokens=12, do_sample=False, suppress_tokens=never)[
+            0
+        ].tolist()
+        if name in ("t5", "bart"):
+            expected = reader.decode(out, skip_special_tokens=True)
+        else:
+            before = reader.decode(ids[0], skip_special_tokens=True)
+            expected = reader.decode(out, skip_special_tokens=True)[len(before) :]
+        (answer,) = ours.generate(prompt, max_tokens=12)
+        assert answer["text"] == expected, prompt
+
+
+def test_what_generation_config_asks_for_is_done_or_named(tmp_path: Path) -> None:
+    model_directory("gpt2", tmp_path, "gpt2", do_sample=True, temperature=0.5, num_beams=4, eos_token_id=[1, 2],
+                    top_k=None, max_new_tokens=7, no_repeat_ngram_size=0)  # fmt: skip
+    writer = TextGenerator.load(tmp_path)
+    assert writer.sampling.temperature == 0.5 and writer.sampling.top_k == 0 and writer.max_tokens == 7
+    assert writer.framing.ends == (1, 2, writer.tokenizer.eos)
+    assert [note for note in writer.notes if "num_beams 4" in note] and len(writer.notes) == 1
+    assert TextGenerator.load(tmp_path, temperature=0.0).sampling.temperature == 0
+    (tmp_path / "generation_config.json").write_text(json.dumps({"do_sample": False, "temperature": 0.5}))
+    assert TextGenerator.load(tmp_path).sampling.temperature == 0
+    assert TextGenerator.load(tmp_path, top_p=0.5).sampling.temperature == 1
+    (tmp_path / "generation_config.json").write_text(
+        json.dumps({"do_sample": True, "eos_token_id": -1, "max_length": 9, "suppress_tokens": [3, -1, 10**6]})
+    )
+    writer = TextGenerator.load(tmp_path)
+    assert writer.framing.ends == (writer.tokenizer.eos,) and writer.sampling.logit_bias[3] == float("-inf")
+    assert writer.answer([5, 6, 7])[0]["tokens"] <= 6
+    for wrong in (
+        {"bad_words_ids": 5},
+        {"eos_token_id": "x"},
+        {"eos_token_id": [True]},
+        {"do_sample": True, "temperature": "hot"},
+    ):
+        (tmp_path / "generation_config.json").write_text(json.dumps(wrong))
+        with pytest.raises(WeightsError, match=r"generation_config\.json"):
+            TextGenerator.load(tmp_path)
+
+
+def test_a_special_token_stops_an_answer(tmp_path: Path) -> None:
+    model_directory("gpt2", tmp_path, "gpt2")
+    writer = TextGenerator.load(tmp_path, temperature=0.0)
+    (whole,) = writer.answer([5, 6, 7], max_tokens=8)
+    mark = writer.tokenizer.backend.token_to_id("<|im_end|>")
+    assert writer.framing.stops(["<|im_end|>", "the"]) == [mark]
+    with torch.no_grad():  # a model that says nothing else
+        writer.model.head.weight.zero_()
+        writer.model.head.weight[mark] = 1000 * writer.model(torch.tensor([[5, 6, 7]])).hidden[0, -1]
+    (said,) = writer.answer([5, 6, 7], max_tokens=8, stop_strings=["<|im_end|>"])
+    assert (said["text"], said["tokens"], said["finish_reason"]) == ("", 0, "end") and whole["tokens"] > 0
+
+
+def test_a_token_without_a_row_is_refused_where_it_is_used(tmp_path: Path) -> None:
+    """Gemma 3 is published with more tokens than rows."""
+    one = tokenizer("gpt2")
+    foundling.save(build("gpt2", **family("gpt2").module.sized(one.vocab_size - 1, 64, 32, 1)), tmp_path)
+    one.save(tmp_path)
+    writer = TextGenerator.load(tmp_path)
+    assert writer.generate("the", max_tokens=2)
+    with pytest.raises(GenerationError, match="no row for"):
+        writer.answer([one.vocab_size - 1], max_tokens=2)
+
+
+CONVERSATION = [
+    {"role": "system", "content": "You are terse."},
+    {"role": "user", "content": "Say <|im_end|>!"},
+    {"role": "assistant", "content": "Hi."},
+    {"role": "user", "content": "Again"},
+]
+LLAMA_2 = (
+    "{% set turns = messages[1:] if messages[0]['role'] == 'system' else messages %}"
+    "{% for message in turns %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + message['content'].strip() + ' [/INST]' }}"
+    "{% else %}{% generation %}{{ ' ' + message['content'].strip() + ' ' + eos_token }}{% endgeneration %}{% endif %}"
+    "{% endfor %}{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}"
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, LLAMA_2])
+@pytest.mark.parametrize("kind", ["ours", "llama 2", "llama 3", "metaspace first"])
+def test_a_conversation_is_that_of_transformers(kind: str, template: str, tmp_path: Path) -> None:
+    one = tokenizer(kind)
+    named = Tokenizer(
+        one.backend,
+        {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", **one.described, "chat_template": template},
+    )
+    named.save(tmp_path)
+    other, framing = transformers.AutoTokenizer.from_pretrained(tmp_path), Framing(Tokenizer.load(tmp_path))
+    tools = [{"type": "function", "function": {"name": "f", "description": "é <b>"}}]
+    for messages in (CONVERSATION, CONVERSATION[:2]):
+        for add in (True, False):
+            expected = other.apply_chat_template(messages, tools=tools, add_generation_prompt=add, return_dict=False)
+            assert framing.chat(messages, tools=tools, add_generation_prompt=add) == expected
+    if template == LLAMA_2:
+        with pytest.raises(DataError, match="roles must alternate"):
+            framing.chat(CONVERSATION[2:])
+
+
+def test_our_own_template_takes_parts_and_empty_turns() -> None:
+    parts = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+             {"role": "assistant", "content": None}]  # fmt: skip
+    expected = "<|im_start|>user\nab<|im_end|>\n<|im_start|>assistant\n<|im_end|>\n"
+    assert render_chat(CHAT_TEMPLATE, parts, add_generation_prompt=False) == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "error"),
+    [
+        ("{{ messages.__class__.__mro__ }}", WeightsError),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}", WeightsError),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", WeightsError),
+        ("{{ 7 ** (9 ** 9) }}", WeightsError),
+        ("{{ ('a' * 300000000) | length }}", WeightsError),
+        ("{{ '{1}'.format(0) }}", DataError),
+        ("{{ 1 // 0 }}", DataError),
+        ("{% for x in y %}" * 30 + "{% endfor %}" * 30, WeightsError),
+        ("{% for", WeightsError),
+        ("{{ messages[9].content }}", DataError),
+        ("{{ raise_exception('no\nway') }}", DataError),
+    ],
+)
+def test_templates_are_untrusted(template: str, error: type[Exception]) -> None:
+    with pytest.raises(error) as caught:
+        render_chat(template, CONVERSATION)
+    assert "\n" not in str(caught.value)
