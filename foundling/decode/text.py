@@ -30,10 +30,17 @@ class TextStreamer:
     ) -> None:
         self.decoder, self.on_text, self.stop_strings = incremental_decoder(decode), on_text, stop_strings
         self.n_sent = 0
+        owner = decode.tokenizer if isinstance(decode, AnswerDecoder) else getattr(decode, "__self__", None)
+        self.tokenizer = owner if isinstance(owner, Tokenizer) else None
+        self.in_bytes = False
+        """whether the last token with a text was a byte of a character"""
 
     def append(self, token: int) -> None:
         text = self.decoder.append(token)
-        if text.endswith(REPLACEMENT):  # the bytes of a character may arrive in several tokens
+        if self.tokenizer and token not in self.tokenizer.special:
+            self.in_bytes = token in self.tokenizer.byte_ids
+        # the bytes of a character may arrive in several tokens, and one that is wrong spoils all before it
+        if text.endswith(REPLACEMENT) or self.in_bytes:
             return
         n_pending = max(
             (n for s in self.stop_strings for n in range(1, len(s)) if text.endswith(s[:n])), default=0

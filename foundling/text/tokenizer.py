@@ -165,6 +165,12 @@ class Tokenizer:
         return self._encoded(self._marked, text, add_special_tokens=False)
 
     @cached_property
+    def byte_ids(self) -> frozenset[int]:
+        """Tokens that are single bytes of a character (<0xE4>), in tokenizers that fall back to them."""
+        ids = (self.backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
+        return frozenset(i for i in ids if i is not None)
+
+    @cached_property
     def _marked(self) -> tokenizers.Tokenizer:
         """A copy that recognises special tokens."""
         return tokenizers.Tokenizer.from_str(self.backend.to_str())
