@@ -152,13 +152,23 @@ def run(root: Path, tests: list[str], cpu_seconds: int) -> subprocess.CompletedP
     )  # fmt: skip
 
 
+def nearest(root: Path, file: str) -> list[list[str]]:
+    """The runs of NEAREST, less the files of tests that this tree does not have."""
+    runs = []
+    for tests in NEAREST[file]:
+        at = tests.index("-k") if "-k" in tests else len(tests)
+        paths = [path for path in tests[:at] if (root / path).exists()]
+        runs += [[*paths, *tests[at:]]] if paths else []
+    return runs
+
+
 def limits(root: Path, file: str) -> list[int]:
     """CPU seconds a mutant of `file` may take in each of the nearest runs: ten times what they take as they are.
 
     Raises SystemExit where a run does not pass as it is.
     """
     found = []
-    for tests in NEAREST[file]:
+    for tests in nearest(root, file):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = run(root, tests, 0)
         if done.returncode:
@@ -170,7 +180,7 @@ def limits(root: Path, file: str) -> list[int]:
 
 def outcome(root: Path, file: str, cpu_seconds: list[int]) -> str:
     """'survived', 'killed: ' and by what, or 'no verdict: ' where pytest itself did not finish."""
-    for tests, seconds in zip(NEAREST[file], cpu_seconds, strict=True):
+    for tests, seconds in zip(nearest(root, file), cpu_seconds, strict=True):
         try:
             code, out = (done := run(root, tests, seconds)).returncode, done.stdout
         except subprocess.TimeoutExpired:

@@ -9,7 +9,11 @@ from typing import Any
 
 from foundling.cli.generate import sampling, writer_for
 
-EXAMPLES = ["foundling chat runs/notes", 'echo "import os" | foundling chat runs/notes --json']
+EXAMPLES = [
+    "foundling chat runs/notes",
+    'foundling chat runs/smollm2 --system "You answer in one sentence."',
+    'echo "import os" | foundling chat runs/notes --json',
+]
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -23,18 +27,13 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def talk(writer: Any, messages: list[dict[str, str]], options: dict[str, Any]) -> list[dict[str, Any]]:
-    """The answer; the oldest turns are forgotten once the conversation is longer than the model reads."""
-    from foundling.errors import GenerationError
-
-    first = 1 if messages[0]["role"] == "system" else 0
-    while True:
-        try:
-            return writer.chat(messages, **options)
-        except GenerationError:
-            if len(messages) < first + 3:
-                raise
-            del messages[first : first + 2]
-            print("note: the oldest turn is forgotten: the conversation is too long", file=sys.stderr)
+    """The answer. The oldest turns are left out once the conversation is longer than the model reads."""
+    first, space = 1 if messages[0]["role"] == "system" else 0, options["max_tokens"] or 1
+    longest = writer.model.config.max_seq_len - space
+    while len(messages) > first + 2 and len(writer.framing.chat(messages)) > longest:
+        del messages[first : first + 2]
+        print("note: the oldest turn is left out: the conversation is too long", file=sys.stderr)
+    return writer.chat(messages, **options)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -173,7 +173,7 @@ class RunRecord:
     law_error: float | None = None
     """the share by which the loss law expects its own prediction to be off"""
     no_prediction: str = "no loss prediction for this objective"
-    """what is said where `predicted` has no loss"""
+    """shown where `predicted` has no loss"""
     tokenizer: TokenizerView | None = None
     next_commands: list[NextCommand] = field(default_factory=list)
     parents: list[str] = field(default_factory=list)

@@ -52,9 +52,8 @@ class StreamDecoder:
         """tokens[n_prompt:n_decoded] are in `text`, the last of them from n_context on"""
         self.stream = DecodeStream(ids=self.tokens, skip_special_tokens=True)
         self.fallback: FullDecoder | None = None
-        if self.tokenizer.decode(self.tokens).endswith(
-            REPLACEMENT
-        ):  # inside a character, which a stream cannot complete
+        # a stream cannot complete a character that the prompt has begun
+        if self.tokenizer.decode(self.tokens).endswith(REPLACEMENT):
             self.fallback = FullDecoder(answer)
 
     def append(self, token: int) -> str:

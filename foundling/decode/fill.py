@@ -40,6 +40,8 @@ def fill(model: Any, tokens: Sequence[int], mask: int, *, n: int = 5, exclude: S
         raise GenerationError(f"the text is {len(tokens)} tokens, the model reads at most {max_seq_len}; shorten it")
     if n < 1:
         raise GenerationError(f"n is {n}, expected at least 1")
+    if max(tokens, default=0) >= (rows := model.config.vocab_size):
+        raise GenerationError(f"the text holds the token {max(tokens)}, which the model has no row for ({rows:,} rows)")
     device = next(model.parameters()).device
     ids = torch.tensor([list(tokens)], device=device)
     masked = (ids[0] == mask).nonzero()[:, 0]
@@ -88,10 +90,6 @@ class MaskFiller:
             mask_name = tokenizer.names.get("mask_token")
             why = f"'{mask_name}' is not in the vocabulary" if mask_name else "it names none"
             raise WeightsError(f"{directory}: tokenizer_config.json has no mask_token ({why})")
-        if tokenizer.vocab_size > model.config.vocab_size:
-            raise WeightsError(
-                f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}"
-            )
         return cls(model, tokenizer)
 
     def fill(self, text: str, *, gap: str = GAP, n: int = 5) -> dict[str, Any]:
@@ -109,8 +107,9 @@ class MaskFiller:
             # the predicted word includes the space before it
             ids += self.tokenizer.encode(part.rstrip(" ") if number < len(parts) - 1 else part)
             ids += [mask] if number < len(parts) - 1 else []
-        unused = {*range(self.model.config.vocab_size)} - self.tokenizer.ids
-        filled = fill(self.model, [*ids, *last], mask, n=n, exclude=[*self.tokenizer.special, *unused])
+        rows = {*range(self.model.config.vocab_size)}
+        never = rows & self.tokenizer.special | rows - self.tokenizer.ids
+        filled = fill(self.model, [*ids, *last], mask, n=n, exclude=sorted(never))
         words = [self.tokenizer.piece(best[0][0]).strip() for best in filled.gaps]
         whole = "".join(a + b for a, b in zip(parts, [*words, ""], strict=True))
         return {

@@ -108,25 +108,16 @@ class TextGenerator:
         prompt: str,
         *,
         suffix: str | None = None,
-        n: int = 1,
-        max_tokens: int | None = None,
-        seed: int = 0,
-        stop_strings: Sequence[str] = (),
-        logprobs: int | None = None,
-        on_text: Callable[[str], None] | None = None,
+        **options: Any,
     ) -> list[dict[str, Any]]:
-        """`n` continuations, or with a `suffix` the texts between it and the prompt: {'text', 'tokens' (their number),
-        'finish_reason': 'end' of the document, 'stop' or 'length'}. With `logprobs` also 'logprobs': [{'token',
-        'logprob', 'top_logprobs'}], tokens as text. `on_text` receives the first continuation as it is generated."""
-        ids = self._encode(prompt, suffix)
-        return self.answer(
-            ids, n=n, max_tokens=max_tokens, seed=seed, stop_strings=stop_strings, logprobs=logprobs, on_text=on_text
-        )
+        """Continuations of a text, or with a `suffix` the texts between it and the prompt. `options` and result are
+        those of `answer`."""
+        return self.answer(self._encode(prompt, suffix), **options)
 
     def chat(
         self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Any] | None = None, **options: Any
     ) -> list[dict[str, Any]]:
-        """What the model answers to a conversation, [{"role", "content"}]; otherwise as `answer`."""
+        """What the model answers to a conversation, [{"role", "content"}]; `options` and result as of `answer`."""
         return self.answer(self.framing.chat(messages, tools=tools), **options)
 
     def answer(
@@ -140,7 +131,9 @@ class TextGenerator:
         logprobs: int | None = None,
         on_text: Callable[[str], None] | None = None,
     ) -> list[dict[str, Any]]:
-        """As `generate`, after ids."""
+        """`n` continuations of ids: {'text', 'tokens' (their number), 'finish_reason': 'end' of the document, 'stop' or
+        'length'}. With `logprobs` also 'logprobs': [{'token', 'logprob', 'top_logprobs'}], tokens as text. `on_text`
+        receives the first continuation as it is generated."""
         self._check_length(ids)
         if max_tokens is None:
             available = max_completion(self.model, ids)
@@ -178,11 +171,7 @@ class TextGenerator:
 
     def _encode(self, prompt: str, suffix: str | None) -> list[int]:
         """The ids to continue."""
-        if suffix is None:
-            return self.framing.prompt(prompt)
-        if self.tokenizer.fim is None:
-            raise GenerationError("the tokenizer has no fill-in-the-middle tokens; omit the suffix")
-        return self.framing.fill_in_the_middle(prompt, suffix)
+        return self.framing.prompt(prompt) if suffix is None else self.framing.fill_in_the_middle(prompt, suffix)
 
     def _check_length(self, ids: Sequence[int]) -> None:
         """GenerationError where a prompt leaves no space for a token, or holds one that the model has no row for."""

@@ -104,8 +104,7 @@ def family_of(model: Any) -> Family:
 
 def configuration(found: Family, fields: dict[str, Any], *, where: str) -> Any:
     """The family's frozen configuration. ConfigError, naming the field, for what does not fit and for sizes that are 0,
-    negative or too large for any machine; an id, an offset, a
-    probability and what is 0 by default may be 0."""
+    negative or too large for any machine; an id, an offset, a probability and what is 0 by default may be 0."""
     clean = partial_dict(found.config, fields, where=where)
     for name, value in clean.items():
         low = 0 if name.endswith(("_id", "_offset", "_at", "dropout")) or getattr(found.config, name, None) == 0 else 1

@@ -154,7 +154,7 @@ def parents(recipe: Recipe) -> dict[str, str]:
 
 
 def no_prediction(recipe: Recipe) -> str:
-    """What is said in place of a predicted loss."""
+    """The text that is shown where no loss is predicted."""
     return "no loss prediction for " + ("continued training" if recipe.model.directory else "this objective")
 
 

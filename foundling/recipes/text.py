@@ -16,17 +16,9 @@ from foundling.errors import ConfigError
 from foundling.plan import law
 from foundling.plan.flops import matmul_parameters
 from foundling.plan.plan import Plan, PlanInputs, cap_vocab_size, make_plan, text_sizes
-from foundling.plan.probe import (
-    StepSpec,
-    choose_precision,
-)
+from foundling.plan.probe import StepSpec, choose_precision
 from foundling.recipes.learning import NGRAM_BESIDE, learning_of
-from foundling.recipes.models import (
-    Origin,
-    check_unused,
-    find_origin,
-    objective_of,
-)
+from foundling.recipes.models import Origin, check_unused, find_origin, objective_of
 from foundling.recipes.probes import TextProbes
 from foundling.recipes.publish import MAX_NGRAM_BYTES, NGRAM_BYTES_PER_BYTE, TRIMMED_BYTES
 from foundling.recipes.recipe import ObjectiveSpec, Recipe

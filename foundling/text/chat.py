@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,9 @@ MAX_TEMPLATE, MAX_RENDERED = 1 << 20, 1 << 24
 """characters of a template, and of what it may render"""
 SECONDS = 5.0
 """that rendering may take"""
+MAX_RANGE = 100_000
+WIDE = re.compile(r"\*|\d{5}")
+"""a format that pads to a width from outside, or to a large one"""
 
 
 def render_chat(
@@ -75,7 +79,10 @@ _running = threading.local()
 
 
 def _range(*bounds: int) -> Iterator[int]:
-    for i in range(*bounds):
+    numbers = range(*bounds)
+    if len(numbers) > MAX_RANGE:
+        raise WeightsError(f"the chat template loops over {len(numbers):,} numbers, at most {MAX_RANGE:,} are allowed")
+    for i in numbers:
         if time.monotonic() > _running.end:
             raise WeightsError(f"the chat template takes over {SECONDS:g} s")
         yield i
@@ -102,7 +109,7 @@ def _compiled(template: str) -> Any:
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
             sized = [len(x) for x in (left, right) if isinstance(x, str | list | tuple)]
             numbers = [abs(x) for x in (left, right) if isinstance(x, int)]
-            if operator == "**" or (operator == "%" and isinstance(left, str)):
+            if operator == "**" or (operator == "%" and isinstance(left, str) and WIDE.search(left)):
                 raise WeightsError(f"the chat template uses '{operator}', which the sandbox forbids here")
             if operator == "*" and max([*sized, 1]) * max([*numbers, 1]) > MAX_RENDERED:
                 raise WeightsError(f"the chat template makes a text or number of over {MAX_RENDERED:,}")

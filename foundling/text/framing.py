@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from foundling.errors import DataError
+from foundling.errors import DataError, GenerationError
 from foundling.text.chat import render_chat
 from foundling.text.tokenizer import Tokenizer
 
@@ -43,14 +43,15 @@ class AnswerDecoder:
             return self.tokenizer.decode(ids)
         whole = self.tokenizer.decode([*self.prompt, *ids])
         same = len(self.before)
-        while not whole.startswith(
-            self.before[:same]
-        ):  # the prompt ends inside a character, which the answer completes
+        # shorter where the prompt ends inside a character, which the answer completes
+        while not whole.startswith(self.before[:same]):
             same -= 1
         return whole[same:]
 
 
 class Framing:
+    """Of one tokenizer and what its model directory says of texts."""
+
     def __init__(self, tokenizer: Tokenizer, spec: TextSpec | None = None) -> None:
         self.tokenizer, self.spec = tokenizer, spec or TextSpec()
         self.ends = tuple(dict.fromkeys([*self.spec.ends, tokenizer.eos]))
@@ -64,9 +65,9 @@ class Framing:
         return ids or [opening]
 
     def fill_in_the_middle(self, prefix: str, suffix: str) -> list[int]:
-        """DataError where the tokenizer has no tokens for it."""
+        """The ids to continue with what stands between. GenerationError where the tokenizer has no tokens for it."""
         if self.tokenizer.fim is None:
-            raise DataError("the tokenizer has no fill-in-the-middle tokens; omit the suffix")
+            raise GenerationError("the tokenizer has no fill-in-the-middle tokens; omit the suffix")
         before, after, middle = self.tokenizer.fim
         first, _ = self.tokenizer.frame
         return [*first, before, *self.tokenizer.encode(prefix), after, *self.tokenizer.encode(suffix), middle]
@@ -84,9 +85,7 @@ class Framing:
         if template is None:
             raise DataError("the model has no chat template (tokenizer_config.json, chat_template.jinja)")
         names = {name: text for name in NAMES if (text := self.tokenizer.name(name)) is not None}
-        text = render_chat(
-            template, messages, tools=tools, add_generation_prompt=add_generation_prompt, names=names
-        )  # fmt: skip
+        text = render_chat(template, messages, tools=tools, add_generation_prompt=add_generation_prompt, names=names)
         return self.tokenizer.encode_marked(text)
 
     def answer(self, prompt: Sequence[int]) -> AnswerDecoder:

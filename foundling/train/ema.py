@@ -35,14 +35,11 @@ class EMA:
             self.load_state_tensors(averages)
 
     @torch.no_grad()
-    def update(self, skipped: Tensor | None = None) -> None:
-        """One step of the recurrence; none where `skipped` () bool says so, on the parameters' device."""
+    def update(self, skipped: Tensor) -> None:
+        """One step of the recurrence, or none where `skipped`, () bool on the parameters' device, is true."""
         params = [local(p) for p in self.params.values()]
-        if skipped is None:
-            torch._foreach_lerp_(list(self.averages.values()), params, 1 - self.decay)
-        else:
-            weight = torch.where(skipped, 0.0, 1 - self.decay)
-            torch._foreach_lerp_(list(self.averages.values()), params, [weight] * len(params))
+        weight = torch.where(skipped, 0.0, 1 - self.decay)
+        torch._foreach_lerp_(list(self.averages.values()), params, [weight] * len(params))
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:

@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import foundling
+from foundling.cli.chat import talk
+from foundling.decode.fill import MaskFiller, fill
 from foundling.decode.text import TextGenerator, TextStreamer
 from foundling.errors import DataError, GenerationError, WeightsError
 from foundling.models import build, family
@@ -194,6 +196,16 @@ def test_a_token_without_a_row_is_refused_where_it_is_used(tmp_path: Path) -> No
         writer.answer([one.vocab_size - 1], max_tokens=2)
 
 
+def test_an_encoder_with_fewer_rows_fills_too(tmp_path: Path) -> None:
+    one = tokenizer("bert")
+    foundling.save(build("bert", **family("bert").module.sized(one.vocab_size - 1, 64, 32, 1)), tmp_path)
+    one.save(tmp_path)
+    filler = MaskFiller.load(tmp_path)
+    assert len(filler.fill("the ___ sat")["gaps"]) == 1
+    with pytest.raises(GenerationError, match="no row for"):
+        fill(filler.model, [one.vocab_size - 1, one.mask], one.mask)  # pyright: ignore[reportArgumentType]
+
+
 CONVERSATION = [
     {"role": "system", "content": "You are terse."},
     {"role": "user", "content": "Say <|im_end|>!"},
@@ -243,6 +255,8 @@ def test_our_own_template_takes_parts_and_empty_turns() -> None:
         ("{{ messages.__class__.__mro__ }}", WeightsError),
         ("{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}", WeightsError),
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", WeightsError),
+        ("{% for a in range(200000) %}{% endfor %}", WeightsError),
+        ("{{ '%99999d' % 1 }}", WeightsError),
         ("{{ 7 ** (9 ** 9) }}", WeightsError),
         ("{{ ('a' * 300000000) | length }}", WeightsError),
         ("{{ '{1}'.format(0) }}", DataError),
@@ -257,3 +271,22 @@ def test_templates_are_untrusted(template: str, error: type[Exception]) -> None:
     with pytest.raises(error) as caught:
         render_chat(template, CONVERSATION)
     assert "\n" not in str(caught.value)
+
+
+def test_templates_may_count_and_format() -> None:
+    template = "{% for i in range(3) %}{{ '%02d' % i }}{{ '-' * 2 }}{% endfor %}{{ messages | length }}"
+    assert render_chat(template, CONVERSATION) == "00--01--02--4"
+
+
+def test_a_conversation_that_grows_too_long_loses_its_oldest_turns(tmp_path: Path, capsys) -> None:
+    model_directory("gpt2", tmp_path, "gpt2")  # reads 64 tokens
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": CHAT_TEMPLATE}))
+    writer = TextGenerator.load(tmp_path)
+    messages: list[dict[str, str]] = [{"role": "system", "content": "x"}]
+    for _ in range(4):
+        messages.append({"role": "user", "content": "the cat"})
+        (answer,) = talk(writer, messages, {"max_tokens": 4})
+        messages.append({"role": "assistant", "content": answer["text"]})
+    assert messages[0]["role"] == "system" and messages[1]["role"] == "user" and len(messages) < 9
+    assert "the oldest turn is left out" in capsys.readouterr().err

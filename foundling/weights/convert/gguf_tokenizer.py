@@ -52,6 +52,44 @@ def pre_name(backend: Any) -> tuple[str, str]:
     return ("llama-bpe" if ours in (None, "foundling") else ours), ours or "unknown"
 
 
+def _backend(file: str | Path, pre: str, tokens: list[str], kinds: list[int], merges: list[str]) -> Any:
+    """Byte-level BPE; `kinds` are llama.cpp's of the tokens. WeightsError where the merges make no tokens."""
+    vocab = {text: i for i, (text, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind != UNUSED}
+    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
+    try:
+        model = models.BPE(vocab=vocab, merges=pairs, ignore_merges=pre in WHOLE_WORDS)  # pyright: ignore
+    except Exception as error:  # the library raises bare exceptions
+        why = (str(error).splitlines() or [""])[0][:200]
+        raise WeightsError(f"{file}: the tokenizer's merges do not go with its tokens ({why})") from None
+    backend = tokenizers.Tokenizer(model)
+    words: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if pre in DIGITS else []
+    if pre in PATTERNS:
+        words.append(pre_tokenizers.Split(Regex(PATTERNS[pre]), "isolated"))
+    words.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre not in PATTERNS))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(words)  # pyright: ignore[reportAttributeAccessIssue]
+    backend.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    special = [text for text, kind in zip(tokens, kinds, strict=True) if kind == CONTROL]
+    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
+    backend.add_tokens(
+        [AddedToken(text, normalized=False) for text, kind in zip(tokens, kinds, strict=True) if kind == USER_DEFINED]
+    )
+    return backend
+
+
+def _post_processor(values: dict[str, Any], pre: str, named: dict[str, str], vocab: dict[str, int]) -> Any:
+    """What stands around a text: `named` bos and eos, where the file, or llama.cpp for such a file, adds them."""
+    adds = {"bos": pre in WHOLE_WORDS, "eos": False}  # what llama.cpp does where the file does not say
+    adds |= {part: bool(said) for part in adds if (said := values.get(f"tokenizer.ggml.add_{part}_token")) is not None}
+    around = {part: named[part] for part in adds if adds[part] and named.get(part) in vocab}
+    template = [part for part in ("bos", "$A", "eos") if part == "$A" or part in around]
+    if len(template) == 1:
+        return processors.ByteLevel(trim_offsets=False)
+    return processors.TemplateProcessing(
+        single=" ".join(template),
+        special_tokens=[{"id": part, "ids": [vocab[text]], "tokens": [text]} for part, text in around.items()],
+    )
+
+
 def read_tokenizer(file: str | Path) -> tuple[Tokenizer, dict[str, Any]] | str:
     """(the tokenizer, what belongs in generation_config.json), or in words why it is left out. WeightsError for tables
     that contradict each other."""
@@ -73,41 +111,12 @@ def read_tokenizer(file: str | Path) -> tuple[Tokenizer, dict[str, Any]] | str:
     eos = values.get("tokenizer.ggml.eos_token_id")
     if not isinstance(eos, int) or not 0 <= eos < len(tokens):
         return "a tokenizer without an end of text"
-    vocab = {text: i for i, (text, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind != UNUSED}
-    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
-    try:
-        model = models.BPE(vocab=vocab, merges=pairs, ignore_merges=pre in WHOLE_WORDS)  # pyright: ignore
-    except Exception as error:  # the library raises bare exceptions
-        why = (str(error).splitlines() or [""])[0][:200]
-        raise WeightsError(f"{file}: the tokenizer's merges do not go with its tokens ({why})") from None
-    backend = tokenizers.Tokenizer(model)
-    words: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if pre in DIGITS else []
-    if pre in PATTERNS:
-        words.append(pre_tokenizers.Split(Regex(PATTERNS[pre]), "isolated"))
-    words.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre not in PATTERNS))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(words)  # pyright: ignore[reportAttributeAccessIssue]
-    backend.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    backend, vocab = _backend(file, pre, tokens, kinds, merges), {text: i for i, text in enumerate(tokens)}
     named = {
         part: tokens[i] for part in PARTS
         if isinstance(i := values.get(f"tokenizer.ggml.{part}_token_id"), int) and 0 <= i < len(tokens)
     }  # fmt: skip
-    special = [text for text, kind in zip(tokens, kinds, strict=True) if kind == CONTROL]
-    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
-    backend.add_tokens(
-        [AddedToken(text, normalized=False) for text, kind in zip(tokens, kinds, strict=True) if kind == USER_DEFINED]
-    )
-    adds = {"bos": pre in WHOLE_WORDS, "eos": False}  # what llama.cpp does where the file does not say
-    adds |= {part: bool(said) for part in adds if (said := values.get(f"tokenizer.ggml.add_{part}_token")) is not None}
-    around = {part: named[part] for part in adds if adds[part] and named.get(part) in vocab}
-    template = [part for part in ("bos", "$A", "eos") if part == "$A" or part in around]
-    backend.post_processor = (  # pyright: ignore[reportAttributeAccessIssue]
-        processors.TemplateProcessing(
-            single=" ".join(template),
-            special_tokens=[{"id": part, "ids": [vocab[text]], "tokens": [text]} for part, text in around.items()],
-        )
-        if len(template) > 1
-        else processors.ByteLevel(trim_offsets=False)
-    )
+    backend.post_processor = _post_processor(values, pre, named, vocab)
     keys = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
     described: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
