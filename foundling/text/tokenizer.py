@@ -239,6 +239,13 @@ class Tokenizer:
         own = [at for at, special in enumerate(probe.special_tokens_mask) if not special]
         return (probe.ids[: own[0]], probe.ids[own[-1] + 1 :]) if own else ([], [])
 
+    @cached_property
+    def opening(self) -> list[int]:
+        """What stands before a document in a stream of them: the eos that ends the one before, and what the tokenizer
+        itself puts before a text."""
+        first, _ = self.frame
+        return first if first[:1] == [self.eos] else [self.eos, *first]
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [e.ids for e in self._plain(*texts).encode_batch_fast(list(texts), add_special_tokens=False)]
 
