@@ -162,7 +162,8 @@ def test_a_dropped_connection_is_resumed(hub: Hub, model, monkeypatch, caplog) -
     hub.drop = 1
     foundling.load("hf://org/tiny")
     ranges = [headers.get("Range") for _, path, headers in hub.requests if path.startswith("/cdn/")]
-    assert ranges == [None, f"bytes={len(model['model.safetensors']) // 2}-"]
+    half = len(model["model.safetensors"]) // 2 >> 10 << 10  # whole chunks are kept
+    assert ranges == [None, f"bytes={half}-"]
     assert "Trying to resume" in caplog.text and "signature" not in caplog.text
     assert files(local_directory("hf://org/tiny")) == model
 
