@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from foundling.decode.text import TextGenerator
+from foundling.errors import ConfigError, WeightsError
 from foundling.text import Tokenizer
-from foundling.weights.directory import save
+from foundling.weights.convert.hugging_face import import_model
+from foundling.weights.directory import check, save
+from foundling.weights.push import push
 from tests.contract.cases import case
 from tests.e2e.tools import TINY, corpus, files, foundling, raised
 from tests.hub import TOKEN, Hub, serving
@@ -52,14 +56,17 @@ def test_a_model_goes_to_the_hub_and_is_used_from_there(hub: Hub, model: Path, t
     assert sorted(listed) == pushed["files"] and hub.repositories["org/notes"].messages[-1] == "first"
     assert pushed["place"] == f"hf://org/notes@{hub.repositories['org/notes'].branches['main']}"
 
-    here, there = (answer("generate", of, "--prompt", "data", "--max-tokens", 8) for of in (model, "hf://org/notes"))
-    assert here["answers"] == there["answers"]
-    assert answer("check", "hf://org/notes")["ok"]
-    assert answer("import", "hf://org/notes", tmp_path / "imported")["family"] == "gpt"
-    again = answer("push", model, "org/notes", "--revision", "v2")
-    assert again["revision"] == "v2" and hub.files("org/notes", "v2") == hub.files("org/notes")
-    made = answer("push", model, "org/new", "--private")
+    there = answer("generate", "hf://org/notes", "--prompt", "some", "--max-tokens", 8)
+    assert there["answers"] == TextGenerator.load(model).generate("some", max_tokens=8)
+    assert check("hf://org/notes")["ok"] and import_model("hf://org/notes", tmp_path / "out")["family"] == "gpt"
+    push(model, "org/notes", revision="v2")
+    assert hub.files("org/notes", "v2") == hub.files("org/notes")
+    made = push(model, "hf://org/new", private=True)
     assert hub.repositories["org/new"].private and set(hub.files("org/new")) == {*made["files"], ".gitattributes"}
+    with pytest.raises(ConfigError, match="give --revision v2"):
+        push(model, "hf://org/new@v2")
+    with pytest.raises(ConfigError, match="is on the hub; give a directory"):
+        push("hf://org/notes", "org/copy")
 
 
 @pytest.mark.slow
@@ -80,12 +87,13 @@ def test_the_way_out_is_one_line(hub: Hub, model: Path, tmp_path: Path, monkeypa
     done = foundling("generate", "hf://org/missing")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert "hf://org/missing: no such repository" in done.stderr
-    assert "write hf://ORG/NAME" in answer("inspect", "hf://missing", code=2)["error"]
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert "no foundling.json" in answer("push", tmp_path, "org/notes", code=2)["error"]
+    with pytest.raises(WeightsError, match=r"no foundling\.json"):
+        push(tmp_path, "org/notes")
     config = (model / "config.json").read_bytes()
     (model / "config.json").write_text("{}")
-    assert "config.json: damaged" in answer("push", model, "org/notes", code=2)["error"]
+    with pytest.raises(WeightsError, match=r"config\.json: damaged"):
+        push(model, "org/notes")
     (model / "config.json").write_bytes(config)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "HF_HUB_OFFLINE" in answer("push", model, "org/notes", code=2)["error"]
