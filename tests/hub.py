@@ -56,6 +56,8 @@ class Hub:
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}
         self.requests: list[tuple[str, str, dict[str, str]]] = []
+        self.answers: dict[str, bytes] = {}
+        """path -> an answer that is none of a hub"""
         self.damage = self.drop = self.cut = 0
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -95,6 +97,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.body += self.rfile.read(size + 2)[:-2]
             self.rfile.readline()
         self.hub.requests.append((self.command, path, dict(self.headers)))
+        if path in self.hub.answers:
+            return self.send(200, data=self.hub.answers[path])
         for method, pattern, answer in ROUTES:
             if self.command in method and (found := re.fullmatch(pattern, path)):
                 return answer(self, *found.groups())

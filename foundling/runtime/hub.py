@@ -93,7 +93,7 @@ def parse(place: str | Path) -> tuple[str, str]:
     """(repository, revision) of an hf:// place. ConfigError for anything else."""
     text = str(place)
     found = PLACE.fullmatch(text.removeprefix("hf:/").removeprefix("/"))
-    if not is_hub(place) or found is None or ".." in text:
+    if not is_hub(place) or found is None or ".." in text or "--" in found[1]:
         raise ConfigError(f"{text}: not a place of the hub; write hf://ORG/NAME or hf://ORG/NAME@REVISION")
     return found[1], found[2] or "main"
 
@@ -121,7 +121,10 @@ def model_info(repository: str, revision: str) -> Any:
     """The commit of a revision (`sha`), and name, size and hash of its files (`siblings`)."""
     from huggingface_hub import HfApi
 
-    return HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=30)
+    info = HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=30)
+    if not COMMIT.fullmatch(str(info.sha)) or info.siblings is None:
+        raise ValueError("no commit or no files in what it says of the repository")
+    return info
 
 
 def _cached(repository: str, revision: str) -> Snapshot | None:
@@ -179,7 +182,8 @@ def _download(place: str, repository: str, revision: str, info: Any, attempt: in
         _verify(place, folder, files[MANIFEST])
         listed = read_json(folder / MANIFEST).get("files")
         listed = sorted(listed) if isinstance(listed, dict) else []
-        small += [name for name in listed if name in files and name.endswith(LISTED) and not WEIGHTS.fullmatch(name)]
+        listed = [name for name in listed if name in files and ".." not in name and not name.startswith("/")]
+        small += [name for name in listed if name.endswith(LISTED) and not WEIGHTS.fullmatch(name)]
     wanted = [*dict.fromkeys(small), *weights]
     missing = [files[name] for name in wanted if not (folder / name).is_file()]
     if missing:
@@ -256,7 +260,7 @@ def hub_errors(place: str, revision: str, offline_hint: str = "") -> Iterator[No
         disable_progress_bars()
     try:
         yield
-    except (FoundlingError, TypeError, AttributeError, NameError, AssertionError):
+    except (FoundlingError, MemoryError, TypeError, AttributeError, NameError, AssertionError):
         raise
     except Exception as error:
         raise WeightsError(f"{place}: {_reason(error, revision, offline_hint)}") from error
@@ -292,6 +296,8 @@ def _reason(error: Exception, revision: str, offline_hint: str) -> str:
     shown = render.terminal(f"{type(error).__name__}: {first}", limit=200)
     if isinstance(error, OSError) and "Consistency check" in first:
         return f"a file was damaged on its way, and is not kept; try again ({shown})"
+    if isinstance(error, ValueError | LookupError):
+        return f"what the hub answers cannot be read; is HF_ENDPOINT one? ({shown})"
     return f"the hub cannot be reached; is there a network? Whole files that arrived are kept{offline_hint} ({shown})"
 
 

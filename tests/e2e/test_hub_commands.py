@@ -56,8 +56,9 @@ def test_a_model_goes_to_the_hub_and_is_used_from_there(hub: Hub, model: Path, t
     assert sorted(listed) == pushed["files"] and hub.repositories["org/notes"].messages[-1] == "first"
     assert pushed["place"] == f"hf://org/notes@{hub.repositories['org/notes'].branches['main']}"
 
-    there = answer("generate", "hf://org/notes", "--prompt", "some", "--max-tokens", 8)
-    assert there["answers"] == TextGenerator.load(model).generate("some", max_tokens=8)
+    done = foundling("generate", "hf://org/notes", "--prompt", "some", "--max-tokens", 8, "--json")
+    assert done.stderr.startswith(f"downloading hf://org/notes at {pushed['commit'][:12]}: ")
+    assert json.loads(done.stdout)["answers"] == TextGenerator.load(model).generate("some", max_tokens=8)
     assert check("hf://org/notes")["ok"] and import_model("hf://org/notes", tmp_path / "out")["family"] == "gpt"
     push(model, "org/notes", revision="v2")
     assert hub.files("org/notes", "v2") == hub.files("org/notes")

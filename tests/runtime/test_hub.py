@@ -139,9 +139,15 @@ def test_what_is_refused_is_refused_in_one_line(hub: Hub, model, monkeypatch) ->
     assert "pytorch_model.bin, a pickle, which can execute code" in refused("hf://org/pickled")
     hub.add("org/gguf", {"tiny.Q4_0.gguf": b"GGUF"})
     assert "foundling import FILE.gguf DIR" in refused("hf://org/gguf")
+    hub.add("org/damaged", {"config.json": b"{", "model.safetensors": b"x"})
+    assert "config.json: damaged, not JSON" in str(
+        pytest.raises(WeightsError, foundling.load, "hf://org/damaged").value
+    )
     hub.add("org/empty", {"README.md": b""})
     assert "no config.json, so this is not a model" in refused("hf://org/empty")
-    assert not any(path.startswith("/cdn/") for path in hub.downloads())
+    assert len([path for path in hub.downloads() if path.startswith("/cdn/")]) == 1
+    hub.answers["/api/models/org/tiny/revision/main"] = b"<html>log in first</html>"  # a captive portal
+    assert "what the hub answers cannot be read; is HF_ENDPOINT one?" in refused("hf://org/tiny")
 
 
 def test_a_gated_or_private_repository_asks_for_a_token(hub: Hub, model, monkeypatch, caplog) -> None:
@@ -205,7 +211,7 @@ def test_an_import_records_where_it_is_from(hub: Hub, model, tmp_path: Path) -> 
     assert "tokenizer.json" in found["kept"] and foundling.check(tmp_path / "out")["ok"]
 
 
-MALFORMED = "hf:// hf://name hf://a/b/c hf://a/b@ hf://../b hf://a/b@../x hf://a/b@-x hf://a\x1b/c org/name"
+MALFORMED = "hf:// hf://name hf://a/b/c hf://a/b@ hf://../b hf://a/b@../x hf://a/b@-x hf://a--b/c hf://a\x1b/c org/name"
 
 
 @pytest.mark.parametrize("place", MALFORMED.split(" "))
