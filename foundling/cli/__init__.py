@@ -32,6 +32,7 @@ GROUPS = {
         "import": ("foundling.cli.import_", "import a directory of transformers or diffusers, or a GGUF file"),
         "export": ("foundling.cli.export", "export a directory for transformers or diffusers, or a GGUF file"),
         "inspect": ("foundling.cli.inspect", "show modules, shapes, parameters and bytes without reading the weights"),
+        "push": ("foundling.cli.push", "upload a model directory to the Hugging Face hub"),
         "check": ("foundling.cli.check", "compare every file of a model directory with its hash"),
     },
     "more": {

@@ -11,13 +11,14 @@ from foundling.cli.generate import sampling, writer_for
 
 EXAMPLES = [
     "foundling chat runs/notes",
+    "foundling chat hf://HuggingFaceTB/SmolLM2-135M-Instruct       # downloaded once, into the hub's cache",
     'foundling chat runs/smollm2 --system "You answer in one sentence."',
     'echo "import os" | foundling chat runs/notes --json',
 ]
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dir", help="model directory")
+    parser.add_argument("dir", help="model directory, or hf://ORG/NAME[@REVISION]")
     parser.add_argument(
         "--max-tokens", type=int, default=None, help="maximum number of new tokens a line (default 100)"
     )

@@ -12,7 +12,7 @@ EXAMPLES = ["foundling check runs/notes", "foundling check runs/notes --json"]
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dir", help="model directory")
+    parser.add_argument("dir", help="model directory, or hf://ORG/NAME[@REVISION]")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -13,7 +13,7 @@ EXAMPLES = [
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dir", help="model directory of an encoder (BERT, RoBERTa …), of Foundling or transformers")
+    parser.add_argument("dir", help="model directory of an encoder (BERT, RoBERTa …), or hf://ORG/NAME[@REVISION]")
     parser.add_argument("text", help="text with a gap for each missing token (a word, or a piece of one)")
     parser.add_argument("-n", type=int, default=5, metavar="N", help="predictions to print for each gap (default 5)")
     parser.add_argument(

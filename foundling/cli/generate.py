@@ -17,7 +17,7 @@ EXAMPLES = [
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dir", help="model directory")
+    parser.add_argument("dir", help="model directory, or hf://ORG/NAME[@REVISION]")
     parser.add_argument("--prompt", default="", help="text to continue (default: empty, which starts a new document)")
     parser.add_argument("--suffix", help="text after the gap: fill in the middle (for a model trained with --fim-rate)")
     parser.add_argument(

@@ -9,6 +9,7 @@ from typing import Any
 EXAMPLES = [
     "foundling import downloads/llama-3.2-1b models/llama-3.2-1b",
     "foundling import downloads/mamba2-130m models/mamba2 --dtype bfloat16",
+    "foundling import hf://HuggingFaceTB/SmolLM2-135M-Instruct models/smollm2",
     "foundling import llama.gguf models/llama",
 ]
 STORED = ("float32", "bfloat16", "float16")
@@ -16,7 +17,8 @@ STORED = ("float32", "bfloat16", "float16")
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "source", help="directory with config.json and safetensors, or a .gguf file (Llama models only)"
+        "source",
+        help="directory with config.json and safetensors, hf://ORG/NAME[@REVISION], or a .gguf file (Llama only)",
     )
     parser.add_argument("out", help="model directory to write")
     parser.add_argument("--dtype", choices=STORED, help="data type of the stored weights (default: unchanged)")

@@ -42,11 +42,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     given, what = given_keys(args), args.what
     _refuse(args, given)
     from foundling.recipes import estimate
+    from foundling.recipes.models import pinned_request
     from foundling.recipes.recipe import Request
 
     if what == "run" and args.tokens is None:
         raise ConfigError("the number of tokens is missing: give --tokens, such as --tokens 5e6")
-    request = Request(DEFAULT_DATA if args.data is None else args.data, budget_of(args), given=given)
+    request = pinned_request(Request(DEFAULT_DATA if args.data is None else args.data, budget_of(args), given=given))
     if what == "memory":
         found = estimate.memory_estimate(request, args.ranks)
     elif what == "run":

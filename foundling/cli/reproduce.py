@@ -10,7 +10,7 @@ EXAMPLES = ["foundling reproduce runs/notes", "foundling reproduce runs/notes --
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dir", help="model directory")
+    parser.add_argument("dir", help="model directory, or hf://ORG/NAME[@REVISION]")
     parser.add_argument("--data", help="where the data is now, if it has moved; its content must be unchanged")
     parser.add_argument(
         "--parent", action="append", default=[], metavar="DIR",

@@ -12,6 +12,7 @@ import torch
 
 from foundling.errors import GenerationError, WeightsError
 from foundling.models import family_of
+from foundling.runtime.hub import local_directory
 from foundling.runtime.mode import evaluation_mode
 from foundling.text import Tokenizer
 from foundling.weights.directory import load
@@ -78,6 +79,7 @@ class MaskFiller:
     def load(cls, directory: str | Path) -> MaskFiller:
         """From a model directory of Foundling or transformers. Raises WeightsError, with the reason, where the model or
         its tokenizer cannot fill gaps."""
+        directory = local_directory(directory)
         model = load(directory)
         name, can = family_of(model).name, model.capabilities
         if not type(model).capabilities.fills:

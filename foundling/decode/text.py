@@ -14,6 +14,7 @@ from foundling.decode.engine.engine import Engine, EngineOptions
 from foundling.decode.request import Completion, build_requests, check_generates, max_completion
 from foundling.decode.sampling import Sampling
 from foundling.errors import GenerationError, WeightsError
+from foundling.runtime.hub import local_directory
 from foundling.text import Tokenizer
 from foundling.text.framing import AnswerDecoder, Framing
 from foundling.text.tokenizer import CLEANED_SPAN
@@ -83,7 +84,8 @@ class TextGenerator:
         """Sampling fields that are None or missing come from generation_config.json, if there is one; where it does not
         say `do_sample: true`, the answer is greedy unless a field is given. `weights` (see EngineOptions) selects an
         engine. Raises WeightsError for a directory that cannot generate text."""
-        stored = read_generation_config(Path(directory))
+        directory = local_directory(directory)
+        stored = read_generation_config(directory)
         given = {name: value for name, value in sampling_fields.items() if value is not None}
         values = stored.sampling | given
         if stored.greedy and not given.keys() & set(SAMPLED):

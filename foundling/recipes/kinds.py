@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from foundling.recipes import run
-from foundling.recipes.models import objective_for
+from foundling.recipes.models import objective_for, pinned_request
 from foundling.recipes.progress import Progress
 from foundling.recipes.recipe import Request
 from foundling.runtime.clock import Clock
@@ -35,6 +35,7 @@ def raise_model(
 ) -> dict[str, Any]:
     """Raises a model of any kind into the directory `out`, which must be new or empty, and returns what
     `foundling raise --json` prints."""
+    request = pinned_request(request)
     return run.start(script_of(objective_for(request)), request, out, progress=progress, clock=clock)
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from foundling.blocks.init import initialise
-from foundling.config import from_dict, nearest, partial_dict, to_dict
+from foundling.config import from_dict, merged, nearest, partial_dict, to_dict
 from foundling.errors import ConfigError, MismatchError, WeightsError
 from foundling.models import FAMILIES, build, configuration, family, family_of, recognise
 from foundling.recipes.recipe import ModelSpec, ObjectiveSpec, Recipe, Request, ScheduleSpec
 from foundling.runtime.files import read_json
+from foundling.runtime.hub import is_hub, local_directory, pinned
 from foundling.runtime.rng import generator
 from foundling.train.options import OptimOptions
 from foundling.weights.configs import read_config
@@ -61,14 +62,24 @@ def find_preset(preset: str) -> tuple[str, dict[str, Any]]:
     return known[preset], dict(family(known[preset]).module.PRESETS[preset])
 
 
+def pinned_request(request: Request) -> Request:
+    """The request with the commits of the models that it names on the hub: who repeats it gets the same."""
+    given = request.given
+    for section, key in (("model", "directory"), ("objective", "teacher")):
+        if place := request.get(f"{section}.{key}"):
+            given = merged(given, {section: {key: pinned(place)}})
+    return replace(request, given=given)
+
+
 def family_for(given: dict[str, Any]) -> str:
     """The family that the model section of a request names, by whichever of its keys; nothing is loaded."""
     if preset := given.get("preset"):
         return find_preset(preset)[0]
     if directory := given.get("directory"):
-        if not (Path(directory) / "config.json").is_file():
+        file = local_directory(directory) / "config.json"
+        if not file.is_file():
             raise WeightsError(f"{directory}: no config.json, so this is not a model directory")
-        found = recognise(read_json(Path(directory) / "config.json"))
+        found = recognise(read_json(file))
         if found is None:
             raise WeightsError(f"{directory}: config.json is of no family that is known here (foundling families)")
         return found.name
@@ -117,7 +128,7 @@ def build_model(recipe: Recipe) -> Any:
 def check_parents(recipe: Recipe) -> None:
     """MismatchError where a directory that the recipe builds on has other weights than it had."""
     for directory, expected in parents(recipe).items():
-        if not Path(directory).is_dir():
+        if not is_hub(directory) and not Path(directory).is_dir():
             raise MismatchError(f"{directory}, which the recipe starts from, is not there; {RESTORE}")
         check_hash(directory, weights_hash(load(directory)), expected)
 
@@ -192,7 +203,7 @@ def objective_of(request: Request) -> ObjectiveSpec:
 
 def parent_vocab_size(directory: str) -> int:
     """Rows of the embedding of a model directory, by its config.json."""
-    file = Path(directory) / "config.json"
+    file = local_directory(directory) / "config.json"
     return read_config(read_json(file), str(file))[1].vocab_size
 
 

@@ -20,6 +20,7 @@ from foundling.recipes.recipe import Request, code_version
 from foundling.report import write_report
 from foundling.report.card import model_card
 from foundling.runtime.files import clear, output_errors, publish, write_bytes, write_json
+from foundling.runtime.hub import place_name
 from foundling.runtime.machine import machine
 from foundling.weights.directory import MANIFEST, weights_hash, whole_tensors, write_manifest, write_weights
 
@@ -126,7 +127,7 @@ def make_record(run: Any, outcome: Outcome, result: dict[str, Any]) -> RunRecord
         no_prediction=no_prediction(recipe),
         tokenizer=tokenizer_view(outcome),
         next_commands=[{"command": c.format(quoted), "purpose": purpose} for c, purpose in commands],
-        parents=[f"{Path(d).name} ({h[:12]})" for d, h in parents(recipe).items()],
+        parents=[f"{place_name(d)} ({h[:12]})" for d, h in parents(recipe).items()],
         pipeline_tag=outcome.pipeline_tag,
     )  # fmt: skip
 
@@ -191,7 +192,7 @@ def _write(run: Any, outcome: Outcome, record: RunRecord, result: dict[str, Any]
             "licence": licence(run),
             "code": code_version(),
             "machine": machine(),
-            "parents": [{"name": Path(d).name, "weights_hash": h} for d, h in parents(recipe).items()],
+            "parents": [{"name": place_name(d), "weights_hash": h} for d, h in parents(recipe).items()],
             "prediction": run.prediction,
             "result": result,
         }

@@ -32,6 +32,7 @@ from foundling.recipes.training import run_training
 from foundling.runtime.clock import Clock
 from foundling.runtime.device import Runtime
 from foundling.runtime.files import clear, lock, read_json, write_bytes, write_directory, write_json
+from foundling.runtime.hub import is_hub, local_directory
 from foundling.runtime.machine import machine
 from foundling.runtime.memory import PeakMemory
 from foundling.text import Tokenizer
@@ -313,7 +314,7 @@ def reproduce(
     have moved; which is which is known by their weights.
 
     MismatchError where the data, the code or a parent is not what it was; another machine is reported, and tried."""
-    progress, directory = progress or Progress(False), Path(directory)
+    progress, place, directory = progress or Progress(False), directory, local_directory(directory)
     manifest = read_manifest(directory)
     for key in ("recipe", "code", "machine", "prediction", "data_hash"):
         if key not in manifest:
@@ -334,6 +335,8 @@ def reproduce(
             progress.line(f"note: {name} is {machine()[name]} here and was {there}; equal bits are not to be expected")
     asked = from_dict(Request, manifest["request"], where=f"{directory / MANIFEST} request")
     request = replace(asked, data=data or asked.data)
+    if is_hub(place) and out is None:
+        raise ConfigError(f"{place} is on the hub; give --out DIR for the second model")
     out = Path(out) if out else directory.with_name(directory.name + "-again")
     unfinished = out / "run" / PREDICTION  # of the same reproduction: it is continued
     resume = unfinished.exists() and read_json(unfinished).get("reproduces") == manifest["weights_hash"]

@@ -15,6 +15,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
 
 from foundling.errors import ConfigError, DataError, WeightsError
+from foundling.runtime.hub import local_directory
 from foundling.text.chat import CHAT_TEMPLATE
 
 END = "<|endoftext|>"
@@ -128,7 +129,8 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: str | Path) -> Tokenizer:
-        file = Path(directory) / "tokenizer.json"
+        directory = local_directory(directory)
+        file = directory / "tokenizer.json"
         if not file.is_file():
             raise WeightsError(f"{directory}: no tokenizer.json")
         if file.stat().st_size > MAX_FILE_BYTES:
@@ -140,7 +142,7 @@ class Tokenizer:
             raise WeightsError(f"{file}: damaged, not a tokenizer ({error})") from None
         backend.no_padding()
         backend.no_truncation()
-        return cls(backend, _read_config(Path(directory)))
+        return cls(backend, _read_config(directory))
 
     def save(self, directory: str | Path) -> None:
         """Writes tokenizer.json and tokenizer_config.json, with the chat template, in the format of transformers."""

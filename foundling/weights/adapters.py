@@ -19,6 +19,7 @@ from foundling.config import from_dict, to_dict
 from foundling.errors import AdaptError, MismatchError, WeightsError
 from foundling.runtime.distributed import barrier, is_first_rank
 from foundling.runtime.files import write_directory
+from foundling.runtime.hub import local_directory
 from foundling.weights.directory import MANIFEST, check, read_manifest, weights_hash, whole, write_manifest
 from foundling.weights.keys import unknown
 from foundling.weights.tensors import tensors_of
@@ -80,7 +81,7 @@ def read_adapter(model: nn.Module, directory: str | Path) -> Adapter:
     Raises MismatchError for another base, and WeightsError with file and key for damaged files and for missing, unknown
     or misshapen tensors.
     """
-    directory = Path(directory)
+    directory = local_directory(directory)
     if not (directory / MANIFEST).is_file():
         raise WeightsError(f"{directory}: no {MANIFEST}; is this an adapter's directory?")
     manifest = read_manifest(directory)

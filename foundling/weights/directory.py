@@ -25,6 +25,7 @@ from foundling.errors import ConfigError, WeightsError
 from foundling.models import Family, family_of
 from foundling.runtime.distributed import barrier, is_first_rank
 from foundling.runtime.files import read_json, sha256, write_directory, write_json
+from foundling.runtime.hub import local_directory
 from foundling.weights import keys
 from foundling.weights.configs import read_config, write_config
 from foundling.weights.generation import default_generation_config
@@ -158,7 +159,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 def check(directory: str | Path) -> dict[str, Any]:
     """Compares the hash of every file with foundling.json. Returns {'ok', 'checked', 'problems'}; problems name
     files."""
-    directory = Path(directory)
+    directory = local_directory(directory)
     if not (directory / MANIFEST).exists():
         raise WeightsError(f"{directory}: no {MANIFEST} to check against (is this a model directory?)")
     files = read_manifest(directory).get("files")
@@ -183,8 +184,9 @@ def load(directory: str | Path, *, dtype: torch.dtype = torch.float32, device: s
     Raises WeightsError with file and key if a tensor is missing, unknown or of the wrong shape, or a file is not
     safetensors. Sizes and shapes are checked against the headers before anything is allocated.
     """
-    with opened(Path(directory), device) as (family, config, inert, tensors):
-        model = skeleton(family, config, str(Path(directory) / "config.json"), tensors)
+    directory = local_directory(directory)
+    with opened(directory, device) as (family, config, inert, tensors):
+        model = skeleton(family, config, str(directory / "config.json"), tensors)
         model.inert = inert
         for name, tensor in _read(tensors, family, model, dtype).items():
             _assign(model, name, tensor)

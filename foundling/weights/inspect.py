@@ -12,6 +12,7 @@ from torch import nn
 
 from foundling.config import to_dict
 from foundling.models import count_parameters
+from foundling.runtime.hub import local_directory
 from foundling.weights.convert.diffusers import tensors_folder
 from foundling.weights.directory import compared, opened, persistent_tensors, skeleton
 
@@ -28,7 +29,7 @@ def inspect(directory: str | Path, *, depth: int | None = None) -> dict[str, Any
     merged into one node with the totals of all and the `parts` of one. `depth` 0 gives the root alone, None the whole
     tree.
     """
-    folder = tensors_folder(Path(directory))
+    folder = tensors_folder(local_directory(directory))
     with opened(folder) as (family, config, _, tensors):
         model = skeleton(family, config, str(folder / "config.json"), tensors)
         dtypes, stored, ours = dict[str, int](), dict[str, tuple[str, int]](), persistent_tensors(model)

@@ -17,6 +17,7 @@ from foundling.errors import ConfigError, WeightsError
 from foundling.models import family_of
 from foundling.runtime.distributed import barrier, is_first_rank
 from foundling.runtime.files import read_json, write_directory
+from foundling.runtime.hub import local_directory
 from foundling.weights.directory import (
     MANIFEST,
     check,
@@ -101,7 +102,7 @@ def load_denoiser(
 ) -> tuple[Any, NoiseSchedule]:
     """Loads a denoiser and its schedule from our directory or one of diffusers. Raises WeightsError with file and key
     for a component that is missing, of an unknown class, or with unsupported settings."""
-    directory = Path(directory)
+    directory = local_directory(directory)
     if not directory.is_dir():
         raise WeightsError(f"{directory}: no such model directory")
     index = read_json(directory / INDEX)

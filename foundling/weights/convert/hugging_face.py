@@ -14,6 +14,7 @@ from foundling.diffusion.schedule import NoiseSchedule
 from foundling.errors import ConfigError, OutputError, WeightsError
 from foundling.models import count_parameters, family_of
 from foundling.runtime.files import read_json, require_free, sha256, write_directory, write_json
+from foundling.runtime.hub import is_hub, local_directory, resolve
 from foundling.text import Tokenizer
 from foundling.text.tokenizer import NAMES_CODE
 from foundling.weights.convert.diffusers import is_pipeline, load_denoiser, tensors_folder, write_denoiser
@@ -54,11 +55,15 @@ def import_model(source: str | Path, out: str | Path, *, dtype: str | None = Non
     `dtype` is one of DTYPES; None keeps the stored type if all tensors share one, and otherwise means float32. Raises
     WeightsError for damaged, unknown or executable content before anything is written, OutputError if `out` exists.
     """
-    source, out = Path(source), Path(out)
+    out = Path(out)
     require_free(out)
+    snapshot = resolve(source) if is_hub(source) else None
+    source = snapshot.directory if snapshot else Path(source)
     model, schedule = _read(source, dtype)
     companion_files, skipped = companions(source)
     origin = {"name": source.resolve().name, "files": _hashes(source, companion_files)}
+    if snapshot:
+        origin |= {"name": snapshot.place, "revision": snapshot.revision, "commit": snapshot.commit}
 
     found = read_tokenizer(source) if source.is_file() else None
     if isinstance(found, str):
@@ -79,7 +84,7 @@ def import_model(source: str | Path, out: str | Path, *, dtype: str | None = Non
 def export_model(directory: str | Path, out: str | Path, *, dtype: str | None = None) -> dict[str, Any]:
     """Writes a model directory as transformers or diffusers would have saved it, without our own files. First compares
     every file with its hash. Arguments and errors as in `import_model`."""
-    directory, out = Path(directory), Path(out)
+    directory, out = local_directory(directory), Path(out)
     require_free(out)
     model, schedule = _read(directory, dtype)
     companion_files, skipped = companions(directory)
@@ -90,7 +95,7 @@ def export_model(directory: str | Path, out: str | Path, *, dtype: str | None = 
 def export_gguf(directory: str | Path, out: str | Path, *, weights: str | None = None) -> dict[str, Any]:
     """Writes a Llama as one GGUF file. `weights` as in save_gguf, None for the stored type. Only a byte-level BPE
     tokenizer is written; 'kept' in the result lists it."""
-    directory, out = Path(directory), Path(out)
+    directory, out = local_directory(directory), Path(out)
     if out.exists():
         raise OutputError(f"{out} exists; choose another name")
     model, _ = _read(directory, None)

@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a model directory is: a path, or `hf://ORG/NAME[@REVISION]`, a repository of the Hugging Face hub.
+
+Of a repository only data is downloaded: configuration, tokenizer, chat template, safetensors, and for a model that was
+pushed from here the files its foundling.json lists. Never code, never a pickle. The files lie in the hub's own cache
+(HF_HOME), which other libraries share; HF_HUB_OFFLINE and HF_TOKEN mean what they mean there. huggingface_hub is
+imported only where such a place is named.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from foundling.errors import ConfigError, FoundlingError, WeightsError, render
+from foundling.runtime.files import read_json
+
+logger = logging.getLogger("foundling")
+
+SCHEME = "hf://"
+PLACE = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@(\w[\w./-]{0,254}))?", re.ASCII)
+COMMIT = re.compile("[0-9a-f]{40}")
+MANIFEST = "foundling.json"
+ANCHORS = ("config.json", "model_index.json", MANIFEST)
+"""Every repository with a model has one of these."""
+SMALL = re.compile(
+    r"(unet/|scheduler/)?(config|generation_config|foundling|model_index|scheduler_config|tokenizer|tokenizer_config|"
+    r"special_tokens_map|added_tokens|vocab|chat_template|preprocessor_config|processor_config)\.json"
+    r"|vocab\.txt|merges\.txt|(tokenizer|spiece|sentencepiece\.bpe)\.model|chat_template\.jinja"
+    r"|README\.md|(LICENSE|NOTICE)(\.txt|\.md)?|USE_POLICY\.md"
+)
+"""Files that say how the weights are used."""
+WEIGHTS = re.compile(
+    r"(unet/)?(model|diffusion_pytorch_model)(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|adapter\.safetensors"
+)
+SHARD = re.compile(r"-\d{5}-of-\d{5}|\.index\.json$")
+"""What the name of a shard or an index has beside that of the whole file."""
+LISTED = (".json", ".jsonl", ".yaml", ".md", ".txt", ".html", ".png", ".jinja", ".model")
+"""Suffixes of the files in foundling.json that are downloaded."""
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
+QUERY = re.compile(r"\?\S*")
+MAX_FILES = 4200
+MAX_GIGABYTES = 50
+"""Of one download, unless FOUNDLING_MAX_DOWNLOAD_GB says another number."""
+
+
+class Snapshot(NamedTuple):
+    """The files of one commit of a repository, on this machine."""
+
+    repository: str
+    revision: str
+    commit: str
+    directory: Path
+
+    @property
+    def place(self) -> str:
+        """The place that names these very files."""
+        return f"{SCHEME}{self.repository}@{self.commit}"
+
+
+def is_hub(place: str | Path) -> bool:
+    """Whether the place is of the hub. pathlib turns hf:// into hf:/, which is understood as well."""
+    return str(place).startswith("hf:/")
+
+
+def local_directory(place: str | Path) -> Path:
+    """The directory with the files of a place: of a path itself, of an hf:// place the snapshot in the hub's cache,
+    downloaded where it is missing. Raises the errors of `resolve`."""
+    return resolve(place).directory if is_hub(place) else Path(place)
+
+
+def pinned(place: str) -> str:
+    """A place whose files cannot change: an hf:// place with its commit for a revision, a path as it is."""
+    return resolve(place).place if is_hub(place) else place
+
+
+def place_name(place: str | Path) -> str:
+    """What records call a place: the last part of a path, an hf:// place whole."""
+    return str(place) if is_hub(place) else Path(place).name
+
+
+def parse(place: str | Path) -> tuple[str, str]:
+    """(repository, revision) of an hf:// place. ConfigError for anything else."""
+    text = str(place)
+    found = PLACE.fullmatch(text.removeprefix("hf:/").removeprefix("/"))
+    if not is_hub(place) or found is None or ".." in text or "--" in found[1]:
+        raise ConfigError(f"{text}: not a place of the hub; write hf://ORG/NAME or hf://ORG/NAME@REVISION")
+    return found[1], found[2] or "main"
+
+
+def resolve(place: str | Path) -> Snapshot:
+    """The snapshot of an hf:// place, downloaded where files are missing.
+
+    A commit that is in the cache is used without a network, and with HF_HUB_OFFLINE=1 so is a branch or tag. Raises
+    ConfigError for a malformed place, WeightsError in one line for a repository or revision that is missing or gated, a
+    hub that cannot be reached, a repository without safetensors, and a download that is too large or damaged."""
+    repository, revision = parse(place)
+    place = f"{SCHEME}{repository}" + (f"@{revision}" if revision != "main" else "")
+    cached = _cached(repository, revision)
+    from huggingface_hub import constants
+
+    if cached is not None and (COMMIT.fullmatch(revision) or constants.HF_HUB_OFFLINE):
+        return cached
+    if constants.HF_HUB_OFFLINE:
+        raise WeightsError(f"{place}: not in the cache, and HF_HUB_OFFLINE forbids a download; unset it to download")
+    with hub_errors(place, revision, "" if cached is None else "; HF_HUB_OFFLINE=1 uses what is in the cache"):
+        return _download(place, repository, revision, model_info(repository, revision))
+
+
+def model_info(repository: str, revision: str) -> Any:
+    """The commit of a revision (`sha`), and name, size and hash of its files (`siblings`)."""
+    from huggingface_hub import HfApi
+
+    info = HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=30)
+    if not COMMIT.fullmatch(str(info.sha)) or info.siblings is None:
+        raise ValueError("no commit or no files in what it says of the repository")
+    return info
+
+
+def _cached(repository: str, revision: str) -> Snapshot | None:
+    """What is in the cache already, if it has weights; these are downloaded last."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for anchor in ANCHORS:
+        path = try_to_load_from_cache(repository, anchor, revision=revision)
+        if not isinstance(path, str):
+            continue
+        folder = Path(path).parent
+        names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+        weights = weight_files(names)
+        if weights and all((folder / name).is_file() for name in _shards(folder, weights)):
+            return Snapshot(repository, revision, folder.name, folder)
+    return None
+
+
+def _shards(folder: Path, weights: Sequence[str]) -> Iterator[str]:
+    """The files that the indices of a folder name."""
+    for name in weights:
+        if name.endswith(".index.json"):
+            parts = read_json(folder / name).get("weight_map")
+            prefix = name.rpartition("/")[0]
+            yield from (f"{prefix}/{part}".lstrip("/") for part in set(map(str, (parts or {}).values())))
+
+
+def weight_files(names: Sequence[str]) -> list[str]:
+    """Those of the weights: the one file where there is one, which is then what is loaded, else index and shards."""
+    found = sorted(name for name in names if WEIGHTS.fullmatch(name))
+    whole = {name for name in found if SHARD.sub("", name) == name}
+    return [name for name in found if name in whole or SHARD.sub("", name) not in whole]
+
+
+def _download(place: str, repository: str, revision: str, info: Any, attempt: int = 0) -> Snapshot:
+    """The snapshot of `info`. What describes the model comes first and the weights last, so that a snapshot with
+    weights is whole."""
+    from huggingface_hub import hf_hub_download
+
+    files, commit = {file.rfilename: file for file in info.siblings}, info.sha
+    anchor = next((name for name in ANCHORS if name in files), None)
+    weights = weight_files(list(files))
+    if anchor is None or not weights:
+        raise WeightsError(_no_model(place, list(files), anchor))
+    # by its revision, so that the cache knows which commit that is when there is no network
+    folder = Path(hf_hub_download(repository, anchor, revision=revision)).parent
+    if folder.name != commit:
+        if attempt or COMMIT.fullmatch(revision):
+            raise WeightsError(f"{place}: the repository is changing; try again, or name a commit")
+        return _download(place, repository, revision, model_info(repository, revision), attempt + 1)
+    _verify(place, folder, files[anchor])
+    small = [name for name in sorted(files) if SMALL.fullmatch(name)]
+    if MANIFEST in files:
+        hf_hub_download(repository, MANIFEST, revision=commit)
+        _verify(place, folder, files[MANIFEST])
+        listed = read_json(folder / MANIFEST).get("files")
+        listed = sorted(listed) if isinstance(listed, dict) else []
+        listed = [name for name in listed if name in files and ".." not in name and not name.startswith("/")]
+        small += [name for name in listed if name.endswith(LISTED) and not WEIGHTS.fullmatch(name)]
+    wanted = [*dict.fromkeys(small), *weights]
+    missing = [files[name] for name in wanted if not (folder / name).is_file()]
+    if missing:
+        _announce(f"{SCHEME}{repository} at {commit[:12]}", missing, folder)
+    for file in missing:
+        start = time.monotonic()
+        hf_hub_download(repository, file.rfilename, revision=commit)
+        _verify(place, folder, file)
+        if not sys.stderr.isatty() and file.rfilename in weights:
+            speed = (file.size or 0) / max(1e-9, time.monotonic() - start)
+            logger.warning(f"  {file.rfilename}: {_size(file.size or 0)}, {_size(speed)}/s")
+    return Snapshot(repository, revision, commit, folder)
+
+
+def _no_model(place: str, names: Sequence[str], anchor: str | None) -> str:
+    pickled = [name for name in sorted(names) if name.endswith(PICKLES)]
+    if pickled:
+        return (
+            f"{place}: no safetensors, only {pickled[0]}, a pickle, which can execute code and is never opened; use a "
+            "revision with safetensors, or convert it with save_pretrained of transformers where you trust it"
+        )
+    if gguf := [name for name in sorted(names) if name.endswith(".gguf")]:
+        return f"{place}: only GGUF files; download one ({gguf[0]}) and `foundling import FILE.gguf DIR`"
+    lacks = "model.safetensors" if anchor else "config.json"
+    return f"{place}: no {lacks}, so this is not a model; hf:// takes models of transformers, diffusers and foundling"
+
+
+def _announce(what: str, missing: Sequence[Any], folder: Path) -> None:
+    """Says what will be downloaded. WeightsError where it is more than the limit or the disk holds."""
+    total = sum(file.size or 0 for file in missing)
+    text = os.environ.get("FOUNDLING_MAX_DOWNLOAD_GB", "")
+    try:
+        limit = float(text) if text else float(MAX_GIGABYTES)
+    except ValueError:
+        raise ConfigError(f"FOUNDLING_MAX_DOWNLOAD_GB is {text!r}, expected a number of gigabytes") from None
+    if not total <= limit * 1e9 or len(missing) > MAX_FILES:
+        raise WeightsError(
+            f"{what}: {len(missing)} files, {_size(total)}; the limit is {limit:g} GB and {MAX_FILES} files, set "
+            "FOUNDLING_MAX_DOWNLOAD_GB for more"
+        )
+    free = shutil.disk_usage(folder).free
+    if total > free:
+        raise WeightsError(f"{what}: {_size(total)}, the disk of {folder} has {_size(free)}; set HF_HOME to another")
+    logger.warning(f"downloading {what}: {len(missing)} file{'s' * (len(missing) > 1)}, {_size(total)}")
+
+
+def _verify(place: str, folder: Path, file: Any) -> None:
+    """Compares a file with the hash that the hub lists: SHA-256 of a large one (LFS), git's of a small one. Removes it
+    from the cache and raises WeightsError where it differs."""
+    path, lfs = folder / file.rfilename, getattr(file, "lfs", None)
+    expected = lfs.sha256 if lfs else getattr(file, "blob_id", None)
+    digest = hashlib.sha256() if lfs else hashlib.sha1(f"blob {path.stat().st_size}\0".encode())
+    with open(path, "rb") as opened:
+        while chunk := opened.read(1 << 20):
+            digest.update(chunk)
+    if expected and digest.hexdigest() != expected:
+        Path(os.path.realpath(path)).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        raise WeightsError(
+            f"{place}: {file.rfilename} was damaged on its way (hash {digest.hexdigest()[:12]}…, expected "
+            f"{expected[:12]}…) and is removed; try again"
+        )
+
+
+@contextmanager
+def hub_errors(place: str, revision: str, offline_hint: str = "") -> Iterator[None]:
+    """Turns what huggingface_hub raises into one line, without what a URL may carry; shows its bars on a terminal
+    only."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    logging.getLogger("huggingface_hub.file_download").addFilter(_without_signature)
+    silence = not sys.stderr.isatty() and not are_progress_bars_disabled()
+    if silence:
+        disable_progress_bars()
+    try:
+        yield
+    except (FoundlingError, MemoryError, TypeError, AttributeError, NameError, AssertionError):
+        raise
+    except Exception as error:
+        raise WeightsError(f"{place}: {_reason(error, revision, offline_hint)}") from error
+    finally:
+        if silence:
+            enable_progress_bars()
+
+
+def _without_signature(record: logging.LogRecord) -> bool:
+    """Who has the query of a download's URL may download too."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(QUERY.sub("", arg) if isinstance(arg, str) else arg for arg in record.args)
+    return True
+
+
+def _reason(error: Exception, revision: str, offline_hint: str) -> str:
+    from huggingface_hub import errors
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.GatedRepoError):
+        return "a gated repository; ask for access on its page, and set HF_TOKEN to your token"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "no such repository, or a private one; check the name, or set HF_TOKEN to a token that may read it"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"the repository has no revision '{revision}'; give a branch, a tag or a commit"
+    if status in (401, 403):
+        return f"the hub refuses access ({status}); set HF_TOKEN to a token with the right to do this"
+    if status is not None:
+        return f"the hub answers {status}; try again later{offline_hint}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        return f"cannot be written to the cache ({error.strerror}); set HF_HOME to another directory"
+    first = QUERY.sub("", (str(error).splitlines() or [""])[0])
+    shown = render.terminal(f"{type(error).__name__}: {first}", limit=200)
+    if isinstance(error, OSError) and "Consistency check" in first:
+        return f"a file was damaged on its way, and is not kept; try again ({shown})"
+    if isinstance(error, ValueError | LookupError):
+        return f"what the hub answers cannot be read; is HF_ENDPOINT one? ({shown})"
+    return f"the hub cannot be reached; is there a network? Whole files that arrived are kept{offline_hint} ({shown})"
+
+
+def _size(n_bytes: float) -> str:
+    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if n_bytes >= size:
+            return f"{n_bytes / size:.1f} {unit}"
+    return f"{n_bytes:.0f} bytes"

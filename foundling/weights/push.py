@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Uploads a model directory to a repository of the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from foundling.errors import ConfigError, OutputError, WeightsError
+from foundling.runtime.hub import SCHEME, SMALL, WEIGHTS, Snapshot, hub_errors, is_hub, model_info, parse
+from foundling.weights.directory import MANIFEST, check, read_manifest
+
+
+def push(
+    directory: str | Path,
+    repository: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    message: str | None = None,
+) -> dict[str, Any]:
+    """Uploads foundling.json and the files that it lists, and nothing else, as one commit; makes the repository
+    (ORG/NAME) and the branch `revision` where they are missing. Files of another model that would be loaded with these
+    are removed in the same commit. Compares afterwards what the hub holds with foundling.json.
+
+    Returns {'repository', 'revision', 'commit', 'place', 'files', 'removed', 'bytes'}. Raises WeightsError for a
+    directory that `check` does not pass, OutputError where the hub refuses or cannot be reached."""
+    place = repository if is_hub(repository) else SCHEME + repository
+    repository, branch = parse(place)
+    if branch != "main":
+        raise ConfigError(f"{place}: leave @{branch} out and give --revision {branch}")
+    branch, directory = revision or "main", _checked(directory)
+    hashes = read_manifest(directory)["files"]
+    files = {name: directory / name for name in [*hashes, MANIFEST]}
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise OutputError(f"{place}: HF_HUB_OFFLINE forbids an upload; unset it")
+    api = HfApi()
+    try:
+        with hub_errors(place, branch):
+            api.create_repo(repository, private=private or None, exist_ok=True)
+            if branch != "main":
+                api.create_branch(repository, branch=branch, exist_ok=True)
+            there = [file.rfilename for file in model_info(repository, branch).siblings]
+            removed = sorted(name for name in there if name not in files and _is_loaded(name))
+            adds = [CommitOperationAdd(name, path) for name, path in files.items()]
+            done = api.create_commit(
+                repository,
+                [*adds, *(CommitOperationDelete(name) for name in removed)],
+                commit_message=message or "Upload a model of Foundling",
+                revision=branch,
+            )
+            arrived = {file.rfilename: file for file in model_info(repository, done.oid).siblings}
+    except WeightsError as error:
+        raise OutputError(str(error)) from error
+    for name, expected in hashes.items():
+        if name not in arrived or (arrived[name].lfs and arrived[name].lfs.sha256 != expected):
+            raise OutputError(f"{place}: {name} is not there as it is here, in commit {done.oid[:12]}; push again")
+    return {
+        "repository": repository,
+        "revision": branch,
+        "commit": done.oid,
+        "place": Snapshot(repository, branch, done.oid, directory).place,
+        "files": sorted(files),
+        "removed": removed,
+        "bytes": sum(path.stat().st_size for path in files.values()),
+    }
+
+
+def _checked(directory: str | Path) -> Path:
+    if is_hub(directory):
+        raise ConfigError(f"{directory}: is on the hub; give a directory of this machine")
+    if problems := check(directory)["problems"]:
+        raise WeightsError(f"{directory}: {'; '.join(problems)}")
+    return Path(directory)
+
+
+def _is_loaded(name: str) -> bool:
+    """Whether a file that is in the repository already would be read as a part of the model."""
+    return name.endswith((".json", ".jinja", ".txt", ".model", ".safetensors")) and bool(
+        WEIGHTS.fullmatch(name) or (SMALL.fullmatch(name) and not name.startswith(("LICENSE", "NOTICE")))
+    )
