@@ -15,6 +15,7 @@ from foundling.contracts.data import Batch
 from foundling.contracts.model import layers_of
 from foundling.contracts.objective import ContrastiveObjective, Loss, Objective
 from foundling.errors import ConfigError
+from foundling.runtime.caches import private_compiler_cache
 from foundling.runtime.device import Runtime
 from foundling.train.buffers import buffers_replaced, changing_buffers, copies
 
@@ -40,6 +41,7 @@ class Step(nn.Module):
 def compile_layers(model: Any) -> None:
     """Compiles each layer apart (alike ones share one compilation); embedding and head stay outside, whose backward
     would otherwise add atomically and so differ from run to run."""
+    private_compiler_cache()
     for layer in layers_of(model):
         if layer._compiled_call_impl is None:
             layer.compile(dynamic=False)
