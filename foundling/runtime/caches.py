@@ -24,8 +24,8 @@ class NotPrivate(Exception):
 
 
 def cache_directory(name: str) -> Path:
-    """$XDG_CACHE_HOME/foundling/NAME, or ~/.cache/foundling/NAME; it need not exist. A relative value of the variable is
-    ignored, as the XDG base directory specification asks."""
+    """$XDG_CACHE_HOME/foundling/NAME, or ~/.cache/foundling/NAME; it need not exist. A relative value of the variable
+    is ignored, as the XDG base directory specification asks."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path(os.path.expanduser("~")) / ".cache") / "foundling" / name
 
@@ -114,7 +114,7 @@ def _temporary_directory(name: str) -> Path:
 
 
 def private_compiler_cache() -> Path:
-    """Called before torch.compile: torch executes what its cache holds, pickles, shared objects and precompiled headers,
+    """Called before torch.compile: torch executes what its cache holds (pickles, shared objects, precompiled headers),
     and by default keeps it in /tmp under a name that another user can take first.
 
     TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR keep their values where those are private. Returns inductor's.
