@@ -20,6 +20,7 @@ import math
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,7 +30,6 @@ from typing import Any
 import torch
 
 import foundling
-from benchmarks.corpora import WORK
 from benchmarks.fetch import fetch
 from benchmarks.sides import Side, answer_calls
 from foundling.decode.engine.engine import Engine, EngineOptions
@@ -180,18 +180,13 @@ def measure_perplexity(file: Path, directory: Path, weights: str, windows: list[
     return found
 
 
-def files(given: Path) -> Iterator[tuple[str, Path, Path, str]]:
+def files(given: Path, folder: Path) -> Iterator[tuple[str, Path, Path, str]]:
     """Of both files: its name in the result, the file, the imported directory, our type of weights."""
-    folder = WORK / f"gguf-{sha256(given)[:16]}"
-    folder.mkdir(parents=True, exist_ok=True)
     first, second, export = folder / "given", folder / "q8_0", folder / "q8_0.gguf"
-    if not first.exists():
-        import_model(given, first)
-    if not export.exists():
-        export_gguf(first, export, weights="int8")
-    if not second.exists():
-        import_model(export, second)
+    import_model(given, first)
     yield given.name, given, first, "int4"
+    export_gguf(first, export, weights="int8")
+    import_model(export, second)
     yield "our Q8_0 export of it", export, second, "int8"
 
 
@@ -225,17 +220,18 @@ def main() -> None:
         result = before
     result["date"] = f"{datetime.date.today()}"
     text = "\n\n".join(topics.topics.values())
-    for name, file, directory, weights in files(given):
-        tokens = Tokenizer.load(directory).encode(text[:100_000])
-        windows = [tokens[at : at + PROMPT] for at in range(0, WINDOWS * PROMPT, PROMPT)]
-        part = result.setdefault(name, {})
-        if "perplexity" not in part:
-            part["perplexity"] = measure_perplexity(file, directory, weights, windows)
-            write_json(args.out, result)
-        if part.get("rounds") != args.rounds:
-            part |= {"rounds": args.rounds} | measure_speed(file, directory, weights, windows[0], args.rounds)
-            write_json(args.out, result)
-        print(json.dumps({name: part}, indent=1), file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, file, directory, weights in files(given, Path(folder)):
+            tokens = Tokenizer.load(directory).encode(text[:100_000])
+            windows = [tokens[at : at + PROMPT] for at in range(0, WINDOWS * PROMPT, PROMPT)]
+            part = result.setdefault(name, {})
+            if "perplexity" not in part:
+                part["perplexity"] = measure_perplexity(file, directory, weights, windows)
+                write_json(args.out, result)
+            if part.get("rounds") != args.rounds:
+                part |= {"rounds": args.rounds} | measure_speed(file, directory, weights, windows[0], args.rounds)
+                write_json(args.out, result)
+            print(json.dumps({name: part}, indent=1), file=sys.stderr, flush=True)
     print(json.dumps(result, indent=1))
 
 
