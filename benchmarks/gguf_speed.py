@@ -5,11 +5,11 @@ python -m benchmarks.gguf_speed [FILE.gguf] [--rounds 7] [--out docs/results/ggu
 
 FILE is by default that of SmolLM2-135M-Instruct (benchmarks.fetch), whose projections are Q4_1; the second file is our
 Q8_0 export of it. llama.cpp (`pip install llama-cpp-python`) runs each file with the number of threads and the kind of
-attention that it is fastest with, tried first, for prompt and answer apart. We run the directory that `foundling import`
-makes of the file, in native code of as many bits. A prompt of 512 tokens of text, then 128 more, greedily; the sides
-take turns, each in a process of its own; medians. Perplexity is that of the same windows of 512 tokens; "dequantised"
-is torch in float32 on the weights that the import wrote. A run that was cut off goes on where it stopped, on the same
-commit.
+attention that it is fastest with, tried first, for prompt and answer apart. We run the directory that `foundling
+import` makes of the file, in native code of as many bits. A prompt of 512 tokens of text, then 128 more, greedily; the
+sides take turns, each in a process of its own; medians. Perplexity is that of the same windows of 512 tokens;
+"dequantised" is torch in float32 on the weights that the import wrote. A run that was cut off goes on where it stopped,
+on the same commit.
 """
 
 import argparse
@@ -199,7 +199,8 @@ def about(given: Path) -> dict[str, Any]:
     import llama_cpp
 
     return {
-        "commit": commit.strip(), "file": given.name, "sha256": sha256(given), "llama-cpp-python": llama_cpp.__version__,
+        "commit": commit.strip(), "file": given.name, "sha256": sha256(given),
+        "llama-cpp-python": llama_cpp.__version__,
         "machine": machine() | {name: flag in flags for name, flag in FLAGS.items()},
         "prompt": PROMPT, "answer": ANSWER, "perplexity tokens": WINDOWS * (PROMPT - 1),
     }  # fmt: skip

@@ -7,17 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from foundling.decode.engine.engine import Engine, EngineOptions
-from foundling.decode.engine.native_runner import NativeRunner
 from foundling.decode.native.decoder import DecoderProgram
 from foundling.decode.native.program import FORMS, WITH_MINIMUM, Op, Rows, pack
-from foundling.decode.request import Request
-from foundling.weights.convert.gguf import KEYS, load_gguf, save_gguf
+from foundling.weights.convert import gguf as convert
 from tests.contract.cases import case
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
@@ -38,8 +34,8 @@ def weights() -> Tensor:
 
 
 def dequantised(weight: Tensor, kind: str) -> Tensor:
-    kind = gguf.GGMLQuantizationType[kind]
-    return torch.tensor(gguf.quants.dequantize(gguf.quants.quantize(weight.numpy(), kind), kind))
+    number = gguf.GGMLQuantizationType[kind]
+    return torch.tensor(gguf.quants.dequantize(gguf.quants.quantize(weight.numpy(), number), number))
 
 
 def linear(weight: Tensor) -> nn.Linear:
@@ -50,10 +46,11 @@ def linear(weight: Tensor) -> nn.Linear:
 
 def product(linears: list[nn.Linear], form: Any) -> Tensor:
     """(in, out): what native code makes of the unit vectors, which 8 bits hold, so each is a row of the weights."""
-    program = DecoderProgram(case("llama").tiny(), form, IN)
-    x, y = torch.eye(IN), torch.full((IN, sum(m.out_features for m in linears)), torch.nan)
+    width = linears[0].in_features
+    program = DecoderProgram(case("llama").tiny(), form, width)
+    x, y = torch.eye(width), torch.full((width, sum(m.out_features for m in linears)), torch.nan)
     ops = program._linear(linears, form, x, y)
-    table, rows = (Op * len(ops))(*ops), Rows(count=IN)
+    table, rows = (Op * len(ops))(*ops), Rows(count=width)
     program.native.foundling_run(program.team, table, ctypes.c_int32(len(ops)), ctypes.byref(rows))
     return y
 
@@ -109,3 +106,20 @@ def test_a_grid_is_found_where_the_import_rounded_it(dtype: torch.dtype) -> None
     stored = linear(dequantised(weights(), "Q4_1").to(dtype))
     assert pack([stored], "int4").form == WITH_MINIMUM
     torch.testing.assert_close(product([stored], "int4").T, stored.weight.detach().float(), rtol=0, atol=2**-7 * 0.3)
+
+
+@pytest.mark.parametrize(("kind", "form"), [("Q4_0", INT4), ("Q4_1", WITH_MINIMUM)])
+def test_a_file_of_4_bits_is_run_as_it_was_stored(tmp_path: Path, monkeypatch, kind: str, form: int) -> None:
+    """Whatever the import reorders and native code fuses; the head is Q8_0."""
+    monkeypatch.setitem(convert.TYPES, "int4", kind)
+    model = case("llama").tiny(d_model=96, n_heads=3, n_kv_heads=3, d_ff=192)
+    model = convert.load_gguf(convert.save_gguf(model, tmp_path / "m.gguf", weights="int4"))
+    program = DecoderProgram(model, "int4", 2)
+    assert {packed.form for packed in program.packs.values()} == {form, INT8}
+    projections: list[list[nn.Linear]] = [[model.head]]
+    for layer in model.layers:
+        m, f = layer.mixer, layer.ffn
+        projections += [[m.q, m.k, m.v], [m.o], [f.gate, f.up], [f.down]]
+    for linears in projections:
+        stored = torch.cat([part.weight.detach() for part in linears])
+        equal(product(linears, "int8" if linears == [model.head] else "int4").T, stored)
