@@ -89,7 +89,8 @@ class LlamaCpp:
         self._clear()
         new = prompt
         for _ in range(ANSWER + 1):
-            self._decode(self.api.llama_batch_get_one((ctypes.c_int32 * len(new))(*new), len(new)))
+            array = (ctypes.c_int32 * len(new))(*new)  # the batch points to it
+            self._decode(self.api.llama_batch_get_one(array, len(new)))
             new = [self.api.llama_sampler_sample(self.greedy, self.context, -1)]
             yield new[0]
 
