@@ -27,7 +27,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(engine_module, "_announced", set())
     build.load_library.cache_clear()
-    yield tmp_path / "foundling"
+    yield tmp_path / "foundling" / "native"
     build.load_library.cache_clear()
 
 
@@ -73,7 +73,7 @@ def test_what_is_built_is_used(empty_cache, monkeypatch, caplog) -> None:
     caplog.clear()
     monkeypatch.setenv("XDG_CACHE_HOME", cache)
     build.load_library.cache_clear()
-    empty_cache.mkdir(mode=0o700)
+    empty_cache.mkdir(mode=0o700, parents=True)
     shutil.copy(built, empty_cache)
     model = case("llama").tiny()
     engine = Engine(model)
@@ -84,3 +84,71 @@ def test_what_is_built_is_used(empty_cache, monkeypatch, caplog) -> None:
     empty_cache.chmod(0o777)
     build.load_library.cache_clear()
     assert "writable by other users" in Engine(model).reason
+
+
+def never_loaded(path: str) -> None:
+    raise AssertionError(f"{path} was loaded")
+
+
+def group_writable(file: Path) -> None:
+    file.chmod(0o770)
+
+
+def a_link(file: Path) -> None:
+    file.rename(file.with_suffix(".elsewhere"))
+    file.symlink_to(file.with_suffix(".elsewhere"))
+
+
+def of_another_user(file: Path) -> None:
+    os.chown(file, 12345, -1)
+
+
+@pytest.mark.parametrize("spoil", [group_writable, a_link, of_another_user])
+def test_a_library_that_others_could_have_written_is_not_loaded(
+    empty_cache: Path, failing_compiler: Path, monkeypatch, caplog, spoil
+) -> None:
+    """It counts as not built; who asks for native code has it compiled anew, which here fails."""
+    if spoil is of_another_user and os.getuid():
+        pytest.skip("only root can give a file away")
+    empty_cache.mkdir(mode=0o700, parents=True)
+    file = build._library_file(build._compiler(), build._sources())
+    file.write_bytes(b"not a library")
+    file.chmod(0o700)
+    assert build.is_built()
+    spoil(file)
+    monkeypatch.setattr(build.ctypes, "CDLL", never_loaded)
+    if spoil is of_another_user:  # then the whole directory is not to be trusted
+        assert not build.is_built()
+        with pytest.raises(build.NativeUnavailable, match="belongs to another user"):
+            build.load_library()
+        return
+    assert not build.is_built() and not Engine(case("llama").tiny()).native
+    with pytest.raises(build.NativeUnavailable, match="could not compile: no disk"):
+        build.load_library()
+    assert "since others could have written" in caplog.records[-1].getMessage()
+
+
+def test_what_is_compiled_is_private_whatever_the_umask(empty_cache: Path, tmp_path: Path, monkeypatch) -> None:
+    compiler = tmp_path / "compiler"  # copies something, as a compiler that takes no time
+    compiler.write_text(
+        f'#!/bin/sh\nfor last; do :; done\necho 1\ncp {shutil.which("true")} "$last"\nchmod 777 "$last"\n'
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setattr(build.ctypes, "CDLL", lambda path: path)
+    before = os.umask(0)
+    try:
+        file = Path(str(build.load_library()))
+    finally:
+        os.umask(before)
+    assert file.parent == empty_cache
+    assert [path.stat().st_mode & 0o777 for path in (file, empty_cache, empty_cache.parent)] == [0o700] * 3
+    assert build.is_built() and sorted(empty_cache.iterdir()) == [file], "nothing else is left"
+
+
+def test_an_untrusted_directory_is_refused_with_the_way_out(empty_cache: Path, failing_compiler: Path) -> None:
+    empty_cache.mkdir(mode=0o777, parents=True)
+    empty_cache.chmod(0o777)
+    with pytest.raises(GenerationError, match="native is writable by other users; chmod go-w it") as caught:
+        Engine(case("llama").tiny(), EngineOptions(native=True))
+    assert "\n" not in str(caught.value) and not failing_compiler.exists()

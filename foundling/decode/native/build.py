@@ -10,10 +10,13 @@ import logging
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from importlib import resources
 from pathlib import Path
+
+from foundling.runtime.caches import NotPrivate, cache_directory, make_private
 
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread")
 logger = logging.getLogger("foundling")
@@ -23,40 +26,42 @@ class NativeUnavailable(Exception):
     """Native code cannot be used; callers raise a user error or fall back to torch."""
 
 
-def cache_directory() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "foundling"
-
-
 def is_built() -> bool:
     """Whether the library is compiled already. Raises NativeUnavailable without a compiler."""
-    return _library_file(_compiler(), _sources()).exists()
+    return _is_trusted(_library_file(_compiler(), _sources()))
 
 
 @functools.cache
 def load_library() -> ctypes.CDLL:
     """Loads the library. If it is not built yet, logs a line and compiles it, which takes about ten seconds.
 
-    Raises NativeUnavailable with the reason. It never loads from a directory that other users may write to."""
+    Raises NativeUnavailable with the reason. It loads nothing that another user could have written: the directory is
+    private (`make_private`), and a file in it that is not is compiled anew."""
     sources, compiler = _sources(), _compiler()
     try:
         file = _library_file(compiler, sources)
-        directory = file.parent
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not hasattr(os, "getuid"):
-            raise NativeUnavailable("this system cannot say who may write to the cache")
-        status = directory.stat()
-        if status.st_uid != os.getuid() or status.st_mode & 0o022:
-            raise NativeUnavailable(f"{directory} is writable by other users")
-        if not file.exists():
-            logger.warning(f"compiling native code with {compiler} into {directory}: about ten seconds, once")
+        make_private(file.parent)
+        if not _is_trusted(file):
+            why = f", since others could have written {file.name}" if os.path.lexists(file) else ""
+            logger.warning(f"compiling native code with {compiler} into {file.parent}: about ten seconds, once{why}")
             _compile(compiler, sources, file)
         return ctypes.CDLL(str(file))
+    except NotPrivate as error:
+        raise NativeUnavailable(str(error)) from None
     except subprocess.CalledProcessError as error:
         first = (error.stderr or b"").decode(errors="replace").strip().splitlines()[:1]
         raise NativeUnavailable(f"{compiler} could not compile: {first[0] if first else 'no message'}") from None
     except (OSError, subprocess.SubprocessError) as error:
         raise NativeUnavailable(f"native code could not be compiled or loaded: {error}") from None
+
+
+def _is_trusted(file: Path) -> bool:
+    """Whether it is there, a file of this user (or of root) that no other can write."""
+    try:
+        status = file.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_uid in (0, os.getuid()) and not status.st_mode & 0o022
 
 
 def _compile(compiler: str, sources: dict[str, bytes], file: Path) -> None:
@@ -65,6 +70,7 @@ def _compile(compiler: str, sources: dict[str, bytes], file: Path) -> None:
             (Path(temporary) / name).write_bytes(text)
         command = [compiler, *FLAGS, f"{temporary}/program.cpp", "-o", f"{temporary}/program.so"]
         subprocess.run(command, check=True, capture_output=True, timeout=300)
+        os.chmod(f"{temporary}/program.so", 0o700)  # whatever the umask
         os.replace(f"{temporary}/program.so", file)
 
 
@@ -91,7 +97,7 @@ def _library_file(compiler: str, sources: dict[str, bytes]) -> Path:
         pass
     parts = (*sources.values(), _version(compiler), " ".join(FLAGS).encode(), cpu.encode())
     digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
-    return cache_directory() / f"program-{digest}.so"
+    return cache_directory("native") / f"program-{digest}.so"
 
 
 @functools.cache

@@ -24,12 +24,12 @@ typedef uint8_t B __attribute__((vector_size(64)));
 typedef int8_t Bytes __attribute__((vector_size(16)));
 
 enum Kind : int32_t { NORM = 0, LINEAR = 1, ATTEND = 2, ACTIVATE = 3, QUANTIZE = 4 };
-enum Weights : int32_t { F32 = 0, BF16 = 1, INT8 = 2, INT4 = 3 };
+enum Weights : int32_t { F32 = 0, BF16 = 1, INT8 = 2, INT4 = 3, INT4_MIN = 4 };  // INT4_MIN: with a minimum a group
 enum Activation : int32_t { SILU_GATED = 0, GELU_TANH = 1, GELU_TANH_GATED = 2, RELU = 3, GELU = 4, GELU_GATED = 5 };
 
 struct Rounded {  // a span of inputs as integers
     float scale;
-    int32_t offset;  // correction for the weights' offset, negative
+    int32_t offset;  // correction for the weights' offset, negative; for INT4_MIN the sum of the integers
 };
 
 struct Op {  // mirrored by program.py
@@ -43,7 +43,7 @@ struct Op {  // mirrored by program.py
     float *y;                    // (rows, out)
     const float *residual;       // (rows, out), may be y
     const void *weight;          // panels
-    const uint16_t *scales;      // (panels, spans, 16) float16
+    const uint16_t *scales;      // (panels, spans, 16) float16; INT4_MIN: (panels, groups, 2, 16), scales and minima
     const float *bias;           // (out padded)
     int8_t *xq;                  // (rows, in padded), of x
     Rounded *xs;                 // (rows, spans)
@@ -92,6 +92,16 @@ inline float half(uint16_t h) {
     }
     float f = (float)rest * 5.9604644775390625e-8f;
     return sign ? -f : f;
+}
+inline uint16_t to_half(float v) {
+#if defined(__AVX512F__)
+    return (uint16_t)_cvtss_sh(v, 0);
+#else
+    const _Float16 rounded = (_Float16)v;
+    uint16_t h;
+    memcpy(&h, &rounded, 2);
+    return h;
+#endif
 }
 inline F halves(const uint16_t *p) {
 #if defined(__AVX512F__)

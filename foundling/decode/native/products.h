@@ -72,28 +72,30 @@ inline I dot4(I acc, B weights, const int8_t *x) {  // acc[lane] += Σ of 4 weig
 #endif
 }
 
-constexpr int INT8_SPANS = INT4 + 1;  // one scale for several groups
+constexpr int INT8_SPANS = INT4_MIN + 1;  // one scale for several groups
 
 // Integer products: weights are stored with an offset (128, or 8 where two share a byte), so sums start from the
-// correction. The integer sum of a span is exact; spans are added in order.
+// correction; with a minimum instead, Σ (minimum + scale · q) · x is minimum · Σ x + scale · Σ q · x. The integer sum of a
+// span is exact; spans are added in order.
 template <int FORM, int R, int P>
 inline void tile_int(const Op &op, int row, int panel, F (&total)[R][P]) {
-    constexpr int BYTES = FORM == INT4 ? GROUP * L / 2 : GROUP * L;
+    constexpr bool FOUR_BITS = FORM == INT4 || FORM == INT4_MIN;
+    constexpr int BYTES = FOUR_BITS ? GROUP * L / 2 : GROUP * L, LINE = FORM == INT4_MIN ? 2 * L : L;
     const size_t span = FORM == INT8_SPANS ? op.span : 1;  // lets the compiler see that it is 1
     const size_t groups = (op.in + GROUP - 1) / GROUP, spans = (groups + span - 1) / span;
     const uint8_t *w = (const uint8_t *)op.weight + panel * groups * BYTES;
-    const uint16_t *s = op.scales + panel * spans * L;
+    const uint16_t *s = op.scales + panel * spans * LINE;
     const Rounded *xs = op.xs + row * spans;
     const int8_t *x = op.xq + row * groups * GROUP;
     for (size_t at = 0, g = 0; at < spans; at++) {
         I acc[R][P];
         for (int r = 0; r < R; r++)
-            for (int p = 0; p < P; p++) acc[r][p] = I{} + xs[r * spans + at].offset;
+            for (int p = 0; p < P; p++) acc[r][p] = FORM == INT4_MIN ? I{} : I{} + xs[r * spans + at].offset;
         for (const size_t end = g + span < groups ? g + span : groups; g < end; g++, x += GROUP)
             for (int k = 0; k < BYTES / 64; k++) {
                 B b[P];
                 for (int p = 0; p < P; p++) memcpy(&b[p], w + (p * groups + g) * BYTES + k * 64, 64);
-                if constexpr (FORM != INT4) {
+                if constexpr (!FOUR_BITS) {
                     for (int r = 0; r < R; r++)
                         for (int p = 0; p < P; p++) acc[r][p] = dot4(acc[r][p], b[p], x + r * groups * GROUP + k * 4);
                 } else {
@@ -105,9 +107,14 @@ inline void tile_int(const Op &op, int row, int panel, F (&total)[R][P]) {
                 }
             }
         for (int p = 0; p < P; p++) {
-            const F scale = halves(s + (p * spans + at) * L);
+            const F scale = halves(s + (p * spans + at) * LINE);
             for (int r = 0; r < R; r++)
                 total[r][p] += __builtin_convertvector(acc[r][p], F) * (scale * xs[r * spans + at].scale);
+            if constexpr (FORM == INT4_MIN) {
+                const F minimum = halves(s + (p * spans + at) * LINE + L);
+                for (int r = 0; r < R; r++)
+                    total[r][p] += minimum * (xs[r * spans + at].scale * xs[r * spans + at].offset);
+            }
         }
     }
 }
@@ -157,7 +164,8 @@ void linear(const Op &op, const Rows &rows, std::atomic<int> &next) {
                 if (op.span > 1) product<INT8_SPANS>(op, rows.count, begin, end);
                 else product<INT8>(op, rows.count, begin, end);
                 break;
-            default: product<INT4>(op, rows.count, begin, end);
+            case INT4: product<INT4>(op, rows.count, begin, end); break;
+            default: product<INT4_MIN>(op, rows.count, begin, end);
         }
     }
 }

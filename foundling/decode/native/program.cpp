@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "pack.h"
 #include "products.h"
 #include "rows.h"
 
@@ -121,58 +122,6 @@ void foundling_run(void *of, const Op *ops, int n_ops, const Rows *rows) {
     }
     team.wake.notify_all();
     team.work(0);
-}
-
-// (out, in) float32 -> panels, rounded to bfloat16 or to integers with one scale for every span of an output's inputs
-void foundling_pack(int form, int span, int out, int in, const float *w, void *to, uint16_t *scales) {
-    const int panels = (out + L - 1) / L, groups = (in + GROUP - 1) / GROUP, spans = (groups + span - 1) / span;
-    for (int p = 0; p < panels; p++)
-        for (int lane = 0; lane < L; lane++) {
-            const bool real = p * L + lane < out;
-            const float *row = w + (size_t)(p * L + lane) * in;
-            if (form == F32 || form == BF16) {
-                for (int k = 0; k < in; k++) {
-                    const float v = real ? row[k] : 0.0f;
-                    const size_t pair = ((size_t)p * ((in + 1) / 2) + k / 2) * L + lane;
-                    if (form == F32) ((float *)to)[((size_t)p * in + k) * L + lane] = v;
-                    else ((uint16_t *)to)[pair * 2 + k % 2] = to_bf16(v);
-                }
-                continue;
-            }
-            for (int at = 0; at < spans; at++) {
-                const int begin = at * span * GROUP, wanted = begin + span * GROUP;
-                const int end = wanted < groups * GROUP ? wanted : groups * GROUP;
-                float most = 0, peak = 0;
-                for (int i = begin; i < end && real && i < in; i++)
-                    if (std::fabs(row[i]) > most) most = std::fabs(row[i]), peak = row[i];
-                // 4 bits hold -8 to 7: the value with the largest magnitude becomes -8
-                const float scaled = form == INT8 ? most / 127.0f : peak / -8.0f;
-#if defined(__AVX512F__)
-                const uint16_t h = (uint16_t)_cvtss_sh(scaled, 0);
-#else
-                const _Float16 rounded = (_Float16)scaled;
-                uint16_t h;
-                memcpy(&h, &rounded, 2);
-#endif
-                scales[((size_t)p * spans + at) * L + lane] = h;
-                const float scale = half(h), by = scale != 0 ? 1.0f / scale : 0.0f;
-                for (int k = begin; k < end; k++) {
-                    const float v = real && k < in ? row[k] : 0.0f;
-                    const int i = k % GROUP;
-                    int q = (int)std::lrint(v * by);
-                    if (form == INT8) {
-                        q = q < -127 ? -127 : q > 127 ? 127 : q;
-                        uint8_t *panel = (uint8_t *)to + ((size_t)p * groups + k / GROUP) * GROUP * L;
-                        panel[(i / 4) * 64 + lane * 4 + i % 4] = (uint8_t)(q + 128);
-                    } else {
-                        q = q < -8 ? -8 : q > 7 ? 7 : q;
-                        uint8_t *panel = (uint8_t *)to + ((size_t)p * groups + k / GROUP) * GROUP * L / 2;
-                        uint8_t &byte = panel[(i / 8) * 64 + lane * 4 + i % 4];
-                        byte = i % 8 < 4 ? (uint8_t)((byte & 0xf0) | (q + 8)) : (uint8_t)((byte & 0x0f) | ((q + 8) << 4));
-                    }
-                }
-            }
-        }
 }
 
 }

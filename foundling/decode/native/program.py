@@ -23,6 +23,8 @@ from foundling.decode.native.build import load_library
 Form = Literal["float32", "bfloat16", "int8", "int4"]
 """Type of the weights. int8 and int4 have one float16 scale per group of 32 weights (GGUF's Q8_0 and Q4_0) or more."""
 FORMS: tuple[str, ...] = get_args(Form)
+WITH_MINIMUM = len(FORMS)
+"""int4 with a minimum in each group as well (GGUF's Q4_1)"""
 LANES, GROUP, WIDEST_HEAD, NEIGHBOURS = 16, 32, 512, 4
 NORM, LINEAR, ATTEND, ACTIVATE, QUANTIZE = range(5)
 GATED = {F.silu: 0, gelu_tanh: 2, F.gelu: 5}
@@ -64,13 +66,20 @@ class Packed(NamedTuple):
 
 
 def pack(linears: Sequence[nn.Linear], form: str, span: int = 1) -> Packed:
-    """Packs the concatenated weights. `span`: how many groups of 32 inputs share one scale (int8 only)."""
+    """Packs the concatenated weights. `span`: how many groups of 32 inputs share one scale (int8 only).
+
+    int4 weights that lie on a grid of at most 16 numbers in each group, as those read from a GGUF file of 4-bit blocks
+    do, are packed as they are, with a minimum in each group where the blocks need one (Q4_1)."""
     assert span == 1 or form != "int4"
     weight = torch.cat([linear.weight.detach().float() for linear in linears]).contiguous()
     out, in_ = weight.shape
     panels, groups, number = -(-out // LANES), -(-in_ // GROUP), FORMS.index(form)
     scales = torch.zeros(panels * -(-groups // span) * LANES, dtype=torch.int16) if number >= 2 else None
-    size = panels * LANES * {0: 4 * in_, 1: (in_ + 1) // 2 * 4, 2: groups * GROUP, 3: groups * GROUP // 2}[number]
+    if form == "int4" and (blocks := find_blocks(linears)) is not None:
+        number, padded = WITH_MINIMUM, F.pad(blocks, (0, 0, 0, 0, 0, panels * LANES - out))
+        scales = padded.view(panels, LANES, groups, 2).permute(0, 2, 3, 1).contiguous()
+    n_bytes = {0: 4 * in_, 1: (in_ + 1) // 2 * 4, 2: groups * GROUP, 3: groups * GROUP // 2, 4: groups * GROUP // 2}
+    size = panels * LANES * n_bytes[number]
     storage = torch.zeros(size + 64, dtype=torch.uint8)
     packed = storage[-storage.data_ptr() % 64 :][:size]
     load_library().foundling_pack(
@@ -83,6 +92,33 @@ def pack(linears: Sequence[nn.Linear], form: str, span: int = 1) -> Packed:
         parts = [torch.zeros(m.out_features) if m.bias is None else m.bias.detach().float() for m in linears]
         bias[:out] = torch.cat(parts)
     return Packed(number, in_, out, packed, scales, bias)
+
+
+def find_blocks(linears: Sequence[nn.Linear]) -> Tensor | None:
+    """The scale and minimum (out, groups, 2) of every group, float16 in an int16, of concatenated weights of which some
+    lie on a grid that needs minima; None where -8 · scale serves as the minimum of all that do. A projection that is on
+    no grid, beside one that is, gets those of its ranges."""
+    native = load_library()
+    native.foundling_find_blocks.restype = ctypes.c_int64
+    if any(linear.in_features % GROUP for linear in linears):
+        return None  # no file of blocks has this width
+
+    def found(linear: nn.Linear, force: bool) -> tuple[int, Tensor]:
+        weight = linear.weight.detach().float().contiguous()
+        blocks = torch.zeros(linear.out_features, linear.in_features // GROUP, 2, dtype=torch.int16)
+        number = native.foundling_find_blocks(
+            _int(linear.out_features), _int(linear.in_features), _int(force), _pointer(weight.data_ptr()),
+            _pointer(blocks.data_ptr()),
+        )  # fmt: skip
+        return number, blocks
+
+    parts = [found(linear, force=False) for linear in linears]
+    if all(number <= 0 for number, _ in parts):
+        return None
+    return torch.cat([
+        blocks if number >= 0 else found(linear, force=True)[1]
+        for linear, (number, blocks) in zip(linears, parts, strict=True)
+    ])  # fmt: skip
 
 
 def unsupported_layers(layers: Iterable[nn.Module], kind: type[Block]) -> str | None:
