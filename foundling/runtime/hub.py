@@ -296,9 +296,9 @@ def _reason(error: Exception, revision: str, offline_hint: str) -> str:
     shown = render.terminal(f"{type(error).__name__}: {first}", limit=200)
     if isinstance(error, OSError) and "Consistency check" in first:
         return f"a file was damaged on its way, and is not kept; try again ({shown})"
-    if isinstance(error, ValueError | LookupError):
+    if isinstance(error, ValueError | LookupError) and not isinstance(error, errors.LocalEntryNotFoundError):
         return f"what the hub answers cannot be read; is HF_ENDPOINT one? ({shown})"
-    return f"the hub cannot be reached; is there a network? Whole files that arrived are kept{offline_hint} ({shown})"
+    return f"no connection to the hub, or it broke; is there a network? Whole files are kept{offline_hint} ({shown})"
 
 
 def _size(n_bytes: float) -> str:

@@ -115,7 +115,7 @@ def test_a_commit_in_the_cache_needs_no_network(hub: Hub, model, monkeypatch) ->
     assert len(hub.requests) == asked
     hub.close()
     text = refused("hf://org/tiny")
-    assert "the hub cannot be reached" in text and "HF_HUB_OFFLINE=1 uses what is in the cache" in text
+    assert "no connection to the hub" in text and "HF_HUB_OFFLINE=1 uses what is in the cache" in text
     offline(monkeypatch)
     assert resolve("hf://org/tiny").commit == commit
     assert "not in the cache" in refused("hf://org/other") and "not in the cache" in refused("hf://org/tiny@v2")
@@ -140,9 +140,8 @@ def test_what_is_refused_is_refused_in_one_line(hub: Hub, model, monkeypatch) ->
     hub.add("org/gguf", {"tiny.Q4_0.gguf": b"GGUF"})
     assert "foundling import FILE.gguf DIR" in refused("hf://org/gguf")
     hub.add("org/damaged", {"config.json": b"{", "model.safetensors": b"x"})
-    assert "config.json: damaged, not JSON" in str(
-        pytest.raises(WeightsError, foundling.load, "hf://org/damaged").value
-    )
+    with pytest.raises(WeightsError, match=r"config\.json: damaged, not JSON"):
+        foundling.load("hf://org/damaged")
     hub.add("org/empty", {"README.md": b""})
     assert "no config.json, so this is not a model" in refused("hf://org/empty")
     assert len([path for path in hub.downloads() if path.startswith("/cdn/")]) == 1
