@@ -32,7 +32,8 @@ def push(
     repository, branch = parse(place)
     if branch != "main":
         raise ConfigError(f"{place}: leave @{branch} out and give --revision {branch}")
-    branch, directory = revision or "main", _checked(directory)
+    branch = parse(f"{place}@{revision}")[1] if revision else "main"
+    directory = _checked(directory)
     hashes = read_manifest(directory)["files"]
     files = {name: directory / name for name in [*hashes, MANIFEST]}
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
