@@ -4,12 +4,15 @@
 python -m benchmarks.gguf_speed [FILE.gguf] [--rounds 7] [--out docs/results/gguf_speed.json]      about three minutes
 
 FILE is by default that of SmolLM2-135M-Instruct (benchmarks.fetch), whose projections are Q4_1; the second file is our
-Q8_0 export of it. llama.cpp (`pip install llama-cpp-python`) runs each file with the number of threads and the kind of
-attention that it is fastest with, tried first, for prompt and answer apart. We run the directory that `foundling
-import` makes of the file, in native code of as many bits. A prompt of 512 tokens of text, then 128 more, greedily; the
-sides take turns, each in a process of its own; medians. Perplexity is that of the same windows of 512 tokens;
-"dequantised" is torch in float32 on the weights that the import wrote. A run that was cut off goes on where it stopped,
-on the same commit.
+Q8_0 export of it. llama.cpp (`pip install llama-cpp-python`) runs each file with the number of threads, the kind of
+attention, and weights repacked or not, as it is fastest, tried first, for prompt and answer apart; a setting that ends
+its process is named. We run the directory that `foundling import` makes of the file, in native code of as many bits. A
+prompt of 512 tokens of text, then 128 more, greedily; the sides take turns, each in a process of its own; medians.
+Perplexity is that of the same windows of 512 tokens; "dequantised" is torch in float32 on the weights that the import
+wrote. A run that was cut off goes on where it stopped, on the same commit.
+
+Repacked weights use AMX where the CPU has it. GCC 12 compiles llama.cpp's AMX so that it ends with SIGILL (its
+_tile_loadconfig tells the compiler of 8 of the 64 bytes that it reads); CXXFLAGS="-fno-dse -fno-tree-dse" avoids that.
 """
 
 import argparse
@@ -22,10 +25,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data import topics
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -44,7 +47,7 @@ from foundling.weights.convert.hugging_face import export_gguf, import_model
 PROMPT, ANSWER, WINDOWS = 512, 128, 8
 FLAGS = {"bfloat16": "avx512_bf16", "VNNI": "avx512_vnni", "AVX-VNNI": "avx_vnni", "AMX": "amx_int8"}
 """instructions -> their name in /proc/cpuinfo"""
-ATTENTION = ("plain", "flash")
+SETTINGS = tuple(f"{a} attention, {w}" for a in ("plain", "flash") for w in ("repacked", "as stored"))
 """of llama.cpp"""
 
 
@@ -67,12 +70,19 @@ class Ours:
 class LlamaCpp:
     """By its C interface: the Python one copies all logits of every step."""
 
-    def __init__(self, file: str, attention: str) -> None:
+    def __init__(self, file: str, setting: str) -> None:
         import llama_cpp
 
-        self.api = llama_cpp
+        self.api, defaults = llama_cpp, llama_cpp.llama_model_default_params
+
+        def model_params() -> Any:
+            params = defaults()
+            params.use_extra_bufts = "repacked" in setting
+            return params
+
+        llama_cpp.llama_cpp.llama_model_default_params = model_params  # it has no argument for this
         self.model = llama_cpp.Llama(
-            file, n_ctx=PROMPT + ANSWER + 8, n_batch=PROMPT, n_ubatch=PROMPT, flash_attn=attention == "flash",
+            file, n_ctx=PROMPT + ANSWER + 8, n_batch=PROMPT, n_ubatch=PROMPT, flash_attn="flash" in setting,
             verbose=False,
         )  # fmt: skip
         self.context, self.greedy = self.model.ctx, llama_cpp.llama_sampler_init_greedy()
@@ -122,42 +132,58 @@ def serve(kind: str, path: str, setting: str) -> None:
     answer_calls(work)
 
 
-def best_of_llama_cpp(file: Path, prompt: list[int]) -> dict[str, tuple[Side, dict[str, int], str]]:
-    """For "prompt" and "decode", the fastest setting of two tries each: (its process, its threads, in words)."""
-    sides = {kind: Side("benchmarks.gguf_speed", "llama.cpp", str(file), kind) for kind in ATTENTION}
-    found: dict[str, list[tuple[float, str, int]]] = {"prompt": [], "decode": []}
-    for kind, side in sides.items():
-        for threads in range(1, available_threads() + 1):
-            tries = [side(ids=prompt, what="speed", threads=threads, prompt_threads=threads) for _ in range(2)]
-            for what, all_of in found.items():
-                all_of.append((max(one[what] for one in tries), kind, threads))
-    best = {what: max(all_of)[1:] for what, all_of in found.items()}
-    for kind, side in sides.items():
-        if kind not in {kind for kind, _ in best.values()}:
+class Peer(NamedTuple):
+    """llama.cpp as it is fastest at one thing."""
+
+    side: Side
+    setting: str
+    threads: int
+
+    def __call__(self, prompt: list[int]) -> dict[str, float]:
+        return self.side(ids=prompt, what="speed", threads=self.threads, prompt_threads=self.threads)
+
+
+def best_of_llama_cpp(file: Path, prompt: list[int]) -> tuple[dict[str, Peer], list[str]]:
+    """For "prompt" and "decode", the better of two tries decides; and the settings that ended their process."""
+    tries: dict[str, list[tuple[float, Peer]]] = {"prompt": [], "decode": []}
+    dead, sides = [], []
+    for setting in SETTINGS:
+        side = Side("benchmarks.gguf_speed", "llama.cpp", str(file), setting)
+        try:
+            for threads in range(1, available_threads() + 1):
+                peer = Peer(side, setting, threads)
+                found = [peer(prompt) for _ in range(2)]
+                for what, all_of in tries.items():
+                    all_of.append((max(one[what] for one in found), peer))
+            sides.append(side)
+        except (SystemExit, BrokenPipeError):
+            dead.append(setting)
+            for what in tries:
+                tries[what] = [one for one in tries[what] if one[1].side is not side]
+    best = {what: max(all_of, key=lambda one: one[0])[1] for what, all_of in tries.items()}
+    for side in sides:
+        if all(side is not peer.side for peer in best.values()):
             side.end()
-    return {
-        what: (sides[kind], {"threads": threads, "prompt_threads": threads}, f"{kind} attention, {threads} threads")
-        for what, (kind, threads) in best.items()
-    }
+    return best, dead
 
 
 def measure_speed(file: Path, directory: Path, weights: str, prompt: list[int], rounds: int) -> dict[str, Any]:
-    peer = best_of_llama_cpp(file, prompt)
+    best, dead = best_of_llama_cpp(file, prompt)
     own = Side("benchmarks.gguf_speed", "foundling", str(directory), weights)
-    calls: dict[str, Callable[[], dict[str, float]]] = {"foundling": lambda: own(ids=prompt, what="speed")}
-    for what, (side, threads, _) in peer.items():
-        calls[f"llama.cpp {what}"] = lambda side=side, threads=threads: side(ids=prompt, what="speed", **threads)
-    taken: dict[str, list[dict[str, float]]] = {name: [] for name in calls}
+    taken: dict[str, list[dict[str, float]]] = {"foundling": [], **{what: [] for what in best}}
     for turn in range(rounds + 1):
-        for name, call in calls.items():
-            answer = call()
-            if turn:  # the first warms up
+        answers = {"foundling": own(ids=prompt, what="speed")} | {what: peer(prompt) for what, peer in best.items()}
+        if turn:  # the first warms up
+            for name, answer in answers.items():
                 taken[name].append(answer)
-    for side in {id(s): s for s in (own, *(side for side, *_ in peer.values()))}.values():
+    for side in (own, *(peer.side for peer in best.values())):
         side.end()
-    result: dict[str, Any] = {"llama.cpp settings": {what: words for what, (_, _, words) in peer.items()}}
-    for what in ("prompt", "decode"):
-        ours, theirs = ([one[what] for one in taken[name]] for name in ("foundling", f"llama.cpp {what}"))
+    result: dict[str, Any] = {
+        "llama.cpp settings": {what: f"{peer.setting}, {peer.threads} threads" for what, peer in best.items()},
+        "llama.cpp settings that ended the process": dead,
+    }
+    for what in best:
+        ours, theirs = ([one[what] for one in taken[name]] for name in ("foundling", what))
         result[f"{what} tokens/s"] = {
             f"foundling {weights}": round(statistics.median(ours), 1),
             "llama.cpp": round(statistics.median(theirs), 1),
@@ -166,15 +192,17 @@ def measure_speed(file: Path, directory: Path, weights: str, prompt: list[int], 
     return result
 
 
-def measure_perplexity(file: Path, directory: Path, weights: str, windows: list[list[int]]) -> dict[str, float]:
+def measure_perplexity(
+    file: Path, directory: Path, weights: str, windows: list[list[int]], setting: str
+) -> dict[str, float]:
     sides = {
         f"foundling {weights}": ("foundling", directory, weights),
-        "llama.cpp": ("llama.cpp", file, ATTENTION[0]),
+        "llama.cpp": ("llama.cpp", file, setting),
         "dequantised": ("foundling", directory, "torch"),
     }
     found = {}
-    for name, (kind, path, setting) in sides.items():
-        side = Side("benchmarks.gguf_speed", kind, str(path), setting)
+    for name, (kind, path, how) in sides.items():
+        side = Side("benchmarks.gguf_speed", kind, str(path), how)
         logprobs = [p for window in windows for p in side(ids=window, what="logprobs")]
         found[name] = round(math.exp(-statistics.fmean(logprobs)), 4)
         side.end()
@@ -227,11 +255,12 @@ def main() -> None:
             tokens = Tokenizer.load(directory).encode(text[:100_000])
             windows = [tokens[at : at + PROMPT] for at in range(0, WINDOWS * PROMPT, PROMPT)]
             part = result.setdefault(name, {})
-            if "perplexity" not in part:
-                part["perplexity"] = measure_perplexity(file, directory, weights, windows)
-                write_json(args.out, result)
             if part.get("rounds") != args.rounds:
                 part |= {"rounds": args.rounds} | measure_speed(file, directory, weights, windows[0], args.rounds)
+                write_json(args.out, result)
+            if "perplexity" not in part:
+                setting = part["llama.cpp settings"]["prompt"]
+                part["perplexity"] = measure_perplexity(file, directory, weights, windows, setting)
                 write_json(args.out, result)
             print(json.dumps({name: part}, indent=1), file=sys.stderr, flush=True)
     print(json.dumps(result, indent=1))

@@ -17,13 +17,13 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from foundling.errors import ConfigError, FoundlingError, WeightsError, render
-from foundling.runtime.files import read_json
+from foundling.runtime.files import MAX_JSON_BYTES, read_json
 
 logger = logging.getLogger("foundling")
 
@@ -40,11 +40,9 @@ SMALL = re.compile(
     r"|README\.md|(LICENSE|NOTICE)(\.txt|\.md)?|USE_POLICY\.md"
 )
 """Files that say how the weights are used."""
-WEIGHTS = re.compile(
-    r"(unet/)?(model|diffusion_pytorch_model)(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|adapter\.safetensors"
-)
-SHARD = re.compile(r"-\d{5}-of-\d{5}|\.index\.json$")
-"""What the name of a shard or an index has beside that of the whole file."""
+WHOLE = re.compile(r"(unet/)?(model|diffusion_pytorch_model)\.safetensors|adapter\.safetensors")
+"""Weights in one file. Where there is none, an index of this name and .index.json names several."""
+INDEX = ".index.json"
 LISTED = (".json", ".jsonl", ".yaml", ".md", ".txt", ".html", ".png", ".jinja", ".model")
 """Suffixes of the files in foundling.json that are downloaded."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
@@ -128,7 +126,7 @@ def model_info(repository: str, revision: str) -> Any:
 
 
 def _cached(repository: str, revision: str) -> Snapshot | None:
-    """What is in the cache already, if it has weights; these are downloaded last."""
+    """What is in the cache already, if it has all weights; these are downloaded last."""
     from huggingface_hub import try_to_load_from_cache
 
     for anchor in ANCHORS:
@@ -136,66 +134,92 @@ def _cached(repository: str, revision: str) -> Snapshot | None:
         if not isinstance(path, str):
             continue
         folder = Path(path).parent
-        names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
-        weights = weight_files(names)
-        if weights and all((folder / name).is_file() for name in _shards(folder, weights)):
+        found = weights_in([p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()])
+        parts = [shard for name in found if name.endswith(INDEX) for shard in shards(folder, name)]
+        if found and all((folder / part).is_file() for part in parts):
             return Snapshot(repository, revision, folder.name, folder)
     return None
 
 
-def _shards(folder: Path, weights: Sequence[str]) -> Iterator[str]:
-    """The files that the indices of a folder name."""
-    for name in weights:
-        if name.endswith(".index.json"):
-            parts = read_json(folder / name).get("weight_map")
-            prefix = name.rpartition("/")[0]
-            yield from (f"{prefix}/{part}".lstrip("/") for part in set(map(str, (parts or {}).values())))
+def weights_in(names: Collection[str]) -> list[str]:
+    """The files that weights are loaded from: the whole file where there is one, else the index of its shards."""
+    indices = {name for name in names if name.endswith(INDEX) and name.removesuffix(INDEX) not in names}
+    return sorted(name for name in names if WHOLE.fullmatch(name.removesuffix(INDEX) if name in indices else name))
 
 
-def weight_files(names: Sequence[str]) -> list[str]:
-    """Those of the weights: the one file where there is one, which is then what is loaded, else index and shards."""
-    found = sorted(name for name in names if WEIGHTS.fullmatch(name))
-    whole = {name for name in found if SHARD.sub("", name) == name}
-    return [name for name in found if name in whole or SHARD.sub("", name) not in whole]
+def shards(folder: Path, index: str) -> list[str]:
+    """The files that an index names, all beside it. WeightsError for a damaged index, and for other names."""
+    parts, prefix = read_json(folder / index).get("weight_map"), index.rpartition("/")[0]
+    names = sorted(set(map(str, parts.values()))) if isinstance(parts, dict) else []
+    if not names or not all(re.fullmatch(r"\w[\w.-]*\.safetensors", name, re.ASCII) for name in names):
+        raise WeightsError(f"{folder / index}: damaged, its weight_map names no safetensors beside it")
+    return [f"{prefix}/{name}".lstrip("/") for name in names]
 
 
 def _download(place: str, repository: str, revision: str, info: Any, attempt: int = 0) -> Snapshot:
     """The snapshot of `info`. What describes the model comes first and the weights last, so that a snapshot with
     weights is whole."""
-    from huggingface_hub import hf_hub_download
-
     files, commit = {file.rfilename: file for file in info.siblings}, info.sha
-    anchor = next((name for name in ANCHORS if name in files), None)
-    weights = weight_files(list(files))
-    if anchor is None or not weights:
+    anchor, found = next((name for name in ANCHORS if name in files), None), weights_in(files)
+    if anchor is None or not found:
         raise WeightsError(_no_model(place, list(files), anchor))
+    indices = [name for name in found if name.endswith(INDEX)]
+    for name in (anchor, *indices, *({MANIFEST} & files.keys())):
+        if (files[name].size or 0) > MAX_JSON_BYTES:
+            raise WeightsError(f"{place}: {name} has {_size(files[name].size)}, the limit is {_size(MAX_JSON_BYTES)}")
     # by its revision, so that the cache knows which commit that is when there is no network
-    folder = Path(hf_hub_download(repository, anchor, revision=revision)).parent
+    folder = _fetch(place, repository, revision, files[anchor]).parent
     if folder.name != commit:
         if attempt or COMMIT.fullmatch(revision):
             raise WeightsError(f"{place}: the repository is changing; try again, or name a commit")
         return _download(place, repository, revision, model_info(repository, revision), attempt + 1)
-    _verify(place, folder, files[anchor])
     small = [name for name in sorted(files) if SMALL.fullmatch(name)]
     if MANIFEST in files:
-        hf_hub_download(repository, MANIFEST, revision=commit)
-        _verify(place, folder, files[MANIFEST])
+        _fetch(place, repository, commit, files[MANIFEST])
         listed = read_json(folder / MANIFEST).get("files")
-        listed = sorted(listed) if isinstance(listed, dict) else []
-        listed = [name for name in listed if name in files and ".." not in name and not name.startswith("/")]
-        small += [name for name in listed if name.endswith(LISTED) and not WEIGHTS.fullmatch(name)]
-    wanted = [*dict.fromkeys(small), *weights]
-    missing = [files[name] for name in wanted if not (folder / name).is_file()]
-    if missing:
-        _announce(f"{SCHEME}{repository} at {commit[:12]}", missing, folder)
-    for file in missing:
+        listed = [name for name in listed if name in files and ".." not in name] if isinstance(listed, dict) else []
+        small += [name for name in sorted(listed) if name.endswith(LISTED) and name[0] != "/"]
+    weights = [name for name in found if name not in indices]
+    for name in indices:
+        _fetch(place, repository, commit, files[name])
+        weights += shards(folder, name)
+    wanted = [name for name in dict.fromkeys([*small, *weights]) if not (folder / name).is_file()]
+    if lost := next((name for name in wanted if name not in files), None):
+        raise WeightsError(f"{place}: the index names {lost}, which is not in the repository")
+    if wanted:
+        _announce(f"{SCHEME}{repository} at {commit[:12]}", [files[name] for name in wanted], folder)
+    for name in wanted:
         start = time.monotonic()
-        hf_hub_download(repository, file.rfilename, revision=commit)
-        _verify(place, folder, file)
-        if not sys.stderr.isatty() and file.rfilename in weights:
-            speed = (file.size or 0) / max(1e-9, time.monotonic() - start)
-            logger.warning(f"  {file.rfilename}: {_size(file.size or 0)}, {_size(speed)}/s")
+        size = _fetch(place, repository, commit, files[name]).stat().st_size
+        if not sys.stderr.isatty() and name in weights:
+            logger.warning(f"  {name}: {_size(size)}, {_size(size / max(1e-9, time.monotonic() - start))}/s")
     return Snapshot(repository, revision, commit, folder)
+
+
+def _fetch(place: str, repository: str, revision: str, file: Any) -> Path:
+    """Downloads a file, if it is not in the cache, and compares it with the hash that the hub lists: SHA-256 of a large
+    one (LFS), git's of a small one. Removes it and raises WeightsError where it differs."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    name, lfs = file.rfilename, getattr(file, "lfs", None)
+    known = isinstance(try_to_load_from_cache(repository, name, revision=revision), str)
+    path = Path(hf_hub_download(repository, name, revision=revision))
+    expected = lfs.sha256 if lfs else getattr(file, "blob_id", None)
+    if expected is None or (known and COMMIT.fullmatch(revision)):
+        return path
+    git = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    digest = hashlib.sha256() if lfs else git
+    with open(path, "rb") as opened:
+        while chunk := opened.read(1 << 20):
+            digest.update(chunk)
+    if (found := digest.hexdigest()) != expected:
+        Path(os.path.realpath(path)).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        raise WeightsError(
+            f"{place}: {name} was damaged on its way (hash {found[:12]}…, expected {expected[:12]}…) and is removed; "
+            "try again"
+        )
+    return path
 
 
 def _no_model(place: str, names: Sequence[str], anchor: str | None) -> str:
@@ -228,24 +252,6 @@ def _announce(what: str, missing: Sequence[Any], folder: Path) -> None:
     if total > free:
         raise WeightsError(f"{what}: {_size(total)}, the disk of {folder} has {_size(free)}; set HF_HOME to another")
     logger.warning(f"downloading {what}: {len(missing)} file{'s' * (len(missing) > 1)}, {_size(total)}")
-
-
-def _verify(place: str, folder: Path, file: Any) -> None:
-    """Compares a file with the hash that the hub lists: SHA-256 of a large one (LFS), git's of a small one. Removes it
-    from the cache and raises WeightsError where it differs."""
-    path, lfs = folder / file.rfilename, getattr(file, "lfs", None)
-    expected = lfs.sha256 if lfs else getattr(file, "blob_id", None)
-    digest = hashlib.sha256() if lfs else hashlib.sha1(f"blob {path.stat().st_size}\0".encode())
-    with open(path, "rb") as opened:
-        while chunk := opened.read(1 << 20):
-            digest.update(chunk)
-    if expected and digest.hexdigest() != expected:
-        Path(os.path.realpath(path)).unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-        raise WeightsError(
-            f"{place}: {file.rfilename} was damaged on its way (hash {digest.hexdigest()[:12]}…, expected "
-            f"{expected[:12]}…) and is removed; try again"
-        )
 
 
 @contextmanager
@@ -296,9 +302,9 @@ def _reason(error: Exception, revision: str, offline_hint: str) -> str:
     shown = render.terminal(f"{type(error).__name__}: {first}", limit=200)
     if isinstance(error, OSError) and "Consistency check" in first:
         return f"a file was damaged on its way, and is not kept; try again ({shown})"
-    if isinstance(error, ValueError | LookupError):
+    if isinstance(error, ValueError | LookupError) and not isinstance(error, errors.LocalEntryNotFoundError):
         return f"what the hub answers cannot be read; is HF_ENDPOINT one? ({shown})"
-    return f"the hub cannot be reached; is there a network? Whole files that arrived are kept{offline_hint} ({shown})"
+    return f"no connection to the hub, or it broke; is there a network? Whole files are kept{offline_hint} ({shown})"
 
 
 def _size(n_bytes: float) -> str:

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from foundling.errors import ConfigError, OutputError, WeightsError
-from foundling.runtime.hub import SCHEME, SMALL, WEIGHTS, Snapshot, hub_errors, is_hub, model_info, parse
+from foundling.runtime.hub import SCHEME, SMALL, Snapshot, hub_errors, is_hub, model_info, parse
 from foundling.weights.directory import MANIFEST, check, read_manifest
+
+WEIGHTS = re.compile(r"(unet/)?(model|diffusion_pytorch_model|adapter)\b.*\.safetensors(\.index\.json)?")
 
 
 def push(
@@ -29,7 +32,8 @@ def push(
     repository, branch = parse(place)
     if branch != "main":
         raise ConfigError(f"{place}: leave @{branch} out and give --revision {branch}")
-    branch, directory = revision or "main", _checked(directory)
+    branch = parse(f"{place}@{revision}")[1] if revision else "main"
+    directory = _checked(directory)
     hashes = read_manifest(directory)["files"]
     files = {name: directory / name for name in [*hashes, MANIFEST]}
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
@@ -78,6 +82,5 @@ def _checked(directory: str | Path) -> Path:
 
 def _is_loaded(name: str) -> bool:
     """Whether a file that is in the repository already would be read as a part of the model."""
-    return name.endswith((".json", ".jinja", ".txt", ".model", ".safetensors")) and bool(
-        WEIGHTS.fullmatch(name) or (SMALL.fullmatch(name) and not name.startswith(("LICENSE", "NOTICE")))
-    )
+    described = SMALL.fullmatch(name) and not name.endswith(".md") and not name.startswith(("LICENSE", "NOTICE"))
+    return bool(described or WEIGHTS.fullmatch(name))

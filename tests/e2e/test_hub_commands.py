@@ -66,6 +66,8 @@ def test_a_model_goes_to_the_hub_and_is_used_from_there(hub: Hub, model: Path, t
     assert hub.repositories["org/new"].private and set(hub.files("org/new")) == {*made["files"], ".gitattributes"}
     with pytest.raises(ConfigError, match="give --revision v2"):
         push(model, "hf://org/new@v2")
+    with pytest.raises(ConfigError, match="not a place of the hub"):
+        push(model, "org/new", revision="no such branch")
     with pytest.raises(ConfigError, match="is on the hub; give a directory"):
         push("hf://org/notes", "org/copy")
 

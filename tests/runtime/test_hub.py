@@ -17,7 +17,7 @@ import torch
 import foundling
 from foundling.errors import ConfigError, FoundlingError, WeightsError
 from foundling.runtime import hub as hub_module
-from foundling.runtime.hub import local_directory, parse, pinned, place_name, resolve, weight_files
+from foundling.runtime.hub import local_directory, parse, pinned, place_name, resolve, weights_in
 from foundling.text import Tokenizer
 from foundling.weights.convert.hugging_face import COMPANIONS, export_model, import_model
 from foundling.weights.inspect import inspect
@@ -89,8 +89,23 @@ def test_sharded_weights_and_the_single_file_that_is_preferred(hub: Hub, sharded
     loaded = foundling.load("hf://org/sharded")
     assert foundling.load(local_directory("hf://org/sharded")).config == loaded.config
     assert files(local_directory("hf://org/sharded")) == sharded
-    names = [*sharded, "model.safetensors", "unet/diffusion_pytorch_model.safetensors"]
-    assert weight_files(names) == ["model.safetensors", "unet/diffusion_pytorch_model.safetensors"]
+    names = [*sharded, "model.safetensors", "unet/diffusion_pytorch_model.safetensors", "model.fp16.safetensors"]
+    assert weights_in(names) == ["model.safetensors", "unet/diffusion_pytorch_model.safetensors"]
+    assert weights_in(sharded) == ["model.safetensors.index.json"]
+
+
+def test_shards_are_those_that_the_index_names(hub: Hub, sharded) -> None:
+    index = "model.safetensors.index.json"
+    renamed = {name.replace("model-0", "model.safetensors-00"): data for name, data in sharded.items()}
+    renamed[index] = sharded[index].replace(b"model-0", b"model.safetensors-00")
+    hub.add("org/sharded", renamed | {"model-00001-of-00002.safetensors": b"of an earlier model"})
+    foundling.load("hf://org/sharded")
+    assert files(local_directory("hf://org/sharded")) == renamed
+    hub.add("org/lost", {k: v for k, v in renamed.items() if not k.startswith("model.safetensors-000001")})
+    assert "the index names model.safetensors-000001-of-" in refused("hf://org/lost")
+    hub.add("org/evil", renamed | {index: b'{"weight_map": {"a": "../../x.safetensors"}}'})
+    with pytest.raises(WeightsError, match="damaged, its weight_map names no safetensors beside it"):
+        foundling.load("hf://org/evil")
 
 
 def test_a_revision_is_a_branch_or_a_commit_and_a_branch_moves(hub: Hub, model) -> None:
@@ -115,7 +130,7 @@ def test_a_commit_in_the_cache_needs_no_network(hub: Hub, model, monkeypatch) ->
     assert len(hub.requests) == asked
     hub.close()
     text = refused("hf://org/tiny")
-    assert "the hub cannot be reached" in text and "HF_HUB_OFFLINE=1 uses what is in the cache" in text
+    assert "no connection to the hub" in text and "HF_HUB_OFFLINE=1 uses what is in the cache" in text
     offline(monkeypatch)
     assert resolve("hf://org/tiny").commit == commit
     assert "not in the cache" in refused("hf://org/other") and "not in the cache" in refused("hf://org/tiny@v2")
@@ -140,9 +155,10 @@ def test_what_is_refused_is_refused_in_one_line(hub: Hub, model, monkeypatch) ->
     hub.add("org/gguf", {"tiny.Q4_0.gguf": b"GGUF"})
     assert "foundling import FILE.gguf DIR" in refused("hf://org/gguf")
     hub.add("org/damaged", {"config.json": b"{", "model.safetensors": b"x"})
-    assert "config.json: damaged, not JSON" in str(
-        pytest.raises(WeightsError, foundling.load, "hf://org/damaged").value
-    )
+    with pytest.raises(WeightsError, match=r"config\.json: damaged, not JSON"):
+        foundling.load("hf://org/damaged")
+    hub.add("org/large", {"config.json": b" " * (33 << 20), "model.safetensors": b"x"})
+    assert "config.json has 34.6 MB, the limit is 33.6 MB" in refused("hf://org/large")
     hub.add("org/empty", {"README.md": b""})
     assert "no config.json, so this is not a model" in refused("hf://org/empty")
     assert len([path for path in hub.downloads() if path.startswith("/cdn/")]) == 1

@@ -29,7 +29,10 @@ enum Activation : int32_t { SILU_GATED = 0, GELU_TANH = 1, GELU_TANH_GATED = 2, 
 
 struct Rounded {  // a span of inputs as integers
     float scale;
-    int32_t offset;  // correction for the weights' offset, negative; for INT4_MIN the sum of the integers
+    union {
+        int32_t offset;  // correction for the weights' offset, negative
+        float sum;       // for INT4_MIN: scale · Σ of the integers
+    };
 };
 
 struct Op {  // mirrored by program.py

@@ -112,8 +112,7 @@ inline void tile_int(const Op &op, int row, int panel, F (&total)[R][P]) {
                 total[r][p] += __builtin_convertvector(acc[r][p], F) * (scale * xs[r * spans + at].scale);
             if constexpr (FORM == INT4_MIN) {
                 const F minimum = halves(s + (p * spans + at) * LINE + L);
-                for (int r = 0; r < R; r++)
-                    total[r][p] += minimum * (xs[r * spans + at].scale * xs[r * spans + at].offset);
+                for (int r = 0; r < R; r++) total[r][p] += minimum * xs[r * spans + at].sum;
             }
         }
     }

@@ -90,7 +90,6 @@ void activate(const Op &op, const Rows &rows, std::atomic<int> &next) {
 
 void quantize(const Op &op, const Rows &rows, std::atomic<int> &next) {
     const int groups = (op.in + GROUP - 1) / GROUP, spans = (groups + op.span - 1) / op.span;
-    const int offset = op.form == INT8 ? -128 : op.form == INT4 ? -8 : 1;
     for (int row; (row = next.fetch_add(1, std::memory_order_relaxed)) < rows.count;) {
         const float *x = op.x + (size_t)row * op.in;
         int8_t *to = op.xq + (size_t)row * groups * GROUP;
@@ -111,7 +110,10 @@ void quantize(const Op &op, const Rows &rows, std::atomic<int> &next) {
                 memcpy(to + i, &bytes, L);
                 total += q;
             }
-            op.xs[(size_t)row * spans + at] = {most / 127.0f, sum(total) * offset};
+            Rounded &rounded = op.xs[(size_t)row * spans + at];
+            rounded.scale = most / 127.0f;
+            if (op.form == INT4_MIN) rounded.sum = rounded.scale * sum(total);
+            else rounded.offset = sum(total) * (op.form == INT8 ? -128 : -8);
         }
     }
 }
