@@ -75,7 +75,7 @@ PATTERNS: dict[str, tuple[str, ...]] = {
 """name -> patterns; the last is our own and has no name in llama.cpp"""
 SAME = {
     "llama-bpe": "llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 dbrx smaug-bpe chatglm-bpe glm4 glm5",
-    "gpt-2": "gpt2 phi-2 gigachat a.x-4.0 mellum modern-bert jina-es jina-de jina-v2-es jina-v2-de mpt olmo jais "
+    "gpt-2": "phi-2 gigachat a.x-4.0 mellum modern-bert jina-es jina-de jina-v2-es jina-v2-de mpt olmo jais "
     "trillion granite-docling exaone4",
     "smollm": "starcoder refact command-r codeshell exaone minerva-7b mellum2",
     "qwen2": "deepseek-r1-qwen kormo f2llmv2 stablelm2 megrez hunyuan solar-open grok-2",
