@@ -299,7 +299,7 @@ def smollm2(folder: Path) -> dict[str, Any]:
 
 def record(folder: Path) -> dict[str, Any]:
     """Blocks of every type with llama.cpp's own numbers, and its ids of texts: what the fast tests compare with."""
-    base = ctypes.CDLL(str(Path(llama_cpp.__file__).parent / "lib" / "libggml-base.so"))
+    base = ctypes.CDLL(str(Path(str(llama_cpp.__file__)).parent / "lib" / "libggml-base.so"))
     base.ggml_quantize_chunk.restype = ctypes.c_size_t
     rows = np.random.default_rng(0).standard_normal((2, 256)).astype(np.float32)
     weight, blocks = np.ones(256, np.float32), {}

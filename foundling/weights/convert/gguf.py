@@ -263,7 +263,7 @@ def _planned(
             kind = "F32" if len(shape) < 2 or "ffn_gate_inp" in name else TYPES[weights]
             if weights == "int4" and link.ours[0] in ("embedding.weight", "head.weight"):
                 kind = "Q8_0"
-            if kind.startswith("Q") and shape[-1] % BLOCK:
-                raise WeightsError(f"{weights} needs widths that are multiples of {BLOCK}; '{name}' has {shape[-1]}")
+            if kind.startswith("Q") and (width := shape[len(shape) - 1]) % BLOCK:
+                raise WeightsError(f"{weights} needs widths that are multiples of {BLOCK}; '{name}' has {width}")
             planned[name] = (link, shape, kind)
     return planned

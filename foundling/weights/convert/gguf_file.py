@@ -127,7 +127,7 @@ def open_gguf(file: str | Path) -> GGUFFile:
         raise WeightsError(f"{path}: no such file")
     try:
         data = np.memmap(path, mode="r")
-        cursor = _Cursor(memoryview(data))
+        cursor = _Cursor(data.data)
         if bytes(data[:4]) != MAGIC:
             raise ValueError("it does not begin with GGUF")
         cursor.at = 4

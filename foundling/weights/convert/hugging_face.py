@@ -75,7 +75,7 @@ def import_model(source: str | Path, out: str | Path, *, dtype: str | None = Non
 
     write_directory(out, fill)
     written = ["tokenizer.json", "generation_config.json"] if isinstance(found, tuple) else []
-    said = {"kept": [*(f.name for f in companion_files), *written]}
+    said: dict[str, Any] = {"kept": [*(f.name for f in companion_files), *written]}
     if gguf is not None:
         said["dequantized"] = gguf.dequantized
     return _summary(model, out, companion_files, skipped) | said
