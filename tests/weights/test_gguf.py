@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import foundling
+from foundling.blocks.position import RopeScaling
 from foundling.errors import OutputError, WeightsError
 from foundling.text import Tokenizer
 from foundling.weights.convert.gguf import load_gguf, save_gguf
@@ -19,21 +20,74 @@ IDS = torch.tensor([[3, 9, 27, 17, 51, 25, 11]])
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, dict(n_kv_heads=1), dict(tie_embeddings=True, rope_theta=5e5), dict(head_dim=64)]
+    ("name", "fields"),
+    [
+        ("llama", {}),
+        ("llama", dict(n_kv_heads=1)),
+        ("llama", dict(tie_embeddings=True, rope_theta=5e5)),
+        ("llama", dict(head_dim=64)),
+        ("llama", dict(rope_scaling=RopeScaling("llama3", 8.0))),
+        ("llama", dict(rope_scaling=RopeScaling("linear", 4.0))),
+        ("mixtral", {}),
+        ("qwen3", dict(n_kv_heads=1)),
+        ("olmo2", {}),
+        ("gemma2", dict(tie_embeddings=True)),
+        ("gemma3", dict(rope_scaling=RopeScaling("linear", 8.0))),
+    ],
 )
-def test_a_round_trip_is_bitwise(tmp_path: Path, fields: dict) -> None:
-    model = case("llama").tiny(**fields)
+def test_a_round_trip_is_bitwise(tmp_path: Path, name: str, fields: dict) -> None:
+    """All but Gemma's norms, which llama.cpp keeps with 1 added."""
+    model = case(name).tiny(**fields)
     again = load_gguf(save_gguf(model, tmp_path / "m.gguf"))
-    assert again.config == model.config
-    for (name, a), (other, b) in zip(model.named_parameters(), again.named_parameters(), strict=True):
-        assert name == other and torch.equal(a, b), name
+    kept = {f: v for f, v in vars(model.config).items() if f not in ("balance_weight",)}
+    assert vars(again.config).items() >= kept.items()
+    for (one, a), (other, b) in zip(model.named_parameters(), again.named_parameters(), strict=True):
+        added = name.startswith("gemma") and one.endswith("norm.weight")
+        assert one == other and torch.equal((a + 1) - 1 if added else a, b), one
 
 
-def test_transformers_reads_the_same_model(tmp_path: Path) -> None:
-    """Its reader undoes the order of rotary pairs by its own code."""
+def test_a_mistral_without_window_is_read_as_the_llama_that_it_is(tmp_path: Path) -> None:
+    model = case("mistral").tiny(window=None)
+    again = load_gguf(save_gguf(model, tmp_path / "m.gguf"))
+    assert type(again).__name__ == "Llama"
+    with torch.no_grad():
+        close(model.logits(model(IDS).hidden), again.logits(again(IDS).hidden))
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("mistral", dict(window=8), "computes with window None; this has 8"),
+        ("gemma2", dict(tie_embeddings=False), "gemma2 has never a head apart"),
+        ("olmo2", dict(tie_embeddings=True), "olmo2 has always a head apart"),
+        ("gemma2", dict(tie_embeddings=True, query_scale=144), "computes with query_scale 32; this has 144"),
+        ("gemma2", dict(tie_embeddings=True, score_cap=None), "always has score_cap"),
+        ("gemma3", dict(rope_scaling=RopeScaling("llama3", 8.0)), "does not scale rotary positions as llama3"),
+    ],
+)
+def test_what_llama_cpp_computes_otherwise_is_not_written(
+    tmp_path: Path, name: str, fields: dict, message: str
+) -> None:
+    with pytest.raises(WeightsError, match=message):
+        save_gguf(case(name).tiny(**fields), tmp_path / "m.gguf")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("llama", {}),
+        ("qwen3", dict(head_dim=128)),
+        ("gemma2", dict(head_dim=256, query_scale=256, tie_embeddings=True)),
+        ("gemma3", dict(head_dim=256, query_scale=256, tie_embeddings=True, period=6)),
+    ],
+)
+def test_transformers_reads_the_same_model(tmp_path: Path, name: str, fields: dict) -> None:
+    """Its reader undoes the order of rotary pairs, and Gemma's added 1, by its own code. It takes the size of a head
+    from the published models."""
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
-    model = case("llama").tiny(vocab_size=320, n_kv_heads=1)
+    model = case(name).tiny(vocab_size=320, n_kv_heads=1, **fields)
     tokenizer = Tokenizer.train(["some text, any text\n"] * 5, 320)
     save_gguf(model, tmp_path / "m.gguf", tokenizer=tokenizer)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf").eval()
@@ -78,14 +132,8 @@ def written(path: Path, change) -> Path:
     path.unlink()
     writer = gguf.GGUFWriter(path, arch)
     for name, value in fields.items():
-        kind = (
-            writer.add_string
-            if isinstance(value, str)
-            else writer.add_float32
-            if isinstance(value, float)
-            else writer.add_uint32
-        )
-        kind(name, value)
+        kinds = {str: writer.add_string, float: writer.add_float32}
+        kinds.get(type(value), writer.add_uint32)(name, value)
     for name, tensor in tensors.items():
         writer.add_tensor(name, tensor)
     writer.write_header_to_file()
@@ -98,14 +146,15 @@ def written(path: Path, change) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f, t: "gemma3", "architecture is 'gemma3'"),
+        (lambda f, t: "mamba", "architecture is 'mamba'"),
         (lambda f, t: f.pop("llama.block_count") and None, "lacks 'llama.block_count'"),
         (lambda f, t: f.update({"llama.block_count": 4_000_000_000}), "the file holds"),
         (lambda f, t: f.update({"llama.block_count": 1}), "unknown tensor"),
         (lambda f, t: f.update({"llama.embedding_length": 4_000_000_000}), "expected"),
         (lambda f, t: f.update({"llama.attention.head_count": 0}), "llama|zero|positive|n_heads"),
         (lambda f, t: f.update({"llama.rope.scaling.type": "yarn"}), "scaled"),
-        (lambda f, t: f.update({"llama.rope.scaling.factor": 2.0}), "scaled"),
+        (lambda f, t: f.update({"llama.rope.scaling.factor": 0.5}), "scaled as 'linear' by 0.5 are not"),
+        (lambda f, t: f.update({"llama.rope.scaling.factor": float("nan")}), "scaled as 'linear' by nan are not"),
         (lambda f, t: f.update({"llama.rope.dimension_count": 4}), "'llama.rope.dimension_count' is 4; only"),
         (lambda f, t: f.update({"llama.attention.causal": 0}), "'llama.attention.causal' is 0; only True"),
         (lambda f, t: f.update({"llama.logit_scale": 0.5}), "'llama.logit_scale' is not known here"),
@@ -115,7 +164,7 @@ def written(path: Path, change) -> Path:
         (lambda f, t: t.pop("token_embd.weight") is None, "lacks 'token_embd.weight'"),
         (lambda f, t: t.update({"more.weight": t["output_norm.weight"]}), "unknown tensor 'more.weight'"),
         (lambda f, t: t.update({"output_norm.weight": t["output_norm.weight"][:8]}), "expected"),
-        (lambda f, t: t.update({"rope_freqs.weight": t["output_norm.weight"]}), "scaled"),
+        (lambda f, t: t.update({"rope_freqs.weight": t["output_norm.weight"]}), "scales rotary"),
     ],
 )
 def test_what_is_no_llama_is_refused_in_one_line(tmp_path: Path, change, message: str) -> None:
