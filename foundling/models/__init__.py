@@ -38,6 +38,7 @@ FAMILIES: dict[str, Entry] = {
     "llama4": Entry("foundling.models.decoder.llama4", "Llama4", "Llama4Config", "decoder", "llama4_text"),
     "mistral": Entry("foundling.models.decoder.mistral", "Mistral", "MistralConfig", "decoder", "mistral"),
     "qwen3": Entry("foundling.models.decoder.qwen3", "Qwen3", "Qwen3Config", "decoder", "qwen3"),
+    "qwen3_moe": Entry("foundling.models.decoder.qwen3_moe", "Qwen3MoE", "Qwen3MoEConfig", "decoder", "qwen3_moe"),
     "olmo2": Entry("foundling.models.decoder.olmo2", "OLMo2", "OLMo2Config", "decoder", "olmo2"),
     "gpt_neox": Entry("foundling.models.decoder.gpt_neox", "GPTNeoX", "GPTNeoXConfig", "decoder", "gpt_neox"),
     "gemma2": Entry("foundling.models.decoder.gemma2", "Gemma2", "Gemma2Config", "decoder", "gemma2"),

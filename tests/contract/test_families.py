@@ -310,7 +310,8 @@ PUBLISHED = {
     "llama-3.1-8b": 8_030_261_248, "llama-3.1-70b": 70_553_706_496, "llama-3.2-1b": 1_235_814_400,
     "llama-3.2-3b": 3_212_749_824, "mistral-7b-v0.1": 7_241_732_096, "mistral-7b-v0.3": 7_248_023_552,
     "mistral-nemo-12b": 12_247_782_400, "qwen3-0.6b": 596_049_920, "qwen3-1.7b": 1_720_574_976,
-    "qwen3-8b": 8_190_735_360, "qwen3-32b": 32_762_123_264, "olmo-2-1b": 1_484_916_736, "olmo-2-7b": 7_298_617_344,
+    "qwen3-8b": 8_190_735_360, "qwen3-32b": 32_762_123_264, "qwen3-30b-a3b": 30_532_122_624,
+    "qwen3-235b-a22b": 235_093_634_560, "olmo-2-1b": 1_484_916_736, "olmo-2-7b": 7_298_617_344,
     "olmo-2-13b": 13_716_198_400, "olmo-2-32b": 32_234_279_936, "gpt-neox-20b": 20_554_567_680,
     "pythia-70m": 70_426_624, "pythia-160m": 162_322_944, "pythia-410m": 405_334_016, "pythia-1.4b": 1_414_647_808,
     "pythia-6.9b": 6_857_302_016, "pythia-12b": 11_846_072_320, "gemma-2-2b": 2_614_341_888,
@@ -343,9 +344,10 @@ ROUNDED = {
 """as papers state them"""
 ACTIVE = {
     "mixtral-8x7b": 12_879_925_248, "mixtral-8x22b": 39_161_468_928, "llama-4-scout": 17e9, "llama-4-maverick": 17e9,
+    "qwen3-30b-a3b": 3_353_032_704, "qwen3-235b-a22b": 22_190_763_520,
     "jamba-v0.1": 12_110_311_296, "jamba-1.5-mini": 12_110_311_296, "jamba-1.5-large": 94e9,
 }  # fmt: skip
-"""of which a token meets: published as 12.9 and 39 billion, 17, 12 and 94"""
+"""of which a token meets: published as 12.9 and 39 billion, 17, 3.3, 22, 12 and 94"""
 
 
 @each

@@ -93,6 +93,11 @@ def mixtral(**fields: Any) -> Reference:
     return _decoder("MixtralForCausalLM", "MixtralConfig", **(base | fields))
 
 
+def qwen3_moe(**fields: Any) -> Reference:
+    base = dict(moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2)
+    return like_llama("Qwen3Moe", **(base | fields))
+
+
 def mamba(**fields: Any) -> Reference:
     base = dict(vocab_size=64, hidden_size=32, state_size=8, num_hidden_layers=2)
     return _decoder("MambaForCausalLM", "MambaConfig", **(base | fields))
@@ -277,6 +282,11 @@ REFERENCES: dict[str, list[Reference]] = {
         like_llama("Qwen3", head_dim=32, num_key_value_heads=4, tie_word_embeddings=True),
         like_llama("Qwen3", head_dim=8, num_key_value_heads=1),
     ],
+    "qwen3_moe": [
+        qwen3_moe(head_dim=16, norm_topk_prob=True),
+        qwen3_moe(decoder_sparse_step=2, mlp_only_layers=[1], num_hidden_layers=4, num_key_value_heads=1),
+        qwen3_moe(num_experts=3, num_experts_per_tok=1, tie_word_embeddings=True, mlp_only_layers=[0], head_dim=8),
+    ],
     "olmo2": [
         like_llama("Olmo2"),
         like_llama("Olmo2", num_key_value_heads=1, tie_word_embeddings=True),
@@ -354,5 +364,5 @@ REFERENCES: dict[str, list[Reference]] = {
     ],
     "clip": [clip(63, 32, 3), clip(63, 48, 1), clip(2, 64, 3)],
 }  # fmt: skip
-TOLERANCE = {name: bound(depth=32) for name in ("mixtral", "jamba", "llama4")}
+TOLERANCE = {name: bound(depth=32) for name in ("mixtral", "jamba", "llama4", "qwen3_moe")}
 """A router's weights multiply what its experts add: twice as many sums in a row as elsewhere."""

@@ -31,6 +31,7 @@ BRANCHES = {
     ("gemma3", 2): "linear rope scaling of the global layers",
     ("bloom", 1): "slopes of a number of heads that is no power of two",
     ("mixtral", 1): "one expert a token",
+    ("qwen3_moe", 1): "layers without experts by period and by number, probabilities that do not sum to one",
     ("rwkv", 2): "weights divided every second layer",
     ("t5", 1): "version 1.1: gated feed-forward, untied head",
     ("albert", 2): "two groups of layers",
@@ -129,7 +130,7 @@ def test_a_bias_of_the_head_that_is_not_zero_is_refused(tmp_path) -> None:
         foundling.load(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["mixtral", "jamba"])
+@pytest.mark.parametrize("name", ["mixtral", "jamba", "qwen3_moe"])
 @torch.inference_mode()
 def test_the_router_loss_is_theirs(name: str, tmp_path) -> None:
     theirs, x = randomise(REFERENCES[name][0].make()), tokens()
