@@ -55,6 +55,9 @@ FAMILIES: dict[str, Entry] = {
         "foundling.models.encoder.distilbert", "DistilBERT", "DistilBERTConfig", "encoder", "distilbert"
     ),
     "albert": Entry("foundling.models.encoder.albert", "ALBERT", "ALBERTConfig", "encoder", "albert"),
+    "modernbert": Entry(
+        "foundling.models.encoder.modernbert", "ModernBERT", "ModernBERTConfig", "encoder", "modernbert"
+    ),
     "rwkv": Entry("foundling.models.recurrent.rwkv", "RWKV", "RWKVConfig", "decoder", "rwkv"),
     "s4": Entry("foundling.models.recurrent.s4", "S4", "S4Config", "decoder", "s4"),
     "h3": Entry("foundling.models.recurrent.h3", "H3", "H3Config", "decoder", "h3"),

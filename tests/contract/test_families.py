@@ -323,6 +323,7 @@ PUBLISHED = {
     "bert-base": 110_106_428, "bert-large": 336_226_108, "minilm-l6": 22_713_216,
     "roberta-base": 124_697_433, "roberta-large": 355_412_057, "distilbert-base": 66_985_530,
     "albert-base": 11_813_810, "albert-large": 17_847_474, "albert-xlarge": 59_021_490, "albert-xxlarge": 223_158_450,
+    "modernbert-base": 149_655_232, "modernbert-large": 395_881_664,
     "mamba-130m": 129_135_360, "mamba-370m": 371_516_416, "mamba-790m": 793_204_224, "mamba-1.4b": 1_372_178_432,
     "mamba-2.8b": 2_768_345_600, "jamba-v0.1": 51_570_323_328, "jamba-1.5-mini": 51_570_323_328,
     "rwkv-4-169m": 169_342_464, "rwkv-4-430m": 430_397_440, "rwkv-4-1b5": 1_515_106_304,

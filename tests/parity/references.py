@@ -94,7 +94,7 @@ def mixtral(**fields: Any) -> Reference:
 
 
 def qwen3_moe(**fields: Any) -> Reference:
-    base = dict(moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2)
+    base: dict[str, Any] = dict(moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2)
     return like_llama("Qwen3Moe", **(base | fields))
 
 
@@ -183,6 +183,10 @@ def distilbert(**fields: Any) -> Reference:
 
 def albert(**fields: Any) -> Reference:
     return encoder("AlbertForMaskedLM", **(dict(embedding_size=12) | fields))
+
+
+def modernbert(**fields: Any) -> Reference:
+    return encoder("ModernBertForMaskedLM", **(dict(pad_token_id=0) | fields))
 
 
 def clip(eos: int, width: int, channels: int) -> Reference:
@@ -351,6 +355,14 @@ REFERENCES: dict[str, list[Reference]] = {
         albert(),
         albert(hidden_act="gelu", num_hidden_layers=3),
         albert(num_hidden_groups=2, num_hidden_layers=4),
+    ],
+    "modernbert": [
+        modernbert(num_hidden_layers=5, local_attention=12),
+        modernbert(num_attention_heads=1, local_attention=7, layer_types=["full_attention", "sliding_attention"],
+                   tie_word_embeddings=False),
+        modernbert(num_attention_heads=8, vocab_size=61, norm_eps=1e-3, rope_parameters={
+            "full_attention": {"rope_type": "default", "rope_theta": 500.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 90.0}}),
     ],
     "bart": [
         bart(),

@@ -35,6 +35,7 @@ BRANCHES = {
     ("rwkv", 2): "weights divided every second layer",
     ("t5", 1): "version 1.1: gated feed-forward, untied head",
     ("albert", 2): "two groups of layers",
+    ("modernbert", 1): "untied head, a window of an odd number",
     ("bart", 1): "scaled embeddings, untied head",
     ("clip", 2): "eos_id 2: a text ends at its largest id",
 }
