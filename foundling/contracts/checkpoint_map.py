@@ -66,6 +66,9 @@ class ConfigMap:
     """our fields of which each one has tensors of its own; by default those that count layers, blocks and experts"""
     renamed: tuple[tuple[str, str], ...] = ()
     """(ending of tensor names in older directories, what it is today)"""
+    dequantised: tuple[str, ...] = ()
+    """quantisation methods, in the names of config.json's quant_method, whose tensors are converted to floats on
+    reading; others are refused"""
     type_key: str = "model_type"
     """the key that holds `model_type`"""
     weights: str = "model.safetensors"

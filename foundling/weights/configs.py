@@ -10,8 +10,12 @@ from foundling.config import hints, to_dict
 from foundling.contracts.checkpoint_map import ConfigMap
 from foundling.errors import ConfigError, WeightsError
 from foundling.models import FAMILIES, Family, configuration, recognise
+from foundling.weights.quantised import check_config
 
 FLAT_ROPE, LOCAL_THETA = ("rope_theta", "partial_rotary_factor"), "rope_local_base_freq"
+UNREAD_HEADS = ("ForTokenClassification", "ForQuestionAnswering")
+"""Endings of classes of transformers with a head over single tokens that is no vocabulary. Its tensors may have the
+names and shapes of a classifier of whole texts."""
 # Written by transformers; written anew here.
 WRITTEN_ANEW = {"model_type", "architectures", "transformers_version", "torch_dtype", "dtype", "_class_name"}
 
@@ -22,13 +26,9 @@ def read_config(values: dict[str, Any], file: str) -> tuple[Family, Any, dict[st
     if family is None:
         model_type = values.get("model_type", values.get("_class_name"))
         raise WeightsError(f"{file}: model_type {model_type!r} is not supported; supported: {', '.join(FAMILIES)}")
-    if quantised := values.get("quantization_config"):
-        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
-        raise WeightsError(
-            f"{file}: the weights are quantised ({_short(method or 'quantization_config')}), which is not read here; "
-            "take the unquantised model, or a GGUF file"
-        )
     table: ConfigMap = family.module.CONFIG
+    values = check_config(values, file, table.dequantised)
+    _check_head(values.get("architectures"), file)
     try:
         values = _flatten(_to_version_4(dict(values), file), table)
     except RecursionError:
@@ -65,6 +65,12 @@ def read_config(values: dict[str, Any], file: str) -> tuple[Family, Any, dict[st
                 f"{file}: {key} = {_short(values[key])} is not supported by {family.name}; only {_short(expected)} is"
             )
     return family, config, inert
+
+
+def _check_head(architectures: Any, file: str) -> None:
+    for name in architectures if isinstance(architectures, list) else []:
+        if str(name).endswith(UNREAD_HEADS):
+            raise WeightsError(f"{file}: {_short(name)} has a head that is not read here; take the base model")
 
 
 def write_config(family: Family, config: Any, inert: dict[str, Any], dtype: str = "float32") -> dict[str, Any]:
