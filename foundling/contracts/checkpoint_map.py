@@ -45,6 +45,7 @@ class ConfigMap:
     derived: dict[str, Callable[[dict[str, Any]], Any]] = field(default_factory=dict)
     """the published default of a key that a file may leave out, from the others"""
     only: dict[str, Any] = field(default_factory=dict)
+    """published name -> the value, or a tuple of values that mean the same, of which the first is written"""
     base_prefix: str = ""
     """what a model without head leaves out of its tensor names"""
     ignored: tuple[str, ...] = ()

@@ -16,11 +16,15 @@ from foundling.errors import WeightsError
 
 Parts = list[Tensor]
 # name -> (on loading, on saving). Each takes a list of tensors, the number of tensors to return, and the number of
-# heads.
-Transform = Callable[[Parts, int, int], Parts]
+# heads, or one for each part.
+Transform = Callable[[Parts, int, Any], Parts]
 TRANSFORMS: dict[str, tuple[Transform, Transform]] = {
     "transpose": (lambda p, n, h: [t.mT for t in p], lambda p, n, h: [t.mT for t in p]),
     "split": (lambda p, n, h: list(p[0].chunk(n)), lambda p, n, h: [torch.cat(p)]),
+    "split_heads": (
+        lambda p, n, h: [t.flatten(0, 1) for t in p[0].unflatten(0, (sum(h), -1)).split(list(h))],
+        lambda p, n, h: [torch.cat(p)],
+    ),
     "scalar": (lambda p, n, h: [t.reshape(1) for t in p], lambda p, n, h: [t.reshape(()) for t in p]),
     # (1, 1, C) -> (C,)
     "vector": (lambda p, n, h: [t.reshape(-1) for t in p], lambda p, n, h: [t.reshape(1, 1, -1) for t in p]),
@@ -45,7 +49,8 @@ class Link(NamedTuple):
     key: Key
     theirs: tuple[str, ...]
     ours: tuple[str, ...]
-    heads: int
+    heads: Any
+    """what the key's field `heads` holds"""
 
     def to_ours(self, parts: Parts) -> Parts:
         for transform in self.key.transforms:

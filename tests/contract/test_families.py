@@ -329,11 +329,18 @@ PUBLISHED = {
     "rwkv-4-169m": 169_342_464, "rwkv-4-430m": 430_397_440, "rwkv-4-1b5": 1_515_106_304,
     "rwkv-4-3b": 2_984_627_200, "rwkv-4-7b": 7_392_649_216, "rwkv-4-14b": 14_148_597_760,
     "h3-125m": 126_387_456,
+    "llama-3-70b": 70_553_706_496, "llama-3.1-405b": 405_853_388_800, "llama-3.3-70b": 70_553_706_496,
+    "qwen2.5-0.5b": 494_032_768, "qwen2.5-1.5b": 1_543_714_304, "qwen2.5-3b": 3_085_938_688,
+    "qwen2.5-7b": 7_615_616_512, "qwen2.5-14b": 14_770_033_664, "qwen2.5-32b": 32_763_876_352,
+    "qwen2.5-72b": 72_706_203_648, "qwen3-4b": 4_022_468_096, "qwen3-14b": 14_768_307_200,
+    "gemma-2b": 2_506_172_416, "gemma-7b": 8_537_680_896, "phi-3-mini-4k": 3_821_079_552,
+    "phi-3-medium-4k": 13_960_238_080, "phi-4": 14_659_507_200,
     "bart-base": 139_420_416, "bart-large": 406_291_456,
     "transformer-base": 63_082_496,  # nobody's; its shapes and 37,000 tokens make this, table 3 says 65 million
     "unet-32": 35_751_939,  # nobody's but ours; as many as diffusers' UNet2DModel of that shape has
 }  # fmt: skip
-"""Parameters of the released checkpoints."""
+"""Parameters of the released checkpoints: "Model size" of their pages on the Hugging Face hub, which counts the
+tensors of the files; a tied head once."""
 ROUNDED = {
     "opt-66b": 66e9, "opt-175b": 175e9, "gopher-280b": 280e9, "chinchilla-70b": 70e9, "poro-34b": 34.2e9,
     "gpt3-125m": 125e6, "gpt3-350m": 356e6, "gpt3-760m": 760e6, "gpt3-1.3b": 1.32e9, "gpt3-2.7b": 2.65e9,

@@ -249,6 +249,8 @@ def randomise(model: Any) -> Any:
     return model.eval()
 
 
+SLOW = [1.0, 1.5, 2.25, 3.0, 1.25, 4.5, 8.0, 9.5]
+"""factors of longrope"""
 REFERENCES: dict[str, list[Reference]] = {
     "gpt": [
         gpt(n_embd=48, n_head=3, n_positions=40, vocab_size=97),
@@ -290,6 +292,25 @@ REFERENCES: dict[str, list[Reference]] = {
         qwen3_moe(head_dim=16, norm_topk_prob=True),
         qwen3_moe(decoder_sparse_step=2, mlp_only_layers=[1], num_hidden_layers=4, num_key_value_heads=1),
         qwen3_moe(num_experts=3, num_experts_per_tok=1, tie_word_embeddings=True, mlp_only_layers=[0], head_dim=8),
+    ],
+    "qwen2": [
+        like_llama("Qwen2"),
+        like_llama("Qwen2", tie_word_embeddings=True, use_sliding_window=True, sliding_window=7, max_window_layers=1),
+        like_llama("Qwen2", num_key_value_heads=1, rope_parameters={
+            "rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16}),
+    ],
+    "phi3": [
+        like_llama("Phi3", sliding_window=9),
+        like_llama("Phi3", num_key_value_heads=1, original_max_position_embeddings=40, rope_parameters={
+            "rope_type": "longrope", "rope_theta": 500.0, "partial_rotary_factor": 0.67, "short_factor": SLOW[:4],
+            "long_factor": SLOW[4:]}),
+        like_llama("Phi3", num_key_value_heads=4, original_max_position_embeddings=16, tie_word_embeddings=True,
+                   rope_parameters={"rope_type": "longrope", "short_factor": [1.0] * 6, "long_factor": SLOW[2:]}),
+    ],
+    "gemma": [
+        like_llama("Gemma", head_dim=16),
+        like_llama("Gemma", head_dim=12, num_key_value_heads=1, tie_word_embeddings=False),
+        like_llama("Gemma", head_dim=32, num_key_value_heads=4),
     ],
     "olmo2": [
         like_llama("Olmo2"),
