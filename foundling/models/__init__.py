@@ -42,6 +42,7 @@ FAMILIES: dict[str, Entry] = {
     "qwen3_moe": Entry("foundling.models.decoder.qwen3_moe", "Qwen3MoE", "Qwen3MoEConfig", "decoder", "qwen3_moe"),
     "olmo2": Entry("foundling.models.decoder.olmo2", "OLMo2", "OLMo2Config", "decoder", "olmo2"),
     "gpt_neox": Entry("foundling.models.decoder.gpt_neox", "GPTNeoX", "GPTNeoXConfig", "decoder", "gpt_neox"),
+    "gpt_oss": Entry("foundling.models.decoder.gpt_oss", "GPTOSS", "GPTOSSConfig", "decoder", "gpt_oss"),
     "gemma": Entry("foundling.models.decoder.gemma", "Gemma", "GemmaConfig", "decoder", "gemma"),
     "gemma2": Entry("foundling.models.decoder.gemma2", "Gemma2", "Gemma2Config", "decoder", "gemma2"),
     "gemma3": Entry("foundling.models.decoder.gemma3", "Gemma3", "Gemma3Config", "decoder", "gemma3_text"),
@@ -144,7 +145,7 @@ def count_parameters(model: Any) -> dict[str, int]:
     does not use; `non_embedding` excludes token and position embeddings, but includes an untied head."""
     total = sum(p.numel() for p in model.parameters())
     tables = {p for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
-    experts = [(m, e) for m in model.modules() if isinstance(m, MoE) for e in (m.gate, m.up, m.down)]
-    idle = sum(e.weight.numel() * (m.n_experts - m.n_active) // m.n_experts for m, e in experts)
+    experts = [(m, p) for m in model.modules() if isinstance(m, MoE) for p in m.expert_parameters()]
+    idle = sum(p.numel() * (m.n_experts - m.n_active) // m.n_experts for m, p in experts)
     embedding = sum(p.numel() for p in tables)
     return {"total": total, "active": total - idle, "non_embedding": total - embedding}

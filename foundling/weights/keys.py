@@ -30,6 +30,11 @@ TRANSFORMS: dict[str, tuple[Transform, Transform]] = {
     "vector": (lambda p, n, h: [t.reshape(-1) for t in p], lambda p, n, h: [t.reshape(1, 1, -1) for t in p]),
     "stack_experts": (lambda p, n, h: [torch.stack(p)], lambda p, n, h: list(p[0].unbind())),
     "split_experts": (lambda p, n, h: list(p[0].chunk(n, dim=1)), lambda p, n, h: [torch.cat(p, dim=1)]),
+    # of each expert, rows of the parts by turns
+    "interleaved_experts": (
+        lambda p, n, h: [p[0][:, part::n] for part in range(n)],
+        lambda p, n, h: [torch.stack(p, dim=2).flatten(1, 2)],
+    ),
     # RoPE rotates neighbouring rows in their layout, rows half a head apart in ours
     "rope_pairs": (
         lambda p, n, h: [t.unflatten(0, (h, -1, 2)).transpose(1, 2).flatten(0, 2) for t in p],

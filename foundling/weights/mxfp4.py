@@ -24,7 +24,7 @@ NUMBERS = torch.cat((_POSITIVE, -_POSITIVE))
 def dequantised(blocks: Tensor, scales: Tensor) -> Tensor:
     """blocks (…, G, 16) and scales (…, G), uint8 -> (…, 32 G) float32"""
     halves = torch.stack((blocks & 15, blocks >> 4), dim=-1).flatten(-2)
-    return torch.ldexp(NUMBERS[halves.int()], (scales.int() - EXPONENT_BIAS)[..., None]).flatten(-2)
+    return torch.ldexp(NUMBERS.to(blocks.device)[halves.int()], (scales.int() - EXPONENT_BIAS)[..., None]).flatten(-2)
 
 
 class MXFP4Tensors(Tensors):
@@ -60,7 +60,7 @@ class MXFP4Tensors(Tensors):
             return super().read(name)
         n_experts, width, rows = self.shape(name)
         blocks, scales = (self.pairs.read(name + part) for part in (BLOCKS, SCALES))
-        out = torch.empty(n_experts, rows, width, dtype=torch.bfloat16)
+        out = torch.empty(n_experts, rows, width, dtype=torch.bfloat16, device=blocks.device)
         for expert in range(n_experts):  # one by one: their floats take eight times their bytes
             numbers = dequantised(blocks[expert], scales[expert])
             if bool((scales[expert] == NOT_A_NUMBER).any()) or not bool(numbers.isfinite().all()):

@@ -98,6 +98,11 @@ def qwen3_moe(**fields: Any) -> Reference:
     return like_llama("Qwen3Moe", **(base | fields))
 
 
+def gpt_oss(**fields: Any) -> Reference:
+    base: dict[str, Any] = dict(num_local_experts=4, num_experts_per_tok=2, head_dim=16, sliding_window=5)
+    return like_llama("GptOss", **(base | fields))
+
+
 def mamba(**fields: Any) -> Reference:
     base = dict(vocab_size=64, hidden_size=32, state_size=8, num_hidden_layers=2)
     return _decoder("MambaForCausalLM", "MambaConfig", **(base | fields))
@@ -322,6 +327,13 @@ REFERENCES: dict[str, list[Reference]] = {
         gpt_neox(rope_parameters={"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}),
         gpt_neox(use_parallel_residual=False, tie_word_embeddings=True, num_attention_heads=2),
     ],
+    "gpt_oss": [
+        gpt_oss(sliding_window=7),
+        gpt_oss(num_local_experts=3, num_experts_per_tok=1, num_key_value_heads=4, swiglu_alpha=1.3, swiglu_limit=0.5,
+                rope_parameters={"rope_type": "default", "rope_theta": 500.0}),
+        gpt_oss(num_hidden_layers=2, num_key_value_heads=1, head_dim=8, tie_word_embeddings=True, rope_parameters={
+            "rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16}),
+    ],
     "gemma2": [
         like_llama("Gemma2", head_dim=16, sliding_window=7, query_pre_attn_scalar=10),
         like_llama("Gemma2", head_dim=8, sliding_window=30, num_key_value_heads=1, attn_logit_softcapping=5.0,
@@ -397,5 +409,5 @@ REFERENCES: dict[str, list[Reference]] = {
     ],
     "clip": [clip(63, 32, 3), clip(63, 48, 1), clip(2, 64, 3)],
 }  # fmt: skip
-TOLERANCE = {name: bound(depth=32) for name in ("mixtral", "jamba", "llama4", "qwen3_moe")}
+TOLERANCE = {name: bound(depth=32) for name in ("mixtral", "jamba", "llama4", "qwen3_moe", "gpt_oss")}
 """A router's weights multiply what its experts add: twice as many sums in a row as elsewhere."""

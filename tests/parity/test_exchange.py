@@ -39,6 +39,7 @@ BRANCHES = {
     ("rwkv", 2): "weights divided every second layer",
     ("t5", 1): "version 1.1: gated feed-forward, untied head",
     ("albert", 2): "two groups of layers",
+    ("gpt_oss", 1): "experts clamped early, no rope scaling",
     ("modernbert", 1): "untied head, a window of an odd number",
     ("bart", 1): "scaled embeddings, untied head",
     ("clip", 2): "eos_id 2: a text ends at its largest id",
@@ -135,7 +136,7 @@ def test_a_bias_of_the_head_that_is_not_zero_is_refused(tmp_path) -> None:
         foundling.load(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["mixtral", "jamba", "qwen3_moe"])
+@pytest.mark.parametrize("name", ["mixtral", "jamba", "qwen3_moe", "gpt_oss"])
 @torch.inference_mode()
 def test_the_router_loss_is_theirs(name: str, tmp_path) -> None:
     theirs, x = randomise(REFERENCES[name][0].make()), tokens()

@@ -72,7 +72,8 @@ class Qwen3MoE(Decoder):
                 layers.append(MoEBlock(norm(c.d_model), mixer, norm(c.d_model), moe))
             else:
                 layers.append(Block(norm(c.d_model), mixer, norm(c.d_model), GatedMLP(c.d_model, c.d_ff, F.silu)))
-        super().__init__(c, layers, norm(c.d_model), rope=RoPE(c.head_dim, c.rope_theta, c.rope_scaling))
+        rope = RoPE(c.head_dim, c.rope_theta, c.rope_scaling, max_positions=c.max_seq_len)
+        super().__init__(c, layers, norm(c.d_model), rope=rope)
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:
