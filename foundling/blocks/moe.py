@@ -114,8 +114,9 @@ class MoE(nn.Module):
         return self.down(self.activation(self.gate(rows, ends)) * self.up(rows, ends), ends)
 
     def expert_parameters(self) -> list[Tensor]:
-        """Those of which a token meets `n_active` rows of `n_experts`."""
-        return [*(matrix.weight for matrix in (self.gate, self.up, self.down)), *self.parameters(recurse=False)]
+        """Those with one row for each expert, of which a token meets `n_active`; a subclass may own biases."""
+        of_matrices = (p for matrix in (self.gate, self.up, self.down) for p in matrix.parameters())
+        return [*of_matrices, *self.parameters(recurse=False)]
 
     def forward(self, x: Tensor, real: Tensor | None = None) -> tuple[Tensor, Routing]:
         """x (B, T, D), real (B, T) bool or None for all -> (B, T, D) and the router's statistics"""

@@ -96,6 +96,12 @@ def without_dropout(*keys: str) -> dict[str, Callable[[dict[str, Any]], Any]]:
     return dict.fromkeys(keys, lambda c: 0.0)
 
 
+def padding(default: int) -> dict[str, Callable[[dict[str, Any]], Any]]:
+    """`pad_token_id` for a file that would name none, where transformers assumes `default` and asks that it is a row of
+    the embedding."""
+    return {"pad_token_id": lambda c: default if default < c["vocab_size"] else 0}
+
+
 def check_dropout(config: Any) -> None:
     """Raises ConfigError unless `dropout` and `attention_dropout` are probabilities below 1."""
     for name in ("dropout", "attention_dropout"):

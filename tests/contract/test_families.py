@@ -4,6 +4,8 @@
 import pytest
 import torch
 
+from foundling.adapt.lora import LoRAOptions, lora
+from foundling.adapt.quantize import quantize
 from foundling.blocks.init import initialise, roles
 from foundling.contracts.cache import State
 from foundling.contracts.denoise import Denoiser as DenoiserProtocol
@@ -357,7 +359,8 @@ ACTIVE = {
     "gpt-oss-120b": 5_711_982_912,
     "jamba-v0.1": 12_110_311_296, "jamba-1.5-mini": 12_110_311_296, "jamba-1.5-large": 94e9,
 }  # fmt: skip
-"""of which a token meets: published as 12.9 and 39 billion, 17, 3.3, 22, 3.6 and 5.1 without the embedding (0.6), 12 and 94"""
+"""of which a token meets: published as 12.9 and 39 billion, 17, 3.3 and 22, 3.6 and 5.1 (without the embedding's 0.6),
+12 and 94"""
 
 
 @each
@@ -383,3 +386,20 @@ def has_published_sizes(name: str, presets: dict[str, dict]) -> None:
             continue
         assert sizes["total"] == PUBLISHED[preset], preset
         assert sizes["active"] == ACTIVE.get(preset, sizes["total"]), preset
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_parameters_of_an_adapted_and_of_a_quantised_mixture_are_counted(name: str) -> None:
+    model = case(name).tiny()
+    before, c = count_parameters(model), model.config
+    # what a token does not meet: rows of three matrices a layer, and of their biases
+    biases = 2 * c.d_expert + c.d_model if name == "gpt_oss" else 0
+    assert before["total"] - before["active"] == 2 * (8 - 2) * (3 * c.d_model * c.d_expert + biases)
+    lora(model, LoRAOptions("*layers.*.ffn.down", rank=3), generator("lora"))
+    after = count_parameters(model)
+    row = 3 * (c.d_model + c.d_expert)
+    assert (after["total"] - before["total"], after["active"] - before["active"]) == (2 * 8 * row, 2 * 2 * row)
+    rounded = case(name).tiny()
+    quantize(rounded, "*layers.*.ffn.*")
+    counted = count_parameters(rounded)
+    assert counted["total"] - counted["active"] == 2 * (8 - 2) * biases, "integers are no parameters"

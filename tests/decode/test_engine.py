@@ -299,6 +299,8 @@ def test_errors_are_one_line(options: dict, request_: dict, message: str) -> Non
     assert "\n" not in str(caught.value)
     with pytest.raises(GenerationError, match="native code is not available"):
         Engine(case("mamba2").tiny(), EngineOptions(native=True))
+    with pytest.raises(GenerationError, match=r"layer 0 \(SinkAttention and BiasedMoE\) is not plain attention"):
+        Engine(case("gpt_oss").tiny(), EngineOptions(native=True))
 
 
 def test_two_streams_of_one_engine_both_receive_all_of_their_outputs() -> None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every family that others have too: their directories load here, ours there, with equal outputs and equal tensors."""
 
+import json
+
 import pytest
 import torch
 
@@ -8,7 +10,8 @@ import foundling
 from foundling.decode.sampling import Sampling
 from foundling.errors import WeightsError
 from foundling.models import FAMILIES
-from tests.contract.matrix import covers, names
+from tests.contract.cases import case
+from tests.contract.matrix import covers, families, names
 from tests.parity.references import REFERENCES, TOLERANCE, randomise, tokens
 from tests.rounding import close
 
@@ -45,6 +48,7 @@ BRANCHES = {
     ("clip", 2): "eos_id 2: a text ends at its largest id",
 }
 """References that run code of their own; they run in `make test`. The other ones differ in sizes."""
+QUICK_OURS = ("gpt2", "llama", "mixtral", "qwen3_moe", "gpt_oss", "modernbert")
 
 
 @pytest.mark.covers("exchange")
@@ -77,6 +81,23 @@ def goes_both_ways(name: str, which: int, tmp_path) -> None:
         assert torch.equal(a, b), key
     again = foundling.load(tmp_path / "ours")
     assert foundling.weights.directory.weights_hash(again) == foundling.weights.directory.weights_hash(ours)
+
+
+@pytest.mark.parametrize(
+    "name", families([n for n in REFERENCES if FAMILIES[n].kind in ("decoder", "encoder")], QUICK_OURS)
+)
+@torch.inference_mode()
+def test_what_was_raised_here_loads_there(name: str, tmp_path) -> None:
+    """Without any key of theirs that a file of ours would pass on."""
+    import transformers
+
+    ours, x = case(name).tiny(), tokens()
+    foundling.save(ours, tmp_path / "ours")
+    architecture = json.loads((tmp_path / "ours" / "config.json").read_text())["architectures"][0]
+    there = getattr(transformers, architecture)
+    theirs, info = there.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"], info
+    close(ours.logits(ours(x).hidden), theirs.eval()(x).logits, TOLERANCE.get(name))
 
 
 @pytest.mark.parametrize("name", [n for n in REFERENCES if FAMILIES[n].kind == "decoder" and n != "mamba2"])

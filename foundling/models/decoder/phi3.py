@@ -154,5 +154,6 @@ CONFIG = replace(
     convert={"rope_scaling": (_read_scaling, published.ROPE_SCALING[1])},
     filled={
         "original_max_position_embeddings": lambda c: (c["rope_scaling"] or {}).get("original_max_seq_len"),
+        **published.padding(32000),
     },
 )

@@ -134,5 +134,6 @@ CONFIG = replace(
         "router_aux_loss_coef": lambda c: 0.001,
     },
     only={"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False},
+    implied={"num_local_experts": lambda c: c["n_experts"]},  # as version 5 of transformers calls it too
     convert=llama.CONFIG.convert | {"mlp_only_layers": (tuple, list)},
 )

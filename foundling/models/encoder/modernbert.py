@@ -21,6 +21,7 @@ from foundling.blocks.position import RoPE
 from foundling.contracts.checkpoint_map import ConfigMap, Key
 from foundling.contracts.objective import Term
 from foundling.errors import ConfigError
+from foundling.models import published
 from foundling.models.encoder import bert
 
 
@@ -194,7 +195,7 @@ CONFIG = ConfigMap(
         "local_rope_theta": lambda c: c["rope_local_theta"],
     },
     parts={"masked": ("decoder.bias",), "n_classes": ("classifier.weight",)},
-    filled={"id2label": bert.labels},
+    filled={"id2label": bert.labels, **published.padding(50283)},
     base_prefix="model.",
     ignored=("decoder.weight",),
 )  # fmt: skip
