@@ -39,6 +39,7 @@ BRANCHES = {
     ("t5", 1): "version 1.1: gated feed-forward, untied head",
     ("albert", 2): "two groups of layers",
     ("bart", 1): "scaled embeddings, untied head",
+    ("bart", 2): "other heads, widths and layers in encoder and decoder",
     ("clip", 2): "eos_id 2: a text ends at its largest id",
 }
 """References that run code of their own; they run in `make test`. The other ones differ in sizes."""
