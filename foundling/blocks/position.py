@@ -80,7 +80,7 @@ class RoPE(nn.Module):
         self.max_positions = max_positions if kind == "dynamic" else None
         self.short_limit = scaling.original_max_seq_len if scaling is not None and kind == "longrope" else None
         if scaling is not None:
-            scaling.check(head_dim)
+            scaling.check(head_dim, theta)
 
     def check_continuation(self, lengths: Tensor, positions: Tensor, span: int) -> None:
         """GenerationError where a text of a cache, of `lengths` (B,) so far, becomes a long one with these positions

@@ -40,21 +40,25 @@ class RopeScaling:
     long_factor: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.factor < 1 or not 0 < self.low_freq_factor <= self.high_freq_factor:
-            raise ConfigError(
-                f"rope_scaling {self} makes no sense: factor >= 1, 0 < low_freq_factor <= high_freq_factor"
-            )
-        if not 0 < self.beta_slow <= self.beta_fast or self.original_max_seq_len < 2:
-            raise ConfigError(
-                f"rope_scaling {self} makes no sense: 0 < beta_slow <= beta_fast, original_max_seq_len >= 2"
-            )
-        if self.attention_factor is not None and not self.attention_factor > 0:
+        if not 1 <= self.factor < math.inf:
+            raise ConfigError(f"rope_scaling: factor is {self.factor}; expected a number of at least 1")
+        for low, high in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
+            if not 0 < getattr(self, low) <= getattr(self, high):
+                raise ConfigError(
+                    f"rope_scaling: {low} is {getattr(self, low)} and {high} is {getattr(self, high)}; expected "
+                    f"0 < {low} <= {high}"
+                )
+        if self.original_max_seq_len < 2:
+            raise ConfigError(f"rope_scaling: original_max_seq_len is {self.original_max_seq_len}; expected at least 2")
+        if self.attention_factor is not None and not 0 < self.attention_factor < math.inf:
             raise ConfigError(f"rope_scaling: attention_factor is {self.attention_factor}; expected above 0")
         if not all(0 < factor < math.inf for factor in self.short_factor + self.long_factor):
             raise ConfigError("rope_scaling: short_factor and long_factor hold numbers that are not above 0")
 
-    def check(self, width: int) -> None:
-        """ConfigError where the factors are not those of `width` rotated channels."""
+    def check(self, width: int, theta: float) -> None:
+        """ConfigError where the factors are not those of `width` rotated channels, or nothing turns slower."""
+        if self.kind == "yarn" and not theta > 1:
+            raise ConfigError(f"rope_theta is {theta}; yarn needs more than 1")
         for name in ("short_factor", "long_factor") if self.kind == "longrope" else ():
             if len(getattr(self, name)) != width // 2:
                 raise ConfigError(

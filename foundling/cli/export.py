@@ -19,7 +19,7 @@ EXAMPLES = [
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dir", help="model directory")
     parser.add_argument("out", help="directory to write; with --gguf, file to write")
-    parser.add_argument("--gguf", action="store_true", help="write one GGUF file for llama.cpp (Llama models only)")
+    parser.add_argument("--gguf", action="store_true", help="write one GGUF file for llama.cpp")
     parser.add_argument(
         "--dtype", choices=(*STORED, "int8", "int4"), help="data type of the stored weights (default: unchanged); "
         "int8 and int4 only with --gguf",

@@ -15,9 +15,7 @@ STORED = ("float32", "bfloat16", "float16")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "source", help="directory with config.json and safetensors, or a .gguf file (Llama models only)"
-    )
+    parser.add_argument("source", help="directory with config.json and safetensors, or a .gguf file")
     parser.add_argument("out", help="model directory to write")
     parser.add_argument("--dtype", choices=STORED, help="data type of the stored weights (default: unchanged)")
 
@@ -39,3 +37,6 @@ def print_result(found: dict[str, Any]) -> None:
     for key, what in (("kept", "copied"), ("left_out", "not copied")):
         if found[key]:
             print(f"{what}: {', '.join(found[key])}")
+    if found.get("dequantized"):
+        counts = ", ".join(f"{count:,} tensors of {kind}" for kind, count in found["dequantized"].items())
+        print(f"dequantized: {counts}")

@@ -61,7 +61,7 @@ def read_config(values: dict[str, Any], file: str) -> tuple[Family, Any, dict[st
     try:
         config = configuration(family, ours, where=file)
     except ConfigError as error:
-        raise WeightsError(str(error)) from None
+        raise WeightsError(str(error) if file in str(error) else f"{file}: {error}") from None
     for key, follows in table.implied.items():
         expected = follows(to_dict(config))
         if values.get(key) not in (None, [], expected):  # absent or empty: implied by the other keys

@@ -230,6 +230,8 @@ def skeleton(family: Family, config: Any, file: str, tensors: Tensors | None = N
     try:
         with torch.device("meta"):
             model = family.model(config)
+    except ConfigError as error:
+        raise WeightsError(f"{file}: {error}") from None
     except (RuntimeError, OverflowError, TypeError, ZeroDivisionError) as error:
         raise WeightsError(f"{file}: no model can have these sizes ({str(error).splitlines()[0]})") from None
     can = model.capabilities

@@ -40,6 +40,7 @@ TRANSFORMS: dict[str, tuple[Transform, Transform]] = {
         lambda p, n, h: [t.unflatten(0, (h, -1, 2)).transpose(1, 2).flatten(0, 2) for t in p],
         lambda p, n, h: [t.unflatten(0, (h, 2, -1)).transpose(1, 2).flatten(0, 2) for t in p],
     ),
+    "plus_one": (lambda p, n, h: [t - 1 for t in p], lambda p, n, h: [t + 1 for t in p]),
     # (heads, n parts, P) in one matrix -> each part's (heads, P)
     "qkv_interleave": (
         lambda p, n, h: [t.flatten(0, 1) for t in p[0].unflatten(0, (h, n, -1)).unbind(1)],

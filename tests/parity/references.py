@@ -400,7 +400,8 @@ REFERENCES: dict[str, list[Reference]] = {
     "bart": [
         bart(),
         bart(head=True, encoder_attention_heads=1, decoder_attention_heads=1, scale_embedding=True),
-        bart(d_model=48, encoder_ffn_dim=50, decoder_ffn_dim=50, encoder_layers=1, pad_token_id=0),
+        bart(d_model=48, encoder_ffn_dim=50, decoder_ffn_dim=70, encoder_layers=1, encoder_attention_heads=8,
+             decoder_attention_heads=3, pad_token_id=0),
     ],
     "unet": [
         unet((16, 32), (False, True), 1),

@@ -45,6 +45,7 @@ BRANCHES = {
     ("gpt_oss", 1): "experts clamped early, no rope scaling",
     ("modernbert", 1): "untied head, a window of an odd number",
     ("bart", 1): "scaled embeddings, untied head",
+    ("bart", 2): "other heads, widths and layers in encoder and decoder",
     ("clip", 2): "eos_id 2: a text ends at its largest id",
 }
 """References that run code of their own; they run in `make test`. The other ones differ in sizes."""

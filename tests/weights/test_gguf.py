@@ -98,14 +98,15 @@ def written(path: Path, change) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f, t: "gemma3", "architecture is 'gemma3'"),
+        (lambda f, t: "mamba", "architecture is 'mamba'"),
         (lambda f, t: f.pop("llama.block_count") and None, "lacks 'llama.block_count'"),
         (lambda f, t: f.update({"llama.block_count": 4_000_000_000}), "the file holds"),
         (lambda f, t: f.update({"llama.block_count": 1}), "unknown tensor"),
         (lambda f, t: f.update({"llama.embedding_length": 4_000_000_000}), "expected"),
         (lambda f, t: f.update({"llama.attention.head_count": 0}), "llama|zero|positive|n_heads"),
         (lambda f, t: f.update({"llama.rope.scaling.type": "yarn"}), "scaled"),
-        (lambda f, t: f.update({"llama.rope.scaling.factor": 2.0}), "scaled"),
+        (lambda f, t: f.update({"llama.rope.scaling.factor": 0.5}), "scaled as 'linear' by 0.5 are not"),
+        (lambda f, t: f.update({"llama.rope.scaling.factor": float("nan")}), "scaled as 'linear' by nan are not"),
         (lambda f, t: f.update({"llama.rope.dimension_count": 4}), "'llama.rope.dimension_count' is 4; only"),
         (lambda f, t: f.update({"llama.attention.causal": 0}), "'llama.attention.causal' is 0; only True"),
         (lambda f, t: f.update({"llama.logit_scale": 0.5}), "'llama.logit_scale' is not known here"),
@@ -115,7 +116,7 @@ def written(path: Path, change) -> Path:
         (lambda f, t: t.pop("token_embd.weight") is None, "lacks 'token_embd.weight'"),
         (lambda f, t: t.update({"more.weight": t["output_norm.weight"]}), "unknown tensor 'more.weight'"),
         (lambda f, t: t.update({"output_norm.weight": t["output_norm.weight"][:8]}), "expected"),
-        (lambda f, t: t.update({"rope_freqs.weight": t["output_norm.weight"]}), "scaled"),
+        (lambda f, t: t.update({"rope_freqs.weight": t["output_norm.weight"]}), "scales rotary"),
     ],
 )
 def test_what_is_no_llama_is_refused_in_one_line(tmp_path: Path, change, message: str) -> None:

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads and writes GGUF, the single-file format of llama.cpp, for Llama. Reads all weight types and writes five.
-
-The library `gguf` reads and writes the file; this module maps its names and values to ours.
-"""
+"""Reads and writes GGUF, the single-file format of llama.cpp, for the families of gguf_families: a tensor at a time."""
 
 from __future__ import annotations
 
@@ -15,139 +12,143 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foundling.blocks.position import RopeScaling
+from foundling.config import shown
 from foundling.errors import ConfigError, OutputError, WeightsError
 from foundling.models import configuration, family, family_of
 from foundling.runtime.files import fsync_path, output_errors
-from foundling.weights.convert.gguf_file import library, open_gguf
-from foundling.weights.convert.gguf_tokenizer import write_tokenizer
-from foundling.weights.directory import converted, skeleton, whole_tensors
+from foundling.weights.convert.gguf_families import ARCHITECTURES, INERT, SCALING, Architecture
+from foundling.weights.convert.gguf_file import GGUFFile, library, open_gguf
+from foundling.weights.convert.gguf_tokenizer import unwritable, write_tokenizer
+from foundling.weights.directory import skeleton, whole_tensors
+from foundling.weights.keys import Link, links, unknown
 
-KEYS = {
-    "token_embd.weight": "embedding.weight",
-    "blk.{i}.attn_norm.weight": "layers.{i}.mixer_norm.weight",
-    "blk.{i}.attn_q.weight": "layers.{i}.mixer.q.weight",
-    "blk.{i}.attn_k.weight": "layers.{i}.mixer.k.weight",
-    "blk.{i}.attn_v.weight": "layers.{i}.mixer.v.weight",
-    "blk.{i}.attn_output.weight": "layers.{i}.mixer.o.weight",
-    "blk.{i}.ffn_norm.weight": "layers.{i}.ffn_norm.weight",
-    "blk.{i}.ffn_gate.weight": "layers.{i}.ffn.gate.weight",
-    "blk.{i}.ffn_up.weight": "layers.{i}.ffn.up.weight",
-    "blk.{i}.ffn_down.weight": "layers.{i}.ffn.down.weight",
-    "output_norm.weight": "norm.weight",
-    "output.weight": "head.weight",
-}
-FIELDS = {
-    "llama.embedding_length": "d_model",
-    "llama.block_count": "n_layers",
-    "llama.attention.head_count": "n_heads",
-    "llama.attention.head_count_kv": "n_kv_heads",
-    "llama.attention.key_length": "head_dim",
-    "llama.feed_forward_length": "d_ff",
-    "llama.context_length": "max_seq_len",
-    "llama.rope.freq_base": "rope_theta",
-    "llama.attention.layer_norm_rms_epsilon": "norm_eps",
-}
 TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "Q8_0", "int4": "Q4_0"}
-INERT = {
-    "llama.vocab_size", "llama.rope.scaling.type", "llama.rope.scaling.factor", "llama.rope.scaling.finetuned",
-    "llama.rope.scaling.original_context_length", "llama.tensor_data_layout",
-}  # fmt: skip
-"""keys that the tensors say as well, or that scaling, which is refused, would read"""
-CHECKED = {
-    "llama.rope.dimension_count": "head_dim", "llama.attention.value_length": "head_dim",
-    "llama.attention.causal": True, "llama.expert_count": 0, "llama.expert_used_count": 0,
-}  # fmt: skip
-"""key -> the only value that computes what is computed here, or our field that it must equal"""
-MAX_LAYERS = 1000
+FILE_TYPES = {"float32": 0, "float16": 1, "int4": 2, "int8": 7, "bfloat16": 32}
+"""general.file_type: what most tensors are"""
+BLOCK = 32
+"""Numbers of a block of Q8_0 and Q4_0."""
 LARGEST = {"F16": 65504.0, "Q8_0": 127 * 65504.0, "Q4_0": 8 * 65504.0}
-"""of each type: the scale of a group is a float16"""
+"""of each type: the scale of a block is a float16"""
+FREQS = "rope_freqs.weight"
+"""By what each rotation is slowed, where it is as in Llama 3."""
 
 
-def _pairs(weight: Tensor, heads: int, *, ours: bool) -> Tensor:
-    """Reorders the rows of q or k: RoPE rotates neighbouring rows in GGUF, rows half a head apart in ours."""
-    shape = (heads, -1, 2) if ours else (heads, 2, -1)
-    return weight.unflatten(0, shape).transpose(1, 2).flatten(0, 2)
+def load_gguf(file: str | Path | GGUFFile, *, dtype: torch.dtype = torch.float32) -> Any:
+    """Loads a model from a GGUF file, in evaluation mode; quantised weights are converted to `dtype`.
 
-
-def _reorder(name: str, tensor: Tensor, config: Any, *, ours: bool) -> Tensor:
-    if name.endswith(("mixer.q.weight", "mixer.k.weight")):
-        return _pairs(tensor, config.n_heads if ".q." in name else config.n_kv_heads, ours=ours)
-    return tensor
-
-
-def _names(n_layers: int) -> dict[str, str]:
-    return {
-        theirs.replace("{i}", str(i)): ours.replace("{i}", str(i))
-        for theirs, ours in KEYS.items()
-        for i in range(n_layers if "{i}" in theirs else 1)
-    }
-
-
-def load_gguf(file: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
-    """Loads a Llama from a GGUF file, in evaluation mode; quantised weights are converted to `dtype`.
-
-    Raises WeightsError with file and key for another architecture, a missing, unknown or misshapen tensor, scaled
-    rotary positions, and a file that is truncated or not GGUF.
+    Raises WeightsError with file and key for an architecture or type that is not read, a missing, unknown or misshapen
+    tensor, a key that may change what the model computes, and a file that is truncated or not GGUF.
     """
-    gguf, file = library(), Path(file)
-    reader, values = open_gguf(file, ("general.", "llama."))
-    config, present = _config(values, {t.name: t for t in reader.tensors}, file)
-    model = skeleton(family("llama"), config, str(file))
-    expected = _names(config.n_layers)
-    if config.tie_embeddings:
-        del expected["output.weight"]
-    params = dict(model.named_parameters())
-    for name in sorted(expected.keys() ^ {n for n in present if not n.startswith("rope_freqs")}):
-        raise WeightsError(f"{file}: {'lacks' if name in expected else 'has an unknown'} tensor '{name}'")
-    for theirs, ours in expected.items():
-        tensor, shape = present[theirs], tuple(params[ours].shape)
-        if tuple(reversed([int(n) for n in tensor.shape])) != shape:
-            raise WeightsError(
-                f"{file}: '{theirs}' is {[int(n) for n in tensor.shape]}, expected {list(reversed(shape))}"
-            )
-        try:
-            read = torch.tensor(gguf.quants.dequantize(tensor.data, tensor.tensor_type)).reshape(shape)
-        except (NotImplementedError, ValueError, RuntimeError, TypeError) as error:
-            raise WeightsError(
-                f"{file}: '{theirs}' of type {tensor.tensor_type.name} cannot be read ({error})"
-            ) from None
-        path, _, leaf = ours.rpartition(".")
-        reordered = _reorder(ours, converted(read, dtype, f"{file}: {theirs}"), config, ours=True).contiguous()
-        setattr(model.get_submodule(path), leaf, torch.nn.Parameter(reordered))
+    opened = file if isinstance(file, GGUFFile) else open_gguf(file)
+    architecture, config = _config(opened)
+    model = skeleton(family(architecture.family), config, str(opened.path))
+    ours = dict(model.named_parameters())
+    matched = links(architecture.keys, ours, config)
+    shapes = {t: s for link in matched for t, s in zip(link.theirs, link.theirs_shapes(ours), strict=True)}
+    for name in opened.tensors:
+        if name not in shapes and name != FREQS:
+            raise unknown(name, shapes, str(opened.path))
+    for name, shape in shapes.items():
+        if name not in opened.tensors:
+            raise WeightsError(f"{opened.path}: lacks tensor '{name}'")
+        if opened.tensors[name].shape != shape:
+            raise WeightsError(f"{opened.path}: '{name}' is {list(opened.tensors[name].shape)}, expected {list(shape)}")
+    for link in matched:
+        parts = link.to_ours([opened.read(name, dtype) for name in link.theirs])
+        for name, part in zip(link.ours, parts, strict=True):
+            path, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(path), leaf, torch.nn.Parameter(part.contiguous()))
     if config.tie_embeddings:
         model.head.weight = model.embedding.weight
     return model.eval()
 
 
-def _config(values: dict[str, Any], present: dict[str, Any], file: Path) -> tuple[Any, dict[str, Any]]:
-    if values.get("general.architecture") != "llama":
-        raise WeightsError(f"{file}: architecture is {values.get('general.architecture')!r}; only llama can be read")
-    kind = values.get("llama.rope.scaling.type", "linear" if "llama.rope.scaling.factor" in values else "none")
-    if kind != "none" or any(n.startswith("rope_freqs") for n in present):
-        raise WeightsError(f"{file}: scaled rotary positions are not supported")
+def _config(file: GGUFFile) -> tuple[Architecture, Any]:
+    architecture = _architecture(file)
+    prefix = f"{architecture.name}."
+    values = {key.removeprefix(prefix): value for key, value in file.values.items() if key.startswith(prefix)}
     for key in values:
-        if key.startswith("llama.") and key not in {*FIELDS, *INERT, *CHECKED}:
-            raise WeightsError(f"{file}: '{key}' is not known here, and may change what the model computes")
-    fields: dict[str, Any] = {ours: _decimal(values[theirs]) for theirs, ours in FIELDS.items() if theirs in values}
-    missing = [
-        t for t, ours in FIELDS.items() if ours in ("d_model", "n_layers", "n_heads", "d_ff") and t not in values
-    ]
-    if missing or "token_embd.weight" not in present:
-        raise WeightsError(f"{file}: lacks '{(missing or ['token_embd.weight'])[0]}'")
-    fields.setdefault("n_kv_heads", fields["n_heads"])
+        if key not in {*architecture.fields, *architecture.only, *INERT, *SCALING}:
+            raise WeightsError(
+                f"{file.path}: '{prefix}{key}' is not known here, and may change what the model computes"
+            )
+    required = [key for key in architecture.fields if key not in architecture.optional and key not in values]
+    if required or "token_embd.weight" not in file.tensors:
+        raise WeightsError(f"{file.path}: lacks '{prefix + required[0] if required else 'token_embd.weight'}'")
+    given = {key: value for key, value in architecture.optional.items() if value is not None} | values
+    fields = {ours: _decimal(given[key]) for key, ours in architecture.fields.items() if key in given}
+    fields |= {architecture.fields[key]: None for key, value in architecture.none.items() if given.get(key) == value}
     try:
-        fields.setdefault("head_dim", fields["d_model"] // fields["n_heads"])
-        fields["vocab_size"] = int(present["token_embd.weight"].shape[1])
-        fields["tie_embeddings"] = "output.weight" not in present
-        for key, expected in CHECKED.items():
-            right = fields[expected] if isinstance(expected, str) else expected
-            if key in values and values[key] != right:
-                raise WeightsError(f"{file}: '{key}' is {values[key]!r}; only {right!r} can be read")
-        if fields["n_layers"] > min(len(present), MAX_LAYERS):
-            raise WeightsError(f"{file}: block_count {fields['n_layers']}, the file holds {len(present)} tensors")
-        return configuration(family("llama"), fields, where=str(file)), present
+        if fields["n_layers"] > len(file.tensors):
+            raise WeightsError(
+                f"{file.path}: block_count {fields['n_layers']}, the file holds {len(file.tensors)} tensors"
+            )
+        fields.setdefault("n_kv_heads", fields["n_heads"])
+        if "head_dim" in architecture.fields.values():
+            fields.setdefault("head_dim", fields["d_model"] // fields["n_heads"])
+        fields["vocab_size"] = file.tensors["token_embd.weight"].shape[0]
+        fields["tie_embeddings"] = "output.weight" not in file.tensors
+        scaling = _scaling(values, fields, file, architecture)
+        if scaling is not None:
+            fields["rope_scaling"] = scaling
+        config = configuration(family(architecture.family), fields, where=str(file.path))
+        if architecture.implied:
+            implied = {name: compute(config) for name, compute in architecture.implied.items()}
+            config = configuration(family(architecture.family), fields | implied, where=str(file.path))
     except (ConfigError, TypeError, ZeroDivisionError, IndexError) as error:
-        raise WeightsError(str(error) if str(file) in str(error) else f"{file}: {error}") from None
+        raise WeightsError(str(error) if str(file.path) in str(error) else f"{file.path}: {error}") from None
+    for key, expected in architecture.only.items():
+        right = getattr(config, expected) if isinstance(expected, str) else expected
+        if key in values and values[key] != right:
+            raise WeightsError(f"{file.path}: '{prefix}{key}' is {shown(values[key])}; only {right!r} can be read")
+    return architecture, config
+
+
+def _architecture(file: GGUFFile) -> Architecture:
+    name, kind = file.values.get("general.architecture"), file.values.get("general.type", "model")
+    if kind != "model":
+        raise WeightsError(f"{file.path}: its general.type is {shown(kind)}; only a model can be read")
+    if file.values.get("split.count", 0) not in (0, 1):
+        raise WeightsError(f"{file.path}: a part of a model in several files; join them by llama-gguf-split --merge")
+    experts = file.values.get(f"{name}.expert_count", 0) != 0
+    found = [a for a in ARCHITECTURES if a.name == name]
+    if not found:
+        known = ", ".join(dict.fromkeys(a.name for a in ARCHITECTURES))
+        raise WeightsError(f"{file.path}: architecture is {shown(name)}; {known} can be read")
+    return next((a for a in found if ("expert_count" in a.fields) == experts), found[0])
+
+
+def _scaling(
+    values: dict[str, Any], fields: dict[str, Any], file: GGUFFile, architecture: Architecture
+) -> dict[str, Any] | None:
+    """The field rope_scaling, from a factor or from a tensor of frequencies."""
+    kind, factor = (
+        values.get("rope.scaling.type"),
+        values.get("rope.scaling.factor", values.get("rope.scale_linear", 0)),
+    )
+    factor, freqs = 1.0 if kind == "none" or factor == 0 else _decimal(factor), FREQS in file.tensors
+    if kind in (None, "none", "linear") and factor == 1 and not freqs:
+        return None
+    scaled = "llama3" if freqs else kind or "linear"
+    if scaled not in architecture.scalings or not 1 <= factor < math.inf:
+        which = f"scaled as {shown(scaled)} by {factor:g}"
+        can = " or ".join(architecture.scalings) or "none"
+        raise WeightsError(f"{file.path}: rotary positions {which} are not supported for {architecture.name}; {can} is")
+    if not freqs:
+        return {"kind": "linear", "factor": factor}
+    slowed, half = file.read(FREQS, torch.float32), fields["head_dim"] // 2
+    if factor == 1 and slowed.shape == (half,):
+        scaling = RopeScaling("llama3", max(1.0, _decimal(float(slowed.max()))))
+        if torch.allclose(slowed, _slowing(scaling, 2 * half, fields["rope_theta"]), rtol=1e-4):
+            return {"kind": "llama3", "factor": scaling.factor}
+    raise WeightsError(f"{file.path}: '{FREQS}' scales rotary positions otherwise than Llama 3.1 does")
+
+
+def _slowing(scaling: RopeScaling, head_dim: int, theta: float) -> Tensor:
+    """(head_dim / 2,): by what each rotation is slowed."""
+    rates = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    return rates / scaling.slowed(rates, theta, torch.zeros(1, 1))
 
 
 def _decimal(value: Any) -> Any:
@@ -156,52 +157,51 @@ def _decimal(value: Any) -> Any:
 
 
 def save_gguf(model: Any, file: str | Path, *, weights: str = "float32", tokenizer: Any = None) -> Path:
-    """Writes a Llama as one GGUF file: matrices as `weights` (float32, bfloat16, float16, int8 as Q8_0, or int4 as Q4_0
-    with embedding and head as Q8_0), vectors as float32.
+    """Writes a model as one GGUF file: matrices as `weights` (float32, bfloat16, float16, int8 as Q8_0, or int4 as Q4_0
+    with embedding and head as Q8_0), vectors and routers as float32.
 
-    Raises WeightsError for another family, or if a quantised width is not a multiple of 32, and OutputError if the file
-    exists."""
-    gguf, file, family = library(), Path(file), family_of(model)
-    if family.module.CONFIG.model_type != "llama":
-        raise WeightsError(f"GGUF is supported for llama, not for {family.module.CONFIG.model_type}")
-    if model.head is None:
-        raise WeightsError("GGUF export needs the head, which this model was saved without: it would be read as tied")
-    if model.config.rope_scaling is not None:
-        raise WeightsError("GGUF export does not support scaled rotary positions, which this model has")
+    Raises WeightsError for another family, for what llama.cpp computes otherwise, or if a quantised width is not a
+    multiple of 32, and OutputError if the file exists."""
+    gguf, file = library(), Path(file)
+    architecture = _writable(model)
     if weights not in TYPES:
         raise WeightsError(f"weights '{weights}' are not supported; use {', '.join(TYPES)}")
     if file.exists():
         raise OutputError(f"{file} exists; choose another name")
     params, c = whole_tensors(model), model.config
-    if weights in ("int8", "int4") and (c.d_model % 32 or c.d_ff % 32 or c.n_heads * c.head_dim % 32):
-        raise WeightsError(f"{weights} needs widths that are multiples of 32; d_model is {c.d_model}, d_ff {c.d_ff}")
+    if tokenizer is not None and (reason := unwritable(tokenizer, c.vocab_size)):
+        raise WeightsError(f"llama.cpp cannot have this tokenizer: {reason}; write the file without it")
+    planned = _planned(links(architecture.keys, params, c), params, weights)
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         with output_errors(file):
-            writer = gguf.GGUFWriter(temporary, "llama")
-            for theirs, ours in FIELDS.items():
-                value = getattr(c, ours)
-                (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(theirs, value)
-            writer.add_uint32("llama.attention.value_length", c.head_dim)
-            writer.add_uint32("llama.rope.dimension_count", c.head_dim)
-            writer.add_uint32("llama.vocab_size", c.vocab_size)
+            writer = gguf.GGUFWriter(temporary, architecture.name)
+            writer.add_file_type(FILE_TYPES[weights])
+            slowed = _write_config(writer, architecture, c)
             write_tokenizer(writer, tokenizer, c.vocab_size)
-            for theirs, ours in _names(c.n_layers).items():
-                if ours in params:
-                    tensor = _reorder(ours, params[ours].float(), c, ours=False).cpu().contiguous()
-                    kind = "F32" if tensor.ndim < 2 else TYPES[weights]
-                    if weights == "int4" and ours in ("embedding.weight", "head.weight"):
-                        kind = "Q8_0"
-                    largest = float(tensor.abs().max())
-                    if largest > LARGEST.get(kind, math.inf):
-                        raise WeightsError(
-                            f"'{ours}' holds {largest:g}, beyond {kind} ({LARGEST[kind]:g}); use bfloat16"
-                        )
-                    kind = gguf.GGMLQuantizationType[kind]
-                    writer.add_tensor(theirs, gguf.quants.quantize(tensor.numpy(), kind), raw_dtype=kind)
+            if slowed is not None:
+                writer.add_tensor_info(FREQS, slowed.shape, np.dtype(np.float32), slowed.nbytes)
+            for name, (_, shape, kind) in planned.items():
+                stored = gguf.quant_shape_to_byte_shape(shape, gguf.GGMLQuantizationType[kind])
+                writer.add_tensor_info(
+                    name, stored, np.dtype(np.uint8), math.prod(stored), gguf.GGMLQuantizationType[kind]
+                )
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
+            writer.write_ti_data_to_file()
+            if slowed is not None:
+                writer.write_tensor_data(slowed.numpy())
+            for link in dict.fromkeys(link for link, _, _ in planned.values()):
+                parts = link.to_theirs([params[name].float().cpu() for name in link.ours])
+                for name, part in zip(link.theirs, parts, strict=True):
+                    kind = planned[name][2]
+                    largest = float(part.abs().max())
+                    if largest > LARGEST.get(kind, math.inf):
+                        raise WeightsError(
+                            f"'{link.ours[0]}' holds {largest:g}, beyond {kind} ({LARGEST[kind]:g}); use bfloat16"
+                        )
+                    data = gguf.quants.quantize(part.numpy(), gguf.GGMLQuantizationType[kind])
+                    writer.write_tensor_data(np.ascontiguousarray(data).view(np.uint8))
             writer.close()
             fsync_path(temporary)
             os.replace(temporary, file)
@@ -209,3 +209,62 @@ def save_gguf(model: Any, file: str | Path, *, weights: str = "float32", tokeniz
     finally:
         temporary.unlink(missing_ok=True)
     return file
+
+
+def _writable(model: Any) -> Architecture:
+    """The architecture of the model, which llama.cpp computes as we do; else WeightsError."""
+    name, c = family_of(model).name, model.config
+    found = next((a for a in ARCHITECTURES if a.family == name), None)
+    if found is None:
+        raise WeightsError(f"GGUF is supported for {', '.join(a.family for a in ARCHITECTURES)}, not for {name}")
+    if model.head is None:
+        raise WeightsError("GGUF export needs the head, which this model was saved without: it would be read as tied")
+    if found.head != "optional" and c.tie_embeddings != (found.head == "never"):
+        raise WeightsError(
+            f"llama.cpp's {found.name} has {found.head} a head apart from the embedding; this has the other"
+        )
+    for field, compute in found.implied.items():
+        if (value := compute(c)) != getattr(c, field):
+            raise WeightsError(f"llama.cpp's {found.name} computes with {field} {value}; this has {getattr(c, field)}")
+    scaling = getattr(c, "rope_scaling", None)
+    if scaling is not None and scaling.kind not in found.scalings:
+        raise WeightsError(f"llama.cpp's {found.name} does not scale rotary positions as {scaling.kind}")
+    for key, field in found.fields.items():
+        if getattr(c, field) is None and key not in found.none:
+            raise WeightsError(f"llama.cpp's {found.name} always has {field}, which this model has not")
+    return found
+
+
+def _write_config(writer: Any, architecture: Architecture, c: Any) -> Tensor | None:
+    """Writes the keys of the configuration; returns the tensor FREQS where there is one."""
+    prefix = f"{architecture.name}."
+    for key, ours in architecture.fields.items():
+        value = architecture.none[key] if getattr(c, ours) is None else getattr(c, ours)
+        (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(prefix + key, value)
+    for key, ours in architecture.only.items():
+        if isinstance(ours, str):
+            writer.add_uint32(prefix + key, getattr(c, ours))
+    writer.add_uint32(f"{prefix}vocab_size", c.vocab_size)
+    scaling = getattr(c, "rope_scaling", None)
+    if scaling is not None and scaling.kind == "llama3":
+        return _slowing(scaling, c.head_dim, c.rope_theta)
+    if scaling is not None:
+        writer.add_string(f"{prefix}rope.scaling.type", scaling.kind)
+        writer.add_float32(f"{prefix}rope.scaling.factor", scaling.factor)
+    return None
+
+
+def _planned(
+    matched: list[Link], params: dict[str, Tensor], weights: str
+) -> dict[str, tuple[Link, tuple[int, ...], str]]:
+    """Name in the file -> (its link, its shape, its type)."""
+    planned: dict[str, tuple[Link, tuple[int, ...], str]] = {}
+    for link in matched:
+        for name, shape in zip(link.theirs, link.theirs_shapes(params), strict=True):
+            kind = "F32" if len(shape) < 2 or "ffn_gate_inp" in name else TYPES[weights]
+            if weights == "int4" and link.ours[0] in ("embedding.weight", "head.weight"):
+                kind = "Q8_0"
+            if kind.startswith("Q") and shape[-1] % BLOCK:
+                raise WeightsError(f"{weights} needs widths that are multiples of {BLOCK}; '{name}' has {shape[-1]}")
+            planned[name] = (link, shape, kind)
+    return planned

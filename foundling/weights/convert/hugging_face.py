@@ -18,7 +18,8 @@ from foundling.text import Tokenizer
 from foundling.text.tokenizer import NAMES_CODE
 from foundling.weights.convert.diffusers import is_pipeline, load_denoiser, tensors_folder, write_denoiser
 from foundling.weights.convert.gguf import load_gguf, save_gguf
-from foundling.weights.convert.gguf_tokenizer import read_tokenizer
+from foundling.weights.convert.gguf_file import GGUFFile, open_gguf
+from foundling.weights.convert.gguf_tokenizer import read_tokenizer, unwritable
 from foundling.weights.directory import (
     MANIFEST,
     check,
@@ -56,11 +57,12 @@ def import_model(source: str | Path, out: str | Path, *, dtype: str | None = Non
     """
     source, out = Path(source), Path(out)
     require_free(out)
-    model, schedule = _read(source, dtype)
+    gguf = open_gguf(source) if source.is_file() and source.suffix == ".gguf" else None
+    model, schedule = _read(source if gguf is None else gguf, dtype)
     companion_files, skipped = companions(source)
     origin = {"name": source.resolve().name, "files": _hashes(source, companion_files)}
 
-    found = read_tokenizer(source) if source.is_file() else None
+    found = None if gguf is None else read_tokenizer(gguf)
     if isinstance(found, str):
         skipped.append(found)
 
@@ -73,7 +75,10 @@ def import_model(source: str | Path, out: str | Path, *, dtype: str | None = Non
 
     write_directory(out, fill)
     written = ["tokenizer.json", "generation_config.json"] if isinstance(found, tuple) else []
-    return _summary(model, out, companion_files, skipped) | {"kept": [*(f.name for f in companion_files), *written]}
+    said = {"kept": [*(f.name for f in companion_files), *written]}
+    if gguf is not None:
+        said["dequantized"] = gguf.dequantized
+    return _summary(model, out, companion_files, skipped) | said
 
 
 def export_model(directory: str | Path, out: str | Path, *, dtype: str | None = None) -> dict[str, Any]:
@@ -88,15 +93,17 @@ def export_model(directory: str | Path, out: str | Path, *, dtype: str | None = 
 
 
 def export_gguf(directory: str | Path, out: str | Path, *, weights: str | None = None) -> dict[str, Any]:
-    """Writes a Llama as one GGUF file. `weights` as in save_gguf, None for the stored type. Only a byte-level BPE
-    tokenizer is written; 'kept' in the result lists it."""
+    """Writes a model as one GGUF file. `weights` as in save_gguf, None for the stored type. 'kept' in the result lists
+    the tokenizer where llama.cpp can have it; 'left_out' says why it is not written otherwise."""
     directory, out = Path(directory), Path(out)
     if out.exists():
         raise OutputError(f"{out} exists; choose another name")
     model, _ = _read(directory, None)
-    tokenizer = _byte_level(directory)
-    save_gguf(model, out, weights=weights or _dtype_name(model), tokenizer=tokenizer)
     _, skipped = companions(directory)
+    tokenizer, reason = _writable_tokenizer(directory, model.config)
+    if reason is not None:
+        skipped.append(f"tokenizer.json ({reason}; give llama.cpp ids, or export without --gguf)")
+    save_gguf(model, out, weights=weights or _dtype_name(model), tokenizer=tokenizer)
     return _summary(model, out, [] if tokenizer is None else [directory / "tokenizer.json"], skipped) | {
         "dtype": weights or _dtype_name(model)
     }
@@ -142,11 +149,11 @@ def _check_companion(path: Path) -> None:
         raise WeightsError(f"{path}: damaged, not UTF-8 text") from None
 
 
-def _read(source: Path, dtype: str | None) -> tuple[Any, NoiseSchedule | None]:
+def _read(source: Path | GGUFFile, dtype: str | None) -> tuple[Any, NoiseSchedule | None]:
     """(the model, in the stored type if `dtype` is None; the schedule of a diffusers pipeline, else None)."""
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype '{dtype}' is not supported; use {', '.join(DTYPES)}")
-    if source.is_file() and source.suffix == ".gguf":
+    if isinstance(source, GGUFFile):
         return load_gguf(source, dtype=DTYPES[dtype or "float32"]), None
     if not source.is_dir():
         raise WeightsError(f"{source}: no such model directory")
@@ -188,18 +195,16 @@ def _hashes(source: Path, companion_files: list[Path]) -> dict[str, str]:
     return {str(path.relative_to(source)): sha256(path) for path in sorted(read)}
 
 
-def _byte_level(directory: Path) -> Tokenizer | None:
-    file = directory / "tokenizer.json"
-    if not file.is_file():
-        return None
-    table = read_json(file, MAX_COMPANION_BYTES)
-    kinds = [(table.get(part) or {}).get("type") for part in ("model", "decoder")]
-    if kinds != ["BPE", "ByteLevel"]:
-        return None
+def _writable_tokenizer(directory: Path, config: Any) -> tuple[Tokenizer | None, str | None]:
+    """(the tokenizer where a GGUF file can hold it, why not where there is one)."""
+    if not (directory / "tokenizer.json").is_file():
+        return None, None
     try:
-        return Tokenizer.load(directory)
-    except ConfigError:  # it has no end-of-text token
-        return None
+        tokenizer = Tokenizer.load(directory)
+    except ConfigError:
+        return None, "it has no end-of-text token"
+    reason = unwritable(tokenizer, getattr(config, "vocab_size", 0))
+    return (tokenizer, None) if reason is None else (None, reason)
 
 
 def _dtype_name(model: Any) -> str:
