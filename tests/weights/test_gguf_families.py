@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GGUF files of Qwen 2, Phi 3 and Gemma: as they were after a round trip, and as transformers' own reader has them."""
+"""GGUF files of Qwen 2, Qwen 3 with experts, Phi 3 and Gemma: as they were after a round trip, and as transformers' own reader has them."""
 
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ LINEAR = RopeScaling("linear", 4.0)
 SHAPES: list[tuple[str, dict[str, Any]]] = [
     ("qwen2", {"n_kv_heads": 1, "head_dim": 64}),
     ("qwen2", {"tie_embeddings": True, "rope_theta": 5e5, "rope_scaling": LINEAR}),
+    ("qwen3_moe", {"n_kv_heads": 1, "head_dim": 64, "n_experts": 5}),
     ("phi3", {"n_kv_heads": 1, "window": 9}),
     ("phi3", {"window": None}),
     ("gemma", {"n_kv_heads": 1, "head_dim": 64, "tie_embeddings": True}),
@@ -37,7 +38,11 @@ def test_a_round_trip_is_that_model(tmp_path: Path, name: str, fields: dict[str,
 
 @pytest.mark.parametrize(
     ("name", "fields"),
-    [("qwen2", {"n_kv_heads": 1}), ("phi3", {"n_kv_heads": 1})],
+    [
+        ("qwen2", {"n_kv_heads": 1}),
+        ("qwen3_moe", {"n_kv_heads": 1, "head_dim": 64, "d_expert": 768, "n_layers": 1}),
+        ("phi3", {"n_kv_heads": 1}),
+    ],
 )
 def test_transformers_reads_the_same_model(tmp_path: Path, name: str, fields: dict[str, Any]) -> None:
     transformers = pytest.importorskip("transformers")
@@ -45,6 +50,9 @@ def test_transformers_reads_the_same_model(tmp_path: Path, name: str, fields: di
     model = case(name).tiny(vocab_size=320, **fields)
     save_gguf(model, tmp_path / "m.gguf", tokenizer=Tokenizer.train(["some text, any text\n"] * 5, 320))
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf").eval()
+    for module in theirs.modules():  # what llama.cpp computes, and their reader leaves out, as it does d_expert
+        if hasattr(module, "norm_topk_prob"):
+            module.norm_topk_prob = True
     ids = torch.tensor([[3, 9, 27, 17, 51, 25, 11]])
     with torch.no_grad():
         close(model.logits(model(ids).hidden), theirs(ids).logits)
@@ -55,6 +63,10 @@ def test_transformers_reads_the_same_model(tmp_path: Path, name: str, fields: di
     [
         ("qwen2", {"windowed": True, "window_starts_at": 0}, "windowed False; this has True"),
         ("qwen2", {"rope_scaling": RopeScaling("dynamic", 4.0)}, "does not scale rotary positions as dynamic"),
+        ("qwen3_moe", {"normalised": False}, "normalised True; this has False"),
+        ("qwen3_moe", {"moe_period": 2}, "moe_period 1; this has 2"),
+        ("qwen3_moe", {"dense_at": (0,)}, r"dense_at \(\); this has \(0,\)"),
+        ("gpt_oss", {}, "not for gpt_oss"),
         ("phi3", {"rope_fraction": 0.5}, "rope_fraction 1.0; this has 0.5"),
         ("gemma", {"tie_embeddings": False}, "has never a head"),
     ],

@@ -56,6 +56,10 @@ NORMS = [_key("attn_norm.weight", "mixer_norm.weight"), _key("ffn_norm.weight", 
 POST_NORMS = [
     _key("post_attention_norm.weight", "mixer_post_norm.weight"), _key("post_ffw_norm.weight", "ffn_post_norm.weight"),
 ]  # fmt: skip
+EXPERTS = [
+    _key("ffn_gate_inp.weight", "ffn.router.weight"),
+    *[_key(f"ffn_{name}_exps.weight", f"ffn.{name}.weight") for name in ("gate", "up", "down")],
+]
 HEAD_NORMS = [_key(f"attn_{part}_norm.weight", f"mixer.{part}_norm.weight") for part in "qk"]
 PAIRED = [
     _key("attn_q.weight", "mixer.q.weight", "rope_pairs"),
@@ -86,10 +90,7 @@ LLAMA = Architecture(
 MIXTRAL = replace(
     LLAMA,
     family="mixtral",
-    keys=[
-        *OUTSIDE, *NORMS, *PAIRED, _key("ffn_gate_inp.weight", "ffn.router.weight"),
-        *[_key(f"ffn_{name}_exps.weight", f"ffn.{name}.weight") for name in ("gate", "up", "down")],
-    ],
+    keys=[*OUTSIDE, *NORMS, *PAIRED, *EXPERTS],
     fields={key: "d_expert" if ours == "d_ff" else ours for key, ours in SIZES.items()}
     | {"expert_count": "n_experts", "expert_used_count": "n_active"},
     only=ONLY | {"expert_weights_scale": 0.0},
@@ -105,6 +106,16 @@ QWEN2 = Architecture(
 QWEN3 = Architecture(
     "qwen3", "qwen3", [*OUTSIDE, *NORMS, *ATTENTION, *HEAD_NORMS, *FFN], SIZES, OPTIONAL, ONLY
 )  # fmt: skip
+QWEN3_MOE = replace(
+    QWEN3,
+    name="qwen3moe",
+    family="qwen3_moe",
+    keys=[*OUTSIDE, *NORMS, *ATTENTION, *HEAD_NORMS, *EXPERTS],
+    fields=SIZES
+    | {"expert_count": "n_experts", "expert_used_count": "n_active", "expert_feed_forward_length": "d_expert"},
+    only=ONLY | {"expert_weights_scale": 0.0},
+    implied={"normalised": lambda c: True, "moe_period": lambda c: 1, "dense_at": lambda c: ()},
+)
 OLMO2 = Architecture(
     "olmo2", "olmo2",
     [
@@ -177,5 +188,5 @@ GEMMA3 = Architecture(
     scalings=("linear",),
 )  # fmt: skip
 
-ARCHITECTURES = (LLAMA, MIXTRAL, MISTRAL, QWEN2, QWEN3, OLMO2, PHI3, GEMMA, GEMMA2, GEMMA3)
+ARCHITECTURES = (LLAMA, MIXTRAL, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, OLMO2, PHI3, GEMMA, GEMMA2, GEMMA3)
 """Of two with one name, the first reads a file; MIXTRAL reads one with experts."""
