@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GGUF files of Qwen 2, Qwen 3 with experts, Phi 3 and Gemma: as they were after a round trip, and as transformers' own reader has them."""
+"""GGUF files of Qwen 2, Qwen 3 with experts, Phi 3 and Gemma: as they were after a round trip, and as transformers' own
+reader has them."""
 
 from pathlib import Path
 from typing import Any

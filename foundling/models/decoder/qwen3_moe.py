@@ -125,6 +125,7 @@ CONFIG = replace(
     derived=llama.CONFIG.derived
     | {
         "num_key_value_heads": lambda c: 4,
+        "intermediate_size": lambda c: 6144,
         "max_position_embeddings": lambda c: 32768,
         "num_experts": lambda c: c.get("num_local_experts", 128),
         "num_experts_per_tok": lambda c: 8,
