@@ -61,7 +61,7 @@ class LoRA(nn.Module):
         return {"a": Role("adapter", self.in_features), "b": Role("adapter", self.a.shape[-2])}
 
     def merged(self) -> nn.Module:
-        """A plain projection with the same output, added in float32 and rounded once. An int8 base is dequantised, since
+        """A plain projection with the same output, added in float32 and rounded once. An int8 base is dequantised:
         its steps are coarser than the learned change."""
         base = self.base.dequantized() if isinstance(self.base, INT8) else self.base
         weight = self.base.weight * self.base.scale if isinstance(self.base, INT8) else self.base.weight

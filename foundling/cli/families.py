@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from foundling.models import FAMILIES, build, count_parameters, family, matrix
 
     cells, found = matrix(), {}
-    gc.disable()  # a model is hundreds of modules without a cycle, and the collector would walk them all again and again
+    gc.disable()  # models have no cycles, and the collector would walk their modules again and again
     for name in FAMILIES:
         here = family(name)
         sizes = {p: count_parameters(build(name, device="meta", **f)) for p, f in here.module.PRESETS.items()}

@@ -94,5 +94,5 @@ def test_factors_of_longrope_are_refused(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(WeightsError, match="unknown tensor 'rope_factors_long.weight'"):
+    with pytest.raises(WeightsError, match=r"unknown tensor 'rope_factors_long\.weight'"):
         load_gguf(tmp_path / "b.gguf")

@@ -31,7 +31,7 @@ def unsupported_reason(model: Any) -> str | None:
     if isinstance(model.norm, RMSNorm) and model.norm.offset:
         return "its norms add an offset to their weights"
     reason = unsupported_modules(model) or unsupported_layers(model.layers, Block)
-    if reason is None and model.rope is not None and model.rope.head_dim != model.layers[0].mixer.head_dim:
+    if reason is None and model.rope is not None and model.rope.head_dim != model.layers[0].mixer.head_dim:  # pyright: ignore
         return "it rotates only a part of each head"
     return reason
 

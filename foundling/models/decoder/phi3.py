@@ -107,8 +107,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
 }  # fmt: skip
 
+FUSED = tuple(f".{name}_proj.weight" for name in ("q", "k", "v", "gate", "up"))
 KEYS = [
-    *[key for key in llama.KEYS if not key.theirs.endswith(tuple(f".{n}_proj.weight" for n in ("q", "k", "v", "gate", "up")))],
+    *[key for key in llama.KEYS if not key.theirs.endswith(FUSED)],
     Key(
         "model.layers.{i}.self_attn.qkv_proj.weight", tuple(f"layers.{{i}}.mixer.{n}.weight" for n in "qkv"),
         ("split_heads",), heads="qkv_heads",
