@@ -8,6 +8,7 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
+from foundling.config import shown
 from foundling.errors import WeightsError
 from foundling.runtime.files import read_json
 from foundling.weights.mxfp4 import MXFP4, MXFP4Tensors
@@ -49,7 +50,7 @@ def check_config(values: dict[str, Any], file: str, dequantised: Container[str])
     for scope in (values, *(part for part in values.values() if isinstance(part, dict))):
         for key in CONFIG_KEYS:
             if scope.get(key) and (method := _method(scope[key]) or key) not in dequantised:
-                raise _refusal(file, f"'{method[:60]}'")
+                raise _refusal(file, shown(method))
     return {key: value for key, value in values.items() if key not in CONFIG_KEYS}
 
 
@@ -58,7 +59,7 @@ def check_files(directory: Path) -> None:
     for name, maker in FILES.items():
         if (directory / name).exists():
             method = _method(read_json(directory / name)) if name.endswith(".json") else None
-            raise _refusal(directory / name, method[:60] if method else maker)
+            raise _refusal(directory / name, shown(method) if method else maker)
 
 
 def _method(value: Any) -> str | None:

@@ -46,9 +46,16 @@ class ModernBERTConfig:
     """Predicted from one vector for a row, in place of tokens."""
     mean_pooled: bool = False
     """Whether that vector is computed from the mean of a row's states, or from its first one."""
+    dropout: float = 0.0
+    """On embeddings, in training."""
+    attention_dropout: float = 0.0
+    """On attention's weights, and on what it adds."""
+    ffn_dropout: float = 0.0
+    """On what the last projection of a feed-forward layer reads."""
     pooled = False  # the vector is computed by what would be the head's transform
 
     def __post_init__(self) -> None:
+        published.check_dropout(self)
         if self.d_model % self.n_heads or self.d_model // self.n_heads % 2:
             raise ConfigError(f"d_model {self.d_model} is not {self.n_heads} heads of even width")
         if min(self.window, self.period) <= 0:
@@ -77,14 +84,17 @@ class ModernBERT(Encoder):
             Block(
                 norm() if index else nn.Identity(),  # the embeddings' norm comes before the first layer
                 Attention(
-                    c.d_model, c.n_heads, c.n_heads, head_dim, window=c.window // 2 + 1 if index % c.period else None
+                    c.d_model, c.n_heads, c.n_heads, head_dim, window=c.window // 2 + 1 if index % c.period else None,
+                    dropout=c.attention_dropout,
                 ),
                 norm(),
-                GatedMLP(c.d_model, c.d_ff, F.gelu),
+                GatedMLP(c.d_model, c.d_ff, F.gelu, dropout=c.ffn_dropout),
+                dropout=c.attention_dropout,
+                ffn_dropout=0.0,
             )
             for index in range(c.n_layers)
-        ]
-        super().__init__(c, layers)
+        ]  # fmt: skip
+        super().__init__(c, layers, dropout=c.dropout)
         del self.position_embedding  # positions are rotations
         self.ropes = nn.ModuleDict({GLOBAL: RoPE(head_dim, c.rope_theta), LOCAL: RoPE(head_dim, c.rope_local_theta)})
         self.embedding_norm, self.final_norm = norm(), norm()
@@ -170,6 +180,9 @@ CONFIG = ConfigMap(
         "norm_eps": "norm_eps",
         "tie_word_embeddings": "tie_embeddings",
         "classifier_pooling": "mean_pooled",
+        "embedding_dropout": "dropout",
+        "attention_dropout": "attention_dropout",
+        "mlp_dropout": "ffn_dropout",
     },
     derived={
         "local_attention": lambda c: 128,
@@ -180,11 +193,11 @@ CONFIG = ConfigMap(
         "norm_eps": lambda c: 1e-5,
         "tie_word_embeddings": lambda c: True,
         "classifier_pooling": lambda c: "cls",
+        **published.without_dropout("embedding_dropout", "attention_dropout", "mlp_dropout"),
     },
     only={
         "hidden_activation": "gelu", "norm_bias": False, "attention_bias": False, "mlp_bias": False,
-        "decoder_bias": True, "classifier_bias": False, "classifier_activation": "gelu", "embedding_dropout": 0.0,
-        "attention_dropout": 0.0, "mlp_dropout": 0.0, "rope_scaling": None,
+        "decoder_bias": True, "classifier_bias": False, "classifier_activation": "gelu", "rope_scaling": None,
     },
     convert={"classifier_pooling": (lambda v: {"cls": False, "mean": True}[v], lambda v: "mean" if v else "cls")},
     implied={
