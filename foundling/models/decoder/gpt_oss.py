@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GPT-OSS (OpenAI 2025): mixtures of experts, windows in every second layer, and a logit of each head that takes
-attention away from all keys.
+"""GPT-OSS (OpenAI 2025): mixtures of experts with biases, windows in every second layer, attention sinks.
 
-Equations are those of the released code: openai/gpt-oss, gpt_oss/torch/model.py."""
+A sink is a logit of each head that takes attention away from all keys. Equations are those of the released code,
+openai/gpt-oss, gpt_oss/torch/model.py."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Qwen 3 with mixtures of experts (Yang et al. 2025, section 2): Qwen 3's attention, and 128 small experts of which a
-token meets eight, without a shared one."""
+"""Qwen 3 with mixtures of experts (Yang et al. 2025, section 2): 128 small ones, of which a token meets eight."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ModernBERT (Warner et al. 2024): a pre-norm encoder without biases, with rotary positions, gated feed-forward layers,
-and two layers of local attention after each global one."""
+"""ModernBERT (Warner et al. 2024): a pre-norm encoder without biases, with rotary positions and local attention.
+
+Two layers of local attention follow each global one; feed-forward layers are gated (section 2.1)."""
 
 from __future__ import annotations
 
