@@ -47,10 +47,10 @@ class LoRA(nn.Module):
         super().__init__()
         self.base, self.scale = base, options.alpha / options.rank
         self.in_features, self.out_features = base.in_features, base.out_features
-        reference = base.scale if isinstance(base, INT8) else base.weight
+        dtype, device = base.dtype if isinstance(base, INT8) else base.weight.dtype, base.weight.device
         sizes = shapes(base, options.rank)
-        self.a = nn.Parameter(torch.zeros(sizes["a"], dtype=reference.dtype, device=reference.device))
-        self.b = nn.Parameter(torch.zeros(sizes["b"], dtype=reference.dtype, device=reference.device))
+        self.a = nn.Parameter(torch.zeros(sizes["a"], dtype=dtype, device=device))
+        self.b = nn.Parameter(torch.zeros(sizes["b"], dtype=dtype, device=device))
 
     def forward(self, x: Tensor, *ends: Tensor) -> Tensor:
         if ends:
@@ -61,11 +61,13 @@ class LoRA(nn.Module):
         return {"a": Role("adapter", self.in_features), "b": Role("adapter", self.a.shape[-2])}
 
     def merged(self) -> nn.Module:
-        """A plain projection with the same output. An int8 base is dequantised, since its steps are coarser than the
-        learned change."""
+        """A plain projection with the same output, added in float32 and rounded once. An int8 base is dequantised:
+        its steps are coarser than the learned change."""
         base = self.base.dequantized() if isinstance(self.base, INT8) else self.base
+        weight = self.base.weight * self.base.scale if isinstance(self.base, INT8) else self.base.weight
         with torch.no_grad():
-            base.weight = nn.Parameter(base.weight + self.scale * (self.b @ self.a))
+            total = weight.float() + self.scale * (self.b.float() @ self.a.float())
+            base.weight = nn.Parameter(total.to(base.weight.dtype))
         return base
 
 

@@ -43,11 +43,20 @@ class _Product(torch.autograd.Function):
 
 def _multiply(x: Tensor, weight: Tensor, ends: Tensor | None) -> Tensor:
     floats = weight.to(x.dtype)
+    if (unit := _unit(x.dtype)) > 1:
+        floats = floats / unit
     return F.linear(x, floats) if ends is None else grouped_mm(x, floats, ends)
+
+
+def _unit(dtype: torch.dtype) -> int:
+    """The integers of float16 are multiples of 1/128, exactly: sums of numbers up to 127 would pass 65,504, and scales
+    of small weights lose digits."""
+    return 128 if dtype == torch.float16 else 1
 
 
 def _scales(scale: Tensor, ends: Tensor | None, reference: Tensor) -> Tensor:
     """(out,), or (n, out) for rows sorted by expert"""
+    scale = scale * _unit(reference.dtype)
     if ends is None:
         return scale[:, 0].to(reference.dtype)
     rows = torch.arange(len(reference), device=reference.device, dtype=ends.dtype)
@@ -62,18 +71,37 @@ def int8_product(x: Tensor, weight: Tensor, scale: Tensor, ends: Tensor | None =
     return _Product.apply(x, weight, scale, ends)  # pyright: ignore[reportReturnType]
 
 
-class Int8Linear(nn.Module):
-    """x @ (int8 · scale)ᵀ + bias; only x gets a gradient."""
+class Int8Weight(nn.Module):
+    """`weight` int8 and `scale`, which is float32 whatever the model computes in; `dtype` is what the weight was in,
+    and follows `module.to(dtype)`."""
 
     weight: Tensor
     scale: Tensor
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, weight: Tensor) -> None:
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        weight, scale = to_int8(linear.weight)
-        self.register_buffer("weight", weight)
+        self.dtype = weight.dtype
+        integers, scale = to_int8(weight)
+        self.register_buffer("weight", integers)
         self.register_buffer("scale", scale)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        scale = self.scale
+        super()._apply(fn, recurse)
+        self.scale = scale.to(self.scale.device)
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=scale.device)).dtype
+        return self
+
+    def dequantized_weight(self) -> nn.Parameter:
+        return nn.Parameter((self.weight * self.scale).to(self.dtype))
+
+
+class Int8Linear(Int8Weight):
+    """x @ (int8 · scale)ᵀ + bias; only x gets a gradient."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear.weight)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,24 +110,18 @@ class Int8Linear(nn.Module):
 
     def dequantized(self) -> nn.Linear:
         linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
-        linear.weight = nn.Parameter(self.weight * self.scale)
+        linear.weight = self.dequantized_weight()
         if self.bias is not None:
             linear.bias = nn.Parameter(self.bias.detach().clone())
         return linear
 
 
-class Int8GroupedLinear(nn.Module):
+class Int8GroupedLinear(Int8Weight):
     """Int8Linear for experts, each with its own scales."""
 
-    weight: Tensor
-    scale: Tensor
-
     def __init__(self, linear: GroupedLinear) -> None:
-        super().__init__()
+        super().__init__(linear.weight)
         self.n_experts, self.in_features, self.out_features = linear.n_experts, linear.in_features, linear.out_features
-        weight, scale = to_int8(linear.weight)
-        self.register_buffer("weight", weight)
-        self.register_buffer("scale", scale)
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
         return int8_product(x, self.weight, self.scale, ends)
@@ -107,7 +129,7 @@ class Int8GroupedLinear(nn.Module):
     def dequantized(self) -> GroupedLinear:
         with torch.device("meta"):
             linear = GroupedLinear(self.n_experts, self.in_features, self.out_features)
-        linear.weight = nn.Parameter(self.weight * self.scale)
+        linear.weight = self.dequantized_weight()
         return linear
 
 

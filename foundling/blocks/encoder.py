@@ -70,6 +70,19 @@ class Encoder(nn.Module):
         """(B, T) -> (B, T, D), of tokens alone"""
         return self.embedding(tokens)
 
+    def embed_positions(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x (B, T, D), embeddings, and positions (B or 1, T) in each document -> x with what its positions add."""
+        return x + self.position_embedding(positions)
+
+    def build_ropes(self, positions: Tensor) -> dict[str, Any]:
+        """positions (B or 1, T) -> kind of attention layer -> its rotation; {} where none rotates."""
+        return {}
+
+    def pool(self, states: Tensor, documents: Tensor | None) -> Tensor | None:
+        """The last layer's states (B, T, D), of `documents` (B, T) -> (B, D), where the model has one vector for a
+        row."""
+        return None if self.pooler is None else self.pool_activation(self.pooler(states[:, 0]))
+
     def encode(
         self,
         x: Tensor,
@@ -79,19 +92,18 @@ class Encoder(nn.Module):
         token_types: Tensor | None = None,
     ) -> EncoderOutput:
         """x (B, T) ids or (B, T, D) embeddings, token_types (B, T), 0 by default -> the last layer's states; `pooled`
-        (B, D) is computed from each row's first one, where the model has a pooler. GenerationError for a text longer
-        than max_seq_len, ConfigError for token_types that the model has no table for."""
+        as `pool` gives it. GenerationError for a text longer than max_seq_len, ConfigError for token_types that the
+        model has no table for."""
         places = positions_of(x, documents) if positions is None else positions
         check_positions(self.config.max_seq_len, places, x.shape[1] if positions is None else None)
         y = x if x.is_floating_point() else self.embed_tokens(x)
-        y = y + self.position_embedding(places)
+        y = self.embed_positions(y, places)
         if self.type_embedding is not None:
             y = y + (self.type_embedding.weight[0] if token_types is None else self.type_embedding(token_types))
         elif token_types is not None:
             raise ConfigError(f"{type(self).__name__} has no token_types; leave them out")
-        y, aux = self.forward_layers(self.widen(self.dropout(self.embedding_norm(y))), documents)
-        pooled = None if self.pooler is None else self.pool_activation(self.pooler(y[:, 0]))
-        return EncoderOutput(y, documents, pooled, aux)
+        y, aux = self.forward_layers(self.widen(self.dropout(self.embedding_norm(y))), documents, places)
+        return EncoderOutput(y, documents, self.pool(y, documents), aux)
 
     def embed(self, name: str, batch: Batch) -> Tensor:
         """The vectors (B, D) of length 1 of the texts in `tokens` (B, T), one a row, −1 in `documents` (B, T) on its
@@ -102,16 +114,13 @@ class Encoder(nn.Module):
         out = self.encode(
             batch["tokens"], documents=batch.get("documents"), token_types=batch.get("token_types")
         )  # fmt: skip
-        states = out.states.float()
-        if out.documents is None:
-            return F.normalize(states.mean(1), dim=-1)
-        real = (out.documents >= 0).float()[..., None]
-        return F.normalize((states * real).sum(1) / real.sum(1).clamp_min(1), dim=-1)
+        return F.normalize(row_means(out.states.float(), out.documents), dim=-1)
 
-    def forward_layers(self, x: Tensor, documents: Tensor | None) -> tuple[Tensor, dict[str, Term]]:
-        """x (B, T, D), documents (B, T) -> (B, T, D), and the losses that arise in the layers"""
+    def forward_layers(self, x: Tensor, documents: Tensor | None, positions: Tensor) -> tuple[Tensor, dict[str, Term]]:
+        """x (B, T, D), documents (B, T), positions (B or 1, T) -> (B, T, D), and the losses that arise in the layers"""
         rule = MaskRule(causal=self.causal, documents=documents)
-        ctx = Context(build_masks(self.reaches, rule, x.shape[1], x.shape[1], x), documents=documents)
+        masks = build_masks(self.reaches, rule, x.shape[1], x.shape[1], x)
+        ctx = Context(masks, self.build_ropes(positions), documents=documents)
         x, routings = forward_layers(self.layer_sequence(), x, ctx)
         return x, balance_terms(routings, self.config)
 
@@ -128,7 +137,7 @@ class Encoder(nn.Module):
         token_types: Tensor | None = None,
     ) -> ModelOutput:
         """As `encode`, but gives what the head over the vocabulary reads; ConfigError without that head."""
-        if self.transform is None or self.norm is None:
+        if self.head is None or self.transform is None or self.norm is None:
             raise ConfigError(f"this {type(self).__name__} has no head over its vocabulary; use encode(…)")
         out = self.encode(x, documents=documents, positions=positions, token_types=token_types)
         return ModelOutput(self.norm(self.activation(self.transform(out.states))), out.aux)
@@ -143,3 +152,11 @@ class Encoder(nn.Module):
         if self.classifier is None:
             raise ConfigError(f"this {type(self).__name__} has no classifier; build it with n_classes")
         return self.classifier(pooled)
+
+
+def row_means(states: Tensor, documents: Tensor | None) -> Tensor:
+    """states (B, T, D) -> (B, D), the mean over each row's tokens, without its padding: −1 in `documents` (B, T)."""
+    if documents is None:
+        return states.mean(1)
+    real = (documents >= 0).to(states.dtype)[..., None]
+    return (states * real).sum(1) / real.sum(1).clamp_min(1)

@@ -109,6 +109,15 @@ class MoE(nn.Module):
         weight, expert = probability.topk(self.n_active, dim=-1)
         return weight / weight.sum(-1, keepdim=True) if self.normalised else weight, expert
 
+    def experts(self, rows: Tensor, ends: Tensor) -> Tensor:
+        """rows (n, D) sorted by expert, ends (E,) int32: where each expert's end -> (n, D)"""
+        return self.down(self.activation(self.gate(rows, ends)) * self.up(rows, ends), ends)
+
+    def expert_parameters(self) -> list[Tensor]:
+        """Those with one row for each expert, of which a token meets `n_active`; a subclass may own biases."""
+        of_matrices = (p for matrix in (self.gate, self.up, self.down) for p in matrix.parameters())
+        return [*of_matrices, *self.parameters(recurse=False)]
+
     def forward(self, x: Tensor, real: Tensor | None = None) -> tuple[Tensor, Routing]:
         """x (B, T, D), real (B, T) bool or None for all -> (B, T, D) and the router's statistics"""
         flat = x.flatten(0, 1)
@@ -125,7 +134,7 @@ class MoE(nn.Module):
         rows = flat[order // self.n_active]
         if self.weighs_input:
             rows = rows * weight.flatten()[order, None].to(rows.dtype)
-        y = self.down(self.activation(self.gate(rows, ends)) * self.up(rows, ends), ends)
+        y = self.experts(rows, ends)
         y = torch.empty_like(y).index_copy(0, order, y).unflatten(0, (-1, self.n_active))
         y = (y if self.weighs_input else y * weight[..., None].to(y.dtype)).sum(1).to(x.dtype)
         routing = Routing(

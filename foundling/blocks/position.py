@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Positions: counted within each document, and encoded by a learned table, as sinusoids or as rotations (RoPE)."""
 
-import math
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
-from foundling.errors import ConfigError, GenerationError
+from foundling.blocks.rope_scaling import RopeScaling as RopeScaling
+from foundling.errors import GenerationError
 
 
 def positions_of(tokens: Tensor, documents: Tensor | None) -> Tensor:
@@ -44,8 +41,15 @@ class PositionTable(nn.Embedding):
 
 
 def position_limit(model: nn.Module) -> int | None:
-    """How many positions every PositionTable of the model has; None without a table."""
-    return min((m.max_positions for m in model.modules() if isinstance(m, PositionTable)), default=None)
+    """How many positions every PositionTable of the model has, and a RoPE that ends somewhere; None without one."""
+    limits = [m.max_positions for m in model.modules() if isinstance(m, PositionTable | RoPE)]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def short_limit(model: nn.Module) -> int | None:
+    """The longest text that longrope scaling rotates as a short one; None where a text's length changes no rotation."""
+    limits = [m.short_limit for m in model.modules() if isinstance(m, RoPE)]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def check_positions(limit: int | None, positions: Tensor, bound: int | None) -> None:
@@ -61,48 +65,45 @@ Rotation = tuple[Tensor, Tensor]
 """cos and sin, (B or 1, 1, T, P) float32, the halves of P repeated."""
 
 
-@dataclass(frozen=True)
-class RopeScaling:
-    """How a model reads beyond the length that it was first trained at: `linear` slows every rotation by `factor` (Chen
-    et al. 2023); `llama3` slows those of less than low_freq_factor turns over original_max_seq_len, interpolating up to
-    high_freq_factor turns (Grattafiori et al. 2024, section 3.4.2 and its code)."""
-
-    kind: Literal["linear", "llama3"]
-    factor: float
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_seq_len: int = 8192
-
-    def __post_init__(self) -> None:
-        if self.factor < 1 or not 0 < self.low_freq_factor <= self.high_freq_factor:
-            raise ConfigError(
-                f"rope_scaling {self} makes no sense: factor >= 1, 0 < low_freq_factor <= high_freq_factor"
-            )
-
-    def slowed(self, rates: Tensor) -> Tensor:
-        if self.kind == "linear":
-            return rates / self.factor
-        turns = self.original_max_seq_len * rates / (2 * math.pi)
-        passage = max(self.high_freq_factor - self.low_freq_factor, 1e-9)
-        kept = ((turns - self.low_freq_factor) / passage).clamp(0, 1)
-        return (1 - kept) * rates / self.factor + kept * rates
-
-
 class RoPE(nn.Module):
     """Rotary positions (Su et al. 2021, RoFormer, section 3.4.2); the halves of a head are paired, as in Llama."""
 
-    def __init__(self, head_dim: int, theta: float, scaling: RopeScaling | None = None) -> None:
+    def __init__(
+        self, head_dim: int, theta: float, scaling: RopeScaling | None = None, *, max_positions: int | None = None
+    ) -> None:
+        """`head_dim` is how many channels are rotated; `max_positions` is that of the model, beyond which `dynamic`
+        scaling refuses to read."""
         super().__init__()
         self.head_dim = head_dim
         self.theta, self.scaling = theta, scaling
+        kind = None if scaling is None else scaling.kind
+        self.max_positions = max_positions if kind == "dynamic" else None
+        self.short_limit = scaling.original_max_seq_len if scaling is not None and kind == "longrope" else None
+        if scaling is not None:
+            scaling.check(head_dim, theta)
+
+    def check_continuation(self, lengths: Tensor, positions: Tensor, span: int) -> None:
+        """GenerationError where a text of a cache, of `lengths` (B,) so far, becomes a long one with these positions
+        (B, T): its cached keys were rotated as those of a short one. `span`: the longest row of the cache."""
+        limit = self.short_limit
+        if limit is None or span <= limit:
+            return
+        if bool(((lengths > 0) & (positions[:, 0] <= limit) & (positions.amax(1) >= limit)).any()):
+            raise GenerationError(
+                f"a text grows beyond {limit} tokens in a cache, where longrope rotates all of it anew; read it at "
+                f"once, or keep prompt and answer within {limit} tokens"
+            )
 
     def forward(self, positions: Tensor) -> Rotation:
         """positions (B or 1, T) -> (cos, sin)"""
         powers = torch.arange(0, self.head_dim, 2, device=positions.device, dtype=torch.float32) / self.head_dim
-        rates = 1.0 / self.theta**powers
-        angles = positions[..., None].float() * (rates if self.scaling is None else self.scaling.slowed(rates))
+        rates, scaling = 1.0 / self.theta**powers, self.scaling
+        if scaling is not None:
+            rates = scaling.slowed(rates, self.theta, positions)
+        angles = positions[..., None].float() * rates
         angles = torch.cat((angles, angles), dim=-1)[:, None]
-        return angles.cos(), angles.sin()
+        cos, sin = angles.cos(), angles.sin()
+        return (cos, sin) if scaling is None or scaling.gain == 1 else (cos * scaling.gain, sin * scaling.gain)
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:

@@ -116,6 +116,8 @@ class Decoder(nn.Module):
             queries, keys = cache.lengths[:, None] + steps, torch.arange(cache.span, device=x.device)[None]
             bound = cache.span if positions is None else None
             positions = counted if positions is None else positions
+            if self.rope is not None:
+                self.rope.check_continuation(cache.lengths, positions, cache.span)
         check_positions(self.max_positions, positions, bound)
         segments = None
         if self.is_recurrent and documents is not None:

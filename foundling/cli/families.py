@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 from typing import Any
 
 EXAMPLES = ["foundling families", "foundling families --json"]
@@ -18,6 +19,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from foundling.models import FAMILIES, build, count_parameters, family, matrix
 
     cells, found = matrix(), {}
+    gc.disable()  # models have no cycles, and the collector would walk their modules again and again
     for name in FAMILIES:
         here = family(name)
         sizes = {p: count_parameters(build(name, device="meta", **f)) for p, f in here.module.PRESETS.items()}
@@ -28,6 +30,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "active": {preset: size["active"] for preset, size in sizes.items() if size["active"] < size["total"]},
             "methods": cells.get(name, {}),
         }
+    gc.enable()
     if not args.json:
         for name, entry in found.items():
             print(f"{name:8} {entry['about']}")

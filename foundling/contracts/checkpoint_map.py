@@ -45,6 +45,7 @@ class ConfigMap:
     derived: dict[str, Callable[[dict[str, Any]], Any]] = field(default_factory=dict)
     """the published default of a key that a file may leave out, from the others"""
     only: dict[str, Any] = field(default_factory=dict)
+    """published name -> the value, or a tuple of values that mean the same, of which the first is written"""
     base_prefix: str = ""
     """what a model without head leaves out of its tensor names"""
     ignored: tuple[str, ...] = ()
@@ -66,6 +67,9 @@ class ConfigMap:
     """our fields of which each one has tensors of its own; by default those that count layers, blocks and experts"""
     renamed: tuple[tuple[str, str], ...] = ()
     """(ending of tensor names in older directories, what it is today)"""
+    dequantised: tuple[str, ...] = ()
+    """quantisation methods, in the names of config.json's quant_method, whose tensors are converted to floats on
+    reading; others are refused"""
     type_key: str = "model_type"
     """the key that holds `model_type`"""
     weights: str = "model.safetensors"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from foundling.blocks.position import position_limit
+from foundling.blocks.position import position_limit, short_limit
 from foundling.decode.processors import LogitsProcessor
 from foundling.decode.sampling import Sampling
 from foundling.errors import GenerationError
@@ -84,12 +84,19 @@ class Completion:
         return sum(self.logprobs) / max(1, len(self.logprobs))
 
 
+def _longest_text(model: Any, prompt: Sequence[int]) -> int:
+    """How many tokens a prompt and its completion may have. With longrope scaling a short text stays one: a long one is
+    rotated otherwise from its first token on."""
+    longest, short = model.config.max_seq_len, short_limit(model)
+    return longest if short is None or len(prompt) > short else min(short, longest)
+
+
 def max_completion(model: Any, prompt: Sequence[int]) -> int | None:
     """The most tokens that the model can generate for this prompt; None where only memory limits them. The source of an
     encoder-decoder does not share positions with its completion, and without a table of positions (T5, the original
     Transformer) neither is limited. GenerationError for a source that is too long."""
     if not model.capabilities.reads_source:
-        return max(0, model.config.max_seq_len - len(prompt))
+        return max(0, _longest_text(model, prompt) - len(prompt))
     limit = position_limit(model)
     if limit is not None and len(prompt) > limit:
         raise GenerationError(f"the source is {len(prompt)} tokens, the model reads at most {limit}; shorten it")
@@ -108,10 +115,10 @@ def check_request(model: Any, request: Request) -> None:
     available = max_completion(model, prompt)
     if available is not None and max_tokens > available:
         both = "" if model.capabilities.reads_source else f"a prompt of {len(prompt)} tokens and "
-        raise GenerationError(
-            f"{both}max_tokens {max_tokens} exceed the model's max_seq_len {model.config.max_seq_len}; request at most "
-            f"{available}"
-        )
+        limit = f"the model's max_seq_len {model.config.max_seq_len}"
+        if not model.capabilities.reads_source and (short := _longest_text(model, prompt)) < model.config.max_seq_len:
+            limit = f"the {short} tokens of a short text (longrope scaling rotates a longer one from its start anew)"
+        raise GenerationError(f"{both}max_tokens {max_tokens} exceed {limit}; request at most {available}")
     request.sampling.check(vocab_size)
 
 

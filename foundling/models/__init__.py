@@ -37,11 +37,16 @@ FAMILIES: dict[str, Entry] = {
     "llama": Entry("foundling.models.decoder.llama", "Llama", "LlamaConfig", "decoder", "llama"),
     "llama4": Entry("foundling.models.decoder.llama4", "Llama4", "Llama4Config", "decoder", "llama4_text"),
     "mistral": Entry("foundling.models.decoder.mistral", "Mistral", "MistralConfig", "decoder", "mistral"),
+    "qwen2": Entry("foundling.models.decoder.qwen2", "Qwen2", "Qwen2Config", "decoder", "qwen2"),
     "qwen3": Entry("foundling.models.decoder.qwen3", "Qwen3", "Qwen3Config", "decoder", "qwen3"),
+    "qwen3_moe": Entry("foundling.models.decoder.qwen3_moe", "Qwen3MoE", "Qwen3MoEConfig", "decoder", "qwen3_moe"),
     "olmo2": Entry("foundling.models.decoder.olmo2", "OLMo2", "OLMo2Config", "decoder", "olmo2"),
     "gpt_neox": Entry("foundling.models.decoder.gpt_neox", "GPTNeoX", "GPTNeoXConfig", "decoder", "gpt_neox"),
+    "gpt_oss": Entry("foundling.models.decoder.gpt_oss", "GPTOSS", "GPTOSSConfig", "decoder", "gpt_oss"),
+    "gemma": Entry("foundling.models.decoder.gemma", "Gemma", "GemmaConfig", "decoder", "gemma"),
     "gemma2": Entry("foundling.models.decoder.gemma2", "Gemma2", "Gemma2Config", "decoder", "gemma2"),
     "gemma3": Entry("foundling.models.decoder.gemma3", "Gemma3", "Gemma3Config", "decoder", "gemma3_text"),
+    "phi3": Entry("foundling.models.decoder.phi3", "Phi3", "Phi3Config", "decoder", "phi3"),
     "opt": Entry("foundling.models.decoder.opt", "OPT", "OPTConfig", "decoder", "opt"),
     "bloom": Entry("foundling.models.decoder.bloom", "Bloom", "BloomConfig", "decoder", "bloom"),
     "mixtral": Entry("foundling.models.decoder.mixtral", "Mixtral", "MixtralConfig", "decoder", "mixtral"),
@@ -54,6 +59,9 @@ FAMILIES: dict[str, Entry] = {
         "foundling.models.encoder.distilbert", "DistilBERT", "DistilBERTConfig", "encoder", "distilbert"
     ),
     "albert": Entry("foundling.models.encoder.albert", "ALBERT", "ALBERTConfig", "encoder", "albert"),
+    "modernbert": Entry(
+        "foundling.models.encoder.modernbert", "ModernBERT", "ModernBERTConfig", "encoder", "modernbert"
+    ),
     "rwkv": Entry("foundling.models.recurrent.rwkv", "RWKV", "RWKVConfig", "decoder", "rwkv"),
     "s4": Entry("foundling.models.recurrent.s4", "S4", "S4Config", "decoder", "s4"),
     "h3": Entry("foundling.models.recurrent.h3", "H3", "H3Config", "decoder", "h3"),
@@ -137,7 +145,7 @@ def count_parameters(model: Any) -> dict[str, int]:
     does not use; `non_embedding` excludes token and position embeddings, but includes an untied head."""
     total = sum(p.numel() for p in model.parameters())
     tables = {p for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
-    experts = [(m, e) for m in model.modules() if isinstance(m, MoE) for e in (m.gate, m.up, m.down)]
-    idle = sum(e.weight.numel() * (m.n_experts - m.n_active) // m.n_experts for m, e in experts)
+    experts = [(m, p) for m in model.modules() if isinstance(m, MoE) for p in m.expert_parameters()]
+    idle = sum(p.numel() * (m.n_experts - m.n_active) // m.n_experts for m, p in experts)
     embedding = sum(p.numel() for p in tables)
     return {"total": total, "active": total - idle, "non_embedding": total - embedding}

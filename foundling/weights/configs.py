@@ -9,9 +9,14 @@ from typing import Any, get_args
 from foundling.config import hints, to_dict
 from foundling.contracts.checkpoint_map import ConfigMap
 from foundling.errors import ConfigError, WeightsError
-from foundling.models import FAMILIES, Family, configuration, recognise
+from foundling.models import FAMILIES, Family, configuration, published, recognise
+from foundling.weights.quantised import check_config
 
-FLAT_ROPE, LOCAL_THETA = ("rope_theta", "partial_rotary_factor"), "rope_local_base_freq"
+PARTIAL, LOCAL_THETA = "partial_rotary_factor", "rope_local_base_freq"
+FLAT_ROPE = ("rope_theta", PARTIAL)
+UNREAD_HEADS = ("ForTokenClassification", "ForQuestionAnswering")
+"""Endings of classes of transformers with a head over single tokens that is no vocabulary. Its tensors may have the
+names and shapes of a classifier of whole texts."""
 # Written by transformers; written anew here.
 WRITTEN_ANEW = {"model_type", "architectures", "transformers_version", "torch_dtype", "dtype", "_class_name"}
 
@@ -22,21 +27,19 @@ def read_config(values: dict[str, Any], file: str) -> tuple[Family, Any, dict[st
     if family is None:
         model_type = values.get("model_type", values.get("_class_name"))
         raise WeightsError(f"{file}: model_type {model_type!r} is not supported; supported: {', '.join(FAMILIES)}")
-    if quantised := values.get("quantization_config"):
-        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
-        raise WeightsError(
-            f"{file}: the weights are quantised ({_short(method or 'quantization_config')}), which is not read here; "
-            "take the unquantised model, or a GGUF file"
-        )
     table: ConfigMap = family.module.CONFIG
+    values = check_config(values, file, table.dequantised)
+    _check_head(values.get("architectures"), file)
     try:
         values = _flatten(_to_version_4(dict(values), file), table)
     except RecursionError:
         raise WeightsError(f"{file}: mappings are nested too deeply") from None
-    for key, expected in table.only.items():
-        if key in values and values[key] is not None and values[key] != expected:
+    only = {**table.only, **({PARTIAL: 1.0} if "rope_theta" in table.fields and PARTIAL not in table.fields else {})}
+    for key, expected in only.items():
+        allowed = expected if isinstance(expected, tuple) else (expected,)
+        if key in values and values[key] is not None and values[key] not in allowed:
             raise WeightsError(
-                f"{file}: {key} = {_short(values[key])} is not supported by {family.name}; only {_short(expected)} is"
+                f"{file}: {key} = {_short(values[key])} is not supported by {family.name}; only {_short(allowed[0])} is"
             )
     types = hints(family.config)
     for key, default in table.derived.items():
@@ -47,6 +50,7 @@ def read_config(values: dict[str, Any], file: str) -> tuple[Family, Any, dict[st
                 values[key] = default(values)
             except (KeyError, TypeError, ZeroDivisionError):
                 raise WeightsError(f"{file}: lacks the keys that '{key}' is computed from") from None
+    published.complete_rope_scaling(values)
     ours = {}
     for theirs, name in table.fields.items():
         if theirs not in values:
@@ -57,7 +61,7 @@ def read_config(values: dict[str, Any], file: str) -> tuple[Family, Any, dict[st
     try:
         config = configuration(family, ours, where=file)
     except ConfigError as error:
-        raise WeightsError(str(error)) from None
+        raise WeightsError(str(error) if file in str(error) else f"{file}: {error}") from None
     for key, follows in table.implied.items():
         expected = follows(to_dict(config))
         if values.get(key) not in (None, [], expected):  # absent or empty: implied by the other keys
@@ -65,6 +69,12 @@ def read_config(values: dict[str, Any], file: str) -> tuple[Family, Any, dict[st
                 f"{file}: {key} = {_short(values[key])} is not supported by {family.name}; only {_short(expected)} is"
             )
     return family, config, inert
+
+
+def _check_head(architectures: Any, file: str) -> None:
+    for name in architectures if isinstance(architectures, list) else []:
+        if str(name).endswith(UNREAD_HEADS):
+            raise WeightsError(f"{file}: {_short(name)} has a head that is not read here; take the base model")
 
 
 def write_config(family: Family, config: Any, inert: dict[str, Any], dtype: str = "float32") -> dict[str, Any]:
@@ -78,7 +88,7 @@ def write_config(family: Family, config: Any, inert: dict[str, Any], dtype: str 
     identity = (lambda v: v, lambda v: v)
     values |= {theirs: table.convert.get(theirs, identity)[1](ours[name]) for theirs, name in table.fields.items()}
     values |= {key: follows(ours) for key, follows in table.implied.items()}
-    values |= {key: value for key, value in table.only.items() if value is not None}
+    values |= {key: v[0] if isinstance(v, tuple) else v for key, v in table.only.items() if v is not None}
     if "rope_theta" in values:  # version 5 reads the nested keys, version 4 the flat ones
         values["rope_parameters"] = _rope_parameters(values)
     if table.type_key == "model_type":
@@ -89,23 +99,22 @@ def write_config(family: Family, config: Any, inert: dict[str, Any], dtype: str 
 
 def _to_version_4(values: dict[str, Any], file: str) -> dict[str, Any]:
     """Converts from transformers 5, which nests RoPE's parameters and writes infinity as text, to the form of version
-    4."""
+    4. As there, `rope_scaling` has precedence over `rope_parameters`, and what is nested over what is not."""
     values = _parse_floats(values)
-    nested = values.pop("rope_parameters", None)
+    new, old = values.pop("rope_parameters", None), values.pop("rope_scaling", None)
+    name, nested = ("rope_scaling", old) if old else ("rope_parameters", new)
     if nested is None:
         return values
     if isinstance(nested, dict) and isinstance(nested.get("full_attention"), dict):
         local, nested = nested.get("sliding_attention", {}), nested["full_attention"]
         if not isinstance(local, dict) or local.get("rope_type", "default") != "default":
-            raise WeightsError(f"{file}: rope_parameters of sliding_attention {local!r}: only 'default' is supported")
+            raise WeightsError(f"{file}: {name} of sliding_attention {_short(local)}: only 'default' is supported")
         values |= {LOCAL_THETA: local["rope_theta"]} if "rope_theta" in local else {}
     if not isinstance(nested, dict):
-        raise WeightsError(f"{file}: rope_parameters is {nested!r}, expected a mapping")
+        raise WeightsError(f"{file}: {name} is {_short(nested)}, expected a mapping")
     values |= {key: nested[key] for key in FLAT_ROPE if key in nested}
     scaling = {key: value for key, value in nested.items() if key not in FLAT_ROPE}
-    if scaling.get("rope_type", "default") != "default":
-        values["rope_scaling"] = scaling
-    return values
+    return values if published.is_default_rope(scaling) else values | {"rope_scaling": scaling}
 
 
 def _rope_parameters(values: dict[str, Any]) -> dict[str, Any]:

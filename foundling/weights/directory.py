@@ -29,6 +29,7 @@ from foundling.runtime.hub import local_directory
 from foundling.weights import keys
 from foundling.weights.configs import read_config, write_config
 from foundling.weights.generation import default_generation_config
+from foundling.weights.quantised import check_files, plain_tensors
 from foundling.weights.tensors import FLOATS, INTEGERS, MAX_SHARD_BYTES, Tensors, tensors_of, write_tensors
 
 FORMAT_VERSION = 1
@@ -205,7 +206,9 @@ def opened(directory: Path, device: str = "cpu") -> Iterator[tuple[Family, Any, 
     if not file.exists():
         raise WeightsError(f"{directory}: no config.json, so this is not a model directory")
     family, config, inert = read_config(read_json(file), str(file))
-    with tensors_of(directory, family.module.CONFIG.weights, device) as tensors:
+    check_files(directory)
+    with tensors_of(directory, family.module.CONFIG.weights, device) as stored:
+        tensors = plain_tensors(stored, family.module.CONFIG.dequantised)
         _check_counts(config, len(tensors), family.module.CONFIG, str(file))
         changes = _present_fields(tensors, family.module.CONFIG)
         if getattr(config, "tie_embeddings", False) and _has_head(tensors, family):
@@ -229,6 +232,8 @@ def skeleton(family: Family, config: Any, file: str, tensors: Tensors | None = N
     try:
         with torch.device("meta"):
             model = family.model(config)
+    except ConfigError as error:
+        raise WeightsError(f"{file}: {error}") from None
     except (RuntimeError, OverflowError, TypeError, ZeroDivisionError) as error:
         raise WeightsError(f"{file}: no model can have these sizes ({str(error).splitlines()[0]})") from None
     can = model.capabilities

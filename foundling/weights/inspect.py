@@ -16,7 +16,7 @@ from foundling.runtime.hub import local_directory
 from foundling.weights.convert.diffusers import tensors_folder
 from foundling.weights.directory import compared, opened, persistent_tensors, skeleton
 
-BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
+BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1, "MXFP4": 17 / 32}
 
 
 def inspect(directory: str | Path, *, depth: int | None = None) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def inspect(directory: str | Path, *, depth: int | None = None) -> dict[str, Any
             for kind, size in headers:
                 dtypes[kind] = dtypes.get(kind, 0) + size
             for name in link.ours:  # one published tensor may hold several of ours
-                stored[name] = headers[0][0], ours[name].numel() * BYTES[headers[0][0]]
+                stored[name] = headers[0][0], int(ours[name].numel() * BYTES[headers[0][0]])
         n_files, n_tensors = len({id(file) for file in tensors.files.values()}), len(tensors)
     total = count_parameters(model)
     names = {id(t): name for name, t in ours.items()}
@@ -52,7 +52,7 @@ def inspect(directory: str | Path, *, depth: int | None = None) -> dict[str, Any
         "files": n_files,
         "dtypes": dtypes,
         "bytes": {
-            "stored": sum(size * BYTES[kind] for kind, size in dtypes.items()),
+            "stored": int(sum(size * BYTES[kind] for kind, size in dtypes.items())),
             "float32": 4 * total["total"],
             "bfloat16": 2 * total["total"],
         },

@@ -16,16 +16,25 @@ from foundling.errors import WeightsError
 
 Parts = list[Tensor]
 # name -> (on loading, on saving). Each takes a list of tensors, the number of tensors to return, and the number of
-# heads.
-Transform = Callable[[Parts, int, int], Parts]
+# heads, or one for each part.
+Transform = Callable[[Parts, int, Any], Parts]
 TRANSFORMS: dict[str, tuple[Transform, Transform]] = {
     "transpose": (lambda p, n, h: [t.mT for t in p], lambda p, n, h: [t.mT for t in p]),
     "split": (lambda p, n, h: list(p[0].chunk(n)), lambda p, n, h: [torch.cat(p)]),
+    "split_heads": (
+        lambda p, n, h: [t.flatten(0, 1) for t in p[0].unflatten(0, (sum(h), -1)).split(list(h))],
+        lambda p, n, h: [torch.cat(p)],
+    ),
     "scalar": (lambda p, n, h: [t.reshape(1) for t in p], lambda p, n, h: [t.reshape(()) for t in p]),
     # (1, 1, C) -> (C,)
     "vector": (lambda p, n, h: [t.reshape(-1) for t in p], lambda p, n, h: [t.reshape(1, 1, -1) for t in p]),
     "stack_experts": (lambda p, n, h: [torch.stack(p)], lambda p, n, h: list(p[0].unbind())),
     "split_experts": (lambda p, n, h: list(p[0].chunk(n, dim=1)), lambda p, n, h: [torch.cat(p, dim=1)]),
+    # of each expert, rows of the parts by turns
+    "interleaved_experts": (
+        lambda p, n, h: [p[0][:, part::n] for part in range(n)],
+        lambda p, n, h: [torch.stack(p, dim=2).flatten(1, 2)],
+    ),
     # RoPE rotates neighbouring rows in their layout, rows half a head apart in ours
     "rope_pairs": (
         lambda p, n, h: [t.unflatten(0, (h, -1, 2)).transpose(1, 2).flatten(0, 2) for t in p],
@@ -46,7 +55,8 @@ class Link(NamedTuple):
     key: Key
     theirs: tuple[str, ...]
     ours: tuple[str, ...]
-    heads: int
+    heads: Any
+    """what the key's field `heads` holds"""
 
     def to_ours(self, parts: Parts) -> Parts:
         for transform in self.key.transforms:

@@ -264,3 +264,48 @@ def test_a_pattern_matches_what_it_was_made_of_and_no_more() -> None:
     assert pattern_of([], known) == ""
     for names in (queries[:2], known[5:9], known):
         assert {name for name in known if matches(name, pattern_of(names, known))} == set(names)
+
+
+def test_sums_of_integers_stay_within_float16() -> None:
+    """1,000 products of 4 with 127 are 508,000; with the weights that they stand for, 40."""
+    linear = nn.Linear(1000, 2, bias=False).half()
+    nn.init.constant_(linear.weight, 0.01)
+    x = torch.full((1, 1000), 4.0, dtype=torch.float16, requires_grad=True)
+    y = Int8Linear(linear)(x)
+    assert y.tolist() == [[pytest.approx(40, rel=2e-3)] * 2]
+    (grad,) = torch.autograd.grad(y.sum() * 100, x)
+    assert grad[0].tolist() == [pytest.approx(2, rel=2e-3)] * 1000
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", families(FAMILIES, ("llama", "mixtral", "t5")))
+def test_a_model_of_half_types_is_quantised_adapted_merged_and_saved(name: str, dtype: torch.dtype, tmp_path) -> None:
+    of = case(name)
+    model = of.tiny().to(dtype)
+    before = {n: p.dtype for n, p in model.named_parameters()}
+    names = quantize(model, "*layers.*")
+    scales = {n: m.scale.clone() for n, m in model.named_modules() if isinstance(m, Int8Linear | Int8GroupedLinear)}
+    model = model.float().to(dtype)  # neither way are scales rounded
+    assert all(torch.equal(model.get_submodule(n).scale, scale) for n, scale in scales.items())
+    lora(model, LoRAOptions("*layers.*", rank=2), generator("lora"))
+    assert {p.dtype for p in adapter_tensors(model).values()} == {dtype}
+    with torch.no_grad():
+        for n, p in adapter_tensors(model).items():
+            p.copy_(torch.randn(p.shape, generator=generator(n)) * 0.1)
+    foundling.save_adapter(model, tmp_path / "adapter")
+    adapted = of.outputs(model)
+    assert adapted.isfinite().all() and adapted.dtype in (dtype, torch.float32)
+    loss = of.objective()(model, {k: v.to(dtype) if v.is_floating_point() else v for k, v in of.batch(0).items()})
+    loss["loss"].sum.backward()
+    assert all(p.grad is not None and p.grad.dtype == dtype for p in adapter_tensors(model).values())
+
+    merge(model)
+    dequantize(model)
+    assert {n: p.dtype for n, p in model.named_parameters()} == before
+    assert not any(isinstance(m, Int8Linear | Int8GroupedLinear) for m in model.modules()) and names
+    scale = float(adapted.float().abs().max())
+    # merged weights are rounded once more, by a half of the last place
+    assert float((of.outputs(model) - adapted).abs().max()) <= 64 * torch.finfo(dtype).eps * scale
+    foundling.save(model, tmp_path / "merged")
+    again = foundling.load(tmp_path / "merged", dtype=dtype)
+    assert weights_hash(again) == weights_hash(model)

@@ -4,6 +4,8 @@
 import pytest
 import torch
 
+from foundling.adapt.lora import LoRAOptions, lora
+from foundling.adapt.quantize import quantize
 from foundling.blocks.init import initialise, roles
 from foundling.contracts.cache import State
 from foundling.contracts.denoise import Denoiser as DenoiserProtocol
@@ -310,7 +312,8 @@ PUBLISHED = {
     "llama-3.1-8b": 8_030_261_248, "llama-3.1-70b": 70_553_706_496, "llama-3.2-1b": 1_235_814_400,
     "llama-3.2-3b": 3_212_749_824, "mistral-7b-v0.1": 7_241_732_096, "mistral-7b-v0.3": 7_248_023_552,
     "mistral-nemo-12b": 12_247_782_400, "qwen3-0.6b": 596_049_920, "qwen3-1.7b": 1_720_574_976,
-    "qwen3-8b": 8_190_735_360, "qwen3-32b": 32_762_123_264, "olmo-2-1b": 1_484_916_736, "olmo-2-7b": 7_298_617_344,
+    "qwen3-8b": 8_190_735_360, "qwen3-32b": 32_762_123_264, "qwen3-30b-a3b": 30_532_122_624,
+    "qwen3-235b-a22b": 235_093_634_560, "olmo-2-1b": 1_484_916_736, "olmo-2-7b": 7_298_617_344,
     "olmo-2-13b": 13_716_198_400, "olmo-2-32b": 32_234_279_936, "gpt-neox-20b": 20_554_567_680,
     "pythia-70m": 70_426_624, "pythia-160m": 162_322_944, "pythia-410m": 405_334_016, "pythia-1.4b": 1_414_647_808,
     "pythia-6.9b": 6_857_302_016, "pythia-12b": 11_846_072_320, "gemma-2-2b": 2_614_341_888,
@@ -322,16 +325,25 @@ PUBLISHED = {
     "bert-base": 110_106_428, "bert-large": 336_226_108, "minilm-l6": 22_713_216,
     "roberta-base": 124_697_433, "roberta-large": 355_412_057, "distilbert-base": 66_985_530,
     "albert-base": 11_813_810, "albert-large": 17_847_474, "albert-xlarge": 59_021_490, "albert-xxlarge": 223_158_450,
+    "gpt-oss-20b": 20_914_757_184, "gpt-oss-120b": 116_829_156_672,
+    "modernbert-base": 149_655_232, "modernbert-large": 395_881_664,
     "mamba-130m": 129_135_360, "mamba-370m": 371_516_416, "mamba-790m": 793_204_224, "mamba-1.4b": 1_372_178_432,
     "mamba-2.8b": 2_768_345_600, "jamba-v0.1": 51_570_323_328, "jamba-1.5-mini": 51_570_323_328,
     "rwkv-4-169m": 169_342_464, "rwkv-4-430m": 430_397_440, "rwkv-4-1b5": 1_515_106_304,
     "rwkv-4-3b": 2_984_627_200, "rwkv-4-7b": 7_392_649_216, "rwkv-4-14b": 14_148_597_760,
     "h3-125m": 126_387_456,
+    "llama-3-70b": 70_553_706_496, "llama-3.1-405b": 405_853_388_800, "llama-3.3-70b": 70_553_706_496,
+    "qwen2.5-0.5b": 494_032_768, "qwen2.5-1.5b": 1_543_714_304, "qwen2.5-3b": 3_085_938_688,
+    "qwen2.5-7b": 7_615_616_512, "qwen2.5-14b": 14_770_033_664, "qwen2.5-32b": 32_763_876_352,
+    "qwen2.5-72b": 72_706_203_648, "qwen3-4b": 4_022_468_096, "qwen3-14b": 14_768_307_200,
+    "gemma-2b": 2_506_172_416, "gemma-7b": 8_537_680_896, "phi-3-mini-4k": 3_821_079_552,
+    "phi-3-medium-4k": 13_960_238_080, "phi-4": 14_659_507_200,
     "bart-base": 139_420_416, "bart-large": 406_291_456,
     "transformer-base": 63_082_496,  # nobody's; its shapes and 37,000 tokens make this, table 3 says 65 million
     "unet-32": 35_751_939,  # nobody's but ours; as many as diffusers' UNet2DModel of that shape has
 }  # fmt: skip
-"""Parameters of the released checkpoints."""
+"""Parameters of the released checkpoints: "Model size" of their pages on the Hugging Face hub, which counts the
+tensors of the files; a tied head once."""
 ROUNDED = {
     "opt-66b": 66e9, "opt-175b": 175e9, "gopher-280b": 280e9, "chinchilla-70b": 70e9, "poro-34b": 34.2e9,
     "gpt3-125m": 125e6, "gpt3-350m": 356e6, "gpt3-760m": 760e6, "gpt3-1.3b": 1.32e9, "gpt3-2.7b": 2.65e9,
@@ -343,9 +355,12 @@ ROUNDED = {
 """as papers state them"""
 ACTIVE = {
     "mixtral-8x7b": 12_879_925_248, "mixtral-8x22b": 39_161_468_928, "llama-4-scout": 17e9, "llama-4-maverick": 17e9,
+    "qwen3-30b-a3b": 3_353_032_704, "qwen3-235b-a22b": 22_190_763_520, "gpt-oss-20b": 4_187_440_704,
+    "gpt-oss-120b": 5_711_982_912,
     "jamba-v0.1": 12_110_311_296, "jamba-1.5-mini": 12_110_311_296, "jamba-1.5-large": 94e9,
 }  # fmt: skip
-"""of which a token meets: published as 12.9 and 39 billion, 17, 12 and 94"""
+"""of which a token meets: published as 12.9 and 39 billion, 17, 3.3 and 22, 3.6 and 5.1 (without the embedding's 0.6),
+12 and 94"""
 
 
 @each
@@ -371,3 +386,20 @@ def has_published_sizes(name: str, presets: dict[str, dict]) -> None:
             continue
         assert sizes["total"] == PUBLISHED[preset], preset
         assert sizes["active"] == ACTIVE.get(preset, sizes["total"]), preset
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_parameters_of_an_adapted_and_of_a_quantised_mixture_are_counted(name: str) -> None:
+    model = case(name).tiny()
+    before, c = count_parameters(model), model.config
+    # what a token does not meet: rows of three matrices a layer, and of their biases
+    biases = 2 * c.d_expert + c.d_model if name == "gpt_oss" else 0
+    assert before["total"] - before["active"] == 2 * (8 - 2) * (3 * c.d_model * c.d_expert + biases)
+    lora(model, LoRAOptions("*layers.*.ffn.down", rank=3), generator("lora"))
+    after = count_parameters(model)
+    row = 3 * (c.d_model + c.d_expert)
+    assert (after["total"] - before["total"], after["active"] - before["active"]) == (2 * 8 * row, 2 * 2 * row)
+    rounded = case(name).tiny()
+    quantize(rounded, "*layers.*.ffn.*")
+    counted = count_parameters(rounded)
+    assert counted["total"] - counted["active"] == 2 * (8 - 2) * biases, "integers are no parameters"

@@ -184,6 +184,18 @@ def test_native_products_are_those_of_the_rounded_weights(name: str, weights: st
     assert answer.prompt_logprobs[1:] == pytest.approx(expected.prompt_logprobs[1:], abs=tolerance)
 
 
+@pytest.mark.skipif(not NATIVE, reason="no C++ compiler here")
+def test_native_code_adds_the_biases_of_some_projections_and_rotates_whole_heads_only() -> None:
+    """Qwen 2 has biases on q, k and v. Where a part of each head is rotated, native code would rotate the rest by what
+    lies behind the angles."""
+    model, asked = case("qwen2").tiny(), requests(4, seed=7)
+    answers = Engine(model, EngineOptions(native=True)).generate(asked)
+    assert [answer.tokens for answer in answers] == [plain(model, request).tokens for request in asked]
+    for partial in (case("gpt_neox").tiny(parallel=False), case("phi3").tiny(rope_fraction=0.5)):
+        with pytest.raises(GenerationError, match="rotates only a part of each head"):
+            Engine(partial, EngineOptions(native=True))
+
+
 def rounded(weight: torch.Tensor, kind: str) -> torch.Tensor:
     if kind == "bfloat16":
         return weight.bfloat16().float()
@@ -299,6 +311,8 @@ def test_errors_are_one_line(options: dict, request_: dict, message: str) -> Non
     assert "\n" not in str(caught.value)
     with pytest.raises(GenerationError, match="native code is not available"):
         Engine(case("mamba2").tiny(), EngineOptions(native=True))
+    with pytest.raises(GenerationError, match=r"layer 0 \(SinkAttention and BiasedMoE\) is not plain attention"):
+        Engine(case("gpt_oss").tiny(), EngineOptions(native=True))
 
 
 def test_two_streams_of_one_engine_both_receive_all_of_their_outputs() -> None:

@@ -14,7 +14,7 @@ from foundling.decode.engine.engine import Engine
 from foundling.decode.prompts import pad_prompts
 from foundling.decode.sampling import Sampling
 from foundling.decode.text import TextGenerator
-from foundling.errors import GenerationError
+from foundling.errors import ConfigError, GenerationError
 from foundling.evaluate import perplexity, runners
 from foundling.recipes.seq2seq import restored
 from foundling.text import Tokenizer
@@ -65,6 +65,15 @@ def test_a_text_of_clip_beyond_the_table_is_refused() -> None:
         case("clip").tiny().embed("text", {"tokens": tokens(1, 17)})
 
 
+@pytest.mark.parametrize("shape", [(2, 1, 8, 9), (2, 1, 12, 12), (2, 3, 8, 8), (2, 1, 4, 16), (1, 8, 8), (2, 1, 9, 8)])
+def test_images_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
+    """Convolutions would drop the last rows of 9, and 4 by 16 has as many patches as 8 by 8."""
+    model = case("clip").tiny()
+    for encode in (lambda x: model.embed("image", {"pixels": x}), model.embed_image, model.image.encode):
+        with pytest.raises(ConfigError, match=r"this CLIP reads \(batch, 1, 8, 8\)"):
+            encode(torch.zeros(shape))
+
+
 @pytest.mark.parametrize("engine", [False, True])
 def test_an_encoder_decoder_with_tables_limits_source_and_answer_apart(engine: bool) -> None:
     model = case("bart").tiny(max_seq_len=32)
@@ -73,6 +82,14 @@ def test_an_encoder_decoder_with_tables_limits_source_and_answer_apart(engine: b
         with pytest.raises(GenerationError, match=message):
             foundling.generate(writer, [prompt], max_tokens=max_tokens)
     assert len(foundling.generate(writer, [[3] * 32], max_tokens=32, temperature=0)[0].tokens) == 32
+
+
+def test_beams_are_limited_as_plain_decoding_is() -> None:
+    bart, gpt2 = case("bart").tiny(max_seq_len=12), case("gpt2").tiny(max_seq_len=12)
+    for model, prompt, max_tokens, most in ((bart, [3] * 13, 4, 12), (bart, [3], 13, 12), (gpt2, [3] * 5, 8, 7)):
+        with pytest.raises(GenerationError, match=f"at most {most}"):
+            foundling.generate(model, [prompt], max_tokens=max_tokens, beams=2)
+    assert len(foundling.generate(bart, [[3] * 12], max_tokens=12, beams=2)[0].tokens) == 12
 
 
 @pytest.mark.parametrize("name", ["t5", "transformer"])

@@ -93,6 +93,16 @@ def mixtral(**fields: Any) -> Reference:
     return _decoder("MixtralForCausalLM", "MixtralConfig", **(base | fields))
 
 
+def qwen3_moe(**fields: Any) -> Reference:
+    base: dict[str, Any] = dict(moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2)
+    return like_llama("Qwen3Moe", **(base | fields))
+
+
+def gpt_oss(**fields: Any) -> Reference:
+    base: dict[str, Any] = dict(num_local_experts=4, num_experts_per_tok=2, head_dim=16, sliding_window=5)
+    return like_llama("GptOss", **(base | fields))
+
+
 def mamba(**fields: Any) -> Reference:
     base = dict(vocab_size=64, hidden_size=32, state_size=8, num_hidden_layers=2)
     return _decoder("MambaForCausalLM", "MambaConfig", **(base | fields))
@@ -180,6 +190,10 @@ def albert(**fields: Any) -> Reference:
     return encoder("AlbertForMaskedLM", **(dict(embedding_size=12) | fields))
 
 
+def modernbert(**fields: Any) -> Reference:
+    return encoder("ModernBertForMaskedLM", **(dict(pad_token_id=0) | fields))
+
+
 def clip(eos: int, width: int, channels: int) -> Reference:
     text = dict(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
                 max_position_embeddings=16, eos_token_id=eos, bos_token_id=0)  # fmt: skip
@@ -240,6 +254,8 @@ def randomise(model: Any) -> Any:
     return model.eval()
 
 
+SLOW = [1.0, 1.5, 2.25, 3.0, 1.25, 4.5, 8.0, 9.5]
+"""factors of longrope"""
 REFERENCES: dict[str, list[Reference]] = {
     "gpt": [
         gpt(n_embd=48, n_head=3, n_positions=40, vocab_size=97),
@@ -277,6 +293,30 @@ REFERENCES: dict[str, list[Reference]] = {
         like_llama("Qwen3", head_dim=32, num_key_value_heads=4, tie_word_embeddings=True),
         like_llama("Qwen3", head_dim=8, num_key_value_heads=1),
     ],
+    "qwen3_moe": [
+        qwen3_moe(head_dim=16, norm_topk_prob=True),
+        qwen3_moe(decoder_sparse_step=2, mlp_only_layers=[1], num_hidden_layers=4, num_key_value_heads=1),
+        qwen3_moe(num_experts=3, num_experts_per_tok=1, tie_word_embeddings=True, mlp_only_layers=[0], head_dim=8),
+    ],
+    "qwen2": [
+        like_llama("Qwen2"),
+        like_llama("Qwen2", tie_word_embeddings=True, use_sliding_window=True, sliding_window=7, max_window_layers=1),
+        like_llama("Qwen2", num_key_value_heads=1, rope_parameters={
+            "rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16}),
+    ],
+    "phi3": [
+        like_llama("Phi3", sliding_window=9),
+        like_llama("Phi3", num_key_value_heads=1, original_max_position_embeddings=40, rope_parameters={
+            "rope_type": "longrope", "rope_theta": 500.0, "partial_rotary_factor": 0.67, "short_factor": SLOW[:4],
+            "long_factor": SLOW[4:]}),
+        like_llama("Phi3", num_key_value_heads=4, original_max_position_embeddings=16, tie_word_embeddings=True,
+                   rope_parameters={"rope_type": "longrope", "short_factor": [1.0] * 6, "long_factor": SLOW[2:]}),
+    ],
+    "gemma": [
+        like_llama("Gemma", head_dim=16),
+        like_llama("Gemma", head_dim=12, num_key_value_heads=1, tie_word_embeddings=False),
+        like_llama("Gemma", head_dim=32, num_key_value_heads=4),
+    ],
     "olmo2": [
         like_llama("Olmo2"),
         like_llama("Olmo2", num_key_value_heads=1, tie_word_embeddings=True),
@@ -286,6 +326,13 @@ REFERENCES: dict[str, list[Reference]] = {
         gpt_neox(),
         gpt_neox(rope_parameters={"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}),
         gpt_neox(use_parallel_residual=False, tie_word_embeddings=True, num_attention_heads=2),
+    ],
+    "gpt_oss": [
+        gpt_oss(sliding_window=7),
+        gpt_oss(num_local_experts=3, num_experts_per_tok=1, num_key_value_heads=4, swiglu_alpha=1.3, swiglu_limit=0.5,
+                rope_parameters={"rope_type": "default", "rope_theta": 500.0}),
+        gpt_oss(num_hidden_layers=2, num_key_value_heads=1, head_dim=8, tie_word_embeddings=True, rope_parameters={
+            "rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16}),
     ],
     "gemma2": [
         like_llama("Gemma2", head_dim=16, sliding_window=7, query_pre_attn_scalar=10),
@@ -342,10 +389,19 @@ REFERENCES: dict[str, list[Reference]] = {
         albert(hidden_act="gelu", num_hidden_layers=3),
         albert(num_hidden_groups=2, num_hidden_layers=4),
     ],
+    "modernbert": [
+        modernbert(num_hidden_layers=5, local_attention=12),
+        modernbert(num_attention_heads=1, local_attention=7, layer_types=["full_attention", "sliding_attention"],
+                   tie_word_embeddings=False),
+        modernbert(num_attention_heads=8, vocab_size=61, norm_eps=1e-3, rope_parameters={
+            "full_attention": {"rope_type": "default", "rope_theta": 500.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 90.0}}),
+    ],
     "bart": [
         bart(),
         bart(head=True, encoder_attention_heads=1, decoder_attention_heads=1, scale_embedding=True),
-        bart(d_model=48, encoder_ffn_dim=50, decoder_ffn_dim=50, encoder_layers=1, pad_token_id=0),
+        bart(d_model=48, encoder_ffn_dim=50, decoder_ffn_dim=70, encoder_layers=1, encoder_attention_heads=8,
+             decoder_attention_heads=3, pad_token_id=0),
     ],
     "unet": [
         unet((16, 32), (False, True), 1),
@@ -354,5 +410,5 @@ REFERENCES: dict[str, list[Reference]] = {
     ],
     "clip": [clip(63, 32, 3), clip(63, 48, 1), clip(2, 64, 3)],
 }  # fmt: skip
-TOLERANCE = {name: bound(depth=32) for name in ("mixtral", "jamba", "llama4")}
+TOLERANCE = {name: bound(depth=32) for name in ("mixtral", "jamba", "llama4", "qwen3_moe", "gpt_oss")}
 """A router's weights multiply what its experts add: twice as many sums in a row as elsewhere."""

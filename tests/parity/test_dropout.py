@@ -35,6 +35,7 @@ NAMES = [name for name in FAMILIES if "dropout" in family(name).config.__datacla
         ("bart", references.bart(), ("dropout", "attention_dropout")),
         ("distilbert", references.distilbert(), ("dropout", "attention_dropout")),
         ("albert", references.albert(), ("hidden_dropout_prob", "attention_probs_dropout_prob")),
+        ("modernbert", references.modernbert(mlp_dropout=0.2), ("embedding_dropout", "attention_dropout")),
         ("t5", references.t5(), ("dropout_rate",)),
         ("t5", references.t5(feed_forward_proj="gated-gelu"), ("dropout_rate",)),
     ],

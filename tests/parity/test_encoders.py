@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import foundling
-from foundling.errors import ConfigError
+from foundling.errors import ConfigError, WeightsError
 from foundling.models import FAMILIES
 from tests.parity.references import REFERENCES, randomise, tokens
 from tests.rounding import close
@@ -20,13 +20,21 @@ transformers = pytest.importorskip("transformers")
 ENCODERS = [name for name, entry in FAMILIES.items() if entry.kind == "encoder"]
 BASE = dict(vocab_size=64, num_labels=5, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
             num_attention_heads=4, max_position_embeddings=40)  # fmt: skip
-NAMES = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert", "albert": "Albert"}
+NAMES = {
+    "bert": "Bert",
+    "roberta": "Roberta",
+    "distilbert": "DistilBert",
+    "albert": "Albert",
+    "modernbert": "ModernBert",
+}
+POOLED = ("bert", "roberta", "albert")
+"""families whose models without a head have one vector for a text"""
 
 
-def made(name: str, task: str):
-    fields = BASE | {"embedding_size": 12}
+def made(name: str, task: str, **more):
+    fields = BASE | {"embedding_size": 12} | ({"pad_token_id": 0} if name == "modernbert" else {}) | more
     if name == "distilbert":
-        fields = dict(vocab_size=64, num_labels=5, dim=32, hidden_dim=48, n_layers=2, n_heads=4)
+        fields = dict(vocab_size=64, num_labels=5, dim=32, hidden_dim=48, n_layers=2, n_heads=4) | more
     if task == "PreTraining":
         fields = fields | {"num_labels": 2}
     config = getattr(transformers, f"{NAMES[name]}Config")(**fields)
@@ -80,10 +88,10 @@ def test_without_a_head(name: str, tmp_path) -> None:
     ours, out = both_ways(theirs, tmp_path), theirs(x)
     memory = ours.encode(x)
     close(memory.states, out.last_hidden_state)
-    if name == "distilbert":
-        assert memory.pooled is None
-    else:
+    if name in POOLED:
         close(memory.pooled, out.pooler_output)
+    else:
+        assert memory.pooled is None
     with pytest.raises(ConfigError, match="n_classes"):
         ours.classify(memory.states[:, 0])
 
@@ -98,6 +106,46 @@ def test_two_kinds_of_text_and_whether_one_follows_the_other(name: str, tmp_path
     close(ours.logits(ours(x, token_types=types).hidden), out.prediction_logits)
     follows = out.seq_relationship_logits if name == "bert" else out.sop_logits
     close(ours.classify(ours.encode(x, token_types=types).pooled), follows)
+
+
+@torch.inference_mode()
+def test_classes_from_the_mean_of_a_text(tmp_path) -> None:
+    theirs, x = made("modernbert", "SequenceClassification", classifier_pooling="mean"), tokens()
+    ours, mask = both_ways(theirs, tmp_path), torch.ones_like(x)
+    mask[1, 20:] = 0
+    pooled = ours.encode(x, documents=mask - 1).pooled
+    close(ours.classify(pooled), theirs(x, attention_mask=mask).logits)
+
+
+@torch.inference_mode()
+def test_modernbert_as_it_was_released(tmp_path) -> None:
+    """Version 4 of transformers names a period and two bases, and a checkpoint holds the tied head too."""
+    theirs, x = randomise(REFERENCES["modernbert"][2].make()), tokens()
+    theirs.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    del config["rope_parameters"], config["layer_types"]
+    released = {"global_attn_every_n_layers": 3, "global_rope_theta": 500.0, "local_rope_theta": 90.0}
+    file.write_text(json.dumps(config | released | {"position_embedding_type": "absolute"}))
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["decoder.weight"] = weights["model.embeddings.tok_embeddings.weight"].clone()
+    save_file(weights, tmp_path / "model.safetensors")
+    ours = foundling.load(tmp_path)
+    assert ours.config.tie_embeddings and ours.config.period == 3
+    close(ours.logits(ours(x).hidden), theirs(x).logits)
+    for wrong in ({"layer_types": ["sliding_attention"] * 2}, {"rope_theta": 7.0}, {"decoder_bias": False}):
+        file.write_text(json.dumps(config | released | wrong))
+        with pytest.raises(WeightsError, match="not supported by modernbert"):
+            foundling.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_heads_over_single_tokens_are_refused_by_name(name: str, tmp_path) -> None:
+    """Their tensors may have the names and shapes of a classifier of whole texts."""
+    for task in ("TokenClassification", "QuestionAnswering"):
+        made(name, task, num_labels=2).save_pretrained(tmp_path / task)
+        with pytest.raises(WeightsError, match=f"For{task}"):
+            foundling.load(tmp_path / task)
 
 
 @torch.inference_mode()

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every family that others have too: their directories load here, ours there, with equal outputs and equal tensors."""
 
+import json
+
 import pytest
 import torch
 
@@ -8,7 +10,8 @@ import foundling
 from foundling.decode.sampling import Sampling
 from foundling.errors import WeightsError
 from foundling.models import FAMILIES
-from tests.contract.matrix import covers, names
+from tests.contract.cases import case
+from tests.contract.matrix import covers, families, names
 from tests.parity.references import REFERENCES, TOLERANCE, randomise, tokens
 from tests.rounding import close
 
@@ -26,18 +29,27 @@ BRANCHES = {
     ("llama4", 1): "no norms of queries and keys; each layer has experts",
     ("llama4", 2): "no tempered scores without positions",
     ("mistral", 1): "no window",
+    ("qwen2", 1): "windows in the later layers",
+    ("qwen2", 2): "yarn",
+    ("phi3", 1): "longrope of a short text and of a part of each head",
+    ("phi3", 2): "longrope of a long text",
     ("gpt_neox", 2): "attention and feed-forward in sequence, not in parallel",
     ("gemma2", 2): "no soft caps: null in the file",
     ("gemma3", 2): "linear rope scaling of the global layers",
     ("bloom", 1): "slopes of a number of heads that is no power of two",
     ("mixtral", 1): "one expert a token",
+    ("qwen3_moe", 1): "layers without experts by period and by number, probabilities that do not sum to one",
     ("rwkv", 2): "weights divided every second layer",
     ("t5", 1): "version 1.1: gated feed-forward, untied head",
     ("albert", 2): "two groups of layers",
+    ("gpt_oss", 1): "experts clamped early, no rope scaling",
+    ("modernbert", 1): "untied head, a window of an odd number",
     ("bart", 1): "scaled embeddings, untied head",
+    ("bart", 2): "other heads, widths and layers in encoder and decoder",
     ("clip", 2): "eos_id 2: a text ends at its largest id",
 }
 """References that run code of their own; they run in `make test`. The other ones differ in sizes."""
+QUICK_OURS = ("gpt2", "llama", "mixtral", "qwen3_moe", "gpt_oss", "modernbert")
 
 
 @pytest.mark.covers("exchange")
@@ -70,6 +82,23 @@ def goes_both_ways(name: str, which: int, tmp_path) -> None:
         assert torch.equal(a, b), key
     again = foundling.load(tmp_path / "ours")
     assert foundling.weights.directory.weights_hash(again) == foundling.weights.directory.weights_hash(ours)
+
+
+@pytest.mark.parametrize(
+    "name", families([n for n in REFERENCES if FAMILIES[n].kind in ("decoder", "encoder")], QUICK_OURS)
+)
+@torch.inference_mode()
+def test_what_was_raised_here_loads_there(name: str, tmp_path) -> None:
+    """Without any key of theirs that a file of ours would pass on."""
+    import transformers
+
+    ours, x = case(name).tiny(), tokens()
+    foundling.save(ours, tmp_path / "ours")
+    architecture = json.loads((tmp_path / "ours" / "config.json").read_text())["architectures"][0]
+    there = getattr(transformers, architecture)
+    theirs, info = there.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"], info
+    close(ours.logits(ours(x).hidden), theirs.eval()(x).logits, TOLERANCE.get(name))
 
 
 @pytest.mark.parametrize("name", [n for n in REFERENCES if FAMILIES[n].kind == "decoder" and n != "mamba2"])
@@ -129,7 +158,7 @@ def test_a_bias_of_the_head_that_is_not_zero_is_refused(tmp_path) -> None:
         foundling.load(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["mixtral", "jamba"])
+@pytest.mark.parametrize("name", ["mixtral", "jamba", "qwen3_moe", "gpt_oss"])
 @torch.inference_mode()
 def test_the_router_loss_is_theirs(name: str, tmp_path) -> None:
     theirs, x = randomise(REFERENCES[name][0].make()), tokens()

@@ -59,7 +59,7 @@ def test_version_4_configuration_reads_the_same(tmp_path) -> None:
     [
         {"hidden_act": "gelu"},
         {"attention_bias": True},
-        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0}},
+        {"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4, "factor": 8.0}},
         {"model_type": "mystery"},
         {"num_hidden_layers": -1},
         {"num_hidden_layers": 4},

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from foundling.blocks.position import short_limit
 from foundling.decode.engine.block_manager import BlockManager, count_blocks
 from foundling.decode.engine.native_runner import NativeRunner, block_bytes
 from foundling.decode.engine.scheduler import ScheduledChunk, Scheduler, Sequence
@@ -151,6 +152,12 @@ class Engine:
         check_request(self.model, request)
         if self.reads_source and request.prompt_logprobs is not None:
             raise GenerationError("an encoder-decoder does not predict its source: omit prompt_logprobs")
+        short = short_limit(self.model)
+        if short is not None and len(request.prompt) > short:
+            raise GenerationError(
+                f"the prompt is {len(request.prompt)} tokens; the engine reads a prompt in parts, and longrope scaling "
+                f"rotates one of more than {short} as a whole: use generate(model, …)"
+            )
         length = request.max_tokens + (1 if self.reads_source else len(request.prompt))
         needed = count_blocks(length, self.blocks.block_size)
         if needed > self.blocks.n_blocks:

@@ -30,7 +30,10 @@ def unsupported_reason(model: Any) -> str | None:
         return "its final norm or its head is not a plain module"
     if isinstance(model.norm, RMSNorm) and model.norm.offset:
         return "its norms add an offset to their weights"
-    return unsupported_modules(model) or unsupported_layers(model.layers, Block)
+    reason = unsupported_modules(model) or unsupported_layers(model.layers, Block)
+    if reason is None and model.rope is not None and model.rope.head_dim != model.layers[0].mixer.head_dim:  # pyright: ignore
+        return "it rotates only a part of each head"
+    return reason
 
 
 class DecoderProgram(Program):

@@ -66,7 +66,7 @@ class _Layers(Program):
     def __reduce__(self) -> Any:
         raise GenerationError("packed layers cannot be copied or saved; use the encoder that they were packed from")
 
-    def forward_layers(self, x: Tensor, documents: Tensor | None) -> tuple[Tensor, dict[str, Term]]:
+    def forward_layers(self, x: Tensor, documents: Tensor | None, positions: Tensor) -> tuple[Tensor, dict[str, Term]]:
         """See Encoder.forward_layers: x (B, T, D), documents (B, T) -> (B, T, D), zero at padding."""
         if torch.is_grad_enabled():
             raise GenerationError("packed layers have no gradients; call them under torch.inference_mode()")

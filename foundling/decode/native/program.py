@@ -129,7 +129,8 @@ def unsupported_layers(layers: Iterable[nn.Module], kind: type[Block]) -> str | 
         return "it has no layers"
     for index, layer in enumerate(layers):
         if type(layer) is not kind or type(layer.mixer) is not Attention or type(layer.mixer.attend) is not Attend:
-            return f"layer {index} is not plain attention and feed-forward"
+            kinds = [type(part).__name__ for name, part in layer.named_children() if name in ("mixer", "ffn")]
+            return f"layer {index} ({' and '.join(kinds)}) is not plain attention and feed-forward"
         mixer = layer.mixer
         if any(part is not None for part in (mixer.window, mixer.chunk, mixer.q_norm, mixer.attend.softcap)):
             return f"layer {index} uses a window, chunks, norms or a soft-cap in its attention"

@@ -70,7 +70,12 @@ class Gemma3(Decoder):
             )
             for index in range(c.n_layers)
         ]  # fmt: skip
-        super().__init__(c, [*layers], norm(c.d_model), rope=RoPE(c.head_dim, c.rope_theta, c.rope_scaling))
+        super().__init__(
+            c,
+            [*layers],
+            norm(c.d_model),
+            rope=RoPE(c.head_dim, c.rope_theta, c.rope_scaling, max_positions=c.max_seq_len),
+        )
         self.local_rope = RoPE(c.head_dim, c.rope_local_theta)
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:

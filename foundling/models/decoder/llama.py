@@ -56,7 +56,7 @@ class Llama(Decoder):
                 for _ in range(c.n_layers)
             ],
             RMSNorm(c.d_model, c.norm_eps),
-            rope=RoPE(c.head_dim, c.rope_theta, c.rope_scaling),
+            rope=RoPE(c.head_dim, c.rope_theta, c.rope_scaling, max_positions=c.max_seq_len),
         )
 
 
@@ -92,12 +92,20 @@ PRESETS: dict[str, dict[str, Any]] = {
         vocab_size=128256, d_model=4096, n_layers=32, n_heads=32, n_kv_heads=8, head_dim=128, d_ff=14336,
         max_seq_len=8192, rope_theta=500_000.0,
     ),
+    "llama-3-70b": dict(
+        vocab_size=128256, d_model=8192, n_layers=80, n_heads=64, n_kv_heads=8, head_dim=128, d_ff=28672,
+        max_seq_len=8192, rope_theta=500_000.0,
+    ),
     "llama-3.1-8b": dict(
         vocab_size=128256, d_model=4096, n_layers=32, n_heads=32, n_kv_heads=8, head_dim=128, d_ff=14336,
         max_seq_len=131072, rope_theta=500_000.0, rope_scaling={"kind": "llama3", "factor": 8.0},
     ),
     "llama-3.1-70b": dict(
         vocab_size=128256, d_model=8192, n_layers=80, n_heads=64, n_kv_heads=8, head_dim=128, d_ff=28672,
+        max_seq_len=131072, rope_theta=500_000.0, rope_scaling={"kind": "llama3", "factor": 8.0},
+    ),
+    "llama-3.1-405b": dict(
+        vocab_size=128256, d_model=16384, n_layers=126, n_heads=128, n_kv_heads=8, head_dim=128, d_ff=53248,
         max_seq_len=131072, rope_theta=500_000.0, rope_scaling={"kind": "llama3", "factor": 8.0},
     ),
     "llama-3.2-1b": dict(
@@ -109,6 +117,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         vocab_size=128256, d_model=3072, n_layers=28, n_heads=24, n_kv_heads=8, head_dim=128, d_ff=8192,
         max_seq_len=131072, rope_theta=500_000.0, rope_scaling={"kind": "llama3", "factor": 32.0},
         tie_embeddings=True,
+    ),
+    "llama-3.3-70b": dict(
+        vocab_size=128256, d_model=8192, n_layers=80, n_heads=64, n_kv_heads=8, head_dim=128, d_ff=28672,
+        max_seq_len=131072, rope_theta=500_000.0, rope_scaling={"kind": "llama3", "factor": 8.0},
     ),
     # For planning only: the weights are not public. Gopher (Rae et al. 2021, table 1) and Chinchilla (Hoffmann et al.
     # 2022, table 4) have RMSNorm as here, but a plain feed-forward layer of 4 d_model and Transformer-XL's positions,

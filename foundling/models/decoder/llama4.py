@@ -111,7 +111,7 @@ class Llama4(Decoder):
             config,
             [self._layer(config, i + 1) for i in range(config.n_layers)],
             RMSNorm(config.d_model, config.norm_eps),
-            rope=RoPE(config.head_dim, config.rope_theta, config.rope_scaling),
+            rope=RoPE(config.head_dim, config.rope_theta, config.rope_scaling, max_positions=config.max_seq_len),
         )
 
     def _layer(self, c: Llama4Config, number: int) -> nn.Module:

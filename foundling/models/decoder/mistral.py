@@ -12,7 +12,7 @@ from foundling.blocks.attention import Attention
 from foundling.blocks.layer import Block
 from foundling.blocks.mlp import GatedMLP
 from foundling.blocks.norm import RMSNorm
-from foundling.blocks.position import RoPE
+from foundling.blocks.position import RoPE, RopeScaling
 from foundling.blocks.stack import Decoder
 from foundling.errors import ConfigError
 from foundling.models.decoder import llama
@@ -31,6 +31,7 @@ class MistralConfig:
     """None for full attention, as from version 0.2 on."""
     max_seq_len: int = 32768
     rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
     norm_eps: float = 1e-5
     tie_embeddings: bool = False
 
@@ -56,7 +57,7 @@ class Mistral(Decoder):
                 for _ in range(c.n_layers)
             ],
             RMSNorm(c.d_model, c.norm_eps),
-            rope=RoPE(c.head_dim, c.rope_theta),
+            rope=RoPE(c.head_dim, c.rope_theta, c.rope_scaling, max_positions=c.max_seq_len),
         )
 
 
@@ -79,10 +80,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 KEYS = llama.KEYS
 CONFIG = replace(
-    llama.PLAIN_ROPE,
+    llama.CONFIG,
     model_type="mistral",
     architecture="MistralForCausalLM",
-    fields=llama.PLAIN_ROPE.fields | {"sliding_window": "window"},
-    derived=llama.PLAIN_ROPE.derived | {"max_position_embeddings": lambda c: 131072},
-    only={"hidden_act": "silu", "rope_scaling": None},
+    fields=llama.CONFIG.fields | {"sliding_window": "window"},
+    derived=llama.CONFIG.derived | {"max_position_embeddings": lambda c: 131072},
+    only={"hidden_act": "silu"},
 )

@@ -15,7 +15,7 @@ from foundling.blocks.context import Context
 from foundling.blocks.layer import Block
 from foundling.blocks.mlp import GatedMLP
 from foundling.blocks.norm import RMSNorm
-from foundling.blocks.position import RoPE
+from foundling.blocks.position import RoPE, RopeScaling
 from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import Key
 from foundling.errors import ConfigError
@@ -32,6 +32,7 @@ class OLMo2Config:
     d_ff: int
     max_seq_len: int = 4096
     rope_theta: float = 500_000.0
+    rope_scaling: RopeScaling | None = None
     norm_eps: float = 1e-6
     tie_embeddings: bool = False
 
@@ -78,7 +79,7 @@ class OLMo2(Decoder):
             c,
             [OLMo2Block(c) for _ in range(c.n_layers)],
             RMSNorm(c.d_model, c.norm_eps),
-            rope=RoPE(c.head_dim, c.rope_theta),
+            rope=RoPE(c.head_dim, c.rope_theta, c.rope_scaling, max_positions=c.max_seq_len),
         )
 
 
@@ -103,10 +104,10 @@ KEYS = [
     *[Key(f"model.layers.{{i}}.self_attn.{n}_norm.weight", f"layers.{{i}}.mixer.{n}_norm.weight") for n in "qk"],
 ]
 CONFIG = replace(
-    llama.PLAIN_ROPE,
+    llama.CONFIG,
     model_type="olmo2",
     architecture="Olmo2ForCausalLM",
-    fields={theirs: ours for theirs, ours in llama.PLAIN_ROPE.fields.items() if ours != "head_dim"},
-    derived={k: v for k, v in llama.PLAIN_ROPE.derived.items() if k != "head_dim"} | {"rms_norm_eps": lambda c: 1e-5},
-    only={"hidden_act": "silu", "attention_bias": False, "rope_scaling": None},
+    fields={theirs: ours for theirs, ours in llama.CONFIG.fields.items() if ours != "head_dim"},
+    derived={k: v for k, v in llama.CONFIG.derived.items() if k != "head_dim"} | {"rms_norm_eps": lambda c: 1e-5},
+    only={"hidden_act": "silu", "attention_bias": False},
 )

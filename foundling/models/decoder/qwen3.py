@@ -13,7 +13,7 @@ from foundling.blocks.attention import Attention
 from foundling.blocks.layer import Block
 from foundling.blocks.mlp import GatedMLP
 from foundling.blocks.norm import RMSNorm
-from foundling.blocks.position import RoPE
+from foundling.blocks.position import RoPE, RopeScaling
 from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import Key
 from foundling.errors import ConfigError
@@ -31,6 +31,7 @@ class Qwen3Config:
     d_ff: int
     max_seq_len: int = 32768
     rope_theta: float = 1e6
+    rope_scaling: RopeScaling | None = None
     norm_eps: float = 1e-6
     tie_embeddings: bool = False
 
@@ -55,7 +56,7 @@ class Qwen3(Decoder):
                 for _ in range(c.n_layers)
             ],
             norm(c.d_model),
-            rope=RoPE(c.head_dim, c.rope_theta),
+            rope=RoPE(c.head_dim, c.rope_theta, c.rope_scaling, max_positions=c.max_seq_len),
         )
 
 
@@ -70,8 +71,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         vocab_size=151936, d_model=2048, n_layers=28, n_heads=16, n_kv_heads=8, head_dim=128, d_ff=6144,
         max_seq_len=40960, tie_embeddings=True,
     ),
+    "qwen3-4b": dict(
+        vocab_size=151936, d_model=2560, n_layers=36, n_heads=32, n_kv_heads=8, head_dim=128, d_ff=9728,
+        max_seq_len=40960, tie_embeddings=True,
+    ),
     "qwen3-8b": dict(
         vocab_size=151936, d_model=4096, n_layers=36, n_heads=32, n_kv_heads=8, head_dim=128, d_ff=12288,
+        max_seq_len=40960,
+    ),
+    "qwen3-14b": dict(
+        vocab_size=151936, d_model=5120, n_layers=40, n_heads=40, n_kv_heads=8, head_dim=128, d_ff=17408,
         max_seq_len=40960,
     ),
     "qwen3-32b": dict(
@@ -85,9 +94,9 @@ KEYS = [
     *[Key(f"model.layers.{{i}}.self_attn.{n}_norm.weight", f"layers.{{i}}.mixer.{n}_norm.weight") for n in "qk"],
 ]
 CONFIG = replace(
-    llama.PLAIN_ROPE,
+    llama.CONFIG,
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
-    derived=llama.PLAIN_ROPE.derived | {"max_position_embeddings": lambda c: 32768},
-    only={"hidden_act": "silu", "attention_bias": False, "rope_scaling": None, "use_sliding_window": False},
+    derived=llama.CONFIG.derived | {"max_position_embeddings": lambda c: 32768},
+    only={"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False},
 )

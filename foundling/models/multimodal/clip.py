@@ -84,9 +84,16 @@ class ImageEncoder(nn.Module):
         self.layers = tower(c.image_d_model, c.image_n_layers, c.image_n_heads, c.image_d_ff, c.norm_eps)
         self.norm = LayerNorm(c.image_d_model, c.norm_eps)
         self.proj = nn.Linear(c.image_d_model, c.d_embed, bias=False)
+        self.shape = (c.channels, c.image_size, c.image_size)
 
     def encode(self, pixels: Tensor) -> EncoderOutput:
-        """pixels (B, C, H, W) -> states (B, 1 + patches, D), the class token's as pooled"""
+        """pixels (B, C, H, W) -> states (B, 1 + patches, D), the class token's as pooled. ConfigError for images of
+        another size, which its table of positions does not fit."""
+        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != self.shape:
+            channels, height, width = self.shape
+            raise ConfigError(
+                f"pixels are {list(pixels.shape)}; this CLIP reads (batch, {channels}, {height}, {width}): resize them"
+            )
         x = self.patches(pixels).flatten(2).mT
         x = torch.cat((self.class_token.to(x.dtype).expand(len(x), 1, -1), x), dim=1)
         x = self.norm_before(x + self.position_embedding.weight.to(x.dtype))

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch.nn.functional as F
@@ -28,6 +28,9 @@ class BARTConfig:
     n_decoder_layers: int
     n_heads: int
     d_ff: int
+    n_decoder_heads: int | None = None
+    """As n_heads where it is None; so is `d_decoder_ff`."""
+    d_decoder_ff: int | None = None
     max_seq_len: int = 1024
     start_id: int = 2
     """The decoder's input before its first token: the end of the previous sequence."""
@@ -40,8 +43,17 @@ class BARTConfig:
 
     def __post_init__(self) -> None:
         published.check_dropout(self)
-        if self.d_model % self.n_heads:
-            raise ConfigError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
+        for name, heads in (("n_heads", self.n_heads), ("n_decoder_heads", self.n_decoder_heads)):
+            if heads and self.d_model % heads:
+                raise ConfigError(f"d_model {self.d_model} is not a multiple of {name} {heads}")
+        for ours, encoders in (("n_decoder_heads", "n_heads"), ("d_decoder_ff", "d_ff")):
+            if getattr(self, ours) == getattr(self, encoders):  # one way to say it
+                object.__setattr__(self, ours, None)
+
+    @property
+    def of_decoder(self) -> BARTConfig:
+        """What `layer` builds the decoder's layers from."""
+        return replace(self, n_heads=self.n_decoder_heads or self.n_heads, d_ff=self.d_decoder_ff or self.d_ff)
 
 
 class Placed(nn.Module):
@@ -69,7 +81,7 @@ class BARTEncoder(SourceEncoder):
 class BART(EncoderDecoder):
     def __init__(self, config: BARTConfig) -> None:
         c = config
-        layers = [layer(c, F.gelu, reads=True) for _ in range(c.n_decoder_layers)]
+        layers = [layer(c.of_decoder, F.gelu, reads=True) for _ in range(c.n_decoder_layers)]
         super().__init__(c, BARTEncoder(c), layers, nn.Identity(), dropout=c.dropout)
         self.position = Placed(c)
 
@@ -123,7 +135,9 @@ CONFIG = ConfigMap(
         "encoder_layers": "n_layers",
         "decoder_layers": "n_decoder_layers",
         "encoder_attention_heads": "n_heads",
+        "decoder_attention_heads": "n_decoder_heads",
         "encoder_ffn_dim": "d_ff",
+        "decoder_ffn_dim": "d_decoder_ff",
         "max_position_embeddings": "max_seq_len",
         "decoder_start_token_id": "start_id",
         "scale_embedding": "scale_embedding",
@@ -133,6 +147,11 @@ CONFIG = ConfigMap(
     derived={
         "max_position_embeddings": lambda c: 1024,
         "decoder_start_token_id": lambda c: 2,
+        # transformers' own: 16 and 4096, not those of the encoder
+        "encoder_attention_heads": lambda c: 16,
+        "decoder_attention_heads": lambda c: 16,
+        "encoder_ffn_dim": lambda c: 4096,
+        "decoder_ffn_dim": lambda c: 4096,
         "scale_embedding": lambda c: False,
         **published.without_dropout("dropout", "attention_dropout"),
     },
@@ -143,7 +162,10 @@ CONFIG = ConfigMap(
         "add_final_layer_norm": False,
         "tie_word_embeddings": True,
     },
-    implied={"decoder_attention_heads": lambda c: c["n_heads"], "decoder_ffn_dim": lambda c: c["d_ff"]},
+    filled={
+        "decoder_attention_heads": lambda c: c["n_decoder_heads"] or c["n_heads"],
+        "decoder_ffn_dim": lambda c: c["d_decoder_ff"] or c["d_ff"],
+    },
     base_prefix="model.",
     ignored=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"),
     zero=("final_logits_bias",),

@@ -78,6 +78,7 @@ def _config(file: GGUFFile) -> tuple[Architecture, Any]:
         raise WeightsError(f"{file.path}: lacks '{prefix + required[0] if required else 'token_embd.weight'}'")
     given = {key: value for key, value in architecture.optional.items() if value is not None} | values
     fields = {ours: _decimal(given[key]) for key, ours in architecture.fields.items() if key in given}
+    fields |= {architecture.fields[key]: None for key, value in architecture.none.items() if given.get(key) == value}
     try:
         if fields["n_layers"] > len(file.tensors):
             raise WeightsError(
@@ -147,7 +148,7 @@ def _scaling(
 def _slowing(scaling: RopeScaling, head_dim: int, theta: float) -> Tensor:
     """(head_dim / 2,): by what each rotation is slowed."""
     rates = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-    return rates / scaling.slowed(rates)
+    return rates / scaling.slowed(rates, theta, torch.zeros(1, 1))
 
 
 def _decimal(value: Any) -> Any:
@@ -228,8 +229,8 @@ def _writable(model: Any) -> Architecture:
     scaling = getattr(c, "rope_scaling", None)
     if scaling is not None and scaling.kind not in found.scalings:
         raise WeightsError(f"llama.cpp's {found.name} does not scale rotary positions as {scaling.kind}")
-    for field in found.fields.values():
-        if getattr(c, field) is None:
+    for key, field in found.fields.items():
+        if getattr(c, field) is None and key not in found.none:
             raise WeightsError(f"llama.cpp's {found.name} always has {field}, which this model has not")
     return found
 
@@ -238,7 +239,7 @@ def _write_config(writer: Any, architecture: Architecture, c: Any) -> Tensor | N
     """Writes the keys of the configuration; returns the tensor FREQS where there is one."""
     prefix = f"{architecture.name}."
     for key, ours in architecture.fields.items():
-        value = getattr(c, ours)
+        value = architecture.none[key] if getattr(c, ours) is None else getattr(c, ours)
         (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(prefix + key, value)
     for key, ours in architecture.only.items():
         if isinstance(ours, str):

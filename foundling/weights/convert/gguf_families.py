@@ -22,6 +22,8 @@ class Architecture:
     """Key, without the architecture's name -> our field."""
     optional: dict[str, Any] = field(default_factory=dict)
     """Keys of `fields` that a file may leave out -> what llama.cpp takes then; None: what our configuration takes."""
+    none: dict[str, Any] = field(default_factory=dict)
+    """Key -> the value that says None of our field."""
     only: dict[str, Any] = field(default_factory=dict)
     """Key -> the only value that computes what is computed here, or our field that it must equal."""
     implied: dict[str, Callable[[Any], Any]] = field(default_factory=dict)
@@ -54,6 +56,10 @@ NORMS = [_key("attn_norm.weight", "mixer_norm.weight"), _key("ffn_norm.weight", 
 POST_NORMS = [
     _key("post_attention_norm.weight", "mixer_post_norm.weight"), _key("post_ffw_norm.weight", "ffn_post_norm.weight"),
 ]  # fmt: skip
+EXPERTS = [
+    _key("ffn_gate_inp.weight", "ffn.router.weight"),
+    *[_key(f"ffn_{name}_exps.weight", f"ffn.{name}.weight") for name in ("gate", "up", "down")],
+]
 HEAD_NORMS = [_key(f"attn_{part}_norm.weight", f"mixer.{part}_norm.weight") for part in "qk"]
 PAIRED = [
     _key("attn_q.weight", "mixer.q.weight", "rope_pairs"),
@@ -84,10 +90,7 @@ LLAMA = Architecture(
 MIXTRAL = replace(
     LLAMA,
     family="mixtral",
-    keys=[
-        *OUTSIDE, *NORMS, *PAIRED, _key("ffn_gate_inp.weight", "ffn.router.weight"),
-        *[_key(f"ffn_{name}_exps.weight", f"ffn.{name}.weight") for name in ("gate", "up", "down")],
-    ],
+    keys=[*OUTSIDE, *NORMS, *PAIRED, *EXPERTS],
     fields={key: "d_expert" if ours == "d_ff" else ours for key, ours in SIZES.items()}
     | {"expert_count": "n_experts", "expert_used_count": "n_active"},
     only=ONLY | {"expert_weights_scale": 0.0},
@@ -95,9 +98,24 @@ MIXTRAL = replace(
 )  # fmt: skip
 MISTRAL = replace(LLAMA, family="mistral", implied={"window": lambda c: None}, scalings=())
 """llama.cpp has no window in this architecture. A file that says nothing is read as a Llama, which is the same."""
+QWEN2 = Architecture(
+    "qwen2", "qwen2",
+    [*OUTSIDE, *NORMS, *ATTENTION, *FFN, *[_key(f"attn_{part}.bias", f"mixer.{part}.bias") for part in "qkv"]],
+    SIZES, OPTIONAL, ONLY, implied={"windowed": lambda c: False}, scalings=("linear",),
+)  # fmt: skip
 QWEN3 = Architecture(
     "qwen3", "qwen3", [*OUTSIDE, *NORMS, *ATTENTION, *HEAD_NORMS, *FFN], SIZES, OPTIONAL, ONLY
 )  # fmt: skip
+QWEN3_MOE = replace(
+    QWEN3,
+    name="qwen3moe",
+    family="qwen3_moe",
+    keys=[*OUTSIDE, *NORMS, *ATTENTION, *HEAD_NORMS, *EXPERTS],
+    fields=SIZES
+    | {"expert_count": "n_experts", "expert_used_count": "n_active", "expert_feed_forward_length": "d_expert"},
+    only=ONLY | {"expert_weights_scale": 0.0},
+    implied={"normalised": lambda c: True, "moe_period": lambda c: 1, "dense_at": lambda c: ()},
+)
 OLMO2 = Architecture(
     "olmo2", "olmo2",
     [
@@ -110,6 +128,26 @@ OLMO2 = Architecture(
 )  # fmt: skip
 
 
+PHI3 = Architecture(
+    "phi3", "phi3",
+    [
+        *OUTSIDE, *NORMS, ATTENTION[3], FFN[2],
+        Key(
+            "blk.{i}.attn_qkv.weight", tuple(f"layers.{{i}}.mixer.{part}.weight" for part in "qkv"), ("split_heads",),
+            heads="qkv_heads",
+        ),
+        Key("blk.{i}.ffn_up.weight", ("layers.{i}.ffn.gate.weight", "layers.{i}.ffn.up.weight"), ("split",)),
+    ],
+    {key: ours for key, ours in SIZES.items() if ours != "head_dim"} | {"attention.sliding_window": "window"},
+    OPTIONAL | {"attention.sliding_window": 0},
+    none={"attention.sliding_window": 0},
+    only=ONLY | {"attention.key_length": "head_dim"},
+    implied={"rope_fraction": lambda c: 1.0},
+)  # fmt: skip
+"""Its rotations with factors of their own (LongRoPE) are two tensors, which are refused. llama.cpp reads its window and
+says that it does not apply it."""
+
+
 def _gemma(keys: list[Key]) -> list[Key]:
     """llama.cpp's norms of Gemma hold the whole gain, ours what is added to 1."""
     return [replace(key, transforms=("plus_one",)) if key.theirs.endswith("norm.weight") else key for key in keys]
@@ -120,6 +158,9 @@ def _query_scale(layers_of_27b: int) -> Callable[[Any], Any]:
     return lambda c: c.d_model // c.n_heads if c.n_layers == layers_of_27b else c.head_dim
 
 
+GEMMA = Architecture(
+    "gemma", "gemma", _gemma([*OUTSIDE, *NORMS, *ATTENTION, *FFN]), SIZES, OPTIONAL, ONLY, head="never"
+)
 GEMMA2 = Architecture(
     "gemma2", "gemma2", _gemma([*OUTSIDE, *NORMS, *POST_NORMS, *ATTENTION, *FFN]),
     SIZES
@@ -147,5 +188,5 @@ GEMMA3 = Architecture(
     scalings=("linear",),
 )  # fmt: skip
 
-ARCHITECTURES = (LLAMA, MIXTRAL, MISTRAL, QWEN3, OLMO2, GEMMA2, GEMMA3)
+ARCHITECTURES = (LLAMA, MIXTRAL, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, OLMO2, PHI3, GEMMA, GEMMA2, GEMMA3)
 """Of two with one name, the first reads a file; MIXTRAL reads one with experts."""

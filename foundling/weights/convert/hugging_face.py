@@ -34,7 +34,7 @@ from foundling.weights.directory import (
 from foundling.weights.tensors import stored_in
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "MXFP4": "bfloat16"}
 COMPANIONS = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
@@ -166,8 +166,8 @@ def _read(source: Path | GGUFFile, dtype: str | None) -> tuple[Any, NoiseSchedul
         raise WeightsError(f"{source}: {'; '.join(problems)}")
     if dtype is None:
         with opened(tensors_folder(source)) as (_, _, _, tensors):
-            kinds = {tensors.dtype(name) for name in tensors}
-        dtype = STORED_DTYPES.get(kinds.pop(), "float32") if len(kinds) == 1 else "float32"
+            kinds = {STORED_DTYPES.get(tensors.dtype(name), "float32") for name in tensors}
+        dtype = kinds.pop() if len(kinds) == 1 else "float32"
     if is_pipeline(source):
         return load_denoiser(source, dtype=DTYPES[dtype])
     return load(source, dtype=DTYPES[dtype]), None
