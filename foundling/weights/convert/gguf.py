@@ -7,7 +7,6 @@ The library `gguf` reads and writes the file; this module maps its names and val
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from foundling.errors import ConfigError, OutputError, WeightsError
 from foundling.models import configuration, family, family_of
-from foundling.runtime.files import fsync_path, output_errors
+from foundling.runtime.files import fsync_path, output_errors, remove_abandoned, rename_new, temporary
 from foundling.weights.convert.gguf_file import library, open_gguf
 from foundling.weights.convert.gguf_tokenizer import write_tokenizer
 from foundling.weights.directory import converted, skeleton, whole_tensors
@@ -175,10 +174,10 @@ def save_gguf(model: Any, file: str | Path, *, weights: str = "float32", tokeniz
     params, c = whole_tensors(model), model.config
     if weights in ("int8", "int4") and (c.d_model % 32 or c.d_ff % 32 or c.n_heads * c.head_dim % 32):
         raise WeightsError(f"{weights} needs widths that are multiples of 32; d_model is {c.d_model}, d_ff {c.d_ff}")
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with output_errors(file):
-            writer = gguf.GGUFWriter(temporary, "llama")
+    with output_errors(file):
+        remove_abandoned(file.parent)
+        with temporary(file) as aside:
+            writer = gguf.GGUFWriter(aside, "llama")
             for theirs, ours in FIELDS.items():
                 value = getattr(c, ours)
                 (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(theirs, value)
@@ -203,9 +202,10 @@ def save_gguf(model: Any, file: str | Path, *, weights: str = "float32", tokeniz
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
             writer.close()
-            fsync_path(temporary)
-            os.replace(temporary, file)
+            fsync_path(aside)
+            try:
+                rename_new(aside, file)
+            except FileExistsError:
+                raise OutputError(f"{file} exists; choose another name") from None
             fsync_path(file.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
     return file
