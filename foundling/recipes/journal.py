@@ -29,9 +29,9 @@ STAGED = "staging/foundling.json"
 """recorded when the model directory is complete aside, and only has to be moved"""
 OURS = (
     "staging/*", "checkpoints/step-*/*", "tokens/*/*.tokens", "tokens/*/index.json", "corpus/*.arrow",
-    "corpus/index.json", "tokenizer/*.json", RECIPE, PREDICTION, LOG, JOURNAL,
+    "corpus/index.json", "tokenizer/*.json", RECIPE, PREDICTION, LOG,
 )  # fmt: skip
-"""Everything that a run writes into its folder; the mark last, so that a removal that is cut off can be finished."""
+"""Everything that a run writes into its folder."""
 
 
 @dataclass
@@ -93,6 +93,8 @@ class Journal:
     def remove(self, part: str = "") -> None:
         """Removes what the run has written below `part`, or all of it. Anything else that lies there stays."""
         remove_files(self.directory, [pattern for pattern in OURS if pattern.startswith(part)])
+        if not part:  # the mark last, so that a removal that is cut off can be finished
+            remove_files(self.directory, [JOURNAL])
 
 
 def _seal(values: dict[str, Any]) -> str:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model directories: damage is found, nothing is lost, nothing is executed."""
 
-import json
 import hashlib
+import json
 import random
 
 import pytest
