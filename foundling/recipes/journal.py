@@ -27,9 +27,11 @@ TOKENS = ("tokens/train/index.json", "tokens/held_out/index.json")
 CHECKPOINTS = "checkpoints"
 STAGED = "staging/foundling.json"
 """recorded when the model directory is complete aside, and only has to be moved"""
+_CHECKPOINT = f"{CHECKPOINTS}/step-{'[0-9]' * 8}"
 OURS = (
-    "staging/*", "checkpoints/step-*/*", "tokens/*/*.tokens", "tokens/*/index.json", "corpus/*.arrow",
-    "corpus/index.json", "tokenizer/*.json", RECIPE, PREDICTION, LOG,
+    "staging/*", f"{_CHECKPOINT}/state.safetensors", f"{_CHECKPOINT}/foundling.json", "tokens/train/[0-9]*.tokens",
+    "tokens/held_out/[0-9]*.tokens", *TOKENS, "corpus/text-*.arrow", "corpus/held_out-*.arrow", *CORPUS, *TOKENIZER,
+    RECIPE, PREDICTION, LOG,
 )  # fmt: skip
 """Everything that a run writes into its folder."""
 

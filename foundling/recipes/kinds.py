@@ -45,7 +45,8 @@ def resume_model(out: str | Path, *, progress: Progress | None = None, clock: Cl
     out = Path(out)
     if is_complete(out):
         (progress or Progress(False)).line(f"{out} is complete")
-        return read_manifest(out).get("result", {})
+        result = read_manifest(out).get("result")  # an imported directory has none
+        return result if isinstance(result, dict) else {}
     request = start.stored_request(out)
     script = script_of(objective_for(request))
     return start.start(script, request, out, resume=True, progress=progress, clock=clock)

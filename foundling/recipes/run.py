@@ -33,7 +33,7 @@ from foundling.recipes.recipe import Recipe, Request, code_version
 from foundling.recipes.training import run_training
 from foundling.runtime.clock import Clock
 from foundling.runtime.device import Runtime
-from foundling.runtime.files import read_json, write_bytes, write_directory, write_json
+from foundling.runtime.files import read_json, sha256, write_bytes, write_directory, write_json
 from foundling.runtime.memory import PeakMemory
 from foundling.text import Tokenizer
 from foundling.train.log import Log
@@ -63,7 +63,6 @@ class Run:
         self.request, self.out, self.progress, self.clock = request, out, progress, clock
         self.directory = out / "run"
         self.journal = journal or Journal(self.directory, asdict(request), code_version())
-        self.memory, self.meter = PeakMemory(), Meter()
         self.recipe: Recipe | None = None
         self.prediction: dict[str, Any] = {}
         self.prepared: Prepared | None = None
@@ -73,6 +72,7 @@ class Run:
         """of the data that a resumed or reproduced run must have"""
         if RECIPE in self.journal.files:
             self._resume()
+        self.memory, self.meter = PeakMemory(), Meter()
 
     def _resume(self) -> None:
         if problem := self.journal.problem(RECIPE, PREDICTION):
@@ -82,13 +82,14 @@ class Run:
         self.data_hash = stored.pop("data_hash")
         self.recipe, self.prediction = from_dict(Recipe, load_yaml(file), where=str(file)), stored
 
-    def _made(self, part: str, indexes: Sequence[str], make: Callable[[], T]) -> T:
+    def _made(self, part: str, indexes: Sequence[str], make: Callable[[], T], *, exact: bool = True) -> T:
         """What `make` finds whole in the folder `part`, or writes there. What is not as the journal has it is removed
-        first, and what proves to be damaged is made again."""
+        first, and what proves to be damaged is made again; `exact`: it must come out as it was."""
         folder, problem = self.directory / part, self.journal.problem(*indexes)
-        if problem and folder.exists():
-            if any(name in self.journal.files for name in indexes):
-                self.progress.line(f"note: {problem}; it is made again")
+        recorded = {name: digest for name, digest in self.journal.files.items() if name in indexes}
+        if problem and recorded:
+            self.progress.line(f"note: {problem}; it is made again")
+        if problem:
             self.journal.remove(part)
         existed = folder.exists()
         try:
@@ -99,6 +100,12 @@ class Run:
             self.progress.line(f"note: {str(error).partition(';')[0]}; it is made again")
             self.journal.remove(part)
             made = make()
+        for name, digest in recorded.items():
+            if exact and sha256(self.directory / name) != digest:
+                raise MismatchError(
+                    f"{self.directory / name}: was damaged and could not be made again as it was; put the original "
+                    f"back, or move {self.directory} away and start anew"
+                )
         self.journal.record(*indexes)
         return made
 
@@ -116,7 +123,7 @@ class Run:
             return ingest(open_data(self.request.data, field, exclude=self.out), directory)
 
         with self.clock.phase("read"):
-            corpus = self._made("corpus", CORPUS, read)
+            corpus = self._made("corpus", CORPUS, read, exact=False)  # by its data_hash, below
         self.progress.line(
             f"{corpus.train_documents:,} documents, {size(corpus.train_bytes)} to train on; "
             f"{len(corpus.held_out):,} documents, {size(corpus.held_out_bytes)} held out"
@@ -125,9 +132,10 @@ class Run:
             self.progress.line("skipped: " + ", ".join(f"{n} {reason}" for reason, n in corpus.skipped.items()))
         if self.data_hash not in (None, corpus.data_hash):
             self.journal.remove("corpus")  # or the right data would never be read
+            way = "give the same data with --data" if self.journal.reproduces else "put the same data back"
             raise MismatchError(
-                f"the data hashes to {corpus.data_hash[:12]}, the model was raised from {str(self.data_hash)[:12]}; "
-                "give the same data with --data"
+                f"the data ({self.request.data}) hashes to {corpus.data_hash[:12]}, the model was raised from "
+                f"{str(self.data_hash)[:12]}; {way}"
             )
         return corpus
 
@@ -140,38 +148,21 @@ class Run:
         """The recipe and its tokenizer: found, or planned by `prepare` and written down, with the prediction, before
         the first step; so the prediction cannot be made to fit afterwards."""
         if self.recipe is None:
-            self.prepared = prepare()
-            self.recipe, self.prediction = self.prepared.recipe, self.prepared.prediction
-            self._write_tokenizer(self.prepared.tokenizer)
+            self.prepared = prepared = prepare()
+            self.recipe, self.prediction = prepared.recipe, prepared.prediction
+            self.journal.forget(*TOKENIZER)  # of a plan that a crash kept from being written down
+            self._keep_tokenizer(lambda: prepared.tokenizer)
             write_plan(self.journal, self.recipe, self.prediction | {"data_hash": corpus.data_hash})
         else:
-            check_parents(self.recipe)
-            self._restore_tokenizer(self.recipe, corpus, make_tokenizer)
+            recipe = self.recipe
+            check_parents(recipe)
+            self._keep_tokenizer(lambda: make_tokenizer(recipe, corpus))
         announce(self.recipe, self.prediction, self.progress)
         return self.recipe, Tokenizer.load(self.directory / "tokenizer")
 
-    def _write_tokenizer(self, tokenizer: Tokenizer) -> None:
-        self.journal.remove("tokenizer")  # of a plan that a crash kept from being written down
-        write_directory(self.directory / "tokenizer", tokenizer.save)
-        self.journal.record(*TOKENIZER)
-
-    def _restore_tokenizer(
-        self, recipe: Recipe, corpus: Corpus, make_tokenizer: Callable[[Recipe, Corpus], Tokenizer]
-    ) -> None:
-        """Makes the tokenizer again where it is not there as it was: the same data gives the same one."""
-        problem, recorded = self.journal.problem(*TOKENIZER), dict(self.journal.files)
-        if not problem:
-            return
-        if TOKENIZER[0] in recorded:
-            self.progress.line(f"note: {problem}; it is made again")
-        self._write_tokenizer(make_tokenizer(recipe, corpus))
-        if any(recorded.get(name, digest) != digest for name, digest in self.journal.files.items()):
-            self.journal.files = recorded
-            self.journal.save()
-            raise MismatchError(
-                f"{problem}, and it cannot be made again as it was; put the original back, or move {self.directory} "
-                "away and start anew"
-            )
+    def _keep_tokenizer(self, make: Callable[[], Tokenizer]) -> None:
+        folder = self.directory / "tokenizer"
+        self._made("tokenizer", TOKENIZER, lambda: folder.exists() or write_directory(folder, make().save))
 
     def tokens(self, corpus: Corpus, tokenizer: Tokenizer) -> Tokens:
         """The text as token shards, training and held-out."""

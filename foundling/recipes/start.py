@@ -47,7 +47,7 @@ def start(
         try:
             if not resume:
                 journal.save()
-            if result := finish_publishing(journal, out, progress):
+            if (result := finish_publishing(journal, out, progress)) is not None:
                 return result
             if reproduced:  # written each time, since a parent may have moved
                 plan = reproduced["prediction"] | {"data_hash": reproduced["data_hash"]}
@@ -93,7 +93,9 @@ def stored_request(out: Path) -> Request:
 
 REPRODUCED = {
     "recipe": dict, "code": dict, "machine": dict, "prediction": dict, "request": dict, "data_hash": str,
-    "weights_hash": str,
+    "weights_hash": str, "prediction.params": int, "prediction.flops": int | float,
+    "prediction.seconds": int | float, "prediction.peak_bytes": int | float, "prediction.joules.value": int | float,
+    "prediction.joules.source": str,
 }  # fmt: skip
 """what a manifest must have to be reproduced"""
 
@@ -116,7 +118,10 @@ def reproduce(
     progress, directory = progress or Progress(False), Path(directory)
     manifest = read_manifest(directory)
     for key, kind in REPRODUCED.items():
-        if not isinstance(manifest.get(key), kind):
+        value: Any = manifest
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if not isinstance(value, kind) or isinstance(value, bool):
             raise ConfigError(
                 f"{directory / MANIFEST} has no '{key}': the model was not raised here; nothing to reproduce"
             )

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import math
 import re
-import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from foundling.contracts.data import Batches, ResumableBatches
-from foundling.errors import ConfigError, WeightsError
+from foundling.errors import ConfigError, OutputError, WeightsError
 from foundling.runtime.distributed import barrier, is_first_rank, rank_count
-from foundling.runtime.files import sha256, write_directory
+from foundling.runtime.files import remove_files, sha256, write_directory
 from foundling.train.ema import EMA
 from foundling.train.parallel import local, part_of
 from foundling.train.state import TrainState
@@ -52,7 +52,7 @@ def save_checkpoint(
         barrier()
         return path
     if path.exists():  # left by a run that was stopped after it; the same step gives the same bytes
-        shutil.rmtree(path)
+        _remove(path)
 
     def fill(temporary: Path) -> None:
         save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, temporary / STATE)
@@ -61,9 +61,15 @@ def save_checkpoint(
     write_directory(path, fill)
     older = [p for p in checkpoints(directory) if p.name < path.name]
     for old in older[: len(older) + 1 - KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
+        with suppress(OutputError):
+            _remove(old)
     barrier()
     return path
+
+
+def _remove(checkpoint: Path) -> None:
+    """Its own files; what somebody else has put there stays."""
+    remove_files(checkpoint, (MANIFEST, STATE))
 
 
 def _tensors(state: TrainState) -> dict[str, Tensor]:
