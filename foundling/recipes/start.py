@@ -100,6 +100,17 @@ REPRODUCED = {
 """what a manifest must have to be reproduced"""
 
 
+def _require(manifest: dict[str, Any], directory: Path, *keys: str) -> None:
+    for key in keys:
+        value: Any = manifest
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if not isinstance(value, REPRODUCED[key]) or isinstance(value, bool):
+            raise ConfigError(
+                f"{directory / MANIFEST} has no '{key}': the model was not raised here; nothing to reproduce"
+            )
+
+
 def reproduce(
     script_of: Callable[[str], Script],
     directory: str | Path,
@@ -117,20 +128,14 @@ def reproduce(
     MismatchError where the data, the code or a parent is not what it was; another machine is reported, and tried."""
     progress, directory = progress or Progress(False), Path(directory)
     manifest = read_manifest(directory)
-    for key, kind in REPRODUCED.items():
-        value: Any = manifest
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise ConfigError(
-                f"{directory / MANIFEST} has no '{key}': the model was not raised here; nothing to reproduce"
-            )
+    _require(manifest, directory, "code")  # first: another version had other keys
     code, here = manifest["code"], code_version()
     if code.get("sha256") != here["sha256"]:
         raise MismatchError(
             f"{directory} was raised by foundling {code.get('version')} ({str(code.get('sha256'))[:12]}), this is "
             f"{here['version']} ({here['sha256'][:12]}); install that version to reproduce it"
         )
+    _require(manifest, directory, *REPRODUCED)
     recipe = from_dict(Recipe, upgrade(manifest["recipe"]), where=f"{directory / MANIFEST} recipe")
     recipe = with_parents(recipe, parents)
     Runtime(threads=recipe.runtime.threads).setup()

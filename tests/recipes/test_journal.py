@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from foundling.errors import ConfigError
+from foundling.recipes.kinds import reproduce
+from foundling.recipes.start import REPRODUCED
 from foundling.weights.directory import check
 from tests.e2e.tools import TINY, corpus, files, foundling, kill_after_checkpoint, weights
 
@@ -144,6 +147,24 @@ def test_a_run_that_was_killed_before_it_began_is_no_dead_end(killed: Path, tmp_
     done = foundling("raise", killed.parent / "nowhere", "--out", out)
     assert done.returncode == 2 and "nowhere" in done.stderr, done.stderr
     assert {path.name for path in out.iterdir()} == {".lock"}
+
+
+def test_an_incomplete_manifest_is_not_reproduced(killed: Path, expected: str, tmp_path: Path) -> None:
+    manifest = json.loads((killed.parent / "resumed" / "foundling.json").read_text())
+    (tmp_path / "model").mkdir()
+    for key in REPRODUCED:
+        for value in (None, 3 if REPRODUCED[key] is str else "three"):
+            values = json.loads(json.dumps(manifest))
+            *outer, last = key.split(".")
+            inner = values
+            for part in outer:
+                inner = inner[part]
+            inner[last] = value
+            if value is None:
+                del inner[last]
+            (tmp_path / "model" / "foundling.json").write_text(json.dumps(values))
+            with pytest.raises(ConfigError, match=f"has no '{key}'"):
+                reproduce(tmp_path / "model")
 
 
 @pytest.mark.slow
