@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -82,22 +83,23 @@ def temporary(path: Path, *, directory: bool = False) -> Iterator[Path]:
 
 
 def _create_locked(aside: Path, directory: bool) -> int:
-    while True:
+    for _ in range(100):
         try:
             if directory:
                 aside.mkdir()
             else:
                 os.close(os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        except FileExistsError:  # of a killed process that had the same number, or of another thread
+        except FileExistsError:  # of a killed process that had the same number, of another thread, or being removed
             if not _remove_if_abandoned(aside):
-                raise BusyError(f"{aside}: another thread or process is writing here; wait for it") from None
+                time.sleep(0.01)
             continue
         try:
             handle = _open_locked(aside)
         except OSError:  # a file system without locks: nobody will remove it
             return os.open(aside, os.O_RDONLY)
-        if handle is not None:  # else it was removed as abandoned, before it was locked
+        if handle is not None:  # else another process took it for abandoned before it was locked
             return handle
+    raise BusyError(f"{aside}: another thread or process is writing here; wait for it")
 
 
 def _open_locked(path: Path) -> int | None:

@@ -47,7 +47,10 @@ def finish() -> None:
 
 @contextmanager
 def deferred() -> Iterator[Heard]:
-    """The first signal is noted in `number`, and raises Interrupted at the end of the block."""
+    """The first signal is noted in `number`, and raises Interrupted at the end of the block; at its beginning, if one
+    came before and a library took the exception for a failure of its own."""
+    if _outermost and _outermost.number is not None:
+        raise Interrupted(_outermost.number)
     with _handled(lambda heard, number: None) as heard:
         yield heard
     if heard.number is not None:

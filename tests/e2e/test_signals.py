@@ -12,6 +12,7 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -239,6 +240,29 @@ def test_a_temporary_is_removed_only_if_its_process_is_gone(tmp_path: Path) -> N
         write_directory(tmp_path / "new", lambda folder: None)
         assert alive.exists() and theirs.exists() and not dead.exists()
     assert not alive.exists()
+
+
+IMPORTS = """
+import os, signal, sys
+seen = 0
+def hook(event, args):
+    global seen
+    seen += event == "import"
+    if event == "import" and seen == {at}:
+        os.kill(os.getpid(), signal.SIGTERM)
+from foundling.cli import main
+sys.addaudithook(hook)
+main(["plan", "memory", "--preset", "gpt2", "--seq-len", "32", "--batch-size", "1", "--json"])
+"""
+
+
+@pytest.mark.slow
+def test_signals_are_heard_during_the_imports() -> None:
+    for at in (1, 3, 30, 100, 300, 600, 900, 1200, 1500, 1800):
+        command = [sys.executable, "-c", IMPORTS.format(at=at)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment())
+        assert done.returncode == 143, (at, done.stderr)
+        said(done.returncode, done.stdout, done.stderr, signal.SIGTERM, (143,))
 
 
 @pytest.mark.slow
