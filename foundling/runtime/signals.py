@@ -61,8 +61,8 @@ def deferred() -> Iterator[Heard]:
 def _handled(on_first: Callable[[Heard, int], None]) -> Iterator[Heard]:
     global _outermost
     heard = Heard()
-    if threading.current_thread() is not threading.main_thread() or (_outermost and _outermost.number is not None):
-        yield heard  # or: one has come already, and the next one ends the process
+    if threading.current_thread() is not threading.main_thread():
+        yield heard
         return
 
     def handle(number: int, _: object) -> None:
