@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from foundling.config import nearest
 from foundling.errors import FoundlingError
+from foundling.runtime import signals
 
 GROUPS = {
     "make models": {
@@ -133,44 +134,55 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs a command and exits: 0 done, 1 internal error, 2 user error, 75 stopped, resume it, 130 interrupted."""
+    """Runs a command and exits: 0 done, 1 internal error, 2 user error, 75 stopped, resume it, 128 + the number of the
+    signal that stopped it where there is nothing to resume (130 interrupted)."""
     # OpenMP threads wait in a busy loop. When other programs run, a step then takes five times as long
     # (docs/benchmarks.md). A shorter wait costs 5 % on an idle machine. It must be set before torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    args = parse(sys.argv[1:] if argv is None else argv)
-    code = 0
+    words = sys.argv[1:] if argv is None else argv
+    with signals.raising():
+        try:
+            code = _run(words)
+        except KeyboardInterrupt as stop:
+            code = _fail(words, str(stop) or "interrupted", getattr(stop, "exit_code", 130))
+    sys.exit(code)
+
+
+def _run(words: list[str]) -> int:
+    args = parse(words)
     try:
         value = args.run(args)
+        signals.finish()
         if args.json:
             print(json.dumps(value, ensure_ascii=False, allow_nan=False))
         code = int(value.pop("exit_code", 0)) if isinstance(value, dict) else 0
         sys.stdout.flush()
+        return code
     except FoundlingError as error:
-        code = _fail(args, str(error), error.exit_code)
-    except KeyboardInterrupt:
-        code = _fail(args, "interrupted", 130)
+        return _fail(words, str(error), error.exit_code)
     except BrokenPipeError:  # the reader of stdout has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        return 0
     except MemoryError:
-        code = _fail(args, "out of memory; choose a smaller model or batch", 1)
+        return _fail(words, "out of memory; choose a smaller model or batch", 1)
     except Exception as error:
-        code = _fail(args, f"{type(error).__name__}: {_first_line(error)} (internal error; rerun with --debug)", 1)
-    sys.exit(code)
+        return _fail(words, f"{type(error).__name__}: {_first_line(error)} (internal error; rerun with --debug)", 1)
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0]
 
 
-def _fail(args: argparse.Namespace, message: str, code: int) -> int:
+def _fail(words: list[str], message: str, code: int) -> int:
+    signals.finish()
     from foundling.errors import render
 
-    if args.debug:
+    if "--debug" in words:
         import traceback
 
         traceback.print_exc()
-    print(render.terminal(f"foundling {args.command}: {message}"), file=sys.stderr)
-    if args.json:
+    command = next((word for word in words if word in COMMANDS), "")
+    print(render.terminal(f"{' '.join(['foundling', command]).strip()}: {message}"), file=sys.stderr)
+    if "--json" in words:
         print(json.dumps({"error": message, "exit_code": code}, ensure_ascii=False))
     return code

@@ -131,4 +131,5 @@ class Source:
 
 def _is_output(path: Path, names: list[str]) -> bool:
     """Whether a folder is what a run has written or is writing: a model directory is no data for the next one."""
-    return "foundling.json" in names or ("run" in names and (path / "run" / "request.json").is_file())
+    marks = (path / "run" / mark for mark in ("journal.json", "request.json"))  # request.json: of version 0.1
+    return "foundling.json" in names or ("run" in names and any(mark.is_file() for mark in marks))

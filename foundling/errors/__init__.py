@@ -4,6 +4,8 @@
 The command line prints the message and ends with `exit_code`; a traceback appears only with `--debug`.
 """
 
+import signal
+
 
 class FoundlingError(Exception):
     """Root of what a user can cause or meet; never raised itself."""
@@ -53,7 +55,16 @@ class DivergedError(FoundlingError, ArithmeticError):
     exit_code = 1
 
 
-class Interrupted(FoundlingError, RuntimeError):
-    """The run was stopped, with a checkpoint that it can be resumed from."""
+class Interrupted(KeyboardInterrupt):
+    """A signal told the process to stop. Not an Exception, so that nothing between takes it for a failure.
 
-    exit_code = 75
+    `exit_code` is 75 where the work can be continued, and `way` says how; else 128 + the signal's number, as a shell
+    has it (130 SIGINT, 143 SIGTERM, 129 SIGHUP)."""
+
+    def __init__(self, number: int, at: str = "", way: str = "") -> None:
+        self.number, self.at, self.way = number, at, way
+        self.exit_code = 75 if way else 128 + number
+        where = f" {at}" if at else ""
+        super().__init__(
+            f"stopped by {signal.Signals(number).name}{where}; {way or 'there is nothing to resume: run it again'}"
+        )

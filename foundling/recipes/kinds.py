@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from foundling.recipes import run
+from foundling.recipes import start
 from foundling.recipes.models import objective_for, pinned_request
 from foundling.recipes.progress import Progress
+from foundling.recipes.publish import is_complete
 from foundling.recipes.recipe import Request
+from foundling.recipes.run import Script
 from foundling.runtime.clock import Clock
-from foundling.weights.directory import MANIFEST, read_manifest
+from foundling.weights.directory import read_manifest
 
 SCRIPTS = {
     "causal": "foundling.recipes.pretrain:pretrain",
@@ -25,7 +27,7 @@ SCRIPTS = {
 """objective -> the kind of run that learns it"""
 
 
-def script_of(objective: str) -> run.Script:
+def script_of(objective: str) -> Script:
     module, _, name = SCRIPTS[objective].partition(":")
     return getattr(importlib.import_module(module), name)
 
@@ -36,18 +38,19 @@ def raise_model(
     """Raises a model of any kind into the directory `out`, which must be new or empty, and returns what
     `foundling raise --json` prints."""
     request = pinned_request(request)
-    return run.start(script_of(objective_for(request)), request, out, progress=progress, clock=clock)
+    return start.start(script_of(objective_for(request)), request, out, progress=progress, clock=clock)
 
 
 def resume_model(out: str | Path, *, progress: Progress | None = None, clock: Clock | None = None) -> dict[str, Any]:
     """Continues the unfinished run in `out`; its request is read from there."""
     out = Path(out)
-    if (out / MANIFEST).exists() and not (out / "run" / run.REQUEST).exists():
+    if is_complete(out):
         (progress or Progress(False)).line(f"{out} is complete")
-        return read_manifest(out).get("result", {})
-    request = run.stored_request(out)
+        result = read_manifest(out).get("result")  # an imported directory has none
+        return result if isinstance(result, dict) else {}
+    request = start.stored_request(out)
     script = script_of(objective_for(request))
-    return run.start(script, request, out, resume=True, progress=progress, clock=clock)
+    return start.start(script, request, out, resume=True, progress=progress, clock=clock)
 
 
 def reproduce(
@@ -59,5 +62,5 @@ def reproduce(
     progress: Progress | None = None,
     clock: Clock | None = None,
 ) -> dict[str, Any]:
-    """Runs the recipe of `directory` again and compares the weights; see run.reproduce."""
-    return run.reproduce(script_of, directory, data=data, parents=parents, out=out, progress=progress, clock=clock)
+    """Runs the recipe of `directory` again and compares the weights; see start.reproduce."""
+    return start.reproduce(script_of, directory, data=data, parents=parents, out=out, progress=progress, clock=clock)

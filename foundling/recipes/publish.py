@@ -15,14 +15,24 @@ from typing import Any
 from foundling.config import flattened
 from foundling.contracts.records import Metric, Result, RunRecord
 from foundling.data.datasets import describe_data
+from foundling.errors import MismatchError
+from foundling.recipes.journal import LOG, STAGED, Journal
 from foundling.recipes.models import no_prediction, parents
 from foundling.recipes.recipe import Request, code_version
 from foundling.report import write_report
 from foundling.report.card import model_card
-from foundling.runtime.files import clear, output_errors, publish, write_bytes, write_json
+from foundling.runtime import signals
+from foundling.runtime.files import fsync_path, output_errors, publish, sha256, write_bytes, write_json
 from foundling.runtime.hub import place_name
 from foundling.runtime.machine import machine
-from foundling.weights.directory import MANIFEST, weights_hash, whole_tensors, write_manifest, write_weights
+from foundling.weights.directory import (
+    MANIFEST,
+    read_manifest,
+    weights_hash,
+    whole_tensors,
+    write_manifest,
+    write_weights,
+)
 
 MAX_NGRAM_BYTES = 32_000_000
 NGRAM_BYTES_PER_BYTE = 14
@@ -172,7 +182,7 @@ def command(request: Request, out: Path) -> str:
 def _write(run: Any, outcome: Outcome, record: RunRecord, result: dict[str, Any]) -> None:
     staging, recipe = run.directory / "staging", run.recipe
     with output_errors(run.out):
-        clear(staging)
+        run.journal.remove("staging")  # of a publication that was cut off
         staging.mkdir(parents=True)
         write_weights(outcome.model, whole_tensors(outcome.model), staging)
         outcome.tokenizer.save(staging)
@@ -182,7 +192,7 @@ def _write(run: Any, outcome: Outcome, record: RunRecord, result: dict[str, Any]
         write_json(staging / "report.json", asdict(record))
         card = model_card(record)
         write_bytes(staging / "README.md", card.encode())
-        write_bytes(staging / "log.jsonl", (run.directory / "log.jsonl").read_bytes())
+        write_bytes(staging / "log.jsonl", (run.directory / LOG).read_bytes())
         about = {
             "kind": outcome.kind,
             "weights_hash": weights_hash(outcome.model),
@@ -197,8 +207,59 @@ def _write(run: Any, outcome: Outcome, record: RunRecord, result: dict[str, Any]
             "result": result,
         }
         write_manifest(staging, about)
-        publish(staging, run.out, MANIFEST)
-        clear(run.directory)
+        for file in staging.rglob("*"):
+            fsync_path(file)
+    run.journal.record(STAGED)
+    _move(run.journal, run.out, read_manifest(staging), run.progress)
+
+
+def _move(journal: Journal, out: Path, manifest: dict[str, Any], progress: Any) -> None:
+    """Moves what is complete in run/staging to `out`, and removes what the run has left.
+
+    config.json, without which nothing loads the directory, goes last, and foundling.json before it; so weights are
+    never there to be loaded without their manifest."""
+    with signals.deferred():
+        hashes = {**manifest["files"], MANIFEST: journal.files[STAGED]}
+        publish(journal.directory / "staging", out, hashes, last=(MANIFEST, "config.json"))
+        journal.remove()
+    if journal.directory.exists():
+        progress.line(f"note: {journal.directory} holds files that are not of the run, and was left")
+
+
+def finish_publishing(journal: Journal, out: Path, progress: Any) -> dict[str, Any] | None:
+    """Publishes what a process that was killed had completed in run/staging. Returns its --json object; None where
+    there is none, or where it is damaged, so that the run has to make it again."""
+    staging = journal.directory / "staging"
+    if STAGED not in journal.files:
+        return None
+    places = [d for d in (staging, out) if _is(d / MANIFEST, journal.files[STAGED])]
+    manifest = read_manifest(places[0]) if places else {"files": {}}
+    damaged = [n for n, h in manifest["files"].items() if not _is(staging / n, h) and not _is(out / n, h)]
+    if damaged or not places:
+        progress.line(f"note: {staging / (damaged or [MANIFEST])[0]}: damaged; it is made again")
+        journal.forget(STAGED)
+        return None
+    progress.line(f"publishing what was complete in {staging}")
+    _move(journal, out, manifest, progress)
+    return manifest["result"]
+
+
+def _is(file: Path, digest: str) -> bool:
+    try:
+        return sha256(file) == digest
+    except OSError:
+        return False
+
+
+def is_complete(out: Path) -> bool:
+    """Whether `out` is a model directory of which nothing is left to be published."""
+    if not (out / MANIFEST).exists():
+        return False
+    try:
+        journal = Journal.load(out / "run")
+    except MismatchError:  # a folder of the user's
+        return True
+    return journal is None or not _is(out / MANIFEST, journal.files.get(STAGED, ""))
 
 
 def _print_result(run: Any, outcome: Outcome, result: dict[str, Any], progress: Any) -> None:

@@ -3,16 +3,17 @@
 written before step 1, resuming, reproducing, training, and the record that is published at the end.
 
 A kind of run (pretrain.py, masked.py, …) is a function of a `Run`. It calls these steps in order; each is done once,
-and found done after a crash. Everything in progress lies in OUT/run, which is removed when the model is published.
+and found done after a crash. Everything in progress lies in OUT/run, which is removed when the model is published;
+the journal there knows each finished file by its hash.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from foundling.config import dump_yaml, from_dict, load_yaml
 from foundling.contracts.data import Batches
@@ -20,31 +21,27 @@ from foundling.contracts.objective import Objective
 from foundling.data.datasets import open_data
 from foundling.data.ingest import Corpus, ingest
 from foundling.data.tokens import Tokens, tokenize_corpus
-from foundling.errors import ConfigError, Interrupted, MismatchError, OutputError
+from foundling.errors import DataError, MismatchError
 from foundling.plan.energy import Meter
 from foundling.plan.memory import MemoryEstimate, estimate_training_memory, spare_memory
+from foundling.recipes.journal import CORPUS, PREDICTION, RECIPE, TOKENIZER, TOKENS, Journal
 from foundling.recipes.learning import target_len
-from foundling.recipes.models import READS, build_model, check_parents, no_prediction, with_parents
+from foundling.recipes.models import READS, build_model, check_parents, no_prediction
 from foundling.recipes.progress import Progress
 from foundling.recipes.publish import Outcome, publish_run
-from foundling.recipes.recipe import Recipe, Request, code_version, upgrade
+from foundling.recipes.recipe import Recipe, Request, code_version
 from foundling.recipes.training import run_training
 from foundling.runtime.clock import Clock
 from foundling.runtime.device import Runtime
-from foundling.runtime.files import clear, lock, read_json, write_bytes, write_directory, write_json
-from foundling.runtime.hub import is_hub, local_directory
-from foundling.runtime.machine import machine
+from foundling.runtime.files import read_json, sha256, write_bytes, write_directory, write_json
 from foundling.runtime.memory import PeakMemory
 from foundling.text import Tokenizer
 from foundling.train.log import Log
-from foundling.weights.directory import MANIFEST, read_manifest
 
-REQUEST = "request.json"
-"""in OUT/run: what was asked for, and the mark by which a folder `run` is known as ours"""
 SMALLEST_CALIBRATED = 949_028
 """bytes of the smallest corpus in plan/calibration.json"""
-RECIPE, PREDICTION = "recipe.yaml", "prediction.json"
 Script = Callable[["Run"], dict[str, Any]]
+T = TypeVar("T")
 
 
 @dataclass
@@ -60,10 +57,12 @@ class Prepared:
 class Run:
     """One run of one request into one directory. `recipe` is None until it is planned or found."""
 
-    def __init__(self, request: Request, out: Path, progress: Progress, clock: Clock) -> None:
+    def __init__(
+        self, request: Request, out: Path, progress: Progress, clock: Clock, journal: Journal | None = None
+    ) -> None:
         self.request, self.out, self.progress, self.clock = request, out, progress, clock
         self.directory = out / "run"
-        self.memory, self.meter = PeakMemory(), Meter()
+        self.journal = journal or Journal(self.directory, asdict(request), code_version())
         self.recipe: Recipe | None = None
         self.prediction: dict[str, Any] = {}
         self.prepared: Prepared | None = None
@@ -71,19 +70,44 @@ class Run:
         self.seconds, self.joules_before = 0.0, 0.0
         self.data_hash: str | None = None
         """of the data that a resumed or reproduced run must have"""
-        if (self.directory / RECIPE).exists():
+        if RECIPE in self.journal.files:
             self._resume()
+        self.memory, self.meter = PeakMemory(), Meter()
 
     def _resume(self) -> None:
+        if problem := self.journal.problem(RECIPE, PREDICTION):
+            raise MismatchError(f"{problem}; put the original back, or move {self.directory} away and start anew")
         file = self.directory / RECIPE
         stored = read_json(self.directory / PREDICTION)
-        if stored.pop("code") != code_version():
-            raise MismatchError(
-                f"{self.out} was started by another version of foundling; continue with that one, or start anew"
-            )
-        stored.pop("reproduces", None)
         self.data_hash = stored.pop("data_hash")
         self.recipe, self.prediction = from_dict(Recipe, load_yaml(file), where=str(file)), stored
+
+    def _made(self, part: str, indexes: Sequence[str], make: Callable[[], T], *, exact: bool = True) -> T:
+        """What `make` finds whole in the folder `part`, or writes there. What is not as the journal has it is removed
+        first, and what proves to be damaged is made again; `exact`: it must come out as it was."""
+        folder, problem = self.directory / part, self.journal.problem(*indexes)
+        recorded = {name: digest for name, digest in self.journal.files.items() if name in indexes}
+        if problem and recorded:
+            self.progress.line(f"note: {problem}; it is made again")
+        if problem:
+            self.journal.remove(part)
+        existed = folder.exists()
+        try:
+            made = make()
+        except (DataError, MismatchError) as error:
+            if not existed:
+                raise
+            self.progress.line(f"note: {str(error).partition(';')[0]}; it is made again")
+            self.journal.remove(part)
+            made = make()
+        for name, digest in recorded.items():
+            if exact and sha256(self.directory / name) != digest:
+                raise MismatchError(
+                    f"{self.directory / name}: was damaged and could not be made again as it was; put the original "
+                    f"back, or move {self.directory} away and start anew"
+                )
+        self.journal.record(*indexes)
+        return made
 
     # --- steps of a run, in the order that a kind calls them ---------------------------------------------------------
 
@@ -91,12 +115,15 @@ class Run:
         """The data, read once into text shards."""
         field = self.recipe.data.field if self.recipe else self.request.get("data.field", "text")
         directory = self.directory / "corpus"
+
+        def read() -> Corpus:
+            if directory.exists():
+                return Corpus.load(directory)
+            self.progress.line(f"reading {self.request.data}")
+            return ingest(open_data(self.request.data, field, exclude=self.out), directory)
+
         with self.clock.phase("read"):
-            if not directory.exists():
-                self.progress.line(f"reading {self.request.data}")
-                corpus = ingest(open_data(self.request.data, field, exclude=self.out), directory)
-            else:
-                corpus = Corpus.load(directory)
+            corpus = self._made("corpus", CORPUS, read, exact=False)  # by its data_hash, below
         self.progress.line(
             f"{corpus.train_documents:,} documents, {size(corpus.train_bytes)} to train on; "
             f"{len(corpus.held_out):,} documents, {size(corpus.held_out_bytes)} held out"
@@ -104,10 +131,11 @@ class Run:
         if corpus.skipped:
             self.progress.line("skipped: " + ", ".join(f"{n} {reason}" for reason, n in corpus.skipped.items()))
         if self.data_hash not in (None, corpus.data_hash):
-            clear(directory)  # or the right data would never be read
+            self.journal.remove("corpus")  # or the right data would never be read
+            way = "give the same data with --data" if self.journal.reproduces else "put the same data back"
             raise MismatchError(
-                f"the data hashes to {corpus.data_hash[:12]}, the model was raised from {str(self.data_hash)[:12]}; "
-                "give the same data with --data"
+                f"the data ({self.request.data}) hashes to {corpus.data_hash[:12]}, the model was raised from "
+                f"{str(self.data_hash)[:12]}; {way}"
             )
         return corpus
 
@@ -120,31 +148,34 @@ class Run:
         """The recipe and its tokenizer: found, or planned by `prepare` and written down, with the prediction, before
         the first step; so the prediction cannot be made to fit afterwards."""
         if self.recipe is None:
-            self.prepared = prepare()
-            self.recipe, self.prediction = self.prepared.recipe, self.prepared.prediction
-            clear(self.directory / "tokenizer")  # of a plan that a crash kept from being written down
-            self._write_tokenizer(self.prepared.tokenizer)
-            write_plan(self.directory, self.recipe, self.prediction | {"data_hash": corpus.data_hash})
+            self.prepared = prepared = prepare()
+            self.recipe, self.prediction = prepared.recipe, prepared.prediction
+            self.journal.forget(*TOKENIZER)  # of a plan that a crash kept from being written down
+            self._keep_tokenizer(lambda: prepared.tokenizer)
+            write_plan(self.journal, self.recipe, self.prediction | {"data_hash": corpus.data_hash})
         else:
-            check_parents(self.recipe)
-            if not (self.directory / "tokenizer").exists():
-                self._write_tokenizer(make_tokenizer(self.recipe, corpus))
+            recipe = self.recipe
+            check_parents(recipe)
+            self._keep_tokenizer(lambda: make_tokenizer(recipe, corpus))
         announce(self.recipe, self.prediction, self.progress)
         return self.recipe, Tokenizer.load(self.directory / "tokenizer")
 
-    def _write_tokenizer(self, tokenizer: Tokenizer) -> None:
-        if not (self.directory / "tokenizer").exists():
-            write_directory(self.directory / "tokenizer", tokenizer.save)
+    def _keep_tokenizer(self, make: Callable[[], Tokenizer]) -> None:
+        folder = self.directory / "tokenizer"
+        self._made("tokenizer", TOKENIZER, lambda: folder.exists() or write_directory(folder, make().save))
 
     def tokens(self, corpus: Corpus, tokenizer: Tokenizer) -> Tokens:
         """The text as token shards, training and held-out."""
         assert self.recipe
         with self.clock.phase("tokenize"):
-            data = self.recipe.data
+            data, seq_len = self.recipe.data, self.recipe.train.seq_len
             self.progress.line("encoding the text")
-            return tokenize_corpus(
-                self.directory / "tokens", corpus, tokenizer, share=data.share, fim_rate=data.fim_rate,
-                seq_len=self.recipe.train.seq_len,
+            return self._made(
+                "tokens", TOKENS,
+                lambda: tokenize_corpus(
+                    self.directory / "tokens", corpus, tokenizer, share=data.share, fim_rate=data.fim_rate,
+                    seq_len=seq_len,
+                ),
             )  # fmt: skip
 
     def model(self) -> Any:
@@ -160,7 +191,7 @@ class Run:
         assert self.recipe
         with self.clock.phase("train"):
             self.log, before = run_training(
-                self.recipe, model, objective, batches, self.directory, self.progress, self.spent, bits_per_nat
+                self.recipe, model, objective, batches, self.journal, self.progress, self.spent, bits_per_nat
             )
         self.seconds = before["seconds"] + self.clock.elapsed
         self.memory.peak = max(self.memory.peak, int(before["peak_bytes"]))
@@ -191,11 +222,11 @@ def size(n_bytes: int) -> str:
     return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:.1f} kB"
 
 
-def write_plan(directory: Path, recipe: Recipe, prediction: dict[str, Any]) -> None:
-    """What will run and what it is predicted to cost, before the first step; the recipe last, since it says that both
-    are there."""
-    write_json(directory / PREDICTION, {**prediction, "code": code_version()})
-    write_bytes(directory / RECIPE, dump_yaml(recipe).encode())
+def write_plan(journal: Journal, recipe: Recipe, prediction: dict[str, Any]) -> None:
+    """What will run and what it is predicted to cost, before the first step."""
+    write_json(journal.directory / PREDICTION, prediction)
+    write_bytes(journal.directory / RECIPE, dump_yaml(recipe).encode())
+    journal.record(RECIPE, PREDICTION)
 
 
 def training_memory(recipe: Recipe) -> MemoryEstimate:
@@ -238,131 +269,3 @@ def announce(recipe: Recipe, prediction: dict[str, Any], progress: Progress) -> 
         f"prediction: {p['seconds']:.0f} s, peak memory {p['peak_bytes'] / 2**30:.2f} GiB, "
         f"{p['joules']['value'] / 1000:.1f} kJ ({p['joules']['source'].split(':')[0]}), {loss}"
     )
-
-
-# --- ways to start one ------------------------------------------------------------------------------------------------
-
-
-def start(
-    script: Script,
-    request: Request,
-    out: str | Path,
-    *,
-    resume: bool = False,
-    progress: Progress | None = None,
-    clock: Clock | None = None,
-    reproduced: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Runs `script` into the directory `out` and returns what `--json` prints.
-
-    `out` must be new or empty or, with `resume`, hold an unfinished run. `reproduced`: the manifest of a run that is to
-    be done again, its recipe read. OutputError, MismatchError or BusyError where
-    it cannot be; nothing that was there is touched."""
-    out, progress, clock = Path(out), progress or Progress(False), clock or Clock()
-    existed, run = out.exists(), out / "run"
-    with claimed(out, resume):
-        if (out / MANIFEST).exists():
-            progress.line(f"{out} is complete")
-            if (run / REQUEST).exists():  # left by a crash between publishing and clearing
-                clear(run)
-            return read_manifest(out).get("result", {})
-        if reproduced:  # written each time, since a parent may have moved; first, so that a crash leaves it to be found
-            plan = reproduced["prediction"] | {"data_hash": reproduced["data_hash"]}
-            write_plan(run, reproduced["recipe"], plan | {"reproduces": reproduced["weights_hash"]})
-        if not (run / REQUEST).exists():
-            write_json(run / REQUEST, asdict(request))
-        started = Run(request, out, progress, clock)
-        try:
-            return script(started)
-        except Interrupted as stopped:
-            way = "give the same command again" if reproduced else "continue with --resume"
-            raise Interrupted(f"{stopped}; {way}") from None
-        except Exception:
-            if not resume and not (run / RECIPE).exists():  # refused before anything was decided: nothing to resume
-                clear(run)
-                if not existed and {p.name for p in out.iterdir()} == {".lock"}:
-                    (out / ".lock").unlink()
-                    out.rmdir()
-            raise
-        finally:
-            started.memory.done.set()
-
-
-def stored_request(out: Path) -> Request:
-    """The request that an unfinished run was started with."""
-    file = out / "run" / REQUEST
-    if not file.exists():
-        raise OutputError(f"{out}: there is no run to resume here; start one without --resume")
-    values = read_json(file)
-    if "unit" in values:
-        raise MismatchError(f"{out} was started by foundling 0.1; continue with that version, or start anew")
-    return from_dict(Request, values, where=str(file))
-
-
-def reproduce(
-    script_of: Callable[[str], Script],
-    directory: str | Path,
-    *,
-    data: str | None = None,
-    parents: Sequence[str] = (),
-    out: str | Path | None = None,
-    progress: Progress | None = None,
-    clock: Clock | None = None,
-) -> dict[str, Any]:
-    """Runs the recipe of the model in `directory` again, into `out`, and compares the hashes of the weights.
-    `script_of`: the script of an objective's name. `parents`: where the models are now that it starts from, if they
-    have moved; which is which is known by their weights.
-
-    MismatchError where the data, the code or a parent is not what it was; another machine is reported, and tried."""
-    progress, place, directory = progress or Progress(False), directory, local_directory(directory)
-    manifest = read_manifest(directory)
-    for key in ("recipe", "code", "machine", "prediction", "data_hash"):
-        if key not in manifest:
-            raise ConfigError(
-                f"{directory / MANIFEST} has no '{key}': the model was not raised here; nothing to reproduce"
-            )
-    code, here = manifest["code"], code_version()
-    if code["sha256"] != here["sha256"]:
-        raise MismatchError(
-            f"{directory} was raised by foundling {code['version']} ({code['sha256'][:12]}), this is {here['version']} "
-            f"({here['sha256'][:12]}); install that version to reproduce it"
-        )
-    recipe = from_dict(Recipe, upgrade(manifest["recipe"]), where=f"{directory / MANIFEST} recipe")
-    recipe = with_parents(recipe, parents)
-    Runtime(threads=recipe.runtime.threads).setup()
-    for name, there in manifest["machine"].items():
-        if name in ("torch", "cpu_capability", "threads", "device") and machine()[name] != there:
-            progress.line(f"note: {name} is {machine()[name]} here and was {there}; equal bits are not to be expected")
-    asked = from_dict(Request, manifest["request"], where=f"{directory / MANIFEST} request")
-    request = replace(asked, data=data or asked.data)
-    if is_hub(place) and out is None:
-        raise ConfigError(f"{place} is on the hub; give --out DIR for the second model")
-    out = Path(out) if out else directory.with_name(directory.name + "-again")
-    unfinished = out / "run" / PREDICTION  # of the same reproduction: it is continued
-    resume = unfinished.exists() and read_json(unfinished).get("reproduces") == manifest["weights_hash"]
-    script = script_of(recipe.objective.kind)
-    result = start(
-        script, request, out, resume=resume, progress=progress, clock=clock,
-        reproduced=manifest | {"recipe": recipe},
-    )  # fmt: skip
-    again = read_manifest(out)["weights_hash"]
-    same = again == manifest["weights_hash"]
-    return {"identical": same, "weights_hash": again, "expected": manifest["weights_hash"], **result}
-
-
-@contextmanager
-def claimed(out: Path, resume: bool) -> Iterator[None]:
-    """`out` for this process alone; refuses to touch what another run or anyone else has put there."""
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out}: is a file; choose another --out")
-    if out.is_dir() and not resume and any(p.name != ".lock" and not _is_empty(p) for p in out.iterdir()):
-        unfinished = (out / "run" / REQUEST).exists() and not (out / MANIFEST).exists()
-        if unfinished:
-            raise OutputError(f"{out}: holds an unfinished run; continue it with --resume, or choose another --out")
-        raise OutputError(f"{out}: is not empty, and was not changed; choose another --out")
-    with lock(out):
-        yield
-
-
-def _is_empty(path: Path) -> bool:
-    return path.name == "run" and path.is_dir() and not any(path.iterdir())

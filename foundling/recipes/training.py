@@ -3,11 +3,8 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +13,10 @@ import torch
 from foundling.contracts.data import Batches
 from foundling.contracts.objective import ContrastiveObjective, Objective
 from foundling.errors import Interrupted, MismatchError
+from foundling.recipes.journal import CHECKPOINTS, LOG, Journal
 from foundling.recipes.progress import Progress
 from foundling.recipes.recipe import Recipe
+from foundling.runtime import signals
 from foundling.runtime.device import Runtime, compiler_missing
 from foundling.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from foundling.train.log import Log
@@ -25,33 +24,7 @@ from foundling.train.loop import train
 from foundling.train.state import MODEL, TrainState
 from foundling.train.step import is_compiled
 from foundling.train.update import StepRecord
-
-
-class Stop:
-    """Set by SIGINT or SIGTERM: the step under way is finished and saved first; a second signal ends at once."""
-
-    signal: int | None = None
-
-
-@contextmanager
-def stoppable() -> Iterator[Stop]:
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def handle(number: int, _: Any) -> None:
-        stop.signal = number
-        signal.signal(number, before[number])
-
-    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+from foundling.weights.directory import MANIFEST
 
 
 def runtime_of(recipe: Recipe) -> Runtime:
@@ -64,32 +37,36 @@ def run_training(
     model: Any,
     objective: Objective | ContrastiveObjective,
     batches: Batches,
-    directory: Path,
+    journal: Journal,
     progress: Progress,
     spent: Callable[[], dict[str, float]],
     bits_per_nat: float | None = None,
 ) -> tuple[Log, dict[str, float]]:
-    """Trains `model` in place to the end of the recipe, from the newest whole checkpoint in directory/checkpoints.
+    """Trains `model` in place to the end of the recipe, from the newest whole checkpoint that the journal knows.
 
     Returns the log and what earlier processes had spent (seconds, peak_bytes, joules); `spent` says what this one has.
     The figures of a step are read one step late, so that no step waits for the device. With
-    `bits_per_nat` the log states the loss in bits per byte too. Raises Interrupted (exit code 75) or KeyboardInterrupt,
-    after saving, when told to stop."""
+    `bits_per_nat` the log states the loss in bits per byte too. Told to stop, it ends the step under way, saves,
+    and raises Interrupted."""
     runtime = runtime_of(recipe)
     if runtime.compile and (missing := compiler_missing(runtime.device)):
         raise MismatchError(f"the recipe compiles, and {missing} here; install it: uncompiled, the bits would differ")
     if runtime.compile and not is_compiled(model):
         progress.line("compiling the layers at the first step")
     state = TrainState.build(model, recipe.optim)
-    found, damaged = latest_checkpoint(directory / "checkpoints")
+    directory = journal.directory / CHECKPOINTS
+    known = {Path(name).parent.name: d for name, d in journal.files.items() if name.startswith(CHECKPOINTS)}
+    found, damaged = latest_checkpoint(directory, known)
     for line in damaged:
         progress.line(f"note: checkpoint {line}; it is not used")
-    before = {"seconds": 0.0, "peak_bytes": 0.0, "joules": 0.0}
+    before, logged_before = {"seconds": 0.0, "peak_bytes": 0.0, "joules": 0.0}, None
     if found:
         saved = load_checkpoint(found, state, batches=batches)
-        before = {name: saved[name] for name in before}
+        before, logged_before = {name: saved[name] for name in before}, saved["log"]
         progress.line(f"resuming at step {state.step} of {recipe.train.total_steps}")
-    log = Log(directory / "log.jsonl", after_step=state.step)
+    log = Log(journal.directory / LOG, logged_before)
+    if log.missing:
+        progress.line(f"note: {log.path} is missing; the report will not have the steps up to {state.step}")
     logged = log.entries[-1]["seconds"] if log.entries else 0.0
     total, per_step, start = recipe.train.total_steps, recipe.train.batch_size * recipe.train.seq_len, time.monotonic()
 
@@ -105,26 +82,25 @@ def run_training(
 
     unwritten: StepRecord | None = None
     with (
-        stoppable() as stop,
+        signals.deferred() as stop,
         progress.bar("training", total, done=state.step, scale=per_step, unit="tokens") as bar,
     ):
         for step in train(state, objective, batches, recipe.make_schedule(), recipe.train_options(), runtime):
             if unwritten:
                 write(unwritten)
             unwritten = step
-            if stop.signal or step.n % recipe.train.checkpoint_every == 0 or step.n == total:
+            if stop.number or step.n % recipe.train.checkpoint_every == 0 or step.n == total:
                 write(step)
                 unwritten, now = None, spent()
                 about = {
                     "seconds": before["seconds"] + now["seconds"], "joules": before["joules"] + now["joules"],
-                    "peak_bytes": max(before["peak_bytes"], now["peak_bytes"]),
+                    "peak_bytes": max(before["peak_bytes"], now["peak_bytes"]), "log": log.state(),
                 }  # fmt: skip
-                save_checkpoint(directory / "checkpoints", state, about, batches=batches)
-            if stop.signal:
+                path = save_checkpoint(directory, state, about, batches=batches)
+                journal.record(f"{CHECKPOINTS}/{path.name}/{MANIFEST}")
+            if stop.number:
                 log.close()
-                if stop.signal == signal.SIGINT:
-                    raise KeyboardInterrupt
-                raise Interrupted(f"stopped at step {step.n} of {total}")
+                raise Interrupted(stop.number, at=f"at step {step.n} of {total}")
     log.close()
     if state.ema:
         use_averages(model, state.ema[MODEL].state_tensors())

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +28,11 @@ _TOO_DEEP = f"{{path}}: nested deeper than {MAX_JSON_DEPTH}, not a configuration
 
 
 def sha256(path: Path) -> str:
+    """OSError where `path` is not a file: a pipe would be waited for."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a file", str(path))
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
@@ -56,20 +62,124 @@ def output_errors(path: Path) -> Iterator[None]:
         raise OutputError(f"{path}: cannot be written ({error}); free some space or choose another --out") from error
 
 
+# --- written aside ----------------------------------------------------------------------------------------------------
+
+_TEMPORARY = re.compile(r"\..+\.\d+\.foundling\.tmp")
+
+
+@contextmanager
+def temporary(path: Path, *, directory: bool = False) -> Iterator[Path]:
+    """A new file or directory beside `path`, `.NAME.PID.foundling.tmp`, removed at the end unless it was renamed.
+
+    It is locked for as long as this process lives; by that `remove_abandoned` knows it from one that a killed process
+    has left."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.foundling.tmp")
+    handle = _create_locked(aside, directory)
+    try:
+        yield aside
+    finally:
+        _remove(aside)
+        os.close(handle)
+
+
+def _create_locked(aside: Path, directory: bool) -> int:
+    for _ in range(100):
+        try:
+            if directory:
+                aside.mkdir()
+            else:
+                os.close(os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        except FileExistsError:  # of a killed process that had the same number, of another thread, or being removed
+            if not _remove_if_abandoned(aside):
+                time.sleep(0.01)
+            continue
+        try:
+            handle = _open_locked(aside)
+        except OSError:  # a file system without locks: nobody will remove it
+            return os.open(aside, os.O_RDONLY)
+        if handle is not None:  # else another process took it for abandoned before it was locked
+            return handle
+    raise BusyError(f"{aside}: another thread or process is writing here; wait for it")
+
+
+def _open_locked(path: Path) -> int | None:
+    """A handle that holds the lock of `path`; None where another one does, or there is no such file any more."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(handle), os.lstat(path)):
+            return handle
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except OSError:
+        os.close(handle)
+        raise
+    os.close(handle)
+    return None
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _remove_if_abandoned(path: Path) -> bool:
+    try:
+        handle = _open_locked(path)
+    except OSError:
+        return False
+    if handle is None:
+        return not path.exists()
+    try:
+        _remove(path)
+    finally:
+        os.close(handle)
+    return not path.exists()
+
+
+def is_temporary(path: Path) -> bool:
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
+def remove_abandoned(directory: Path) -> None:
+    """Removes what `temporary` made in `directory` for processes that were killed; nothing else."""
+    try:
+        found = [Path(entry) for entry in os.scandir(directory) if is_temporary(Path(entry))]
+    except OSError:
+        return
+    for path in found:
+        _remove_if_abandoned(path)
+
+
+def rename_new(source: Path, target: Path) -> None:
+    """Renames a file to a name that is free. FileExistsError where it is not, whoever took it and when."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
+        os.rename(source, target)
+    else:
+        os.unlink(source)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Atomically, fsynced; an existing file is replaced only by a complete one."""
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with temporary(path) as aside:
             with open(aside, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(aside, path)
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
         fsync_path(path.parent)
 
 
@@ -119,47 +229,66 @@ def require_free(path: Path) -> None:
 
 
 def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
-    """`fill` writes into a directory aside, which then takes the name `path`; `path` must not exist or be empty."""
+    """`fill` writes into a directory aside, which then takes the name `path`; `path` must not exist or be empty. What
+    killed processes have left beside `path` is removed."""
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         require_free(path)
-        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        shutil.rmtree(aside, ignore_errors=True)
-        try:
-            aside.mkdir()
+        remove_abandoned(path.parent)
+        with temporary(path, directory=True) as aside:
             fill(aside)
             for file in aside.rglob("*"):
                 fsync_path(file)
             fsync_path(aside)
             os.replace(aside, path)
-            fsync_path(path.parent)
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
+        fsync_path(path.parent)
 
 
-def clear(directory: Path) -> None:
-    """Removes a directory with all that is in it; nothing where there is none. OutputError where it cannot be."""
+def remove_files(directory: Path, patterns: Iterable[str]) -> None:
+    """Removes the files under `directory` that match one of `patterns`, in their order, then the folders that this
+    leaves empty, `directory` among them. What matches none stays. OutputError where one cannot be removed."""
     with output_errors(directory):
-        if directory.exists():
-            shutil.rmtree(directory)
+        folders = [directory]
+        for pattern in patterns:
+            for parent in Path(pattern).parents[:-1]:
+                folders += [folder for folder in directory.glob(str(parent)) if folder.is_dir()]
+            for file in list(directory.glob(pattern)):
+                if file.is_symlink() or not file.is_dir():
+                    file.unlink(missing_ok=True)
+        for folder in sorted(set(folders), key=lambda path: -len(path.parts)):
+            remove_abandoned(folder)
+            with suppress(OSError):  # it holds something else, or is not there
+                folder.rmdir()
 
 
-def publish(source: Path, target: Path, last: str) -> None:
-    """Moves the files of `source` into the directory `target`, the one named `last` at the end: a reader who finds it
-    finds all."""
+_NOT_OURS = "{}: is not of this run, and was not changed; move it away, then continue with --resume"
+
+
+def publish(source: Path, target: Path, hashes: Mapping[str, str], last: Sequence[str]) -> None:
+    """Moves the files named in `hashes` (SHA-256) from the directory `source` into `target`, those of `last` at the end
+    and in its order. A file that is there already must be the same one, moved by a process that was killed.
+
+    OutputError, before anything is moved, where `target` has another file of one of these names."""
     with output_errors(target):
-        files = sorted(p for p in source.rglob("*") if p.is_file())
-        for file in files:
-            fsync_path(file)
-        for file in sorted(files, key=lambda p: p == source / last):
-            place = target / file.relative_to(source)
+        for name, digest in hashes.items():
+            place = target / name
+            if os.path.lexists(place) and not (place.is_file() and sha256(place) == digest):
+                raise OutputError(_NOT_OURS.format(place))
+        for name in sorted(hashes, key=lambda name: last.index(name) if name in last else -1):
+            place = target / name
+            if place.exists():
+                (source / name).unlink(missing_ok=True)
+                continue
             place.parent.mkdir(parents=True, exist_ok=True)
-            if file == source / last:
+            if name in last:
                 fsync_path(target)
-            os.replace(file, place)
+            try:
+                rename_new(source / name, place)
+            except FileExistsError:
+                raise OutputError(
+                    f"{place}: is not of this run, and was not changed; move it away, then continue"
+                ) from None
         fsync_path(target)
-        shutil.rmtree(source)
 
 
 @contextmanager
@@ -171,7 +300,7 @@ def lock(directory: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise BusyError(
                 f"{directory}: another process is writing here; wait for it or choose another --out"
             ) from None

@@ -5,7 +5,9 @@ the newest whole one. Tensors are safetensors, the rest is JSON."""
 from __future__ import annotations
 
 import math
-import shutil
+import re
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from foundling.contracts.data import Batches, ResumableBatches
-from foundling.errors import ConfigError, WeightsError
+from foundling.errors import ConfigError, OutputError, WeightsError
 from foundling.runtime.distributed import barrier, is_first_rank, rank_count
-from foundling.runtime.files import write_directory
+from foundling.runtime.files import remove_files, sha256, write_directory
 from foundling.train.ema import EMA
 from foundling.train.parallel import local, part_of
 from foundling.train.state import TrainState
-from foundling.weights.directory import check, persistent_tensors, read_manifest, whole, write_manifest
+from foundling.weights.directory import MANIFEST, check, persistent_tensors, read_manifest, whole, write_manifest
 
 KEEP = 2
+_NAME = re.compile(r"step-\d{8,}")
 STATE = "state.safetensors"
 
 
@@ -49,17 +52,24 @@ def save_checkpoint(
         barrier()
         return path
     if path.exists():  # left by a run that was stopped after it; the same step gives the same bytes
-        shutil.rmtree(path)
+        _remove(path)
 
     def fill(temporary: Path) -> None:
         save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, temporary / STATE)
         write_manifest(temporary, {**about, **progress})
 
     write_directory(path, fill)
-    for old in checkpoints(directory)[:-KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
+    older = [p for p in checkpoints(directory) if p.name < path.name]
+    for old in older[: len(older) + 1 - KEEP]:
+        with suppress(OutputError):
+            _remove(old)
     barrier()
     return path
+
+
+def _remove(checkpoint: Path) -> None:
+    """Its own files; what somebody else has put there stays."""
+    remove_files(checkpoint, (MANIFEST, STATE))
 
 
 def _tensors(state: TrainState) -> dict[str, Tensor]:
@@ -75,16 +85,20 @@ def _tensors(state: TrainState) -> dict[str, Tensor]:
 
 def checkpoints(directory: Path) -> list[Path]:
     """Oldest first."""
-    return sorted(p for p in directory.glob("step-*") if p.is_dir())
+    return sorted(p for p in directory.glob("step-*") if _NAME.fullmatch(p.name) and p.is_dir())
 
 
-def latest_checkpoint(directory: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint, and a line for each damaged one that was skipped."""
+def latest_checkpoint(directory: Path, known: Mapping[str, str] | None = None) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint, and a line for each damaged one that was skipped. `known`: the SHA-256 of each
+    checkpoint's foundling.json, by its folder's name, where somebody has kept it; others are skipped too."""
     damaged = []
     for path in reversed(checkpoints(directory)):
         try:
-            problems = check(path)["problems"]
-        except WeightsError as error:
+            if known is not None and known.get(path.name) != sha256(path / MANIFEST):
+                problems = ["was not written by this run, or not to its end"]
+            else:
+                problems = check(path)["problems"]
+        except (WeightsError, OSError) as error:
             problems = [str(error)]
         if not problems:
             return path, damaged

@@ -3,43 +3,58 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from foundling.errors import MismatchError
 from foundling.runtime.files import output_errors, write_bytes
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """All complete lines; one that a crash cut off is dropped."""
-    if not path.exists():
-        return []
-    lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    return lines
-
-
 class Log:
-    """Appends {step, tokens, seconds, loss, bits_per_byte, lr, grad_norm, skipped} lines to a file."""
+    """Appends {step, tokens, seconds, loss, bits_per_byte, lr, grad_norm, skipped} lines to a file.
 
-    def __init__(self, path: Path, after_step: int = 0) -> None:
-        """Drops the entries after `after_step`, where training resumes."""
-        entries = [entry for entry in read_log(path) if entry["step"] <= after_step]
-        write_bytes(path, "".join(json.dumps(e) + "\n" for e in entries).encode())
-        self.path = path
-        self.entries = entries
+    `missing`: the file was not there to be continued."""
+
+    def __init__(self, path: Path, saved: dict[str, Any] | None = None) -> None:
+        """Continues after `saved`, which `state()` gave when training was saved; starts anew without it.
+
+        What a process wrote later, and lost, is dropped. MismatchError where the rest is not what was written."""
+        n_bytes = 0 if saved is None else int(saved["bytes"])
+        self.missing = n_bytes > 0 and not path.exists()
+        data = b""
+        if saved and n_bytes and not self.missing:
+            with suppress(OSError):
+                data = path.read_bytes()[:n_bytes]
+            if hashlib.sha256(data).hexdigest() != saved["sha256"]:
+                raise MismatchError(
+                    f"{path}: damaged or edited since training was saved; put the original back, or remove it to "
+                    "continue with the same weights but without the history of the steps so far"
+                )
+        self.digest = hashlib.sha256(data)
+        self.path, self.n_bytes = path, len(data)
+        self.entries: list[dict[str, Any]] = [json.loads(line) for line in data.splitlines()]
+        write_bytes(path, data)
         with output_errors(path):
-            self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+            self.file = open(path, "ab")  # noqa: SIM115
 
     def write(self, **entry: Any) -> None:
+        line = (json.dumps(entry) + "\n").encode()
         self.entries.append(entry)
+        self.digest.update(line)
+        self.n_bytes += len(line)
         with output_errors(self.path):
-            self.file.write(json.dumps(entry) + "\n")
+            self.file.write(line)
             self.file.flush()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint stores, so that the log of a resumed run can be checked; it is on disk then."""
+        with output_errors(self.path):
+            os.fsync(self.file.fileno())
+        return {"bytes": self.n_bytes, "sha256": self.digest.hexdigest()}
 
     def close(self) -> None:
         with output_errors(self.path):

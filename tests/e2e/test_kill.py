@@ -52,10 +52,10 @@ def broken_off_until_done(data: Path, out: Path, conditions: list) -> int:
     """Kills the run, and each resumption of it, on the given conditions; then lets it end. Returns the kills."""
     kills, first = 0, [data, "--tokens", "3072", *TINY, "--out", out]
     for condition in conditions:
-        begun = (out / "run" / "request.json").exists() or (out / "foundling.json").exists()
+        begun = (out / "run" / "journal.json").exists() or (out / "foundling.json").exists()
         process = start("raise", *(["--out", out, "--resume"] if begun else first), "--json")
         kills += kill_when(process, condition(out) if callable(condition) else after(condition))
-    begun = (out / "run" / "request.json").exists() or (out / "foundling.json").exists()
+    begun = (out / "run" / "journal.json").exists() or (out / "foundling.json").exists()
     done = foundling("raise", *(["--out", out, "--resume"] if begun else first), "--json")
     assert done.returncode == 0, done.stderr
     assert not (out / "run").exists()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model directories: damage is found, nothing is lost, nothing is executed."""
 
+import hashlib
 import json
 import random
 
@@ -71,14 +72,20 @@ def test_a_failed_write_leaves_what_was_there(tmp_path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
 
 
-def test_publish_puts_the_named_file_last(tmp_path) -> None:
+def test_publish_moves_the_named_files_last_and_never_over_another_file(tmp_path) -> None:
     source, target = tmp_path / "staging", tmp_path / "out"
     source.mkdir()
     target.mkdir()
     for name in ("a", "m", "z"):
         (source / name).write_bytes(b"x")
-    publish(source, target, "a")
-    assert sorted(p.name for p in target.iterdir()) == ["a", "m", "z"] and not source.exists()
+    hashes = dict.fromkeys("amz", hashlib.sha256(b"x").hexdigest())
+    (target / "m").write_bytes(b"mine")
+    with pytest.raises(OutputError, match=r"out/m: is not of this run.*move it away"):
+        publish(source, target, hashes, last=("z", "a"))
+    assert (target / "m").read_bytes() == b"mine" and len(list(source.iterdir())) == 3
+    (target / "m").write_bytes(b"x")  # as moved by a process that was killed before it removed the other name
+    publish(source, target, hashes, last=("z", "a"))
+    assert sorted(p.name for p in target.iterdir()) == ["a", "m", "z"] and not any(source.iterdir())
 
 
 def test_one_writer_a_directory(tmp_path) -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from foundling.blocks.position import RopeScaling
 from foundling.config import shown
 from foundling.errors import ConfigError, OutputError, WeightsError
 from foundling.models import configuration, family, family_of
-from foundling.runtime.files import fsync_path, output_errors
+from foundling.runtime.files import fsync_path, output_errors, remove_abandoned, rename_new, temporary
 from foundling.weights.convert.gguf_families import ARCHITECTURES, INERT, SCALING, Architecture
 from foundling.weights.convert.gguf_file import GGUFFile, library, open_gguf
 from foundling.weights.convert.gguf_tokenizer import unwritable, write_tokenizer
@@ -172,10 +171,10 @@ def save_gguf(model: Any, file: str | Path, *, weights: str = "float32", tokeniz
     if tokenizer is not None and (reason := unwritable(tokenizer, c.vocab_size)):
         raise WeightsError(f"llama.cpp cannot have this tokenizer: {reason}; write the file without it")
     planned = _planned(links(architecture.keys, params, c), params, weights)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with output_errors(file):
-            writer = gguf.GGUFWriter(temporary, architecture.name)
+    with output_errors(file):
+        remove_abandoned(file.parent)
+        with temporary(file) as aside:
+            writer = gguf.GGUFWriter(aside, architecture.name)
             writer.add_file_type(FILE_TYPES[weights])
             slowed = _write_config(writer, architecture, c)
             write_tokenizer(writer, tokenizer, c.vocab_size)
@@ -203,11 +202,12 @@ def save_gguf(model: Any, file: str | Path, *, weights: str = "float32", tokeniz
                     data = gguf.quants.quantize(part.numpy(), gguf.GGMLQuantizationType[kind])
                     writer.write_tensor_data(np.ascontiguousarray(data).view(np.uint8))
             writer.close()
-            fsync_path(temporary)
-            os.replace(temporary, file)
+            fsync_path(aside)
+            try:
+                rename_new(aside, file)
+            except FileExistsError:
+                raise OutputError(f"{file} exists; choose another name") from None
             fsync_path(file.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
     return file
 
 
