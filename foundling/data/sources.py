@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from foundling.data.formats import Skip, is_rows, read
+from foundling.data.formats import DEFAULT_FIELD, Skip, is_rows, read
 from foundling.errors import DataError
 
-_EXPECTED = "expected UTF-8 text, .jsonl or .parquet, or a folder of them"
+_EXPECTED = "expected UTF-8 text, .jsonl, .parquet or a .json array of objects, or a folder of them"
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Document:
 class Source:
     """The documents of a file, or of a folder and everything below it, in the order of their sorted paths.
 
-    `field` names the text in rows of JSON lines and Parquet. Hidden files, __pycache__ and the directory `exclude`
+    `field` names the text in rows of JSON and Parquet. Hidden files, __pycache__ and the directory `exclude`
     (the output of a run, which may lie inside its data) are not visited. Everything else that contains no text is
     counted by its reason in `skipped`, which describes the last complete iteration. `bytes_read` counts the bytes
     read from files over all iterations.
@@ -34,7 +34,7 @@ class Source:
     of an iteration that found no document.
     """
 
-    def __init__(self, path: str | Path, field: str = "text", exclude: str | Path | None = None):
+    def __init__(self, path: str | Path, field: str = DEFAULT_FIELD, exclude: str | Path | None = None):
         self.path, self.field = Path(path), field
         self.skipped: Counter[str] = Counter()
         self.bytes_read = 0
@@ -46,12 +46,18 @@ class Source:
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise DataError(f"{str(path)!r} is a pipe, socket or device, which cannot be read again: {_EXPECTED}")
         self._is_file = stat.S_ISREG(mode)
-        self.single_file = self._is_file and not is_rows(self.path)
+        self.single_file = self._is_file and not is_rows(self.path, field)
+        if self.single_file and field != DEFAULT_FIELD:
+            raise DataError(
+                f"{str(path)!r} has no field {field!r}: it is plain text; leave out --field, or give .jsonl, .parquet "
+                "or a .json array of objects"
+            )
         self._excluded = None if exclude is None else self._below(Path(exclude))
 
     def file_bytes(self) -> int:
         """The size of all files, from their metadata alone."""
-        return sum(path.stat().st_size for path in self._files() if isinstance(path, Path))
+        found = (path.stat() for path in self._files() if isinstance(path, Path))
+        return sum(min(file.st_size, 512 * file.st_blocks) for file in found)  # a sparse file is mostly nothing
 
     def __iter__(self) -> Iterator[Document]:
         skipped: Counter[str] = Counter()

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from foundling.errors import BusyError, OutputError, WeightsError
+from foundling.config import shown
+from foundling.errors import BusyError, OutputError, WeightsError, render
 
 MAX_JSON_BYTES = 32 << 20
 MAX_JSON_DEPTH = 64
@@ -74,7 +76,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, (render.inert_json(text) + "\n").encode())
 
 
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
@@ -87,9 +90,11 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     if found.st_size > max_bytes:
         raise WeightsError(f"{path}: over {max_bytes >> 20} MiB, not a configuration")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"), path)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror})") from error
+    except WeightsError:
+        raise
     except ValueError:
         raise WeightsError(f"{path}: damaged, not JSON") from None
     except RecursionError:
@@ -99,6 +104,20 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     if _is_deeper(value, MAX_JSON_DEPTH):
         raise WeightsError(_TOO_DEEP.format(path=path))
     return value
+
+
+def parse_json(text: str | bytes, path: Path) -> Any:
+    """ValueError for what is no JSON; WeightsError, with `path`, for an object with one key twice: of two values Python
+    and other programs would each choose one."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+            raise WeightsError(f"{path}: key {shown(twice)} is there twice; remove one")
+        return found
+
+    return json.loads(text, object_pairs_hook=once)
 
 
 def _is_deeper(value: Any, limit: int) -> bool:

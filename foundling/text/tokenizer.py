@@ -15,6 +15,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
 
 from foundling.errors import ConfigError, DataError, WeightsError
+from foundling.runtime.files import read_json
 from foundling.text.chat import CHAT_TEMPLATE
 
 END = "<|endoftext|>"
@@ -230,14 +231,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
         file = directory / name
         if not file.is_file():
             continue
-        if file.stat().st_size > MAX_FILE_BYTES:
-            raise WeightsError(f"{file}: over {MAX_FILE_BYTES >> 20} MiB, too large for a configuration")
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
-            raise WeightsError(f"{file}: damaged, not JSON") from None
-        if not isinstance(values, dict):
-            raise WeightsError(f"{file}: damaged, expected a mapping")
+        values = read_json(file, MAX_FILE_BYTES)
         merged |= {key: value for key, value in values.items() if key != NAMES_CODE}
     file = directory / "chat_template.jinja"
     if file.is_file() and file.stat().st_size <= MAX_FILE_BYTES:  # transformers 5 writes it, and it takes precedence
