@@ -14,7 +14,7 @@ import stat
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from foundling.errors import ConfigError, render
+from foundling.errors import ConfigError
 
 T = TypeVar("T")
 MAX_YAML_BYTES = 1 << 20
@@ -32,7 +32,8 @@ def nearest(name: str, known: list[str]) -> str:
 
 def shown(value: Any) -> str:
     """A value as an error message repeats it: on one line, and no longer than MAX_SHOWN."""
-    return render.terminal(repr(value[: 2 * MAX_SHOWN]) if isinstance(value, str) else value, limit=MAX_SHOWN)
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}… ({len(text):,} characters)"
 
 
 @functools.cache

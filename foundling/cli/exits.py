@@ -52,6 +52,8 @@ def exit_for(error: BaseException) -> Exit:
         return Exit(USER, MEMORY)
     if (number := _os_number(error)) is not None:
         return Exit(USER, _of_system(error, number))
+    if (wrong := _not_text(error)) is not None:
+        return Exit(USER, wrong)
     line = f"{type(error).__name__}: {first_line(error)} (internal error; rerun with --debug)"
     return Exit(OURS, render.message(line))
 
@@ -78,13 +80,23 @@ def _os_number(error: BaseException) -> int | None:
     """The error number of what the operating system refused; None where it refused nothing, or where only a wrong
     call of ours explains it."""
     if isinstance(error, OSError):
-        return None if error.errno in (None, errno.EBADF, errno.EINVAL, errno.EFAULT) else error.errno
-    if isinstance(error, ValueError) and "embedded null byte" in str(error):  # a path from a file
-        return errno.ENOENT
+        if error.errno in (None, errno.EBADF, errno.EFAULT) or (error.errno == errno.EINVAL and error.filename is None):
+            return None
+        return error.errno
     if isinstance(error, RuntimeError) and _NO_THREAD.search(str(error)):
         return errno.EAGAIN
     found = _OS_ERROR.search(str(error))
     return int(found[1]) if found else None
+
+
+def _not_text(error: BaseException) -> str | None:
+    """What is wrong with an argument or a value of a file that is no text, or no path; None for other errors."""
+    if isinstance(error, UnicodeEncodeError) and any("\ud800" <= c <= "\udfff" for c in error.object):
+        text = repr(error.object[max(0, error.start - 20) : error.end + 20])
+        return render.message(f"{text} is not Unicode: it holds a byte that is not UTF-8, or half of a surrogate pair")
+    if isinstance(error, ValueError) and "embedded null" in str(error):
+        return "a path holds the character NUL, which no file system has"
+    return None
 
 
 def _of_system(error: BaseException, number: int) -> str:

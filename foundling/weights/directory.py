@@ -21,7 +21,7 @@ from foundling.adapt.bank import Banked
 from foundling.adapt.lora import LoRA, base_tensors
 from foundling.adapt.quantize import Int8GroupedLinear, Int8Linear
 from foundling.contracts.checkpoint_map import ConfigMap
-from foundling.errors import ConfigError, WeightsError
+from foundling.errors import ConfigError, WeightsError, render
 from foundling.models import Family, family_of
 from foundling.runtime.distributed import barrier, is_first_rank
 from foundling.runtime.files import read_json, sha256, write_directory, write_json
@@ -36,6 +36,8 @@ BASE_MODEL = re.compile("(ForCausalLM|LMHeadModel)$")
 """The class name suffix of models with a head in transformers. Without a head, the suffix is "Model"."""
 SPARSE_BYTES, SPARSE_RATIO = 1 << 30, 100
 """A larger file of which less than one part in so many is on the disk holds no weights, and takes hours to hash."""
+NAME_LIMIT = 200
+"""characters of a file's name in a message"""
 SOME_ROWS = 16
 """Compared first between head and embedding: if they differ, the weights are not tied and the rest is not read."""
 
@@ -166,18 +168,26 @@ def check(directory: str | Path) -> dict[str, Any]:
     files = read_manifest(directory).get("files")
     if not isinstance(files, dict) or not files:
         raise WeightsError(f"{directory / MANIFEST}: damaged, no list of files")
-    problems = []
-    for name, expected in files.items():
-        path = directory / name
-        if ".." in Path(name).parts or Path(name).is_absolute():
-            problems.append(f"{name}: points outside the directory")
-        elif not path.is_file():
-            problems.append(f"{name}: missing")
-        elif (size := path.stat()).st_size > SPARSE_BYTES and 512 * size.st_blocks < size.st_size // SPARSE_RATIO:
-            problems.append(f"{name}: sparse, {512 * size.st_blocks:,} of {size.st_size:,} bytes exist; not hashed")
-        elif (actual := sha256(path)) != expected:
-            problems.append(f"{name}: damaged (sha256 {actual[:12]}…, expected {str(expected)[:12]}…)")
+    found = ((name, _damage(directory, name, expected)) for name, expected in files.items())
+    problems = [f"{render.message(name, limit=NAME_LIMIT)}: {damage}" for name, damage in found if damage]
     return {"ok": not problems, "checked": len(files), "problems": problems}
+
+
+def _damage(directory: Path, name: str, expected: Any) -> str | None:
+    """What is wrong with a file that foundling.json lists, or None."""
+    path = directory / name
+    if ".." in Path(name).parts or Path(name).is_absolute():
+        return "points outside the directory"
+    try:
+        if not path.is_file():
+            return "missing"
+        size = path.stat()
+        if size.st_size > SPARSE_BYTES and 512 * size.st_blocks < size.st_size // SPARSE_RATIO:
+            return f"sparse, {512 * size.st_blocks:,} of {size.st_size:,} bytes exist; not hashed"
+        actual = sha256(path)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return None if actual == expected else f"damaged (sha256 {actual[:12]}…, expected {str(expected)[:12]}…)"
 
 
 def load(directory: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
