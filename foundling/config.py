@@ -185,13 +185,18 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date that is none
+        if isinstance(error, _Refused):
+            raise ConfigError(f"{path}: {error}") from None
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         at = f", line {line + 1}" if line is not None else ""
-        said = f" ({error.problem})" if isinstance(error, _strict_loader().refuses) else ""
-        raise ConfigError(f"{path}: not YAML{at}{said}") from None
+        raise ConfigError(f"{path}: not YAML{at}") from None
     if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
         raise ConfigError(f"{path}: expected a mapping of names to values")
     return values
+
+
+class _Refused(ValueError):
+    """YAML that a recipe does not need, and that hides what it says."""
 
 
 @functools.cache
@@ -200,23 +205,20 @@ def _strict_loader() -> Any:
     twice, of which YAML forgets one."""
     import yaml
 
-    class Refused(yaml.constructor.ConstructorError):
-        pass
-
     class Loader(yaml.SafeLoader):
-        refuses = Refused
-
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
                 event = self.peek_event()
-                raise Refused(None, None, f"the alias *{event.anchor}; write the value out", event.start_mark)
+                line = event.start_mark.line + 1
+                raise _Refused(f"line {line} has the alias *{event.anchor}; write the value out")
             return super().compose_node(parent, index)
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             names = set()
             for key, _ in node.value:
                 if isinstance(key, yaml.ScalarNode) and key.value in names:
-                    raise Refused(None, None, f"key {shown(key.value)} is there twice", key.start_mark)
+                    line = key.start_mark.line + 1
+                    raise _Refused(f"line {line} has the key {shown(key.value)} a second time; remove one")
                 names.add(key.value if isinstance(key, yaml.ScalarNode) else None)
             return super().construct_mapping(node, deep)
 

@@ -47,7 +47,7 @@ def exit_for(error: BaseException) -> Exit:
     if isinstance(error, FoundlingError):
         return Exit(error.exit_code, str(error))
     if isinstance(error, KeyboardInterrupt):
-        return Exit(INTERRUPTED, "interrupted")
+        return Exit(getattr(error, "exit_code", INTERRUPTED), str(error) or "interrupted")
     if is_memory(error):
         return Exit(USER, MEMORY)
     if (number := _os_number(error)) is not None:
@@ -64,11 +64,15 @@ def is_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
+    return isinstance(error, RuntimeError) and _NO_MEMORY.search(_head(error)) is not None
 
 
 def first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "")
+    return next(iter(_head(error).splitlines()), "")
+
+
+def _head(error: BaseException) -> str:
+    return str(error)[: 2 * render.LIMIT]
 
 
 def trace(error: BaseException) -> str:
@@ -83,9 +87,9 @@ def _os_number(error: BaseException) -> int | None:
         if error.errno in (None, errno.EBADF, errno.EFAULT) or (error.errno == errno.EINVAL and error.filename is None):
             return None
         return error.errno
-    if isinstance(error, RuntimeError) and _NO_THREAD.search(str(error)):
+    if isinstance(error, RuntimeError) and _NO_THREAD.search(_head(error)):
         return errno.EAGAIN
-    found = _OS_ERROR.search(str(error))
+    found = _OS_ERROR.search(_head(error))
     return int(found[1]) if found else None
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the command line says, and where: the only place that writes to stdout and stderr (tests/cli/test_stdio.py).
+"""What the command line says, and where: the only place that writes to stdout and stderr (tests/test_layers.py).
 
 Results go to stdout, messages to stderr; both pass through the renderer of untrusted text. Either may be closed, full,
 without a reader, or in an encoding that lacks most characters. What stdout cannot take is an error, since a result is

@@ -96,7 +96,7 @@ def _is_json_lines(path: Path) -> bool:
     return path.name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson"))
 
 
-def _unpacked(path: Path, file: io.BufferedReader) -> io.BufferedReader:
+def _unpacked(path: Path, file: Any) -> Any:
     return io.BufferedReader(_Gunzip(file, path.stat().st_size)) if _is_gzip(path) else file
 
 
@@ -108,12 +108,12 @@ def _first_row(path: Path) -> dict[str, Any] | None:
     """The first object of a .json file that is an array of objects or an object a line, else None."""
     if not path.name.lower().removesuffix(".gz").endswith(".json"):
         return None
-    with open(path, "rb") as file:
-        stream = _unpacked(path, file)
-        try:
+    try:
+        with open(path, "rb") as file:
+            stream = _unpacked(path, file)
             row = next(iter(_Elements(stream))) if _begins_array(stream) else json.loads(stream.readline(LINE_BYTES))
-        except (ValueError, RecursionError, OSError, EOFError, StopIteration, zlib.error):
-            return None
+    except (ValueError, RecursionError, OSError, EOFError, StopIteration, zlib.error):
+        return None
     return row if isinstance(row, dict) else None
 
 

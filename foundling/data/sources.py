@@ -62,7 +62,7 @@ class Source:
     def __iter__(self) -> Iterator[Document]:
         skipped: Counter[str] = Counter()
         details: dict[str, str] = {}
-        found = False
+        found, self._has_rows = False, False
         for outcome in self._outcomes():
             if isinstance(outcome, Skip):
                 skipped[outcome.reason] += 1
@@ -74,6 +74,10 @@ class Source:
         self.skipped = skipped
         if not found:
             raise DataError(self._nothing(skipped, details))
+        if self.field != DEFAULT_FIELD and not self._has_rows:
+            raise DataError(
+                f"{str(self.path)!r} has no field {self.field!r}: all files are plain text; leave out --field"
+            )
 
     def _outcomes(self) -> Iterator[Document | Skip]:
         for path in self._files():
@@ -82,6 +86,7 @@ class Source:
                 continue
             name = path.name if self._is_file else path.relative_to(self.path).as_posix()
             name = os.fsencode(name).decode(errors="replace")  # a file name need not be UTF-8, what we print must
+            self._has_rows = self._has_rows or (self.field != DEFAULT_FIELD and is_rows(path, self.field))
             for outcome in read(path, self.field, self._count):
                 if not isinstance(outcome, Skip):
                     label, text = outcome

@@ -131,8 +131,17 @@ def _is_deeper(value: Any, limit: int) -> bool:
     return depth > limit
 
 
+def require_name(path: Path) -> None:
+    """OutputError for a path that is not UTF-8: safetensors, tokenizers and Arrow could not read what is there."""
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        raise OutputError(f"{path}: its name is not UTF-8; choose another") from None
+
+
 def require_free(path: Path) -> None:
-    """OutputError if `path` holds anything already."""
+    """OutputError if `path` holds anything already, or has a name that not every library can open."""
+    require_name(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise OutputError(f"{path}: exists and is not empty; choose another directory")
 
@@ -184,6 +193,7 @@ def publish(source: Path, target: Path, last: str) -> None:
 @contextmanager
 def lock(directory: Path) -> Iterator[None]:
     """One writer a directory; the lock goes with the process however it ends."""
+    require_name(directory)
     with output_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
         handle = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
