@@ -56,8 +56,7 @@ class Source:
 
     def file_bytes(self) -> int:
         """The size of all files, from their metadata alone."""
-        found = (path.stat() for path in self._files() if isinstance(path, Path))
-        return sum(min(file.st_size, 512 * file.st_blocks) for file in found)  # a sparse file is mostly nothing
+        return sum(path.stat().st_size for path in self._files() if isinstance(path, Path))
 
     def __iter__(self) -> Iterator[Document]:
         skipped: Counter[str] = Counter()
