@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import stat
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -156,8 +157,8 @@ def parse_scalar(text: str) -> Any:
     import yaml
 
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # ValueError: a date that is none
+        value = _read_yaml(text)
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that is none
         return text
     if isinstance(value, str):
         try:
@@ -168,17 +169,24 @@ def parse_scalar(text: str) -> Any:
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
-    """One mapping from a file of at most 1 MiB."""
+    """One mapping from a file of at most 1 MiB, without aliases, and with every key once."""
     import yaml
 
     path = Path(path)
     try:
-        if path.stat().st_size > MAX_YAML_BYTES:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe or a device has no end
+            raise ConfigError(f"{path}: not a file")
+        if found.st_size > MAX_YAML_BYTES:
             raise ConfigError(f"{path}: over {MAX_YAML_BYTES} bytes, too large for a recipe")
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _read_yaml(path.read_text(encoding="utf-8"))
+    except ConfigError:
+        raise
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date that is none
+        if isinstance(error, _Refused):
+            raise ConfigError(f"{path}: {error}") from None
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         at = f", line {line + 1}" if line is not None else ""
         raise ConfigError(f"{path}: not YAML{at}") from None
@@ -187,8 +195,51 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     return values
 
 
+class _Refused(ValueError):
+    """YAML that a recipe does not need, and that hides what it says."""
+
+
+@functools.cache
+def _strict_loader() -> Any:
+    """The safe loader of YAML, less two things: aliases, by which a page describes gigabytes, and keys that are there
+    twice, of which YAML forgets one."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                event = self.peek_event()
+                line = event.start_mark.line + 1
+                raise _Refused(f"line {line} has the alias *{event.anchor}; write the value out")
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            names = set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.value in names:
+                    line = key.start_mark.line + 1
+                    raise _Refused(f"line {line} has the key {shown(key.value)} a second time; remove one")
+                names.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+            return super().construct_mapping(node, deep)
+
+    return Loader
+
+
+def _read_yaml(text: str) -> Any:
+    loader = _strict_loader()(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
 def dump_yaml(config: Any) -> str:
     import yaml
 
     values = to_dict(config) if dataclasses.is_dataclass(config) else config
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:  # `load_yaml` reads none
+            return True
+
+    return yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)

@@ -96,12 +96,12 @@ class Forked:
         *,
         cwd: str | Path | None = None,
         env: dict[str, str] | None = None,
-        input: str = "",
+        input: str | bytes = "",
         before: Callable[[], None] | None = None,
     ) -> None:
         self.args = command
         self.folder = Path(tempfile.mkdtemp(prefix="forked-"))
-        (self.folder / "in").write_text(input)
+        (self.folder / "in").write_bytes(input if isinstance(input, bytes) else input.encode())
         env = dict(os.environ if env is None else env)
         args = (str(self.folder), str(cwd or os.getcwd()), env, before, command)
         self.process = SERVER.Process(target=_enter, args=args)
@@ -128,7 +128,8 @@ class Forked:
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         try:
             self.wait(timeout)
-            return (self.folder / "out").read_text(), (self.folder / "err").read_text()
+            out, error = ((self.folder / name).read_text(errors="surrogateescape") for name in ("out", "err"))
+            return out, error
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configurations: what fits comes back the same, what does not is named."""
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,3 +80,44 @@ def test_yaml_cannot_make_objects(tmp_path) -> None:
     with pytest.raises(ConfigError, match="not YAML"):
         load_yaml(file)
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: &a [x, x]\nb: *a\n", r"line 2 has the alias \*a; write the value out"),
+        ("a: &a {b: 1}\nc: {<<: *a}\n", r"line 2 has the alias \*a"),
+        ("data: {field: a}\nseed: 1\ndata: {}\n", "line 3 has the key 'data' a second time"),
+        ("optim: {betas: [0, 1], 'betas': [0, 1]}\n", "line 1 has the key 'betas' a second time"),
+        ("data: {field: a}\n\x1b[2J: 1\n", "not YAML"),
+    ],
+)
+def test_yaml_that_hides_what_it_says(tmp_path, text: str, says: str) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=says) as caught:
+        load_yaml(file)
+    assert str(caught.value).startswith(f"{file}: ")
+
+
+def test_a_page_of_aliases_is_refused_before_it_grows(tmp_path) -> None:
+    levels = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+    (tmp_path / "laughs.yaml").write_text("\n".join(["a0: &a0 x", *levels]))
+    with pytest.raises(ConfigError, match=r"line 2 has the alias \*a0"):
+        load_yaml(tmp_path / "laughs.yaml")
+    assert parse_overrides(["seed=*a"]) == {"seed": "*a"}
+    assert parse_overrides(["seed={a: 1, a: 2}"]) == {"seed": "{a: 1, a: 2}"}
+    shared = [1, 2]
+    (tmp_path / "ours.yaml").write_text(dump_yaml({"a": shared, "b": shared}))
+    assert load_yaml(tmp_path / "ours.yaml") == {"a": [1, 2], "b": [1, 2]}
+
+
+def test_a_recipe_is_a_file(tmp_path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in ("/dev/zero", "/dev/stdin", tmp_path / "pipe", tmp_path):
+        with pytest.raises(ConfigError, match="not a file"):
+            load_yaml(path)
+    with open(tmp_path / "large", "wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ConfigError, match="too large for a recipe"):
+        load_yaml(tmp_path / "large")

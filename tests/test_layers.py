@@ -236,6 +236,28 @@ def executions(root: Path) -> list[str]:
     return found
 
 
+PRINTS = {"cli/stdio.py", "recipes/progress.py"}
+"""What writes to the terminal, through the renderer of untrusted text."""
+
+
+def prints(root: Path) -> list[str]:
+    """Ways past cli/stdio.py: untrusted text would reach the terminal, and a closed or full stream would raise."""
+    found = []
+    for path in sorted(root.rglob("*.py")):
+        nodes = [] if path.relative_to(root).as_posix() in PRINTS else list(ast.walk(tree_of(path)))
+        asked = {id(n.value) for n in nodes if isinstance(n, ast.Attribute) and n.attr == "isatty"}
+        for node in nodes:
+            name = called(node) if isinstance(node, ast.Call) else ""
+            if isinstance(node, ast.Attribute) and id(node) not in asked and ast.unparse(node) in STREAMS:
+                name = ast.unparse(node)
+            if name in ("print", "input", "print_exc", "print_stack", "print_exception", *STREAMS):
+                found.append(f"{path.relative_to(root.parent)}:{node.lineno}: {name}; use say or note of cli/stdio.py")
+    return found
+
+
+STREAMS = {f"sys.{name}" for name in ("stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__")}
+
+
 def tracked() -> list[Path]:
     """What git tracks or would; without git, what is neither hidden nor built."""
     if (ROOT / ".git").exists() and shutil.which("git"):
@@ -291,6 +313,13 @@ def test_no_package_is_empty() -> None:
 
 def test_nothing_executes_a_file() -> None:
     check(executions(PACKAGE))
+
+
+def test_one_place_prints(tmp_path: Path) -> None:
+    check(prints(PACKAGE))
+    (tmp_path / "cli").mkdir()
+    (tmp_path / "cli" / "chat.py").write_text("import sys\nprint(1)\nsys.stderr.write('a')\nsys.stdin.isatty()\n")
+    assert len(prints(tmp_path)) == 2
 
 
 def test_files_are_one_idea_long() -> None:

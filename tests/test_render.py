@@ -5,12 +5,14 @@ import html as standard
 import json
 import re
 import unicodedata
+from pathlib import PurePosixPath
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foundling.errors.render import BLOCK_LIMIT, LIMIT, html, markdown, markdown_code, terminal
+from foundling.errors.render import BLOCK_LIMIT, LIMIT, html, inert_json, markdown, markdown_code, message, terminal
+from foundling.errors.render import json as as_json
 
 ANY = st.text(alphabet=st.characters(exclude_categories=()), max_size=60)
 
@@ -91,3 +93,30 @@ def test_nothing_ends_a_code_block_but_its_fence(text):
     lines = markdown_code("```" + text + "\n````\n", "sh").split("\n")
     fence = re.fullmatch(r"(`+)sh", lines[0])[1]
     assert [i for i, line in enumerate(lines) if line.strip().startswith(fence)] == [0, len(lines) - 1]
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | ANY,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ANY, inner, max_size=3),
+    max_leaves=9,
+)
+
+
+@given(VALUES, st.sampled_from(["utf-8", "ascii", "latin-1", "utf-16", "cp1252"]))
+def test_json_is_one_line_with_the_same_meaning_in_every_encoding(value, encoding):
+    text = as_json(value, encoding=encoding)
+    assert not any(acts(c) for c in text)
+    assert json.loads(text.encode(encoding).decode(encoding)) == value
+    assert json.loads(inert_json(json.dumps(value, indent=2, ensure_ascii=False)).encode().decode()) == value
+
+
+def test_json_of_what_json_lacks():
+    value = {"loss": float("nan"), "scores": (float("inf"), 1.5), "path": PurePosixPath("a/b"), "é": "é\x9b\udcff"}
+    shown = as_json(value)
+    assert shown == '{"loss": null, "scores": [null, 1.5], "path": "a/b", "é": "é\\u009b\\udcff"}'
+
+
+def test_a_message_keeps_its_end():
+    shown = message("a\x1b" + "k" * 30_000_000 + "\n; rename it")
+    assert len(shown) < LIMIT + 60 and shown.startswith("a␛k") and shown.endswith("␊; rename it")
+    assert message("short\n") == "short␊" and terminal("x" * 9000, limit=0) == "x" * 9000

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import importlib
-import json
 import os
 import sys
 from typing import Any, NoReturn
 
+from foundling.cli import exits, stdio
 from foundling.config import nearest
 from foundling.errors import FoundlingError
 from foundling.runtime import signals
@@ -49,15 +50,17 @@ SYNONYMS = {
 COMMANDS = {name: path for group in GROUPS.values() for name, (path, _) in group.items()}
 
 
+class UsageError(FoundlingError):
+    """Arguments that the parser refuses."""
+
+    def __init__(self, message: str, program: str) -> None:
+        super().__init__(message)
+        self.program = program
+
+
 class _Parser(argparse.ArgumentParser):
-    """argparse with one line for a usage error, and one JSON object where --json was given."""
-
-    argv: list[str] = []
-
     def error(self, message: str) -> NoReturn:
-        if "--json" in self.argv:
-            print(json.dumps({"error": message, "exit_code": 2}, ensure_ascii=False))
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        raise UsageError(message, self.prog)
 
 
 def overview() -> str:
@@ -91,10 +94,10 @@ def make_parser(command: str | None = None) -> argparse.ArgumentParser:
             commands.add_parser(name)
             continue
         module = importlib.import_module(path)
-        about = (module.__doc__ or "").strip().splitlines()[0]
+        about = next(group[name][1] for group in GROUPS.values() if name in group)
         sub = commands.add_parser(
             name,
-            description=about,
+            description=f"{about[:1].upper()}{about[1:]}.",
             epilog="examples:\n" + "\n".join(f"  {line}" for line in module.EXAMPLES),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
@@ -109,10 +112,9 @@ def make_parser(command: str | None = None) -> argparse.ArgumentParser:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Exits with code 2 and one line on a usage error."""
+    """Raises UsageError for arguments that are none."""
     from foundling.cli.flags import split_model_flags
 
-    _Parser.argv = argv
     command = next((word for word in argv if word in COMMANDS), None)
     parser, fields = make_parser(command), list[tuple[str, str]]()
     word = next((word for word in argv if not word.startswith("-")), None)
@@ -140,49 +142,50 @@ def main(argv: list[str] | None = None) -> None:
     # (docs/benchmarks.md). A shorter wait costs 5 % on an idle machine. It must be set before torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     words = sys.argv[1:] if argv is None else argv
-    with signals.raising():
+    with signals.raising(), stdio.standard_streams("--debug" in words):
         try:
             code = _run(words)
-        except KeyboardInterrupt as stop:
-            code = _fail(words, str(stop) or "interrupted", getattr(stop, "exit_code", 130))
+        except KeyboardInterrupt as stop:  # while an error was being said
+            code = _fail(stop, words)
     sys.exit(code)
 
 
 def _run(words: list[str]) -> int:
-    args = parse(words)
+    """Runs a command and prints its result, or the error: on stderr one line, with --json on stdout one object."""
+    code: Any = 0
     try:
+        try:
+            args = parse(words)
+        except SystemExit:  # after --help or --version
+            stdio.flush()
+            return 0
         value = args.run(args)
         signals.finish()
+        code = value.get("exit_code") if isinstance(value, dict) else 0
         if args.json:
-            print(json.dumps(value, ensure_ascii=False, allow_nan=False))
-        code = int(value.pop("exit_code", 0)) if isinstance(value, dict) else 0
-        sys.stdout.flush()
-        return code
-    except FoundlingError as error:
-        return _fail(words, str(error), error.exit_code)
-    except BrokenPipeError:  # the reader of stdout has exited
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except MemoryError:
-        return _fail(words, "out of memory; choose a smaller model or batch", 1)
-    except Exception as error:
-        return _fail(words, f"{type(error).__name__}: {_first_line(error)} (internal error; rerun with --debug)", 1)
+            stdio.say_json(value)
+        stdio.flush()
+    except BaseException as error:
+        return _fail(error, words)
+    return code if isinstance(code, int) else 0
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]
-
-
-def _fail(words: list[str], message: str, code: int) -> int:
+def _fail(error: BaseException, words: list[str]) -> int:
     signals.finish()
-    from foundling.errors import render
-
-    if "--debug" in words:
-        import traceback
-
-        traceback.print_exc()
-    command = next((word for word in words if word in COMMANDS), "")
-    print(render.terminal(f"{' '.join(['foundling', command]).strip()}: {message}"), file=sys.stderr)
+    code, message = exits.exit_for(error)
+    if isinstance(error, stdio.StdoutError) and error.reader_gone:  # as in `foundling families | head`
+        return 0
+    usage = isinstance(error, UsageError)
+    if "--debug" in words and not usage:
+        stdio.note(exits.trace(error), lines=True)
+    program = error.program if isinstance(error, UsageError) else _program(words)
+    stdio.note(f"{program}: {message}" + (f" (see {program} --help)" if usage else ""))
     if "--json" in words:
-        print(json.dumps({"error": message, "exit_code": code}, ensure_ascii=False))
+        with contextlib.suppress(stdio.StdoutError):
+            stdio.say_json({"error": message, "exit_code": code})
+            stdio.flush()
     return code
+
+
+def _program(words: list[str]) -> str:
+    return " ".join(["foundling", *(word for word in words if word in COMMANDS)][:2])

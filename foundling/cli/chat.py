@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from foundling.cli.generate import sampling, writer_for
+from foundling.cli.stdio import note, read_line, say_text
 
 EXAMPLES = [
     "foundling chat runs/notes",
@@ -33,7 +34,7 @@ def talk(writer: Any, messages: list[dict[str, str]], options: dict[str, Any]) -
     longest = writer.model.config.max_seq_len - space
     while len(messages) > first + 2 and len(writer.framing.chat(messages)) > longest:
         del messages[first : first + 2]
-        print("note: the oldest turn is left out: the conversation is too long", file=sys.stderr)
+        note("note: the oldest turn is left out: the conversation is too long")
     return writer.chat(messages, **options)
 
 
@@ -41,23 +42,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from foundling.decode.request import sample_seed
     from foundling.errors import ConfigError
 
-    writer, console = writer_for(args), sys.stderr
+    writer = writer_for(args)
     chats = writer.chats and not args.base
     if args.system is not None and not chats:
         raise ConfigError("--system needs a model with a chat template; this one continues text")
     kind = "instruct model" if chats else "base model"
     about = "it answers" if chats else "it continues your text and does not answer questions"
-    print(f"This is {'an' if chats else 'a'} {kind}: {about}. Press Ctrl-D to exit.", file=console)
+    note(f"This is {'an' if chats else 'a'} {kind}: {about}. Press Ctrl-D to exit.")
     messages = [] if args.system is None else [{"role": "system", "content": args.system}]
     turns: list[dict[str, Any]] = []
     while True:
         if sys.stdin.isatty():
-            print("> ", end="", file=console, flush=True)
-        line = sys.stdin.readline()
+            note("> ", end="")
+        line = read_line()
         if not line:
             break
         prompt = line.rstrip("\n")
-        stream = None if args.json else lambda text: print(text, end="", flush=True)
+        stream = None if args.json else lambda text: say_text(text, end="")
         options: dict[str, Any] = dict(
             max_tokens=args.max_tokens, seed=sample_seed(args.seed, len(turns)), stop_strings=args.stop, on_text=stream
         )
@@ -70,6 +71,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 stream(prompt)
             (answer,) = writer.generate(prompt, **options)
         if stream:
-            print(flush=True)
+            say_text("")
         turns.append({"prompt": prompt, **answer})
     return {"model_dir": args.dir, "kind": kind, "turns": turns}

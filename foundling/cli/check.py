@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from foundling.cli.stdio import say
 from foundling.errors import WeightsError
 
 EXAMPLES = ["foundling check runs/notes", "foundling check runs/notes --json"]
@@ -23,5 +24,5 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return {**found, "exit_code": 0 if found["ok"] else 2}
     if not found["ok"]:
         raise WeightsError(f"{args.dir}: {'; '.join(found['problems'])}")
-    print(f"{args.dir}: {found['checked']} files unchanged")
+    say(f"{args.dir}: {found['checked']} files unchanged")
     return {}

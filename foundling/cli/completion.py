@@ -6,6 +6,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from foundling.cli.stdio import say_text
+
 EXAMPLES = [
     "foundling completion bash > ~/.local/share/bash-completion/completions/foundling",
     "foundling completion zsh > ~/.zfunc/_foundling               # with fpath+=~/.zfunc in .zshrc",
@@ -43,5 +45,5 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     script = BASH.format(commands=" ".join(COMMANDS), cases="\n".join(cases))
     script = script if args.shell == "bash" else ZSH + script
     if not args.json:
-        print(script, end="")
+        say_text(script, end="")
     return {"shell": args.shell, "script": script}

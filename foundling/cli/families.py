@@ -7,6 +7,8 @@ import argparse
 import gc
 from typing import Any
 
+from foundling.cli.stdio import say
+
 EXAMPLES = ["foundling families", "foundling families --json"]
 MARKS = {"test": "●", "slow": "◐", "": " "}
 
@@ -24,7 +26,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         here = family(name)
         sizes = {p: count_parameters(build(name, device="meta", **f)) for p, f in here.module.PRESETS.items()}
         found[name] = {
-            "about": (here.module.__doc__ or "").strip().splitlines()[0],
+            "about": here.about,
             "kind": here.kind,
             "presets": {preset: size["total"] for preset, size in sizes.items()},
             "active": {preset: size["active"] for preset, size in sizes.items() if size["active"] < size["total"]},
@@ -33,13 +35,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     gc.enable()
     if not args.json:
         for name, entry in found.items():
-            print(f"{name:8} {entry['about']}")
+            say(f"{name:8} {entry['about']}")
             for preset, size in entry["presets"].items():
                 active = f", {entry['active'][preset]:,} active" if preset in entry["active"] else ""
-                print(f"           {preset:24} {size:>15,} parameters{active}")
-        print(f"\n{'':11}" + " ".join(f"{name:>8}" for name in found))
+                say(f"           {preset:24} {size:>15,} parameters{active}")
+        say()
+        say(f"{'':11}" + " ".join(f"{name:>8}" for name in found))
         for method in next(iter(cells.values()), {}):
             row = [MARKS.get(cells[name].get(method, ""), "–") if name in cells else " " for name in found]
-            print(f"{method:11}" + " ".join(f"{mark:>8}" for mark in row))
-        print("● passes in the tests, ◐ in the slow tests, – not applicable (docs/matrix.md says why)")
+            say(f"{method:11}" + " ".join(f"{mark:>8}" for mark in row))
+        say("● passes in the tests, ◐ in the slow tests, – not applicable (docs/matrix.md says why)")
     return found

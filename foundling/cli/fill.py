@@ -6,6 +6,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from foundling.cli.stdio import say, say_text
+
 EXAMPLES = [
     'foundling fill bert-base-uncased "The capital of France is ___."',
     'foundling fill bert-base-uncased "___ is the capital of ___." -n 3 --json',
@@ -26,7 +28,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     filled = MaskFiller.load(args.dir).fill(args.text, gap=args.gap, n=args.n)
     if not args.json:
-        print(filled["text"])
+        say_text(filled["text"])
         for number, best in enumerate(filled["gaps"], 1):
-            print(f"  gap {number}: " + ", ".join(f"{word['token']!r} {word['probability']:.1%}" for word in best))
+            say(f"  gap {number}: " + ", ".join(f"{word['token']!r} {word['probability']:.1%}" for word in best))
     return {"model_dir": args.dir, **filled}

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
+
+from foundling.cli.stdio import note, say, say_text
 
 EXAMPLES = [
     'foundling generate runs/notes --prompt "def main("',
@@ -65,8 +66,8 @@ def writer_for(args: argparse.Namespace) -> Any:
 
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     generator = TextGenerator.load(args.dir, weights=args.weights, **{name: getattr(args, name) for name in names})
-    for note in generator.notes:
-        print(f"note: {note}", file=sys.stderr)
+    for text in generator.notes:
+        note(f"note: {text}")
     return generator
 
 
@@ -91,7 +92,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not args.json:
         for number, answer in enumerate(answers):
             if args.n > 1:
-                print(f"--- {number + 1}")
-            print(args.prompt + answer["text"] + (args.suffix or ""))
-        sys.stdout.flush()
+                say(f"--- {number + 1}")
+            say_text(args.prompt + answer["text"] + (args.suffix or ""))
     return {"model_dir": args.dir, "prompt": args.prompt, "answers": answers}

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from typing import Any
+
+from foundling.cli.stdio import say
 
 EXAMPLES = [
     "foundling import downloads/llama-3.2-1b models/llama-3.2-1b",
@@ -31,15 +34,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     found = import_model(args.source, args.out, dtype=args.dtype)
     if not args.json:
         print_result(found)
-        print(f"next: foundling check {args.out}")
+        say(f"next: foundling check {shlex.quote(args.out)}")
     return found
 
 
 def print_result(found: dict[str, Any]) -> None:
-    print(f"{found['out']}: {found['family']}, {found['parameters']:,} parameters, {found['dtype']}")
+    say(f"{found['out']}: {found['family']}, {found['parameters']:,} parameters, {found['dtype']}")
     for key, what in (("kept", "copied"), ("left_out", "not copied")):
         if found[key]:
-            print(f"{what}: {', '.join(found[key])}")
+            say(f"{what}: {', '.join(found[key])}")
     if found.get("dequantized"):
         counts = ", ".join(f"{count:,} tensors of {kind}" for kind, count in found["dequantized"].items())
-        print(f"dequantized: {counts}")
+        say(f"dequantized: {counts}")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from foundling.cli.stdio import say
 from foundling.errors import ConfigError
 
 EXAMPLES = [
@@ -37,20 +38,21 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _print(found: dict[str, Any]) -> None:
     counts, sizes = found["parameters"], found["bytes"]
-    print(f"{found['family']} ({found['kind']}): {found['about']}")
-    print(", ".join(f"{key} {value}" for key, value in found["config"].items() if value is not None))
+    say(f"{found['family']} ({found['kind']}): {found['about']}")
+    say(", ".join(f"{key} {value}" for key, value in found["config"].items() if value is not None))
     active = f" ({counts['active']:,} active)" if counts["active"] < counts["total"] else ""
     stored = ", ".join(sorted(found["dtypes"]))
-    print(
+    say(
         f"{counts['total']:,} parameters{active} in {found['tensors']:,} tensors of {stored} in {found['files']} "
         f"file{'s' * (found['files'] > 1)}: {_size(sizes['stored'])} ({_size(sizes['float32'])} in float32, "
-        f"{_size(sizes['bfloat16'])} in bfloat16)\n"
+        f"{_size(sizes['bfloat16'])} in bfloat16)"
     )
+    say()
     rows = list(_rows(found["tree"]))
     widths = max(len(name) for name, *_ in rows), max(len(kind) for _, kind, *_ in rows)
     for name, kind, shape, part in rows:
         size = f"{part['parameters']:>17,}  {_size(part['bytes']):>10}"
-        print(f"{name:{widths[0]}}  {kind:{widths[1]}}  {size}  {shape}".rstrip())
+        say(f"{name:{widths[0]}}  {kind:{widths[1]}}  {size}  {shape}".rstrip())
 
 
 def _rows(part: dict[str, Any], level: int = 0) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 from foundling.cli.common import DEFAULT_DATA, add_budget, add_data, budget_of, clock, progress_for
 from foundling.cli.flags import add_recipe_flags, given_keys, options
+from foundling.cli.stdio import say
 from foundling.config import flattened
 from foundling.errors import ConfigError
 
@@ -83,60 +84,58 @@ def _parts(parts: dict[str, int]) -> str:
 
 
 def _print_memory(found: dict[str, Any]) -> None:
-    print(f"{found['family']}, {found['params']:,} parameters, {found['flops_per_token']:.3g} FLOPs per token")
-    print(f"training with batches of {found['batch_size']} × {found['seq_len']} tokens in {found['precision']}:")
-    print(f"  {found['training']['peak'] / GIB:.2f} GiB peak memory ({_parts(found['training'])})")
-    print(
-        f"  {'fits into' if found['fits'] else 'does not fit into'} {found['free_bytes'] / GIB:.2f} GiB of free memory"
-    )
+    say(f"{found['family']}, {found['params']:,} parameters, {found['flops_per_token']:.3g} FLOPs per token")
+    say(f"training with batches of {found['batch_size']} × {found['seq_len']} tokens in {found['precision']}:")
+    say(f"  {found['training']['peak'] / GIB:.2f} GiB peak memory ({_parts(found['training'])})")
+    say(f"  {'fits into' if found['fits'] else 'does not fit into'} {found['free_bytes'] / GIB:.2f} GiB of free memory")
     for way in found["ways"]:
         change = ", ".join(f"{k}={v}" for k, v in way.items() if k != "peak")
-        print(f"  would fit with {change}: {way['peak'] / GIB:.2f} GiB")
+        say(f"  would fit with {change}: {way['peak'] / GIB:.2f} GiB")
     if not found["fits"] and not found["ways"]:
-        print("  no known setting makes it fit")
+        say("  no known setting makes it fit")
     serving = {name: size for name, size in found["serving"].items() if name != "cache"}
     weights = ", ".join(f"{size / GIB:.2f} in {name}" for name, size in serving.items())
-    print(
+    say(
         f"generation: weights (GiB) {weights}; cache {found['serving']['cache'] / GIB:.2f} GiB "
         f"for {found['batch_size']} sequences"
     )
 
 
 def _print_run(found: dict[str, Any]) -> None:
-    print(f"{found['family']}, {found['params']:,} parameters, {found['flops']:.3g} FLOPs")
-    print(
+    say(f"{found['family']}, {found['params']:,} parameters, {found['flops']:.3g} FLOPs")
+    say(
         f"{found['tokens']:,} tokens in {found['steps']:,} steps of {found['batch_size']} rows, "
         f"micro-batches of {found['micro_batch_size']}"
         + (", activation checkpointing" if found["activation_checkpointing"] else "")
     )
-    print(f"time:   {duration(found['seconds'])}, {found['step_seconds']:.3g} s per step ({found['how']})")
-    print(
+    say(f"time:   {duration(found['seconds'])}, {found['step_seconds']:.3g} s per step ({found['how']})")
+    say(
         f"memory: peak {found['peak_bytes'] / GIB:.2f} GiB, of which training needs "
         f"{found['memory']['peak'] / GIB:.2f} GiB ({_parts(found['memory'])}); the allocator keeps the rest"
     )
-    print(f"energy: {found['joules']['value'] / 1000:.3g} kJ ({found['joules']['source'].split(':')[0]})")
+    say(f"energy: {found['joules']['value'] / 1000:.3g} kJ ({found['joules']['source'].split(':')[0]})")
     if "loss" in found:
-        print(
+        say(
             f"loss:   {found['bits_per_byte']:.3f} bits per byte, {found['loss']:.3f} nats per token, on held-out text "
             f"(error of the loss law: {found['law_error']:.0%})"
         )
     else:
-        print("loss:   no loss prediction for this objective")
+        say("loss:   no loss prediction for this objective")
 
 
 def _print_optimal(found: dict[str, Any]) -> None:
     p, fields, train = found["prediction"], found["recipe"]["model"]["fields"], found["recipe"]["train"]
-    print(f"{'width':>6} {'layers':>6} {'parameters':>13} {'tokens':>13} {'bits per byte':>14}")
+    say(f"{'width':>6} {'layers':>6} {'parameters':>13} {'tokens':>13} {'bits per byte':>14}")
     for size in found["sizes"]:
         chosen = (size["d_model"], size["n_layers"]) == (fields["d_model"], fields["n_layers"])
-        print(
+        say(
             f"{size['d_model']:>6} {size['n_layers']:>6} {size['params']:>13,} {size['tokens']:>13,} "
             f"{size['bits_per_byte']:>14.3f}{'  <- best' if chosen else ''}"
         )
     loss = "no loss prediction for this objective"
     if "loss" in p:
         loss = f"{p['bits_per_byte']:.3f} bits per byte (error of the loss law: {p['law_error']:.0%})"
-    print(
+    say(
         f"best: {fields['d_model']} × {fields['n_layers']}, {p['tokens']:,} tokens in {train['total_steps']:,} steps: "
         f"{duration(p['seconds'])}, {p['peak_bytes'] / GIB:.2f} GiB, {p['joules']['value'] / 1000:.3g} kJ, {loss}"
     )

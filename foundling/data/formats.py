@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read the texts of one file, a piece at a time: plain text, JSON lines, Parquet, and the first two gzipped.
+"""Read the texts of one file, a piece at a time: plain text, JSON lines, JSON arrays, Parquet; all but the last gzipped
+too.
 
 Bad data raises no error here. It is yielded as a `Skip`, and the source decides whether that is an error.
 """
@@ -8,18 +9,21 @@ import codecs
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 PIECE_BYTES = 8 * 2**20
 LINE_BYTES = 64 * 2**20
 # Text compresses 3 to 20 times, gzip at most 1,032 times: a ratio in between marks a decompression bomb.
 GUNZIP_RATIO = 200
 GUNZIP_FREE_BYTES = 64 * 2**20
+DEFAULT_FIELD = "text"
+_SCAN, _SPACE = json.JSONDecoder().raw_decode, re.compile(r"[ \t\n\r]*")
 _ROWS_AT_ONCE = 64
 _NAMES_SHOWN = 20
 
@@ -33,9 +37,16 @@ class Skip:
     rest: bool = False
 
 
-def is_rows(path: Path) -> bool:
-    """True for a file of rows with fields, False for plain text."""
-    return path.suffix.lower() == ".parquet" or _is_json_lines(path)
+def is_rows(path: Path, field: str) -> bool:
+    """True for a file of rows with fields, False for plain text.
+
+    A .json file is rows where it begins as an array of objects, or as lines of them, and the first one has the field.
+    Where it has not, it may be a file of settings, which is text like any other, unless a field was asked for by name.
+    """
+    if path.suffix.lower() == ".parquet" or _is_json_lines(path):
+        return True
+    row = _first_row(path)
+    return row is not None and (field in row or field != DEFAULT_FIELD)
 
 
 class _CountedFile(io.FileIO):
@@ -66,8 +77,13 @@ def read(path: Path, field: str, on_read: Callable[[int], object] = bool) -> Ite
             if path.suffix.lower() == ".parquet":
                 yield from _parquet(file, field)
                 return
-            stream = io.BufferedReader(_Gunzip(file, path.stat().st_size)) if _is_gzip(path) else file
-            yield from _json_lines(stream, field) if _is_json_lines(path) else _plain(stream)
+            stream = _unpacked(path, file)
+            if not is_rows(path, field):
+                yield from _plain(stream)
+            elif not _is_json_lines(path) and _begins_array(stream):
+                yield from _json_array(stream, field)
+            else:
+                yield from _json_lines(stream, field)
     except (OSError, EOFError, zlib.error) as error:
         yield Skip("unreadable", _first_line(error), rest=True)
 
@@ -78,6 +94,27 @@ def _is_gzip(path: Path) -> bool:
 
 def _is_json_lines(path: Path) -> bool:
     return path.name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson"))
+
+
+def _unpacked(path: Path, file: Any) -> Any:
+    return io.BufferedReader(_Gunzip(file, path.stat().st_size)) if _is_gzip(path) else file
+
+
+def _begins_array(stream: io.BufferedReader) -> bool:
+    return stream.peek(1024).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
+
+
+def _first_row(path: Path) -> dict[str, Any] | None:
+    """The first object of a .json file that is an array of objects or an object a line, else None."""
+    if not path.name.lower().removesuffix(".gz").endswith(".json"):
+        return None
+    try:
+        with open(path, "rb") as file:
+            stream = _unpacked(path, file)
+            row = next(iter(_Elements(stream))) if _begins_array(stream) else json.loads(stream.readline(LINE_BYTES))
+    except (ValueError, RecursionError, OSError, EOFError, StopIteration, zlib.error):
+        return None
+    return row if isinstance(row, dict) else None
 
 
 class _Gunzip(io.RawIOBase):
@@ -134,12 +171,74 @@ def _why_binary(start: bytes) -> str:
     return "it contains NUL bytes, so it is not text: give UTF-8 text, .jsonl or .parquet"
 
 
+class _Elements:
+    """The elements of a JSON array, one in memory at a time. Iterating raises ValueError where it is not one or an
+    element is over LINE_BYTES, RecursionError where one is nested too deep."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._decode = stream, codecs.getincrementaldecoder("utf-8-sig")().decode
+        self._text, self._at = "", 0
+
+    def __iter__(self) -> Iterator[Any]:
+        sign = self._next_sign()
+        if sign != "[":
+            raise ValueError("not an array")
+        self._at += 1
+        if self._next_sign() == "]":
+            return
+        while sign != "]":
+            yield self._value()
+            sign = self._next_sign()
+            if sign not in ("]", ","):
+                raise ValueError("no comma after an element")
+            self._at += 1
+
+    def _fill(self) -> bool:
+        """Reads more; False at the end."""
+        data = self._stream.read(max(1 << 16, len(self._text) - self._at))  # doubling: an element is scanned anew
+        self._text, self._at = self._text[self._at :] + self._decode(data, not data), 0
+        return bool(data)
+
+    def _next_sign(self) -> str:
+        while True:
+            self._at = _SPACE.match(self._text, self._at).end()  # pyright: ignore[reportOptionalMemberAccess]
+            if self._at < len(self._text) or not self._fill():
+                return self._text[self._at : self._at + 1]
+
+    def _value(self) -> Any:
+        self._next_sign()
+        while True:
+            try:
+                value, end = _SCAN(self._text, self._at)
+                if end < len(self._text) or not self._fill():  # else a number may go on
+                    self._at = min(end, len(self._text))
+                    return value
+            except ValueError:
+                if len(self._text) - self._at > LINE_BYTES or not self._fill():
+                    raise
+
+
+def _json_array(stream: BinaryIO, field: str) -> Iterator[tuple[str, str] | Skip]:
+    row = 0
+    try:
+        for row, value in enumerate(_Elements(stream), 1):
+            text = _row_text(value, f"element {row}", field)
+            yield text if isinstance(text, Skip) else (f"#{row}", text)
+    except UnicodeDecodeError:
+        yield Skip("not UTF-8", f"element {row + 1} is not UTF-8", rest=True)
+    except (ValueError, RecursionError) as error:
+        yield Skip("not JSON", f"element {row + 1} is not JSON ({error})", rest=True)
+
+
 def _json_lines(stream: BinaryIO, field: str) -> Iterator[tuple[str, str] | Skip]:
     for row in count(1):
         line = stream.readline(LINE_BYTES + 1)
         if not line:
             return
         if len(line) > LINE_BYTES:
+            if b"\0" in line:  # of a sparse file, there may be a terabyte of it
+                yield Skip("binary", _why_binary(b""), rest=True)
+                return
             while line and not line.endswith(b"\n"):
                 line = stream.readline(PIECE_BYTES)
             yield Skip(f"line over {LINE_BYTES // 2**20} MiB")
@@ -158,10 +257,14 @@ def _json_text(line: bytes, row: int, field: str) -> str | Skip:
         return Skip("not UTF-8", f"line {row} is not UTF-8")
     except (ValueError, RecursionError) as error:
         return Skip("not JSON", f'line {row} is not JSON ({error}): give one object a line, like {{"{field}": "…"}}')
+    return _row_text(value, f"line {row}", field)
+
+
+def _row_text(value: Any, where: str, field: str) -> str | Skip:
     if not isinstance(value, dict):
-        return Skip("row is not an object", f'line {row} is not an object like {{"{field}": "…"}}')
+        return Skip("row is not an object", f'{where} is not an object like {{"{field}": "…"}}')
     if value.get(field) is None:
-        return _no_field(field, f"line {row} has the keys", list(value))
+        return _no_field(field, f"{where} has the keys", list(value))
     return _checked(value[field], field)
 
 

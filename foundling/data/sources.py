@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from foundling.data.formats import Skip, is_rows, read
+from foundling.data.formats import DEFAULT_FIELD, Skip, is_rows, read
 from foundling.errors import DataError
 
-_EXPECTED = "expected UTF-8 text, .jsonl or .parquet, or a folder of them"
+_EXPECTED = "expected UTF-8 text, .jsonl, .parquet or a .json array of objects, or a folder of them"
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Document:
 class Source:
     """The documents of a file, or of a folder and everything below it, in the order of their sorted paths.
 
-    `field` names the text in rows of JSON lines and Parquet. Hidden files, __pycache__ and the directory `exclude`
+    `field` names the text in rows of JSON and Parquet. Hidden files, __pycache__ and the directory `exclude`
     (the output of a run, which may lie inside its data) are not visited. Everything else that contains no text is
     counted by its reason in `skipped`, which describes the last complete iteration. `bytes_read` counts the bytes
     read from files over all iterations.
@@ -34,7 +34,7 @@ class Source:
     of an iteration that found no document.
     """
 
-    def __init__(self, path: str | Path, field: str = "text", exclude: str | Path | None = None):
+    def __init__(self, path: str | Path, field: str = DEFAULT_FIELD, exclude: str | Path | None = None):
         self.path, self.field = Path(path), field
         self.skipped: Counter[str] = Counter()
         self.bytes_read = 0
@@ -46,7 +46,12 @@ class Source:
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise DataError(f"{str(path)!r} is a pipe, socket or device, which cannot be read again: {_EXPECTED}")
         self._is_file = stat.S_ISREG(mode)
-        self.single_file = self._is_file and not is_rows(self.path)
+        self.single_file = self._is_file and not is_rows(self.path, field)
+        if self.single_file and field != DEFAULT_FIELD:
+            raise DataError(
+                f"{str(path)!r} has no field {field!r}: it is plain text; leave out --field, or give .jsonl, .parquet "
+                "or a .json array of objects"
+            )
         self._excluded = None if exclude is None else self._below(Path(exclude))
 
     def file_bytes(self) -> int:
@@ -56,7 +61,7 @@ class Source:
     def __iter__(self) -> Iterator[Document]:
         skipped: Counter[str] = Counter()
         details: dict[str, str] = {}
-        found = False
+        found, self._has_rows = False, False
         for outcome in self._outcomes():
             if isinstance(outcome, Skip):
                 skipped[outcome.reason] += 1
@@ -68,6 +73,10 @@ class Source:
         self.skipped = skipped
         if not found:
             raise DataError(self._nothing(skipped, details))
+        if self.field != DEFAULT_FIELD and not self._has_rows:
+            raise DataError(
+                f"{str(self.path)!r} has no field {self.field!r}: all files are plain text; leave out --field"
+            )
 
     def _outcomes(self) -> Iterator[Document | Skip]:
         for path in self._files():
@@ -76,6 +85,7 @@ class Source:
                 continue
             name = path.name if self._is_file else path.relative_to(self.path).as_posix()
             name = os.fsencode(name).decode(errors="replace")  # a file name need not be UTF-8, what we print must
+            self._has_rows = self._has_rows or (self.field != DEFAULT_FIELD and is_rows(path, self.field))
             for outcome in read(path, self.field, self._count):
                 if not isinstance(outcome, Skip):
                     label, text = outcome

@@ -1,16 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every error a user can cause. Each message is one line: the value given, what is allowed, the way out.
 
-The command line prints the message and ends with `exit_code`; a traceback appears only with `--debug`.
+The command line prints the message and ends with `exit_code`; a traceback appears only with `--debug`. Names and values
+of files pass through the renderer (render.py) here, where they are read: a message is one line that does nothing to a
+terminal, also in the traceback of a program that uses the library.
 """
 
 import signal
+
+from foundling.errors import render
 
 
 class FoundlingError(Exception):
     """Root of what a user can cause or meet; never raised itself."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        return render.message(super().__str__())
 
 
 class ConfigError(FoundlingError, ValueError):

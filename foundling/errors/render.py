@@ -12,6 +12,8 @@ With `lines`, line breaks and tabs stay what they are; without, the result is on
 
 from __future__ import annotations
 
+import json as standard
+import math
 import re
 import reprlib
 from html import escape
@@ -30,11 +32,39 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]|~#$])")
 
 
 def terminal(text: object, *, limit: int = LIMIT, lines: bool = False) -> str:
-    """For a terminal or a log: nothing in it moves the cursor, changes a colour or begins a line of its own."""
+    """For a terminal or a log: nothing in it moves the cursor, changes a colour or begins a line of its own.
+    `limit` 0 cuts nothing, for what a user has asked to see whole."""
     whole = _text(text)
+    limit = limit or len(whole)
     shown = whole[:limit].replace("\r\n", "\n") if lines else whole[:limit]
     shown = _INVISIBLE.sub(lambda match: match[0] if lines and match[0] in "\n\t" else _picture(match[0]), shown)
     return shown if len(whole) <= limit else f"{shown}… ({len(whole) - limit:,} characters more)"
+
+
+def message(text: object, *, limit: int = LIMIT) -> str:
+    """For one line that says what is wrong. What is too long loses its middle: the way out stands at the end."""
+    whole = _text(text)
+    if len(whole) <= limit:
+        return terminal(whole)
+    half = limit // 2
+    return f"{terminal(whole[:half])}… ({len(whole) - 2 * half:,} characters more) …{terminal(whole[-half:])}"
+
+
+def json(value: object, *, encoding: str = "utf-8") -> str:
+    """One line of JSON that means `value`, in characters that `encoding` has. What could act on a terminal is written
+    as an escape, and so is half of a surrogate pair, which stands for a byte of a file name. A number that is no number
+    is null: JSON has no other name for it."""
+    text = inert_json(standard.dumps(_numbers(value), ensure_ascii=False, allow_nan=False, default=str))
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return standard.dumps(standard.loads(text))
+    return text
+
+
+def inert_json(text: str) -> str:
+    """JSON with escapes for what could act on a terminal, and for what no file can hold. Its meaning is the same."""
+    return _INVISIBLE.sub(lambda match: match[0] if match[0] == "\n" else standard.dumps(match[0])[1:-1], text)
 
 
 def html(text: object, *, limit: int = LIMIT, lines: bool = False) -> str:
@@ -73,6 +103,15 @@ def _text(value: object) -> str:
         return _bounded.repr(value) if isinstance(value, dict | list | tuple | set | frozenset) else str(value)
     except ValueError:
         return f"<{type(value).__name__} too large to be shown>"
+
+
+def _numbers(value: object) -> object:
+    """The value with None in the place of NaN and infinities."""
+    if isinstance(value, dict):
+        return {key: _numbers(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_numbers(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _picture(character: str) -> str:

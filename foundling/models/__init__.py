@@ -4,7 +4,9 @@ config.json, so recognising a directory imports only one family."""
 
 from __future__ import annotations
 
+import ast
 import importlib
+import inspect
 import json
 from pathlib import Path
 from types import ModuleType
@@ -82,6 +84,12 @@ class Family(NamedTuple):
     config: type[Any]
     module: ModuleType
     """Has KEYS, CONFIG, PRESETS and `sized`."""
+
+    @property
+    def about(self) -> str:
+        """The first line of the module's docstring, from its source: `python -OO` has no docstrings."""
+        text = self.module.__doc__ or ast.get_docstring(ast.parse(inspect.getsource(self.module)))
+        return (text or self.name).strip().splitlines()[0]
 
 
 def family(name: str) -> Family:

@@ -72,7 +72,7 @@ class Progress:
     def line(self, text: str) -> None:
         """Control characters in `text` are made visible, so that no name can steer the terminal."""
         if self.on:
-            self.console.print(render.terminal(text), markup=False, soft_wrap=True)
+            self.console.print(render.terminal(text), markup=False, emoji=False, soft_wrap=True)
 
     @contextmanager
     def bar(self, name: str, total: int, *, done: int = 0, scale: float = 1, unit: str = "") -> Iterator[Bar]:

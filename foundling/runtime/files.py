@@ -12,6 +12,7 @@ import re
 import shutil
 import stat
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +20,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from foundling.errors import BusyError, OutputError, WeightsError
+from foundling.config import shown
+from foundling.errors import BusyError, OutputError, WeightsError, render
 
 MAX_JSON_BYTES = 32 << 20
 MAX_JSON_DEPTH = 64
@@ -184,7 +186,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, (render.inert_json(text) + "\n").encode())
 
 
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
@@ -197,9 +200,11 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     if found.st_size > max_bytes:
         raise WeightsError(f"{path}: over {max_bytes >> 20} MiB, not a configuration")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"), path)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror})") from error
+    except WeightsError:
+        raise
     except ValueError:
         raise WeightsError(f"{path}: damaged, not JSON") from None
     except RecursionError:
@@ -209,6 +214,20 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     if _is_deeper(value, MAX_JSON_DEPTH):
         raise WeightsError(_TOO_DEEP.format(path=path))
     return value
+
+
+def parse_json(text: str | bytes, path: Path) -> Any:
+    """ValueError for what is no JSON; WeightsError, with `path`, for an object with one key twice: of two values Python
+    and other programs would each choose one."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+            raise WeightsError(f"{path}: key {shown(twice)} is there twice; remove one")
+        return found
+
+    return json.loads(text, object_pairs_hook=once)
 
 
 def _is_deeper(value: Any, limit: int) -> bool:
@@ -222,8 +241,17 @@ def _is_deeper(value: Any, limit: int) -> bool:
     return depth > limit
 
 
+def require_name(path: Path) -> None:
+    """OutputError for a path that is not UTF-8: safetensors, tokenizers and Arrow could not read what is there."""
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        raise OutputError(f"{path}: its name is not UTF-8; choose another") from None
+
+
 def require_free(path: Path) -> None:
-    """OutputError if `path` holds anything already."""
+    """OutputError if `path` holds anything already, or has a name that not every library can open."""
+    require_name(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise OutputError(f"{path}: exists and is not empty; choose another directory")
 
@@ -294,6 +322,7 @@ def publish(source: Path, target: Path, hashes: Mapping[str, str], last: Sequenc
 @contextmanager
 def lock(directory: Path) -> Iterator[None]:
     """One writer a directory; the lock goes with the process however it ends."""
+    require_name(directory)
     with output_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
         handle = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)

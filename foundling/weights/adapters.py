@@ -20,7 +20,7 @@ from foundling.errors import AdaptError, MismatchError, WeightsError
 from foundling.runtime.distributed import barrier, is_first_rank
 from foundling.runtime.files import write_directory
 from foundling.runtime.hub import local_directory
-from foundling.weights.directory import MANIFEST, check, read_manifest, weights_hash, whole, write_manifest
+from foundling.weights.directory import MANIFEST, check, converted, read_manifest, weights_hash, whole, write_manifest
 from foundling.weights.keys import unknown
 from foundling.weights.tensors import tensors_of
 
@@ -122,4 +122,5 @@ def _read(directory: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, Te
         for name in tensors:
             if name not in expected:
                 raise unknown(name, expected, str(directory / FILE))
-        return {name: tensors.read(name) for name in expected}
+        read = {name: tensors.read(name) for name in expected}
+    return {name: converted(t, t.dtype, f"{directory / FILE}: {name}") for name, t in read.items()}

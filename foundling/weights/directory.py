@@ -21,7 +21,7 @@ from foundling.adapt.bank import Banked
 from foundling.adapt.lora import LoRA, base_tensors
 from foundling.adapt.quantize import Int8GroupedLinear, Int8Linear
 from foundling.contracts.checkpoint_map import ConfigMap
-from foundling.errors import ConfigError, WeightsError
+from foundling.errors import ConfigError, WeightsError, render
 from foundling.models import Family, family_of
 from foundling.runtime.distributed import barrier, is_first_rank
 from foundling.runtime.files import read_json, sha256, write_directory, write_json
@@ -36,6 +36,10 @@ FORMAT_VERSION = 1
 MANIFEST = "foundling.json"
 BASE_MODEL = re.compile("(ForCausalLM|LMHeadModel)$")
 """The class name suffix of models with a head in transformers. Without a head, the suffix is "Model"."""
+SPARSE_BYTES, SPARSE_RATIO = 1 << 30, 100
+"""A larger file of which less than one part in so many is on the disk holds no weights, and takes hours to hash."""
+NAME_LIMIT = 200
+"""characters of a file's name in a message"""
 SOME_ROWS = 16
 """Compared first between head and embedding: if they differ, the weights are not tied and the rest is not read."""
 
@@ -166,16 +170,26 @@ def check(directory: str | Path) -> dict[str, Any]:
     files = read_manifest(directory).get("files")
     if not isinstance(files, dict) or not files:
         raise WeightsError(f"{directory / MANIFEST}: damaged, no list of files")
-    problems = []
-    for name, expected in files.items():
-        path = directory / name
-        if ".." in Path(name).parts or Path(name).is_absolute():
-            problems.append(f"{name}: points outside the directory")
-        elif not path.is_file():
-            problems.append(f"{name}: missing")
-        elif (actual := sha256(path)) != expected:
-            problems.append(f"{name}: damaged (sha256 {actual[:12]}…, expected {str(expected)[:12]}…)")
+    found = ((name, _damage(directory, name, expected)) for name, expected in files.items())
+    problems = [f"{render.message(name, limit=NAME_LIMIT)}: {damage}" for name, damage in found if damage]
     return {"ok": not problems, "checked": len(files), "problems": problems}
+
+
+def _damage(directory: Path, name: str, expected: Any) -> str | None:
+    """What is wrong with a file that foundling.json lists, or None."""
+    path = directory / name
+    if ".." in Path(name).parts or Path(name).is_absolute():
+        return "points outside the directory"
+    try:
+        if not path.is_file():
+            return "missing"
+        size = path.stat()
+        if size.st_size > SPARSE_BYTES and 512 * size.st_blocks < size.st_size // SPARSE_RATIO:
+            return f"sparse, {512 * size.st_blocks:,} of {size.st_size:,} bytes exist; not hashed"
+        actual = sha256(path)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return None if actual == expected else f"damaged (sha256 {actual[:12]}…, expected {str(expected)[:12]}…)"
 
 
 def load(directory: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
@@ -294,7 +308,11 @@ def _read(tensors: Tensors, family: Family, model: Any, dtype: torch.dtype) -> d
     for link, names in compared(tensors, family, model):
         parts = link.to_ours([tensors.read(name) for name in names])
         for name, part in zip(link.ours, parts, strict=True):
-            ours[name] = converted(part, dtype if part.is_floating_point() else targets[name].dtype, name).contiguous()
+            kind = dtype if part.is_floating_point() else targets[name].dtype
+            try:
+                ours[name] = converted(part, kind, name).contiguous()
+            except WeightsError as error:
+                raise WeightsError(f"{tensors.path}: {error}") from None
     return ours
 
 
@@ -336,14 +354,22 @@ def _compare(
 
 
 def converted(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
-    """`tensor` as `dtype`; WeightsError where a finite value becomes infinite (float16 ends at 65,504)."""
+    """`tensor` as `dtype`. WeightsError for a value that is NaN or infinite, or becomes so (float16 ends at 65,504):
+    a model with one computes nothing else."""
     found = tensor.to(dtype)
-    narrower = found.is_floating_point() and torch.finfo(dtype).max < torch.finfo(tensor.dtype).max
-    if narrower and bool((found.isinf() & ~tensor.isinf()).any()):
-        largest = float(tensor[tensor.isfinite()].abs().max())
-        kind = str(dtype).removeprefix("torch.")
-        raise WeightsError(f"'{name}' holds {largest:g}, beyond {kind} ({torch.finfo(dtype).max:g}); use bfloat16")
-    return found
+    if not found.is_floating_point() or not found.numel():
+        return found
+    low, high = found.aminmax()  # one pass, a tenth of isfinite's time; both are NaN where any value is
+    if low.isfinite() and high.isfinite():
+        return found
+    finite = tensor[tensor.isfinite()]
+    if wrong := tensor.numel() - finite.numel():
+        raise WeightsError(
+            f"'{name}' holds {wrong:,} NaN or infinite values of {tensor.numel():,}: the training diverged, or "
+            "the file is damaged; take an earlier checkpoint or another copy"
+        )
+    kind, largest = str(dtype).removeprefix("torch."), float(finite.abs().max())
+    raise WeightsError(f"'{name}' holds {largest:g}, beyond {kind} ({torch.finfo(dtype).max:g}); use bfloat16")
 
 
 def _assign(model: Any, name: str, tensor: Tensor) -> None:

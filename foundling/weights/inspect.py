@@ -45,7 +45,7 @@ def inspect(directory: str | Path, *, depth: int | None = None) -> dict[str, Any
     return {
         "family": family.name,
         "kind": family.kind,
-        "about": (family.module.__doc__ or "").strip().splitlines()[0],
+        "about": family.about,
         "config": to_dict(config),
         "parameters": total,
         "tensors": n_tensors,

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from foundling.errors import WeightsError
-from foundling.runtime.files import read_json, write_json
+from foundling.runtime.files import parse_json, read_json, write_json
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -26,16 +26,27 @@ MAX_SHARD_BYTES = 5 << 30
 
 @contextmanager
 def open_safetensors(file: Path, device: str = "cpu") -> Iterator[Any]:
-    """Opens a safetensors file. Raises WeightsError if it is damaged."""
+    """Opens a safetensors file. Raises WeightsError if it is damaged, and if it has two tensors of one name, of which
+    the library would take one."""
     try:
         with open(file, "rb") as start:
             header = int.from_bytes(start.read(8), "little")
-        if header > MAX_HEADER_BYTES:
-            raise WeightsError(f"{file}: damaged, a header of {header} bytes; the limit is {MAX_HEADER_BYTES}")
-        with safe_open(file, framework="pt", device=device) as opened:
-            yield opened
+            if header > MAX_HEADER_BYTES:
+                raise WeightsError(f"{file}: damaged, a header of {header} bytes; the limit is {MAX_HEADER_BYTES}")
+            text = start.read(header)
+        library = safe_open(file, framework="pt", device=device)
     except (SafetensorError, OSError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{file}: damaged, not safetensors ({str(error).splitlines()[0]})") from None
+        raise _damaged(file, error) from None
+    with library as opened:
+        try:
+            parse_json(text, file)
+            yield opened
+        except SafetensorError as error:
+            raise _damaged(file, error) from None
+
+
+def _damaged(file: Path, error: Exception) -> WeightsError:
+    return WeightsError(f"{file}: damaged, not safetensors ({str(error).splitlines()[0]})")
 
 
 class Tensors:

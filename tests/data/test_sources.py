@@ -417,3 +417,68 @@ def test_bytes_read_are_those_of_the_files(tmp_path):
     once = source.bytes_read
     list(source)
     assert 0 < source.bytes_read - once - size <= 2 * (tmp_path / "c.parquet").stat().st_size
+
+
+ROWS = [{"body": f'text {i}, naïve 数 \\ " ]', "id": {"a": [i, 1.5, None]}} for i in range(300)]
+TEXTS = [row["body"] for row in ROWS]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_json_array_of_objects_is_rows(tmp_path, indent, pack):
+    path = tmp_path / ("rows.json.gz" if pack is gzip.compress else "rows.json")
+    for text in (json.dumps(ROWS, indent=indent), "\ufeff \n" + json.dumps(ROWS, indent=indent, ensure_ascii=False)):
+        path.write_bytes(pack(text.encode()))
+        found = list(Source(path, "body"))
+        assert [d.text for d in found] == TEXTS and found[2].name == f"{path.name}#3"
+        assert [d.text for d in Source(tmp_path, "body")] == TEXTS
+        message = error_of(path, "nosuch")
+        assert "no field 'nosuch': 300" in message and "element 1 has the keys 'body', 'id'" in message
+    path.write_bytes(pack("".join(json.dumps(row) + "\n" for row in ROWS).encode()))
+    assert [d.text for d in Source(path, "body")] == TEXTS
+    assert "line 1 has the keys 'body', 'id'" in error_of(path, "nosuch")
+
+
+def test_json_that_is_settings_stays_text(tmp_path):
+    """A folder of code: only where a field is asked for by name is an array of objects read as rows."""
+    for content in ('[{"name": "a"}, {"name": "b"}]', '{"name": "a"}', '["a", {"text": "b"}]', "[]", "[[1, 2]]", "{"):
+        (tmp_path / "a.json").write_text(content)
+        assert [d.text for d in Source(tmp_path / "a.json")] == [content]
+    (tmp_path / "a.json").write_text('[{"text": "row 1"}, {"text": "row 2"}]')
+    assert [d.text for d in Source(tmp_path / "a.json")] == ["row 1", "row 2"]
+
+
+def test_a_field_of_plain_text_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("some text")
+    (tmp_path / "b.json").write_text('["a"]')
+    for path in (tmp_path / "a.txt", tmp_path / "b.json"):
+        assert "has no field 'body': it is plain text" in error_of(path, "body")
+    assert "has no field 'body': all files are plain text" in error_of(tmp_path, "body")
+    with pytest.raises(DataError, match="'stdlib' has no field 'body'"):
+        open_data("builtin:stdlib", "body")
+    write_rows(tmp_path / "c.jsonl", {"body": "row"})
+    assert [d.text for d in Source(tmp_path, "body")] == ["some text", '["a"]', "row"]
+
+
+@pytest.mark.parametrize(
+    ("tail", "reason"),
+    [(b'{"body": 1}]', "is not text"), (b"{", "not JSON"), (b'"a" "b"]', "not JSON"), (b'"\xff"]', "not UTF-8"),
+     (b"3]", "row is not an object"), (b"", "not JSON"), (b"[" * 100_000, "not JSON"), (b"12", "not JSON")],
+)  # fmt: skip
+def test_what_is_wrong_in_an_array_is_counted(tmp_path, tail, reason):
+    (tmp_path / "a.json").write_bytes(b'[{"body": "first"},' + b" " * 200_000 + tail)
+    source = Source(tmp_path, "body")
+    assert [d.text for d in source] == ["first"]
+    assert any(reason in key for key in source.skipped)
+
+
+def test_files_without_an_end(tmp_path):
+    """A terabyte that is not there, a pipe, a device: passed over at once."""
+    write_rows(tmp_path / "a.jsonl", {"text": "row"})
+    for name in ("b.jsonl", "c.txt", "d.json"):
+        with open(tmp_path / name, "wb") as file:
+            file.truncate(1 << 40)
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "zero.txt").symlink_to("/dev/zero")
+    source = Source(tmp_path)
+    assert [d.text for d in source] == ["row"] and source.skipped == {"binary": 3, "special file": 2}

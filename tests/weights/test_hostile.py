@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from foundling.errors import FoundlingError, WeightsError
 from foundling.models import build
-from foundling.runtime.files import MAX_JSON_DEPTH, read_json
+from foundling.runtime.files import MAX_JSON_DEPTH, read_json, write_json
 from foundling.weights.directory import check, load, save, weights_hash
 from tests.contract.cases import case
 from tests.rounding import close
@@ -297,3 +297,47 @@ def test_a_head_that_is_not_the_embedding_is_kept(tmp_path) -> None:
     assert tied.config.tie_embeddings and tied.head.weight is tied.embedding.weight
     with pytest.raises(WeightsError, match="no such"):
         load(tmp_path / "nowhere")
+
+
+def test_what_is_said_twice(whole, sharded) -> None:
+    """Of two equal keys one would be taken, here perhaps another than elsewhere."""
+    file = whole / "model.safetensors"
+    head, data = header(file)
+    entry = json.dumps(head[NORM])
+    text = json.dumps(head)
+    write(file, f'{text[:-1]}, "{NORM}": {entry}}}'.encode(), data)
+    assert len(load_file(file)) == len(head) - ("__metadata__" in head)  # the library takes it
+    refused(whole, "model.safetensors", f"key '{NORM}' is there twice")
+    for name, directory in (("config.json", whole), (INDEX, sharded)):
+        text = (directory / name).read_text()
+        key = json.loads(text).popitem()[0]
+        (directory / name).write_text(f'{text.rstrip()[:-1]}, "{key}": 1}}')
+        refused(directory, name, f"key '{key}' is there twice")
+    for name in ("foundling.json", "tokenizer_config.json", "generation_config.json"):
+        (sharded / name).write_text('{"a": {"b\x1b[2J": 1, "b\x1b[2J": 2}}'.replace("\x1b", "\\u001b"))
+        with pytest.raises(WeightsError, match="is there twice") as caught:
+            read_json(sharded / name)
+        assert "\x1b" not in str(caught.value)
+
+
+def test_a_listed_file_is_hashed_within_what_is_on_the_disk(whole) -> None:
+    with open(whole / "padding.bin", "wb") as file:
+        file.truncate(1 << 40)
+    os.mkfifo(whole / "pipe")
+    names = ["padding.bin", "pipe", "n" * 30_000, "../x", "x\x1b[2J\n\ud800", "a\0b"]
+    manifest = json.loads((whole / "foundling.json").read_text())
+    manifest["files"] |= dict.fromkeys(names, "0" * 64)
+    (whole / "foundling.json").write_text(json.dumps(manifest))
+    found = check(whole)
+    assert found["checked"] == 2 + len(names) and not any("\x1b" in p or "\n" in p for p in found["problems"])
+    sparse, pipe, long, outside, strange, nul = found["problems"]
+    assert sparse == "padding.bin: sparse, 0 of 1,099,511,627,776 bytes exist; not hashed"
+    assert pipe == "pipe: missing" and outside == "../x: points outside the directory" and len(long) < 300
+    assert strange == "x␛[2J␊\\ud800: missing" and nul == "a␀b: missing"
+
+
+def test_names_that_are_no_text_come_back_from_json(tmp_path) -> None:
+    value = {"data\udcff": "\x9b\u202e数", "n": [1.5, None]}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
+    assert "\\udcff" in (tmp_path / "a.json").read_text() and "数" in (tmp_path / "a.json").read_text()

@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+from foundling.data.formats import DEFAULT_FIELD
 from foundling.data.sources import Document, Source
 from foundling.errors import DataError
 
@@ -73,7 +74,7 @@ def load_dataset(name: str, split: str | None = None) -> Any:
     return load(split) if split else load()
 
 
-def open_data(data: str, field: str = "text", exclude: Path | None = None) -> Iterable[Document]:
+def open_data(data: str, field: str = DEFAULT_FIELD, exclude: Path | None = None) -> Iterable[Document]:
     """Open text to read: `builtin:NAME`, or the path of a file or folder (see Source).
 
     The directory `exclude` is not read, for the output of a run may lie inside its data. The result is re-iterable.
@@ -82,6 +83,8 @@ def open_data(data: str, field: str = "text", exclude: Path | None = None) -> It
     if not data.startswith(BUILTIN):
         return Source(data, field, exclude)
     name = data.removeprefix(BUILTIN)
+    if field != DEFAULT_FIELD:
+        raise DataError(f"the data set {name!r} has no field {field!r}: leave out --field")
     if dataset(name).kind != "text":
         text = ", ".join(name for name, entry in DATASETS.items() if entry.kind == "text")
         raise DataError(f"the data set {name!r} is not text but {DATASETS[name].kind}: expected one of {text}")
