@@ -6,6 +6,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from foundling.cli.stdio import say
+
 EXAMPLES = [
     "foundling push runs/notes my-org/notes",
     "foundling push runs/notes my-org/notes --private",
@@ -28,7 +30,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     done = push(args.dir, args.repository, private=args.private, revision=args.revision, message=args.message)
     if not args.json:
         removed = f"; removed {', '.join(done['removed'])}" if done["removed"] else ""
-        print(f"{done['repository']}: {len(done['files'])} files, {done['bytes'] / 1e6:,.1f} MB{removed}")
-        print(f"commit: {done['commit']}")
-        print(f"use it: {done['place']}")
+        say(f"{done['repository']}: {len(done['files'])} files, {done['bytes'] / 1e6:,.1f} MB{removed}")
+        say(f"commit: {done['commit']}")
+        say(f"use it: {done['place']}")
     return done
