@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import foundling
+from foundling.decode.request import Request
 from foundling.decode.sampling import Sampling
 from foundling.errors import WeightsError
 from foundling.models import FAMILIES
@@ -147,6 +148,25 @@ def test_greedy_answers_are_theirs(name: str, tmp_path) -> None:
     answers = foundling.generate(ours, x.tolist(), max_tokens=12, sampling=Sampling(0))
     assert [answer.tokens for answer in answers] == expected[:, 1:].tolist()
     assert len({tuple(answer.tokens) for answer in answers}) > 1, "the answer depends on the source"
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "qwen3_moe"])
+def test_greedy_answers_from_caches_are_theirs(name: str, tmp_path) -> None:
+    """Longer than a window, from each library's cache and from pages."""
+    theirs, x = randomise(REFERENCES[name][0].make()), tokens(7, 12)
+    theirs.save_pretrained(tmp_path)
+    ours, told = foundling.load(tmp_path), dict(eos_token_id=None, pad_token_id=0)
+    with torch.inference_mode():
+        expected = theirs.generate(x, do_sample=False, max_new_tokens=30, **told)[:, 12:].tolist()
+    answers = foundling.generate(ours, x.tolist(), max_tokens=30, temperature=0)
+    assert [answer.tokens for answer in answers] == expected
+    engine = foundling.Engine(ours)
+    ids = [engine.add(Request(prompt=row, max_tokens=30, sampling=Sampling(0))) for row in x.tolist()]
+    done = {}
+    while engine.busy:
+        done |= {out.request_id: out.completion.tokens for out in engine.step() if out.completion}
+    assert [done[i] for i in ids] == expected
+    assert len({tuple(row) for row in expected}) == 3, "the answer depends on the prompt"
 
 
 @torch.inference_mode()
