@@ -88,7 +88,8 @@ class Int8Weight(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         scale = self.scale
         super()._apply(fn, recurse)
-        self.scale = scale.to(self.scale.device)
+        if self.scale.dtype != torch.float32:
+            self.scale = scale.to(self.scale.device)
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=scale.device)).dtype
         return self
 

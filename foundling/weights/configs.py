@@ -131,7 +131,7 @@ def _convert(table: ConfigMap, key: str, value: Any, file: str) -> Any:
         return value
     try:
         return table.convert[key][0](value)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
         raise WeightsError(f"{file}: {key} = {_short(value)} cannot be read ({error})") from None
 
 

@@ -10,6 +10,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers
 
 import foundling
 from foundling.blocks.position import position_limit
+from foundling.contracts.denoise import Condition
 from foundling.decode.engine.engine import Engine
 from foundling.decode.prompts import pad_prompts
 from foundling.decode.sampling import Sampling
@@ -72,6 +73,15 @@ def test_images_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
     for encode in (lambda x: model.embed("image", {"pixels": x}), model.embed_image, model.image.encode):
         with pytest.raises(ConfigError, match=r"this CLIP reads \(batch, 1, 8, 8\)"):
             encode(torch.zeros(shape))
+
+
+def test_images_that_cannot_be_halved_are_refused_and_other_sizes_are_read() -> None:
+    model, t = case("unet").tiny(), torch.tensor([3])
+    unit = 2 ** (len(model.config.widths) - 1)
+    assert unit > 1 and model(torch.zeros(1, 1, 2 * unit, 4 * unit), t, Condition()).shape[2:] == (2 * unit, 4 * unit)
+    for shape in ((1, 1, 8, 2 * unit + 1), (1, 3, 8, 8), (1, 8, 8)):
+        with pytest.raises(ConfigError, match=r"this UNet reads \(batch, 1, height, width\), multiples of"):
+            model(torch.zeros(shape), t, Condition())
 
 
 @pytest.mark.parametrize("engine", [False, True])

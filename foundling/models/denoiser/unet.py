@@ -182,7 +182,13 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """x (B, C, H, W), t (B,) steps of the schedule -> a prediction of x's shape. Raises ConfigError for an
-        unsupported condition."""
+        unsupported condition, and for sizes that cannot be halved between all levels."""
+        unit = 2 ** (len(self.config.widths) - 1)
+        if x.ndim != 4 or x.shape[1] != self.config.channels or x.shape[2] % unit or x.shape[3] % unit:
+            raise ConfigError(
+                f"x is {list(x.shape)}; this UNet reads (batch, {self.config.channels}, height, width), "
+                f"multiples of {unit}"
+            )
         if unread := condition.given() - {"classes"}:
             raise ConfigError(f"UNet does not support condition '{min(unread)}'; it reads classes and keep")
         embedded = self.time["down"](F.silu(self.time["up"](sinusoids(t, self.config.widths[0]).to(x.dtype))))
