@@ -273,4 +273,4 @@ def test_nothing_imports_the_hubs_library_unless_a_place_is_named() -> None:
         "import sys; from foundling.runtime.hub import *; print(local_directory('x'), 'huggingface_hub' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=True)
-    assert done.stdout == "x\n"
+    assert done.stdout == "x False\n"
