@@ -6,7 +6,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from tests.contract.cases import case
 from tests.e2e.tools import files
 from tests.hub import TOKEN, Hub, serving
 
+PACKAGE = Path(foundling.__file__).parent
 TEXTS = ["a few words of text, and some more of them", "the loss falls and rises again"] * 20
 
 
@@ -255,3 +259,18 @@ def test_without_a_hub_there_is_one_line(monkeypatch, tmp_path: Path) -> None:
 @pytest.fixture(autouse=True)
 def _log(caplog: pytest.LogCaptureFixture) -> Any:
     caplog.set_level(logging.WARNING, logger="foundling")
+
+
+def test_nothing_imports_the_hubs_library_unless_a_place_is_named() -> None:
+    """Two modules name it, inside functions; a path does not reach these lines."""
+    sources = {p.relative_to(PACKAGE).as_posix(): p.read_text(encoding="utf-8") for p in PACKAGE.rglob("*.py")}
+    imports = {name: re.findall(r"^( *)from huggingface_hub|^( *)import huggingface_hub", text, re.MULTILINE)
+               for name, text in sources.items()}  # fmt: skip
+    named = {name: found for name, found in imports.items() if found}
+    assert set(named) == {"runtime/hub.py", "weights/push.py"}
+    assert all(max(indents) for found in named.values() for indents in found)
+    code = (
+        "import sys; from foundling.runtime.hub import *; print(local_directory('x'), 'huggingface_hub' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=True)
+    assert done.stdout == "x False\n"
