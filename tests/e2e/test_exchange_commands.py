@@ -130,7 +130,12 @@ def test_one_file_for_llama_cpp_and_back(capsys, tmp_path) -> None:
     small = told(capsys, "export", tmp_path / "m", tmp_path / "small.gguf", "--gguf", "--dtype", "int4")
     assert small["dtype"] == "int4"
     assert (tmp_path / "small.gguf").stat().st_size < (tmp_path / "m.gguf").stat().st_size / 2
-    told(capsys, "import", tmp_path / "m.gguf", tmp_path / "back")
+    assert told(capsys, "import", tmp_path / "m.gguf", tmp_path / "back")["dequantized"] == {}
+    found = told(capsys, "import", tmp_path / "small.gguf", tmp_path / "small")
+    assert found["dequantized"] == {"Q4_0": 14, "Q8_0": 2} and found["dtype"] == "float32"
+    with pytest.raises(SystemExit):
+        main(["import", str(tmp_path / "small.gguf"), str(tmp_path / "again")])
+    assert "\ndequantized: 14 tensors of Q4_0, 2 tensors of Q8_0\n" in capsys.readouterr().out
     assert torch.equal(load(tmp_path / "back").head.weight, model.head.weight)
     before = (tmp_path / "m.gguf").read_bytes()
     assert "exists" in fails(capsys, "export", tmp_path / "m", tmp_path / "m.gguf", "--gguf")
@@ -145,7 +150,8 @@ def test_a_tokenizer_that_gguf_cannot_say_stays_behind(capsys, tmp_path) -> None
 
     save(case("llama").tiny(), tmp_path / "m")
     tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, "a")).save(str(tmp_path / "m" / "tokenizer.json"))
-    assert told(capsys, "export", tmp_path / "m", tmp_path / "m.gguf", "--gguf")["kept"] == []
+    found = told(capsys, "export", tmp_path / "m", tmp_path / "m.gguf", "--gguf")
+    assert found["kept"] == [] and "tokenizer.json (it has no end-of-text token; " in found["left_out"][0]
 
 
 # --- inspect ---------------------------------------------------------------------------------------------------------
