@@ -29,7 +29,7 @@ STAGED = "staging/foundling.json"
 """recorded when the model directory is complete aside, and only has to be moved"""
 _CHECKPOINT = f"{CHECKPOINTS}/step-{'[0-9]' * 8}"
 OURS = (
-    "staging/*", f"{_CHECKPOINT}/state.safetensors", f"{_CHECKPOINT}/foundling.json", "tokens/train/[0-9]*.tokens",
+    "staging/**/*", f"{_CHECKPOINT}/state.safetensors", f"{_CHECKPOINT}/foundling.json", "tokens/train/[0-9]*.tokens",
     "tokens/held_out/[0-9]*.tokens", *TOKENS, "corpus/text-*.arrow", "corpus/held_out-*.arrow", *CORPUS, *TOKENIZER,
     RECIPE, PREDICTION, LOG,
 )  # fmt: skip

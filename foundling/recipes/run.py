@@ -33,7 +33,7 @@ from foundling.recipes.recipe import Recipe, Request, code_version
 from foundling.recipes.training import run_training
 from foundling.runtime.clock import Clock
 from foundling.runtime.device import Runtime
-from foundling.runtime.files import read_json, sha256, write_bytes, write_directory, write_json
+from foundling.runtime.files import read_json, write_bytes, write_directory, write_json
 from foundling.runtime.memory import PeakMemory
 from foundling.text import Tokenizer
 from foundling.train.log import Log
@@ -100,12 +100,11 @@ class Run:
             self.progress.line(f"note: {str(error).partition(';')[0]}; it is made again")
             self.journal.remove(part)
             made = make()
-        for name, digest in recorded.items():
-            if exact and sha256(self.directory / name) != digest:
-                raise MismatchError(
-                    f"{self.directory / name}: was damaged and could not be made again as it was; put the original "
-                    f"back, or move {self.directory} away and start anew"
-                )
+        if exact and recorded and (problem := self.journal.problem(*recorded)):
+            raise MismatchError(
+                f"{problem}, and it could not be made again as it was; put the original back, or move "
+                f"{self.directory} away and start anew"
+            )
         self.journal.record(*indexes)
         return made
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -38,10 +39,10 @@ def start(
     """Runs `script` into the directory `out` and returns what `--json` prints.
 
     `out` must be new or empty or, with `resume`, hold an unfinished run. `reproduced`: the manifest of a run that is to
-    be done again, its recipe read. OutputError, MismatchError or BusyError where
-    it cannot be; nothing that was there is touched."""
+    be done again, its recipe read. OutputError, MismatchError or BusyError where it cannot be; nothing that was there
+    is touched. Interrupted, by a signal, says how to continue."""
     out, progress, clock = Path(out), progress or Progress(False), clock or Clock()
-    existed, way = out.exists(), "give the same command again" if reproduced else "continue with --resume"
+    existed, resuming = out.exists(), f"continue with: foundling raise --out {shlex.quote(str(out))} --resume"
     with claimed(out, resume):
         code, of = code_version(), (reproduced or {}).get("weights_hash")
         journal = stored_journal(out) if resume else Journal(out / "run", asdict(request), code, of)
@@ -55,7 +56,7 @@ def start(
                 write_plan(journal, reproduced["recipe"], plan)
             return _run(script, Run(request, out, progress, clock, journal))
         except Interrupted as stop:
-            raise Interrupted(stop.number, stop.at, way) from None
+            raise Interrupted(stop.number, stop.at, "give the same command again" if reproduced else resuming) from None
         except Exception:
             if not resume and RECIPE not in journal.files:  # refused before anything was decided: nothing to resume
                 journal.remove()

@@ -31,10 +31,11 @@ _TOO_DEEP = f"{{path}}: nested deeper than {MAX_JSON_DEPTH}, not a configuration
 
 def sha256(path: Path) -> str:
     """OSError where `path` is not a file: a pipe would be waited for."""
-    digest = hashlib.sha256()
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "not a file", str(path))
+    digest, handle = hashlib.sha256(), os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a file", str(path))
+    with open(handle, "rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()

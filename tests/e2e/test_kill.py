@@ -62,6 +62,7 @@ def broken_off_until_done(data: Path, out: Path, conditions: list) -> int:
     return kills
 
 
+@pytest.mark.slow  # the fast ones at chosen moments are in test_signals.py
 def test_killed_while_saving_and_in_between(unbroken, tmp_path) -> None:
     data, expected, _ = unbroken
     kills = broken_off_until_done(data, tmp_path / "out", [saving, further, saving])

@@ -130,7 +130,7 @@ def said(code: int, out: str, error: str, number: int, ways: tuple[int, ...]) ->
     assert code in (*ways, 0) and "Traceback" not in error, (code, error)
     found = json.loads(out)
     if code:
-        way = "--resume" if code == 75 else "run it again"
+        way = "/out --resume" if code == 75 else "run it again"
         assert found["exit_code"] == code and way in found["error"] and way in error, (found, error)
 
 
@@ -194,6 +194,7 @@ def test_a_raise_is_struck(begun: Begun, number: int, event: str, ending: str) -
     assert code == (-9 if number == signal.SIGKILL else 75)
 
 
+@pytest.mark.slow
 def test_a_raise_is_struck_while_it_is_measured(begun: Begun) -> None:
     assert strike_raise(begun, "one", "evaluate/baselines/__init__:measure_baselines", signal.SIGINT) == 75
 
