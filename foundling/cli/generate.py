@@ -76,7 +76,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     if args.n < 1:
         raise GenerationError(f"--n is {args.n}; expected at least 1")
-    answers = writer_for(args).generate(
+    generator = writer_for(args)
+    if args.suffix is not None and generator.framing.spec.fills_middle is False:
+        note = "this model was raised without --fim-rate: it was never taught to fill in the middle"
+        print(f"note: {note}", file=sys.stderr)
+    answers = generator.generate(
         args.prompt,
         suffix=args.suffix,
         n=args.n,
