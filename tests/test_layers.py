@@ -251,7 +251,8 @@ def prints(root: Path) -> list[str]:
             if isinstance(node, ast.Attribute) and id(node) not in asked and ast.unparse(node) in STREAMS:
                 name = ast.unparse(node)
             if name in ("print", "input", "print_exc", "print_stack", "print_exception", *STREAMS):
-                found.append(f"{path.relative_to(root.parent)}:{node.lineno}: {name}; use say or note of cli/stdio.py")
+                line = getattr(node, "lineno", 0)
+                found.append(f"{path.relative_to(root.parent)}:{line}: {name}; use say or note of cli/stdio.py")
     return found
 
 
