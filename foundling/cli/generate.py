@@ -78,8 +78,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise GenerationError(f"--n is {args.n}; expected at least 1")
     generator = writer_for(args)
     if args.suffix is not None and generator.framing.spec.fills_middle is False:
-        note = "this model was raised without --fim-rate: it was never taught to fill in the middle"
-        print(f"note: {note}", file=sys.stderr)
+        note("note: this model was raised without --fim-rate: it was never taught to fill in the middle")
     answers = generator.generate(
         args.prompt,
         suffix=args.suffix,
