@@ -251,8 +251,24 @@ def prints(root: Path) -> list[str]:
             if isinstance(node, ast.Attribute) and id(node) not in asked and ast.unparse(node) in STREAMS:
                 name = ast.unparse(node)
             if name in ("print", "input", "print_exc", "print_stack", "print_exception", *STREAMS):
-                found.append(f"{path.relative_to(root.parent)}:{node.lineno}: {name}; use say or note of cli/stdio.py")
+                line = getattr(node, "lineno", 0)
+                found.append(f"{path.relative_to(root.parent)}:{line}: {name}; use say or note of cli/stdio.py")
     return found
+
+
+READS = {"len", "isinstance", "all", "any", "sizeof", "is_contiguous", "foundling_op_size", "foundling_rows_size"}
+
+
+def working_assertions(root: Path) -> list[str]:
+    """Assertions that call what may do something: `python -O` leaves them out."""
+    return [
+        f"{path.relative_to(root.parent)}:{node.lineno}: assert … {called(call)}()"
+        for path in sorted(root.rglob("*.py"))
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Assert)
+        for call in ast.walk(node.test)
+        if isinstance(call, ast.Call) and called(call) not in READS
+    ]
 
 
 STREAMS = {f"sys.{name}" for name in ("stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__")}
@@ -320,6 +336,12 @@ def test_one_place_prints(tmp_path: Path) -> None:
     (tmp_path / "cli").mkdir()
     (tmp_path / "cli" / "chat.py").write_text("import sys\nprint(1)\nsys.stderr.write('a')\nsys.stdin.isatty()\n")
     assert len(prints(tmp_path)) == 2
+
+
+def test_assertions_do_nothing(tmp_path: Path) -> None:
+    check(working_assertions(PACKAGE))
+    (tmp_path / "a.py").write_text("assert a.pop(0) == len(b)\n")
+    assert len(working_assertions(tmp_path)) == 1
 
 
 def test_files_are_one_idea_long() -> None:

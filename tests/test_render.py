@@ -3,7 +3,9 @@
 
 import html as standard
 import json
+import os
 import re
+import subprocess
 import unicodedata
 from pathlib import PurePosixPath
 
@@ -11,7 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foundling.errors.render import BLOCK_LIMIT, LIMIT, html, inert_json, markdown, markdown_code, message, terminal
+from foundling.errors.render import (
+    BLOCK_LIMIT,
+    LIMIT,
+    html,
+    inert_json,
+    markdown,
+    markdown_code,
+    message,
+    shell,
+    terminal,
+)
 from foundling.errors.render import json as as_json
 
 ANY = st.text(alphabet=st.characters(exclude_categories=()), max_size=60)
@@ -120,3 +132,26 @@ def test_a_message_keeps_its_end():
     shown = message("a\x1b" + "k" * 30_000_000 + "\n; rename it")
     assert len(shown) < LIMIT + 60 and shown.startswith("a␛k") and shown.endswith("␊; rename it")
     assert message("short\n") == "short␊" and terminal("x" * 9000, limit=0) == "x" * 9000
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "plain",
+        "two words",
+        "it's",
+        "-rf",
+        "$(touch x)",
+        "`x`; rm -r ~ && \n#",
+        "a\tb\x1b[2J'\\",
+        "\udcff\x9b",
+        "數\u202e",
+        "",
+    ],
+)
+def test_a_shell_reads_a_name_as_it_is(name, tmp_path):
+    shown = shell(name)
+    assert not any(acts(c) for c in shown) and terminal(shown) == shown
+    done = subprocess.run(["bash", "-c", f"printf %s {shown}"], capture_output=True, cwd=tmp_path, check=True)
+    assert done.stdout == os.fsencode(name.replace("-rf", "./-rf")) and not list(tmp_path.iterdir())
+    assert shell("\ud800") == "$'\\077'"  # a half that stands for no byte: ?

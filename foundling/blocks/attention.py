@@ -154,5 +154,6 @@ def reaches_of(layers: Iterable[nn.Module]) -> dict[str, Reach]:
     reaches: dict[str, Reach] = {}
     for module in (module for layer in layers for module in layer.modules()):
         if isinstance(module, Attention) and not isinstance(module, CrossAttention):
-            assert reaches.setdefault(module.kind, module.reach) == module.reach, f"two kinds called '{module.kind}'"
+            reach = reaches.setdefault(module.kind, module.reach)
+            assert reach == module.reach, f"two kinds called '{module.kind}'"
     return reaches

@@ -166,15 +166,14 @@ def _run(words: list[str]) -> int:
             stdio.say_json(value)
         stdio.flush()
     except BaseException as error:
-        return _fail(error, words)
+        if not (isinstance(error, stdio.StdoutError) and error.reader_gone):  # as in `foundling families | head`
+            return _fail(error, words)
     return code if isinstance(code, int) else 0
 
 
 def _fail(error: BaseException, words: list[str]) -> int:
     signals.finish()
     code, message = exits.exit_for(error)
-    if isinstance(error, stdio.StdoutError) and error.reader_gone:  # as in `foundling families | head`
-        return 0
     usage = isinstance(error, UsageError)
     if "--debug" in words and not usage:
         stdio.note(exits.trace(error), lines=True)

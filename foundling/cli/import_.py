@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from typing import Any
 
 from foundling.cli.stdio import say
+from foundling.errors import render
 
 EXAMPLES = [
     "foundling import downloads/llama-3.2-1b models/llama-3.2-1b",
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     found = import_model(args.source, args.out, dtype=args.dtype)
     if not args.json:
         print_result(found)
-        say(f"next: foundling check {shlex.quote(args.out)}")
+        say(f"next: foundling check {render.shell(args.out)}")
     return found
 
 

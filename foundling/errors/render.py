@@ -16,7 +16,9 @@ import json as standard
 import math
 import re
 import reprlib
+import string
 from html import escape
+from shlex import quote
 
 LIMIT = 2_000
 """characters of one value in a line of output"""
@@ -65,6 +67,22 @@ def json(value: object, *, encoding: str = "utf-8") -> str:
 def inert_json(text: str) -> str:
     """JSON with escapes for what could act on a terminal, and for what no file can hold. Its meaning is the same."""
     return _INVISIBLE.sub(lambda match: match[0] if match[0] == "\n" else standard.dumps(match[0])[1:-1], text)
+
+
+def shell(path: str) -> str:
+    """A file name as one argument for a shell: neither a command nor an option, whatever is in it. Control characters
+    are written as escapes in $'…' (POSIX.1-2024; bash, zsh), since a page shows pictures of them."""
+    path = f"./{path}" if path.startswith("-") else path
+    if not _INVISIBLE.search(path):
+        return quote(path)
+    plain = b" ./_-" + string.ascii_letters.encode() + string.digits.encode()
+    data = path.encode("utf-8", "surrogateescape" if _is_file_name(path) else "replace")
+    return "$'" + "".join(chr(byte) if byte in plain else f"\\{byte:03o}" for byte in data) + "'"
+
+
+def _is_file_name(text: str) -> bool:
+    """Whether halves of surrogate pairs in it stand for bytes."""
+    return all("\udc80" <= c <= "\udcff" for c in text if "\ud800" <= c <= "\udfff")
 
 
 def html(text: object, *, limit: int = LIMIT, lines: bool = False) -> str:

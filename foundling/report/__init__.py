@@ -5,7 +5,6 @@ picture for a README. Nothing here imports torch or knows a kind of run by name.
 from importlib.resources import files
 from os import PathLike
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
@@ -63,7 +62,7 @@ def report_html(run: RunRecord) -> str:
         errors=_error_bars(rows, error_scale),
         error_scale=error_scale,
         rate=_rate(run),
-        reproduce=f"foundling reproduce {quote(run.directory)}",
+        reproduce=f"foundling reproduce {render.shell(run.directory)}",
         loss_svg=Markup(charts.loss_svg(run)) if charts else "",
         throughput_svg=Markup(charts.throughput_svg(run)) if charts else "",
         history=[] if charts else findings.curve(run.history, _N_HISTORY_ROWS),

@@ -5,12 +5,10 @@ It says what a stranger has to know before using a model, and marks what nobody 
 that somebody else wrote passes through `errors.render`.
 """
 
-from shlex import quote
-
 import yaml
 
 from foundling.contracts.records import RunRecord, Sample
-from foundling.errors.render import markdown, markdown_code, terminal
+from foundling.errors.render import markdown, markdown_code, shell, terminal
 from foundling.report import findings, units
 from foundling.report.definitions import definitions
 from foundling.report.usage import example, usage
@@ -180,7 +178,7 @@ def _definitions(run: RunRecord, flops: float) -> str:
 
 def _lineage(run: RunRecord, model_id: str) -> str:
     parents = "\n".join(f"- {markdown(parent)}" for parent in run.parents)
-    again = markdown_code(f"{run.command}\nfoundling reproduce {quote(model_id)}", "sh")
+    again = markdown_code(f"{run.command}\nfoundling reproduce {shell(model_id)}", "sh")
     return (
         f"## Lineage\n\n{parents or 'It has no parents: trained from random weights.'}\n\n"
         f"The command that trained it, and the one that trains it again, bit for bit, on the same machine:\n\n{again}"

@@ -35,11 +35,13 @@ def open_safetensors(file: Path, device: str = "cpu") -> Iterator[Any]:
                 raise WeightsError(f"{file}: damaged, a header of {header} bytes; the limit is {MAX_HEADER_BYTES}")
             text = start.read(header)
         library = safe_open(file, framework="pt", device=device)
-    except (SafetensorError, OSError, UnicodeDecodeError) as error:
+        parse_json(text, file)
+    except WeightsError:
+        raise
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise _damaged(file, error) from None
     with library as opened:
         try:
-            parse_json(text, file)
             yield opened
         except SafetensorError as error:
             raise _damaged(file, error) from None

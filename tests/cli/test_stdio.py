@@ -106,6 +106,9 @@ def test_without_a_reader(model, tmp_path) -> None:
     done = shell("check", model, before=leave_stdout)
     assert (done.returncode, done.stderr) == (0, "")
     assert shell("check", tmp_path, "--json", before=leave_stdout).returncode == 2
+    foundling.save(foundling.load(model), tmp_path / "damaged")
+    (tmp_path / "damaged" / "config.json").write_text("{}")
+    assert shell("check", tmp_path / "damaged", "--json", before=leave_stdout).returncode == 2
     done = shell("import", model, tmp_path / "out", "--json", before=leave_stderr)
     assert done.returncode == 0 and json.loads(done.stdout)["family"] == "llama"
     done = shell("import", model, tmp_path / "out2", "--json", before=fill_stderr)

@@ -180,3 +180,12 @@ def test_definitions_name_their_sources_and_dates():
         "UK": ["no statute", "Competition and Markets Authority", "18 September 2023"],
     }.items():
         assert all(fact in text[where] for fact in facts)
+
+
+def test_the_command_that_trains_it_again_is_quoted():
+    for name, shown in (
+        ("a b", "'a b'"),
+        ("-rf", "./-rf"),
+        ("$(x)\n```\x1b", "$'\\044\\050x\\051\\012\\140\\140\\140\\033'"),
+    ):
+        assert f"\nfoundling reproduce {shown}\n" in card_of(model_id=name)
