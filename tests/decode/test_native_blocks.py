@@ -89,6 +89,14 @@ def test_what_lies_on_no_grid_is_rounded_as_before() -> None:
     assert not torch.allclose(packed, stored.weight.detach(), atol=1e-3)
 
 
+def test_a_minimum_beyond_float16_is_no_block() -> None:
+    """No file has such a block; 8 · scale still holds the weights."""
+    torch.manual_seed(7)
+    stored = linear(torch.randint(0, 16, (OUT, IN)) * 1e4 + 7e4)
+    assert pack([stored], "int4").form == INT4
+    assert bool(((product([stored], "int4").T - stored.weight.detach()).abs() <= 22e4 / 8).all())
+
+
 def test_one_projection_of_a_fused_one_may_lie_on_a_grid() -> None:
     """As of a file that stores the values in more bits: they get the minima of their ranges, the others stay exact."""
     stored, other = linear(dequantised(weights(), "Q4_1")), linear(weights().flip(0) * 2)

@@ -26,8 +26,9 @@ inline float block_error(F a, F b, float scale, float minimum) {
 
 // Finds the scale and minimum of a group whose weights are at most 16 evenly spaced numbers, as those of GGUF's 4-bit
 // blocks are. Its ends are `steps` apart, and the minimum may lie some steps beyond either end, where q = 0 is unused;
-// of those that fit, the pair is taken that float16 holds best. Returns the error, or INFINITY where nothing fits.
-inline float find_block(F a, F b, Block &block) {
+// of those that fit, the pair is taken that float16 holds best. False where none fits, to the precision of bfloat16, in
+// which the weights may have been kept.
+inline bool find_block(F a, F b, Block &block) {
     const float low = -largest(max(-a, -b)), high = largest(max(a, b));
     const float size = std::fabs(low) > std::fabs(high) ? std::fabs(low) : std::fabs(high), exact = size * 0x1p-22f;
     float best = INFINITY;
@@ -36,14 +37,15 @@ inline float find_block(F a, F b, Block &block) {
         if (block_error(a, b, step, low) > step / 8) continue;
         for (int beyond = 0; beyond <= 15 - steps; beyond++)
             for (const float sign : {1.0f, -1.0f}) {
-                const uint16_t scale = to_half(sign * step), minimum = to_half((sign > 0 ? low : high) - sign * beyond * step);
+                const float end = sign > 0 ? low : high;
+                const uint16_t scale = to_half(sign * step), minimum = to_half(end - sign * beyond * step);
                 const float error = block_error(a, b, half(scale), half(minimum));
                 if (!(error < best)) continue;
                 best = error, block = {scale, minimum};
-                if (best <= exact) return best;
+                if (best <= exact) return true;
             }
     }
-    return best;
+    return best <= size * 0x1p-8f;
 }
 
 }  // namespace
@@ -62,7 +64,7 @@ int64_t foundling_find_blocks(int out, int in, int force, const float *w, Block 
         Block &block = blocks[at];
         if (block_error(a, b, half(scale), half(minimum)) <= std::fabs(peak) * 0x1p-22f) {
             block = {scale, minimum};
-        } else if (find_block(a, b, block) < INFINITY) {
+        } else if (find_block(a, b, block)) {
             with_minimum++;
         } else if (force) {
             block = {to_half((high - low) / 15.0f), to_half(low)};
