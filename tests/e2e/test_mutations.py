@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mutated directories, GGUF files, tokenizers, manifests and unfinished runs, given to the commands that read them.
+
+Each case is a process of its own: a fork of a server that has imported everything, so that its limits count from the
+fork. It ends with 0 or 2, in one clean line, within a gigabyte and two seconds of processor time.
+"""
+
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from foundling.diffusion.schedule import NoiseSchedule
+from foundling.models import build
+from foundling.weights.convert.diffusers import save_denoiser
+from foundling.weights.convert.hugging_face import export_gguf
+from foundling.weights.directory import save
+from tests import mutations
+from tests.contract.cases import case
+from tests.e2e.tools import TINY, corpus, environment, kill_after_checkpoint
+from tests.processes import run
+from tests.text.kinds import tokenizer
+
+SPACE, SECONDS = 1 << 30, 2
+"""above what the process takes when it starts; of its processor time"""
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+NOTE = re.compile("note: |This is an? |reading |[0-9,]+ documents|skipped: |  |plan: |prediction: |encoding |"
+                  "evaluating|step |model: |report: |next: |resum|.* is complete$|training|initial|held-out|compar")  # fmt: skip
+"""how a line of progress begins"""
+COMMANDS = {
+    "text": [["generate", "@", "--prompt", "a cat", "--max-tokens", "4", "--json"], ["generate", "@", "--prompt", "aa"],
+             ["inspect", "@"], ["check", "@"], ["import", "@", "%"], ["export", "@", "%"], ["chat", "@"],
+             ["export", "@", "%", "--gguf"]],
+    "fill": [["fill", "@", "the ___ sat", "--json"], ["inspect", "@", "--json"], ["import", "@", "%"]],
+    "other": [["inspect", "@"], ["import", "@", "%"], ["check", "@", "--json"], ["export", "@", "%"]],
+    "gguf": [["import", "@", "%"], ["import", "@", "%", "--json"]],
+    "run": [["raise", "--out", "@", "--resume"], ["raise", "--out", "@", "--resume", "--json"]],
+}  # fmt: skip
+"""@ is what was mutated, % a new name"""
+TEXT_MUTATIONS = [
+    mutations.mutate_one, mutations.mutate_one, mutations.swap, mutations.rename, mutations.mutate_tokenizer,
+    mutations.mutate_tokenizer, mutations.mutate_template,
+    *(mutations.mutate_json_of(f"{name}.json") for name in ("config", "generation_config", "foundling", "tokenizer_config")),
+]  # fmt: skip
+
+
+class Base(NamedTuple):
+    path: Path
+    kind: str
+
+
+def limit() -> None:
+    """In the fork, before the command begins."""
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + SPACE, held + SPACE))
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
+
+
+def text_model(root: Path, family: str, kind: str, **fields) -> Base:
+    one = tokenizer(kind)
+    model = build(family, **case(family).fields() | {"vocab_size": -(-one.vocab_size // 64) * 64} | fields).eval()
+    return Base(save(model, root / f"{family} {kind}", tokenizer=one), "fill" if family == "bert" else "text")
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory) -> list[Base]:
+    root = tmp_path_factory.mktemp("bases")
+    found = [text_model(root, *names) for names in (
+        ("llama", "ours"), ("llama", "llama 2"), ("gpt2", "gpt2"), ("t5", "t5"), ("mamba", "metaspace always"),
+        ("bert", "bert"))]  # fmt: skip
+    sharded = save(case("llama").tiny(vocab_size=384), root / "sharded", tokenizer=tokenizer("ours"),
+                   max_shard_bytes=60_000)  # fmt: skip
+    pipeline = save_denoiser(case("unet").tiny(), NoiseSchedule(), root / "pipeline")
+    others = [save(case(name).tiny(), root / name) for name in ("clip", "mixtral", "bart")]
+    (root / "gguf").mkdir()
+    export_gguf(found[0].path, root / "gguf" / "m.gguf")
+    arguments = [corpus(root / "data"), "--tokens", "3072", *TINY, "--out", root / "run"]
+    kill_after_checkpoint(arguments, root / "run")
+    return [*found, Base(sharded, "text"), Base(pipeline, "other"), *(Base(p, "other") for p in others),
+            Base(root / "gguf", "gguf"), Base(root / "run", "run")]  # fmt: skip
+
+
+def mutated(bases: list[Base], scratch: Path, seed: int) -> tuple[str, list[str]]:
+    """(which mutation of what, the command that reads it). Seed −1 − i is base i as it is."""
+    chance = random.Random(seed)
+    base, other = (bases[-1 - seed], bases[0]) if seed < 0 else (chance.choice(bases), chance.choice(bases))
+    directory, change = scratch / "it", None
+    shutil.copytree(base.path, directory)
+    if seed >= 0:
+        change = chance.choice(TEXT_MUTATIONS) if base.kind == "text" else mutations.mutate_one
+        change(directory, other.path, chance)
+    place = directory / "m.gguf" if base.kind == "gguf" else directory
+    words = chance.choice(COMMANDS[base.kind])
+    command = [str(place) if w == "@" else str(scratch / "new") if w == "%" else w for w in words]
+    return f"{getattr(change, '__name__', 'whole')} of {base.path.name}", command
+
+
+def verdict(command: list[str], done: Any) -> str:
+    """What is wrong with how a command ended, or nothing."""
+    if done.returncode not in (0, 2):
+        return f"exit {done.returncode}"
+    if found := CONTROL.search(done.stdout + done.stderr):
+        return f"a control character, {found[0]!r}"
+    errors = [line for line in done.stderr.splitlines() if not NOTE.match(line)]
+    if done.returncode == 0:
+        return f"noise: {errors[0]}" if errors else ""
+    if len(errors) != 1 or not errors[0].startswith(f"foundling {command[0]}: "):
+        return f"{len(errors)} lines"
+    if len(errors[0]) > 3000:
+        return f"a line of {len(errors[0])} characters"
+    if "--json" in command:
+        value = json.loads(done.stdout)
+        if value.get("exit_code") != 2:
+            return "no JSON object"
+    return ""
+
+
+def fault(bases: list[Base], scratch: Path, seed: int) -> tuple[str, str, float]:
+    """(what is wrong or nothing, which mutation, seconds) of one case."""
+    folder = scratch / str(seed)
+    folder.mkdir()
+    name, command = mutated(bases, folder, seed)
+    begin = time.monotonic()
+    done = run(["foundling", *command], 60, env=environment(), input="hello\n", before=limit)
+    seconds = time.monotonic() - begin
+    wrong = verdict(command, done)
+    shutil.rmtree(folder)
+    if wrong:
+        wrong = f"seed {seed}, {name}, {command[0]}: {wrong}\n{done.stderr[-1500:]}"
+    return wrong, f"{command[0]}: {done.returncode}", seconds
+
+
+def try_all(bases: list[Base], scratch: Path, seeds: range) -> Counter[str]:
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        results = list(pool.map(lambda seed: fault(bases, scratch, seed), seeds))
+    wrong = [text for text, *_ in results if text]
+    print(Counter(kind for _, kind, _ in results), f"the longest took {max(s for *_, s in results):.1f} s")
+    assert not wrong, f"{len(wrong)} of {len(results)} cases:\n" + "\n".join(wrong)
+    return Counter(kind for _, kind, _ in results)
+
+
+def test_what_is_whole_is_read(bases, tmp_path) -> None:
+    assert all(kind.endswith(": 0") for kind in try_all(bases, tmp_path, range(-len(bases), 0)))
+
+
+def test_60_mutations(bases, tmp_path) -> None:
+    try_all(bases, tmp_path, range(60))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(10))
+def test_2000_mutations(bases, tmp_path, part: int) -> None:
+    try_all(bases, tmp_path, range(1000 + 200 * part, 1200 + 200 * part))
