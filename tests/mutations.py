@@ -48,7 +48,7 @@ def mutate_json(value: Any, chance: random.Random, values: list[Any] = VALUES) -
                 chance.choice(values)
             )
         elif action == 2 and isinstance(old, int) and not isinstance(old, bool):
-            at[path[-1]] = chance.choice([old + 1, old - 1, old * 2, -old, old << 20, old / 2])
+            at[path[-1]] = chance.choice([old + 1, old - 1, old * 2, -old, old << 20, min(old, 1 << 99) / 2])
         elif action == 3 and isinstance(at, dict):
             at[path[-1]] = copy.deepcopy(at[chance.choice(list(at))])
         else:

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -17,11 +18,10 @@ from typing import Any
 from safetensors import SafetensorError
 
 from foundling.errors import BusyError, OutputError, WeightsError
+from foundling.limits import JSON_BYTES, JSON_DEPTH
 
-MAX_JSON_BYTES = 32 << 20
-MAX_JSON_DEPTH = 64
-"""of arrays and objects inside each other; the files of models in use have fewer than ten"""
-_TOO_DEEP = f"{{path}}: nested deeper than {MAX_JSON_DEPTH}, not a configuration"
+STRING = re.compile(rb'"(?:[^"\\]+|\\.)*+"?', re.DOTALL)
+"""of JSON, or the rest of a file where one does not end"""
 
 
 def sha256(path: Path) -> str:
@@ -77,7 +77,7 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+def read_json(path: Path, max_bytes: int = JSON_BYTES.high) -> dict[str, Any]:
     try:
         found = path.stat()
     except OSError as error:
@@ -87,29 +87,35 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     if found.st_size > max_bytes:
         raise WeightsError(f"{path}: over {max_bytes >> 20} MiB, not a configuration")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror})") from error
+    if not is_shallow(data):
+        raise WeightsError(f"{path}: nested deeper than {JSON_DEPTH.high}, not a configuration")
+    try:
+        value = json.loads(data.decode("utf-8"))
     except ValueError:
         raise WeightsError(f"{path}: damaged, not JSON") from None
-    except RecursionError:
-        raise WeightsError(_TOO_DEEP.format(path=path)) from None
     if not isinstance(value, dict):
         raise WeightsError(f"{path}: damaged, not a JSON object")
-    if _is_deeper(value, MAX_JSON_DEPTH):
-        raise WeightsError(_TOO_DEEP.format(path=path))
     return value
 
 
-def _is_deeper(value: Any, limit: int) -> bool:
-    """Whether arrays and objects are nested more than `limit` deep. Without recursion, whose limit depends on the
-    caller's stack."""
-    level, depth = [value], 0
-    while level and depth <= limit:
-        depth += 1
-        inner = (part for outer in level for part in (outer.values() if isinstance(outer, dict) else outer))
-        level = [part for part in inner if isinstance(part, (dict, list))]
-    return depth > limit
+def is_shallow(data: bytes) -> bool:
+    """Whether JSON has at most JSON_DEPTH arrays and objects inside each other. Seen before it is parsed, and without
+    recursion, whose limit depends on the interpreter and on the caller's stack: each round takes the innermost
+    brackets away. (What is no JSON may pass; the parser refuses it.)"""
+    brackets = STRING.sub(b"", data).translate(_ROUND, delete=_OTHERS)
+    for _ in range(JSON_DEPTH.high):
+        if b"()" not in brackets:
+            break
+        brackets = brackets.replace(b"()", b"")
+    opened = brackets.count(b"(")
+    return opened <= JSON_DEPTH.high and b"()" not in brackets
+
+
+_ROUND = bytes.maketrans(b"[]{}", b"()()")
+_OTHERS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def require_free(path: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from foundling.errors import ConfigError, OutputError, WeightsError
+from foundling.limits import LAYERS
 from foundling.models import configuration, family, family_of
 from foundling.runtime.files import fsync_path, output_errors
 from foundling.weights.convert.gguf_file import library, open_gguf
@@ -58,7 +59,6 @@ CHECKED = {
     "llama.attention.causal": True, "llama.expert_count": 0, "llama.expert_used_count": 0,
 }  # fmt: skip
 """key -> the only value that computes what is computed here, or our field that it must equal"""
-MAX_LAYERS = 1000
 LARGEST = {"F16": 65504.0, "Q8_0": 127 * 65504.0, "Q4_0": 8 * 65504.0}
 """of each type: the scale of a group is a float16"""
 
@@ -143,7 +143,7 @@ def _config(values: dict[str, Any], present: dict[str, Any], file: Path) -> tupl
             right = fields[expected] if isinstance(expected, str) else expected
             if key in values and values[key] != right:
                 raise WeightsError(f"{file}: '{key}' is {values[key]!r}; only {right!r} can be read")
-        if fields["n_layers"] > min(len(present), MAX_LAYERS):
+        if fields["n_layers"] > min(len(present), LAYERS.high):
             raise WeightsError(f"{file}: block_count {fields['n_layers']}, the file holds {len(present)} tensors")
         return configuration(family("llama"), fields, where=str(file)), present
     except (ConfigError, TypeError, ZeroDivisionError, IndexError) as error:

@@ -11,6 +11,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
 from foundling.errors import WeightsError
+from foundling.limits import TOKENS
 from foundling.text import Tokenizer
 from foundling.text.tokenizer import WORDS
 from foundling.weights.convert.gguf_file import library, open_gguf
@@ -32,7 +33,6 @@ GPT2 = ("default", "gpt-2", "gpt2", "olmo", "jais", "mpt")
 DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
 """those of GPT-2, each digit alone"""
 CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
-MAX_TOKENS = 1 << 21
 PARTS = ("bos", "eos", "unknown", "padding")
 
 
@@ -104,8 +104,8 @@ def read_tokenizer(file: str | Path) -> tuple[Tokenizer, dict[str, Any]] | str:
     kinds = values.get("tokenizer.ggml.token_type") or [1] * len(tokens or [])
     if not isinstance(tokens, list) or not isinstance(merges, list) or len(kinds) != len(tokens):
         raise WeightsError(f"{file}: the tokenizer's tokens, merges and kinds do not go together")
-    if len(tokens) > MAX_TOKENS:
-        raise WeightsError(f"{file}: a tokenizer of {len(tokens):,} tokens, over {MAX_TOKENS:,}")
+    if len(tokens) > TOKENS.high:
+        raise WeightsError(f"{file}: a tokenizer of {len(tokens):,} tokens, over {TOKENS.high:,}")
     if not all(isinstance(text, str) for text in [*tokens, *merges]) or len(set(tokens)) != len(tokens):
         raise WeightsError(f"{file}: the tokenizer's tokens and merges are not distinct texts")
     eos = values.get("tokenizer.ggml.eos_token_id")

@@ -12,6 +12,7 @@ import torch
 
 from foundling.diffusion.schedule import NoiseSchedule
 from foundling.errors import ConfigError, OutputError, WeightsError
+from foundling.limits import COMPANION_BYTES
 from foundling.models import count_parameters, family_of
 from foundling.runtime.files import read_json, require_free, sha256, write_directory, write_json
 from foundling.text import Tokenizer
@@ -42,7 +43,6 @@ COMPANIONS = (
 """Files copied along with the weights: data for a tokenizer or a reader, never code."""
 REWRITTEN = ("config.json", "model_index.json", "unet", "scheduler", MANIFEST)
 """Files and folders that are written anew."""
-MAX_COMPANION_BYTES = 64 << 20
 PICKLED = (b"\x80", b"PK")
 """First bytes of a pickle and of torch's archive of pickles."""
 
@@ -126,10 +126,10 @@ def _check_companion(path: Path) -> None:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise WeightsError(f"{path}: not a file")
-        if status.st_size > MAX_COMPANION_BYTES:
-            raise WeightsError(f"{path}: over {MAX_COMPANION_BYTES >> 20} MiB, too large to copy; remove it")
+        if status.st_size > COMPANION_BYTES.high:
+            raise WeightsError(f"{path}: over {COMPANION_BYTES.high >> 20} MiB, too large to copy; remove it")
         if path.suffix == ".json":
-            read_json(path, MAX_COMPANION_BYTES)
+            read_json(path, COMPANION_BYTES.high)
         elif path.suffix == ".model":
             with open(path, "rb") as file:
                 if file.read(2).startswith(PICKLED):
@@ -169,7 +169,7 @@ def _write(model: Any, schedule: NoiseSchedule | None, companion_files: list[Pat
     else:
         write_denoiser(model, params, schedule, temporary)
     for path in companion_files:
-        values = read_json(path, MAX_COMPANION_BYTES) if path.suffix == ".json" else {}
+        values = read_json(path, COMPANION_BYTES.high) if path.suffix == ".json" else {}
         if values.pop(NAMES_CODE, None) is None:
             (temporary / path.name).write_bytes(path.read_bytes())
         else:
@@ -192,7 +192,7 @@ def _byte_level(directory: Path) -> Tokenizer | None:
     file = directory / "tokenizer.json"
     if not file.is_file():
         return None
-    table = read_json(file, MAX_COMPANION_BYTES)
+    table = read_json(file, COMPANION_BYTES.high)
     kinds = [(table.get(part) or {}).get("type") for part in ("model", "decoder")]
     if kinds != ["BPE", "ByteLevel"]:
         return None
