@@ -18,8 +18,8 @@ from typing import Any
 VALUES = [0, -1, 1, 2, 3, 7, 64, 1 << 24, (1 << 24) + 1, 1 << 31, 1 << 63, 1 << 200, 1e308, math.nan,
           math.inf, -math.inf, 0.5, "", "x", "llama", "relu", None, True, False, [], {}, [1, 2], ["x"] * 3, [[[]]],
           {"a": {"b": 1}}]  # fmt: skip
-UNTRUSTED = ["\x1b[2J\x1b[31m", "a\nfoundling: all is well", "\ud800", "\u202e txt", "\x00", "4096", "1e9", "x" * 100_000,
-             4096.0, -0.0, 10**400, "../../etc/passwd", "/etc/passwd", "NaN"]  # fmt: skip
+UNTRUSTED = ["\x1b[2J\x1b[31m", "a\nfoundling: all is well", "\ud800", "\u202e txt", "\x00", "4096", "1e9",
+             "x" * 100_000, 4096.0, -0.0, 10**400, "../../etc/passwd", "/etc/passwd", "NaN"]  # fmt: skip
 """values that test how a message is written, and how a type is checked"""
 DEEP = "\ue000deep\ue000"
 """stands for brackets inside each other, which json.dumps would refuse to write"""
@@ -147,7 +147,9 @@ def mutate_gguf(data: bytes, chance: random.Random) -> bytes:
              b"llama.embedding_length", b"llama.attention.head_count") if name in data]  # fmt: skip
     name = chance.choice(names)
     at = data.index(name) + (len(name) if chance.random() < 0.5 else -8 if chance.random() < 0.5 else 0)
-    new = chance.choice([b"\x1b[31m", b"\xff\xfe\xed\xa0", bytes(12), b"\n\nfoundling", (1 << 62).to_bytes(8, "little")])
+    new = chance.choice(
+        [b"\x1b[31m", b"\xff\xfe\xed\xa0", bytes(12), b"\n\nfoundling", (1 << 62).to_bytes(8, "little")]
+    )
     return data[:at] + new + data[at + len(new) :]
 
 
@@ -163,7 +165,9 @@ def swap(directory: Path, other: Path, chance: random.Random) -> None:
 def rename(directory: Path, _: Path, chance: random.Random) -> None:
     """A file under a name that a terminal would obey, or that no text can hold; or gone."""
     file = chance.choice(files(directory))
-    raw = chance.choice([b"\x1b[2Jx.json", b"a\nb.txt", b"\xff\xfe.safetensors", b"tokenizer.model", b"spiece.model", b""])
+    raw = chance.choice(
+        [b"\x1b[2Jx.json", b"a\nb.txt", b"\xff\xfe.safetensors", b"tokenizer.model", b"spiece.model", b""]
+    )
     if raw:
         os.rename(file, os.fsencode(file.parent) + b"/" + raw)
     else:
@@ -191,9 +195,9 @@ def mutate_tokenizer(directory: Path, other: Path, chance: random.Random) -> Non
     double = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
     wide = {"type": "Replace", "pattern": {"Regex": "."}, "content": "y" * 10_000}
     special = {"id": "</s>", "ids": [1] * 1000, "tokens": ["</s>"] * 1000}
-    template = {"type": "TemplateProcessing", "special_tokens": {"</s>": special},
-                "single": [{"SpecialToken": {"id": "</s>", "type_id": 0}}] * 1000 + [{"Sequence": {"id": "A", "type_id": 0}}],
-                "pair": []}  # fmt: skip
+    around = [{"SpecialToken": {"id": "</s>", "type_id": 0}}] * 1000
+    template = {"type": "TemplateProcessing", "special_tokens": {"</s>": special}, "pair": [],
+                "single": [*around, {"Sequence": {"id": "A", "type_id": 0}}]}  # fmt: skip
     parts = ("normalizer", "pre_tokenizer", "post_processor", "decoder", "model", "added_tokens")
     part = chance.choice(parts)
     extreme = {

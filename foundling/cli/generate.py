@@ -72,9 +72,10 @@ def writer_for(args: argparse.Namespace) -> Any:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     from foundling.errors import GenerationError
+    from foundling.limits import COMPLETIONS, SEED
 
-    if args.n < 1:
-        raise GenerationError(f"--n is {args.n}; expected at least 1")
+    COMPLETIONS.check(args.n, "--n", GenerationError)
+    SEED.check(args.seed, "--seed", GenerationError)
     answers = writer_for(args).generate(
         args.prompt,
         suffix=args.suffix,

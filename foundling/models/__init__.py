@@ -111,7 +111,9 @@ def configuration(found: Family, fields: dict[str, Any], *, where: str) -> Any:
         expected = (types.get(name), *get_args(types.get(name)))
         wrong = (str, float) if int in expected and float not in expected else (str,) if float in expected else ()
         if isinstance(value, wrong) and str not in expected:
-            raise ConfigError(f"{where}: '{name}' is {shown(value)}, expected a {'number' if float in expected else 'whole number'}")
+            raise ConfigError(
+                f"{where}: '{name}' is {shown(value)}, expected a {'number' if float in expected else 'whole number'}"
+            )
     clean = partial_dict(found.config, fields, where=where)
     for name, value in clean.items():
         low = 0 if name.endswith(("_id", "_offset", "_at", "dropout")) or getattr(found.config, name, None) == 0 else 1

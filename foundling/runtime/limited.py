@@ -7,6 +7,7 @@ JSON goes in and comes out. A call that exceeds a bound ends the process; the ne
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import math
@@ -71,10 +72,8 @@ class LimitedProcess:
             process.kill()
             process.wait()
             process.stdout.close()
-            try:
+            with contextlib.suppress(BrokenPipeError):  # of what was not sent
                 process.stdin.close()
-            except BrokenPipeError:  # what was not sent
-                pass
 
     def _exchange(self, data: bytes) -> dict[str, Any]:
         assert self.process and self.process.stdin and self.process.stdout

@@ -24,6 +24,8 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 """Of the tokenizers that are trained here: <|im_start|>role … <|im_end|>"""
+
+
 def render_chat(
     template: str,
     messages: Sequence[Mapping[str, Any]],

@@ -19,7 +19,8 @@ SEQUENCES = ("normalizers", "pretokenizers", "processors", "decoders")
 
 
 def check_growth(backend: Any, where: str) -> None:
-    """WeightsError, naming the part of the tokenizer in `where`, where it makes more than GROWTH characters of one, or has more steps."""
+    """WeightsError, naming the part of the tokenizer in the file `where`, that makes more than GROWTH characters of
+    one, or has more steps."""
     for part in PARTS:
         component = getattr(backend, part)
         if component is None:
@@ -28,8 +29,8 @@ def check_growth(backend: Any, where: str) -> None:
         growth = math.prod(min(_growth(step), GROWTH.high + 1) for step in steps[: GROWTH.high])
         if growth > GROWTH.high or len(steps) > GROWTH.high:
             raise WeightsError(
-                f"{where}: its {part} makes more than {GROWTH.high:,} characters or tokens of one, in {len(steps)} steps; no "
-                "tokenizer in use does"
+                f"{where}: its {part} makes more than {GROWTH.high:,} characters or tokens of one, in {len(steps)} "
+                "steps; no tokenizer in use does"
             )
 
 

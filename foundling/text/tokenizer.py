@@ -236,6 +236,8 @@ def _read_config(directory: Path) -> dict[str, Any]:
         values = read_json(file, COMPANION_BYTES.high)
         merged |= {key: value for key, value in values.items() if key != NAMES_CODE}
     file = directory / "chat_template.jinja"
-    if file.is_file() and file.stat().st_size <= COMPANION_BYTES.high:  # transformers 5 writes it, and it takes precedence
+    if (
+        file.is_file() and file.stat().st_size <= COMPANION_BYTES.high
+    ):  # transformers 5 writes it, and it takes precedence
         merged["chat_template"] = file.read_text(encoding="utf-8", errors="replace")
     return merged

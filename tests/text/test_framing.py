@@ -261,7 +261,10 @@ def test_our_own_template_takes_parts_and_empty_turns() -> None:
         ("{{ messages | tojson(indent=9999999999) }}", WeightsError),
         ("{{ 'xx'.ljust(9999999999) }}", WeightsError),
         ("{{ ('x' * 100000) | replace('x', 'y' * 100000) }}", WeightsError),
-        ("{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}", WeightsError),
+        (
+            "{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+            WeightsError,
+        ),
         ("{{ 'x' * 17000000 }}", WeightsError),
         ("{{ ('a' * 300000000) | length }}", WeightsError),
         ("{{ '{1}'.format(0) }}", DataError),

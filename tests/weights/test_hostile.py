@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from foundling.errors import FoundlingError, WeightsError
-from foundling.models import build
 from foundling.limits import JSON_DEPTH
+from foundling.models import build
 from foundling.runtime.files import read_json
 from foundling.weights.directory import check, load, save, weights_hash
 from tests.contract.cases import case
