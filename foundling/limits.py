@@ -34,7 +34,8 @@ class Limit(NamedTuple):
         return number
 
     def __str__(self) -> str:
-        return f"a whole number from {self.low:,} to {self.high:,}" + (f" ({self.way})" if self.way else "")
+        way = f" ({self.way})" if self.way else ""
+        return f"a whole number, at least {self.low:,} and at most {self.high:,}{way}"
 
 
 MAX_SHOWN = 120
@@ -79,6 +80,7 @@ COMPANION_BYTES = Limit(64 << 20, "bytes of a tokenizer's file or a text that is
 RECIPE_BYTES = Limit(1 << 20, "bytes of a YAML recipe")
 HEADER_BYTES = Limit(64 << 20, "bytes of a safetensors header")
 JSON_DEPTH = Limit(64, "arrays and objects inside each other; the files of models in use have fewer than ten")
+SHARD_BYTES = Limit(1 << 50, "bytes of tensors in one file that is written")
 SHARDS = Limit(4096, "files that an index may list")
 TOKENS = Limit(1 << 21, "tokens of a vocabulary; the largest in use have a quarter of a million", "--vocab-size 65536")
 TOKEN_ID = Limit((1 << 31) - 1, "an id of a token in a file", low=0)

@@ -62,11 +62,12 @@ def sampling(parser: argparse.ArgumentParser) -> None:
 
 def writer_for(args: argparse.Namespace) -> Any:
     from foundling.decode.text import TextGenerator
+    from foundling.errors import render
 
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     generator = TextGenerator.load(args.dir, weights=args.weights, **{name: getattr(args, name) for name in names})
     for note in generator.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(render.terminal(f"note: {note}"), file=sys.stderr)
     return generator
 
 

@@ -57,7 +57,7 @@ class Request:
             raise GenerationError("stop_strings contains an empty string, which matches everywhere; remove it")
         if self.stop_strings and self.decode is None:
             raise GenerationError("stop_strings require `decode`, a function from ids to text: pass the tokenizer's")
-        if not _is_listed(self.processors, LogitsProcessor):
+        if not all(callable(getattr(processor, "start", None)) for processor in self.processors):
             raise GenerationError(f"processors is {shown(self.processors)}; expected a list of LogitsProcessor")
         if self.decode is not None and not callable(self.decode):
             raise GenerationError(f"decode is {shown(self.decode)}; expected a function from ids to text")
@@ -82,7 +82,9 @@ def check_ids(ids: Any, name: str) -> None:
         raise GenerationError(f"{name} is {shown(ids)}; expected a list of token ids") from None
     if not ({*map(type, values)} <= {int} and 0 <= min(values, default=0) <= max(values, default=0) <= TOKEN_ID.high):
         for value in values:
-            TOKEN_ID.check(value, f"{name} contains {shown(value)}, which", GenerationError)
+            if isinstance(value, str):
+                raise GenerationError(f"{name} contains the text {shown(value)}; expected ids of tokens")
+            TOKEN_ID.check(value, f"{name} contains an id that", GenerationError)
 
 
 @dataclass

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from foundling.errors import BudgetError
+from foundling.limits import shown
 
+MOST = 1e30
+"""of any unit: more than all computers have computed, and far from what a float cannot multiply"""
 Unit = Literal["seconds", "flops", "tokens"]
 
 
@@ -20,8 +22,12 @@ class Budget:
     value: float = 180.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.value) and self.value > 0):
-            raise BudgetError(f"{self}: expected a positive number, such as {self.option} 3")
+        if self.unit not in get_args(Unit):
+            raise BudgetError(f"the unit of a budget is {shown(self.unit)}; use {', '.join(get_args(Unit))}")
+        if isinstance(self.value, bool) or not isinstance(self.value, int | float):
+            raise BudgetError(f"{self.option} {shown(self.value)}: expected a positive number")
+        if not 0 < self.value < MOST:
+            raise BudgetError(f"{self.option} {shown(self.value)}: expected a positive number below {MOST:g}")
 
     @property
     def option(self) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, Literal
@@ -222,6 +221,12 @@ class Request:
     def __post_init__(self) -> None:
         if not isinstance(self.data, str) or not self.data:
             raise ConfigError(f"the data is {shown(self.data)}, expected a path or builtin:NAME")
+        if not isinstance(self.budget, Budget):
+            raise ConfigError(f"the budget is {shown(self.budget)}, expected a Budget, such as Budget('seconds', 180)")
+        if self.licence is not None and not isinstance(self.licence, str):
+            raise ConfigError(f"the licence is {shown(self.licence)}, expected a text, such as 'CC-BY-4.0'")
+        if not isinstance(self.given, dict):
+            raise ConfigError(f"given is {shown(self.given)}, expected a dict of sections of the recipe")
         object.__setattr__(self, "given", check_given(self.given))
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -248,10 +253,9 @@ def check_given(given: dict[str, Any]) -> dict[str, Any]:
             needed = {f.name: fill[hints(section)[f.name]] for f in missing if f.default_factory is dataclasses.MISSING}
             section(**(needed | values))
     limits.SEED.check(clean.get("seed", 0), "'seed'")
-    for name, value in clean.get("model", {}).get("fields", {}).items():  # the rest is checked with the family
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            high = limits.limit_of_size(name).high
-            limits.check_number(value, f"'{name}'", 0, high if isinstance(value, int) else math.inf)
+    for name in ("n_layers", "d_model"):  # they have flags of their own; the others are checked with their family
+        if (value := clean.get("model", {}).get("fields", {}).get(name)) is not None:
+            limits.limit_of_size(name).check(value, f"'{name}'")
     return clean
 
 

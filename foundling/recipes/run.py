@@ -28,6 +28,7 @@ from foundling.recipes.models import READS, build_model, check_parents, no_predi
 from foundling.recipes.progress import Progress
 from foundling.recipes.publish import Outcome, publish_run
 from foundling.recipes.recipe import Recipe, Request, code_version, upgrade
+from foundling.recipes.space import check_space
 from foundling.recipes.training import run_training
 from foundling.runtime.clock import Clock
 from foundling.runtime.device import Runtime
@@ -121,6 +122,7 @@ class Run:
         if self.recipe is None:
             self.prepared = prepare()
             self.recipe, self.prediction = self.prepared.recipe, self.prepared.prediction
+            check_space(self.out, self.recipe, corpus, self.prediction["params"])
             clear(self.directory / "tokenizer")  # of a plan that a crash kept from being written down
             self._write_tokenizer(self.prepared.tokenizer)
             write_plan(self.directory, self.recipe, self.prediction | {"data_hash": corpus.data_hash})

@@ -23,6 +23,9 @@ from foundling.limits import JSON_BYTES, JSON_DEPTH
 STRING = re.compile(rb'"(?:[^"\\]+|\\.)*+"?', re.DOTALL)
 """of JSON, or the rest of a file where one does not end"""
 
+SPACE_FACTOR, SPACE_MARGIN = 1.02, 8 << 20
+"""of what is known to be written: headers and blocks of a file system; reports, tokenizers and logs"""
+
 
 def sha256(path: Path) -> str:
     digest = hashlib.sha256()
@@ -122,6 +125,22 @@ def require_free(path: Path) -> None:
     """OutputError if `path` holds anything already."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise OutputError(f"{path}: exists and is not empty; choose another directory")
+
+
+def require_space(path: Path, n_bytes: int, *, usage: Callable[[Path], Any] = shutil.disk_usage) -> None:
+    """OutputError unless the file system of `path` has space for `n_bytes` and a margin. A full disk loses nothing
+    either (see write_directory), but is met late. `usage`: as shutil.disk_usage."""
+    place = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    try:
+        free = usage(place).free
+    except OSError:  # a file system that does not say
+        return
+    needed = int(n_bytes * SPACE_FACTOR) + SPACE_MARGIN
+    if needed > free:
+        raise OutputError(
+            f"{path}: about {needed / 1e6:,.0f} MB will be written, {free / 1e6:,.0f} MB are free; free some space or "
+            "choose another place"
+        )
 
 
 def write_directory(path: Path, fill: Callable[[Path], None]) -> None:

@@ -14,7 +14,7 @@ from foundling.diffusion.schedule import NoiseSchedule
 from foundling.errors import ConfigError, OutputError, WeightsError
 from foundling.limits import COMPANION_BYTES
 from foundling.models import count_parameters, family_of
-from foundling.runtime.files import read_json, require_free, sha256, write_directory, write_json
+from foundling.runtime.files import read_json, require_free, require_space, sha256, write_directory, write_json
 from foundling.text import Tokenizer
 from foundling.text.tokenizer import NAMES_CODE
 from foundling.weights.convert.diffusers import is_pipeline, load_denoiser, tensors_folder, write_denoiser
@@ -25,6 +25,7 @@ from foundling.weights.directory import (
     check,
     load,
     opened,
+    tensor_bytes,
     weights_hash,
     whole_tensors,
     write_manifest,
@@ -41,6 +42,8 @@ COMPANIONS = (
     "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "USE_POLICY.md",
 )  # fmt: skip
 """Files copied along with the weights: data for a tokenizer or a reader, never code."""
+GGUF_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 34 / 32, "int4": 18 / 32}
+"""of a weight, with its share of a group's scale"""
 REWRITTEN = ("config.json", "model_index.json", "unet", "scheduler", MANIFEST)
 """Files and folders that are written anew."""
 PICKLED = (b"\x80", b"PK")
@@ -58,6 +61,7 @@ def import_model(source: str | Path, out: str | Path, *, dtype: str | None = Non
     require_free(out)
     model, schedule = _read(source, dtype)
     companion_files, skipped = companions(source)
+    require_space(out, _size(model, companion_files))
     origin = {"name": source.resolve().name, "files": _hashes(source, companion_files)}
 
     found = read_tokenizer(source) if source.is_file() else None
@@ -83,6 +87,7 @@ def export_model(directory: str | Path, out: str | Path, *, dtype: str | None = 
     require_free(out)
     model, schedule = _read(directory, dtype)
     companion_files, skipped = companions(directory)
+    require_space(out, _size(model, companion_files))
     write_directory(out, lambda temporary: _write(model, schedule, companion_files, temporary))
     return _summary(model, out, companion_files, skipped)
 
@@ -95,11 +100,18 @@ def export_gguf(directory: str | Path, out: str | Path, *, weights: str | None =
         raise OutputError(f"{out} exists; choose another name")
     model, _ = _read(directory, None)
     tokenizer = _byte_level(directory)
+    kind = weights or _dtype_name(model)
+    require_space(out, int(tensor_bytes(model) / model.head.weight.element_size() * GGUF_BYTES.get(kind, 4)))
     save_gguf(model, out, weights=weights or _dtype_name(model), tokenizer=tokenizer)
     _, skipped = companions(directory)
     return _summary(model, out, [] if tokenizer is None else [directory / "tokenizer.json"], skipped) | {
         "dtype": weights or _dtype_name(model)
     }
+
+
+def _size(model: Any, companion_files: list[Path]) -> int:
+    """Bytes of the weights and of the files beside them."""
+    return tensor_bytes(model) + sum(path.stat().st_size for path in companion_files)
 
 
 def companions(directory: Path) -> tuple[list[Path], list[str]]:
