@@ -35,7 +35,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def print_result(found: dict[str, Any]) -> None:
-    print(f"{found['out']}: {found['family']}, {found['parameters']:,} parameters, {found['dtype']}")
+    from foundling.errors import render
+
+    print(f"{render.terminal(found['out'])}: {found['family']}, {found['parameters']:,} parameters, {found['dtype']}")
     for key, what in (("kept", "copied"), ("left_out", "not copied")):
         if found[key]:
-            print(f"{what}: {', '.join(found[key])}")
+            print(render.terminal(f"{what}: {', '.join(found[key])}"))

@@ -86,7 +86,8 @@ def bases(tmp_path_factory) -> list[Base]:
     others = [save(case(name).tiny(), root / name) for name in ("clip", "mixtral", "bart")]
     (root / "gguf").mkdir()
     export_gguf(found[0].path, root / "gguf" / "m.gguf")
-    arguments = [corpus(root / "data"), "--tokens", "3072", *TINY, "--out", root / "run"]
+    short = ["--tokens", "1024", *TINY, "--total-steps", "8", "--out", root / "run"]
+    arguments = [corpus(root / "data", documents=20), *short]
     kill_after_checkpoint(arguments, root / "run")
     return [*found, Base(sharded, "text"), Base(pipeline, "other"), *(Base(p, "other") for p in others),
             Base(root / "gguf", "gguf"), Base(root / "run", "run")]  # fmt: skip
