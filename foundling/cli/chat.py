@@ -37,6 +37,7 @@ def talk(writer: Any, messages: list[dict[str, str]], options: dict[str, Any]) -
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    from foundling.decode.request import sample_seed
     from foundling.errors import ConfigError
 
     writer, console = writer_for(args), sys.stderr
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         prompt = line.rstrip("\n")
         stream = None if args.json else lambda text: print(text, end="", flush=True)
         options: dict[str, Any] = dict(
-            max_tokens=args.max_tokens, seed=args.seed + len(turns), stop_strings=args.stop, on_text=stream
+            max_tokens=args.max_tokens, seed=sample_seed(args.seed, len(turns)), stop_strings=args.stop, on_text=stream
         )
         if chats:
             messages.append({"role": "user", "content": prompt})

@@ -77,7 +77,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     COMPLETIONS.check(args.n, "--n", GenerationError)
     SEED.check(args.seed, "--seed", GenerationError)
-    answers = writer_for(args).generate(
+    generator = writer_for(args)
+    if args.suffix is not None and generator.framing.spec.fills_middle is False:
+        note = "this model was raised without --fim-rate: it was never taught to fill in the middle"
+        print(f"note: {note}", file=sys.stderr)
+    answers = generator.generate(
         args.prompt,
         suffix=args.suffix,
         n=args.n,

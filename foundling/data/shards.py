@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tokens on disk, memory-mapped: numbered files of raw integers and an index with their hashes.
 
-A document is stored as eos, then its tokens; one eos closes the last. So eos alone marks every border.
+A document is stored as eos, then its tokens, framed as its tokenizer frames a text; one eos closes the last. So eos
+alone marks every border.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class TokenArray:
     """The tokens of a sample of texts, in memory; read like TokenShards."""
 
     def __init__(self, texts: Iterable[str], tokenizer: Tokenizer) -> None:
-        documents = [[tokenizer.eos, *ids] for ids in tokenizer.encode_batch(list(texts))]
+        documents = [[*tokenizer.opening, *ids] for ids in tokenizer.encode_batch(list(texts))]
         self.tokens = np.array([token for ids in documents for token in ids] + [tokenizer.eos])
         self.eos, self.n_tokens = tokenizer.eos, len(self.tokens)
         self.hash = hashlib.sha256(self.tokens.tobytes()).hexdigest()
@@ -123,7 +124,7 @@ def write_shards(
             for text, ids in zip(group, encode(group), strict=True):
                 n_documents += 1
                 n_bytes += len(text.encode())
-                yield np.array([tokenizer.eos, *ids], dtype=dtype)
+                yield np.array([*tokenizer.opening, *ids], dtype=dtype)
         yield np.array([tokenizer.eos], dtype=dtype)
 
     whole, shards = hashlib.sha256(), []

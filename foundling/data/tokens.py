@@ -96,9 +96,9 @@ def train_tokenizer(corpus: Corpus, vocab_size: int) -> Tokenizer:
 
 
 def bytes_per_token(corpus: Corpus, tokenizer: Tokenizer) -> float:
-    """Bytes of UTF-8 a token of held-out text, eos included, estimated from the beginnings of some documents."""
+    """Bytes of UTF-8 a token of held-out text, its frame included, estimated from the beginnings of some documents."""
     sample = [document.text[:RATIO_CHARS] for document in corpus.held_out[:RATIO_DOCUMENTS]]
-    n_tokens = sum(len(ids) + 1 for ids in tokenizer.encode_batch(sample))
+    n_tokens = sum(len(ids) + len(tokenizer.opening) for ids in tokenizer.encode_batch(sample))
     return sum(len(text.encode()) for text in sample) / max(1, n_tokens)
 
 

@@ -13,17 +13,17 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from foundling.decode.engine.engine import Engine
-from foundling.decode.request import Completion, Request
+from foundling.decode.request import Completion, Request, sample_seed
 from foundling.errors import GenerationError
 from foundling.limits import COMPLETIONS
 
 
 def repeat_request(request: Request, n: int) -> list[Request]:
-    """The request n times, with consecutive seeds. Raises GenerationError where all completions would be equal."""
+    """The request n times; time k draws by sample_seed(seed, k). GenerationError where all would be equal."""
     COMPLETIONS.check(n, "n", GenerationError)
     if n > 1 and request.sampling.temperature == 0:
         raise GenerationError(f"temperature 0 gives the same completion {n} times; raise it or use n=1")
-    return [replace(request, seed=request.seed + i) for i in range(n)]
+    return [replace(request, seed=sample_seed(request.seed, i)) for i in range(n)]
 
 
 class BestOf(NamedTuple):

@@ -50,16 +50,32 @@ class StreamDecoder:
         self.n_prompt = self.n_decoded = len(self.tokens)
         self.n_context = 0
         """tokens[n_prompt:n_decoded] are in `text`, the last of them from n_context on"""
+        last = next((i for i in reversed(self.tokens) if i not in self.tokenizer.special), None)
+        self.prompt_in_bytes, self.in_bytes = last in self.tokenizer.byte_ids, False
+        """whether the last token with a text is a byte, in a tokenizer that falls back to bytes"""
         self.stream = DecodeStream(ids=self.tokens, skip_special_tokens=True)
         self.fallback: FullDecoder | None = None
-        # a stream cannot complete a character that the prompt has begun
-        if self.tokenizer.decode(self.tokens).endswith(REPLACEMENT):
+        # a stream cannot complete a character that the prompt has begun, nor take back a space
+        if self.tokenizer.cleans or self.tokenizer.decode(self.tokens).endswith(REPLACEMENT):
             self.fallback = FullDecoder(answer)
 
     def append(self, token: int) -> str:
         if self.fallback:
             return self.fallback.append(token)
         self.tokens.append(token)
+        if token in self.tokenizer.byte_ids or (self.in_bytes and token in self.tokenizer.special):
+            if len(self.tokens) == self.n_prompt + 1 and self.prompt_in_bytes:
+                self.fallback = FullDecoder(self.answer)
+                return self.fallback.append(token)
+            self.in_bytes = True  # one wrong byte spoils all others of its run: a stream would have passed them on
+            return self.text + self._undecoded()
+        if self.in_bytes:
+            self.in_bytes, self.text = False, self.text + self._undecoded()
+            if self.tokenizer.decode(self.tokens[self.n_decoded :]):
+                self.n_context = self.n_decoded
+            self.n_decoded = len(self.tokens)
+            self.stream = DecodeStream(ids=self.tokens[self.n_context :], skip_special_tokens=True)
+            return self.text
         try:
             chunk = self.stream.step(self.tokenizer.backend, token)
         except Exception:  # bytes that form no character change the text before them: a stream cannot take it back
@@ -67,11 +83,15 @@ class StreamDecoder:
             self.fallback = FullDecoder(self.answer, answered)
             return self.answer(answered)
         if chunk is None:  # the token ends inside a character, or has no text
-            context = self.tokenizer.decode(self.tokens[self.n_context : self.n_decoded])
-            return self.text + self.tokenizer.decode(self.tokens[self.n_context :])[len(context) :]
+            return self.text + self._undecoded()
         self.text += chunk
         self.n_context, self.n_decoded = self.n_decoded, len(self.tokens)
         return self.text
+
+    def _undecoded(self) -> str:
+        """The text of the tokens that `text` leaves out."""
+        context = self.tokenizer.decode(self.tokens[self.n_context : self.n_decoded])
+        return self.tokenizer.decode(self.tokens[self.n_context :])[len(context) :]
 
 
 def incremental_decoder(decode: Callable[[list[int]], str]) -> IncrementalDecoder:

@@ -9,7 +9,7 @@ from typing import Any
 from foundling.decode import plain
 from foundling.decode.engine.engine import Engine
 from foundling.decode.processors import LogitsProcessor
-from foundling.decode.request import Completion, build_requests
+from foundling.decode.request import Completion, build_requests, build_sampling
 from foundling.decode.sampling import Sampling
 from foundling.errors import GenerationError
 
@@ -47,4 +47,4 @@ def generate(
     unsupported = sorted(more.keys() & MODEL_ONLY)
     if unsupported:
         raise GenerationError(f"an engine does not support {', '.join(unsupported)}; pass the model itself")
-    return model.generate(build_requests(tokens, n, seed, sampling, more, **options))
+    return model.generate(build_requests(tokens, n, seed, build_sampling(sampling, more), **options))

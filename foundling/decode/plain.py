@@ -11,7 +11,14 @@ import torch
 from foundling.decode.beam import beam_search
 from foundling.decode.processors import LogitsProcessor
 from foundling.decode.prompts import add_prompt_logprobs, prefill
-from foundling.decode.request import Completion, Request, build_requests, check_generates, check_request
+from foundling.decode.request import (
+    Completion,
+    Request,
+    build_requests,
+    build_sampling,
+    check_generates,
+    check_request,
+)  # fmt: skip
 from foundling.decode.sampling import Sampling
 from foundling.decode.sequence_state import SequenceState, choose_next_tokens
 from foundling.decode.speculative import DraftModelProposer, DraftProposer, speculate
@@ -46,29 +53,30 @@ def generate(
     prompts are its source. Options not described here are those of `Request`. Sampling is either `sampling` or its
     fields by name (temperature, top_k, …).
 
-    `n` completions per prompt, which is prefilled once: completion j of prompt i is row i·n + j, and its seed is
-    `seed` + row. `beams` above 1 searches for likely completions instead of sampling (decode/beam.py) and returns the n
-    best. `draft`, a smaller model of the same vocabulary or a `DraftProposer`, proposes `draft_tokens` at a time; the
-    distribution is unchanged (decode/speculative.py). `on_token` is called at each step with the new id of every row,
-    −1 for a finished row. The model runs in evaluation mode, and is left in the mode that it was in.
+    `n` completions per prompt, which is prefilled once: completion j of prompt i is row i·n + j, and draws by
+    sample_seed(seed, row). `beams` above 1 searches for likely completions instead of sampling (decode/beam.py) and
+    returns the n best. `draft`, a smaller model of the same vocabulary or a `DraftProposer`, proposes `draft_tokens` at
+    a time; the distribution is unchanged (decode/speculative.py). `on_token` is called at each step with the new id of
+    every row, −1 for a finished row. The model runs in evaluation mode, and is left in the mode that it was in.
 
     Raises GenerationError for an empty prompt, values that are invalid or exclude each other, ids outside the
     vocabulary, or more tokens than the model's max_seq_len.
     """
     check_generates(model)
     requests = build_requests(
-        tokens, n, seed, sampling, sampling_fields, max_tokens=max_tokens, stop=stop, stop_strings=stop_strings,
-        decode=decode, logprobs=logprobs, prompt_logprobs=prompt_logprobs, processors=processors,
+        tokens, n, seed, build_sampling(sampling, sampling_fields), max_tokens=max_tokens, stop=stop,
+        stop_strings=stop_strings, decode=decode, logprobs=logprobs, prompt_logprobs=prompt_logprobs,
+        processors=processors,
     )  # fmt: skip
     reads_source = model.capabilities.reads_source
     for request in requests:
         check_request(model, request)
     if prompt_logprobs is not None and reads_source:
         raise GenerationError("an encoder-decoder does not predict its source: omit prompt_logprobs")
-    sequences = [SequenceState(request, [model.config.start_id] if reads_source else None) for request in requests]
     BEAMS.check(beams, "beams", GenerationError)
     DRAFT_TOKENS.check(draft_tokens, "draft_tokens", GenerationError)
     check_number(length_penalty, "length_penalty", -100, 100, GenerationError)
+    sequences = _begin(model, requests)
     if beams != 1:
         _check_beams(requests[0], beams, n, draft is not None or on_token is not None)
     if on_token and draft is not None:
@@ -87,6 +95,23 @@ def generate(
         else:
             _step_to_end(model, tokens, n, sequences, max_tokens, on_token)
     return [s.completion for s in sequences]
+
+
+@torch.inference_mode()
+def complete(model: Any, requests: Sequence[Request]) -> list[Completion]:
+    """Requests of different prompts and options as one batch; what `Engine.generate` gives for each."""
+    check_generates(model)
+    for request in requests:
+        check_request(model, request)
+    sequences = _begin(model, requests)
+    with evaluation_mode(model):
+        _step_to_end(model, [r.prompt for r in requests], 1, sequences, max(r.max_tokens for r in requests), None)
+    return [s.completion for s in sequences]
+
+
+def _begin(model: Any, requests: Sequence[Request]) -> list[SequenceState]:
+    start = [model.config.start_id] if model.capabilities.reads_source else None
+    return [SequenceState(request, start) for request in requests]
 
 
 def _step_to_end(

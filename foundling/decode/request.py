@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -151,27 +152,35 @@ def check_generates(model: Any) -> None:
         raise GenerationError(f"{name} does not generate text; see `foundling fill`")
 
 
+def sample_seed(seed: int, k: int) -> int:
+    """The seed of sample k of what is drawn by `seed`; sample 0 has `seed` itself. With seed + k, all samples of seed 0
+    but the first would be samples of seed 1."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {k}".encode()).digest()[:8], "little") >> 1 if k else seed
+
+
+def build_sampling(sampling: Sampling | None, fields_by_name: dict[str, Any]) -> Sampling:
+    """Either `sampling` or its fields by name. GenerationError for both, or for unknown names."""
+    if sampling is not None and fields_by_name:
+        raise GenerationError(f"pass either `sampling` or {', '.join(sorted(fields_by_name))}, not both")
+    known = [f.name for f in fields(Sampling)]
+    for name in fields_by_name:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            raise GenerationError(f"unknown option '{name}'" + (f"; did you mean '{close[0]}'?" if close else ""))
+    return Sampling(**fields_by_name) if sampling is None else sampling
+
+
 def build_requests(
     prompts: Sequence[Sequence[int]],
     n: int,
     seed: int,
-    sampling: Sampling | None,
-    sampling_fields: dict[str, Any],
+    sampling: Sampling,
     **options: Any,
 ) -> list[Request]:
-    """`n` requests per prompt: completion j of prompt i is request i·n + j, and its seed is seed + i·n + j. Sampling
-    is either `sampling` or its fields by name. `options` are other fields of Request. Raises GenerationError for
-    unknown names and for options that exclude each other."""
+    """`n` requests per prompt: completion j of prompt i is request i·n + j, and draws by sample_seed(seed, i·n + j).
+    `options` are other fields of Request."""
     COMPLETIONS.check(n, "n", GenerationError)
     SEED.check(seed, "seed", GenerationError)
-    if sampling is not None and sampling_fields:
-        raise GenerationError(f"pass either `sampling` or {', '.join(sorted(sampling_fields))}, not both")
-    known = [f.name for f in fields(Sampling)]
-    for name in sampling_fields:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            raise GenerationError(f"unknown option '{name}'" + (f"; did you mean '{close[0]}'?" if close else ""))
-    sampling = Sampling(**sampling_fields) if sampling is None else sampling
     if isinstance(prompts, str | bytes) or not hasattr(prompts, "__len__"):
         raise GenerationError(f"the prompts are {shown(prompts)}; expected a list of lists of token ids")
     if not len(prompts):
@@ -179,5 +188,6 @@ def build_requests(
     REQUESTS.check(len(prompts) * n, "the number of completions", GenerationError)
     repeated = [prompt for prompt in prompts for _ in range(n)]
     return [
-        Request(prompt=prompt, sampling=sampling, seed=seed + row, **options) for row, prompt in enumerate(repeated)
+        Request(prompt=prompt, sampling=sampling, seed=sample_seed(seed, row), **options)
+        for row, prompt in enumerate(repeated)
     ]

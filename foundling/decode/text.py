@@ -16,8 +16,10 @@ from foundling.decode.sampling import Sampling
 from foundling.errors import GenerationError, WeightsError
 from foundling.text import Tokenizer
 from foundling.text.framing import AnswerDecoder, Framing
+from foundling.text.tokenizer import CLEANED_SPAN
 from foundling.weights.directory import load
-from foundling.weights.generation import SAMPLED, read_generation_config, read_text_spec
+from foundling.weights.generation import SAMPLED, read_generation_config
+from foundling.weights.text_spec import read_text_spec
 
 DEFAULT_MAX_TOKENS = 100
 
@@ -32,6 +34,7 @@ class TextStreamer:
         self.n_sent = 0
         owner = decode.tokenizer if isinstance(decode, AnswerDecoder) else getattr(decode, "__self__", None)
         self.tokenizer = owner if isinstance(owner, Tokenizer) else None
+        self.n_unsettled = CLEANED_SPAN if self.tokenizer and self.tokenizer.cleans else 0
         self.in_bytes = False
         """whether the last token with a text was a byte of a character"""
 
@@ -46,7 +49,7 @@ class TextStreamer:
             (n for s in self.stop_strings for n in range(1, len(s)) if text.endswith(s[:n])), default=0
         )  # may be the beginning of a stop string
         matches = [at for s in self.stop_strings if (at := text.find(s, max(0, self.n_sent - len(s)))) >= 0]
-        self._send(text[: min(matches, default=len(text) - n_pending)])
+        self._send(text[: max(0, min([*matches, len(text) - max(n_pending, self.n_unsettled)]))])
 
     def finish(self, text: str) -> None:
         """Sends the rest of the final text."""
@@ -158,7 +161,7 @@ class TextGenerator:
             )  # fmt: skip
         else:
             finished = dict[int, Completion]()
-            for output in self.engine.stream(build_requests([ids], n, seed, self.sampling, {}, **options)):
+            for output in self.engine.stream(build_requests([ids], n, seed, self.sampling, **options)):
                 for token in output.new_tokens if output.request_id == 0 else ():
                     append(token)
                 if output.completion:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,11 +12,14 @@ import torch
 from foundling.contracts.records import Result
 from foundling.decode import plain
 from foundling.decode.prompts import pad_prompts
+from foundling.decode.request import Completion, Request, build_sampling, sample_seed
 from foundling.errors import ConfigError, DataError, GenerationError
 from foundling.evaluate.intervals import interval_of
 from foundling.evaluate.task import Continuation, GeneratedText, Task
+from foundling.text import Tokenizer
 from foundling.text.framing import Framing
 from foundling.weights.directory import weights_hash
+from foundling.weights.text_spec import text_spec
 
 BATCH_SIZE = 64
 _LOGIT_ROWS = 256  # positions whose logits are held at once
@@ -23,7 +27,7 @@ _LOGIT_ROWS = 256  # positions whose logits are held at once
 
 def loglikelihood(
     model: Any,
-    tokenizer: Any,
+    text: Framing | Tokenizer,
     task: Task[Any],
     *,
     batch_size: int = BATCH_SIZE,
@@ -39,11 +43,12 @@ def loglikelihood(
     """
     if task.continuations is None:
         raise ConfigError(f"task {task.name!r} has no continuations to compare; give them, or run it by generation")
+    framing = frame(model, text)
     texts = [list(task.continuations(example)) for example in task.examples]
     pairs = [
-        encode_pair(model, tokenizer, task.prompt(example), text)
+        encode_pair(framing, task.prompt(example), option)
         for example, options in zip(task.examples, texts, strict=True)
-        for text in options
+        for option in options
     ]
     found = iter(continuation_logprobs(model, pairs, batch_size=batch_size))
     scores = []
@@ -55,7 +60,7 @@ def loglikelihood(
 
 def generate(
     model: Any,
-    tokenizer: Any,
+    text: Framing | Tokenizer,
     task: Task[Any],
     *,
     max_tokens: int,
@@ -70,7 +75,7 @@ def generate(
     the likeliest token is taken (temperature 0)."""
     answers = complete(
         model,
-        tokenizer,
+        text,
         [task.prompt(example) for example in task.examples],
         max_tokens=max_tokens,
         seed=seed,
@@ -93,7 +98,7 @@ def judge(
 
 def complete(
     model: Any,
-    tokenizer: Any,
+    text: Framing | Tokenizer,
     prompts: Sequence[str],
     *,
     max_tokens: int,
@@ -102,40 +107,34 @@ def complete(
     batch_size: int = BATCH_SIZE,
     **sampling: Any,
 ) -> list[GeneratedText]:
-    """A text for each prompt, until the tokenizer's end of text. Prompt i draws by seed + i, whatever the batch."""
-    ids = [encode_prompt(model, tokenizer, prompt) for prompt in prompts]
-    answers: list[Any] = []
-    with torch.compiler.set_stance("force_eager"):
-        for start in range(0, len(ids), batch_size):
-            answers += plain.generate(
-                model.eval(),
-                ids[start : start + batch_size],
-                max_tokens=max_tokens,
-                seed=seed + start,
-                stop=[tokenizer.eos],
-                stop_strings=stop_strings,
-                decode=tokenizer.decode if stop_strings else None,
-                **sampling,
-            )
-    return [
-        GeneratedText(
-            answer.text if stop_strings else tokenizer.decode(answer.tokens), answer.finish_reason == "length"
-        )
-        for answer in answers
+    """A text for each prompt, until an end that the model or its tokenizer declares. Prompt i draws by
+    sample_seed(seed, i), whatever the batch."""
+    framing = frame(model, text)
+    values = build_sampling(None, sampling)
+    never = dict.fromkeys(framing.unnamed_rows(), float("-inf"))
+    values = replace(values, logit_bias=never | dict(values.logit_bias))
+    stop = (*framing.ends, *framing.stops(stop_strings))
+    requests = [
+        Request(ids, max_tokens, values, sample_seed(seed, i), stop, stop_strings, framing.answer(ids))
+        for i, ids in enumerate(map(framing.prompt, prompts))
     ]
+    answers = list[Completion]()
+    with torch.compiler.set_stance("force_eager"):
+        for start in range(0, len(requests), batch_size):
+            answers += plain.complete(model, requests[start : start + batch_size])
+    return [GeneratedText(answer.text or "", answer.finish_reason == "length") for answer in answers]
 
 
-def encode_prompt(model: Any, tokenizer: Any, prompt: str) -> list[int]:
-    """The ids that a model continues, or an encoder–decoder's source, framed as its tokenizer does."""
-    return Framing(tokenizer).prompt(prompt)
+def frame(model: Any, text: Framing | Tokenizer) -> Framing:
+    """How this model's texts are framed: as its directory says, or by the tokenizer alone."""
+    return text if isinstance(text, Framing) else Framing(text, text_spec(model))
 
 
-def encode_pair(model: Any, tokenizer: Any, prompt: str, continuation: str) -> tuple[list[int], list[int]]:
+def encode_pair(framing: Framing, prompt: str, continuation: str) -> tuple[list[int], list[int]]:
     """The ids of the prompt and those that count. GenerationError where nothing stands before the first that counts."""
-    before = encode_prompt(model, tokenizer, prompt)
-    if model.capabilities.reads_source:
-        return before, tokenizer.encode(continuation)
-    whole = encode_prompt(model, tokenizer, prompt + continuation)
+    if framing.spec.reads_source:
+        return framing.prompt(prompt), framing.tokenizer.encode(continuation)
+    before, whole = framing.beginning(prompt), framing.beginning(prompt + continuation)
     same = next((i for i, (a, b) in enumerate(zip(before, whole)) if a != b), min(len(before), len(whole)))
     if not same:
         raise GenerationError("the prompt is empty and the tokenizer has no opening token; give a prompt")

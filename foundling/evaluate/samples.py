@@ -23,7 +23,7 @@ def sample_texts(
     top_p: float = 1.0,
     seed: int = 0,
 ) -> list[GeneratedText]:
-    """n texts that begin with the tokenizer's opening token alone, in one batch; sample i draws by seed + i."""
+    """n texts that begin with the tokenizer's opening token alone, in one batch; each draws by a seed of its own."""
     return complete(
         model,
         tokenizer,

@@ -57,7 +57,7 @@ def learning_of(
         hidden: dict[str, Any] = dict(
             seed=seed, mask=mask_id(tokenizer), vocab_size=tokenizer.vocab_size, rate=spec.mask_rate
         )
-        return Learning(Causal(), lambda batches: MaskedBatches(batches, never=(tokenizer.eos,), **hidden))
+        return Learning(Causal(), lambda batches: MaskedBatches(batches, never=tuple(tokenizer.opening), **hidden))
     target = target_len(spec, seq_len)
     if target is None:
         return Learning(Causal())

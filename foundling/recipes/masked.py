@@ -35,7 +35,7 @@ def masked(run: Run) -> dict[str, Any]:
         held_out = corrupted_score(model, learning.objective, learning.transform, windows, runtime)
         rows = [row.tolist() for batch in windows for row in batch["tokens"]]
         pseudo = pseudo_perplexity(
-            model, rows, mask_id(tokenizer), runtime=runtime, kept=[tokenizer.eos], max_positions=POSITIONS["masked"],
+            model, rows, mask_id(tokenizer), runtime=runtime, kept=tokenizer.opening, max_positions=POSITIONS["masked"],
             seed=recipe.seed,
         )  # fmt: skip
     run.progress.line(f"held out: {held_out.loss:.3f} nats a masked token after {run.seconds:.0f} s")

@@ -28,6 +28,8 @@ class TextSpec:
     """of the model's embedding; more or fewer than the tokenizer has ids"""
     reads_source: bool = False
     """whether a prompt is a source of its own, whose answer begins anew (an encoder–decoder)"""
+    fills_middle: bool | None = None
+    """whether the model was taught to fill in the middle; None where nothing says so"""
 
 
 class AnswerDecoder:
@@ -63,6 +65,12 @@ class Framing:
         ids = self.tokenizer.encode_framed(text)
         opening = self.tokenizer.eos if self.tokenizer.bos is None else self.tokenizer.bos
         return ids or [opening]
+
+    def beginning(self, text: str) -> list[int]:
+        """The ids of a text that goes on: `prompt` without what the tokenizer puts after a text. They may be none."""
+        _, last = self.tokenizer.frame
+        ids = self.tokenizer.encode_framed(text)
+        return ids[: len(ids) - len(last)]
 
     def fill_in_the_middle(self, prefix: str, suffix: str) -> list[int]:
         """The ids to continue with what stands between. GenerationError where the tokenizer has no tokens for it."""

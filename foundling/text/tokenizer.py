@@ -27,6 +27,9 @@ SPARE = 16
 MULTIPLE = 64
 SMALLEST = 320
 
+LONGEST_WORD = 128
+"""characters of a word that training sees at once: merging a longer one takes time that grows with its square"""
+
 # Words with a preceding sign or space, up to three digits, runs of punctuation, and line breaks with the following
 # indentation, so that one token can start a line of code.
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+[ \t]*|\s+(?!\S)|\s+"
@@ -41,6 +44,13 @@ OWN_CONFIG = {
     "chat_template": CHAT_TEMPLATE,
 }
 """tokenizer_config.json of a tokenizer trained by this library."""
+CLEANED = {
+    " .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'", " n't": "n't", " 'm": "'m", " 's": "'s", " 've": "'ve",
+    " 're": "'re",
+}  # fmt: skip
+"""what transformers replaces in decoded text where tokenizer_config.json asks for it, in this order"""
+CLEANED_SPAN = 8
+"""characters at the end of a text that what follows may still change so"""
 NAMED = ("bos_token", "eos_token", "sep_token", "mask_token")
 NAMES_CODE = "auto_map"
 """The key by which transformers finds code to execute; it is always removed."""
@@ -98,12 +108,10 @@ class Tokenizer:
         if vocab_size % MULTIPLE or vocab_size < SMALLEST:
             raise ConfigError(f"vocab_size {vocab_size}: expected a multiple of {MULTIPLE}, at least {SMALLEST}")
         backend = tokenizers.Tokenizer(models.BPE())
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(WORDS), "isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
+        words = pre_tokenizers.Split(Regex(WORDS), "isolated")
+        short = pre_tokenizers.Split(Regex(f"(?m:.{{1,{LONGEST_WORD}}})"), "isolated")  # with m, . is any character
+        bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([words, short, bytes_of])
         backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size - SPARE,
@@ -112,6 +120,7 @@ class Tokenizer:
             show_progress=False,
         )
         backend.train_from_iterator(texts, trainer)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([words, bytes_of])
         size = backend.get_vocab_size()
         padded = -(-(size + SPARE) // MULTIPLE) * MULTIPLE
         backend.add_special_tokens(
@@ -149,7 +158,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text, without adding or recognising special tokens."""
-        return self._encoded(self.backend, text, add_special_tokens=False)
+        return self._encoded(self._plain(text), text, add_special_tokens=False)
 
     @staticmethod
     def _encoded(backend: tokenizers.Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -161,11 +170,45 @@ class Tokenizer:
 
     def encode_framed(self, text: str) -> list[int]:
         """Ids with the tokenizer's special tokens around a single text, such as [CLS] and [SEP]."""
-        return self._encoded(self.backend, text, add_special_tokens=True)
+        return self._encoded(self._plain(text), text, add_special_tokens=True)
 
     def encode_marked(self, text: str) -> list[int]:
         """Ids of a text in which special tokens are written out, as a chat template writes them; none are added."""
         return self._encoded(self._marked, text, add_special_tokens=False)
+
+    def _plain(self, *texts: str) -> tokenizers.Tokenizer:
+        """The backend that takes these texts for text alone. A Unigram model looks for all of its vocabulary in a text,
+        </s> included, which SentencePiece never does."""
+        if isinstance(self.backend.model, models.Unigram) and any(
+            mark in text for mark in self._marks for text in texts
+        ):
+            return self._without_marks
+        return self.backend
+
+    @cached_property
+    def _marks(self) -> list[str]:
+        added = self.backend.get_added_tokens_decoder().values()
+        return [token.content for token in added if token.special and token.content]
+
+    @cached_property
+    def _without_marks(self) -> tokenizers.Tokenizer:
+        """A copy whose special tokens have names that no text holds."""
+        table = json.loads(self.backend.to_str())
+        marks = set(self._marks)
+        for piece in table["model"]["vocab"]:
+            piece[0] = f"\0{piece[0]}\0" if piece[0] in marks else piece[0]
+        table["added_tokens"] = [token for token in table["added_tokens"] if token["content"] not in marks]
+        backend = tokenizers.Tokenizer.from_str(json.dumps(table))
+        backend.encode_special_tokens = True
+        return backend
+
+    @cached_property
+    def cleans(self) -> bool:
+        """Whether decoding takes spaces out before signs, as transformers does; it does not with a BPE."""
+        if self.described.get("clean_up_tokenization_spaces") is not True:
+            return False
+        forced = self.described.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output") is True
+        return forced or not isinstance(self.backend.model, models.BPE)
 
     @cached_property
     def byte_ids(self) -> frozenset[int]:
@@ -199,12 +242,22 @@ class Tokenizer:
         own = [at for at, special in enumerate(probe.special_tokens_mask) if not special]
         return (probe.ids[: own[0]], probe.ids[own[-1] + 1 :]) if own else ([], [])
 
+    @cached_property
+    def opening(self) -> list[int]:
+        """What stands before a document in a stream of them: the eos that ends the one before, and what the tokenizer
+        itself puts before a text."""
+        first, _ = self.frame
+        return first if first[:1] == [self.eos] else [self.eos, *first]
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [e.ids for e in self._plain(*texts).encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids; special tokens are omitted; invalid bytes become U+FFFD."""
-        return self.backend.decode(list(ids), skip_special_tokens=True)
+        text = self.backend.decode(list(ids), skip_special_tokens=True)
+        for spaced, clean in CLEANED.items() if self.cleans else ():
+            text = text.replace(spaced, clean)
+        return text
 
     def piece(self, token: int) -> str:
         """One token as text, without WordPiece's continuation prefix (##)."""
@@ -212,7 +265,7 @@ class Tokenizer:
 
     def pieces(self, text: str) -> list[tuple[str, int]]:
         """(characters, id) of each token. A token that ends inside a character has ''."""
-        encoding = self.backend.encode(text, add_special_tokens=False)
+        encoding = self._plain(text).encode(text, add_special_tokens=False)
         pieces, end = [], 0
         for i, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
             pieces.append((text[max(start, end) : stop], i))

@@ -10,7 +10,6 @@ from typing import Any
 from foundling.errors import WeightsError
 from foundling.runtime.files import read_json
 from foundling.text import Tokenizer
-from foundling.text.framing import TextSpec
 
 SAMPLED = ("temperature", "top_k", "top_p", "min_p")
 """keys that hold where `do_sample` is true"""
@@ -63,9 +62,9 @@ def read_generation_config(directory: Path) -> GenerationConfig:
     words = values.get("bad_words_ids", [])
     if not isinstance(words, list):
         raise WeightsError(f"{file}: bad_words_ids is {str(words)[:80]}, expected lists of ids")
-    if bad := [ids for word in words if (ids := _ids(word, "bad_words_ids", file))]:
+    if bad := [ids for word in words if (ids := read_ids(word, "bad_words_ids", file))]:
         sampling["bad_words"] = bad
-    if never := _ids(values.get("suppress_tokens", []), "suppress_tokens", file):
+    if never := read_ids(values.get("suppress_tokens", []), "suppress_tokens", file):
         sampling["logit_bias"] = dict.fromkeys(never, float("-inf"))
     known = {*INERT, *SAMPLED, *ALWAYS, "bad_words_ids", "suppress_tokens"}
     ignored = [
@@ -76,7 +75,7 @@ def read_generation_config(directory: Path) -> GenerationConfig:
         n if isinstance(n := values.get(key), int) and not isinstance(n, bool) and n > 0 else None
         for key in ("max_new_tokens", "max_length")
     )
-    ends = _ids(values.get("eos_token_id", []), "eos_token_id", file)
+    ends = read_ids(values.get("eos_token_id", []), "eos_token_id", file)
     return GenerationConfig(ends, sampling, greedy, most, None if most else longest, tuple(ignored))
 
 
@@ -90,19 +89,8 @@ def default_generation_config(model: Any, tokenizer: Tokenizer) -> dict[str, Any
     return {key: value for key, value in values.items() if value is not None}
 
 
-def read_text_spec(directory: str | Path, model: Any) -> TextSpec:
-    """What the files of a model directory say of texts. `model`: what was loaded from it."""
-    directory = Path(directory)
-    file = directory / "config.json"
-    values = read_json(file) if file.exists() else {}
-    own = values.get("eos_token_id")
-    if own is None and isinstance(values.get("text_config"), dict):
-        own = values["text_config"].get("eos_token_id")
-    ends = (*read_generation_config(directory).ends, *(() if own is None else _ids(own, "eos_token_id", file)))
-    return TextSpec(tuple(dict.fromkeys(ends)), model.config.vocab_size, model.capabilities.reads_source)
-
-
-def _ids(value: Any, key: str, file: Path) -> tuple[int, ...]:
+def read_ids(value: Any, key: str, file: Path) -> tuple[int, ...]:
+    """An id or a list of them; WeightsError for anything else."""
     ids = value if isinstance(value, list) else [value]
     if not all(isinstance(i, int) and not isinstance(i, bool) and i < 1 << 31 for i in ids):
         raise WeightsError(f"{file}: {key} is {str(value)[:80]}, expected ids")

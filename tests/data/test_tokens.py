@@ -8,11 +8,13 @@ import pytest
 
 from foundling.data import shards as shards_module
 from foundling.data.ingest import Corpus, ingest
-from foundling.data.shards import TokenShards, write_shards
+from foundling.data.shards import TokenArray, TokenShards, write_shards
 from foundling.data.sources import Document
 from foundling.data.tokens import bytes_per_token, scale_sample, tokenize_corpus, train_tokenizer
 from foundling.errors import DataError, MismatchError
 from foundling.text import Tokenizer
+from foundling.text.framing import Framing
+from tests.text import kinds
 
 DOCUMENTS = [
     Document(f"{i}", "".join(f"def f{i}_{k}(x):\n    return x * {i * k}\n" for k in range(20))) for i in range(80)
@@ -44,6 +46,21 @@ def test_tokens_are_those_of_the_corpus(corpus, tokenizer, tmp_path):
     ratio = tokens.held_out.n_bytes / (tokens.held_out.n_tokens - 1)
     assert bytes_per_token(corpus, tokenizer) == pytest.approx(ratio)
     assert scale_sample(corpus) == "".join(document.text for document in corpus.train()).encode()
+
+
+@pytest.mark.parametrize("kind", ["ours", "gpt2", "llama 2", "llama 3", "t5", "bert"])
+def test_a_document_is_framed_as_a_prompt_is(kind, tmp_path):
+    """What a model continues is what it was trained on: the eos of the document before aside."""
+    tokenizer, texts = kinds.tokenizer(kind), ["the cat sat", "", "on the log"]
+    shards = write_shards(tmp_path, texts, tokenizer)
+    stream = shards.read(0, shards.n_tokens).tolist()
+    assert stream == TokenArray(texts, tokenizer).tokens.tolist()
+    for text in texts:
+        framed = Framing(tokenizer).beginning(text)
+        document = [*([] if framed[:1] == [tokenizer.eos] else [tokenizer.eos]), *framed]
+        assert stream[: len(document)] == document
+        stream = stream[len(document) :]
+    assert stream == [tokenizer.eos]
 
 
 def test_what_exists_is_used_and_what_is_missing_is_made(corpus, tokenizer, tmp_path):

@@ -63,6 +63,13 @@ def test_n_answers_are_those_of_n_prompts(name: str) -> None:
     assert len({tuple(answer) for answer in several[:4]}) > 1
 
 
+def test_no_two_seeds_share_a_sample() -> None:
+    model = case("llama").tiny()
+    drawn = [tuple(a) for seed in range(4) for a in written(model, PROMPTS[:1], max_tokens=9, seed=seed, n=4)]
+    assert len(set(drawn)) == 16
+    assert written(model, PROMPTS[:1], max_tokens=9, seed=2) == [list(drawn[8])]  # the first is the seed's own
+
+
 def test_a_memory_is_projected_once_and_shared() -> None:
     model, calls = case("t5").tiny(), []
     model.layers[0].cross.k.register_forward_hook(lambda *_: calls.append(1))

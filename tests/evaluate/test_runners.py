@@ -7,14 +7,17 @@ from typing import Any
 import pytest
 import torch
 
+import foundling
 from foundling.errors import ConfigError, DataError, GenerationError
 from foundling.evaluate import task as task_module
 from foundling.evaluate.runners import complete, continuation_logprobs, encode_pair, generate, judge, loglikelihood
 from foundling.evaluate.task import GeneratedText, Task, choice, choice_per_byte, exact_match
 from foundling.models import build, family
 from foundling.text import Tokenizer
+from foundling.text.framing import Framing, TextSpec
 from foundling.weights.directory import load, weights_hash
 from tests.parity import references
+from tests.text import kinds
 
 TEXTS = ["the cat sat on the mat and the dog sat on the log", "a small text about cats and dogs, sat at a table"]
 PAIRS = [([5, 6, 7], [8, 9]), ([3], [10, 11, 12, 13, 14]), ([20, 21, 22, 23, 24, 25], [26]), ([4, 4], [5])]
@@ -113,7 +116,7 @@ def test_the_runner_scores_the_likeliest_option(model, tokenizer) -> None:
 
 def test_every_character_of_a_continuation_counts(model, tokenizer) -> None:
     """Where a token spans the border between prompt and continuation, it counts."""
-    before, after = encode_pair(model, tokenizer, "the c", "at sat")
+    before, after = encode_pair(Framing(tokenizer), "the c", "at sat")
     whole = [tokenizer.bos, *tokenizer.encode("the cat sat")]
     assert before + after == whole and before == whole[: len(before)]
     assert tokenizer.decode(before) in "the c" and tokenizer.decode(after).endswith("at sat")
@@ -131,8 +134,36 @@ def test_generation_scores_what_is_generated(model, tokenizer) -> None:
     assert found.scores == [1.0, 0.0, 1.0] and found.metric == "accuracy" and found.low < 2 / 3 < found.high
     drawn = [complete(model, tokenizer, prompts, max_tokens=9, seed=s, temperature=1.0) for s in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
-    # prompt i draws by seed + i, whatever the batch
+    # a prompt draws by its number, whatever the batch
     assert complete(model, tokenizer, prompts, max_tokens=9, temperature=1.0, batch_size=1) == drawn[0]
+
+
+def test_answers_end_and_are_decoded_as_the_directory_says(model, tokenizer) -> None:
+    """Every declared end, stop strings that are special tokens, no row without a token: as `foundling generate`."""
+    (plain,) = complete(model, tokenizer, ["the cat"], max_tokens=6, temperature=0.0)
+    prompt = Framing(tokenizer).prompt("the cat")
+    (answer,) = foundling.generate(model, [prompt], max_tokens=6, temperature=0.0)
+    assert plain == GeneratedText(tokenizer.decode([*prompt, *answer.tokens]).removeprefix("the cat"), True)
+    end = answer.tokens[3]
+    first = answer.tokens.index(end)
+    framing = Framing(tokenizer, TextSpec(ends=(end,), n_rows=model.config.vocab_size))
+    (ended,) = complete(model, framing, ["the cat"], max_tokens=6, temperature=0.0)
+    assert not ended.cut and ended.text == framing.answer(prompt)(answer.tokens[:first])
+    stop = plain.text[2:4]
+    (stopped,) = complete(model, tokenizer, ["the cat"], max_tokens=6, temperature=0.0, stop_strings=[stop])
+    assert stopped.text == plain.text[: plain.text.index(stop)] and not stopped.cut
+    wide = build("llama", **family("llama").module.sized(tokenizer.vocab_size + 64, 128, 32, 2))
+    with torch.no_grad():
+        wide.head.weight[tokenizer.vocab_size :] *= 1000  # rows without a token are the likeliest by far
+    texts = complete(wide, tokenizer, ["the cat"] * 4, max_tokens=6, temperature=1.0)
+    assert len({text.text for text in texts}) == 4
+
+
+def test_what_a_tokenizer_puts_after_a_text_does_not_stand_before_its_continuation() -> None:
+    before, after = encode_pair(Framing(kinds.tokenizer("t5")), "the cat", " sat")
+    assert kinds.tokenizer("t5").eos not in before + after and kinds.tokenizer("t5").decode(before) == "the cat"
+    framing = Framing(kinds.tokenizer("t5"), TextSpec(reads_source=True))
+    assert encode_pair(framing, "the cat", " sat")[0][-1] == framing.tokenizer.eos
 
 
 def test_hashes_tell_model_task_prompt_and_code_apart(model, tokenizer, tmp_path) -> None:

@@ -17,6 +17,7 @@ TEXTS = [
     "the cat sat on the mat and the dog sat on the log.\n",
     "  indented\tlines, 12345 numbers; déjà vu, naïve café\n\n",
     "こんにちは 世界 — Привет, мир! 🙂👍🏽 ✈️\n",
+    "it's the dog's, isn't it ? we 've 'm !\n",
     "def area(r):\n    return 3.14 * r ** 2\n",
 ] * 4
 BOS, EOS, UNK = "<s>", "</s>", "<unk>"
@@ -103,7 +104,7 @@ def _llama_3() -> Any:
     return _around(_byte_level(False), "<|endoftext|>")
 
 
-KINDS: dict[str, tuple[Callable[[], Any], dict[str, str]]] = {
+KINDS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "gpt2": (lambda: _byte_level(False), {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}),
     "prefix space": (lambda: _byte_level(True), {"eos_token": "<|endoftext|>"}),
     "llama 3": (_llama_3, {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>"}),
@@ -112,6 +113,10 @@ KINDS: dict[str, tuple[Callable[[], Any], dict[str, str]]] = {
     "metaspace first": (lambda: _metaspace("first"), {"bos_token": BOS, "eos_token": EOS, "unk_token": UNK}),
     "metaspace never": (lambda: _metaspace("never"), {"bos_token": BOS, "eos_token": EOS, "unk_token": UNK}),
     "t5": (_unigram, {"eos_token": EOS, "unk_token": UNK, "pad_token": "<pad>"}),
+    "t5 cleaned": (
+        _unigram,
+        {"eos_token": EOS, "unk_token": UNK, "pad_token": "<pad>", "clean_up_tokenization_spaces": True},
+    ),
     "bert": (_wordpiece, {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]", "unk_token": "[UNK]"}),
 }
 """name -> (how its backend is made, its part of tokenizer_config.json)"""

@@ -2,6 +2,7 @@
 """Byte-level BPE: every text comes back, and what is special cannot be smuggled in."""
 
 import json
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from foundling.errors import ConfigError, DataError, WeightsError
 from foundling.text import Tokenizer
-from foundling.text.tokenizer import SPECIAL
+from foundling.text.tokenizer import LONGEST_WORD, SPECIAL
 
 TEXTS = ["def f(x):\n    return x + 1\n" * 20, "naïve café — 東京 🎉\r\n\ttabs" * 5, "the cat sat on the mat. " * 30]
 
@@ -41,6 +42,16 @@ def test_every_id_has_a_token_and_the_vocabulary_is_a_multiple_of_64(size: int) 
     assert sorted(tokenizer.backend.get_vocab().values()) == list(range(tokenizer.vocab_size))
     spare = [t for t in tokenizer.backend.get_vocab() if t.startswith("<|spare_")]
     assert len(spare) >= 16
+
+
+def test_a_word_of_any_length_is_trained_on_in_pieces() -> None:
+    """DNA, base64 or Chinese without a space: one word of 400 kB took minutes."""
+    dna = "".join(Random(0).choices("ACGT", k=100_000)) + "A" * 100_000
+    tokenizer = Tokenizer.train([dna], 1024)
+    assert max(map(len, tokenizer.backend.get_vocab())) <= LONGEST_WORD
+    assert tokenizer.decode(tokenizer.encode(dna)) == dna
+    rows = [dna[i : i + LONGEST_WORD] for i in range(0, len(dna), LONGEST_WORD)]
+    assert Tokenizer.train(rows, 1024).backend.get_vocab() == tokenizer.backend.get_vocab()
 
 
 def test_training_again_gives_the_same_file(tmp_path) -> None:

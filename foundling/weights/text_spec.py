@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the files of a model directory say of texts, for text.framing."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from foundling.runtime.files import read_json
+from foundling.text.framing import TextSpec
+from foundling.weights.directory import MANIFEST, read_manifest
+from foundling.weights.generation import read_generation_config, read_ids
+
+
+def read_text_spec(directory: str | Path, model: Any) -> TextSpec:
+    """What the files of a model directory say of texts. `model`: what was loaded from it."""
+    directory = Path(directory)
+    file = directory / "config.json"
+    values = read_json(file) if file.exists() else {}
+    own = values.get("eos_token_id")
+    if own is None and isinstance(values.get("text_config"), dict):
+        own = values["text_config"].get("eos_token_id")
+    ends = (*read_generation_config(directory).ends, *(() if own is None else read_ids(own, "eos_token_id", file)))
+    return dataclasses.replace(text_spec(model), ends=tuple(dict.fromkeys(ends)), fills_middle=_fills_middle(directory))
+
+
+def text_spec(model: Any) -> TextSpec:
+    """What a model without files says of texts."""
+    return TextSpec(n_rows=model.config.vocab_size, reads_source=model.capabilities.reads_source)
+
+
+def _fills_middle(directory: Path) -> bool | None:
+    """Whether the recipe of a model raised here taught it; None for any other model."""
+    if not (directory / MANIFEST).exists():
+        return None
+    recipe = read_manifest(directory).get("recipe")
+    data = recipe.get("data") if isinstance(recipe, dict) else None
+    rate = data.get("fim_rate", 0) if isinstance(data, dict) else None
+    return None if not isinstance(rate, int | float) else rate > 0
