@@ -27,7 +27,8 @@ class Budget:
         if isinstance(self.value, bool) or not isinstance(self.value, int | float):
             raise BudgetError(f"{self.option} {shown(self.value)}: expected a positive number")
         if not 0 < self.value < MOST:
-            raise BudgetError(f"{self.option} {shown(self.value)}: expected a positive number below {MOST:g}")
+            given = str(self) if abs(self.value) < MOST else f"{self.option} {shown(self.value)}"
+            raise BudgetError(f"{given}: expected a positive number below {MOST:g}, such as {self.option} 3")
 
     @property
     def option(self) -> str:
