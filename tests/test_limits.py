@@ -90,6 +90,7 @@ MODEL = case("llama").tiny()
         (dict(stop_strings=3, decode=str), "stop_strings is 3"),
         (dict(decode="utf-8"), "decode is 'utf-8'"),
         (dict(processors=[3]), "processors is"),
+        (dict(processors=3), "processors is 3"),
         (dict(logprobs=1001), "logprobs"),
         (dict(logprobs=True), "logprobs"),
         (dict(temperature=math.nan), "temperature is nan"),

@@ -61,7 +61,7 @@ def denoise(
 
 def _check(model: Any, classes: list[int] | None, seeds: list[int], guidance: float, sampler: str) -> None:
     n_classes = model.config.n_classes
-    ROWS.check(len(seeds), "the number of seeds", GenerationError) if seeds else None
+    ROWS._replace(low=0).check(len(seeds), "the number of seeds", GenerationError)
     for seed in seeds:
         SEED.check(seed, "seeds contains a value that", GenerationError)
     if classes is not None:

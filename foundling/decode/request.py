@@ -58,7 +58,8 @@ class Request:
             raise GenerationError("stop_strings contains an empty string, which matches everywhere; remove it")
         if self.stop_strings and self.decode is None:
             raise GenerationError("stop_strings require `decode`, a function from ids to text: pass the tokenizer's")
-        if not all(callable(getattr(processor, "start", None)) for processor in self.processors):
+        listed = _is_listed(self.processors, object)
+        if not listed or not all(callable(getattr(processor, "start", None)) for processor in self.processors):
             raise GenerationError(f"processors is {shown(self.processors)}; expected a list of LogitsProcessor")
         if self.decode is not None and not callable(self.decode):
             raise GenerationError(f"decode is {shown(self.decode)}; expected a function from ids to text")
