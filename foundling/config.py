@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from foundling.errors import ConfigError
+from foundling.limits import RECIPE_BYTES, shown
 
 T = TypeVar("T")
-MAX_YAML_BYTES = 1 << 20
-MAX_SHOWN = 120
-"""characters of a value that an error message repeats"""
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -28,12 +26,6 @@ def nearest(name: str, known: list[str]) -> str:
     if close:
         return f"did you mean '{close[0]}'?"
     return "known: " + ", ".join(sorted(known)) if len(known) <= 40 else "no known name is close"
-
-
-def shown(value: Any) -> str:
-    """A value as an error message repeats it: on one line, and no longer than MAX_SHOWN."""
-    text = repr(value)
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}… ({len(text):,} characters)"
 
 
 @functools.cache
@@ -177,8 +169,8 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):  # a pipe or a device has no end
             raise ConfigError(f"{path}: not a file")
-        if found.st_size > MAX_YAML_BYTES:
-            raise ConfigError(f"{path}: over {MAX_YAML_BYTES} bytes, too large for a recipe")
+        if found.st_size > RECIPE_BYTES.high:
+            raise ConfigError(f"{path}: over {RECIPE_BYTES.high} bytes, too large for a recipe")
         values = _read_yaml(path.read_text(encoding="utf-8"))
     except ConfigError:
         raise

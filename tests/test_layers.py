@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "foundling"
 
 LAYERS = {
-    "errors": 0, "config": 0, "runtime": 0, "contracts": 0,
+    "errors": 0, "limits": 0, "config": 0, "runtime": 0, "contracts": 0,
     "blocks": 1, "text": 1, "media": 1, "diffusion": 1, "report": 1,
     "models": 2, "adapt": 2, "data": 2, "objectives": 2,
     "weights": 3,

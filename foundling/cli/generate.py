@@ -73,9 +73,10 @@ def writer_for(args: argparse.Namespace) -> Any:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     from foundling.errors import GenerationError
+    from foundling.limits import COMPLETIONS, SEED
 
-    if args.n < 1:
-        raise GenerationError(f"--n is {args.n}; expected at least 1")
+    COMPLETIONS.check(args.n, "--n", GenerationError)
+    SEED.check(args.seed, "--seed", GenerationError)
     generator = writer_for(args)
     if args.suffix is not None and generator.framing.spec.fills_middle is False:
         note("note: this model was raised without --fim-rate: it was never taught to fill in the middle")

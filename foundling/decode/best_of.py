@@ -15,12 +15,12 @@ from typing import NamedTuple
 from foundling.decode.engine.engine import Engine
 from foundling.decode.request import Completion, Request, sample_seed
 from foundling.errors import GenerationError
+from foundling.limits import COMPLETIONS
 
 
 def repeat_request(request: Request, n: int) -> list[Request]:
     """The request n times; time k draws by sample_seed(seed, k). GenerationError where all would be equal."""
-    if n < 1:
-        raise GenerationError(f"n is {n}; expected at least 1")
+    COMPLETIONS.check(n, "n", GenerationError)
     if n > 1 and request.sampling.temperature == 0:
         raise GenerationError(f"temperature 0 gives the same completion {n} times; raise it or use n=1")
     return [replace(request, seed=sample_seed(request.seed, i)) for i in range(n)]

@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from foundling.contracts.denoise import Condition
+from foundling.decode.request import check_ids
 from foundling.diffusion.samplers import ddim, ddpm, guided
 from foundling.diffusion.schedule import NoiseSchedule, to_x0
 from foundling.errors import GenerationError
+from foundling.limits import ROWS, SEED, check_number
 from foundling.runtime.mode import evaluation_mode
 from foundling.runtime.rng import generator
 
@@ -60,6 +61,11 @@ def denoise(
 
 def _check(model: Any, classes: list[int] | None, seeds: list[int], guidance: float, sampler: str) -> None:
     n_classes = model.config.n_classes
+    ROWS._replace(low=0).check(len(seeds), "the number of seeds", GenerationError)
+    for seed in seeds:
+        SEED.check(seed, "seeds contains a value that", GenerationError)
+    if classes is not None:
+        check_ids(classes, "classes")
     if not seeds or (classes is not None and len(classes) != len(seeds)):
         raise GenerationError(
             f"{0 if classes is None else len(classes)} classes for {len(seeds)} seeds; pass one class per seed, or None"
@@ -68,5 +74,4 @@ def _check(model: Any, classes: list[int] | None, seeds: list[int], guidance: fl
         raise GenerationError(f"classes {sorted(set(classes))}; the model has classes 0 to {n_classes - 1}")
     if sampler not in get_args(Sampler):
         raise GenerationError(f"sampler '{sampler}' is unknown; use {' or '.join(get_args(Sampler))}")
-    if not math.isfinite(guidance):
-        raise GenerationError(f"guidance is {guidance}; expected a finite number, 1 for no guidance")
+    check_number(guidance, "guidance (1 for none)", error=GenerationError)

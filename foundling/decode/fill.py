@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from foundling.decode.request import check_ids
 from foundling.errors import GenerationError, WeightsError
+from foundling.limits import PREDICTIONS
 from foundling.models import family_of
 from foundling.runtime.hub import local_directory
 from foundling.runtime.mode import evaluation_mode
@@ -36,11 +38,12 @@ def fill(model: Any, tokens: Sequence[int], mask: int, *, n: int = 5, exclude: S
     a mask, or one longer than the model's max_seq_len, and for a model without a masked head."""
     if not model.capabilities.fills:
         raise GenerationError(f"this {type(model).__name__} does not predict masked tokens, so it fills no gaps")
+    PREDICTIONS.check(n, "n", GenerationError)
+    check_ids(tokens, "the text")
+    check_ids([mask, *exclude], "mask or exclude")
     max_seq_len = model.config.max_seq_len
     if len(tokens) > max_seq_len:
         raise GenerationError(f"the text is {len(tokens)} tokens, the model reads at most {max_seq_len}; shorten it")
-    if n < 1:
-        raise GenerationError(f"n is {n}, expected at least 1")
     if max(tokens, default=0) >= (rows := model.config.vocab_size):
         raise GenerationError(f"the text holds the token {max(tokens)}, which the model has no row for ({rows:,} rows)")
     device = next(model.parameters()).device

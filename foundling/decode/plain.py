@@ -23,6 +23,7 @@ from foundling.decode.sampling import Sampling
 from foundling.decode.sequence_state import SequenceState, choose_next_tokens
 from foundling.decode.speculative import DraftModelProposer, DraftProposer, speculate
 from foundling.errors import GenerationError
+from foundling.limits import BEAMS, DRAFT_TOKENS, check_number
 from foundling.runtime.mode import evaluation_mode
 
 
@@ -72,6 +73,9 @@ def generate(
         check_request(model, request)
     if prompt_logprobs is not None and reads_source:
         raise GenerationError("an encoder-decoder does not predict its source: omit prompt_logprobs")
+    BEAMS.check(beams, "beams", GenerationError)
+    DRAFT_TOKENS.check(draft_tokens, "draft_tokens", GenerationError)
+    check_number(length_penalty, "length_penalty", -100, 100, GenerationError)
     sequences = _begin(model, requests)
     if beams != 1:
         _check_beams(requests[0], beams, n, draft is not None or on_token is not None)
@@ -142,8 +146,6 @@ def _step_to_end(
 
 
 def _check_beams(request: Request, beams: int, n: int, drafts_or_streams: bool) -> None:
-    if beams < 1:
-        raise GenerationError(f"beams is {beams}; expected at least 1")
     samples = request.sampling not in (Sampling(), Sampling(temperature=0))
     if drafts_or_streams or samples or request.processors or request.stop_strings:
         raise GenerationError(

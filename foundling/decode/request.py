@@ -13,10 +13,10 @@ from foundling.blocks.position import position_limit, short_limit
 from foundling.decode.processors import LogitsProcessor
 from foundling.decode.sampling import Sampling
 from foundling.errors import GenerationError
+from foundling.limits import COMPLETIONS, MAX_TOKENS, REQUESTS, SEED, TOKEN_ID, TOP_LOGPROBS, shown
 
 FinishReason = Literal["end", "stop", "length", "cancelled", "error"]
 """an id of `stop` · a string of `stop_strings` · max_tokens · `Engine.cancel` · a processor or `decode` raised"""
-MAX_TOP_LOGPROBS = 1000
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,50 @@ class Request:
     """name of an adapter in the model's AdapterBank; only an engine reads it"""
 
     def __post_init__(self) -> None:
+        """GenerationError, naming the field, for a value of another type or beyond its limit."""
         if isinstance(self.stop, str) or isinstance(self.stop_strings, str):
             raise GenerationError("stop takes ids and stop_strings a list of strings; wrap the string in a list")
+        check_ids(self.prompt, "the prompt")
+        check_ids(self.stop, "stop")
+        SEED.check(self.seed, "seed", GenerationError)
+        MAX_TOKENS.check(self.max_tokens, "max_tokens", GenerationError)
+        if not isinstance(self.sampling, Sampling):
+            raise GenerationError(f"sampling is {shown(self.sampling)}; expected a Sampling")
+        if not _is_listed(self.stop_strings, str):
+            raise GenerationError(f"stop_strings is {shown(self.stop_strings)}; expected a list of strings")
         if not all(self.stop_strings):
             raise GenerationError("stop_strings contains an empty string, which matches everywhere; remove it")
         if self.stop_strings and self.decode is None:
             raise GenerationError("stop_strings require `decode`, a function from ids to text: pass the tokenizer's")
-        wrong = [i for i in self.stop if isinstance(i, bool) or not isinstance(i, int)]
-        if wrong:
-            raise GenerationError(f"stop contains {wrong[0]!r}; expected ids (strings belong in stop_strings)")
+        listed = _is_listed(self.processors, object)
+        if not listed or not all(callable(getattr(processor, "start", None)) for processor in self.processors):
+            raise GenerationError(f"processors is {shown(self.processors)}; expected a list of LogitsProcessor")
+        if self.decode is not None and not callable(self.decode):
+            raise GenerationError(f"decode is {shown(self.decode)}; expected a function from ids to text")
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and 0 <= value <= MAX_TOP_LOGPROBS):
-                raise GenerationError(f"{name} is {value!r}; expected 0 to {MAX_TOP_LOGPROBS}, or None")
+            if value is not None:
+                TOP_LOGPROBS.check(value, f"{name} (None for none)", GenerationError)
+
+
+def _is_listed(values: Any, kind: type) -> bool:
+    return isinstance(values, list | tuple) and all(isinstance(value, kind) for value in values)
+
+
+def check_ids(ids: Any, name: str) -> None:
+    """GenerationError unless they are a sequence of token ids: whole numbers, NumPy's and torch's as well."""
+    if isinstance(ids, str | bytes):
+        raise GenerationError(f"{name} is a text, {shown(ids)}; expected token ids: encode it with the tokenizer first")
+    values = ids.tolist() if hasattr(ids, "tolist") else ids
+    try:
+        values = list(values)
+    except TypeError:
+        raise GenerationError(f"{name} is {shown(ids)}; expected a list of token ids") from None
+    if not ({*map(type, values)} <= {int} and 0 <= min(values, default=0) <= max(values, default=0) <= TOKEN_ID.high):
+        for value in values:
+            if isinstance(value, str):
+                raise GenerationError(f"{name} contains the text {shown(value)}; expected ids of tokens")
+            TOKEN_ID.check(value, f"{name} contains an id that", GenerationError)
 
 
 @dataclass
@@ -106,8 +137,6 @@ def max_completion(model: Any, prompt: Sequence[int]) -> int | None:
 def check_request(model: Any, request: Request) -> None:
     """Raises GenerationError for a request that this model cannot serve."""
     prompt, vocab_size, max_tokens = request.prompt, model.config.vocab_size, request.max_tokens
-    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
-        raise GenerationError(f"max_tokens is {max_tokens!r}; expected a whole number, at least 1")
     if not len(prompt):
         raise GenerationError("the prompt is empty; pass at least one token")
     if min(prompt) < 0 or max(prompt) >= vocab_size:
@@ -158,10 +187,13 @@ def build_requests(
 ) -> list[Request]:
     """`n` requests per prompt: completion j of prompt i is request i·n + j, and draws by sample_seed(seed, i·n + j).
     `options` are other fields of Request."""
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise GenerationError(f"n is {n!r}; expected a whole number, at least 1")
+    COMPLETIONS.check(n, "n", GenerationError)
+    SEED.check(seed, "seed", GenerationError)
+    if isinstance(prompts, str | bytes) or not hasattr(prompts, "__len__"):
+        raise GenerationError(f"the prompts are {shown(prompts)}; expected a list of lists of token ids")
     if not len(prompts):
         raise GenerationError("the list of prompts is empty; pass at least one")
+    REQUESTS.check(len(prompts) * n, "the number of completions", GenerationError)
     repeated = [prompt for prompt in prompts for _ in range(n)]
     return [
         Request(prompt=prompt, sampling=sampling, seed=sample_seed(seed, row), **options)

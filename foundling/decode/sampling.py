@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from foundling.errors import GenerationError
+from foundling.limits import TOP_K, check_number, shown
 from foundling.runtime.rng import generator
 
 
@@ -47,22 +48,24 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise GenerationError(f"{name} is {value!r}; expected a finite number")
+            check_number(getattr(self, name), name, error=GenerationError)
         if self.temperature < 0:
             raise GenerationError(f"temperature is {self.temperature}; expected 0 (greedy) or a positive number")
-        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 0:
-            raise GenerationError(f"top_k is {self.top_k!r}; expected 0 (off) or a positive integer")
+        TOP_K.check(self.top_k, "top_k", GenerationError)
         if not 0 < self.top_p <= 1:
             raise GenerationError(f"top_p is {self.top_p}; expected above 0, up to 1 (off)")
         if not 0 <= self.min_p <= 1:
             raise GenerationError(f"min_p is {self.min_p}; expected 0 (off) up to 1")
         if self.repetition_penalty <= 0:
             raise GenerationError(f"repetition_penalty is {self.repetition_penalty}; expected above 0, 1 is off")
+        if not isinstance(self.logit_bias, Mapping):
+            raise GenerationError(f"logit_bias is {shown(self.logit_bias)}; expected a mapping of ids to numbers")
         for token, bias in self.logit_bias.items():
-            if not isinstance(bias, int | float) or math.isnan(bias) or bias == math.inf:
-                raise GenerationError(f"logit_bias of {token} is {bias!r}; expected a finite number or -inf")
+            if bias != -math.inf:
+                check_number(bias, f"logit_bias of {token} (or -inf)", error=GenerationError)
+        words = self.bad_words
+        if not isinstance(words, list | tuple) or not all(isinstance(word, list | tuple) for word in words):
+            raise GenerationError(f"bad_words is {shown(words)}; expected a list of lists of ids")
         if not all(len(word) for word in self.bad_words):
             raise GenerationError("bad_words contains an empty word; each needs at least one id")
 

@@ -17,6 +17,7 @@ from foundling.decode.request import check_request
 from foundling.decode.sampling import compute_probs, draw_tokens, draw_uniform
 from foundling.decode.sequence_state import SequenceState, choose_next_tokens, process_logits
 from foundling.errors import GenerationError
+from foundling.limits import DRAFT_TOKENS
 
 
 class SpeculationStats(NamedTuple):
@@ -161,8 +162,7 @@ def speculate(
     model: Any, proposer: DraftProposer, sequences: Sequence[SequenceState], draft_tokens: int
 ) -> SpeculationStats:
     """Generates all sequences to their ends, up to `draft_tokens` + 1 tokens per pass of the model."""
-    if draft_tokens < 1:
-        raise GenerationError(f"draft_tokens is {draft_tokens}; expected at least 1")
+    DRAFT_TOKENS.check(draft_tokens, "draft_tokens", GenerationError)
     max_new_tokens = max(s.request.max_tokens for s in sequences) + draft_tokens + 1
     target, active = RewindableModel(model, sequences, max_new_tokens), list(sequences)
     device, proposed, accepted = target.device, 0, 0

@@ -10,13 +10,14 @@ import inspect
 import json
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
 from foundling.blocks.moe import MoE
-from foundling.config import from_dict, nearest, partial_dict, shown
+from foundling.config import from_dict, hints, nearest, partial_dict
 from foundling.errors import ConfigError
+from foundling.limits import limit_of_size, shown
 
 Kind = Literal["decoder", "encoder", "seq2seq", "dual_encoder", "denoiser"]
 """decoder: causal; encoder: bidirectional; seq2seq: a causal decoder with an encoder's memory; dual_encoder: two
@@ -119,18 +120,31 @@ def family_of(model: Any) -> Family:
 
 
 def configuration(found: Family, fields: dict[str, Any], *, where: str) -> Any:
-    """The family's frozen configuration. ConfigError, naming the field, for what does not fit and for sizes that are 0,
-    negative or too large for any machine; an id, an offset, a probability and what is 0 by default may be 0."""
+    """The family's frozen configuration; ConfigError, naming the field, for what does not fit (see check_sizes)."""
+    return from_dict(found.config, check_sizes(found, fields, where=where), where=where)
+
+
+def check_sizes(found: Family, fields: dict[str, Any], *, where: str) -> dict[str, Any]:
+    """Some fields of a family's configuration, of their types. ConfigError for a name or value that does not fit, and
+    for sizes that are 0, negative or too large for any machine; an id, an offset, a probability and what is 0 by
+    default may be 0."""
+    types = hints(found.config)
+    for name, value in fields.items():  # pydantic would read "4096" and 4096.0 as 4096
+        expected = (types.get(name), *get_args(types.get(name)))
+        wrong = (str, float) if int in expected and float not in expected else (str,) if float in expected else ()
+        if isinstance(value, wrong) and str not in expected:
+            what = "number" if float in expected else "whole number"
+            raise ConfigError(f"{where}: '{name}' is {shown(value)}, expected a {what}")
     clean = partial_dict(found.config, fields, where=where)
     for name, value in clean.items():
         low = 0 if name.endswith(("_id", "_offset", "_at", "dropout")) or getattr(found.config, name, None) == 0 else 1
-        high = 1 << 16 if name.endswith("_layers") else 1 << 24
+        high = limit_of_size(name).high
         for number in value if isinstance(value, list | tuple) else [value]:
             whole = isinstance(number, int) and not isinstance(number, bool)
             if (whole and not low <= number <= high) or (isinstance(number, float) and not 0 <= number < 1e30):
                 expected = f"{low} to {high}" if whole else "0 or more"
                 raise ConfigError(f"{where}: '{name}' is {shown(value)}, out of range (expected {expected})")
-    return from_dict(found.config, clean, where=where)
+    return clean
 
 
 def build(name: str, *, device: str = "cpu", **fields: Any) -> Any:

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from foundling.errors import BudgetError
+from foundling.limits import shown
 
 Unit = Literal["seconds", "flops", "tokens"]
 LARGEST: dict[str, float] = {"seconds": 100 * 365.25 * 86400, "flops": 1e30, "tokens": 1e15}
@@ -22,12 +22,14 @@ class Budget:
     value: float = 180.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.value) and self.value > 0):
-            raise BudgetError(f"{self}: expected a positive number, such as {self.option} 3")
-        if self.value > LARGEST[self.unit]:
-            raise BudgetError(
-                f"{self}: more than anybody has; give a budget below {Budget(self.unit, LARGEST[self.unit])}"
-            )
+        if self.unit not in get_args(Unit):
+            raise BudgetError(f"the unit of a budget is {shown(self.unit)}; use {', '.join(get_args(Unit))}")
+        if isinstance(self.value, bool) or not isinstance(self.value, int | float):
+            raise BudgetError(f"{self.option} {shown(self.value)}: expected a positive number")
+        if not 0 < self.value <= LARGEST[self.unit]:
+            given = str(self) if abs(self.value) < 1e30 else f"{self.option} {shown(self.value)}"
+            largest = Budget(self.unit, LARGEST[self.unit])
+            raise BudgetError(f"{given}: expected a positive number of at most {largest}, such as {self.option} 3")
 
     @property
     def option(self) -> str:

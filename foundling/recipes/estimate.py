@@ -12,6 +12,7 @@ from typing import Any
 from foundling.config import from_dict
 from foundling.data.ingest import Corpus
 from foundling.errors import ConfigError
+from foundling.limits import RANKS
 from foundling.models import family
 from foundling.plan.estimate import Shape, estimate_memory, estimate_run, settle_shape
 from foundling.plan.law import load_law
@@ -39,8 +40,7 @@ SEQ_LEN, VOCAB_SIZE = 512, 4096
 
 def shape_of(request: Request, ranks: int = 1) -> tuple[Shape, Origin, ObjectiveSpec]:
     """The size that a request states; ConfigError for what is missing or does not fit."""
-    if ranks < 1:
-        raise ConfigError(f"--ranks {ranks}: expected at least 1")
+    RANKS.check(ranks, "--ranks")
     origin, train = find_origin(request.get("model", {})), request.get("train", {})
     objective = objective_of(request)
     if origin.fields is None and not {"d_model", "n_layers"} <= origin.overrides.keys():

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from foundling.blocks.init import initialise
-from foundling.config import from_dict, merged, nearest, partial_dict, to_dict
+from foundling.config import from_dict, merged, nearest, to_dict
 from foundling.errors import ConfigError, MismatchError, WeightsError
-from foundling.models import FAMILIES, build, configuration, family, family_of, recognise
+from foundling.models import FAMILIES, build, check_sizes, configuration, family, family_of, recognise
 from foundling.recipes.recipe import ModelSpec, ObjectiveSpec, Recipe, Request, ScheduleSpec
 from foundling.runtime.files import read_json
 from foundling.runtime.hub import is_hub, local_directory, pinned
@@ -103,7 +103,7 @@ def find_origin(given: dict[str, Any]) -> Origin:
             raise ConfigError(f"--from {directory} keeps the size of that model; leave --model.{flag} out")
         check_hash(directory, digest, given.get("weights_hash"))
         return Origin(found.name, fields, {}, directory=directory, model=model, weights_hash=digest)
-    partial_dict(family(name).config, overrides, where=f"{name} configuration")
+    check_sizes(family(name), overrides, where=f"{name} configuration")
     if preset:
         fields = find_preset(preset)[1]
         return Origin(name, check_fields(name, fields | overrides), overrides, preset=preset)
@@ -173,6 +173,7 @@ def objective_for(request: Request) -> str:
     """The objective of a request: as given, or as its family is usually raised; ConfigError where it does not fit."""
     given, teacher = request.get("objective.kind"), request.get("objective.teacher")
     name = family_for(request.get("model", {}))
+    check_sizes(family(name), request.get("model.fields", {}), where=f"{name} configuration")
     kind = FAMILIES[name].kind
     if kind not in OBJECTIVES:
         known = ", ".join(n for n, entry in FAMILIES.items() if entry.kind in OBJECTIVES)

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, Literal
 
-from foundling.config import flattened, hints, merged, nested, partial_dict, shown
+from foundling import limits
+from foundling.config import flattened, hints, merged, nested, partial_dict
 from foundling.errors import ConfigError
+from foundling.limits import shown
 from foundling.plan.budget import Budget
 from foundling.train.options import OptimOptions, TrainOptions
 from foundling.train.schedule import Schedule
@@ -51,10 +53,12 @@ class DataSpec:
     def __post_init__(self) -> None:
         from foundling.text.tokenizer import MULTIPLE, SMALLEST
 
-        if self.vocab_size is not None and (self.vocab_size % MULTIPLE or self.vocab_size < SMALLEST):
-            raise ConfigError(
-                f"'vocab_size' is {self.vocab_size}, expected a multiple of {MULTIPLE} from {SMALLEST} up"
-            )
+        if self.vocab_size is not None:
+            limits.TOKENS.check(self.vocab_size, "'vocab_size'")
+            if self.vocab_size % MULTIPLE or self.vocab_size < SMALLEST:
+                raise ConfigError(
+                    f"'vocab_size' is {self.vocab_size}, expected a multiple of {MULTIPLE} from {SMALLEST} up"
+                )
         if not 0 < self.share <= 1:
             raise ConfigError(f"'share' is {self.share}, expected above 0, at most 1")
         _share(self, "fim_rate")
@@ -116,7 +120,7 @@ class ScheduleSpec:
     """wsd: share of the steps in which the rate falls"""
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "warmup_steps")
+        limits.STEPS._replace(low=0).check(self.warmup_steps, "'warmup_steps'")
         if not 0 < self.decay_share <= 1:
             raise ConfigError(f"'decay_share' is {self.decay_share}, expected above 0, at most 1")
 
@@ -141,7 +145,13 @@ class TrainSpec:
     """steps between checkpoints"""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "total_steps", "seq_len", "batch_size", "micro_batch_size", "checkpoint_every")
+        for limit, names in (
+            (limits.STEPS, ("total_steps", "checkpoint_every")), (limits.SEQ_LEN, ("seq_len",)),
+            (limits.ROWS, ("batch_size", "micro_batch_size")),
+        ):  # fmt: skip
+            for name in names:
+                limit.check(getattr(self, name), f"'{name}'")
+        limits.STEP_ROWS_TOKENS.check(self.batch_size * self.seq_len, "'batch_size' × 'seq_len'")
         if not 0 < self.clip < float("inf"):
             raise ConfigError(f"'clip' is {self.clip}, expected a positive number")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
@@ -165,7 +175,7 @@ class RuntimeSpec:
     """torch.compile of the layers"""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "threads")
+        limits.THREADS.check(self.threads, "'threads'")
 
 
 @dataclass(frozen=True)
@@ -181,6 +191,9 @@ class Recipe:
     runtime: RuntimeSpec
     seed: int = 0
     """seed of everything random"""
+
+    def __post_init__(self) -> None:
+        limits.SEED.check(self.seed, "'seed'")
 
     def make_schedule(self) -> Schedule:
         return Schedule(
@@ -208,6 +221,12 @@ class Request:
     def __post_init__(self) -> None:
         if not isinstance(self.data, str) or not self.data:
             raise ConfigError(f"the data is {shown(self.data)}, expected a path or builtin:NAME")
+        if not isinstance(self.budget, Budget):
+            raise ConfigError(f"the budget is {shown(self.budget)}, expected a Budget, such as Budget('seconds', 180)")
+        if self.licence is not None and not isinstance(self.licence, str):
+            raise ConfigError(f"the licence is {shown(self.licence)}, expected a text, such as 'CC-BY-4.0'")
+        if not isinstance(self.given, dict):
+            raise ConfigError(f"given is {shown(self.given)}, expected a dict of sections of the recipe")
         object.__setattr__(self, "given", check_given(self.given))
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -233,6 +252,10 @@ def check_given(given: dict[str, Any]) -> dict[str, Any]:
             missing = [f for f in dataclasses.fields(section) if f.default is dataclasses.MISSING]
             needed = {f.name: fill[hints(section)[f.name]] for f in missing if f.default_factory is dataclasses.MISSING}
             section(**(needed | values))
+    limits.SEED.check(clean.get("seed", 0), "'seed'")
+    for name in ("n_layers", "d_model"):  # they have flags of their own; the others are checked with their family
+        if (value := clean.get("model", {}).get("fields", {}).get(name)) is not None:
+            limits.limit_of_size(name).check(value, f"'{name}'")
     return clean
 
 

@@ -30,6 +30,7 @@ from foundling.recipes.models import READS, build_model, check_parents, no_predi
 from foundling.recipes.progress import Progress
 from foundling.recipes.publish import Outcome, publish_run
 from foundling.recipes.recipe import Recipe, Request, code_version
+from foundling.recipes.space import check_space
 from foundling.recipes.training import run_training
 from foundling.runtime.clock import Clock
 from foundling.runtime.device import Runtime
@@ -149,6 +150,7 @@ class Run:
         if self.recipe is None:
             self.prepared = prepared = prepare()
             self.recipe, self.prediction = prepared.recipe, prepared.prediction
+            check_space(self.out, self.recipe, corpus, self.prediction["params"])
             self.journal.forget(*TOKENIZER)  # of a plan that a crash kept from being written down
             self._keep_tokenizer(lambda: prepared.tokenizer)
             write_plan(self.journal, self.recipe, self.prediction | {"data_hash": corpus.data_hash})

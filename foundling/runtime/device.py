@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from foundling.errors import ConfigError
+from foundling.limits import THREADS
 from foundling.runtime.memory import keep_freed_memory
 
 Precision = Literal["float32", "bfloat16"]
@@ -30,6 +31,9 @@ class Runtime:
     """parameters, gradients and optimiser are split over the ranks (FSDP2) instead of copied to each (DDP)"""
     compile: bool = False
 
+    def __post_init__(self) -> None:
+        THREADS._replace(low=0).check(self.threads, "threads")
+
     def autocast(self) -> AbstractContextManager[Any]:
         if self.precision == "float32":
             return nullcontext()
@@ -47,7 +51,7 @@ def available_threads() -> int:
     """OMP_NUM_THREADS where it is set, as torch itself does, else the CPUs that this process may use."""
     asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     if asked.isdecimal() and int(asked):
-        return int(asked)
+        return min(int(asked), THREADS.high)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -20,13 +20,14 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from foundling.config import shown
 from foundling.errors import BusyError, OutputError, WeightsError, render
+from foundling.limits import JSON_BYTES, JSON_DEPTH, shown
 
-MAX_JSON_BYTES = 32 << 20
-MAX_JSON_DEPTH = 64
-"""of arrays and objects inside each other; the files of models in use have fewer than ten"""
-_TOO_DEEP = f"{{path}}: nested deeper than {MAX_JSON_DEPTH}, not a configuration"
+STRING = re.compile(rb'"(?:[^"\\]+|\\.)*+"?', re.DOTALL)
+"""of JSON, or the rest of a file where one does not end"""
+
+SPACE_FACTOR, SPACE_MARGIN = 1.02, 8 << 20
+"""of what is known to be written: headers and blocks of a file system; reports, tokenizers and logs"""
 
 
 def sha256(path: Path) -> str:
@@ -191,7 +192,7 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (render.inert_json(text) + "\n").encode())
 
 
-def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+def read_json(path: Path, max_bytes: int = JSON_BYTES.high) -> dict[str, Any]:
     try:
         found = path.stat()
     except OSError as error:
@@ -201,19 +202,19 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     if found.st_size > max_bytes:
         raise WeightsError(f"{path}: over {max_bytes >> 20} MiB, not a configuration")
     try:
-        value = parse_json(path.read_text(encoding="utf-8"), path)
+        data = path.read_bytes()
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror})") from error
+    if not is_shallow(data):
+        raise WeightsError(f"{path}: nested deeper than {JSON_DEPTH.high}, not a configuration")
+    try:
+        value = parse_json(data.decode("utf-8"), path)
     except WeightsError:
         raise
     except ValueError:
         raise WeightsError(f"{path}: damaged, not JSON") from None
-    except RecursionError:
-        raise WeightsError(_TOO_DEEP.format(path=path)) from None
     if not isinstance(value, dict):
         raise WeightsError(f"{path}: damaged, not a JSON object")
-    if _is_deeper(value, MAX_JSON_DEPTH):
-        raise WeightsError(_TOO_DEEP.format(path=path))
     return value
 
 
@@ -231,15 +232,21 @@ def parse_json(text: str | bytes, path: Path) -> Any:
     return json.loads(text, object_pairs_hook=once)
 
 
-def _is_deeper(value: Any, limit: int) -> bool:
-    """Whether arrays and objects are nested more than `limit` deep. Without recursion, whose limit depends on the
-    caller's stack."""
-    level, depth = [value], 0
-    while level and depth <= limit:
-        depth += 1
-        inner = (part for outer in level for part in (outer.values() if isinstance(outer, dict) else outer))
-        level = [part for part in inner if isinstance(part, (dict, list))]
-    return depth > limit
+def is_shallow(data: bytes) -> bool:
+    """Whether JSON has at most JSON_DEPTH arrays and objects inside each other. Seen before it is parsed, and without
+    recursion, whose limit depends on the interpreter and on the caller's stack: each round takes the innermost
+    brackets away. (What is no JSON may pass; the parser refuses it.)"""
+    brackets = STRING.sub(b"", data).translate(_ROUND, delete=_OTHERS)
+    for _ in range(JSON_DEPTH.high):
+        if b"()" not in brackets:
+            break
+        brackets = brackets.replace(b"()", b"")
+    opened = brackets.count(b"(")
+    return opened <= JSON_DEPTH.high and b"()" not in brackets
+
+
+_ROUND = bytes.maketrans(b"[]{}", b"()()")
+_OTHERS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def require_name(path: Path) -> None:
@@ -255,6 +262,22 @@ def require_free(path: Path) -> None:
     require_name(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise OutputError(f"{path}: exists and is not empty; choose another directory")
+
+
+def require_space(path: Path, n_bytes: int, *, usage: Callable[[Path], Any] = shutil.disk_usage) -> None:
+    """OutputError unless the file system of `path` has space for `n_bytes` and a margin. A full disk loses nothing
+    either (see write_directory), but is met late. `usage`: as shutil.disk_usage."""
+    place = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    try:
+        free = usage(place).free
+    except OSError:  # a file system that does not say
+        return
+    needed = int(n_bytes * SPACE_FACTOR) + SPACE_MARGIN
+    if needed > free:
+        raise OutputError(
+            f"{path}: about {needed / 1e6:,.0f} MB will be written, {free / 1e6:,.0f} MB are free; free some space or "
+            "choose another place"
+        )
 
 
 def write_directory(path: Path, fill: Callable[[Path], None]) -> None:

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from foundling.errors import ConfigError, FoundlingError, WeightsError, render
-from foundling.runtime.files import MAX_JSON_BYTES, read_json
+from foundling.limits import JSON_BYTES
+from foundling.runtime.files import read_json
 
 logger = logging.getLogger("foundling")
 
@@ -165,8 +166,8 @@ def _download(place: str, repository: str, revision: str, info: Any, attempt: in
         raise WeightsError(_no_model(place, list(files), anchor))
     indices = [name for name in found if name.endswith(INDEX)]
     for name in (anchor, *indices, *({MANIFEST} & files.keys())):
-        if (files[name].size or 0) > MAX_JSON_BYTES:
-            raise WeightsError(f"{place}: {name} has {_size(files[name].size)}, the limit is {_size(MAX_JSON_BYTES)}")
+        if (files[name].size or 0) > JSON_BYTES.high:
+            raise WeightsError(f"{place}: {name} has {_size(files[name].size)}, the limit is {_size(JSON_BYTES.high)}")
     # by its revision, so that the cache knows which commit that is when there is no network
     folder = _fetch(place, repository, revision, files[anchor]).parent
     if folder.name != commit:

@@ -15,8 +15,11 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
 
 from foundling.errors import ConfigError, DataError, WeightsError
+from foundling.limits import COMPANION_BYTES
+from foundling.runtime.files import read_json
 from foundling.runtime.hub import local_directory
 from foundling.text.chat import CHAT_TEMPLATE
+from foundling.text.growth import check_growth
 
 END = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -24,7 +27,6 @@ SPECIAL = [END, PAD, "<|im_start|>", "<|im_end|>", "<|fim_prefix|>", "<|fim_midd
 SPARE = 16
 MULTIPLE = 64
 SMALLEST = 320
-MAX_FILE_BYTES = 64 << 20
 
 LONGEST_WORD = 128
 """characters of a word that training sees at once: merging a longer one takes time that grows with its square"""
@@ -133,13 +135,14 @@ class Tokenizer:
         file = directory / "tokenizer.json"
         if not file.is_file():
             raise WeightsError(f"{directory}: no tokenizer.json")
-        if file.stat().st_size > MAX_FILE_BYTES:
-            raise WeightsError(f"{file}: over {MAX_FILE_BYTES >> 20} MiB, too large for a tokenizer")
+        if file.stat().st_size > COMPANION_BYTES.high:
+            raise WeightsError(f"{file}: over {COMPANION_BYTES.high >> 20} MiB, too large for a tokenizer")
         try:
             with _library("be read"):
                 backend = tokenizers.Tokenizer.from_file(str(file))
         except WeightsError as error:
             raise WeightsError(f"{file}: damaged, not a tokenizer ({error})") from None
+        check_growth(backend, str(file))
         backend.no_padding()
         backend.no_truncation()
         return cls(backend, _read_config(directory))
@@ -285,16 +288,11 @@ def _read_config(directory: Path) -> dict[str, Any]:
         file = directory / name
         if not file.is_file():
             continue
-        if file.stat().st_size > MAX_FILE_BYTES:
-            raise WeightsError(f"{file}: over {MAX_FILE_BYTES >> 20} MiB, too large for a configuration")
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
-            raise WeightsError(f"{file}: damaged, not JSON") from None
-        if not isinstance(values, dict):
-            raise WeightsError(f"{file}: damaged, expected a mapping")
+        values = read_json(file, COMPANION_BYTES.high)
         merged |= {key: value for key, value in values.items() if key != NAMES_CODE}
     file = directory / "chat_template.jinja"
-    if file.is_file() and file.stat().st_size <= MAX_FILE_BYTES:  # transformers 5 writes it, and it takes precedence
+    if (
+        file.is_file() and file.stat().st_size <= COMPANION_BYTES.high
+    ):  # transformers 5 writes it, and it takes precedence
         merged["chat_template"] = file.read_text(encoding="utf-8", errors="replace")
     return merged

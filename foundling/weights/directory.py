@@ -22,9 +22,10 @@ from foundling.adapt.lora import LoRA, base_tensors
 from foundling.adapt.quantize import Int8GroupedLinear, Int8Linear
 from foundling.contracts.checkpoint_map import ConfigMap
 from foundling.errors import ConfigError, WeightsError, render
+from foundling.limits import SHARD_BYTES, shown
 from foundling.models import Family, family_of
 from foundling.runtime.distributed import barrier, is_first_rank
-from foundling.runtime.files import read_json, sha256, write_directory, write_json
+from foundling.runtime.files import read_json, require_space, sha256, write_directory, write_json
 from foundling.runtime.hub import local_directory
 from foundling.weights import keys
 from foundling.weights.configs import read_config, write_config
@@ -50,6 +51,11 @@ def persistent_tensors(model: Any) -> dict[str, Tensor]:
     hidden = {id(b) for b in _derived_buffers(model).values()}
     buffers = {name: b for name, b in model.named_buffers() if id(b) not in hidden}
     return {**dict(model.named_parameters()), **buffers}
+
+
+def tensor_bytes(model: Any) -> int:
+    """Bytes of all parameters and persistent buffers, whole."""
+    return sum(t.numel() * t.element_size() for t in persistent_tensors(model).values())
 
 
 def _derived_buffers(model: Any) -> dict[str, Tensor]:
@@ -127,6 +133,7 @@ def save(
 
     Tensors of more than `max_shard_bytes` in total are split over several files with an index. For a model that is
     sharded over processes, every process must call; the first one writes."""
+    SHARD_BYTES.check(max_shard_bytes, "max_shard_bytes")
     directory, tensors, digest = Path(directory), whole_tensors(model), weights_hash(model)
 
     def fill(temporary: Path) -> None:
@@ -138,6 +145,7 @@ def save(
         write_manifest(temporary, {"weights_hash": digest, **(about or {})})
 
     if is_first_rank():
+        require_space(directory, sum(t.nbytes for t in tensors.values()))
         write_directory(directory, fill)
     barrier()
     return directory
@@ -197,8 +205,10 @@ def load(directory: str | Path, *, dtype: torch.dtype = torch.float32, device: s
     `dtype` is the type of its floating-point tensors.
 
     Raises WeightsError with file and key if a tensor is missing, unknown or of the wrong shape, or a file is not
-    safetensors. Sizes and shapes are checked against the headers before anything is allocated.
+    safetensors; ConfigError for another `dtype` or `device`. Sizes and shapes are checked against the headers before
+    anything is allocated.
     """
+    _check_place(dtype, device)
     directory = local_directory(directory)
     with opened(directory, device) as (family, config, inert, tensors):
         model = skeleton(family, config, str(directory / "config.json"), tensors)
@@ -209,6 +219,16 @@ def load(directory: str | Path, *, dtype: torch.dtype = torch.float32, device: s
     if getattr(config, "tie_embeddings", False) and model.head is not None:
         model.head.weight = model.embedding.weight
     return model.eval()
+
+
+def _check_place(dtype: Any, device: Any) -> None:
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ConfigError(f"dtype is {shown(dtype)}; expected a floating-point type, such as torch.bfloat16")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, TypeError, AssertionError) as error:  # AssertionError: a torch without CUDA
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"device is {shown(device)}, which is not available here ({why[:200]}); use cpu") from None
 
 
 @contextmanager

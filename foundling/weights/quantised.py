@@ -8,8 +8,8 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
-from foundling.config import shown
 from foundling.errors import WeightsError
+from foundling.limits import shown
 from foundling.runtime.files import read_json
 from foundling.weights.mxfp4 import MXFP4, MXFP4Tensors
 from foundling.weights.tensors import Tensors

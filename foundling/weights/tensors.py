@@ -13,14 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from foundling.errors import WeightsError
+from foundling.limits import HEADER_BYTES, SHARDS
 from foundling.runtime.files import parse_json, read_json, write_json
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 FLOATS = ("F64", "F32", "F16", "BF16")
 INTEGERS = ("I64", "I32", "U8", "BOOL")
 """Types of buffers that count."""
-MAX_HEADER_BYTES = 64 << 20
-MAX_SHARDS = 4096
 MAX_SHARD_BYTES = 5 << 30
 
 
@@ -31,8 +30,8 @@ def open_safetensors(file: Path, device: str = "cpu") -> Iterator[Any]:
     try:
         with open(file, "rb") as start:
             header = int.from_bytes(start.read(8), "little")
-            if header > MAX_HEADER_BYTES:
-                raise WeightsError(f"{file}: damaged, a header of {header} bytes; the limit is {MAX_HEADER_BYTES}")
+            if header > HEADER_BYTES.high:
+                raise WeightsError(f"{file}: damaged, a header of {header} bytes; the limit is {HEADER_BYTES.high}")
             text = start.read(header)
         library = safe_open(file, framework="pt", device=device)
         parse_json(text, file)
@@ -114,8 +113,8 @@ def tensors_of(directory: Path, name: str, device: str = "cpu") -> Iterator[Tens
     if not isinstance(weight_map, dict) or not weight_map:
         raise WeightsError(f"{index}: damaged, no weight_map")
     shards = sorted({str(shard_name) for shard_name in weight_map.values()})
-    if len(shards) > MAX_SHARDS:
-        raise WeightsError(f"{index}: {len(shards)} shards; the limit is {MAX_SHARDS}")
+    if len(shards) > SHARDS.high:
+        raise WeightsError(f"{index}: {len(shards)} shards; the limit is {SHARDS.high}")
     for key, shard_name in weight_map.items():
         if (
             not isinstance(shard_name, str)

@@ -289,7 +289,7 @@ def test_a_request_whose_own_code_raises_ends_alone() -> None:
     ("options", "request_", "message"),
     [
         (dict(weights="int3"), {}, "int8, int4"),
-        (dict(max_num_seqs=0), {}, "at least one sequence"),
+        (dict(max_num_seqs=0), {}, "max_num_seqs is 0"),
         (dict(max_step_tokens=4), {}, "one token per step for each"),
         (dict(lookup=-1), {}, "lookup"),
         (dict(native=False, weights="int8"), {}, "need native code: it is turned off"),
@@ -298,8 +298,8 @@ def test_a_request_whose_own_code_raises_ends_alone() -> None:
         ({}, dict(prompt=[64]), "outside the vocabulary"),
         ({}, dict(max_tokens=64), "at most 63"),
         ({}, dict(max_tokens=2.5), "whole number"),
-        ({}, dict(stop=["</s>"]), "expected ids"),
-        ({}, dict(logprobs=1.5), "expected 0 to 1000"),
+        ({}, dict(stop=["</s>"]), "expected ids of tokens"),
+        ({}, dict(logprobs=1.5), "at most 1,000"),
         ({}, dict(sampling=dict(logit_bias={3: "much"})), "logit_bias of 3"),
     ],
 )

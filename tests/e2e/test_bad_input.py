@@ -74,7 +74,7 @@ def test_no_such_path_and_empty_folder(capsys, tmp_path) -> None:
         (["--n-layer", "4"], "did you mean '--n-layers'"),
         (["--lr=0.1"], "did you mean '--learning-rate'"),
         (["--epochs", "3"], "unknown argument '--epochs' (see"),
-        (["--n-layers", "four"], "'n_layers' is 'four', expected int"),
+        (["--n-layers", "four"], "'n_layers' is 'four'; expected a whole number"),
         (["--n-layers", "0"], "'n_layers' is 0"),
         (["--vocab-size", "1000"], "multiple of 64"),
         (["--d-model", "33"], "multiple of 32"),

@@ -297,11 +297,19 @@ def test_our_own_template_takes_parts_and_empty_turns() -> None:
     ("template", "error"),
     [
         ("{{ messages.__class__.__mro__ }}", WeightsError),
-        ("{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}", WeightsError),
-        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", WeightsError),
-        ("{% for a in range(200000) %}{% endfor %}", WeightsError),
-        ("{{ '%99999d' % 1 }}", WeightsError),
-        ("{{ 7 ** (9 ** 9) }}", WeightsError),
+        ("{% for a in 'x' * 99999 %}{% for b in 'x' * 99999 %}{% endfor %}{% endfor %}", WeightsError),
+        ("{% for a in range(200000) %}{% endfor %}", DataError),
+        ("{{ '%9999999999d' % 1 }}", WeightsError),
+        ("{{ 'x' | center(9999999999) }}", WeightsError),
+        ("{{ 'x\ny' | indent(9999999999) }}", WeightsError),
+        ("{{ messages | tojson(indent=9999999999) }}", WeightsError),
+        ("{{ 'xx'.ljust(9999999999) }}", WeightsError),
+        ("{{ ('x' * 100000) | replace('x', 'y' * 100000) }}", WeightsError),
+        (
+            "{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+            WeightsError,
+        ),
+        ("{{ 'x' * 17000000 }}", WeightsError),
         ("{{ ('a' * 300000000) | length }}", WeightsError),
         ("{{ '{1}'.format(0) }}", DataError),
         ("{{ 1 // 0 }}", DataError),
@@ -315,6 +323,12 @@ def test_templates_are_untrusted(template: str, error: type[Exception]) -> None:
     with pytest.raises(error) as caught:
         render_chat(template, CONVERSATION)
     assert "\n" not in str(caught.value)
+
+
+def test_messages_that_are_no_json_are_refused_by_name() -> None:
+    for content in (b"bytes", {1, 2}, object()):
+        with pytest.raises(DataError, match="messages and tools must be of texts"):
+            render_chat(CHAT_TEMPLATE, [{"role": "user", "content": content}])
 
 
 def test_templates_may_count_and_format() -> None:

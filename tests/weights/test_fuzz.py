@@ -5,9 +5,6 @@ The mutations are seeded and run in a process of their own, whose address space 
 would allocate by a declared size, or loop over one, dies there.
 """
 
-import copy
-import json
-import math
 import random
 import resource
 import shutil
@@ -18,79 +15,11 @@ from typing import Any
 import pytest
 
 from foundling.models import FAMILIES
+from tests.mutations import mutate
 from tests.processes import SERVER
 
 SPACE, SECONDS = 1 << 30, 1.0
 """above what the process takes when it starts; of one mutation"""
-VALUES = [0, -1, 1, 2, 3, 7, 64, 1 << 24, (1 << 24) + 1, 1 << 31, 1 << 63, 1 << 200, 1e308, math.nan,
-          math.inf, -math.inf, 0.5, "", "x", "llama", "relu", None, True, False, [], {}, [1, 2], ["x"] * 3, [[[]]],
-          {"a": {"b": 1}}]  # fmt: skip
-
-
-def places(value: Any, path: tuple = ()) -> list[tuple]:
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [p for key, v in inner for p in [(*path, key), *places(v, (*path, key))]]
-
-
-def mutate_json(value: Any, chance: random.Random) -> Any:
-    value = copy.deepcopy(value)
-    for _ in range(chance.randint(1, 3)):
-        known = places(value)
-        if not known:
-            return value
-        path = chance.choice(known)
-        at = value
-        for key in path[:-1]:
-            at = at[key]
-        old, action = at[path[-1]], chance.randrange(6)
-        if action == 0:
-            del at[path[-1]]
-        elif action == 1 and isinstance(at, dict):
-            at[chance.choice(["x", str(path[-1]) + "_", "vocab_size", "model_type"])] = copy.deepcopy(
-                chance.choice(VALUES)
-            )
-        elif action == 2 and isinstance(old, int) and not isinstance(old, bool):
-            at[path[-1]] = chance.choice([old + 1, old - 1, old * 2, -old, old << 20, old / 2])
-        elif action == 3 and isinstance(at, dict):
-            at[path[-1]] = copy.deepcopy(at[chance.choice(list(at))])
-        else:
-            at[path[-1]] = copy.deepcopy(chance.choice(VALUES))
-    return value
-
-
-def mutate_bytes(data: bytes, chance: random.Random, within: int) -> bytes:
-    changed = bytearray(data)
-    for _ in range(chance.randint(1, 4)):
-        if changed:
-            changed[chance.randrange(min(within, len(changed)))] = chance.randrange(256)
-    if chance.random() < 0.2:
-        del changed[chance.randrange(len(changed) + 1) :]
-    if chance.random() < 0.1:
-        at = chance.randrange(min(within, len(changed)) + 1)
-        changed[at:at] = bytes(chance.randrange(256) for _ in range(chance.randint(1, 9)))
-    return bytes(changed)
-
-
-def mutate(directory: Path, chance: random.Random) -> None:
-    """One file of the directory, as text, as bytes, or as what its header says."""
-    file = directory / chance.choice(sorted(p.name for p in directory.iterdir() if p.name != "foundling.json"))
-    data = file.read_bytes()
-    if file.suffix == ".json":
-        if chance.random() < 0.7:
-            file.write_text(json.dumps(mutate_json(json.loads(data), chance)))
-        else:
-            file.write_bytes(mutate_bytes(data, chance, len(data)))
-        return
-    size = int.from_bytes(data[:8], "little")
-    kind = chance.random()
-    if kind < 0.5:
-        head = json.dumps(mutate_json(json.loads(data[8 : 8 + size]), chance)).encode()
-        file.write_bytes(len(head).to_bytes(8, "little") + head + data[8 + size :])
-    elif kind < 0.9:
-        file.write_bytes(mutate_bytes(data, chance, 8 + size))
-    else:
-        length = chance.choice([0, 1, size - 1, size + 1, 1 << 31, (1 << 64) - 1])
-        file.write_bytes(length.to_bytes(8, "little") + data[8:])
 
 
 def batch(bases: list[Path], scratch: Path, seeds: range, pipe: Any) -> None:

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from foundling.errors import FoundlingError, WeightsError
+from foundling.limits import JSON_DEPTH
 from foundling.models import build
-from foundling.runtime.files import MAX_JSON_DEPTH, read_json, write_json
+from foundling.runtime.files import read_json, write_json
 from foundling.weights.directory import check, load, save, weights_hash
 from tests.contract.cases import case
 from tests.rounding import close
@@ -89,13 +90,13 @@ def test_an_index_that_is_wrong(sharded) -> None:
     ("values", "parts"),
     [
         ({"model_type": "mystery"}, ["config.json", "model_type", "mystery"]),
-        ({"num_hidden_layers": 1 << 15}, ["config.json", "n_layers", "tensors"]),
+        ({"num_hidden_layers": 1 << 12}, ["config.json", "n_layers", "tensors"]),
         ({"quantization_config": {"quant_method": "awq", "bits": 4}}, ["config.json", "quantised ('awq')"]),
         ({"num_hidden_layers": 1 << 24}, ["config.json", "n_layers", "out of range"]),
         ({"num_hidden_layers": 1 << 62}, ["config.json", "n_layers", "out of range"]),
         ({"num_hidden_layers": -3}, ["config.json", "n_layers"]),
         ({"hidden_size": 1 << 24}, ["model.safetensors", "asks for"]),
-        ({"vocab_size": 1 << 24, "hidden_size": 1 << 24}, ["model.safetensors", "asks for"]),
+        ({"vocab_size": 1 << 21, "hidden_size": 1 << 24}, ["model.safetensors", "asks for"]),
         ({"hidden_size": "wide"}, ["config.json", "d_model", "wide"]),
         ({"tie_word_embeddings": "maybe"}, ["config.json", "tie_embeddings", "maybe"]),
         ({"rms_norm_eps": float("nan")}, ["config.json", "norm_eps"]),
@@ -119,7 +120,7 @@ def test_parts_that_are_not_there(tmp_path) -> None:
         ("unet", "layers_per_block", "n_blocks"),
     ):
         directory = save(case(name).tiny(), tmp_path / field)
-        change(directory / "config.json", **{key: 1 << 15})
+        change(directory / "config.json", **{key: 1 << 12})
         refused(directory, "config.json", field, "tensors")
 
 
@@ -161,10 +162,10 @@ def test_inert_keys_with_dots_and_deep_ones(whole, tmp_path) -> None:
     change(whole / "config.json", **{"task.x": 1, "task": 2})
     again = json.loads((save(load(whole), tmp_path / "again") / "config.json").read_text())
     assert again["task.x"] == 1 and again["task"] == 2
-    for depth in (900, MAX_JSON_DEPTH):
+    for depth in (900, JSON_DEPTH.high):
         deep = ', "deep": ' + '{"a":' * depth + "0" + "}" * (depth + 1)
         (whole / "config.json").write_text(json.dumps(again)[:-1] + deep)
-        refused(whole, "config.json", str(MAX_JSON_DEPTH))
+        refused(whole, "config.json", str(JSON_DEPTH.high))
     (whole / "config.json").write_text(json.dumps(again)[:-1] + deep.replace('{"a":', "", 1)[:-1])
     load(whole)
 

@@ -25,6 +25,7 @@ from foundling.decode.request import Completion, Request, check_generates, check
 from foundling.decode.sequence_state import SequenceState, choose_next_tokens, token_logprobs
 from foundling.decode.speculative import Draft, PromptLookupProposer, verify_draft
 from foundling.errors import GenerationError
+from foundling.limits import CACHE_BYTES, LOOKUP, SEQUENCES, STEP_TOKENS, shown
 from foundling.runtime.mode import evaluation_mode
 
 logger = logging.getLogger("foundling")
@@ -55,13 +56,14 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if self.weights is not None and self.weights not in FORMS:
             raise GenerationError(f"weights '{self.weights}' are unknown; use {', '.join(FORMS)}")
-        if self.max_num_seqs < 1 or self.max_step_tokens < self.max_num_seqs:
+        for name, limit in (("max_num_seqs", SEQUENCES), ("max_step_tokens", STEP_TOKENS), ("memory", CACHE_BYTES),
+                            ("lookup", LOOKUP)):  # fmt: skip
+            limit.check(getattr(self, name), name, GenerationError)
+        if self.max_step_tokens < self.max_num_seqs:
             raise GenerationError(
                 f"max_num_seqs is {self.max_num_seqs}, max_step_tokens {self.max_step_tokens}; expected at least one "
                 "sequence, and one token per step for each"
             )
-        if not 0 <= self.lookup <= 64:
-            raise GenerationError(f"lookup is {self.lookup}; expected 0 (off) to 64 tokens")
 
 
 class RequestOutput(NamedTuple):
@@ -149,6 +151,8 @@ class Engine:
         return request_id
 
     def _check(self, request: Request) -> None:
+        if not isinstance(request, Request):
+            raise GenerationError(f"the request is {shown(request)}; expected a Request")
         check_request(self.model, request)
         if self.reads_source and request.prompt_logprobs is not None:
             raise GenerationError("an encoder-decoder does not predict its source: omit prompt_logprobs")

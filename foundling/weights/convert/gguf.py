@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from foundling.blocks.position import RopeScaling
-from foundling.config import shown
 from foundling.errors import ConfigError, OutputError, WeightsError
+from foundling.limits import LAYERS, shown
 from foundling.models import configuration, family, family_of
 from foundling.runtime.files import fsync_path, output_errors, remove_abandoned, rename_new, temporary
 from foundling.weights.convert.gguf_families import ARCHITECTURES, INERT, SCALING, Architecture
@@ -79,7 +79,7 @@ def _config(file: GGUFFile) -> tuple[Architecture, Any]:
     fields = {ours: _decimal(given[key]) for key, ours in architecture.fields.items() if key in given}
     fields |= {architecture.fields[key]: None for key, value in architecture.none.items() if given.get(key) == value}
     try:
-        if fields["n_layers"] > len(file.tensors):
+        if fields["n_layers"] > min(len(file.tensors), LAYERS.high):
             raise WeightsError(
                 f"{file.path}: block_count {fields['n_layers']}, the file holds {len(file.tensors)} tensors"
             )

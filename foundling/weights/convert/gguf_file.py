@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from foundling.errors import WeightsError
+from foundling.limits import HEADER_BYTES
 from foundling.weights.directory import converted
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-MAX_HEADER_BYTES = 64 << 20
 MAX_DIMS = 4
 CHUNK = 1 << 22
 """Numbers that are dequantised at a time."""
@@ -88,7 +88,7 @@ class _Cursor:
     """Reads on in the header; struct.error where it ends first."""
 
     def __init__(self, data: memoryview) -> None:
-        self.data, self.at = data[:MAX_HEADER_BYTES], 0
+        self.data, self.at = data[: HEADER_BYTES.high], 0
 
     def numbers(self, code: str, size: int, count: int = 1) -> tuple[Any, ...]:
         if count > (len(self.data) - self.at) // size:
@@ -144,7 +144,9 @@ def open_gguf(file: str | Path) -> GGUFFile:
         entries = [_entry(cursor) for _ in range(n_tensors)]
         return GGUFFile(path, values, _tensors(path, data, cursor.at, values, entries))
     except struct.error:
-        limit = f", or a header of over {MAX_HEADER_BYTES >> 20} MiB" if path.stat().st_size > MAX_HEADER_BYTES else ""
+        limit = (
+            f", or a header of over {HEADER_BYTES.high >> 20} MiB" if path.stat().st_size > HEADER_BYTES.high else ""
+        )
         raise WeightsError(f"{path}: not a whole GGUF file (it ends early{limit})") from None
     except (ValueError, OSError) as error:
         raise WeightsError(f"{path}: not a whole GGUF file ({(str(error).splitlines() or ['damaged'])[0]})") from None

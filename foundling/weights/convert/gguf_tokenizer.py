@@ -11,15 +11,14 @@ from typing import Any, NamedTuple
 import tokenizers
 from tokenizers import AddedToken, decoders, models, processors
 
-from foundling.config import shown
 from foundling.errors import WeightsError
+from foundling.limits import TOKENS, shown
 from foundling.text import Tokenizer
 from foundling.weights.convert import gguf_sentencepiece as sentencepiece
 from foundling.weights.convert.gguf_file import GGUFFile, library, open_gguf
 from foundling.weights.convert.gguf_words import ADDS_BOS, NAMES, OWN, PATTERNS, WHOLE_WORDS, pre_name, pre_tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-MAX_TOKENS = 1 << 21
 PARTS = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token", "mask": "mask_token"}
 """part of a key in the file -> key of tokenizer_config.json"""
 ENDS = ("eos", "eot", "eom")
@@ -77,8 +76,8 @@ def read_tokenizer(file: str | Path | GGUFFile) -> tuple[Tokenizer, dict[str, An
     table = _Table(opened.path, values, tokens or [], kinds)
     if not isinstance(tokens, list) or not isinstance(kinds, list) or len(kinds) != len(tokens):
         raise table.error("tokens and kinds do not go together")
-    if len(tokens) > MAX_TOKENS:
-        raise table.error(f"{len(tokens):,} tokens are over {MAX_TOKENS:,}")
+    if len(tokens) > TOKENS.high:
+        raise table.error(f"{len(tokens):,} tokens are over {TOKENS.high:,}")
     if not all(isinstance(text, str) for text in tokens) or len(set(tokens)) != len(tokens):
         raise table.error("tokens are not distinct texts")
     backend, defaults = KINDS[kind](table)

@@ -12,8 +12,9 @@ import torch
 
 from foundling.diffusion.schedule import NoiseSchedule
 from foundling.errors import ConfigError, OutputError, WeightsError
+from foundling.limits import COMPANION_BYTES
 from foundling.models import count_parameters, family_of
-from foundling.runtime.files import read_json, require_free, sha256, write_directory, write_json
+from foundling.runtime.files import read_json, require_free, require_space, sha256, write_directory, write_json
 from foundling.runtime.hub import is_hub, local_directory, resolve
 from foundling.text import Tokenizer
 from foundling.text.tokenizer import NAMES_CODE
@@ -26,6 +27,7 @@ from foundling.weights.directory import (
     check,
     load,
     opened,
+    tensor_bytes,
     weights_hash,
     whole_tensors,
     write_manifest,
@@ -42,9 +44,10 @@ COMPANIONS = (
     "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "USE_POLICY.md",
 )  # fmt: skip
 """Files copied along with the weights: data for a tokenizer or a reader, never code."""
+GGUF_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 34 / 32, "int4": 18 / 32}
+"""of a weight, with its share of a group's scale"""
 REWRITTEN = ("config.json", "model_index.json", "unet", "scheduler", MANIFEST)
 """Files and folders that are written anew."""
-MAX_COMPANION_BYTES = 64 << 20
 PICKLED = (b"\x80", b"PK")
 """First bytes of a pickle and of torch's archive of pickles."""
 
@@ -63,6 +66,7 @@ def import_model(source: str | Path, out: str | Path, *, dtype: str | None = Non
     gguf = open_gguf(source) if source.is_file() and source.suffix == ".gguf" else None
     model, schedule = _read(source if gguf is None else gguf, dtype)
     companion_files, skipped = companions(source)
+    require_space(out, _size(model, companion_files))
     origin = {"name": source.resolve().name, "files": _hashes(source, companion_files)}
     if snapshot:
         origin |= {"name": snapshot.place, "revision": snapshot.revision, "commit": snapshot.commit}
@@ -93,6 +97,7 @@ def export_model(directory: str | Path, out: str | Path, *, dtype: str | None = 
     require_free(out)
     model, schedule = _read(directory, dtype)
     companion_files, skipped = companions(directory)
+    require_space(out, _size(model, companion_files))
     write_directory(out, lambda temporary: _write(model, schedule, companion_files, temporary))
     return _summary(model, out, companion_files, skipped)
 
@@ -104,6 +109,9 @@ def export_gguf(directory: str | Path, out: str | Path, *, weights: str | None =
     if out.exists():
         raise OutputError(f"{out} exists; choose another name")
     model, _ = _read(directory, None)
+    kind = weights or _dtype_name(model)
+    width = next(model.parameters()).element_size()
+    require_space(out, int(tensor_bytes(model) / width * GGUF_BYTES.get(kind, 4)))
     _, skipped = companions(directory)
     tokenizer, reason = _writable_tokenizer(directory, model.config)
     if reason is not None:
@@ -112,6 +120,11 @@ def export_gguf(directory: str | Path, out: str | Path, *, weights: str | None =
     return _summary(model, out, [] if tokenizer is None else [directory / "tokenizer.json"], skipped) | {
         "dtype": weights or _dtype_name(model)
     }
+
+
+def _size(model: Any, companion_files: list[Path]) -> int:
+    """Bytes of the weights and of the files beside them."""
+    return tensor_bytes(model) + sum(path.stat().st_size for path in companion_files)
 
 
 def companions(directory: Path) -> tuple[list[Path], list[str]]:
@@ -138,10 +151,10 @@ def _check_companion(path: Path) -> None:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise WeightsError(f"{path}: not a file")
-        if status.st_size > MAX_COMPANION_BYTES:
-            raise WeightsError(f"{path}: over {MAX_COMPANION_BYTES >> 20} MiB, too large to copy; remove it")
+        if status.st_size > COMPANION_BYTES.high:
+            raise WeightsError(f"{path}: over {COMPANION_BYTES.high >> 20} MiB, too large to copy; remove it")
         if path.suffix == ".json":
-            read_json(path, MAX_COMPANION_BYTES)
+            read_json(path, COMPANION_BYTES.high)
         elif path.suffix == ".model":
             with open(path, "rb") as file:
                 if file.read(2).startswith(PICKLED):
@@ -181,7 +194,7 @@ def _write(model: Any, schedule: NoiseSchedule | None, companion_files: list[Pat
     else:
         write_denoiser(model, params, schedule, temporary)
     for path in companion_files:
-        values = read_json(path, MAX_COMPANION_BYTES) if path.suffix == ".json" else {}
+        values = read_json(path, COMPANION_BYTES.high) if path.suffix == ".json" else {}
         if values.pop(NAMES_CODE, None) is None:
             (temporary / path.name).write_bytes(path.read_bytes())
         else:

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The limits of what this library takes from a user, a file or a request, in one table.
+
+Each is checked before anything of that size is allocated. A limit is far above what models in use need and far below
+what a machine would choke on; what a machine or a model can do is checked beyond it, where that is known.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any, NamedTuple
+
+from foundling.errors import ConfigError, FoundlingError
+
+
+class Limit(NamedTuple):
+    """Whole numbers from `low` to `high`, of `unit`. `way`: what a user can do who needs more."""
+
+    high: int
+    unit: str
+    way: str = ""
+    low: int = 1
+
+    def check(self, value: Any, name: str, error: type[FoundlingError] = ConfigError) -> int:
+        """`value` as an int, if it is a whole number within the limit (NumPy's and torch's count as well, a bool does
+        not); else `error`, naming the argument."""
+        try:
+            number = operator.index(value)
+        except TypeError:
+            number = None
+        if number is None or isinstance(value, bool) or not self.low <= number <= self.high:
+            raise error(f"{name} is {shown(value)}; expected {self}")
+        return number
+
+    def __str__(self) -> str:
+        way = f" ({self.way})" if self.way else ""
+        return f"a whole number, at least {self.low:,} and at most {self.high:,}{way}"
+
+
+MAX_SHOWN = 120
+"""characters of a value that an error message repeats"""
+
+
+def shown(value: Any) -> str:
+    """A value as an error message repeats it: on one line, and no longer than MAX_SHOWN."""
+    try:
+        text = repr(value)
+    except ValueError:  # more digits than Python agrees to write
+        return f"a number of {value.bit_length():,} bits"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}… ({len(text):,} characters)"
+
+
+def check_number(
+    value: Any, name: str, low: float = -math.inf, high: float = math.inf, error: type[FoundlingError] = ConfigError
+) -> float:
+    """`value`, if it is a finite number from `low` to `high`; else `error`, naming the argument."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _is_within(value, low, high):
+        bounds = "" if low == -math.inf else f", {low:g} or more" if high == math.inf else f" from {low:g} to {high:g}"
+        raise error(f"{name} is {shown(value)}; expected a finite number{bounds}")
+    return value
+
+
+def _is_within(value: float, low: float, high: float) -> bool:
+    try:
+        return math.isfinite(value) and low <= value <= high
+    except OverflowError:  # an int beyond all floats
+        return False
+
+
+def limit_of_size(name: str) -> Limit:
+    """Of a field of a family's configuration, by its name."""
+    return LAYERS if name.endswith(("_layers", "_blocks")) else TOKENS if name == "vocab_size" else SIZE
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+JSON_BYTES = Limit(32 << 20, "bytes of a configuration, an index or a manifest")
+COMPANION_BYTES = Limit(64 << 20, "bytes of a tokenizer's file or a text that is copied along")
+RECIPE_BYTES = Limit(1 << 20, "bytes of a YAML recipe")
+HEADER_BYTES = Limit(64 << 20, "bytes of the header of a safetensors or GGUF file")
+JSON_DEPTH = Limit(64, "arrays and objects inside each other; the files of models in use have fewer than ten")
+SHARD_BYTES = Limit(1 << 50, "bytes of tensors in one file that is written")
+SHARDS = Limit(4096, "files that an index may list")
+TOKENS = Limit(1 << 21, "tokens of a vocabulary; the largest in use have a quarter of a million", "--vocab-size 65536")
+TOKEN_ID = Limit((1 << 31) - 1, "an id of a token in a file", low=0)
+
+# --- sizes of a model ------------------------------------------------------------------------------------------------
+
+LAYERS = Limit(1 << 12, "layers or blocks of a stack; the deepest models in use have about two hundred")
+SIZE = Limit(1 << 24, "any other size of a model: widths, heads, experts, rows, positions")
+
+# --- a run -----------------------------------------------------------------------------------------------------------
+
+SEED = Limit((1 << 63) - 1, "what a generator takes as a seed", low=0)
+THREADS = Limit(1024, "CPU threads; torch aborts the process where the system has no more")
+RANKS = Limit(1 << 16, "processes of a training run")
+ROWS = Limit(1 << 20, "rows of a batch")
+STEP_ROWS_TOKENS = Limit(1 << 27, "tokens of a step, which are in memory at once", "take more steps")
+SEQ_LEN = Limit(1 << 24, "tokens in a row")
+STEPS = Limit(1 << 40, "optimiser steps, or steps between checkpoints")
+
+# --- decoding --------------------------------------------------------------------------------------------------------
+
+COMPLETIONS = Limit(4096, "completions of one prompt", "call again with another seed for more")
+REQUESTS = Limit(1 << 20, "completions of one call")
+MAX_TOKENS = Limit(1 << 24, "tokens of a completion")
+TOP_LOGPROBS = Limit(1000, "most likely tokens beside each token", low=0)
+TOP_K = Limit(1 << 31, "tokens that are sampled from; 0 is off", low=0)
+BEAMS = Limit(256, "beams of a search")
+DRAFT_TOKENS = Limit(64, "tokens that a draft proposes at a time")
+LOOKUP = Limit(64, "tokens that prompt lookup proposes; 0 is off", low=0)
+SEQUENCES = Limit(4096, "sequences that an engine runs at once")
+STEP_TOKENS = Limit(1 << 20, "tokens that an engine computes in one step")
+CACHE_BYTES = Limit(1 << 50, "bytes of an engine's keys and values", low=0)
+PREDICTIONS = Limit(1000, "most likely tokens for a gap")
+
+# --- programs in a model directory ------------------------------------------------------------------------------------
+
+TEMPLATE_CHARS = Limit(1 << 20, "characters of a chat template")
+RENDERED_CHARS = Limit(1 << 24, "characters that a chat template renders")
+TEMPLATE_BYTES = Limit(256 << 20, "bytes of memory of the process that renders chat templates")
+TEMPLATE_SECONDS = Limit(1, "seconds of processor time that a chat template takes; one in use takes a millisecond")
+GROWTH = Limit(1024, "characters that a tokenizer makes of one character, before or after encoding")
