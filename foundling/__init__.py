@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from foundling.train.loop import train
     from foundling.weights.adapters import load_adapter, save_adapter
     from foundling.weights.convert.diffusers import load_denoiser, save_denoiser
-    from foundling.weights.directory import check, load, save
+    from foundling.weights.directory import load, save
+    from foundling.weights.manifest import check
 
 _WHERE = {
     "Engine": "foundling.decode.engine.engine",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import re
 import stat
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -214,6 +215,9 @@ def _strict_loader() -> Any:
                 names.add(key.value if isinstance(key, yaml.ScalarNode) else None)
             return super().construct_mapping(node, deep)
 
+    # YAML 1.1 takes 1e-05, which is how Python and its own writer put a float, for text
+    floats = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", floats, list("-+0123456789"))
     return Loader
 
 

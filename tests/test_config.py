@@ -123,3 +123,10 @@ def test_a_recipe_is_a_file(tmp_path) -> None:
         file.truncate(1 << 40)
     with pytest.raises(ConfigError, match="too large for a recipe"):
         load_yaml(tmp_path / "large")
+
+
+def test_yaml_reads_what_it_wrote(tmp_path) -> None:
+    """YAML 1.1 takes 1e-05 for text."""
+    values = {"a": 1e-05, "b": -2.5e30, "c": 1e22, "d": "1e5x", "e": 3, "f": float("1e-300"), "g": "12e"}
+    (tmp_path / "x.yaml").write_text(dump_yaml(values) + "h: 1e5\n")
+    assert load_yaml(tmp_path / "x.yaml") == {**values, "h": 1e5}

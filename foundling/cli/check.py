@@ -17,7 +17,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    from foundling.weights.directory import check
+    from foundling.weights.manifest import check
 
     found = check(args.dir)
     if args.json:

@@ -27,7 +27,7 @@ class Budget:
         if isinstance(self.value, bool) or not isinstance(self.value, int | float):
             raise BudgetError(f"{self.option} {shown(self.value)}: expected a positive number")
         if not 0 < self.value <= LARGEST[self.unit]:
-            given = str(self) if abs(self.value) < 1e30 else f"{self.option} {shown(self.value)}"
+            given = str(self) if isinstance(self.value, float) else f"{self.option} {shown(self.value)}"
             largest = Budget(self.unit, LARGEST[self.unit])
             raise BudgetError(f"{given}: expected a positive number of at most {largest}, such as {self.option} 3")
 

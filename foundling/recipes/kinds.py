@@ -15,7 +15,7 @@ from foundling.recipes.publish import is_complete
 from foundling.recipes.recipe import Request
 from foundling.recipes.run import Script
 from foundling.runtime.clock import Clock
-from foundling.weights.directory import read_manifest
+from foundling.weights.manifest import read_manifest
 
 SCRIPTS = {
     "causal": "foundling.recipes.pretrain:pretrain",

@@ -25,14 +25,8 @@ from foundling.runtime import signals
 from foundling.runtime.files import fsync_path, output_errors, publish, sha256, write_bytes, write_json
 from foundling.runtime.hub import place_name
 from foundling.runtime.machine import machine
-from foundling.weights.directory import (
-    MANIFEST,
-    read_manifest,
-    weights_hash,
-    whole_tensors,
-    write_manifest,
-    write_weights,
-)
+from foundling.weights.directory import weights_hash, whole_tensors, write_weights
+from foundling.weights.manifest import MANIFEST, read_manifest, write_manifest
 
 MAX_NGRAM_BYTES = 32_000_000
 NGRAM_BYTES_PER_BYTE = 14

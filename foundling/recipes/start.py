@@ -23,7 +23,7 @@ from foundling.runtime.device import Runtime
 from foundling.runtime.files import is_temporary, lock, remove_abandoned
 from foundling.runtime.hub import is_hub, local_directory
 from foundling.runtime.machine import machine
-from foundling.weights.directory import MANIFEST, read_manifest
+from foundling.weights.manifest import MANIFEST, read_manifest
 
 
 def start(

@@ -24,7 +24,7 @@ from foundling.train.loop import train
 from foundling.train.state import MODEL, TrainState
 from foundling.train.step import is_compiled
 from foundling.train.update import StepRecord
-from foundling.weights.directory import MANIFEST
+from foundling.weights.manifest import MANIFEST
 
 
 def runtime_of(recipe: Recipe) -> Runtime:

@@ -106,7 +106,7 @@ def serve() -> NoReturn:
 
     _, _, function, memory, seconds = sys.argv
     module, _, name = function.partition(":")
-    run, streams = getattr(importlib.import_module(module), name), (sys.stdin.buffer, sys.stdout.buffer)
+    run, streams = getattr(importlib.import_module(module), name), (open(0, "rb"), open(1, "wb"))  # noqa: SIM115
     held = _address_space()
     if held:
         resource.setrlimit(resource.RLIMIT_AS, (held + int(memory), held + int(memory)))

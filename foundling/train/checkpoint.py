@@ -22,7 +22,8 @@ from foundling.runtime.files import remove_files, sha256, write_directory
 from foundling.train.ema import EMA
 from foundling.train.parallel import local, part_of
 from foundling.train.state import TrainState
-from foundling.weights.directory import MANIFEST, check, persistent_tensors, read_manifest, whole, write_manifest
+from foundling.weights.directory import persistent_tensors, whole
+from foundling.weights.manifest import MANIFEST, check, read_manifest, write_manifest
 
 KEEP = 2
 _NAME = re.compile(r"step-\d{8,}")

@@ -20,8 +20,9 @@ from foundling.errors import AdaptError, MismatchError, WeightsError
 from foundling.runtime.distributed import barrier, is_first_rank
 from foundling.runtime.files import write_directory
 from foundling.runtime.hub import local_directory
-from foundling.weights.directory import MANIFEST, check, converted, read_manifest, weights_hash, whole, write_manifest
+from foundling.weights.directory import converted, weights_hash, whole
 from foundling.weights.keys import unknown
+from foundling.weights.manifest import MANIFEST, check, read_manifest, write_manifest
 from foundling.weights.tensors import tensors_of
 
 FILE = "adapter.safetensors"

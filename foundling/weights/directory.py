@@ -21,26 +21,21 @@ from foundling.adapt.bank import Banked
 from foundling.adapt.lora import LoRA, base_tensors
 from foundling.adapt.quantize import Int8GroupedLinear, Int8Linear
 from foundling.contracts.checkpoint_map import ConfigMap
-from foundling.errors import ConfigError, WeightsError, render
+from foundling.errors import ConfigError, WeightsError
 from foundling.limits import SHARD_BYTES, shown
 from foundling.models import Family, family_of
 from foundling.runtime.distributed import barrier, is_first_rank
-from foundling.runtime.files import read_json, require_space, sha256, write_directory, write_json
+from foundling.runtime.files import read_json, require_space, write_directory, write_json
 from foundling.runtime.hub import local_directory
 from foundling.weights import keys
 from foundling.weights.configs import read_config, write_config
 from foundling.weights.generation import default_generation_config
+from foundling.weights.manifest import write_manifest
 from foundling.weights.quantised import check_files, plain_tensors
 from foundling.weights.tensors import FLOATS, INTEGERS, MAX_SHARD_BYTES, Tensors, tensors_of, write_tensors
 
-FORMAT_VERSION = 1
-MANIFEST = "foundling.json"
 BASE_MODEL = re.compile("(ForCausalLM|LMHeadModel)$")
 """The class name suffix of models with a head in transformers. Without a head, the suffix is "Model"."""
-SPARSE_BYTES, SPARSE_RATIO = 1 << 30, 100
-"""A larger file of which less than one part in so many is on the disk holds no weights, and takes hours to hash."""
-NAME_LIMIT = 200
-"""characters of a file's name in a message"""
 SOME_ROWS = 16
 """Compared first between head and embedding: if they differ, the weights are not tied and the rest is not read."""
 
@@ -149,55 +144,6 @@ def save(
         write_directory(directory, fill)
     barrier()
     return directory
-
-
-def write_manifest(directory: Path, about: dict[str, Any]) -> None:
-    """Writes foundling.json: the format version, `about`, and the SHA-256 of every other file."""
-    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST)
-    hashes = {str(p.relative_to(directory)): sha256(p) for p in files}
-    write_json(directory / MANIFEST, {"format_version": FORMAT_VERSION, **about, "files": hashes})
-
-
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """Reads foundling.json. Raises WeightsError if it is damaged or of a newer format."""
-    manifest = read_json(directory / MANIFEST)
-    version = manifest.get("format_version")
-    if not isinstance(version, int) or version < 1:
-        raise WeightsError(f"{directory / MANIFEST}: damaged, no format_version")
-    if version > FORMAT_VERSION:
-        raise WeightsError(f"{directory}: format_version {version} is newer than {FORMAT_VERSION}; upgrade foundling")
-    return manifest
-
-
-def check(directory: str | Path) -> dict[str, Any]:
-    """Compares the hash of every file with foundling.json. Returns {'ok', 'checked', 'problems'}; problems name
-    files."""
-    directory = local_directory(directory)
-    if not (directory / MANIFEST).exists():
-        raise WeightsError(f"{directory}: no {MANIFEST} to check against (is this a model directory?)")
-    files = read_manifest(directory).get("files")
-    if not isinstance(files, dict) or not files:
-        raise WeightsError(f"{directory / MANIFEST}: damaged, no list of files")
-    found = ((name, _damage(directory, name, expected)) for name, expected in files.items())
-    problems = [f"{render.message(name, limit=NAME_LIMIT)}: {damage}" for name, damage in found if damage]
-    return {"ok": not problems, "checked": len(files), "problems": problems}
-
-
-def _damage(directory: Path, name: str, expected: Any) -> str | None:
-    """What is wrong with a file that foundling.json lists, or None."""
-    path = directory / name
-    if ".." in Path(name).parts or Path(name).is_absolute():
-        return "points outside the directory"
-    try:
-        if not path.is_file():
-            return "missing"
-        size = path.stat()
-        if size.st_size > SPARSE_BYTES and 512 * size.st_blocks < size.st_size // SPARSE_RATIO:
-            return f"sparse, {512 * size.st_blocks:,} of {size.st_size:,} bytes exist; not hashed"
-        actual = sha256(path)
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    return None if actual == expected else f"damaged (sha256 {actual[:12]}…, expected {str(expected)[:12]}…)"
 
 
 def load(directory: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:

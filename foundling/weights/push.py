@@ -9,7 +9,7 @@ from typing import Any
 
 from foundling.errors import ConfigError, OutputError, WeightsError
 from foundling.runtime.hub import SCHEME, SMALL, Snapshot, hub_errors, is_hub, model_info, parse
-from foundling.weights.directory import MANIFEST, check, read_manifest
+from foundling.weights.manifest import MANIFEST, check, read_manifest
 
 WEIGHTS = re.compile(r"(unet/)?(model|diffusion_pytorch_model|adapter)\b.*\.safetensors(\.index\.json)?")
 

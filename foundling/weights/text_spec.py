@@ -9,8 +9,8 @@ from typing import Any
 
 from foundling.runtime.files import read_json
 from foundling.text.framing import TextSpec
-from foundling.weights.directory import MANIFEST, read_manifest
 from foundling.weights.generation import read_generation_config, read_ids
+from foundling.weights.manifest import MANIFEST, read_manifest
 
 
 def read_text_spec(directory: str | Path, model: Any) -> TextSpec:

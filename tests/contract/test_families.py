@@ -18,7 +18,8 @@ from foundling.runtime.rng import generator
 from foundling.train.loop import train
 from foundling.train.options import TrainOptions
 from foundling.train.schedule import Schedule
-from foundling.weights.directory import check, load, save, weights_hash
+from foundling.weights.directory import load, save, weights_hash
+from foundling.weights.manifest import check
 from tests.contract.cases import VOCAB, Counted, Data, T, case, close, tokens
 from tests.contract.matrix import MECHANISMS, UNLIKE, covers
 from tests.rounding import bound

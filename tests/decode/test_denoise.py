@@ -22,7 +22,7 @@ from foundling.train.options import OptimOptions, TrainOptions
 from foundling.train.schedule import Schedule
 from foundling.train.state import TrainState
 from foundling.weights.convert.diffusers import load_denoiser, save_denoiser
-from foundling.weights.directory import check
+from foundling.weights.manifest import check
 from tests.contract.cases import case, close
 from tests.contract.matrix import covers
 

@@ -6,6 +6,7 @@ import torch
 from scipy.stats import chisquare
 
 from foundling.decode.plain import generate
+from foundling.decode.request import sample_seed
 from foundling.decode.sampling import Sampling, compute_probs, draw_tokens
 from foundling.errors import GenerationError
 from foundling.models import build, family
@@ -79,7 +80,7 @@ def test_rows_that_stop_early_leave_the_others_alone(model) -> None:
     stopped = written(model, prompts, max_tokens=20, seed=5, stop=[stop])
     for a, b in zip(free, stopped, strict=True):
         assert b == (a[: a.index(stop)] if stop in a else a)
-    assert written(model, prompts[2:3], max_tokens=20, seed=7) == [free[2]]
+    assert written(model, prompts[2:3], max_tokens=20, seed=sample_seed(5, 2)) == [free[2]]
 
 
 @pytest.mark.parametrize(

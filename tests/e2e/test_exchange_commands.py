@@ -16,8 +16,9 @@ from foundling.models import build, count_parameters, family
 from foundling.text import Tokenizer
 from foundling.weights.convert.gguf import load_gguf
 from foundling.weights.convert.hugging_face import COMPANIONS
-from foundling.weights.directory import check, load, save
+from foundling.weights.directory import load, save
 from foundling.weights.keys import links
+from foundling.weights.manifest import check
 from tests.contract.cases import case
 from tests.e2e.test_bad_input import fails, make
 from tests.e2e.tools import files

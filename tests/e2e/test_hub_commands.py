@@ -13,7 +13,8 @@ from foundling.decode.text import TextGenerator
 from foundling.errors import ConfigError, WeightsError
 from foundling.text import Tokenizer
 from foundling.weights.convert.hugging_face import import_model
-from foundling.weights.directory import check, save
+from foundling.weights.directory import save
+from foundling.weights.manifest import check
 from foundling.weights.push import push
 from tests.contract.cases import case
 from tests.e2e.tools import TINY, corpus, files, foundling, raised
@@ -57,7 +58,7 @@ def test_a_model_goes_to_the_hub_and_is_used_from_there(hub: Hub, model: Path, t
     assert pushed["place"] == f"hf://org/notes@{hub.repositories['org/notes'].branches['main']}"
 
     done = foundling("generate", "hf://org/notes", "--prompt", "some", "--max-tokens", 8, "--json")
-    assert done.stderr.startswith(f"downloading hf://org/notes at {pushed['commit'][:12]}: ")
+    assert done.stderr.startswith(f"note: downloading hf://org/notes at {pushed['commit'][:12]}: ")
     assert json.loads(done.stdout)["answers"] == TextGenerator.load(model).generate("some", max_tokens=8)
     assert check("hf://org/notes")["ok"] and import_model("hf://org/notes", tmp_path / "out")["family"] == "gpt"
     push(model, "org/notes", revision="v2")

@@ -79,7 +79,7 @@ def test_memory_of_a_published_size_and_what_makes_it_fit() -> None:
         (["memory", "--preset", "gpt2", "--d-model", "64", "--family", "llama"], "leave one out"),
         (["memory", "--preset", "gpt2", "--seq-len", "4096"], "1024"),
         (["memory", "--preset", "gpt2", "--tokens", "5"], "takes no --tokens"),
-        (["memory", "--preset", "gpt2", "--ranks", "0"], "--ranks 0"),
+        (["memory", "--preset", "gpt2", "--ranks", "0"], "--ranks is 0"),
         (["memory", "--preset", "gpt2", "--learning-rate", "0.1"], "takes no --learning-rate"),
         (["run", "--preset", "gpt2"], "--tokens"),
         (["run", "--preset", "gpt2", "--tokens", "-1"], "--tokens -1"),

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from foundling.runtime.files import temporary, write_directory
-from foundling.weights.directory import check
+from foundling.weights.manifest import check
 from tests.e2e.tools import TINY, corpus, environment, files, foundling, weights
 from tests.processes import Forked
 

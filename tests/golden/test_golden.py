@@ -18,7 +18,8 @@ from torch import Tensor
 import foundling
 from foundling.contracts.denoise import Condition
 from foundling.models import FAMILIES
-from foundling.weights.directory import check, load
+from foundling.weights.directory import load
+from foundling.weights.manifest import check
 
 V1 = Path(__file__).parent / "v1"
 NAMES = sorted(path.name for path in V1.iterdir() if path.is_dir())

@@ -11,7 +11,7 @@ import pytest
 from foundling.errors import ConfigError
 from foundling.recipes.kinds import reproduce
 from foundling.recipes.start import REPRODUCED
-from foundling.weights.directory import check
+from foundling.weights.manifest import check
 from tests.e2e.tools import TINY, corpus, files, foundling, kill_after_checkpoint, weights
 
 STEPS = [*TINY, "--total-steps", "8"]

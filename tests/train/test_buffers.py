@@ -14,8 +14,9 @@ from foundling.train.loop import train
 from foundling.train.options import OptimOptions, TrainOptions
 from foundling.train.schedule import Schedule
 from foundling.train.state import TrainState
-from foundling.weights.directory import check, load, persistent_tensors, save, weights_hash
+from foundling.weights.directory import load, persistent_tensors, save, weights_hash
 from foundling.weights.inspect import inspect
+from foundling.weights.manifest import check
 from tests.train.conv_family import Classify, Conv, Pictures, fresh, register
 
 ADAMW = OptimOptions("adamw")

@@ -13,7 +13,8 @@ from foundling.adapt.quantize import quantize
 from foundling.errors import AdaptError, ConfigError, FoundlingError, MismatchError, OutputError, WeightsError
 from foundling.runtime.rng import generator
 from foundling.weights.adapters import FILE, load_adapter, save_adapter
-from foundling.weights.directory import MANIFEST, check, weights_hash, write_manifest
+from foundling.weights.directory import weights_hash
+from foundling.weights.manifest import MANIFEST, check, write_manifest
 from tests.contract.cases import case
 from tests.processes import SERVER, leave_group
 

@@ -14,7 +14,8 @@ import torch
 from foundling.diffusion.schedule import NoiseSchedule
 from foundling.errors import OutputError, WeightsError
 from foundling.weights.convert.diffusers import load_denoiser, save_denoiser
-from foundling.weights.directory import check, weights_hash
+from foundling.weights.directory import weights_hash
+from foundling.weights.manifest import check
 from tests.contract.cases import case
 from tests.processes import SERVER, leave_group
 

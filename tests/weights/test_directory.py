@@ -11,7 +11,8 @@ from torch import nn
 from foundling.errors import BusyError, ConfigError, OutputError, WeightsError
 from foundling.models import build, family, family_of
 from foundling.runtime.files import lock, publish, write_bytes, write_directory
-from foundling.weights.directory import MANIFEST, check, load, save
+from foundling.weights.directory import load, save
+from foundling.weights.manifest import MANIFEST, check
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from foundling.errors import FoundlingError, WeightsError
 from foundling.limits import JSON_DEPTH
 from foundling.models import build
 from foundling.runtime.files import read_json, write_json
-from foundling.weights.directory import check, load, save, weights_hash
+from foundling.weights.directory import load, save, weights_hash
+from foundling.weights.manifest import check
 from tests.contract.cases import case
 from tests.rounding import close
 

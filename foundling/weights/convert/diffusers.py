@@ -18,15 +18,8 @@ from foundling.models import family_of
 from foundling.runtime.distributed import barrier, is_first_rank
 from foundling.runtime.files import read_json, write_directory
 from foundling.runtime.hub import local_directory
-from foundling.weights.directory import (
-    MANIFEST,
-    check,
-    load,
-    weights_hash,
-    whole_tensors,
-    write_manifest,
-    write_weights,
-)
+from foundling.weights.directory import load, weights_hash, whole_tensors, write_weights
+from foundling.weights.manifest import MANIFEST, check, write_manifest
 
 INDEX = "model_index.json"
 PIPELINE = "DDPMPipeline"

@@ -22,17 +22,8 @@ from foundling.weights.convert.diffusers import is_pipeline, load_denoiser, tens
 from foundling.weights.convert.gguf import load_gguf, save_gguf
 from foundling.weights.convert.gguf_file import GGUFFile, open_gguf
 from foundling.weights.convert.gguf_tokenizer import read_tokenizer, unwritable
-from foundling.weights.directory import (
-    MANIFEST,
-    check,
-    load,
-    opened,
-    tensor_bytes,
-    weights_hash,
-    whole_tensors,
-    write_manifest,
-    write_weights,
-)
+from foundling.weights.directory import load, opened, tensor_bytes, weights_hash, whole_tensors, write_weights
+from foundling.weights.manifest import MANIFEST, check, write_manifest
 from foundling.weights.tensors import stored_in
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
