@@ -116,8 +116,9 @@ def resolve(place: str | Path) -> Snapshot:
     """The snapshot of an hf:// place, downloaded where files are missing.
 
     A commit that was downloaded from here is used without a network, and with HF_HUB_OFFLINE=1 so is all that is in the
-    cache. Raises ConfigError for a malformed place, WeightsError in one line for a repository or revision that is missing or gated, a
-    hub that cannot be reached, a repository without safetensors, and a download that is too large or damaged."""
+    cache. Raises ConfigError for a malformed place, WeightsError in one line for a repository or revision that is
+    missing or gated, a hub that cannot be reached, a repository without safetensors, and a download that is too large
+    or damaged."""
     repository, revision = parse(place)
     place = f"{SCHEME}{repository}" + (f"@{revision}" if revision != "main" else "")
     from huggingface_hub import constants

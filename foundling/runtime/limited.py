@@ -36,9 +36,7 @@ class LimitError(Exception):
 class LimitedProcess:
     """`function`, as "module:name", in a process of its own; one for each process that calls, and any thread may."""
 
-    def __init__(
-        self, function: str, *, memory: int, seconds: int, answer: int, modules: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, function: str, *, memory: int, seconds: int, answer: int, modules: Sequence[str] = ()) -> None:
         """`memory`: bytes beyond what the process takes when it is ready. `seconds`: of processor time for one call.
         `answer`: bytes of what a call returns. `modules`: what the function imports, so that no call waits for it."""
         self.function, self.memory, self.seconds, self.answer = function, memory, seconds, answer
@@ -124,7 +122,7 @@ def serve() -> NoReturn:
         end, hard = math.ceil(time.process_time()) + int(seconds), resource.getrlimit(resource.RLIMIT_CPU)[1]
         resource.setrlimit(resource.RLIMIT_CPU, (_within(end, resource.RLIMIT_CPU), hard))  # SIGXCPU ends it
         try:
-            reply = {"value": run(value)}
+            reply: dict[str, Any] = {"value": run(value)}
         except FoundlingError as error:
             reply = {"error": type(error).__name__, "message": str(error)}
         # The limit that this process has inherited must not end a later call in its middle.

@@ -12,9 +12,9 @@ import pytest
 from foundling.decode.text import TextGenerator
 from foundling.errors import ConfigError, OutputError, WeightsError
 from foundling.text import Tokenizer
+from foundling.weights import push as push_module
 from foundling.weights.convert.hugging_face import import_model
 from foundling.weights.directory import save
-from foundling.weights import push as push_module
 from foundling.weights.manifest import check
 from foundling.weights.push import push
 from tests.contract.cases import case
