@@ -131,7 +131,8 @@ def resolve(place: str | Path) -> Snapshot:
         raise WeightsError(f"{place}: not in the cache, and HF_HUB_OFFLINE forbids a download; unset it to download")
     with hub_errors(place, revision, "" if cached is None else "; HF_HUB_OFFLINE=1 uses what is in the cache"):
         snapshot = _download(place, repository, revision, model_info(repository, revision))
-    _mark_complete(snapshot)
+    if not _is_complete(snapshot):
+        _mark_complete(snapshot)
     return snapshot
 
 

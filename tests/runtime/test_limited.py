@@ -30,8 +30,8 @@ print(len(started), None in started)
 def bounded() -> None:
     """`ulimit -t 100 -v 16G`, of a user who may not raise a hard limit; root loses that right with the next exec."""
     resource.setrlimit(resource.RLIMIT_CPU, (100, 100))
-    resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
     if sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
         ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_SYS_RESOURCE, 0, 0, 0)
 
 
