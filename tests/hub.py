@@ -58,6 +58,8 @@ class Hub:
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.answers: dict[str, bytes] = {}
         """path -> an answer that is none of a hub"""
+        self.replaced: dict[str, bytes] = {}
+        """name -> what is stored in the place of a file that is pushed"""
         self.damage = self.drop = self.cut = 0
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -235,6 +237,8 @@ class Handler(BaseHTTPRequestHandler):
             value = item["value"]
             if item["key"] == "header":
                 message = value["summary"]
+                if value.get("parentCommit", sha) != sha:
+                    return self.refuse(412, "PreconditionFailed")
             elif item["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif item["key"] == "lfsFile":
@@ -242,6 +246,7 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 assert item["key"] == "deletedFile", item
                 del files[value["path"]]
+        files |= {name: data for name, data in self.hub.replaced.items() if name in files}
         sha = repository.commit(files, branch, message)
         self.send(200, {"success": True, "commitOid": sha, "commitUrl": f"{self.hub.url}/{name}/commit/{sha}"})
 

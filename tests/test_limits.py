@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is beyond a limit, or of another type, is refused by the name of its argument, before anything is allocated."""
 
-import ctypes
 import functools
 import json
 import math
 import os
-import sys
 from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,12 +22,13 @@ from foundling.errors import ConfigError, FoundlingError, GenerationError, Outpu
 from foundling.models import configuration, family
 from foundling.plan.budget import Budget
 from foundling.recipes import recipe
+from foundling.runtime.device import Runtime, available_threads
 from foundling.runtime.files import is_shallow, require_space
 from foundling.text import Tokenizer
 from foundling.text.growth import check_growth
+from foundling.weights.convert import hugging_face
 from foundling.weights.directory import load, save
 from tests.contract.cases import case
-from tests.processes import run
 from tests.text.kinds import KINDS, tokenizer
 
 HUGE = 10**20
@@ -252,6 +251,13 @@ def test_tokenizers_in_use_grow_a_text_little_and_others_are_refused(tmp_path: P
                     Tokenizer.load(tmp_path)
 
 
+@pytest.mark.parametrize("asked", ["", "4096"])
+def test_threads_of_a_large_machine_are_within_the_limit(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(2048)), raising=False)
+    assert Runtime(threads=available_threads()).threads == limits.THREADS.high
+
+
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -263,25 +269,15 @@ def test_space_is_checked_with_the_figures(tmp_path: Path) -> None:
         require_space(tmp_path / "o", 1 << 62)
 
 
-def mount_small_disk(place: Path) -> None:
-    """In a child: a file system of 4 MiB in memory, in a name space of its own."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWUSER | CLONE_NEWNS):
-        sys.exit(NOT_ALLOWED)
-    if libc.mount(b"none", os.fsencode(place), b"tmpfs", 0, b"size=4m"):
-        sys.exit(NOT_ALLOWED)
-
-
-CLONE_NEWNS, CLONE_NEWUSER, NOT_ALLOWED = 0x20000, 0x10000000, 77
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="name spaces are of Linux")
 @pytest.mark.parametrize("command", ["import DIR OUT/m", "export DIR OUT/m", "export DIR OUT/m.gguf --gguf"])
-def test_a_disk_that_is_too_small_is_named_before_it_is_full(command: str, tmp_path: Path) -> None:
-    directory, disk = save(case("llama").tiny(d_ff=4096), tmp_path / "m"), tmp_path / "disk"
-    disk.mkdir()
-    words = command.replace("DIR", str(directory)).replace("OUT", str(disk)).split()
-    done = run(["foundling", *words], before=functools.partial(mount_small_disk, disk))
-    if done.returncode == NOT_ALLOWED:
-        pytest.skip("this machine lets nobody mount a file system")
-    assert done.returncode == 2 and "will be written, 4 MB are free" in done.stderr, done.stderr
+def test_a_disk_that_is_too_small_is_named_before_it_is_full(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = save(case("llama").tiny(d_ff=4096), tmp_path / "m")
+    small = functools.partial(require_space, usage=lambda _: Usage(0, 0, 4_000_000))
+    monkeypatch.setattr(hugging_face, "require_space", small)
+    with pytest.raises(SystemExit) as caught:
+        main(command.replace("DIR", str(directory)).replace("OUT", str(tmp_path / "out")).split())
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and "will be written, 4 MB are free" in error, error
+    assert not (tmp_path / "out").exists()

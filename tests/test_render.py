@@ -61,6 +61,18 @@ def test_by_hand(text, shown):
     assert terminal(text) == shown
 
 
+WELSH = "\U0001f3f4" + "".join(chr(0xE0000 + ord(c)) for c in "gbwls") + "\U000e007f"
+
+
+def test_marks_that_move_nothing_stay_in_a_text_and_are_seen_in_a_name():
+    text = f"ភាសា\u200bខ្មែរ \u200fעברית\u200e {WELSH}"
+    assert terminal(text, lines=True) == text
+    assert terminal("a\u200b\u200f") == "a\\u200b\\u200f" and "\\U000e0067" in terminal(WELSH)
+    for hidden in (WELSH[1:], WELSH[:-1]):  # tags of no flag
+        assert "\\U000e0067" in terminal(hidden, lines=True)
+    assert terminal("\u202e\u2066\u200b\x1b", lines=True) == "\\u202e\\u2066\u200b␛"
+
+
 def test_line_breaks_stay_where_lines_are_asked_for():
     assert terminal("a\r\n\tb\rc\x1b", lines=True) == "a\n\tb␍c␛"
 

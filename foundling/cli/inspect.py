@@ -20,7 +20,8 @@ SIZES = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "dir", help="model directory of Foundling, transformers or diffusers, or hf://ORG/NAME[@REVISION]"
+        "dir",
+        help="model directory of Foundling, transformers or diffusers, or hf://ORG/NAME[@REVISION], downloaded whole",
     )
     parser.add_argument("--depth", type=int, metavar="N", help="depth of the tree to show (default: all)")
 

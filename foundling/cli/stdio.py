@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the command line says, and where: the only place that writes to stdout and stderr (tests/test_layers.py).
 
-Results go to stdout, messages to stderr; both pass through the renderer of untrusted text. Either may be closed, full,
+Results go to stdout, messages to stderr; both pass through the renderer of untrusted text, except what a model wrote
+where stdout is no terminal. Either may be closed, full,
 without a reader, or in an encoding that lacks most characters. What stdout cannot take is an error, since a result is
 missing then. What stderr cannot take is dropped: a run does not end because its terminal was closed.
 """
@@ -38,8 +39,13 @@ def say(text: object = "", *, end: str = "\n", lines: bool = False, limit: int =
 
 
 def say_text(text: str, *, end: str = "\n") -> None:
-    """Prints a text that was asked for, whole, and at once: what a model wrote, or a script."""
-    say(text, end=end, lines=True, limit=0)
+    """Prints a text that was asked for, whole, and at once: what a model wrote, or a script. A file or a pipe gets it
+    as it is: what it could do to a terminal, it does to none there."""
+    if sys.stdout.isatty():
+        say(text, end=end, lines=True, limit=0)
+    else:
+        with _stdout():
+            sys.stdout.write(text + end)
     flush()
 
 

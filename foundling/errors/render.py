@@ -7,7 +7,9 @@ megabytes of anything. Each function here returns text that is shown and does no
 Control characters become their pictures (ESC becomes U+241B, ␛; Unicode block "Control Pictures"). What has no picture
 becomes its escape, such as \\u202e: C1 controls, marks that reorder text (Unicode Standard Annex 9, section 2), halves
 of surrogate pairs, which no file can hold. Text longer than `limit` characters is cut and says how much is left out.
-With `lines`, line breaks and tabs stay what they are; without, the result is one line.
+With `lines`, line breaks and tabs stay what they are, and so do marks that languages and emoji need and that move
+nothing: U+200B (a place where a line may break), U+200E and U+200F (the direction of what has none), and the tags of a
+flag (Unicode Technical Standard 51, ED-14a). Without, the result is one line, and a name shows such marks.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ _INVISIBLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
     "\U000e0000-\U000e007f]"
 )
+_HARMLESS = re.compile("[\n\t\u200b\u200e\u200f]|\U0001f3f4[\U000e0020-\U000e007e]{1,16}\U000e007f")
+_IN_LINES = re.compile(f"{_HARMLESS.pattern}|{_INVISIBLE.pattern}")
 _MARKDOWN = re.compile(r"([\\`*_\[\]|~#$])")
 
 
@@ -38,8 +42,11 @@ def terminal(text: object, *, limit: int = LIMIT, lines: bool = False) -> str:
     `limit` 0 cuts nothing, for what a user has asked to see whole."""
     whole = _text(text)
     limit = limit or len(whole)
-    shown = whole[:limit].replace("\r\n", "\n") if lines else whole[:limit]
-    shown = _INVISIBLE.sub(lambda match: match[0] if lines and match[0] in "\n\t" else _picture(match[0]), shown)
+    if lines:
+        text = whole[:limit].replace("\r\n", "\n")
+        shown = _IN_LINES.sub(lambda match: match[0] if _HARMLESS.fullmatch(match[0]) else _picture(match[0]), text)
+    else:
+        shown = _INVISIBLE.sub(lambda match: _picture(match[0]), whole[:limit])
     return shown if len(whole) <= limit else f"{shown}… ({len(whole) - limit:,} characters more)"
 
 

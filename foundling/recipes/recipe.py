@@ -74,7 +74,7 @@ class ModelSpec:
     preset: str | None = None
     """published size (foundling families); its fields are fixed"""
     directory: str | None = None
-    """model directory to continue from, with its tokenizer"""
+    """model directory to continue from, with its tokenizer; a plan downloads one of hf:// too"""
     weights_hash: str | None = None
     """hash of the weights in `directory`; filled in when the recipe is resolved"""
     fields: dict[str, Any] = field(default_factory=dict)

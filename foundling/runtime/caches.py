@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import grp
 import logging
@@ -74,8 +75,9 @@ def check_private(directory: Path) -> None:
         if _writable_by_others(status):
             raise NotPrivate(f"{parent} is writable by other users; chmod go-w it")
     for entry in _entries(directory):  # those that came before the directory was closed to others
-        if entry.stat(follow_symlinks=False).st_uid not in (0, os.getuid()):
-            raise NotPrivate(f"{entry.path} belongs to another user")
+        with contextlib.suppress(FileNotFoundError):  # another process compiles there, and renames what is ready
+            if entry.stat(follow_symlinks=False).st_uid not in (0, os.getuid()):
+                raise NotPrivate(f"{entry.path} belongs to another user")
 
 
 def _writable_by_others(status: os.stat_result) -> bool:
@@ -94,11 +96,13 @@ def _writable_by_others(status: os.stat_result) -> bool:
 
 
 def _entries(directory: Path | str) -> Iterator[os.DirEntry[str]]:
+    """All that lies in a directory, at any depth, but what is removed meanwhile."""
     with os.scandir(directory) as entries:
         for entry in entries:
             yield entry
             if entry.is_dir(follow_symlinks=False):
-                yield from _entries(entry.path)
+                with contextlib.suppress(FileNotFoundError):
+                    yield from _entries(entry.path)
 
 
 @functools.cache

@@ -48,11 +48,12 @@ class Runtime:
 
 
 def available_threads() -> int:
-    """OMP_NUM_THREADS where it is set, as torch itself does, else the CPUs that this process may use."""
+    """OMP_NUM_THREADS where it is set, as torch itself does, else the CPUs that it may use; within THREADS."""
     asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     if asked.isdecimal() and int(asked):
         return min(int(asked), THREADS.high)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cpus, THREADS.high)
 
 
 def default_device() -> str:

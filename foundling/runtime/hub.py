@@ -18,18 +18,20 @@ import shutil
 import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from foundling.errors import ConfigError, FoundlingError, WeightsError, render
 from foundling.limits import JSON_BYTES
-from foundling.runtime.files import read_json
+from foundling.runtime.caches import NotPrivate, cache_directory, make_private
+from foundling.runtime.files import read_json, write_json
 
 logger = logging.getLogger("foundling")
 
 SCHEME = "hf://"
-PLACE = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@(\w[\w./-]{0,254}))?", re.ASCII)
+NAME = r"[A-Za-z0-9](?:[\w.-]{0,94}\w)?"
+PLACE = re.compile(rf"({NAME}/{NAME})(?:@(\w[\w./-]{{0,254}}))?", re.ASCII)
 COMMIT = re.compile("[0-9a-f]{40}")
 MANIFEST = "foundling.json"
 ANCHORS = ("config.json", "model_index.json", MANIFEST)
@@ -79,8 +81,19 @@ def local_directory(place: str | Path) -> Path:
 
 
 def pinned(place: str) -> str:
-    """A place whose files cannot change: an hf:// place with its commit for a revision, a path as it is."""
-    return resolve(place).place if is_hub(place) else place
+    """A place whose files cannot change: an hf:// place with its commit for a revision, a path as it is. Downloads
+    nothing. Raises the errors of `resolve` for a repository or revision that is missing."""
+    if not is_hub(place):
+        return place
+    repository, revision = parse(place)
+    if COMMIT.fullmatch(revision):
+        return f"{SCHEME}{repository}@{revision}"
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return resolve(place).place
+    with hub_errors(place, revision, "; HF_HUB_OFFLINE=1 uses what is in the cache"):
+        return f"{SCHEME}{repository}@{model_info(repository, revision).sha}"
 
 
 def place_name(place: str | Path) -> str:
@@ -94,26 +107,53 @@ def parse(place: str | Path) -> tuple[str, str]:
     found = PLACE.fullmatch(text.removeprefix("hf:/").removeprefix("/"))
     if not is_hub(place) or found is None or ".." in text or "--" in found[1]:
         raise ConfigError(f"{text}: not a place of the hub; write hf://ORG/NAME or hf://ORG/NAME@REVISION")
+    if found[1].endswith(".git"):
+        raise ConfigError(f"{text}: not a place of the hub; leave out .git")
     return found[1], found[2] or "main"
 
 
 def resolve(place: str | Path) -> Snapshot:
     """The snapshot of an hf:// place, downloaded where files are missing.
 
-    A commit that is in the cache is used without a network, and with HF_HUB_OFFLINE=1 so is a branch or tag. Raises
-    ConfigError for a malformed place, WeightsError in one line for a repository or revision that is missing or gated, a
-    hub that cannot be reached, a repository without safetensors, and a download that is too large or damaged."""
+    A commit that was downloaded from here is used without a network, and with HF_HUB_OFFLINE=1 so is all that is in the
+    cache. Raises ConfigError for a malformed place, WeightsError in one line for a repository or revision that is
+    missing or gated, a hub that cannot be reached, a repository without safetensors, and a download that is too large
+    or damaged."""
     repository, revision = parse(place)
     place = f"{SCHEME}{repository}" + (f"@{revision}" if revision != "main" else "")
-    cached = _cached(repository, revision)
     from huggingface_hub import constants
 
-    if cached is not None and (COMMIT.fullmatch(revision) or constants.HF_HUB_OFFLINE):
+    with hub_errors(place, revision):
+        cached = _cached(repository, revision)
+    if cached and (constants.HF_HUB_OFFLINE or (COMMIT.fullmatch(revision) and _is_complete(cached))):
         return cached
     if constants.HF_HUB_OFFLINE:
         raise WeightsError(f"{place}: not in the cache, and HF_HUB_OFFLINE forbids a download; unset it to download")
     with hub_errors(place, revision, "" if cached is None else "; HF_HUB_OFFLINE=1 uses what is in the cache"):
-        return _download(place, repository, revision, model_info(repository, revision))
+        snapshot = _download(place, repository, revision, model_info(repository, revision))
+    if not _is_complete(snapshot):
+        _mark_complete(snapshot)
+    return snapshot
+
+
+def _marker(snapshot: Snapshot) -> Path:
+    return cache_directory("hub") / f"{snapshot.repository.replace('/', '--')}@{snapshot.commit}.json"
+
+
+def _mark_complete(snapshot: Snapshot) -> None:
+    """Records that all files of a snapshot are there, in a directory of our own: in the hub's cache, which is shared,
+    another library may have downloaded the files that it needs and no others."""
+    names = sorted(p.relative_to(snapshot.directory).as_posix() for p in snapshot.directory.rglob("*") if p.is_file())
+    with suppress(NotPrivate, OSError, ValueError):  # then the hub is asked each time
+        make_private(_marker(snapshot).parent)
+        write_json(_marker(snapshot), {"files": names})
+
+
+def _is_complete(snapshot: Snapshot) -> bool:
+    with suppress(WeightsError):
+        names = read_json(_marker(snapshot)).get("files")
+        return isinstance(names, list) and all((snapshot.directory / str(name)).is_file() for name in names)
+    return False
 
 
 def model_info(repository: str, revision: str) -> Any:
@@ -169,8 +209,8 @@ def _download(place: str, repository: str, revision: str, info: Any, attempt: in
         if (files[name].size or 0) > JSON_BYTES.high:
             raise WeightsError(f"{place}: {name} has {_size(files[name].size)}, the limit is {_size(JSON_BYTES.high)}")
     # by its revision, so that the cache knows which commit that is when there is no network
-    folder = _fetch(place, repository, revision, files[anchor]).parent
-    if folder.name != commit:
+    folder = _fetch(place, repository, revision, files[anchor], commit).parent
+    if folder.name != commit:  # the branch has moved since
         if attempt or COMMIT.fullmatch(revision):
             raise WeightsError(f"{place}: the repository is changing; try again, or name a commit")
         return _download(place, repository, revision, model_info(repository, revision), attempt + 1)
@@ -197,23 +237,29 @@ def _download(place: str, repository: str, revision: str, info: Any, attempt: in
     return Snapshot(repository, revision, commit, folder)
 
 
-def _fetch(place: str, repository: str, revision: str, file: Any) -> Path:
-    """Downloads a file, if it is not in the cache, and compares it with the hash that the hub lists: SHA-256 of a large
-    one (LFS), git's of a small one. Removes it and raises WeightsError where it differs."""
+def content_hash(path: Path, lfs: bool) -> str:
+    """The hash by which the hub lists a file: SHA-256 of a large one (LFS), git's of a small one."""
+    git = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    digest = hashlib.sha256() if lfs else git
+    with open(path, "rb") as opened:
+        while chunk := opened.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _fetch(place: str, repository: str, revision: str, file: Any, commit: str | None = None) -> Path:
+    """Downloads a file, if it is not in the cache, and compares it with the hash that the hub lists; with `commit`,
+    only where it is of that one. Removes it and raises WeightsError where it differs."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     name, lfs = file.rfilename, getattr(file, "lfs", None)
     known = isinstance(try_to_load_from_cache(repository, name, revision=revision), str)
     path = Path(hf_hub_download(repository, name, revision=revision))
     expected = lfs.sha256 if lfs else getattr(file, "blob_id", None)
-    if expected is None or (known and COMMIT.fullmatch(revision)):
+    moved = commit is not None and path.parent.name != commit
+    if expected is None or moved or (known and COMMIT.fullmatch(revision)):
         return path
-    git = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
-    digest = hashlib.sha256() if lfs else git
-    with open(path, "rb") as opened:
-        while chunk := opened.read(1 << 20):
-            digest.update(chunk)
-    if (found := digest.hexdigest()) != expected:
+    if (found := content_hash(path, bool(lfs))) != expected:
         Path(os.path.realpath(path)).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         raise WeightsError(
@@ -262,6 +308,8 @@ def hub_errors(place: str, revision: str, offline_hint: str = "") -> Iterator[No
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     logging.getLogger("huggingface_hub.file_download").addFilter(_without_signature)
+    for handler in logging.getLogger("huggingface_hub").handlers:
+        handler.addFilter(_to_our_log)
     silence = not sys.stderr.isatty() and not are_progress_bars_disabled()
     if silence:
         disable_progress_bars()
@@ -283,6 +331,12 @@ def _without_signature(record: logging.LogRecord) -> bool:
     return True
 
 
+def _to_our_log(record: logging.LogRecord) -> bool:
+    """What huggingface_hub would print on stderr itself."""
+    logger.log(record.levelno, QUERY.sub("", record.getMessage()))
+    return False
+
+
 def _reason(error: Exception, revision: str, offline_hint: str) -> str:
     from huggingface_hub import errors
 
@@ -295,6 +349,8 @@ def _reason(error: Exception, revision: str, offline_hint: str) -> str:
         return f"the repository has no revision '{revision}'; give a branch, a tag or a commit"
     if status in (401, 403):
         return f"the hub refuses access ({status}); set HF_TOKEN to a token with the right to do this"
+    if status == 412:
+        return "the branch has moved meanwhile; push again"
     if status is not None:
         return f"the hub answers {status}; try again later{offline_hint}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from foundling import errors
@@ -35,10 +36,11 @@ class LimitError(Exception):
 class LimitedProcess:
     """`function`, as "module:name", in a process of its own; one for each process that calls, and any thread may."""
 
-    def __init__(self, function: str, *, memory: int, seconds: int, answer: int) -> None:
+    def __init__(self, function: str, *, memory: int, seconds: int, answer: int, modules: Sequence[str] = ()) -> None:
         """`memory`: bytes beyond what the process takes when it is ready. `seconds`: of processor time for one call.
-        `answer`: bytes of what a call returns."""
+        `answer`: bytes of what a call returns. `modules`: what the function imports, so that no call waits for it."""
         self.function, self.memory, self.seconds, self.answer = function, memory, seconds, answer
+        self.modules = list(modules)
         self.lock = threading.Lock()
         self.process: subprocess.Popen[bytes] | None = None
         self.pid = 0
@@ -54,12 +56,14 @@ class LimitedProcess:
             except BaseException:
                 self._stop()
                 raise
+            if reply["last"]:
+                self._stop()
         if "error" in reply:
             raise getattr(errors, reply["error"])(reply["message"])
         return reply["value"]
 
     def _start(self) -> None:
-        arguments = [json.dumps(sys.path), self.function, str(self.memory), str(self.seconds)]
+        arguments = [json.dumps(sys.path), self.function, str(self.memory), str(self.seconds), json.dumps(self.modules)]
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-c", _BEGIN, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, start_new_session=True,
@@ -104,24 +108,37 @@ def serve() -> NoReturn:
     """The other side: answers until there is nobody to answer."""
     import resource
 
-    _, _, function, memory, seconds = sys.argv
+    _, _, function, memory, seconds, modules = sys.argv
+    for module in json.loads(modules):
+        importlib.import_module(module)
     module, _, name = function.partition(":")
     run, streams = getattr(importlib.import_module(module), name), (open(0, "rb"), open(1, "wb"))  # noqa: SIM115
     held = _address_space()
     if held:
-        resource.setrlimit(resource.RLIMIT_AS, (held + int(memory), held + int(memory)))
+        most = _within(held + int(memory), resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
     while len(size := streams[0].read(8)) == 8:
         value = json.loads(streams[0].read(int.from_bytes(size, "big")))
-        used = math.ceil(time.process_time())
-        resource.setrlimit(resource.RLIMIT_CPU, (used + int(seconds), resource.RLIM_INFINITY))  # SIGXCPU ends it
+        end, hard = math.ceil(time.process_time()) + int(seconds), resource.getrlimit(resource.RLIMIT_CPU)[1]
+        resource.setrlimit(resource.RLIMIT_CPU, (_within(end, resource.RLIMIT_CPU), hard))  # SIGXCPU ends it
         try:
-            reply = {"value": run(value)}
+            reply: dict[str, Any] = {"value": run(value)}
         except FoundlingError as error:
             reply = {"error": type(error).__name__, "message": str(error)}
+        # The limit that this process has inherited must not end a later call in its middle.
+        reply["last"] = _within(math.ceil(time.process_time()) + int(seconds), resource.RLIMIT_CPU) == hard
         data = json.dumps(reply).encode()
         streams[1].write(len(data).to_bytes(8, "big") + data)
         streams[1].flush()
     sys.exit(0)
+
+
+def _within(value: int, limit: int) -> int:
+    """`value`, or less: only root may exceed the hard limit that a process has inherited (`ulimit -t`, `ulimit -v`)."""
+    import resource
+
+    hard = resource.getrlimit(limit)[1]
+    return value if hard == resource.RLIM_INFINITY else min(value, hard)
 
 
 def _address_space() -> int:

@@ -61,7 +61,7 @@ def render_chat(
 
 _renderer = LimitedProcess(
     "foundling.text.chat:render_here", memory=TEMPLATE_BYTES.high, seconds=TEMPLATE_SECONDS.high,
-    answer=8 * RENDERED_CHARS.high,
+    answer=8 * RENDERED_CHARS.high, modules=("jinja2.sandbox", "jinja2.ext"),
 )  # fmt: skip
 
 

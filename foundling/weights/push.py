@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from foundling.errors import ConfigError, OutputError, WeightsError
-from foundling.runtime.hub import SCHEME, SMALL, Snapshot, hub_errors, is_hub, model_info, parse
+from foundling.runtime.hub import SCHEME, SMALL, Snapshot, content_hash, hub_errors, is_hub, model_info, parse
 from foundling.weights.manifest import MANIFEST, check, read_manifest
 
 WEIGHTS = re.compile(r"(unet/)?(model|diffusion_pytorch_model|adapter)\b.*\.safetensors(\.index\.json)?")
@@ -24,7 +24,8 @@ def push(
 ) -> dict[str, Any]:
     """Uploads foundling.json and the files that it lists, and nothing else, as one commit; makes the repository
     (ORG/NAME) and the branch `revision` where they are missing. Files of another model that would be loaded with these
-    are removed in the same commit. Compares afterwards what the hub holds with foundling.json.
+    are removed in the same commit, which is refused where the branch moves meanwhile. Compares afterwards what the hub
+    holds with the files here.
 
     Returns {'repository', 'revision', 'commit', 'place', 'files', 'removed', 'bytes'}. Raises WeightsError for a
     directory that `check` does not pass, OutputError where the hub refuses or cannot be reached."""
@@ -46,7 +47,8 @@ def push(
             api.create_repo(repository, private=private or None, exist_ok=True)
             if branch != "main":
                 api.create_branch(repository, branch=branch, exist_ok=True)
-            there = [file.rfilename for file in model_info(repository, branch).siblings]
+            before = model_info(repository, branch)
+            there = [file.rfilename for file in before.siblings]
             removed = sorted(name for name in there if name not in files and _is_loaded(name))
             adds = [CommitOperationAdd(name, path) for name, path in files.items()]
             done = api.create_commit(
@@ -54,12 +56,13 @@ def push(
                 [*adds, *(CommitOperationDelete(name) for name in removed)],
                 commit_message=message or "Upload a model of Foundling",
                 revision=branch,
+                parent_commit=before.sha,
             )
             arrived = {file.rfilename: file for file in model_info(repository, done.oid).siblings}
     except WeightsError as error:
         raise OutputError(str(error)) from error
-    for name, expected in hashes.items():
-        if name not in arrived or (arrived[name].lfs and arrived[name].lfs.sha256 != expected):
+    for name, path in files.items():
+        if name not in arrived or not _is_same(arrived[name], path, hashes.get(name)):
             raise OutputError(f"{place}: {name} is not there as it is here, in commit {done.oid[:12]}; push again")
     return {
         "repository": repository,
@@ -78,6 +81,13 @@ def _checked(directory: str | Path) -> Path:
     if problems := check(directory)["problems"]:
         raise WeightsError(f"{directory}: {'; '.join(problems)}")
     return Path(directory)
+
+
+def _is_same(listed: Any, path: Path, sha256: str | None) -> bool:
+    """Whether a file that the hub lists is the one here."""
+    if listed.lfs:
+        return listed.lfs.sha256 == (sha256 or content_hash(path, lfs=True))
+    return listed.blob_id == content_hash(path, lfs=False)
 
 
 def _is_loaded(name: str) -> bool:

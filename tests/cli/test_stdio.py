@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import foundling
+from foundling.cli.stdio import say_text
 from foundling.models import build, family
 from foundling.text import Tokenizer
 from tests.e2e.tools import environment
@@ -72,7 +73,7 @@ def speak_latin() -> None:
 
 
 def break_installation() -> None:
-    sys.modules["foundling.weights.directory"] = None  # pyright: ignore[reportArgumentType]
+    sys.modules["foundling.weights.manifest"] = None  # pyright: ignore[reportArgumentType]
 
 
 def generate(model: Path, prompt: str = "naïve 数\u202e", *options: str) -> list[str]:
@@ -136,12 +137,27 @@ def test_stdin_that_is_not_utf_8(model) -> None:
 # --- text that others wrote ------------------------------------------------------------------------------------------
 
 
-def test_model_text_is_shown_and_does_nothing(model) -> None:
-    for json_too in ((), ("--json",)):
-        done = shell(*generate(model, "\x1b[2Jfoundling check: ok\x9b31m\u202e"), *json_too)
-        assert done.returncode == 0 and is_clean(done.stdout) and "[2Jfoundling" in done.stdout
+HOSTILE = "\x1b[2Jfoundling check: ok\x9b31m\u202e\u200b"
+
+
+def test_model_text_does_nothing_to_a_terminal(monkeypatch) -> None:
+    master, slave = os.openpty()
+    with open(slave, "w", encoding="utf-8") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        say_text(f"{HOSTILE}\n")
+        monkeypatch.undo()
+        shown = os.read(master, 9999).decode()
+    os.close(master)
+    assert shown == "␛[2Jfoundling check: ok\\u009b31m\\u202e\u200b\r\n\r\n"
+
+
+def test_model_text_is_itself_in_a_pipe(model) -> None:
+    done = shell(*generate(model, HOSTILE))
+    assert done.returncode == 0 and done.stdout.startswith(HOSTILE)
+    done = shell(*generate(model, HOSTILE), "--json")
+    assert done.returncode == 0 and is_clean(done.stdout) and json.loads(done.stdout)["prompt"] == HOSTILE
     done = shell("chat", model, "--max-tokens", "4", input=b"\x1b[2J\x07\xc2\x9b\n")
-    assert done.returncode == 0 and is_clean(done.stdout) and done.stdout.startswith("␛[2J␇\\u009b")
+    assert done.returncode == 0 and done.stdout.startswith("\x1b[2J\x07\x9b")
 
 
 def test_arguments_that_are_not_text(model, tmp_path) -> None:

@@ -16,6 +16,7 @@ from foundling.decode.request import Request
 from foundling.decode.sampling import Sampling
 from foundling.errors import GenerationError
 from tests.contract.cases import case
+from tests.owners import give_away
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 REQUEST = Request([5, 6], 5, Sampling(0))
@@ -90,17 +91,17 @@ def never_loaded(path: str) -> None:
     raise AssertionError(f"{path} was loaded")
 
 
-def group_writable(file: Path) -> None:
+def group_writable(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.chmod(0o770)
 
 
-def a_link(file: Path) -> None:
+def a_link(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.rename(file.with_suffix(".elsewhere"))
     file.symlink_to(file.with_suffix(".elsewhere"))
 
 
-def of_another_user(file: Path) -> None:
-    os.chown(file, 12345, -1)
+def of_another_user(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    give_away(file, monkeypatch)
 
 
 @pytest.mark.parametrize("spoil", [group_writable, a_link, of_another_user])
@@ -108,14 +109,12 @@ def test_a_library_that_others_could_have_written_is_not_loaded(
     empty_cache: Path, failing_compiler: Path, monkeypatch, caplog, spoil
 ) -> None:
     """It counts as not built; who asks for native code has it compiled anew, which here fails."""
-    if spoil is of_another_user and os.getuid():
-        pytest.skip("only root can give a file away")
     empty_cache.mkdir(mode=0o700, parents=True)
     file = build._library_file(build._compiler(), build._sources())
     file.write_bytes(b"not a library")
     file.chmod(0o700)
     assert build.is_built()
-    spoil(file)
+    spoil(file, monkeypatch)
     monkeypatch.setattr(build.ctypes, "CDLL", never_loaded)
     if spoil is of_another_user:  # then the whole directory is not to be trusted
         assert not build.is_built()

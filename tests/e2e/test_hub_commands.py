@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from foundling.decode.text import TextGenerator
-from foundling.errors import ConfigError, WeightsError
+from foundling.errors import ConfigError, OutputError, WeightsError
 from foundling.text import Tokenizer
+from foundling.weights import push as push_module
 from foundling.weights.convert.hugging_face import import_model
 from foundling.weights.directory import save
 from foundling.weights.manifest import check
@@ -34,6 +35,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
     with serving(monkeypatch, tmp_path / "cache") as hub:
         yield hub
 
@@ -71,6 +73,28 @@ def test_a_model_goes_to_the_hub_and_is_used_from_there(hub: Hub, model: Path, t
         push(model, "org/new", revision="no such branch")
     with pytest.raises(ConfigError, match="is on the hub; give a directory"):
         push("hf://org/notes", "org/copy")
+
+
+def test_what_the_hub_holds_is_compared(hub: Hub, model: Path, monkeypatch) -> None:
+    """Small files too, which have git's hash there; and a push is not mixed with another one."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    for name in ("config.json", "model.safetensors", "foundling.json"):
+        hub.replaced = {name: b"{}"}
+        with pytest.raises(OutputError, match=f"{name} is not there as it is here, in commit"):
+            push(model, "org/notes")
+    hub.replaced = {}
+    assert push(model, "org/notes")["files"]
+
+    def ask_and_move(repository: str, revision: str) -> object:
+        info = ask(repository, revision)
+        hub.add("org/notes", {"README.md": b"of somebody else"})
+        return info
+
+    ask = push_module.model_info
+    monkeypatch.setattr(push_module, "model_info", ask_and_move)
+    with pytest.raises(OutputError, match="the branch has moved meanwhile; push again"):
+        push(model, "org/notes")
+    assert hub.files("org/notes") == {"README.md": b"of somebody else"}
 
 
 @pytest.mark.slow

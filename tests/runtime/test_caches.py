@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
 
 from foundling.runtime import caches
 from foundling.runtime.caches import NotPrivate, cache_directory, check_private, private_directory
+from tests.owners import give_away
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -78,16 +80,38 @@ def test_a_planted_directory_is_not_used(home: Path, plant, caplog: pytest.LogCa
     assert PLANTED[plant] in caplog.records[0].getMessage()
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
 @pytest.mark.parametrize("given", [".", "deep", "deep/file"])
-def test_every_file_belongs_to_the_user(home: Path, given: str) -> None:
+def test_every_file_belongs_to_the_user(home: Path, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = private_directory("inductor")
     (directory / "deep").mkdir()
     (directory / "deep/file").touch()
     check_private(directory)
-    os.chown(directory / given, 12345, -1)
+    give_away(directory / given, monkeypatch)
     with pytest.raises(NotPrivate, match="belongs to another user"):
         check_private(directory)
+
+
+def test_what_another_process_renames_meanwhile_is_no_reason(home: Path) -> None:
+    """A compiler writes folders beside, and renames them when they are ready."""
+    directory, done = private_directory("inductor"), threading.Event()
+
+    def write() -> None:
+        while not done.is_set():
+            for n in range(20):
+                (directory / f"{n}.tmp").mkdir()
+                (directory / f"{n}.tmp" / "file").touch()
+            for n in range(20):
+                (directory / f"{n}.tmp" / "file").unlink()
+                (directory / f"{n}.tmp").rmdir()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(500):
+            check_private(directory)
+    finally:
+        done.set()
+        writer.join()
 
 
 def test_a_sticky_parent_is_safe_and_a_relative_variable_is_ignored(home: Path, monkeypatch) -> None:

@@ -20,6 +20,7 @@ import torch
 import foundling
 from foundling.errors import ConfigError, FoundlingError, WeightsError
 from foundling.runtime import hub as hub_module
+from foundling.runtime.caches import cache_directory
 from foundling.runtime.hub import local_directory, parse, pinned, place_name, resolve, weights_in
 from foundling.text import Tokenizer
 from foundling.weights.convert.hugging_face import COMPANIONS, export_model, import_model
@@ -50,6 +51,7 @@ def sharded(model: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
     with serving(monkeypatch, tmp_path / "cache") as hub:
         yield hub
 
@@ -140,6 +142,54 @@ def test_a_commit_in_the_cache_needs_no_network(hub: Hub, model, monkeypatch) ->
     assert "not in the cache" in refused("hf://org/other") and "not in the cache" in refused("hf://org/tiny@v2")
 
 
+def test_a_snapshot_of_another_library_is_completed(hub: Hub, model, monkeypatch) -> None:
+    """transformers downloads what it needs, such as config.json and the weights."""
+    from huggingface_hub import hf_hub_download
+
+    commit = hub.add("org/tiny", model)
+    for name in ("config.json", "model.safetensors"):
+        hf_hub_download("org/tiny", name, revision=commit)
+    with monkeypatch.context() as patch:
+        offline(patch)
+        assert resolve(f"hf://org/tiny@{commit}").commit == commit, "without a network, what is there"
+    before = len(hub.downloads())
+    assert Tokenizer.load(f"hf://org/tiny@{commit}").encode("a few words")
+    assert not any(path.startswith("/cdn/") for path in hub.downloads()[before:]), "what is there is not downloaded"
+    asked = len(hub.requests)
+    assert files(local_directory(f"hf://org/tiny@{commit}")) == model and len(hub.requests) == asked
+    (local_directory(f"hf://org/tiny@{commit}") / "tokenizer.json").unlink()
+    assert files(local_directory(f"hf://org/tiny@{commit}")) == model
+    (marker,) = cache_directory("hub").iterdir()
+    marker.write_text("{")
+    assert files(local_directory(f"hf://org/tiny@{commit}")) == model
+
+
+def test_a_branch_that_moves_during_a_download_is_followed(hub: Hub, model, monkeypatch) -> None:
+    def ask_and_move(repository: str, revision: str) -> Any:
+        info = ask(repository, revision)
+        if len(hub.repositories["org/tiny"].commits) < moves:
+            hub.add("org/tiny", model | {"config.json": model["config.json"] + b" " * len(hub.requests)})
+        return info
+
+    ask, moves = hub_module.model_info, 2
+    hub.add("org/tiny", model)
+    monkeypatch.setattr(hub_module, "model_info", ask_and_move)
+    assert resolve("hf://org/tiny").commit == hub.repositories["org/tiny"].branches["main"]
+    moves = 9
+    assert "the repository is changing; try again, or name a commit" in refused("hf://org/tiny")
+
+
+def test_a_place_is_pinned_without_a_download(hub: Hub, model, monkeypatch) -> None:
+    commit = hub.add("org/tiny", model)
+    assert pinned("hf://org/tiny") == f"hf://org/tiny@{commit}" == pinned(f"hf://org/tiny@{commit}")
+    assert not hub.downloads()
+    with pytest.raises(WeightsError, match="no such repository"):
+        pinned("hf://org/missing")
+    foundling.load("hf://org/tiny")
+    offline(monkeypatch)
+    assert pinned("hf://org/tiny") == f"hf://org/tiny@{commit}"
+
+
 def test_half_a_snapshot_is_not_taken_for_a_whole_one(hub: Hub, sharded, monkeypatch) -> None:
     hub.add("org/sharded", sharded)
     directory = local_directory("hf://org/sharded")
@@ -182,7 +232,7 @@ def test_a_gated_or_private_repository_asks_for_a_token(hub: Hub, model, monkeyp
     assert not any("Authorization" in headers for _, path, headers in hub.requests if path.startswith("/cdn/"))
 
 
-def test_a_dropped_connection_is_resumed(hub: Hub, model, monkeypatch, caplog) -> None:
+def test_a_dropped_connection_is_resumed(hub: Hub, model, monkeypatch, caplog, capfd) -> None:
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1 << 10)
     hub.add("org/tiny", model)
     hub.drop = 1
@@ -191,6 +241,8 @@ def test_a_dropped_connection_is_resumed(hub: Hub, model, monkeypatch, caplog) -
     half = len(model["model.safetensors"]) // 2 >> 10 << 10  # whole chunks are kept
     assert ranges == [None, f"bytes={half}-"]
     assert "Trying to resume" in caplog.text and "signature" not in caplog.text
+    ours = [record.getMessage() for record in caplog.records if record.name == "foundling"]
+    assert any("Trying to resume" in line for line in ours) and "Trying to resume" not in capfd.readouterr().err
     assert files(local_directory("hf://org/tiny")) == model
 
 
@@ -232,6 +284,7 @@ def test_an_import_records_where_it_is_from(hub: Hub, model, tmp_path: Path) -> 
 
 
 MALFORMED = "hf:// hf://name hf://a/b/c hf://a/b@ hf://../b hf://a/b@../x hf://a/b@-x hf://a--b/c hf://a\x1b/c org/name"
+MALFORMED += " hf://org/name. hf://org/name- hf://org-/name hf://org./name@v1"
 
 
 @pytest.mark.parametrize("place", MALFORMED.split(" "))
@@ -241,6 +294,10 @@ def test_a_malformed_place_is_named(place: str) -> None:
 
 
 def test_names_of_places() -> None:
+    for place in ("hf://org/name.git", "hf://org/name.git@v1"):
+        with pytest.raises(ConfigError, match=r"leave out \.git"):
+            parse(place)
+    assert parse("hf://o/n_")[0] == "o/n_" and parse(f"hf://o/{'n' * 96}") and parse("hf://o/n.gits")
     assert parse(Path("hf://org/name@v1")) == parse("hf://org/name@v1") == ("org/name", "v1")
     assert place_name("runs/notes") == "notes" and place_name("hf://org/name@v1") == "hf://org/name@v1"
     assert pinned("runs/notes") == "runs/notes" and local_directory("hf") == Path("hf")
