@@ -11,11 +11,21 @@ from itertools import pairwise
 import tokenizers
 from tokenizers import decoders, models, normalizers
 
+from foundling.limits import TOKEN_CHARS, shown
+
 SPACE = "▁"
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 NORMAL, UNUSED = 1, 5
 MERGED = (NORMAL, UNUSED)
 """Types of tokens that characters are joined to."""
+
+
+def too_long(tokens: Sequence[str]) -> str | None:
+    """Names a token whose pairs would take too long to find: their number and their lengths both grow with its own."""
+    found = next((text for text in tokens if len(text) > TOKEN_CHARS.high), None)
+    if found is None:
+        return None
+    return f"token {shown(found)} has {len(found):,} characters; at most {TOKEN_CHARS.high:,} are supported"
 
 
 def merges_of(tokens: Sequence[str], scores: Sequence[float], kinds: Sequence[int]) -> list[tuple[str, str]] | None:
