@@ -28,6 +28,7 @@ from foundling.text import Tokenizer
 from foundling.weights.convert import gguf_file
 from foundling.weights.convert.gguf import save_gguf
 from foundling.weights.convert.gguf_file import open_gguf
+from foundling.weights.convert.gguf_sentencepiece import too_long
 from foundling.weights.convert.gguf_tokenizer import read_tokenizer, unwritable
 from foundling.weights.convert.hugging_face import export_gguf, import_model
 from tests.text.kinds import TEXTS, tokenizer
@@ -141,6 +142,8 @@ def test_a_token_whose_pairs_would_take_too_long_is_named(tmp_path: Path) -> Non
     writer.close()
     with pytest.raises(WeightsError, match=r"tokenizer's token 'aaa.* has 1,025 characters; at most 1,024 are"):
         read_tokenizer(tmp_path / "s.gguf")
+    assert "too long together: 2,000,000,000 squares" in str(too_long([f"{i:1000}" for i in range(2000)]))
+    assert too_long([f"{i:1000}" for i in range(1000)]) is None
     one = tokenizer("llama 2")
     table = json.loads(one.backend.to_str())
     table["model"]["vocab"]["b" * 1025] = len(table["model"]["vocab"])

@@ -99,8 +99,8 @@ MIXTRAL = replace(
     scalings=(),
 )  # fmt: skip
 MISTRAL = replace(LLAMA, family="mistral", unapplied=("window",), scalings=())
-"""llama.cpp has no window in this architecture, nor a key of one. A file is read as a Llama, which is the same up to the
-length of the window."""
+"""llama.cpp has no window in this architecture, nor a key of one. A file is read as a Llama, which is the same within
+the window."""
 QWEN2 = Architecture(
     "qwen2", "qwen2",
     [*OUTSIDE, *NORMS, *ATTENTION, *FFN, *[_key(f"attn_{part}.bias", f"mixer.{part}.bias") for part in "qkv"]],

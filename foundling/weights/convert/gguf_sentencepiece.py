@@ -11,7 +11,7 @@ from itertools import pairwise
 import tokenizers
 from tokenizers import decoders, models, normalizers
 
-from foundling.limits import TOKEN_CHARS, shown
+from foundling.limits import PAIR_CHARS, TOKEN_CHARS, shown
 
 SPACE = "▁"
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
@@ -21,10 +21,13 @@ MERGED = (NORMAL, UNUSED)
 
 
 def too_long(tokens: Sequence[str]) -> str | None:
-    """Names a token whose pairs would take too long to find: their number and their lengths both grow with its own."""
+    """Names a token whose pairs would take too long to find, or says that those of all would: the number and the
+    lengths of a token's pairs both grow with its own."""
     found = next((text for text in tokens if len(text) > TOKEN_CHARS.high), None)
     if found is None:
-        return None
+        total = sum(len(text) ** 2 for text in tokens)
+        what = f"tokens are too long together: {total:,} {PAIR_CHARS.unit.partition(' together')[0]}"
+        return f"{what}; at most {PAIR_CHARS.high:,} are supported" if total > PAIR_CHARS.high else None
     return f"token {shown(found)} has {len(found):,} characters; at most {TOKEN_CHARS.high:,} are supported"
 
 
