@@ -31,7 +31,7 @@ _WHERE = {
     "Sampling": "foundling.decode.sampling",
     "Tokenizer": "foundling.text",
     "build": "foundling.models",
-    "check": "foundling.weights.directory",
+    "check": "foundling.weights.manifest",
     "denoise": "foundling.decode.denoise",
     "dequantize": "foundling.adapt.quantize",
     "fill": "foundling.decode.fill",
