@@ -16,6 +16,7 @@ import importlib.util
 import json
 import random
 import tempfile
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ import gguf
 import numpy as np
 import torch
 
-from foundling import models
 from foundling.data.datasets import open_data
 from foundling.data.ingest import ingest
 from foundling.models import build, family
@@ -45,6 +45,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama linear": {"rope_scaling": {"kind": "linear", "factor": 4.0}}, "llama tied": {"tie_embeddings": True},
     "mistral": {"window": None}, "mixtral": {}, "qwen3": {"n_kv_heads": 1}, "olmo2": {}, "gemma2": {"window": 8},
     "qwen2": {"n_kv_heads": 1}, "phi3": {"window": None}, "gemma": {"tie_embeddings": True},
+    "qwen3_moe": {"n_kv_heads": 1},
     "gemma3": {"window": 8, "tie_embeddings": False, "rope_scaling": {"kind": "linear", "factor": 8.0}},
 }  # fmt: skip
 ALPHABET = (
@@ -145,8 +146,6 @@ def families(folder: Path) -> dict[str, Any]:
     prompts = [torch.randint(320, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (1, 7, 60)]
     tokenizer = Tokenizer.train(["some text, any text\n"] * 5, 320)
     for case, fields in FAMILIES.items():
-        if case.split()[0] not in models.FAMILIES:
-            continue
         file = save_gguf(random_model(case.split()[0], fields), folder / f"{case}.gguf", tokenizer=tokenizer)
         found[case] = difference(load_gguf(file), file, prompts)
     return found
@@ -333,7 +332,7 @@ def record(folder: Path) -> dict[str, Any]:
     groups = [{"names": names, "ids": json.loads(found)} for found, names in ids.items()]
     spm_file = spm(folder / "spm.gguf", prefix=True, seed=3)
     values, peer = open_gguf(spm_file).values, Peer(spm_file, vocab_only=True)
-    pieces = {"tokens": values["tokenizer.ggml.tokens"], "kinds": values["tokenizer.ggml.token_type"]}
+    pieces = {"tokens": values["tokenizer.ggml.tokens"], "kinds": values["tokenizer.ggml.token_type"].tolist()}
     pieces |= {"ids": [peer.encode(text, framed=True) for text in sample]}
     return {"blocks": blocks, "texts": sample, "merges": merges, "words": groups, "sentencepiece": pieces}
 
@@ -358,6 +357,13 @@ def own(folder: Path) -> dict[str, Any]:
     return found
 
 
+def rounded(value: Any) -> Any:
+    """Three digits of each number: the next depend on the machine."""
+    if isinstance(value, dict):
+        return {key: rounded(part) for key, part in value.items()}
+    return float(f"{value:.3g}") if isinstance(value, float) else value
+
+
 PARTS = {
     "families": families, "types": types, "words": words, "sentencepiece": sentencepiece, "own": own,
     "smollm2": smollm2,
@@ -379,9 +385,11 @@ def main() -> None:
         if args.record:
             Path(args.record).write_text(json.dumps(record(Path(folder)), ensure_ascii=False) + "\n", encoding="utf-8")
             return
-        found: dict[str, Any] = {"llama-cpp-python": llama_cpp.__version__}
+        command = "python -m benchmarks.gguf_parity" + f" --parts {args.parts}" * (args.parts != ",".join(PARTS))
+        found: dict[str, Any] = {"command": command, "date": date.today().isoformat()}
+        found |= {"threads": torch.get_num_threads(), "llama-cpp-python": llama_cpp.__version__}
         for name in args.parts.split(","):
-            found[name] = PARTS[name](Path(folder))
+            found[name] = rounded(PARTS[name](Path(folder)))
             print(json.dumps({name: found[name]}, indent=1, ensure_ascii=False), flush=True)
     if args.out:
         Path(args.out).write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -21,9 +21,13 @@ from foundling.limits import RECIPE_BYTES, shown
 T = TypeVar("T")
 
 
+MAX_COMPARED = 200
+"""characters of a name that is compared with the known ones: of twenty million it would take seconds and a gigabyte"""
+
+
 def nearest(name: str, known: list[str]) -> str:
     """' — did you mean X?' where a known name is close, else the list of all (if short)."""
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name, known, n=1) if len(name) <= MAX_COMPARED else []
     if close:
         return f"did you mean '{close[0]}'?"
     return "known: " + ", ".join(sorted(known)) if len(known) <= 40 else "no known name is close"
@@ -67,7 +71,7 @@ def partial_dict(cls: type, values: dict[str, Any], *, where: str = "configurati
     names = [f.name for f in dataclasses.fields(cls) if f.init]
     for key, value in values.items():
         if key not in names:
-            raise ConfigError(f"{where}: unknown key '{key}'; {nearest(str(key), names)}")
+            raise ConfigError(f"{where}: unknown key {shown(key)}; {nearest(str(key), names)}")
         inner = nested(types[key])
         if inner and isinstance(value, dict):
             clean[key] = partial_dict(inner, value, where=f"{where}: {key}")

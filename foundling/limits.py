@@ -83,6 +83,12 @@ JSON_DEPTH = Limit(64, "arrays and objects inside each other; the files of model
 SHARD_BYTES = Limit(1 << 50, "bytes of tensors in one file that is written")
 SHARDS = Limit(4096, "files that an index may list")
 TOKENS = Limit(1 << 21, "tokens of a vocabulary; the largest in use have a quarter of a million", "--vocab-size 65536")
+MERGES = Limit(1 << 21, "merges of a tokenizer in a GGUF file; the longest list in use has a quarter of a million")
+HEADER_TEXTS = Limit(1 << 22, "texts in the header of a GGUF file: keys, names, tokens, merges")
+TOKEN_CHARS = Limit(1024, "characters of a token that SentencePiece joins; the longest in use have about a hundred")
+PAIR_CHARS = Limit(
+    1 << 30, "squares of the lengths of all tokens together, about a second; the largest in use have 1 << 25"
+)
 TOKEN_ID = Limit((1 << 31) - 1, "an id of a token in a file", low=0)
 
 # --- sizes of a model ------------------------------------------------------------------------------------------------

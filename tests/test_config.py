@@ -2,12 +2,13 @@
 """Configurations: what fits comes back the same, what does not is named."""
 
 import os
+import tracemalloc
 from dataclasses import dataclass
 from typing import Literal
 
 import pytest
 
-from foundling.config import dump_yaml, from_dict, load_yaml, parse_overrides, to_dict
+from foundling.config import dump_yaml, from_dict, load_yaml, nearest, parse_overrides, to_dict
 from foundling.errors import ConfigError
 from foundling.models import FAMILIES, configuration, family
 from foundling.models.decoder.llama import LlamaConfig
@@ -28,6 +29,18 @@ def test_round_trip_through_yaml(tmp_path) -> None:
     file.write_text(dump_yaml(config), encoding="utf-8")
     assert from_dict(Example, load_yaml(file)) == config
     assert to_dict(config)["rate"] == 2e-5
+
+
+def test_a_name_of_any_length_costs_nothing() -> None:
+    """Compared with the known names, one of two million letters took a third of a second and 100 MB."""
+    assert "did you mean 'n_layers'" in nearest("n_layer", ["n_layers"])
+    assert nearest("n_layers" + "_" * 193, ["n_layers" + "_" * 192]).startswith("known: ")
+    tracemalloc.start()
+    with pytest.raises(ConfigError) as caught:
+        from_dict(Example, {"x" * 2_000_000: 1})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(str(caught.value)) < 300 and "2,000,002 characters" in str(caught.value) and peak < 20e6
 
 
 def test_overrides_read_numbers_as_people_write_them() -> None:

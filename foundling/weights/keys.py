@@ -13,6 +13,7 @@ from torch import Tensor
 from foundling.config import nearest
 from foundling.contracts.checkpoint_map import Key
 from foundling.errors import WeightsError
+from foundling.limits import shown
 
 Parts = list[Tensor]
 # name -> (on loading, on saving). Each takes a list of tensors, the number of tensors to return, and the number of
@@ -105,4 +106,4 @@ def _fill(name: str, numbers: dict[str, str]) -> str:
 
 
 def unknown(name: str, known: Iterable[str], file: str) -> WeightsError:
-    return WeightsError(f"{file}: unknown tensor '{name}'; {nearest(name, list(known))}")
+    return WeightsError(f"{file}: unknown tensor {shown(name)}; {nearest(name, list(known))}")

@@ -13,6 +13,8 @@ from foundling.blocks.position import RopeScaling
 from foundling.errors import OutputError, WeightsError
 from foundling.text import Tokenizer
 from foundling.weights.convert.gguf import load_gguf, save_gguf
+from foundling.weights.convert.gguf_file import open_gguf
+from foundling.weights.convert.hugging_face import export_gguf
 from tests.contract.cases import case
 from tests.rounding import close
 
@@ -54,10 +56,45 @@ def test_a_mistral_without_window_is_read_as_the_llama_that_it_is(tmp_path: Path
         close(model.logits(model(IDS).hidden), again.logits(again(IDS).hidden))
 
 
+@pytest.mark.parametrize(("name", "key"), [("mistral", None), ("phi3", 8)])
+def test_a_window_that_llama_cpp_does_not_apply_is_named(tmp_path: Path, name: str, key: int | None) -> None:
+    """Texts up to its length are computed alike, so it is written."""
+    foundling.save(case(name).tiny(window=8), tmp_path / "m")
+    (line,) = export_gguf(tmp_path / "m", tmp_path / "m.gguf")["left_out"]
+    assert line.startswith("window of 8 tokens: llama.cpp does not apply it; texts up to that length")
+    assert open_gguf(tmp_path / "m.gguf").values.get(f"{name}.attention.sliding_window") == key
+    foundling.save(case(name).tiny(window=case(name).tiny().config.max_seq_len), tmp_path / "wide")
+    assert export_gguf(tmp_path / "wide", tmp_path / "wide.gguf")["left_out"] == []
+
+
+def test_values_that_are_no_numbers_are_not_written(tmp_path: Path) -> None:
+    for value, weights, message in (
+        (float("nan"), "float32", "holds 1 NaN or infinite values"),
+        (float("inf"), "int8", "holds 1 NaN or infinite values"),
+        (3.4e38, "bfloat16", r"holds 3\.4e\+38, beyond BF16 \(3\.38953e\+38\)"),
+        (70_000.0, "float16", r"holds 70000, beyond F16 \(65504\)"),
+    ):
+        model = case("llama").tiny()
+        with torch.no_grad():
+            model.layers[1].ffn.down.weight[3, 5] = value
+        with pytest.raises(WeightsError, match=message) as caught:
+            save_gguf(model, tmp_path / "m.gguf", weights=weights)
+        assert "'layers.1.ffn.down.weight'" in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_the_type_of_a_key_is_the_fields(tmp_path: Path) -> None:
+    """llama.cpp refuses a whole number where it reads a float."""
+    file = save_gguf(case("llama").tiny(rope_theta=10_000, norm_eps=1), tmp_path / "m.gguf")
+    fields = gguf.GGUFReader(file).fields
+    for key in ("rope.freq_base", "attention.layer_norm_rms_epsilon"):
+        assert fields[f"llama.{key}"].types == [gguf.GGUFValueType.FLOAT32], key
+    assert fields["llama.block_count"].types == [gguf.GGUFValueType.UINT32]
+    assert load_gguf(file).config.rope_theta == 10_000
+
+
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [
-        ("mistral", dict(window=8), "computes with window None; this has 8"),
         ("gemma2", dict(tie_embeddings=False), "gemma2 has never a head apart"),
         ("olmo2", dict(tie_embeddings=True), "olmo2 has always a head apart"),
         ("gemma2", dict(tie_embeddings=True, query_scale=144), "computes with query_scale 32; this has 144"),
@@ -132,7 +169,7 @@ def written(path: Path, change) -> Path:
     path.unlink()
     writer = gguf.GGUFWriter(path, arch)
     for name, value in fields.items():
-        kinds = {str: writer.add_string, float: writer.add_float32}
+        kinds = {str: writer.add_string, float: writer.add_float32, list: writer.add_array}
         kinds.get(type(value), writer.add_uint32)(name, value)
     for name, tensor in tensors.items():
         writer.add_tensor(name, tensor)
@@ -154,6 +191,14 @@ def written(path: Path, change) -> Path:
         (lambda f, t: f.update({"llama.attention.head_count": 0}), "llama|zero|positive|n_heads"),
         (lambda f, t: f.update({"llama.rope.scaling.type": "yarn"}), "scaled"),
         (lambda f, t: f.update({"llama.rope.scaling.factor": 0.5}), "scaled as 'linear' by 0.5 are not"),
+        (lambda f, t: f.update({"llama.rope.scaling.factor": "2"}), "rope.scaling.factor' is '2'; expected one number"),
+        (lambda f, t: f.update({"llama.rope.scaling.type": 4}), "'llama.rope.scaling.type' is 4; expected a text"),
+        (lambda f, t: f.update({"llama.block_count": "2"}), "'llama.block_count' is '2'; expected a whole number"),
+        (lambda f, t: f.update({"llama.block_count": 2.0}), "'llama.block_count' is 2.0; expected a whole number"),
+        (lambda f, t: f.update({"llama.rope.freq_base": "1"}), "'llama.rope.freq_base' is '1'; expected one number"),
+        (lambda f, t: f.update({"llama.attention.causal": "1"}), "'llama.attention.causal' is '1'; expected one"),
+        (lambda f, t: f.update({"llama.expert_count": "0"}), "'llama.expert_count' is '0'; expected a whole number"),
+        (lambda f, t: f.update({"llama.attention.head_count": [1, 2]}), "array.*; expected a whole number"),
         (lambda f, t: f.update({"llama.rope.scaling.factor": float("nan")}), "scaled as 'linear' by nan are not"),
         (lambda f, t: f.update({"llama.rope.dimension_count": 4}), "'llama.rope.dimension_count' is 4; only"),
         (lambda f, t: f.update({"llama.attention.causal": 0}), "'llama.attention.causal' is 0; only True"),

@@ -2,6 +2,8 @@
 """GGUF files of Qwen 2, Qwen 3 with experts, Phi 3 and Gemma: as they were after a round trip, and as transformers' own
 reader has them."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,16 @@ import gguf
 import pytest
 import torch
 
+from benchmarks import gguf_parity
 from foundling.blocks.position import RopeScaling
 from foundling.errors import WeightsError
 from foundling.text import Tokenizer
 from foundling.weights.convert.gguf import load_gguf, save_gguf
+from foundling.weights.convert.gguf_families import ARCHITECTURES
 from tests.contract.cases import case
 from tests.rounding import close
 
+ROOT = Path(__file__).resolve().parents[2]
 LINEAR = RopeScaling("linear", 4.0)
 SHAPES: list[tuple[str, dict[str, Any]]] = [
     ("qwen2", {"n_kv_heads": 1, "head_dim": 64}),
@@ -78,6 +83,26 @@ def test_what_llama_cpp_would_compute_otherwise_is_not_written(
     with pytest.raises(WeightsError, match=message):
         save_gguf(case(name).tiny(**fields), tmp_path / "m.gguf")
     assert not list(tmp_path.iterdir())
+
+
+def test_documents_and_benchmark_have_every_architecture() -> None:
+    text = (ROOT / "docs" / "conversion.md").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"^Architectures: (.*?), from one table each", text, re.MULTILINE | re.DOTALL)
+    named = [part.split()[0] for part in re.sub(r"\([^)]*\)", "", listed).split(",")]
+    assert named == list(dict.fromkeys(one.name for one in ARCHITECTURES))
+    measured = {case.split()[0] for case in gguf_parity.FAMILIES}
+    assert measured == {one.family for one in ARCHITECTURES}
+    found = json.loads((ROOT / "docs" / "results" / "gguf.json").read_text(encoding="utf-8"))["families"]
+    assert found.keys() == gguf_parity.FAMILIES.keys()
+    said = re.findall(r"at most (\S+) of the largest logit \(Gemma: up to (\S+),", text)
+    gemma = max(value for case, value in found.items() if case.startswith("gemma"))
+    others = max(value for case, value in found.items() if not case.startswith("gemma"))
+    assert others <= float(said[0][0]) and f"{gemma:.1e}" == f"{float(said[0][1]):.1e}"
+    assert gguf_parity.rounded({"a": {"b": 0.00123456}, "c": True, "d": "x"}) == {
+        "a": {"b": 0.00123},
+        "c": True,
+        "d": "x",
+    }
 
 
 def test_factors_of_longrope_are_refused(tmp_path: Path) -> None:

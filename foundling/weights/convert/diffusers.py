@@ -14,6 +14,7 @@ from torch import Tensor
 from foundling.config import nearest
 from foundling.diffusion.schedule import NoiseSchedule
 from foundling.errors import ConfigError, WeightsError
+from foundling.limits import shown
 from foundling.models import family_of
 from foundling.runtime.distributed import barrier, is_first_rank
 from foundling.runtime.files import read_json, write_directory
@@ -133,7 +134,7 @@ def _schedule(file: Path) -> NoiseSchedule:
     stored = read_json(file)
     for key in stored:
         if key not in known and key not in _IGNORED:
-            raise WeightsError(f"{file}: unknown key '{key}'; {nearest(key, [*known])}")
+            raise WeightsError(f"{file}: unknown key {shown(key)}; {nearest(key, [*known])}")
     values = known | stored
     for key, required in _REQUIRED.items():
         if values[key] != required:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from foundling.blocks.position import RopeScaling
+from foundling.config import hints
 from foundling.errors import ConfigError, OutputError, WeightsError
 from foundling.limits import LAYERS, shown
 from foundling.models import configuration, family, family_of
@@ -19,7 +20,7 @@ from foundling.runtime.files import fsync_path, output_errors, remove_abandoned,
 from foundling.weights.convert.gguf_families import ARCHITECTURES, INERT, SCALING, Architecture
 from foundling.weights.convert.gguf_file import GGUFFile, library, open_gguf
 from foundling.weights.convert.gguf_tokenizer import unwritable, write_tokenizer
-from foundling.weights.directory import skeleton, whole_tensors
+from foundling.weights.directory import converted, skeleton, whole_tensors
 from foundling.weights.keys import Link, links, unknown
 
 TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "Q8_0", "int4": "Q4_0"}
@@ -27,8 +28,8 @@ FILE_TYPES = {"float32": 0, "float16": 1, "int4": 2, "int8": 7, "bfloat16": 32}
 """general.file_type: what most tensors are"""
 BLOCK = 32
 """Numbers of a block of Q8_0 and Q4_0."""
-LARGEST = {"F16": 65504.0, "Q8_0": 127 * 65504.0, "Q4_0": 8 * 65504.0}
-"""of each type: the scale of a block is a float16"""
+LARGEST = {"BF16": torch.finfo(torch.bfloat16).max, "F16": 65504.0, "Q8_0": 127 * 65504.0, "Q4_0": 8 * 65504.0}
+"""of each type but F32: the scale of a block is a float16"""
 FREQS = "rope_freqs.weight"
 """By what each rotation is slowed, where it is as in Llama 3."""
 
@@ -70,8 +71,9 @@ def _config(file: GGUFFile) -> tuple[Architecture, Any]:
     for key in values:
         if key not in {*architecture.fields, *architecture.only, *INERT, *SCALING}:
             raise WeightsError(
-                f"{file.path}: '{prefix}{key}' is not known here, and may change what the model computes"
+                f"{file.path}: {shown(prefix + key)} is not known here, and may change what the model computes"
             )
+    _check_types(architecture, values, file)
     required = [key for key in architecture.fields if key not in architecture.optional and key not in values]
     if required or "token_embd.weight" not in file.tensors:
         raise WeightsError(f"{file.path}: lacks '{prefix + required[0] if required else 'token_embd.weight'}'")
@@ -104,18 +106,39 @@ def _config(file: GGUFFile) -> tuple[Architecture, Any]:
     return architecture, config
 
 
+def _check_types(architecture: Architecture, values: dict[str, Any], file: GGUFFile) -> None:
+    types = hints(family(architecture.family).config)
+    for key, value in values.items():
+        if key in INERT:
+            continue
+        wanted, name = (int, float), "one number"
+        if key == "rope.scaling.type":
+            wanted, name = str, "a text"
+        elif key in architecture.fields and not _is_float(types[architecture.fields[key]]):
+            wanted, name = int, "a whole number"
+        if not isinstance(value, wanted):
+            raise WeightsError(f"{file.path}: '{architecture.name}.{key}' is {shown(value)}; expected {name}")
+
+
+def _is_float(hint: Any) -> bool:
+    """Also of one that may be None."""
+    return float in (hint, *get_args(hint))
+
+
 def _architecture(file: GGUFFile) -> Architecture:
     name, kind = file.values.get("general.architecture"), file.values.get("general.type", "model")
-    if kind != "model":
+    if not isinstance(kind, str) or kind != "model":
         raise WeightsError(f"{file.path}: its general.type is {shown(kind)}; only a model can be read")
-    if file.values.get("split.count", 0) not in (0, 1):
+    count = file.values.get("split.count", 0)
+    if not isinstance(count, int) or count not in (0, 1):
         raise WeightsError(f"{file.path}: a part of a model in several files; join them by llama-gguf-split --merge")
-    experts = file.values.get(f"{name}.expert_count", 0) != 0
-    found = [a for a in ARCHITECTURES if a.name == name]
+    count = file.values.get(f"{name}.expert_count", 0)
+    has_experts = not isinstance(count, int) or count != 0
+    found = [a for a in ARCHITECTURES if isinstance(name, str) and a.name == name]
     if not found:
         known = ", ".join(dict.fromkeys(a.name for a in ARCHITECTURES))
         raise WeightsError(f"{file.path}: architecture is {shown(name)}; {known} can be read")
-    return next((a for a in found if ("expert_count" in a.fields) == experts), found[0])
+    return next((a for a in found if ("expert_count" in a.fields) == has_experts), found[0])
 
 
 def _scaling(
@@ -194,7 +217,7 @@ def save_gguf(model: Any, file: str | Path, *, weights: str = "float32", tokeniz
                 parts = link.to_theirs([params[name].float().cpu() for name in link.ours])
                 for name, part in zip(link.theirs, parts, strict=True):
                     kind = planned[name][2]
-                    largest = float(part.abs().max())
+                    largest = float(converted(part, torch.float32, link.ours[0]).abs().max())
                     if largest > LARGEST.get(kind, math.inf):
                         raise WeightsError(
                             f"'{link.ours[0]}' holds {largest:g}, beyond {kind} ({LARGEST[kind]:g}); use bfloat16"
@@ -235,12 +258,26 @@ def _writable(model: Any) -> Architecture:
     return found
 
 
+def unapplied(model: Any) -> list[str]:
+    """What llama.cpp leaves out of a model that is written all the same, in words."""
+    found, c = _writable(model), model.config
+    sizes = [(field, getattr(c, field)) for field in found.unapplied]
+    return [
+        f"{field} of {size:,} tokens: llama.cpp does not apply it; texts up to that length are computed alike"
+        for field, size in sizes
+        if size is not None and size < c.max_seq_len
+    ]
+
+
 def _write_config(writer: Any, architecture: Architecture, c: Any) -> Tensor | None:
     """Writes the keys of the configuration; returns the tensor FREQS where there is one."""
-    prefix = f"{architecture.name}."
+    prefix, types = f"{architecture.name}.", hints(type(c))
     for key, ours in architecture.fields.items():
         value = architecture.none[key] if getattr(c, ours) is None else getattr(c, ours)
-        (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(prefix + key, value)
+        if _is_float(types[ours]):  # also where the value is an int: llama.cpp refuses a key of another type
+            writer.add_float32(prefix + key, float(value))
+        else:
+            writer.add_uint32(prefix + key, value)
     for key, ours in architecture.only.items():
         if isinstance(ours, str):
             writer.add_uint32(prefix + key, getattr(c, ours))

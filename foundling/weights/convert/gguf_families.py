@@ -30,6 +30,8 @@ class Architecture:
     """Our field -> what llama.cpp computes for it, from the other fields; a model with another value is not written."""
     head: Literal["optional", "never", "always"] = "optional"
     """Whether a file has `output.weight`; without it the embedding is the head too."""
+    unapplied: tuple[str, ...] = ()
+    """Our fields of a length within which llama.cpp computes the same, and beyond which it leaves them out."""
     scalings: tuple[str, ...] = ()
     """Kinds of RopeScaling that it computes."""
 
@@ -96,8 +98,9 @@ MIXTRAL = replace(
     only=ONLY | {"expert_weights_scale": 0.0},
     scalings=(),
 )  # fmt: skip
-MISTRAL = replace(LLAMA, family="mistral", implied={"window": lambda c: None}, scalings=())
-"""llama.cpp has no window in this architecture. A file that says nothing is read as a Llama, which is the same."""
+MISTRAL = replace(LLAMA, family="mistral", unapplied=("window",), scalings=())
+"""llama.cpp has no window in this architecture, nor a key of one. A file is read as a Llama, which is the same within
+the window."""
 QWEN2 = Architecture(
     "qwen2", "qwen2",
     [*OUTSIDE, *NORMS, *ATTENTION, *FFN, *[_key(f"attn_{part}.bias", f"mixer.{part}.bias") for part in "qkv"]],
@@ -143,6 +146,7 @@ PHI3 = Architecture(
     none={"attention.sliding_window": 0},
     only=ONLY | {"attention.key_length": "head_dim"},
     implied={"rope_fraction": lambda c: 1.0},
+    unapplied=("window",),
 )  # fmt: skip
 """Its rotations with factors of their own (LongRoPE) are two tensors, which are refused. llama.cpp reads its window and
 says that it does not apply it."""

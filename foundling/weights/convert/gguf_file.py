@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from foundling.errors import WeightsError
-from foundling.limits import HEADER_BYTES
+from foundling.limits import HEADER_BYTES, HEADER_TEXTS, MERGES, TOKENS, shown
 from foundling.weights.directory import converted
 
 MAGIC = b"GGUF"
@@ -31,6 +31,7 @@ SCALARS = {
     10: ("Q", 8), 11: ("q", 8), 12: ("d", 8),
 }  # fmt: skip
 """number of a value's type -> (its code in struct, its bytes)"""
+MERGES_KEY = "tokenizer.ggml.merges"
 FLOATS = ("F32", "F16", "BF16")
 DEQUANTIZED = (
     "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ1_S", "IQ1_M", "IQ2_XXS",
@@ -59,7 +60,7 @@ class GGUFTensor(NamedTuple):
 class GGUFFile(NamedTuple):
     path: Path
     values: dict[str, Any]
-    """The metadata; numbers and texts, or lists of them."""
+    """The metadata: numbers and texts, lists of texts, and arrays of numbers, which stay in the file's map."""
     tensors: dict[str, GGUFTensor]
 
     @property
@@ -85,10 +86,10 @@ class GGUFFile(NamedTuple):
 
 
 class _Cursor:
-    """Reads on in the header; struct.error where it ends first."""
+    """Reads on in the header; struct.error where it ends first, WeightsError where Python would make too much of it."""
 
-    def __init__(self, data: memoryview) -> None:
-        self.data, self.at = data[: HEADER_BYTES.high], 0
+    def __init__(self, path: Path, data: memoryview) -> None:
+        self.path, self.data, self.at, self.texts = path, data[: HEADER_BYTES.high], 0, 0
 
     def numbers(self, code: str, size: int, count: int = 1) -> tuple[Any, ...]:
         if count > (len(self.data) - self.at) // size:
@@ -97,14 +98,23 @@ class _Cursor:
         self.at += size * count
         return found
 
+    def array(self, code: str, size: int, count: int) -> np.ndarray:
+        if count > (len(self.data) - self.at) // size:
+            raise struct.error("ends early")
+        self.at += size * count
+        return np.frombuffer(self.data, f"<{code}", count, self.at - size * count)
+
     def string(self) -> str:
+        self.texts += 1
+        if self.texts > HEADER_TEXTS.high:
+            raise WeightsError(f"{self.path}: its header has over {HEADER_TEXTS.high:,} {HEADER_TEXTS.unit}")
         (length,) = self.numbers("Q", 8)
         if length > len(self.data) - self.at:
             raise struct.error("ends early")
         self.at += length
         return str(self.data[self.at - length : self.at], "utf-8")
 
-    def value(self, kind: int) -> Any:
+    def value(self, key: str, kind: int) -> Any:
         if kind in SCALARS:
             return self.numbers(*SCALARS[kind])[0]
         if kind == STRING:
@@ -113,9 +123,12 @@ class _Cursor:
             raise ValueError(f"a value of unknown type {kind}")
         ((kind,), (count,)) = self.numbers("I", 4), self.numbers("Q", 8)
         if kind in SCALARS:
-            return list(self.numbers(*SCALARS[kind], count))
+            return self.array(*SCALARS[kind], count)
         if kind != STRING:
             raise ValueError(f"an array of type {kind}")
+        limit = MERGES if key == MERGES_KEY else TOKENS
+        if count > limit.high:
+            raise WeightsError(f"{self.path}: {shown(key)} lists {count:,} texts; at most {limit.high:,} are read")
         return [self.string() for _ in range(count)]
 
 
@@ -127,7 +140,7 @@ def open_gguf(file: str | Path) -> GGUFFile:
         raise WeightsError(f"{path}: no such file")
     try:
         data = np.memmap(path, mode="r")
-        cursor = _Cursor(data.data)
+        cursor = _Cursor(path, data.data)
         if bytes(data[:4]) != MAGIC:
             raise ValueError("it does not begin with GGUF")
         cursor.at = 4
@@ -139,8 +152,8 @@ def open_gguf(file: str | Path) -> GGUFFile:
         for _ in range(n_values):
             key = cursor.string()
             if key in values:
-                raise ValueError(f"'{key}' stands twice")
-            values[key] = cursor.value(cursor.numbers("I", 4)[0])
+                raise ValueError(f"{shown(key)} stands twice")
+            values[key] = cursor.value(key, cursor.numbers("I", 4)[0])
         entries = [_entry(cursor) for _ in range(n_tensors)]
         return GGUFFile(path, values, _tensors(path, data, cursor.at, values, entries))
     except struct.error:
@@ -148,6 +161,8 @@ def open_gguf(file: str | Path) -> GGUFFile:
             f", or a header of over {HEADER_BYTES.high >> 20} MiB" if path.stat().st_size > HEADER_BYTES.high else ""
         )
         raise WeightsError(f"{path}: not a whole GGUF file (it ends early{limit})") from None
+    except WeightsError:
+        raise
     except (ValueError, OSError) as error:
         raise WeightsError(f"{path}: not a whole GGUF file ({(str(error).splitlines() or ['damaged'])[0]})") from None
 

@@ -11,11 +11,24 @@ from itertools import pairwise
 import tokenizers
 from tokenizers import decoders, models, normalizers
 
+from foundling.limits import PAIR_CHARS, TOKEN_CHARS, shown
+
 SPACE = "▁"
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 NORMAL, UNUSED = 1, 5
 MERGED = (NORMAL, UNUSED)
 """Types of tokens that characters are joined to."""
+
+
+def too_long(tokens: Sequence[str]) -> str | None:
+    """Names a token whose pairs would take too long to find, or says that those of all would: the number and the
+    lengths of a token's pairs both grow with its own."""
+    found = next((text for text in tokens if len(text) > TOKEN_CHARS.high), None)
+    if found is None:
+        total = sum(len(text) ** 2 for text in tokens)
+        what = f"tokens are too long together: {total:,} {PAIR_CHARS.unit.partition(' together')[0]}"
+        return f"{what}; at most {PAIR_CHARS.high:,} are supported" if total > PAIR_CHARS.high else None
+    return f"token {shown(found)} has {len(found):,} characters; at most {TOKEN_CHARS.high:,} are supported"
 
 
 def merges_of(tokens: Sequence[str], scores: Sequence[float], kinds: Sequence[int]) -> list[tuple[str, str]] | None:

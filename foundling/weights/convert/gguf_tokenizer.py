@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import tokenizers
-from tokenizers import AddedToken, decoders, models, processors
+from tokenizers import AddedToken, decoders, models, normalizers, processors
 
 from foundling.errors import WeightsError
-from foundling.limits import TOKENS, shown
+from foundling.limits import shown
 from foundling.text import Tokenizer
 from foundling.weights.convert import gguf_sentencepiece as sentencepiece
 from foundling.weights.convert.gguf_file import GGUFFile, library, open_gguf
@@ -29,6 +30,9 @@ ENDING = frozenset(
 """Texts of control tokens at which llama.cpp ends an answer, whatever the file says."""
 OWN_PRE = "foundling.tokenizer.pre"
 """our own key: the words of a tokenizer for which llama.cpp has no name"""
+OWN_NORMALIZER = "foundling.tokenizer.normalizer"
+"""our own key: what is done to a text before it is cut into words, for which GGUF has none"""
+NFC = "NFC"
 NEAREST = "dbrx"
 """llama.cpp's name of the words that are nearest to ours"""
 READ = {
@@ -40,6 +44,7 @@ INERT = {
     "suffix_token_id", "middle_token_id", "fim_pre_token_id", "fim_suf_token_id", "fim_mid_token_id",
     "fim_pad_token_id", "fim_rep_token_id", "fim_sep_token_id", "remove_extra_whitespaces",
 }  # fmt: skip
+LISTS = ("tokens", "token_type", "scores", "merges")
 """Keys that no decoder here asks for, or that llama.cpp reads for other kinds alone."""
 
 
@@ -71,13 +76,15 @@ def read_tokenizer(file: str | Path | GGUFFile) -> tuple[Tokenizer, dict[str, An
         return f"a tokenizer with '{prefix}{other[0][:40]}', which is not known here"
     if OWN_PRE in opened.values:
         values["pre"] = opened.values[OWN_PRE]
-    tokens = values.get("tokens")
-    kinds = values.get("token_type") or [NORMAL] * len(tokens or [])
-    table = _Table(opened.path, values, tokens or [], kinds)
-    if not isinstance(tokens, list) or not isinstance(kinds, list) or len(kinds) != len(tokens):
-        raise table.error("tokens and kinds do not go together")
-    if len(tokens) > TOKENS.high:
-        raise table.error(f"{len(tokens):,} tokens are over {TOKENS.high:,}")
+    normalizer = opened.values.get(OWN_NORMALIZER, NFC)
+    if not isinstance(normalizer, str) or normalizer != NFC:
+        return f"a tokenizer with the normalizer {shown(normalizer)[:40]}; {NFC} can be read"
+    for key, value in values.items():
+        if (key in LISTS) != isinstance(value, list | np.ndarray):
+            what = "a list" if key in LISTS else "one value"
+            raise WeightsError(f"{opened.path}: '{prefix}{key}' is {shown(value)}; expected {what}")
+    table = _table(opened.path, values)
+    tokens, kinds = table.tokens, table.kinds
     if not all(isinstance(text, str) for text in tokens) or len(set(tokens)) != len(tokens):
         raise table.error("tokens are not distinct texts")
     backend, defaults = KINDS[kind](table)
@@ -90,6 +97,8 @@ def read_tokenizer(file: str | Path | GGUFFile) -> tuple[Tokenizer, dict[str, An
     backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
     own = [text for text, kind in zip(tokens, kinds, strict=True) if kind == USER_DEFINED]
     backend.add_tokens([AddedToken(text, normalized=False) for text in own])
+    if OWN_NORMALIZER in opened.values:
+        backend.normalizer = normalizers.NFC()
     if post := _post_processor(table, defaults, named):
         backend.post_processor = post
     described: dict[str, Any] = {
@@ -101,10 +110,21 @@ def read_tokenizer(file: str | Path | GGUFFile) -> tuple[Tokenizer, dict[str, An
     return Tokenizer(backend, described), _generation(table, named)
 
 
+def _table(path: Path, values: dict[str, Any]) -> _Table:
+    """Arrays become lists only where they are as long as the list of tokens, which is bounded."""
+    tokens, kinds = values.get("tokens", []), values.get("token_type")
+    if kinds is None or not len(kinds):
+        kinds = np.full(len(tokens), NORMAL)
+    table = _Table(path, values, tokens, [])
+    if not isinstance(tokens, list) or isinstance(kinds, list) or len(kinds) != len(tokens):
+        raise table.error("tokens and kinds do not go together")
+    return table._replace(kinds=kinds.tolist())
+
+
 def _byte_level(table: _Table) -> tuple[Any, dict[str, Any]]:
     """Byte-level BPE."""
     pre, merges = table.values.get("pre", "default"), table.values.get("merges")
-    if pre not in NAMES:
+    if not isinstance(pre, str) or pre not in NAMES:
         return f"an unknown pre-tokenizer, {shown(pre)[:40]}", {}
     if not isinstance(merges, list) or not all(isinstance(text, str) for text in merges):
         raise table.error("merges are no texts")
@@ -121,8 +141,11 @@ def _byte_level(table: _Table) -> tuple[Any, dict[str, Any]]:
 def _sentencepiece(table: _Table) -> tuple[Any, dict[str, Any]]:
     """SentencePiece's BPE; llama.cpp has special tokens at fixed places where the file names none."""
     scores = table.values.get("scores")
-    if not isinstance(scores, list) or len(scores) != len(table.tokens) or any(score != score for score in scores):
+    if not isinstance(scores, np.ndarray) or len(scores) != len(table.tokens) or (scores != scores).any():
         raise table.error("tokens and scores do not go together")
+    scores = scores.tolist()
+    if long := sentencepiece.too_long(table.tokens):
+        raise table.error(long)
     merges = sentencepiece.merges_of(table.tokens, scores, table.kinds)
     if merges is None:
         return "a tokenizer with tokens of equal scores, which has no list of merges", {}
@@ -186,6 +209,8 @@ def write_tokenizer(writer: Any, tokenizer: Tokenizer | None, vocab_size: int) -
         writer.add_tokenizer_pre(NEAREST if pre == OWN else pre)
         if pre == OWN:
             writer.add_string(OWN_PRE, pre)
+        if has_nfc(table):
+            writer.add_string(OWN_NORMALIZER, NFC)
         writer.add_token_merges([" ".join(m) for m in merges])
     else:
         writer.add_tokenizer_model("llama")
@@ -205,6 +230,17 @@ def write_tokenizer(writer: Any, tokenizer: Tokenizer | None, vocab_size: int) -
     writer.add_add_eos_token(last == [tokenizer.eos])
     if tokenizer.chat_template is not None:
         writer.add_chat_template(tokenizer.chat_template)
+
+
+def unapplied_steps(tokenizer: Tokenizer) -> list[str]:
+    """What llama.cpp leaves out of a tokenizer that `unwritable` lets pass, in words."""
+    what = "llama.cpp does not compose letters and their marks; texts that are composed are encoded alike"
+    return [f"{NFC} of tokenizer.json: {what}"] if has_nfc(json.loads(tokenizer.backend.to_str())) else []
+
+
+def has_nfc(table: dict[str, Any]) -> bool:
+    """Whether it composes letters and their marks, which GGUF has no key for."""
+    return (table["normalizer"] or {}).get("type") == NFC
 
 
 def _is_byte_level(table: dict[str, Any]) -> bool:
@@ -232,7 +268,7 @@ def unwritable(tokenizer: Tokenizer, vocab_size: int) -> str | None:
     if first not in ([], [tokenizer.bos]) or last not in ([], [tokenizer.eos]):
         return "it puts other tokens than bos and eos around a text"
     if _is_byte_level(table):
-        if (table["normalizer"] or {}).get("type") not in (None, "NFC"):
+        if table["normalizer"] and not has_nfc(table):
             return "it changes a text before it is cut into words"
         return None if pre_name(tokenizer.backend) else "llama.cpp has no name for how it cuts words"
     if sentencepiece.spaces_of(tokenizer.backend) is None:
@@ -242,6 +278,8 @@ def unwritable(tokenizer: Tokenizer, vocab_size: int) -> str | None:
     added = {t["id"]: t["content"] for t in table["added_tokens"]}
     kinds = [_kind(i, ids, added, tokenizer) for i in range(tokenizer.vocab_size)]
     merges = [m.split(" ", 1) if isinstance(m, str) else m for m in table["model"]["merges"]]
+    if long := sentencepiece.too_long(texts):
+        return f"its {long}"
     if sentencepiece.scores_of(texts, kinds, merges) is None:
         return "no scores of its tokens join them as its merges do"
     return None if table["model"]["byte_fallback"] else "it has no bytes for what no token holds"

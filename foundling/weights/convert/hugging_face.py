@@ -19,9 +19,9 @@ from foundling.runtime.hub import is_hub, local_directory, resolve
 from foundling.text import Tokenizer
 from foundling.text.tokenizer import NAMES_CODE
 from foundling.weights.convert.diffusers import is_pipeline, load_denoiser, tensors_folder, write_denoiser
-from foundling.weights.convert.gguf import load_gguf, save_gguf
+from foundling.weights.convert.gguf import load_gguf, save_gguf, unapplied
 from foundling.weights.convert.gguf_file import GGUFFile, open_gguf
-from foundling.weights.convert.gguf_tokenizer import read_tokenizer, unwritable
+from foundling.weights.convert.gguf_tokenizer import read_tokenizer, unapplied_steps, unwritable
 from foundling.weights.directory import load, opened, tensor_bytes, weights_hash, whole_tensors, write_weights
 from foundling.weights.manifest import MANIFEST, check, write_manifest
 from foundling.weights.tensors import stored_in
@@ -95,7 +95,8 @@ def export_model(directory: str | Path, out: str | Path, *, dtype: str | None = 
 
 def export_gguf(directory: str | Path, out: str | Path, *, weights: str | None = None) -> dict[str, Any]:
     """Writes a model as one GGUF file. `weights` as in save_gguf, None for the stored type. 'kept' in the result lists
-    the tokenizer where llama.cpp can have it; 'left_out' says why it is not written otherwise."""
+    the tokenizer where llama.cpp can have it; 'left_out' says why it is not written otherwise, and what of the model or
+    the tokenizer llama.cpp does not apply."""
     directory, out = local_directory(directory), Path(out)
     if out.exists():
         raise OutputError(f"{out} exists; choose another name")
@@ -107,6 +108,7 @@ def export_gguf(directory: str | Path, out: str | Path, *, weights: str | None =
     tokenizer, reason = _writable_tokenizer(directory, model.config)
     if reason is not None:
         skipped.append(f"tokenizer.json ({reason}; give llama.cpp ids, or export without --gguf)")
+    skipped += unapplied(model) + ([] if tokenizer is None else unapplied_steps(tokenizer))
     save_gguf(model, out, weights=weights or _dtype_name(model), tokenizer=tokenizer)
     return _summary(model, out, [] if tokenizer is None else [directory / "tokenizer.json"], skipped) | {
         "dtype": weights or _dtype_name(model)
