@@ -90,6 +90,18 @@ def complete_rope_scaling(values: dict[str, Any]) -> None:
 
 ROPE_SCALING = (_read, _write)
 
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "embedding_multiplier": (1.0,), "residual_multiplier": (1.0,), "attention_multiplier": (), "logits_scaling": (1.0,),
+    "logit_scale": (1.0,), "scale_emb": (1.0,), "final_logit_softcapping": (), "attn_logit_softcapping": (),
+    "clip_qkv": (), "use_qk_norm": (False,), "qk_layernorm": (False,), "attn_temperature_tuning": (False,),
+    "use_bidirectional_attention": (False,), "use_mrope": (False,), "dual_chunk_attention_config": (),
+    "layer_types": ("full_attention",), "no_rope_layers": (1,), "pruned_heads": ({},),
+}  # fmt: skip
+"""Keys that change what a model computes -> the values beside null that change nothing. A family that neither maps nor
+implies a key refuses other values, also where transformers would ignore them."""
+PER_LAYER = ("layer_types", "no_rope_layers")
+"""those whose value is a list of one item a layer"""
+
 
 def without_dropout(*keys: str) -> dict[str, Callable[[dict[str, Any]], Any]]:
     """Values of published keys that are missing: earlier versions did not write them."""
@@ -100,6 +112,11 @@ def padding(default: int) -> dict[str, Callable[[dict[str, Any]], Any]]:
     """`pad_token_id` for a file that would name none, where transformers assumes `default` and asks that it is a row of
     the embedding."""
     return {"pad_token_id": lambda c: default if default < c["vocab_size"] else 0}
+
+
+def key_value_heads(default: int) -> dict[str, Callable[[dict[str, Any]], Any]]:
+    """`num_key_value_heads`, for a file without it; a null says that there are as many as heads."""
+    return {"num_key_value_heads": lambda c: c["num_attention_heads"] if "num_key_value_heads" in c else default}
 
 
 def check_dropout(config: Any) -> None:

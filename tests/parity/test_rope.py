@@ -99,6 +99,37 @@ def test_rotations_are_those_of_transformers(values: dict[str, Any], length: int
         close(sin[:, 0], expected[1])
 
 
+MOE = {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 16}
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("mixtral", {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}}),
+        ("mixtral", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 700.0}}),
+        ("gpt_oss", {"rope_theta": 700.0}),
+        ("gpt_oss", {"rope_theta": 700.0, "rope_scaling": None}),
+        ("gpt_oss", {"rope_parameters": {"rope_type": "default", "rope_theta": 700.0}}),
+        ("gpt_oss", {"rope_scaling": {"rope_type": "default"}, "rope_theta": 700.0}),
+        ("gpt_oss", {"rope_parameters": {"rope_theta": 700.0}}),
+        ("gpt_oss", {}),
+    ],
+)
+def test_experts_rotate_as_in_transformers(kind: str, values: dict[str, Any]) -> None:
+    values = LLAMA | MOE | values | {"model_type": kind}
+    family, config, inert = read_config(values, "config.json")
+    assert read_config(write_config(family, config, inert), "config.json")[1] == config
+    there = family.module.CONFIG.architecture.removesuffix("ForCausalLM")
+    module = getattr(transformers.models, kind)
+    rotary = getattr(getattr(module, f"modeling_{kind}"), f"{there}RotaryEmbedding")(
+        getattr(transformers, f"{there}Config")(**json.loads(json.dumps(values)))
+    )
+    cos, sin = (part[..., :8] for part in rotary(torch.zeros(1), torch.arange(40)[None]))
+    found = [part[:, 0, :, :8] for part in family.model(config).rope(torch.arange(40)[None])]
+    close(found[0], cos)
+    close(found[1], sin)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

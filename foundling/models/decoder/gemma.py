@@ -16,6 +16,7 @@ from foundling.blocks.norm import RMSNorm
 from foundling.blocks.position import RoPE, RopeScaling
 from foundling.blocks.stack import Decoder
 from foundling.errors import ConfigError
+from foundling.models import published
 from foundling.models.decoder import llama
 
 
@@ -80,6 +81,7 @@ CONFIG = replace(
     architecture="GemmaForCausalLM",
     derived=llama.CONFIG.derived
     | {
+        **published.key_value_heads(16),
         "head_dim": lambda c: 256,
         "max_position_embeddings": lambda c: 8192,
         "tie_word_embeddings": lambda c: True,

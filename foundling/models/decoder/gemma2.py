@@ -18,6 +18,7 @@ from foundling.blocks.position import RoPE
 from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import ConfigMap, Key
 from foundling.errors import ConfigError
+from foundling.models import published
 from foundling.models.decoder import llama
 
 
@@ -116,6 +117,7 @@ CONFIG = ConfigMap(
         "final_logit_softcapping": "logit_cap",
     },
     derived={
+        **published.key_value_heads(4),
         "head_dim": lambda c: 256,
         "max_position_embeddings": lambda c: 8192,
         "rope_theta": lambda c: 10_000.0,

@@ -159,8 +159,8 @@ KEYS = [
 
 
 def _rope_scaling(c: dict[str, Any]) -> dict[str, Any] | None:
-    """Of a file that says nothing of rotary positions."""
-    return None if "rope_theta" in c else published.ROPE_SCALING[1](asdict(RopeScaling(**_YARN)))
+    """Of a file that names no type: only an explicit `default` is none."""
+    return published.ROPE_SCALING[1](asdict(RopeScaling(**_YARN)))
 
 
 CONFIG = replace(
@@ -180,7 +180,7 @@ CONFIG = replace(
     derived={"rope_scaling": _rope_scaling}
     | {key: value for key, value in llama.CONFIG.derived.items() if key != "rope_scaling"}
     | {
-        "num_key_value_heads": lambda c: 8,
+        **published.key_value_heads(8),
         "head_dim": lambda c: 64,
         "max_position_embeddings": lambda c: 131072,
         "rope_theta": lambda c: 150_000.0,

@@ -25,6 +25,7 @@ from foundling.blocks.position import RoPE, RopeScaling
 from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import Key
 from foundling.errors import ConfigError
+from foundling.models import published
 from foundling.models.decoder import llama
 
 
@@ -209,7 +210,7 @@ CONFIG = replace(
     },
     derived=llama.CONFIG.derived
     | {
-        "num_key_value_heads": lambda c: 8,
+        **published.key_value_heads(8),
         "head_dim": lambda c: 128,
         "max_position_embeddings": lambda c: 4096 * 32,
         "rope_theta": lambda c: 500_000.0,

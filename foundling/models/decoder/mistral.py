@@ -15,6 +15,7 @@ from foundling.blocks.norm import RMSNorm
 from foundling.blocks.position import RoPE, RopeScaling
 from foundling.blocks.stack import Decoder
 from foundling.errors import ConfigError
+from foundling.models import published
 from foundling.models.decoder import llama
 
 
@@ -84,6 +85,11 @@ CONFIG = replace(
     model_type="mistral",
     architecture="MistralForCausalLM",
     fields=llama.CONFIG.fields | {"sliding_window": "window"},
-    derived=llama.CONFIG.derived | {"max_position_embeddings": lambda c: 131072},
+    derived=llama.CONFIG.derived
+    | {
+        **published.key_value_heads(8),
+        "max_position_embeddings": lambda c: 131072,
+        "sliding_window": lambda c: 4096,
+    },
     only={"hidden_act": "silu"},
 )

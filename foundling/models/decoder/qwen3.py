@@ -17,6 +17,7 @@ from foundling.blocks.position import RoPE, RopeScaling
 from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import Key
 from foundling.errors import ConfigError
+from foundling.models import published
 from foundling.models.decoder import llama
 
 
@@ -97,6 +98,6 @@ CONFIG = replace(
     llama.CONFIG,
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
-    derived=llama.CONFIG.derived | {"max_position_embeddings": lambda c: 32768},
+    derived=llama.CONFIG.derived | published.key_value_heads(32) | {"max_position_embeddings": lambda c: 32768},
     only={"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False},
 )

@@ -19,6 +19,7 @@ from foundling.blocks.position import RoPE, RopeScaling
 from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import Key
 from foundling.errors import ConfigError
+from foundling.models import published
 from foundling.models.decoder import llama, qwen3
 
 
@@ -123,7 +124,7 @@ CONFIG = replace(
     },
     derived=llama.CONFIG.derived
     | {
-        "num_key_value_heads": lambda c: 4,
+        **published.key_value_heads(4),
         "intermediate_size": lambda c: 6144,
         "max_position_embeddings": lambda c: 32768,
         "num_experts": lambda c: c.get("num_local_experts", 128),

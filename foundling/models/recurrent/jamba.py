@@ -23,6 +23,7 @@ from foundling.blocks.selective import SelectiveMixer
 from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import ConfigMap, Key
 from foundling.errors import ConfigError
+from foundling.models import published
 from foundling.models.decoder import llama
 from foundling.models.recurrent import mamba
 
@@ -172,7 +173,7 @@ CONFIG = ConfigMap(
         "tie_word_embeddings": "tie_embeddings",
     },
     derived={
-        "num_key_value_heads": lambda c: c["num_attention_heads"],
+        **published.key_value_heads(8),
         "mamba_dt_rank": lambda c: -(-c["hidden_size"] // 16),
         "attn_layer_period": lambda c: 8,
         "attn_layer_offset": lambda c: 4,
