@@ -99,7 +99,10 @@ class TextGenerator:
         asked = {i: bias for i, bias in values.get("logit_bias", {}).items() if i < model.config.vocab_size}
         values["logit_bias"] = dict.fromkeys(framing.unnamed_rows(), float("-inf")) | asked
         engine = None if weights is None else Engine(model, EngineOptions(weights=weights))
-        notes = tuple(f"generation_config.json asks for {what}, which is not done here" for what in stored.ignored)
+        ignored, start = [*stored.ignored], getattr(model.config, "start_id", None)
+        if model.capabilities.reads_source and stored.start not in (None, start):
+            ignored.append(f"decoder_start_token_id {stored.start} in place of config.json's {start}")
+        notes = tuple(f"generation_config.json asks for {what}, which is not done here" for what in ignored)
         most = stored.max_tokens or DEFAULT_MAX_TOKENS
         return cls(model, framing, Sampling(**values), engine, most, stored.max_length, notes)
 

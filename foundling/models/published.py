@@ -121,6 +121,6 @@ def key_value_heads(default: int) -> dict[str, Callable[[dict[str, Any]], Any]]:
 
 def check_dropout(config: Any) -> None:
     """Raises ConfigError unless its rates of dropout are probabilities below 1."""
-    for name in ("dropout", "attention_dropout", "ffn_dropout"):
+    for name in ("dropout", "attention_dropout", "ffn_dropout", "classifier_dropout"):
         if not 0 <= getattr(config, name, 0.0) < 1:
             raise ConfigError(f"{name} is {getattr(config, name)}; expected at least 0 and below 1")

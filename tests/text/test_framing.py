@@ -195,10 +195,24 @@ def test_what_generation_config_asks_for_is_done_or_named(tmp_path: Path) -> Non
         {"eos_token_id": "x"},
         {"eos_token_id": [True]},
         {"do_sample": True, "temperature": "hot"},
+        *({"max_new_tokens": wrong} for wrong in ("50", 50.0, -1, 0, True)),
+        {"max_length": "20"},
+        {"do_sample": "false"},
+        {"decoder_start_token_id": "x"},
     ):
         (tmp_path / "generation_config.json").write_text(json.dumps(wrong))
         with pytest.raises(WeightsError, match=r"generation_config\.json"):
             TextGenerator.load(tmp_path)
+
+
+def test_another_start_of_the_decoder_is_named(tmp_path: Path) -> None:
+    model_directory("gpt2", tmp_path, "t5")
+    start = TextGenerator.load(tmp_path).model.config.start_id
+    for value, notes in ((start, 0), (None, 0), (start + 1, 1)):
+        config = {"decoder_start_token_id": value, "max_new_tokens": None}
+        (tmp_path / "generation_config.json").write_text(json.dumps(config))
+        found = TextGenerator.load(tmp_path).notes
+        assert len(found) == notes and all(f"decoder_start_token_id {start + 1} " in note for note in found)
 
 
 def test_a_special_token_stops_an_answer(tmp_path: Path) -> None:
