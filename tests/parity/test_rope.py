@@ -215,12 +215,29 @@ def test_a_cached_text_does_not_become_a_long_one() -> None:
 
     answers = foundling.generate(model, [x[0, :9].tolist(), x[0, :20].tolist()], max_tokens=7, temperature=0)
     assert [len(answer.tokens) for answer in answers] == [7, 7]
-    with pytest.raises(GenerationError, match=r"the 16 tokens of a short text .* request at most 7"):
-        foundling.generate(model, [x[0, :9].tolist()], max_tokens=8)
     engine = foundling.Engine(model)
+    for maker, options in ((engine, {}), (model, {"beams": 2}), (model, {"draft": case("llama").tiny()})):
+        with pytest.raises(GenerationError, match=r"the 16 tokens of a short text .* request at most 7"):
+            foundling.generate(maker, [x[0, :9].tolist()], max_tokens=8, **options)
+    with pytest.raises(GenerationError, match=r"a prompt of 16 .* of a short text .*; shorten the prompt"):
+        foundling.generate(engine, [x[0, :16].tolist()], max_tokens=1)
     assert foundling.generate(engine, [x[0, :9].tolist()], max_tokens=7, temperature=0)[0].tokens == answers[0].tokens
     with pytest.raises(GenerationError, match="prompt is 20 tokens; the engine reads a prompt in parts"):
         foundling.generate(engine, [x[0, :20].tolist()], max_tokens=4)
+
+
+@torch.no_grad()
+def test_an_answer_that_becomes_long_is_read_again() -> None:
+    """As transformers' Phi-3 generates: each token follows from the whole text so far, read without a cache."""
+    model = case("llama").tiny(rope_scaling=RopeScaling(**LONGROPE))  # pyright: ignore[reportArgumentType]
+    x = tokens(1, 30)[0].tolist()
+    prompts = [x[:9], x[:16], x[:13], x[:20]]
+    found = foundling.generate(model, prompts, max_tokens=10, temperature=0, n=2)
+    for row, answer in enumerate(found):
+        text = list(prompts[row // 2])
+        for _ in range(10):
+            text.append(int(model.logits(model(torch.tensor([text])).hidden[0, -1]).argmax()))
+        assert answer.tokens == text[-10:]
 
 
 @torch.no_grad()

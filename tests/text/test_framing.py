@@ -215,6 +215,26 @@ def test_another_start_of_the_decoder_is_named(tmp_path: Path) -> None:
         assert len(found) == notes and all(f"decoder_start_token_id {start + 1} " in note for note in found)
 
 
+def test_an_engine_says_where_longrope_ends_its_answers(tmp_path: Path) -> None:
+    model_directory("gpt2", tmp_path, "llama")
+    file = tmp_path / "config.json"
+    values = json.loads(file.read_text())
+    factors = [1.5] * (values["head_dim"] // 2)
+    scaling = {
+        "rope_type": "longrope", "factor": 2.0, "original_max_position_embeddings": 16, "short_factor": factors,
+        "long_factor": factors,
+    }  # fmt: skip
+    values.pop("rope_parameters")
+    file.write_text(json.dumps(values | {"rope_scaling": scaling}))
+    ids = [5 + i for i in range(16)]
+    assert TextGenerator.load(tmp_path, temperature=0.0).answer(ids, max_tokens=4)[0]["tokens"] == 4
+    writer = TextGenerator.load(tmp_path, weights="int8", temperature=0.0)
+    assert ["have 16 tokens (longrope scaling)" in note for note in writer.notes] == [True]
+    assert writer.answer(ids[:13])[0]["tokens"] == 3
+    with pytest.raises(GenerationError, match="the prompt is 16 tokens, and longrope scaling"):
+        writer.answer(ids)
+
+
 def test_a_special_token_stops_an_answer(tmp_path: Path) -> None:
     model_directory("gpt2", tmp_path, "gpt2")
     writer = TextGenerator.load(tmp_path, temperature=0.0)
