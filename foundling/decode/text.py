@@ -191,8 +191,8 @@ class TextGenerator:
             raise GenerationError(f"the prompt is {len(ids)} tokens, the model reads at most {limit}; shorten it")
         if self.engine is not None and max_completion(self.model, ids) == 0:
             raise GenerationError(
-                f"the prompt is {len(ids)} tokens, and longrope scaling rotates a text of more anew from its start, which "
-                f"no engine does; shorten it, or leave out `weights`"
+                f"the prompt is {len(ids)} tokens, and longrope scaling rotates a text of more anew from its start, "
+                f"which no engine does; shorten it, or leave out `weights`"
             )
         if max(ids, default=0) >= rows:
             unread = self.tokenizer.backend.id_to_token(max(ids))

@@ -119,6 +119,17 @@ def key_value_heads(default: int) -> dict[str, Callable[[dict[str, Any]], Any]]:
     return {"num_key_value_heads": lambda c: c["num_attention_heads"] if "num_key_value_heads" in c else default}
 
 
+def check_heads(config: Any, n_rotated: int = 0) -> None:
+    """Raises ConfigError unless the key/value heads are shared evenly, heads without a `head_dim` divide d_model, and
+    the `n_rotated` channels of each are pairs."""
+    if config.n_heads % config.n_kv_heads:
+        raise ConfigError(f"n_heads {config.n_heads} is not a multiple of n_kv_heads {config.n_kv_heads}")
+    if "head_dim" not in type(config).__dataclass_fields__ and config.d_model % config.n_heads:
+        raise ConfigError(f"d_model {config.d_model} is not a multiple of n_heads {config.n_heads}")
+    if n_rotated % 2:
+        raise ConfigError(f"{n_rotated} channels of each head are rotated; rotary positions need pairs")
+
+
 def check_dropout(config: Any) -> None:
     """Raises ConfigError unless its rates of dropout are probabilities below 1."""
     for name in ("dropout", "attention_dropout", "ffn_dropout", "classifier_dropout"):

@@ -216,7 +216,10 @@ def test_a_cached_text_does_not_become_a_long_one() -> None:
     answers = foundling.generate(model, [x[0, :9].tolist(), x[0, :20].tolist()], max_tokens=7, temperature=0)
     assert [len(answer.tokens) for answer in answers] == [7, 7]
     engine = foundling.Engine(model)
-    for maker, options in ((engine, {}), (model, {"beams": 2}), (model, {"draft": case("llama").tiny()})):
+    others: list[tuple[Any, dict[str, Any]]] = [
+        (engine, {}), (model, {"beams": 2}), (model, {"draft": case("llama").tiny()}),
+    ]  # fmt: skip
+    for maker, options in others:
         with pytest.raises(GenerationError, match=r"the 16 tokens of a short text .* request at most 7"):
             foundling.generate(maker, [x[0, :9].tolist()], max_tokens=8, **options)
     with pytest.raises(GenerationError, match=r"a prompt of 16 .* of a short text .*; shorten the prompt"):

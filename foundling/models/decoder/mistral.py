@@ -37,8 +37,7 @@ class MistralConfig:
     tie_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        if self.n_heads % self.n_kv_heads or self.head_dim % 2:
-            raise ConfigError(f"{self.n_heads} heads of {self.head_dim} do not share {self.n_kv_heads} key/value heads")
+        published.check_heads(self, self.head_dim)
         if self.window is not None and self.window < 1:
             raise ConfigError(f"window is {self.window}; expected at least 1, or null")
 

@@ -39,8 +39,7 @@ class MixtralConfig:
     tie_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        if self.n_heads % self.n_kv_heads or self.head_dim % 2:
-            raise ConfigError(f"{self.n_heads} heads of {self.head_dim} do not share {self.n_kv_heads} key/value heads")
+        published.check_heads(self, self.head_dim)
         if self.n_active > self.n_experts:
             raise ConfigError(f"n_active {self.n_active} is more than n_experts {self.n_experts}")
 

@@ -16,7 +16,6 @@ from foundling.blocks.norm import RMSNorm
 from foundling.blocks.position import RoPE, RopeScaling
 from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import Key
-from foundling.errors import ConfigError
 from foundling.models import published
 from foundling.models.decoder import llama
 
@@ -37,8 +36,7 @@ class Qwen3Config:
     tie_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        if self.n_heads % self.n_kv_heads or self.head_dim % 2:
-            raise ConfigError(f"{self.n_heads} heads of {self.head_dim} do not share {self.n_kv_heads} key/value heads")
+        published.check_heads(self, self.head_dim)
 
 
 class Qwen3(Decoder):

@@ -56,8 +56,7 @@ class JambaConfig:
     tie_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        if self.n_heads % self.n_kv_heads or self.d_model % self.n_heads:
-            raise ConfigError(f"{self.n_heads} heads do not share {self.n_kv_heads} key/value heads of {self.d_model}")
+        published.check_heads(self)
         if self.n_active > self.n_experts:
             raise ConfigError(f"n_active {self.n_active} is more than n_experts {self.n_experts}")
         for kind in ("attention", "expert"):
