@@ -22,8 +22,8 @@ class RopeScaling:
     multiplies scores (Peng et al. 2023, section 3).
     `longrope` slows each rotation by a factor of its own: short_factor's in a text of up to original_max_seq_len
     tokens, long_factor's in a longer one, and multiplies scores (Ding et al. 2024, as Phi-3 computes it).
-    `dynamic` changes nothing up to original_max_seq_len (0: the model's max_seq_len), and a longer text is refused: its
-    length would change the rotation of keys that a cache already holds."""
+    `dynamic` changes nothing up to the model's max_seq_len, and a longer text is refused: its length would change the
+    rotation of keys that a cache already holds."""
 
     kind: Literal["linear", "dynamic", "yarn", "longrope", "llama3"]
     factor: float
@@ -85,11 +85,11 @@ class RopeScaling:
         if self.kind == "llama3":
             turns = self.original_max_seq_len * rates / (2 * math.pi)
             passage = max(self.high_freq_factor - self.low_freq_factor, 1e-9)
-            kept = ((turns - self.low_freq_factor) / passage).clamp(0, 1)
-            return (1 - kept) * rates / self.factor + kept * rates
+            unscaled = ((turns - self.low_freq_factor) / passage).clamp(0, 1)
+            return (1 - unscaled) * rates / self.factor + unscaled * rates
         if self.kind == "yarn":
-            kept = 1 - self._ramp(rates, theta)
-            return rates / self.factor * (1 - kept) + rates * kept
+            unscaled = 1 - self._ramp(rates, theta)
+            return rates / self.factor * (1 - unscaled) + rates * unscaled
         if self.kind == "longrope":
             short, long = (rates / rates.new_tensor(factors) for factors in (self.short_factor, self.long_factor))
             is_long = last_positions(positions)[..., None] >= self.original_max_seq_len

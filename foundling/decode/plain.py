@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from foundling.blocks.position import short_limit
 from foundling.decode.beam import beam_search
 from foundling.decode.processors import LogitsProcessor
 from foundling.decode.prompts import add_prompt_logprobs, prefill
@@ -70,7 +71,7 @@ def generate(
     )  # fmt: skip
     reads_source = model.capabilities.reads_source
     for request in requests:
-        check_request(model, request)
+        check_request(model, request, rereads=beams == 1 and draft is None)
     if prompt_logprobs is not None and reads_source:
         raise GenerationError("an encoder-decoder does not predict its source: omit prompt_logprobs")
     BEAMS.check(beams, "beams", GenerationError)
@@ -102,7 +103,7 @@ def complete(model: Any, requests: Sequence[Request]) -> list[Completion]:
     """Requests of different prompts and options as one batch; what `Engine.generate` gives for each."""
     check_generates(model)
     for request in requests:
-        check_request(model, request)
+        check_request(model, request, rereads=True)
     sequences = _begin(model, requests)
     with evaluation_mode(model):
         _step_to_end(model, [r.prompt for r in requests], 1, sequences, max(r.max_tokens for r in requests), None)
@@ -122,7 +123,9 @@ def _step_to_end(
     max_tokens: int,
     on_token: Callable[[list[int]], None] | None,
 ) -> None:
-    """One token per step for every unfinished sequence; finished rows leave the cache."""
+    """One token per step for every unfinished sequence; finished rows leave the cache. Where longrope scaling begins to
+    rotate a text as a long one, the texts are read again: a cache holds the rotations of a short one."""
+    short = short_limit(model)
     cache, last = prefill(model, prompts, max_tokens)
     if n > 1:
         rows = torch.arange(len(prompts), device=last.device).repeat_interleave(n)
@@ -142,6 +145,10 @@ def _step_to_end(
         if len(unfinished) < len(active):
             cache = cache.select(torch.tensor(unfinished, device=last.device))
             active, chosen = [active[row] for row in unfinished], [chosen[row] for row in unfinished]
+        texts = [[*sequences[i].request.prompt, *sequences[i].completion.tokens] for i in active] if short else []
+        if any(len(text) - 1 == short for text in texts):
+            cache, last = prefill(model, texts, max_tokens - len(sequences[active[0]].completion.tokens))
+            continue
         last = model(torch.tensor(chosen, device=last.device)[:, None], cache=cache).hidden[:, -1]
 
 

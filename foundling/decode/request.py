@@ -115,39 +115,42 @@ class Completion:
         return sum(self.logprobs) / max(1, len(self.logprobs))
 
 
-def _longest_text(model: Any, prompt: Sequence[int]) -> int:
-    """How many tokens a prompt and its completion may have. With longrope scaling a short text stays one: a long one is
-    rotated otherwise from its first token on."""
+def _longest_text(model: Any, prompt: Sequence[int], rereads: bool) -> int:
+    """How many tokens a prompt and its completion may have. Longrope scaling rotates a long text otherwise from its
+    first token on, so a short one stays short, unless it is read again where it becomes long."""
     longest, short = model.config.max_seq_len, short_limit(model)
-    return longest if short is None or len(prompt) > short else min(short, longest)
+    return longest if rereads or short is None or len(prompt) > short else min(short, longest)
 
 
-def max_completion(model: Any, prompt: Sequence[int]) -> int | None:
+def max_completion(model: Any, prompt: Sequence[int], *, rereads: bool = False) -> int | None:
     """The most tokens that the model can generate for this prompt; None where only memory limits them. The source of an
     encoder-decoder does not share positions with its completion, and without a table of positions (T5, the original
-    Transformer) neither is limited. GenerationError for a source that is too long."""
+    Transformer) neither is limited. `rereads`: see check_request. GenerationError for a source that is too long."""
     if not model.capabilities.reads_source:
-        return max(0, _longest_text(model, prompt) - len(prompt))
+        return max(0, _longest_text(model, prompt, rereads) - len(prompt))
     limit = position_limit(model)
     if limit is not None and len(prompt) > limit:
         raise GenerationError(f"the source is {len(prompt)} tokens, the model reads at most {limit}; shorten it")
     return limit
 
 
-def check_request(model: Any, request: Request) -> None:
-    """Raises GenerationError for a request that this model cannot serve."""
+def check_request(model: Any, request: Request, *, rereads: bool = False) -> None:
+    """Raises GenerationError for a request that this model cannot serve. `rereads`: whether a text is read again where
+    longrope scaling begins to rotate it as a long one; without, a prompt and its completion end there."""
     prompt, vocab_size, max_tokens = request.prompt, model.config.vocab_size, request.max_tokens
     if not len(prompt):
         raise GenerationError("the prompt is empty; pass at least one token")
     if min(prompt) < 0 or max(prompt) >= vocab_size:
         raise GenerationError(f"the prompt contains an id outside the vocabulary of {vocab_size}")
-    available = max_completion(model, prompt)
+    available = max_completion(model, prompt, rereads=rereads)
     if available is not None and max_tokens > available:
         both = "" if model.capabilities.reads_source else f"a prompt of {len(prompt)} tokens and "
         limit = f"the model's max_seq_len {model.config.max_seq_len}"
-        if not model.capabilities.reads_source and (short := _longest_text(model, prompt)) < model.config.max_seq_len:
+        longest = model.config.max_seq_len
+        if not model.capabilities.reads_source and (short := _longest_text(model, prompt, rereads)) < longest:
             limit = f"the {short} tokens of a short text (longrope scaling rotates a longer one from its start anew)"
-        raise GenerationError(f"{both}max_tokens {max_tokens} exceed {limit}; request at most {available}")
+        way = f"request at most {available}" if available else "shorten the prompt"
+        raise GenerationError(f"{both}max_tokens {max_tokens} exceed {limit}; {way}")
     request.sampling.check(vocab_size)
 
 

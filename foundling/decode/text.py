@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from foundling.blocks.position import short_limit
 from foundling.decode import plain
 from foundling.decode.detokenize import REPLACEMENT, incremental_decoder, visible_end
 from foundling.decode.engine.engine import Engine, EngineOptions
@@ -99,7 +100,12 @@ class TextGenerator:
         asked = {i: bias for i, bias in values.get("logit_bias", {}).items() if i < model.config.vocab_size}
         values["logit_bias"] = dict.fromkeys(framing.unnamed_rows(), float("-inf")) | asked
         engine = None if weights is None else Engine(model, EngineOptions(weights=weights))
-        notes = tuple(f"generation_config.json asks for {what}, which is not done here" for what in stored.ignored)
+        ignored, start = [*stored.ignored], getattr(model.config, "start_id", None)
+        if model.capabilities.reads_source and stored.start not in (None, start):
+            ignored.append(f"decoder_start_token_id {stored.start} in place of config.json's {start}")
+        notes = tuple(f"generation_config.json asks for {what}, which is not done here" for what in ignored)
+        if engine is not None and (short := short_limit(model)) is not None and short < model.config.max_seq_len:
+            notes += (f"an engine's answer ends where prompt and answer have {short} tokens (longrope scaling)",)
         most = stored.max_tokens or DEFAULT_MAX_TOKENS
         return cls(model, framing, Sampling(**values), engine, most, stored.max_length, notes)
 
@@ -141,7 +147,7 @@ class TextGenerator:
         receives the first continuation as it is generated."""
         self._check_length(ids)
         if max_tokens is None:
-            available = max_completion(self.model, ids)
+            available = max_completion(self.model, ids, rereads=self.engine is None)
             most = self.max_tokens
             if self.max_length is not None:
                 most = max(1, min(most, self.max_length - (0 if self.framing.spec.reads_source else len(ids))))
@@ -183,6 +189,11 @@ class TextGenerator:
         rows, limit = self.model.config.vocab_size, self.model.config.max_seq_len - 1
         if not self.model.capabilities.reads_source and len(ids) > limit:
             raise GenerationError(f"the prompt is {len(ids)} tokens, the model reads at most {limit}; shorten it")
+        if self.engine is not None and max_completion(self.model, ids) == 0:
+            raise GenerationError(
+                f"the prompt is {len(ids)} tokens, and longrope scaling rotates a text of more anew from its start, "
+                f"which no engine does; shorten it, or leave out `weights`"
+            )
         if max(ids, default=0) >= rows:
             unread = self.tokenizer.backend.id_to_token(max(ids))
             raise GenerationError(f"the prompt holds {unread!r}, a token that the model has no row for ({rows:,} rows)")

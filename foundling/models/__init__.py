@@ -78,6 +78,12 @@ FAMILIES: dict[str, Entry] = {
 }
 
 
+MAY_BE_ZERO = {
+    "start_id", "eos_id", "n_classes", "window_starts_at", "attention_offset", "expert_offset", "dense_at", "attend_at",
+}  # fmt: skip
+"""Fields of configurations, among whole numbers: ids, offsets, indices of layers, and how many classes."""
+
+
 class Family(NamedTuple):
     name: str
     kind: Kind
@@ -126,8 +132,7 @@ def configuration(found: Family, fields: dict[str, Any], *, where: str) -> Any:
 
 def check_sizes(found: Family, fields: dict[str, Any], *, where: str) -> dict[str, Any]:
     """Some fields of a family's configuration, of their types. ConfigError for a name or value that does not fit, and
-    for sizes that are 0, negative or too large for any machine; an id, an offset, a probability and what is 0 by
-    default may be 0."""
+    for sizes that are 0, negative or too large for any machine; of whole numbers only MAY_BE_ZERO may be 0."""
     types = hints(found.config)
     for name, value in fields.items():  # pydantic would read "4096" and 4096.0 as 4096
         expected = (types.get(name), *get_args(types.get(name)))
@@ -137,7 +142,7 @@ def check_sizes(found: Family, fields: dict[str, Any], *, where: str) -> dict[st
             raise ConfigError(f"{where}: '{name}' is {shown(value)}, expected a {what}")
     clean = partial_dict(found.config, fields, where=where)
     for name, value in clean.items():
-        low = 0 if name.endswith(("_id", "_offset", "_at", "dropout")) or getattr(found.config, name, None) == 0 else 1
+        low = 0 if name in MAY_BE_ZERO else 1
         high = limit_of_size(name).high
         for number in value if isinstance(value, list | tuple) else [value]:
             whole = isinstance(number, int) and not isinstance(number, bool)

@@ -90,6 +90,18 @@ def complete_rope_scaling(values: dict[str, Any]) -> None:
 
 ROPE_SCALING = (_read, _write)
 
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "embedding_multiplier": (1.0,), "residual_multiplier": (1.0,), "attention_multiplier": (), "logits_scaling": (1.0,),
+    "logit_scale": (1.0,), "scale_emb": (1.0,), "final_logit_softcapping": (), "attn_logit_softcapping": (),
+    "clip_qkv": (), "use_qk_norm": (False,), "qk_layernorm": (False,), "attn_temperature_tuning": (False,),
+    "use_bidirectional_attention": (False,), "use_mrope": (False,), "dual_chunk_attention_config": (),
+    "layer_types": ("full_attention",), "no_rope_layers": (1,), "pruned_heads": ({},),
+}  # fmt: skip
+"""Keys that change what a model computes -> the values beside null that change nothing. A family that neither maps nor
+implies a key refuses other values, also where transformers would ignore them."""
+PER_LAYER = ("layer_types", "no_rope_layers")
+"""those whose value is a list of one item a layer"""
+
 
 def without_dropout(*keys: str) -> dict[str, Callable[[dict[str, Any]], Any]]:
     """Values of published keys that are missing: earlier versions did not write them."""
@@ -102,8 +114,24 @@ def padding(default: int) -> dict[str, Callable[[dict[str, Any]], Any]]:
     return {"pad_token_id": lambda c: default if default < c["vocab_size"] else 0}
 
 
+def key_value_heads(default: int) -> dict[str, Callable[[dict[str, Any]], Any]]:
+    """`num_key_value_heads`, for a file without it; a null says that there are as many as heads."""
+    return {"num_key_value_heads": lambda c: c["num_attention_heads"] if "num_key_value_heads" in c else default}
+
+
+def check_heads(config: Any, n_rotated: int = 0) -> None:
+    """Raises ConfigError unless the key/value heads are shared evenly, heads without a `head_dim` divide d_model, and
+    the `n_rotated` channels of each are pairs."""
+    if config.n_heads % config.n_kv_heads:
+        raise ConfigError(f"n_heads {config.n_heads} is not a multiple of n_kv_heads {config.n_kv_heads}")
+    if "head_dim" not in type(config).__dataclass_fields__ and config.d_model % config.n_heads:
+        raise ConfigError(f"d_model {config.d_model} is not a multiple of n_heads {config.n_heads}")
+    if n_rotated % 2:
+        raise ConfigError(f"{n_rotated} channels of each head are rotated; rotary positions need pairs")
+
+
 def check_dropout(config: Any) -> None:
     """Raises ConfigError unless its rates of dropout are probabilities below 1."""
-    for name in ("dropout", "attention_dropout", "ffn_dropout"):
+    for name in ("dropout", "attention_dropout", "ffn_dropout", "classifier_dropout"):
         if not 0 <= getattr(config, name, 0.0) < 1:
             raise ConfigError(f"{name} is {getattr(config, name)}; expected at least 0 and below 1")

@@ -9,6 +9,7 @@ from typing import Any, get_args
 from foundling.config import hints, to_dict
 from foundling.contracts.checkpoint_map import ConfigMap
 from foundling.errors import ConfigError, WeightsError
+from foundling.limits import shown
 from foundling.models import FAMILIES, Family, configuration, published, recognise
 from foundling.weights.quantised import check_config
 
@@ -34,13 +35,7 @@ def read_config(values: dict[str, Any], file: str) -> tuple[Family, Any, dict[st
         values = _flatten(_to_version_4(dict(values), file), table)
     except RecursionError:
         raise WeightsError(f"{file}: mappings are nested too deeply") from None
-    only = {**table.only, **({PARTIAL: 1.0} if "rope_theta" in table.fields and PARTIAL not in table.fields else {})}
-    for key, expected in only.items():
-        allowed = expected if isinstance(expected, tuple) else (expected,)
-        if key in values and values[key] is not None and values[key] not in allowed:
-            raise WeightsError(
-                f"{file}: {key} = {_short(values[key])} is not supported by {family.name}; only {_short(allowed[0])} is"
-            )
+    _check_values(values, family, file)
     types = hints(family.config)
     for key, default in table.derived.items():
         if key in values and type(None) in get_args(types.get(table.fields.get(key, ""))):
@@ -66,15 +61,33 @@ def read_config(values: dict[str, Any], file: str) -> tuple[Family, Any, dict[st
         expected = follows(to_dict(config))
         if values.get(key) not in (None, [], expected):  # absent or empty: implied by the other keys
             raise WeightsError(
-                f"{file}: {key} = {_short(values[key])} is not supported by {family.name}; only {_short(expected)} is"
+                f"{file}: {key} = {shown(values[key])} is not supported by {family.name}; only {shown(expected)} is"
             )
     return family, config, inert
+
+
+def _check_values(values: dict[str, Any], family: Family, file: str) -> None:
+    """Raises WeightsError for a value that would compute something else, and for lists of layers that are none."""
+    table: ConfigMap = family.module.CONFIG
+    for key in published.PER_LAYER:
+        if not isinstance(values.get(key, []), list | None):
+            raise WeightsError(f"{file}: {key} is {shown(values[key])}, expected a list with an item for each layer")
+    plain = {PARTIAL: 1.0, "rope_scaling": None} if "rope_theta" in table.fields else {}
+    shared = plain | published.REFUSED
+    for key, expected in ({k: v for k, v in shared.items() if k not in table.implied} | table.only).items():
+        if key in table.fields or values.get(key) is None:
+            continue
+        allowed = expected if isinstance(expected, tuple) else (expected,)
+        for item in values[key] if key in published.PER_LAYER else [values[key]]:
+            if item not in allowed:
+                only = shown(allowed[0] if allowed else None)
+                raise WeightsError(f"{file}: {key} = {shown(item)} is not supported by {family.name}; only {only} is")
 
 
 def _check_head(architectures: Any, file: str) -> None:
     for name in architectures if isinstance(architectures, list) else []:
         if str(name).endswith(UNREAD_HEADS):
-            raise WeightsError(f"{file}: {_short(name)} has a head that is not read here; take the base model")
+            raise WeightsError(f"{file}: {shown(name)} has a head that is not read here; take the base model")
 
 
 def write_config(family: Family, config: Any, inert: dict[str, Any], dtype: str = "float32") -> dict[str, Any]:
@@ -108,13 +121,13 @@ def _to_version_4(values: dict[str, Any], file: str) -> dict[str, Any]:
     if isinstance(nested, dict) and isinstance(nested.get("full_attention"), dict):
         local, nested = nested.get("sliding_attention", {}), nested["full_attention"]
         if not isinstance(local, dict) or local.get("rope_type", "default") != "default":
-            raise WeightsError(f"{file}: {name} of sliding_attention {_short(local)}: only 'default' is supported")
+            raise WeightsError(f"{file}: {name} of sliding_attention {shown(local)}: only 'default' is supported")
         values |= {LOCAL_THETA: local["rope_theta"]} if "rope_theta" in local else {}
     if not isinstance(nested, dict):
-        raise WeightsError(f"{file}: {name} is {_short(nested)}, expected a mapping")
+        raise WeightsError(f"{file}: {name} is {shown(nested)}, expected a mapping")
     values |= {key: nested[key] for key in FLAT_ROPE if key in nested}
     scaling = {key: value for key, value in nested.items() if key not in FLAT_ROPE}
-    return values if published.is_default_rope(scaling) else values | {"rope_scaling": scaling}
+    return values | {"rope_scaling": None if published.is_default_rope(scaling) else scaling}
 
 
 def _rope_parameters(values: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +145,7 @@ def _convert(table: ConfigMap, key: str, value: Any, file: str) -> Any:
     try:
         return table.convert[key][0](value)
     except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
-        raise WeightsError(f"{file}: {key} = {_short(value)} cannot be read ({error})") from None
+        raise WeightsError(f"{file}: {key} = {shown(value)} cannot be read ({error})") from None
 
 
 def _parse_floats(value: Any) -> Any:
@@ -170,9 +183,3 @@ def _nest(values: dict[str, Any], table: ConfigMap) -> dict[str, Any]:
         else:
             nested[key] = value
     return nested
-
-
-def _short(value: Any) -> str:
-    """The value's repr on one line, shortened."""
-    text = repr(value)
-    return text if len(text) <= 120 else f"{text[:100]} … ({len(text):,} characters)"

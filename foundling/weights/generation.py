@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from foundling.errors import WeightsError
+from foundling.limits import shown
 from foundling.runtime.files import read_json
 from foundling.text import Tokenizer
 
@@ -40,6 +41,8 @@ class GenerationConfig:
     max_tokens: int | None = None
     max_length: int | None = None
     """of prompt and answer together, where `max_tokens` is not given"""
+    start: int | None = None
+    """the first id that the decoder of an encoder-decoder reads, where the file names one"""
     ignored: tuple[str, ...] = ()
     """what the file asks for and this library does not do, in words"""
 
@@ -50,7 +53,9 @@ def read_generation_config(directory: Path) -> GenerationConfig:
     if not file.exists():
         return GenerationConfig()
     values = {key: value for key, value in read_json(file).items() if value is not None}
-    greedy = values.get("do_sample") is not True
+    if not isinstance(sampled := values.get("do_sample", False), bool):
+        raise WeightsError(f"{file}: do_sample is {shown(sampled)}, expected true or false")
+    greedy = not sampled
     sampling: dict[str, Any] = {}
     for name in (*ALWAYS, *SAMPLED):
         if name in values:
@@ -71,12 +76,20 @@ def read_generation_config(directory: Path) -> GenerationConfig:
         f"{key} {value!r}"[:80] for key, value in values.items()
         if key not in known and not key.startswith("_") and not (key in OFF and value == OFF[key])
     ]  # fmt: skip
-    most, longest = (
-        n if isinstance(n := values.get(key), int) and not isinstance(n, bool) and n > 0 else None
-        for key in ("max_new_tokens", "max_length")
-    )
+    most, longest = (_read_length(values.get(key), key, file) for key in ("max_new_tokens", "max_length"))
+    start = read_ids(values.get("decoder_start_token_id", []), "decoder_start_token_id", file)
     ends = read_ids(values.get("eos_token_id", []), "eos_token_id", file)
-    return GenerationConfig(ends, sampling, greedy, most, None if most else longest, tuple(ignored))
+    return GenerationConfig(
+        ends, sampling, greedy, most, None if most else longest, start[0] if start else None, tuple(ignored)
+    )
+
+
+def _read_length(value: Any, key: str, file: Path) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise WeightsError(f"{file}: {key} is {shown(value)}, expected a whole number of at least 1, or null")
+    return value
 
 
 def default_generation_config(model: Any, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -8,7 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from foundling.models import FAMILIES, family, recognise
+import pytest
+
+from foundling.config import hints
+from foundling.errors import ConfigError
+from foundling.models import FAMILIES, MAY_BE_ZERO, configuration, family, recognise
+from tests.contract.cases import case
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "v1"
 
@@ -39,3 +44,30 @@ print(json.dumps([before, list(sys.modules)]))
     modules = {entry.module for entry in FAMILIES.values()}
     before, after = (modules & set(names) for names in json.loads(out.stdout.splitlines()[-1]))
     assert before == set() and after == {"foundling.models.decoder.llama"}
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if "n_kv_heads" in hints(family(name).config)])
+def test_heads_that_share_no_key_value_heads_are_refused(name: str) -> None:
+    found, fields = family(name), case(name).fields()
+    with pytest.raises(ConfigError, match=r"n_heads 4 is not a multiple of n_kv_heads 3"):
+        configuration(found, fields | {"n_heads": 4, "n_kv_heads": 3}, where=name)
+    if "head_dim" in fields and name != "mamba2":
+        with pytest.raises(ConfigError, match="5 channels of each head are rotated; rotary positions need pairs"):
+            configuration(found, fields | {"head_dim": 5}, where=name)
+    elif "head_dim" not in fields:
+        with pytest.raises(ConfigError, match=r"d_model 50 is not a multiple of n_heads 4"):
+            configuration(found, fields | {"d_model": 50, "n_heads": 4, "n_kv_heads": 2}, where=name)
+
+
+def test_whole_numbers_that_may_be_zero_are_named() -> None:
+    """Each is a field of some family; what is 0 by default is among them."""
+    named, zero = set[str](), set[str]()
+    for name in FAMILIES:
+        config = family(name).config
+        named |= hints(config).keys()
+        defaults = {field: getattr(config, field, None) for field in hints(config)}
+        zero |= {field for field, value in defaults.items() if type(value) is int and value == 0}
+    assert zero <= MAY_BE_ZERO <= named
+    llama = case("llama").fields()
+    with pytest.raises(ConfigError, match="'n_layers' is 0, out of range"):
+        configuration(family("llama"), llama | {"n_layers": 0}, where="llama")

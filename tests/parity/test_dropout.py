@@ -101,3 +101,26 @@ def test_what_is_no_probability_is_refused(value: float) -> None:
     for name in NAMES:
         with pytest.raises(ConfigError, match=r"dropout'? is"):
             build(name, device="meta", **(case(name).fields() | {"dropout": value}))
+
+
+def test_modernberts_classifier_drops_what_transformers_drops(tmp_path: Any) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.ModernBertConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2, num_labels=3,
+        classifier_dropout=0.4, attn_implementation="eager",
+    )  # fmt: skip
+    theirs = transformers.ModernBertForSequenceClassification(config).train()
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = foundling.load(tmp_path / "theirs").train()
+    assert ours.config.classifier_dropout == 0.4
+    x = torch.randint(3, 64, (4, 9))
+    torch.manual_seed(5)
+    expected = theirs(x).logits.detach()
+    torch.manual_seed(5)
+    found = ours.classify(ours.encode(x).pooled).detach()
+    close(found, expected)
+    assert not torch.equal(found, ours.eval().classify(ours.encode(x).pooled))
+    foundling.save(ours, tmp_path / "ours")
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["classifier_dropout"] == 0.4

@@ -99,6 +99,37 @@ def test_rotations_are_those_of_transformers(values: dict[str, Any], length: int
         close(sin[:, 0], expected[1])
 
 
+MOE = {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 16}
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("mixtral", {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}}),
+        ("mixtral", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 700.0}}),
+        ("gpt_oss", {"rope_theta": 700.0}),
+        ("gpt_oss", {"rope_theta": 700.0, "rope_scaling": None}),
+        ("gpt_oss", {"rope_parameters": {"rope_type": "default", "rope_theta": 700.0}}),
+        ("gpt_oss", {"rope_scaling": {"rope_type": "default"}, "rope_theta": 700.0}),
+        ("gpt_oss", {"rope_parameters": {"rope_theta": 700.0}}),
+        ("gpt_oss", {}),
+    ],
+)
+def test_experts_rotate_as_in_transformers(kind: str, values: dict[str, Any]) -> None:
+    values = LLAMA | MOE | values | {"model_type": kind}
+    family, config, inert = read_config(values, "config.json")
+    assert read_config(write_config(family, config, inert), "config.json")[1] == config
+    there = family.module.CONFIG.architecture.removesuffix("ForCausalLM")
+    module = getattr(transformers.models, kind)
+    rotary = getattr(getattr(module, f"modeling_{kind}"), f"{there}RotaryEmbedding")(
+        getattr(transformers, f"{there}Config")(**json.loads(json.dumps(values)))
+    )
+    cos, sin = (part[..., :8] for part in rotary(torch.zeros(1), torch.arange(40)[None]))
+    found = [part[:, 0, :, :8] for part in family.model(config).rope(torch.arange(40)[None])]
+    close(found[0], cos)
+    close(found[1], sin)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -184,12 +215,32 @@ def test_a_cached_text_does_not_become_a_long_one() -> None:
 
     answers = foundling.generate(model, [x[0, :9].tolist(), x[0, :20].tolist()], max_tokens=7, temperature=0)
     assert [len(answer.tokens) for answer in answers] == [7, 7]
-    with pytest.raises(GenerationError, match=r"the 16 tokens of a short text .* request at most 7"):
-        foundling.generate(model, [x[0, :9].tolist()], max_tokens=8)
     engine = foundling.Engine(model)
+    others: list[tuple[Any, dict[str, Any]]] = [
+        (engine, {}), (model, {"beams": 2}), (model, {"draft": case("llama").tiny()}),
+    ]  # fmt: skip
+    for maker, options in others:
+        with pytest.raises(GenerationError, match=r"the 16 tokens of a short text .* request at most 7"):
+            foundling.generate(maker, [x[0, :9].tolist()], max_tokens=8, **options)
+    with pytest.raises(GenerationError, match=r"a prompt of 16 .* of a short text .*; shorten the prompt"):
+        foundling.generate(engine, [x[0, :16].tolist()], max_tokens=1)
     assert foundling.generate(engine, [x[0, :9].tolist()], max_tokens=7, temperature=0)[0].tokens == answers[0].tokens
     with pytest.raises(GenerationError, match="prompt is 20 tokens; the engine reads a prompt in parts"):
         foundling.generate(engine, [x[0, :20].tolist()], max_tokens=4)
+
+
+@torch.no_grad()
+def test_an_answer_that_becomes_long_is_read_again() -> None:
+    """As transformers' Phi-3 generates: each token follows from the whole text so far, read without a cache."""
+    model = case("llama").tiny(rope_scaling=RopeScaling(**LONGROPE))  # pyright: ignore[reportArgumentType]
+    x = tokens(1, 30)[0].tolist()
+    prompts = [x[:9], x[:16], x[:13], x[:20]]
+    found = foundling.generate(model, prompts, max_tokens=10, temperature=0, n=2)
+    for row, answer in enumerate(found):
+        text = list(prompts[row // 2])
+        for _ in range(10):
+            text.append(int(model.logits(model(torch.tensor([text])).hidden[0, -1]).argmax()))
+        assert answer.tokens == text[-10:]
 
 
 @torch.no_grad()

@@ -195,10 +195,44 @@ def test_what_generation_config_asks_for_is_done_or_named(tmp_path: Path) -> Non
         {"eos_token_id": "x"},
         {"eos_token_id": [True]},
         {"do_sample": True, "temperature": "hot"},
+        *({"max_new_tokens": wrong} for wrong in ("50", 50.0, -1, 0, True)),
+        {"max_length": "20"},
+        {"do_sample": "false"},
+        {"decoder_start_token_id": "x"},
     ):
         (tmp_path / "generation_config.json").write_text(json.dumps(wrong))
         with pytest.raises(WeightsError, match=r"generation_config\.json"):
             TextGenerator.load(tmp_path)
+
+
+def test_another_start_of_the_decoder_is_named(tmp_path: Path) -> None:
+    model_directory("gpt2", tmp_path, "t5")
+    start = TextGenerator.load(tmp_path).model.config.start_id
+    for value, notes in ((start, 0), (None, 0), (start + 1, 1)):
+        config = {"decoder_start_token_id": value, "max_new_tokens": None}
+        (tmp_path / "generation_config.json").write_text(json.dumps(config))
+        found = TextGenerator.load(tmp_path).notes
+        assert len(found) == notes and all(f"decoder_start_token_id {start + 1} " in note for note in found)
+
+
+def test_an_engine_says_where_longrope_ends_its_answers(tmp_path: Path) -> None:
+    model_directory("gpt2", tmp_path, "llama")
+    file = tmp_path / "config.json"
+    values = json.loads(file.read_text())
+    factors = [1.5] * (values["head_dim"] // 2)
+    scaling = {
+        "rope_type": "longrope", "factor": 2.0, "original_max_position_embeddings": 16, "short_factor": factors,
+        "long_factor": factors,
+    }  # fmt: skip
+    values.pop("rope_parameters")
+    file.write_text(json.dumps(values | {"rope_scaling": scaling}))
+    ids = [5 + i for i in range(16)]
+    assert TextGenerator.load(tmp_path, temperature=0.0).answer(ids, max_tokens=4)[0]["tokens"] == 4
+    writer = TextGenerator.load(tmp_path, weights="int8", temperature=0.0)
+    assert ["have 16 tokens (longrope scaling)" in note for note in writer.notes] == [True]
+    assert writer.answer(ids[:13])[0]["tokens"] == 3
+    with pytest.raises(GenerationError, match="the prompt is 16 tokens, and longrope scaling"):
+        writer.answer(ids)
 
 
 def test_a_special_token_stops_an_answer(tmp_path: Path) -> None:

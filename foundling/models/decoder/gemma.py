@@ -15,7 +15,7 @@ from foundling.blocks.mlp import GatedMLP, gelu_tanh
 from foundling.blocks.norm import RMSNorm
 from foundling.blocks.position import RoPE, RopeScaling
 from foundling.blocks.stack import Decoder
-from foundling.errors import ConfigError
+from foundling.models import published
 from foundling.models.decoder import llama
 
 
@@ -35,8 +35,7 @@ class GemmaConfig:
     tie_embeddings: bool = True
 
     def __post_init__(self) -> None:
-        if self.n_heads % self.n_kv_heads or self.head_dim % 2:
-            raise ConfigError(f"{self.n_heads} heads of {self.head_dim} do not share {self.n_kv_heads} key/value heads")
+        published.check_heads(self, self.head_dim)
 
 
 class Gemma(Decoder):
@@ -80,6 +79,7 @@ CONFIG = replace(
     architecture="GemmaForCausalLM",
     derived=llama.CONFIG.derived
     | {
+        **published.key_value_heads(16),
         "head_dim": lambda c: 256,
         "max_position_embeddings": lambda c: 8192,
         "tie_word_embeddings": lambda c: True,

@@ -18,6 +18,7 @@ from foundling.blocks.position import RoPE
 from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import ConfigMap, Key
 from foundling.errors import ConfigError
+from foundling.models import published
 from foundling.models.decoder import llama
 
 
@@ -42,8 +43,7 @@ class Gemma2Config:
     tie_embeddings: bool = True
 
     def __post_init__(self) -> None:
-        if self.n_heads % self.n_kv_heads or self.head_dim % 2:
-            raise ConfigError(f"{self.n_heads} heads of {self.head_dim} do not share {self.n_kv_heads} key/value heads")
+        published.check_heads(self, self.head_dim)
         if min(self.window, self.query_scale, *(c for c in (self.score_cap, self.logit_cap) if c is not None)) <= 0:
             raise ConfigError("window, query_scale, score_cap and logit_cap must be above 0")
 
@@ -116,6 +116,7 @@ CONFIG = ConfigMap(
         "final_logit_softcapping": "logit_cap",
     },
     derived={
+        **published.key_value_heads(4),
         "head_dim": lambda c: 256,
         "max_position_embeddings": lambda c: 8192,
         "rope_theta": lambda c: 10_000.0,

@@ -46,8 +46,7 @@ class Gemma3Config:
     tie_embeddings: bool = True
 
     def __post_init__(self) -> None:
-        if self.n_heads % self.n_kv_heads or self.head_dim % 2:
-            raise ConfigError(f"{self.n_heads} heads of {self.head_dim} do not share {self.n_kv_heads} key/value heads")
+        published.check_heads(self, self.head_dim)
         if min(self.window, self.query_scale, self.period) <= 0:
             raise ConfigError("window, query_scale and period must be above 0")
 

@@ -52,8 +52,7 @@ class GPTOSSConfig:
     tie_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        if self.n_heads % self.n_kv_heads or self.head_dim % 2:
-            raise ConfigError(f"{self.n_heads} heads of {self.head_dim} do not share {self.n_kv_heads} key/value heads")
+        published.check_heads(self, self.head_dim)
         if self.n_active > self.n_experts:
             raise ConfigError(f"n_active {self.n_active} is more than n_experts {self.n_experts}")
         if self.window <= 0:
@@ -159,8 +158,8 @@ KEYS = [
 
 
 def _rope_scaling(c: dict[str, Any]) -> dict[str, Any] | None:
-    """Of a file that says nothing of rotary positions."""
-    return None if "rope_theta" in c else published.ROPE_SCALING[1](asdict(RopeScaling(**_YARN)))
+    """Of a file that names no type: only an explicit `default` is none."""
+    return published.ROPE_SCALING[1](asdict(RopeScaling(**_YARN)))
 
 
 CONFIG = replace(
@@ -180,7 +179,7 @@ CONFIG = replace(
     derived={"rope_scaling": _rope_scaling}
     | {key: value for key, value in llama.CONFIG.derived.items() if key != "rope_scaling"}
     | {
-        "num_key_value_heads": lambda c: 8,
+        **published.key_value_heads(8),
         "head_dim": lambda c: 64,
         "max_position_embeddings": lambda c: 131072,
         "rope_theta": lambda c: 150_000.0,

@@ -25,6 +25,7 @@ from foundling.blocks.position import RoPE, RopeScaling
 from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import Key
 from foundling.errors import ConfigError
+from foundling.models import published
 from foundling.models.decoder import llama
 
 
@@ -60,8 +61,7 @@ class Llama4Config:
     tie_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        if self.n_heads % self.n_kv_heads or self.head_dim % 2:
-            raise ConfigError(f"{self.n_heads} heads of {self.head_dim} do not share {self.n_kv_heads} key/value heads")
+        published.check_heads(self, self.head_dim)
         if self.n_active > self.n_experts:
             raise ConfigError(f"n_active {self.n_active} is more than n_experts {self.n_experts}")
         if min(self.moe_period, self.rope_period, self.chunk, self.temper_from) <= 0:
@@ -209,7 +209,7 @@ CONFIG = replace(
     },
     derived=llama.CONFIG.derived
     | {
-        "num_key_value_heads": lambda c: 8,
+        **published.key_value_heads(8),
         "head_dim": lambda c: 128,
         "max_position_embeddings": lambda c: 4096 * 32,
         "rope_theta": lambda c: 500_000.0,

@@ -15,6 +15,7 @@ from foundling.blocks.norm import RMSNorm
 from foundling.blocks.position import RoPE, RopeScaling
 from foundling.blocks.stack import Decoder
 from foundling.errors import ConfigError
+from foundling.models import published
 from foundling.models.decoder import llama
 
 
@@ -36,8 +37,7 @@ class MistralConfig:
     tie_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        if self.n_heads % self.n_kv_heads or self.head_dim % 2:
-            raise ConfigError(f"{self.n_heads} heads of {self.head_dim} do not share {self.n_kv_heads} key/value heads")
+        published.check_heads(self, self.head_dim)
         if self.window is not None and self.window < 1:
             raise ConfigError(f"window is {self.window}; expected at least 1, or null")
 
@@ -84,6 +84,11 @@ CONFIG = replace(
     model_type="mistral",
     architecture="MistralForCausalLM",
     fields=llama.CONFIG.fields | {"sliding_window": "window"},
-    derived=llama.CONFIG.derived | {"max_position_embeddings": lambda c: 131072},
+    derived=llama.CONFIG.derived
+    | {
+        **published.key_value_heads(8),
+        "max_position_embeddings": lambda c: 131072,
+        "sliding_window": lambda c: 4096,
+    },
     only={"hidden_act": "silu"},
 )

@@ -12,10 +12,11 @@ from foundling.blocks.attention import Attention
 from foundling.blocks.layer import MoEBlock
 from foundling.blocks.moe import MoE
 from foundling.blocks.norm import RMSNorm
-from foundling.blocks.position import RoPE
+from foundling.blocks.position import RoPE, RopeScaling
 from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import ConfigMap, Key
 from foundling.errors import ConfigError
+from foundling.models import published
 from foundling.models.decoder import llama
 
 
@@ -33,12 +34,12 @@ class MixtralConfig:
     balance_weight: float = 0.001
     max_seq_len: int = 2048
     rope_theta: float = 1e6
+    rope_scaling: RopeScaling | None = None
     norm_eps: float = 1e-5
     tie_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        if self.n_heads % self.n_kv_heads or self.head_dim % 2:
-            raise ConfigError(f"{self.n_heads} heads of {self.head_dim} do not share {self.n_kv_heads} key/value heads")
+        published.check_heads(self, self.head_dim)
         if self.n_active > self.n_experts:
             raise ConfigError(f"n_active {self.n_active} is more than n_experts {self.n_experts}")
 
@@ -55,7 +56,8 @@ class Mixtral(Decoder):
             )
             for _ in range(c.n_layers)
         ]
-        super().__init__(c, [*layers], RMSNorm(c.d_model, c.norm_eps), rope=RoPE(c.head_dim, c.rope_theta))
+        rope = RoPE(c.head_dim, c.rope_theta, c.rope_scaling, max_positions=c.max_seq_len)
+        super().__init__(c, [*layers], RMSNorm(c.d_model, c.norm_eps), rope=rope)
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:
@@ -92,15 +94,15 @@ CONFIG = ConfigMap(
     model_type="mixtral",
     architecture="MixtralForCausalLM",
     fields={
-        **{theirs: ours for theirs, ours in llama.PLAIN_ROPE.fields.items() if ours != "d_ff"},
+        **{theirs: ours for theirs, ours in llama.CONFIG.fields.items() if ours != "d_ff"},
         "intermediate_size": "d_expert",
         "num_local_experts": "n_experts",
         "num_experts_per_tok": "n_active",
         "router_aux_loss_coef": "balance_weight",
     },
     derived={
-        **llama.PLAIN_ROPE.derived,
-        "num_key_value_heads": lambda c: 8,
+        **llama.CONFIG.derived,
+        **published.key_value_heads(8),
         "rope_theta": lambda c: 1e6,
         "rms_norm_eps": lambda c: 1e-5,
         "max_position_embeddings": lambda c: 4096 * 32,
@@ -109,6 +111,7 @@ CONFIG = ConfigMap(
         "router_aux_loss_coef": lambda c: 0.001,
     },
     only={"hidden_act": "silu", "sliding_window": None, "router_jitter_noise": 0.0},
+    convert=llama.CONFIG.convert,
     base_prefix="model.",
-    ignored=llama.PLAIN_ROPE.ignored,
+    ignored=llama.CONFIG.ignored,
 )

@@ -18,7 +18,7 @@ from foundling.blocks.norm import RMSNorm
 from foundling.blocks.position import RoPE, RopeScaling
 from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import Key
-from foundling.errors import ConfigError
+from foundling.models import published
 from foundling.models.decoder import llama
 
 
@@ -37,10 +37,7 @@ class OLMo2Config:
     tie_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        if self.d_model % (2 * self.n_heads) or self.n_heads % self.n_kv_heads:
-            raise ConfigError(
-                f"{self.n_heads} heads of d_model {self.d_model} do not share {self.n_kv_heads} key/value heads"
-            )
+        published.check_heads(self, self.d_model // self.n_heads)
 
     @property
     def head_dim(self) -> int:

@@ -43,10 +43,7 @@ class Phi3Config:
 
     def __post_init__(self) -> None:
         published.check_dropout(self)
-        if self.d_model % self.n_heads or self.n_heads % self.n_kv_heads:
-            raise ConfigError(
-                f"{self.n_heads} heads of d_model {self.d_model} do not share {self.n_kv_heads} key/value heads"
-            )
+        published.check_heads(self)
         if not 0 < self.rope_fraction <= 1 or self.rope_dim % 2 or not self.rope_dim:
             raise ConfigError(
                 f"rope_fraction {self.rope_fraction} of heads of {self.head_dim} is not an even number of dimensions"

@@ -16,7 +16,7 @@ from foundling.blocks.norm import RMSNorm
 from foundling.blocks.position import RoPE, RopeScaling
 from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import Key
-from foundling.errors import ConfigError
+from foundling.models import published
 from foundling.models.decoder import llama
 
 
@@ -40,8 +40,7 @@ class Qwen2Config:
     tie_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        if self.n_heads % self.n_kv_heads or self.head_dim % 2:
-            raise ConfigError(f"{self.n_heads} heads of {self.head_dim} do not share {self.n_kv_heads} key/value heads")
+        published.check_heads(self, self.head_dim)
 
     def window_of(self, layer: int) -> int | None:
         return self.window if self.windowed and layer >= self.window_starts_at else None
@@ -73,16 +72,17 @@ class Qwen2(Decoder):
 sized = llama.sized
 
 _ALL = dict(vocab_size=151936, head_dim=128, max_seq_len=32768, rope_theta=1e6)
+_LARGE = _ALL | dict(vocab_size=152064, max_seq_len=131072)
 PRESETS: dict[str, dict[str, Any]] = {
     "qwen2.5-0.5b": _ALL | dict(
         d_model=896, n_layers=24, n_heads=14, n_kv_heads=2, head_dim=64, d_ff=4864, tie_embeddings=True
     ),
     "qwen2.5-1.5b": _ALL | dict(d_model=1536, n_layers=28, n_heads=12, n_kv_heads=2, d_ff=8960, tie_embeddings=True),
     "qwen2.5-3b": _ALL | dict(d_model=2048, n_layers=36, n_heads=16, n_kv_heads=2, d_ff=11008, tie_embeddings=True),
-    "qwen2.5-7b": _ALL | dict(vocab_size=152064, d_model=3584, n_layers=28, n_heads=28, n_kv_heads=4, d_ff=18944),
-    "qwen2.5-14b": _ALL | dict(vocab_size=152064, d_model=5120, n_layers=48, n_heads=40, n_kv_heads=8, d_ff=13824),
-    "qwen2.5-32b": _ALL | dict(vocab_size=152064, d_model=5120, n_layers=64, n_heads=40, n_kv_heads=8, d_ff=27648),
-    "qwen2.5-72b": _ALL | dict(vocab_size=152064, d_model=8192, n_layers=80, n_heads=64, n_kv_heads=8, d_ff=29568),
+    "qwen2.5-7b": _LARGE | dict(d_model=3584, n_layers=28, n_heads=28, n_kv_heads=4, d_ff=18944),
+    "qwen2.5-14b": _LARGE | dict(norm_eps=1e-5, d_model=5120, n_layers=48, n_heads=40, n_kv_heads=8, d_ff=13824),
+    "qwen2.5-32b": _LARGE | dict(norm_eps=1e-5, d_model=5120, n_layers=64, n_heads=40, n_kv_heads=8, d_ff=27648),
+    "qwen2.5-72b": _LARGE | dict(norm_eps=1e-5, d_model=8192, n_layers=80, n_heads=64, n_kv_heads=8, d_ff=29568),
 }  # fmt: skip
 
 KEYS = [
@@ -104,6 +104,7 @@ CONFIG = replace(
     | {"use_sliding_window": "windowed", "sliding_window": "window", "max_window_layers": "window_starts_at"},
     derived=llama.CONFIG.derived
     | {
+        **published.key_value_heads(32),
         "max_position_embeddings": lambda c: 32768,
         "use_sliding_window": lambda c: False,
         "sliding_window": lambda c: 4096,

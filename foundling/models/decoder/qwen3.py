@@ -16,7 +16,7 @@ from foundling.blocks.norm import RMSNorm
 from foundling.blocks.position import RoPE, RopeScaling
 from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import Key
-from foundling.errors import ConfigError
+from foundling.models import published
 from foundling.models.decoder import llama
 
 
@@ -36,8 +36,7 @@ class Qwen3Config:
     tie_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        if self.n_heads % self.n_kv_heads or self.head_dim % 2:
-            raise ConfigError(f"{self.n_heads} heads of {self.head_dim} do not share {self.n_kv_heads} key/value heads")
+        published.check_heads(self, self.head_dim)
 
 
 class Qwen3(Decoder):
@@ -97,6 +96,6 @@ CONFIG = replace(
     llama.CONFIG,
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
-    derived=llama.CONFIG.derived | {"max_position_embeddings": lambda c: 32768},
+    derived=llama.CONFIG.derived | published.key_value_heads(32) | {"max_position_embeddings": lambda c: 32768},
     only={"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False},
 )

@@ -19,6 +19,7 @@ from foundling.blocks.position import RoPE, RopeScaling
 from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import Key
 from foundling.errors import ConfigError
+from foundling.models import published
 from foundling.models.decoder import llama, qwen3
 
 
@@ -49,8 +50,7 @@ class Qwen3MoEConfig:
     tie_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        if self.n_heads % self.n_kv_heads or self.head_dim % 2:
-            raise ConfigError(f"{self.n_heads} heads of {self.head_dim} do not share {self.n_kv_heads} key/value heads")
+        published.check_heads(self, self.head_dim)
         if self.n_active > self.n_experts:
             raise ConfigError(f"n_active {self.n_active} is more than n_experts {self.n_experts}")
         if self.moe_period <= 0 or any(not 0 <= index < self.n_layers for index in self.dense_at):
@@ -123,7 +123,7 @@ CONFIG = replace(
     },
     derived=llama.CONFIG.derived
     | {
-        "num_key_value_heads": lambda c: 4,
+        **published.key_value_heads(4),
         "intermediate_size": lambda c: 6144,
         "max_position_embeddings": lambda c: 32768,
         "num_experts": lambda c: c.get("num_local_experts", 128),

@@ -53,6 +53,8 @@ class ModernBERTConfig:
     """On attention's weights, and on what it adds."""
     ffn_dropout: float = 0.0
     """On what the last projection of a feed-forward layer reads."""
+    classifier_dropout: float = 0.0
+    """On what the classifier reads."""
     pooled = False  # the vector is computed by what would be the head's transform
 
     def __post_init__(self) -> None:
@@ -98,6 +100,7 @@ class ModernBERT(Encoder):
         super().__init__(c, layers, dropout=c.dropout)
         del self.position_embedding  # positions are rotations
         self.ropes = nn.ModuleDict({GLOBAL: RoPE(head_dim, c.rope_theta), LOCAL: RoPE(head_dim, c.rope_local_theta)})
+        self.classifier_dropout = nn.Dropout(c.classifier_dropout)
         self.embedding_norm, self.final_norm = norm(), norm()
         if c.masked or c.n_classes:
             self.transform, self.norm = nn.Linear(c.d_model, c.d_model, bias=False), norm()
@@ -117,6 +120,9 @@ class ModernBERT(Encoder):
             return None
         pooled = row_means(states, documents) if self.config.mean_pooled else states[:, 0]
         return self.norm(self.activation(self.transform(pooled)))
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        return super().classify(self.classifier_dropout(pooled))
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:
@@ -184,6 +190,7 @@ CONFIG = ConfigMap(
         "embedding_dropout": "dropout",
         "attention_dropout": "attention_dropout",
         "mlp_dropout": "ffn_dropout",
+        "classifier_dropout": "classifier_dropout",
     },
     derived={
         "local_attention": lambda c: 128,
@@ -194,7 +201,7 @@ CONFIG = ConfigMap(
         "norm_eps": lambda c: 1e-5,
         "tie_word_embeddings": lambda c: True,
         "classifier_pooling": lambda c: "cls",
-        **published.without_dropout("embedding_dropout", "attention_dropout", "mlp_dropout"),
+        **published.without_dropout("embedding_dropout", "attention_dropout", "mlp_dropout", "classifier_dropout"),
     },
     only={
         "hidden_activation": "gelu", "norm_bias": False, "attention_bias": False, "mlp_bias": False,

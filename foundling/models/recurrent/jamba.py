@@ -23,6 +23,7 @@ from foundling.blocks.selective import SelectiveMixer
 from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import ConfigMap, Key
 from foundling.errors import ConfigError
+from foundling.models import published
 from foundling.models.decoder import llama
 from foundling.models.recurrent import mamba
 
@@ -55,8 +56,7 @@ class JambaConfig:
     tie_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        if self.n_heads % self.n_kv_heads or self.d_model % self.n_heads:
-            raise ConfigError(f"{self.n_heads} heads do not share {self.n_kv_heads} key/value heads of {self.d_model}")
+        published.check_heads(self)
         if self.n_active > self.n_experts:
             raise ConfigError(f"n_active {self.n_active} is more than n_experts {self.n_experts}")
         for kind in ("attention", "expert"):
@@ -172,7 +172,7 @@ CONFIG = ConfigMap(
         "tie_word_embeddings": "tie_embeddings",
     },
     derived={
-        "num_key_value_heads": lambda c: c["num_attention_heads"],
+        **published.key_value_heads(8),
         "mamba_dt_rank": lambda c: -(-c["hidden_size"] // 16),
         "attn_layer_period": lambda c: 8,
         "attn_layer_offset": lambda c: 4,
