@@ -20,6 +20,10 @@ from foundling.limits import RECIPE_BYTES, shown
 
 T = TypeVar("T")
 
+# YAML 1.1 takes 1e-05, which is how Python and its own writer put a float, for text. Reader and writer share this rule:
+# what the one reads as a number, the other must quote where it is text.
+FLOATS = ("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
 
 def nearest(name: str, known: list[str]) -> str:
     """' — did you mean X?' where a known name is close, else the list of all (if short)."""
@@ -215,9 +219,7 @@ def _strict_loader() -> Any:
                 names.add(key.value if isinstance(key, yaml.ScalarNode) else None)
             return super().construct_mapping(node, deep)
 
-    # YAML 1.1 takes 1e-05, which is how Python and its own writer put a float, for text
-    floats = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", floats, list("-+0123456789"))
+    Loader.add_implicit_resolver(*FLOATS)
     return Loader
 
 
@@ -238,4 +240,5 @@ def dump_yaml(config: Any) -> str:
         def ignore_aliases(self, data: Any) -> bool:  # `load_yaml` reads none
             return True
 
+    Dumper.add_implicit_resolver(*FLOATS)
     return yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)

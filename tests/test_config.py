@@ -128,5 +128,6 @@ def test_a_recipe_is_a_file(tmp_path) -> None:
 def test_yaml_reads_what_it_wrote(tmp_path) -> None:
     """YAML 1.1 takes 1e-05 for text."""
     values = {"a": 1e-05, "b": -2.5e30, "c": 1e22, "d": "1e5x", "e": 3, "f": float("1e-300"), "g": "12e"}
+    values |= {text: text for text in ("1e6", "5e6", "-1E+3", "12e4", "1.e6", "1.5e6", ".5e3", "1_0e6", "1e6 ")}
     (tmp_path / "x.yaml").write_text(dump_yaml(values) + "h: 1e5\n")
     assert load_yaml(tmp_path / "x.yaml") == {**values, "h": 1e5}

@@ -43,7 +43,7 @@ def start(
     is touched. Interrupted, by a signal, says how to continue."""
     out, progress, clock = Path(out), progress or Progress(False), clock or Clock()
     existed, resuming = out.exists(), f"continue with: foundling raise --out {shlex.quote(str(out))} --resume"
-    with claimed(out, resume):
+    with claimed(out, resume, progress):
         code, of = code_version(), (reproduced or {}).get("weights_hash")
         journal = stored_journal(out) if resume else Journal(out / "run", asdict(request), code, of)
         try:
@@ -162,10 +162,12 @@ def reproduce(
 
 
 @contextmanager
-def claimed(out: Path, resume: bool) -> Iterator[None]:
+def claimed(out: Path, resume: bool, progress: Progress) -> Iterator[None]:
     """`out` for this process alone; refuses to touch what another run or anyone else has put there."""
     _check_free(out, resume)
-    with lock(out):
+    with lock(out) as locked:
+        if not locked:
+            progress.line(f"note: the file system of {out} has no locks; start no second run in this directory")
         for folder in ("run", "run/checkpoints", "run/tokens"):
             remove_abandoned(out / folder)
         _check_free(out, resume)
