@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from foundling.config import from_dict
-from foundling.errors import ConfigError, Interrupted, MismatchError, OutputError
+from foundling.errors import ConfigError, Interrupted, MismatchError, OutputError, render
 from foundling.recipes.journal import JOURNAL, RECIPE, Journal
 from foundling.recipes.models import with_parents
 from foundling.recipes.progress import Progress
@@ -42,7 +41,7 @@ def start(
     be done again, its recipe read. OutputError, MismatchError or BusyError where it cannot be; nothing that was there
     is touched. Interrupted, by a signal, says how to continue."""
     out, progress, clock = Path(out), progress or Progress(False), clock or Clock()
-    existed, resuming = out.exists(), f"continue with: foundling raise --out {shlex.quote(str(out))} --resume"
+    existed, resuming = out.exists(), f"continue with: foundling raise --out {render.shell(str(out))} --resume"
     with claimed(out, resume, progress):
         code, of = code_version(), (reproduced or {}).get("weights_hash")
         journal = stored_journal(out) if resume else Journal(out / "run", asdict(request), code, of)

@@ -123,9 +123,9 @@ def test_a_lock_that_fails_otherwise_is_one_line(tmp_path, monkeypatch) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr("fcntl.flock", flock)
-    with pytest.raises(OutputError, match=r"cannot be locked \(Input/output error\); choose another --out"):
-        with lock(tmp_path):
-            pass
+    refused = pytest.raises(OutputError, match=r"cannot be locked \(Input/output error\); choose another --out")
+    with refused, lock(tmp_path):
+        pass
 
 
 def test_threads_that_write_one_file_do_not_remove_what_another_writes(tmp_path) -> None:
