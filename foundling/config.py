@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frozen dataclasses <-> nested dictionaries <-> YAML <-> dotted `key=value` overrides, validated by pydantic.
+"""Frozen dataclasses <-> nested dictionaries <-> YAML, validated by pydantic; values of flags, as YAML reads them.
 
 Unknown and ill-typed keys name the key, the value and what was expected. Importing this module is cheap: pydantic and
 yaml are imported when they are used, so that `--help` does not wait for them.
@@ -133,20 +133,6 @@ def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain values, in field order, fit for YAML and JSON."""
     return dataclasses.asdict(config)
-
-
-def parse_overrides(pairs: list[str]) -> dict[str, Any]:
-    """['optim.lr=4', 'tie=false'] -> {'optim': {'lr': 4}, 'tie': False}; values are YAML scalars."""
-    values: dict[str, Any] = {}
-    for pair in pairs:
-        key, sign, text = pair.partition("=")
-        if not sign or not key.strip():
-            raise ConfigError(f"override '{pair}' is not KEY=VALUE")
-        value: Any = parse_scalar(text)
-        for part in reversed(key.strip().split(".")):
-            value = {part: value}
-        values = merged(values, value)
-    return values
 
 
 def parse_scalar(text: str) -> Any:

@@ -203,6 +203,8 @@ def _write(run: Any, outcome: Outcome, record: RunRecord, result: dict[str, Any]
             "prediction": run.prediction,
             "result": result,
         }
+        if run.journal.reproduces:
+            about["reproduces"] = run.journal.reproduces
         write_manifest(staging, about)
         for file in staging.rglob("*"):
             fsync_path(file)
