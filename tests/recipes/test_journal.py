@@ -193,8 +193,8 @@ def test_every_file_of_a_run_damaged_in_each_way(killed: Path, expected: str, tm
             else:
                 line = done.stderr.splitlines()[-1]
                 says = [name]
-                if way == "folder":  # a checkpoint that is made again finds its folder in use, and names that
-                    says.append(f"run/{Path(name).parent}: exists and is not empty; choose another directory")
+                if way == "folder":  # of a checkpoint or a corpus that cannot be made again, the whole is named
+                    says.append(f"run/{Path(name).parent}")
                 if name == "journal.json" and way == "gone":
                     says = ["there is no run to resume here"]
                 assert done.returncode == 2 and any(part in line for part in says), (name, way, done.stderr)
