@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frozen dataclasses <-> nested dictionaries <-> YAML <-> dotted `key=value` overrides, validated by pydantic.
+"""Frozen dataclasses <-> nested dictionaries <-> YAML, validated by pydantic; values of flags, as YAML reads them.
 
 Unknown and ill-typed keys name the key, the value and what was expected. Importing this module is cheap: pydantic and
 yaml are imported when they are used, so that `--help` does not wait for them.
@@ -19,6 +19,10 @@ from foundling.errors import ConfigError
 from foundling.limits import RECIPE_BYTES, shown
 
 T = TypeVar("T")
+
+# YAML 1.1 takes 1e-05, which is how Python and its own writer put a float, for text. Reader and writer share this rule:
+# what the one reads as a number, the other must quote where it is text.
+FLOATS = ("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
 
 
 MAX_COMPARED = 200
@@ -135,20 +139,6 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def parse_overrides(pairs: list[str]) -> dict[str, Any]:
-    """['optim.lr=4', 'tie=false'] -> {'optim': {'lr': 4}, 'tie': False}; values are YAML scalars."""
-    values: dict[str, Any] = {}
-    for pair in pairs:
-        key, sign, text = pair.partition("=")
-        if not sign or not key.strip():
-            raise ConfigError(f"override '{pair}' is not KEY=VALUE")
-        value: Any = parse_scalar(text)
-        for part in reversed(key.strip().split(".")):
-            value = {part: value}
-        values = merged(values, value)
-    return values
-
-
 def parse_scalar(text: str) -> Any:
     """A value as YAML reads it. YAML 1.1 reads '3e-3' as a string; a number is what was meant."""
     import yaml
@@ -219,9 +209,7 @@ def _strict_loader() -> Any:
                 names.add(key.value if isinstance(key, yaml.ScalarNode) else None)
             return super().construct_mapping(node, deep)
 
-    # YAML 1.1 takes 1e-05, which is how Python and its own writer put a float, for text
-    floats = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", floats, list("-+0123456789"))
+    Loader.add_implicit_resolver(*FLOATS)
     return Loader
 
 
@@ -242,4 +230,5 @@ def dump_yaml(config: Any) -> str:
         def ignore_aliases(self, data: Any) -> bool:  # `load_yaml` reads none
             return True
 
+    Dumper.add_implicit_resolver(*FLOATS)
     return yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)

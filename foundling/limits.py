@@ -15,7 +15,8 @@ from foundling.errors import ConfigError, FoundlingError
 
 
 class Limit(NamedTuple):
-    """Whole numbers from `low` to `high`, of `unit`. `way`: what a user can do who needs more."""
+    """Whole numbers from `low` to `high`. `unit`: what is counted; `way`: what a user can do who needs more. Both are a
+    part of the message."""
 
     high: int
     unit: str
@@ -34,8 +35,8 @@ class Limit(NamedTuple):
         return number
 
     def __str__(self) -> str:
-        way = f" ({self.way})" if self.way else ""
-        return f"a whole number, at least {self.low:,} and at most {self.high:,}{way}"
+        about = "; ".join(filter(None, (self.unit, self.way)))
+        return f"a whole number, at least {self.low:,} and at most {self.high:,} ({about})"
 
 
 MAX_SHOWN = 120
@@ -94,7 +95,7 @@ TOKEN_ID = Limit((1 << 31) - 1, "an id of a token in a file", low=0)
 # --- sizes of a model ------------------------------------------------------------------------------------------------
 
 LAYERS = Limit(1 << 12, "layers or blocks of a stack; the deepest models in use have about two hundred")
-SIZE = Limit(1 << 24, "any other size of a model: widths, heads, experts, rows, positions")
+SIZE = Limit(1 << 24, "widths, heads, experts, rows, positions and other sizes of a model")
 
 # --- a run -----------------------------------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ LAYERS = {
 # They import lazily from every layer. What they must not do is import torch: see the tests in subprocesses.
 ENTRY_POINTS = {"__init__", "__main__"}
 MAX_LINES = 400
+MAX_FUNCTION_LINES = 60
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -271,6 +272,22 @@ def working_assertions(root: Path) -> list[str]:
     ]
 
 
+LONG = set[str]()
+"""path:name of functions that may be longer; none is"""
+
+
+def long_functions(root: Path) -> list[str]:
+    """A function reads from top to bottom; one that does not fit on a page does two things."""
+    return [
+        f"{path.relative_to(root.parent)}:{node.lineno}: {node.name} has {length} lines, at most {MAX_FUNCTION_LINES}"
+        for path in sorted(root.rglob("*.py"))
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (length := (node.end_lineno or 0) - node.lineno + 1) > MAX_FUNCTION_LINES
+        and f"{path.relative_to(root).as_posix()}:{node.name}" not in LONG
+    ]
+
+
 STREAMS = {f"sys.{name}" for name in ("stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__")}
 
 
@@ -317,6 +334,10 @@ def check(found: list[str]) -> None:
 def test_imports_point_down() -> None:
     assert len(modules(PACKAGE)) > 4, "the walk found no package"
     check(upward_imports(PACKAGE))
+
+
+def test_functions_are_short() -> None:
+    check(long_functions(PACKAGE))
 
 
 def test_no_import_cycles() -> None:
@@ -450,6 +471,11 @@ def test_a_planted_cycle_is_caught(tmp_path: Path) -> None:
     assert cycles(hidden) == ["foundling.models.a -> foundling.models.tools -> foundling.models.a"]
     leaves = {"contracts.py": "from foundling import runtime", "runtime.py": "from foundling.contracts import Mask"}
     assert len(cycles(plant(tmp_path / "leaves", {**SOUND, **leaves}))) == 1
+
+
+def test_a_planted_long_function_is_caught(tmp_path: Path) -> None:
+    source = "class A:\n    async def f():\n" + "        x = 1\n" * MAX_FUNCTION_LINES
+    assert len(long_functions(plant(tmp_path, {**SOUND, "train/bad.py": source}))) == 1
 
 
 @pytest.mark.parametrize("source", ["", "'''Soon.'''", "'''Soon.'''\nimport torch\npass\n..."])

@@ -43,7 +43,7 @@ def test_every_limit_says_what_it_counts() -> None:
         for value in (limit.high + 1, limit.low - 1, True, "4", 4.0, None, math.nan, 10**10_000):
             with pytest.raises(ConfigError, match=r"^'x' is .*; expected a whole number, at least") as caught:
                 limit.check(value, "'x'")
-            assert len(str(caught.value)) < 400
+            assert len(str(caught.value)) < 400 and f"({limit.unit}" in str(caught.value)
 
 
 def test_whole_numbers_of_other_libraries_are_whole_numbers() -> None:

@@ -30,8 +30,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def talk(writer: Any, messages: list[dict[str, str]], options: dict[str, Any]) -> list[dict[str, Any]]:
     """The answer. The oldest turns are left out once the conversation is longer than the model reads."""
-    first, space = 1 if messages[0]["role"] == "system" else 0, options["max_tokens"] or 1
-    longest = writer.model.config.max_seq_len - space
+    first, limit = 1 if messages[0]["role"] == "system" else 0, writer.model.config.max_seq_len
+    longest = limit - (options["max_tokens"] or min(writer.max_tokens, limit // 2))
     while len(messages) > first + 2 and len(writer.framing.chat(messages)) > longest:
         del messages[first : first + 2]
         note("note: the oldest turn is left out: the conversation is too long")

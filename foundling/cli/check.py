@@ -24,5 +24,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return {**found, "exit_code": 0 if found["ok"] else 2}
     if not found["ok"]:
         raise WeightsError(f"{args.dir}: {'; '.join(found['problems'])}")
-    say(f"{args.dir}: {found['checked']} files unchanged")
+    say(f"{args.dir}: {found['checked'] - len(found['edited'])} files unchanged")
+    if found["edited"]:
+        say(f"edited or removed, and no part of the model: {', '.join(found['edited'])}")
     return {}

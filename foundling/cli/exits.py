@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The only place that turns an exception into an exit code and one line.
 
-0 done · 1 a fault of foundling · 2 what the user or the system can mend · 75 stopped, to be resumed · 130 interrupted.
+0 done · 1 a fault of foundling · 2 what the user or the system can mend · 75 stopped, to be resumed ·
+129, 130, 143 ended by SIGHUP, SIGINT or SIGTERM (128 and the signal's number).
 """
 
 from __future__ import annotations

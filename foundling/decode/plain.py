@@ -69,22 +69,15 @@ def generate(
         stop_strings=stop_strings, decode=decode, logprobs=logprobs, prompt_logprobs=prompt_logprobs,
         processors=processors,
     )  # fmt: skip
-    reads_source = model.capabilities.reads_source
     for request in requests:
-        check_request(model, request, rereads=beams == 1 and draft is None)
-    if prompt_logprobs is not None and reads_source:
-        raise GenerationError("an encoder-decoder does not predict its source: omit prompt_logprobs")
-    BEAMS.check(beams, "beams", GenerationError)
+        _check_plain(model, request, rereads=beams == 1 and draft is None)
     DRAFT_TOKENS.check(draft_tokens, "draft_tokens", GenerationError)
-    check_number(length_penalty, "length_penalty", -100, 100, GenerationError)
-    sequences = _begin(model, requests)
-    if beams != 1:
-        _check_beams(requests[0], beams, n, draft is not None or on_token is not None)
+    _check_beams(requests[0], beams, n, length_penalty, draft is not None or on_token is not None)
     if on_token and draft is not None:
         raise GenerationError("on_token receives one token per step, a draft proposes several: omit one of them")
+    sequences = _begin(model, requests)
     proposer = draft if draft is None or isinstance(draft, DraftProposer) else DraftModelProposer(model, draft)
-    drafting = [proposer.draft_model] if isinstance(proposer, DraftModelProposer) else []
-    with evaluation_mode(model, *drafting):
+    with evaluation_mode(model, *([proposer.draft_model] if isinstance(proposer, DraftModelProposer) else ())):
         if beams != 1:
             best = beam_search(model, tokens, max_tokens, beams, n, stop, length_penalty)
             return [Completion(row, "length" if len(row) == max_tokens else "end") for row in best]
@@ -152,7 +145,17 @@ def _step_to_end(
         last = model(torch.tensor(chosen, device=last.device)[:, None], cache=cache).hidden[:, -1]
 
 
-def _check_beams(request: Request, beams: int, n: int, drafts_or_streams: bool) -> None:
+def _check_plain(model: Any, request: Request, *, rereads: bool) -> None:
+    check_request(model, request, rereads=rereads)
+    if request.prompt_logprobs is not None and model.capabilities.reads_source:
+        raise GenerationError("an encoder-decoder does not predict its source: omit prompt_logprobs")
+
+
+def _check_beams(request: Request, beams: int, n: int, length_penalty: float, drafts_or_streams: bool) -> None:
+    BEAMS.check(beams, "beams", GenerationError)
+    check_number(length_penalty, "length_penalty", -100, 100, GenerationError)
+    if beams == 1:
+        return
     samples = request.sampling not in (Sampling(), Sampling(temperature=0))
     if drafts_or_streams or samples or request.processors or request.stop_strings:
         raise GenerationError(

@@ -79,11 +79,15 @@ def inert_json(text: str) -> str:
 def shell(path: str) -> str:
     """A file name as one argument for a shell: neither a command nor an option, whatever is in it. Control characters
     are written as escapes in $'…' (POSIX.1-2024; bash, zsh), since a page shows pictures of them."""
-    path = f"./{path}" if path.startswith("-") else path
-    if not _INVISIBLE.search(path):
-        return quote(path)
+    return shell_text(f"./{path}" if path.startswith("-") else path)
+
+
+def shell_text(text: str) -> str:
+    """As `shell`, for what is no path: a leading "-" stays, so that it belongs behind `--option=`."""
+    if not _INVISIBLE.search(text):
+        return quote(text)
     plain = b" ./_-" + string.ascii_letters.encode() + string.digits.encode()
-    data = path.encode("utf-8", "surrogateescape" if _is_file_name(path) else "replace")
+    data = text.encode("utf-8", "surrogateescape" if _is_file_name(text) else "replace")
     return "$'" + "".join(chr(byte) if byte in plain else f"\\{byte:03o}" for byte in data) + "'"
 
 

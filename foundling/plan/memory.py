@@ -24,7 +24,7 @@ from foundling.objectives.chunked import CHUNK_LOGITS
 from foundling.plan.flops import skeleton
 from foundling.runtime.device import Precision
 from foundling.runtime.memory import anonymous_bytes, free_memory, return_freed_memory
-from foundling.train.optim import STACKED
+from foundling.train.optim import STACKED, count_state
 from foundling.train.options import OptimOptions
 
 PROCESS_BYTES = 440 << 20
@@ -89,7 +89,6 @@ def estimate_training_memory(
     matrices = {
         name: p for name, p in params.items() if parameter_roles[name].kind == "hidden" and optim.optimizer == "muon"
     }
-    moments = 2 * n - sum(p.numel() for p in matrices.values())
     shapes: dict[torch.Size, int] = {}
     for p in matrices.values():
         shapes[p.shape] = max(p.numel(), min(STACKED, shapes.get(p.shape, 0) + p.numel()))
@@ -106,7 +105,7 @@ def estimate_training_memory(
         process=PROCESS_BYTES if process is None else process,
         weights=4 * n * (2 if ema else 1) // ranks + gathered,
         gradients=4 * n // ranks,
-        optimizer=4 * moments // ranks,
+        optimizer=4 * count_state(model, optim) // ranks,
         activations=activation_bytes(family, config, micro_batch_size, seq_len, precision, checkpointing, target_len),
         logits=loss,
         update=3 * 4 * max(shapes.values(), default=0),

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import time
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -15,7 +14,7 @@ from typing import Any
 from foundling.config import flattened
 from foundling.contracts.records import Metric, Result, RunRecord
 from foundling.data.datasets import describe_data
-from foundling.errors import MismatchError
+from foundling.errors import MismatchError, render
 from foundling.recipes.journal import LOG, STAGED, Journal
 from foundling.recipes.models import no_prediction, parents
 from foundling.recipes.recipe import Request, code_version
@@ -93,7 +92,7 @@ def publish_run(run: Any, outcome: Outcome) -> dict[str, Any]:
 def make_record(run: Any, outcome: Outcome, result: dict[str, Any]) -> RunRecord:
     recipe, corpus, prediction, tokens = run.recipe, outcome.corpus, run.prediction, outcome.tokens
     settings, given = flattened(asdict(recipe)), {*flattened(run.request.given), "data.source"}
-    name, quoted = run.out.resolve().name, shlex.quote(str(run.out))
+    name, quoted = run.out.resolve().name, render.shell(str(run.out))
     commands = [*outcome.next_commands, ("foundling check {}", "check every file against its hash"),
                 ("foundling reproduce {}", "raise it again, bit for bit")]  # fmt: skip
     return RunRecord(
@@ -161,16 +160,20 @@ def command(request: Request, out: Path) -> str:
     """The command line that asks for the same."""
     parts = ["foundling", "raise"]
     if not request.data.startswith("builtin:"):
-        parts.append(shlex.quote(request.data))
+        parts.append(render.shell(request.data))
     value = request.budget.value / 60 if request.budget.unit == "seconds" else request.budget.value
     parts.append(f"{request.budget.option} {value:.12g}")
     if request.licence:
-        parts.append(f"--licence {shlex.quote(request.licence)}")
+        parts.append(_option("licence", request.licence))
     for key, value in flattened(request.given).items():
         option = key.replace("model.fields.", "model.").replace("_", "-")
         text = value if isinstance(value, str) else json.dumps(value)
-        parts.append(f"--{option} {shlex.quote(text)}")
-    return " ".join([*parts, f"--out {shlex.quote(str(out))}"])
+        parts.append(_option(option, text))
+    return " ".join([*parts, f"--out {render.shell(str(out))}"])
+
+
+def _option(name: str, value: str) -> str:
+    return f"--{name}{'=' if value.startswith('-') else ' '}{render.shell_text(value)}"
 
 
 def _write(run: Any, outcome: Outcome, record: RunRecord, result: dict[str, Any]) -> None:
@@ -200,6 +203,8 @@ def _write(run: Any, outcome: Outcome, record: RunRecord, result: dict[str, Any]
             "prediction": run.prediction,
             "result": result,
         }
+        if run.journal.reproduces:
+            about["reproduces"] = run.journal.reproduces
         write_manifest(staging, about)
         for file in staging.rglob("*"):
             fsync_path(file)
@@ -277,4 +282,4 @@ def _print_result(run: Any, outcome: Outcome, result: dict[str, Any], progress: 
     progress.line(f"model:  {run.out}")
     progress.line(f"report: {os.path.join(run.out, 'report.html')}")
     if outcome.next_commands:
-        progress.line(f"next:   {outcome.next_commands[0][0].format(shlex.quote(str(run.out)))}")
+        progress.line(f"next:   {outcome.next_commands[0][0].format(render.shell(str(run.out)))}")

@@ -150,7 +150,7 @@ class Run:
         if self.recipe is None:
             self.prepared = prepared = prepare()
             self.recipe, self.prediction = prepared.recipe, prepared.prediction
-            check_space(self.out, self.recipe, corpus, self.prediction["params"])
+            check_space(self.out, self.recipe, corpus, prepared.model)
             self.journal.forget(*TOKENIZER)  # of a plan that a crash kept from being written down
             self._keep_tokenizer(lambda: prepared.tokenizer)
             write_plan(self.journal, self.recipe, self.prediction | {"data_hash": corpus.data_hash})

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from foundling.config import from_dict
-from foundling.errors import ConfigError, Interrupted, MismatchError, OutputError
+from foundling.errors import ConfigError, Interrupted, MismatchError, OutputError, render
 from foundling.recipes.journal import JOURNAL, RECIPE, Journal
 from foundling.recipes.models import with_parents
 from foundling.recipes.progress import Progress
@@ -42,8 +41,8 @@ def start(
     be done again, its recipe read. OutputError, MismatchError or BusyError where it cannot be; nothing that was there
     is touched. Interrupted, by a signal, says how to continue."""
     out, progress, clock = Path(out), progress or Progress(False), clock or Clock()
-    existed, resuming = out.exists(), f"continue with: foundling raise --out {shlex.quote(str(out))} --resume"
-    with claimed(out, resume):
+    existed, resuming = out.exists(), f"continue with: foundling raise --out {render.shell(str(out))} --resume"
+    with claimed(out, resume, progress):
         code, of = code_version(), (reproduced or {}).get("weights_hash")
         journal = stored_journal(out) if resume else Journal(out / "run", asdict(request), code, of)
         try:
@@ -149,23 +148,28 @@ def reproduce(
     if is_hub(place) and out is None:
         raise ConfigError(f"{place} is on the hub; give --out DIR for the second model")
     out = Path(out) if out else directory.with_name(directory.name + "-again")
-    begun = None if is_complete(out) else Journal.load(out / "run")
-    resume = begun is not None and begun.reproduces == manifest["weights_hash"]
-    script = script_of(recipe.objective.kind)
-    result = start(
-        script, request, out, resume=resume, progress=progress, clock=clock,
-        reproduced=manifest | {"recipe": recipe},
-    )  # fmt: skip
+    if is_complete(out) and read_manifest(out).get("reproduces") == manifest["weights_hash"]:
+        progress.line(f"{out} is complete")  # published while a signal came
+        result = read_manifest(out)["result"]
+    else:
+        begun = None if is_complete(out) else Journal.load(out / "run")
+        resume = begun is not None and begun.reproduces == manifest["weights_hash"]
+        result = start(
+            script_of(recipe.objective.kind), request, out, resume=resume, progress=progress, clock=clock,
+            reproduced=manifest | {"recipe": recipe},
+        )  # fmt: skip
     again = read_manifest(out)["weights_hash"]
     same = again == manifest["weights_hash"]
     return {"identical": same, "weights_hash": again, "expected": manifest["weights_hash"], **result}
 
 
 @contextmanager
-def claimed(out: Path, resume: bool) -> Iterator[None]:
+def claimed(out: Path, resume: bool, progress: Progress) -> Iterator[None]:
     """`out` for this process alone; refuses to touch what another run or anyone else has put there."""
     _check_free(out, resume)
-    with lock(out):
+    with lock(out) as locked:
+        if not locked:
+            progress.line(f"note: the file system of {out} has no locks; start no second run in this directory")
         for folder in ("run", "run/checkpoints", "run/tokens"):
             remove_abandoned(out / folder)
         _check_free(out, resume)

@@ -49,24 +49,10 @@ def run_training(
     `bits_per_nat` the log states the loss in bits per byte too. Told to stop, it ends the step under way, saves,
     and raises Interrupted."""
     runtime = runtime_of(recipe)
-    if runtime.compile and (missing := compiler_missing(runtime.device)):
-        raise MismatchError(f"the recipe compiles, and {missing} here; install it: uncompiled, the bits would differ")
-    if runtime.compile and not is_compiled(model):
-        progress.line("compiling the layers at the first step")
+    if runtime.compile:
+        _check_compiler(runtime, model, progress)
     state = TrainState.build(model, recipe.optim)
-    directory = journal.directory / CHECKPOINTS
-    known = {Path(name).parent.name: d for name, d in journal.files.items() if name.startswith(CHECKPOINTS)}
-    found, damaged = latest_checkpoint(directory, known)
-    for line in damaged:
-        progress.line(f"note: checkpoint {line}; it is not used")
-    before, logged_before = {"seconds": 0.0, "peak_bytes": 0.0, "joules": 0.0}, None
-    if found:
-        saved = load_checkpoint(found, state, batches=batches)
-        before, logged_before = {name: saved[name] for name in before}, saved["log"]
-        progress.line(f"resuming at step {state.step} of {recipe.train.total_steps}")
-    log = Log(journal.directory / LOG, logged_before)
-    if log.missing:
-        progress.line(f"note: {log.path} is missing; the report will not have the steps up to {state.step}")
+    log, before = _resume(recipe, state, batches, journal, progress)
     logged = log.entries[-1]["seconds"] if log.entries else 0.0
     total, per_step, start = recipe.train.total_steps, recipe.train.batch_size * recipe.train.seq_len, time.monotonic()
 
@@ -96,7 +82,7 @@ def run_training(
                     "seconds": before["seconds"] + now["seconds"], "joules": before["joules"] + now["joules"],
                     "peak_bytes": max(before["peak_bytes"], now["peak_bytes"]), "log": log.state(),
                 }  # fmt: skip
-                path = save_checkpoint(directory, state, about, batches=batches)
+                path = save_checkpoint(journal.directory / CHECKPOINTS, state, about, batches=batches)
                 journal.record(f"{CHECKPOINTS}/{path.name}/{MANIFEST}")
             if stop.number:
                 log.close()
@@ -104,6 +90,33 @@ def run_training(
     log.close()
     if state.ema:
         use_averages(model, state.ema[MODEL].state_tensors())
+    return log, before
+
+
+def _check_compiler(runtime: Runtime, model: Any, progress: Progress) -> None:
+    if missing := compiler_missing(runtime.device):
+        raise MismatchError(f"the recipe compiles, and {missing} here; install it: uncompiled, the bits would differ")
+    if not is_compiled(model):
+        progress.line("compiling the layers at the first step")
+
+
+def _resume(
+    recipe: Recipe, state: TrainState, batches: Batches, journal: Journal, progress: Progress
+) -> tuple[Log, dict[str, float]]:
+    """Puts the newest whole checkpoint into `state` and `batches`, if there is one. The log up to there, and what
+    earlier processes had spent."""
+    known = {Path(name).parent.name: d for name, d in journal.files.items() if name.startswith(CHECKPOINTS)}
+    found, damaged = latest_checkpoint(journal.directory / CHECKPOINTS, known)
+    for line in damaged:
+        progress.line(f"note: checkpoint {line}; it is not used")
+    before, logged_before = {"seconds": 0.0, "peak_bytes": 0.0, "joules": 0.0}, None
+    if found:
+        saved = load_checkpoint(found, state, batches=batches)
+        before, logged_before = {name: saved[name] for name in before}, saved["log"]
+        progress.line(f"resuming at step {state.step} of {recipe.train.total_steps}")
+    log = Log(journal.directory / LOG, logged_before)
+    if log.missing:
+        progress.line(f"note: {log.path} is missing; the report will not have the steps up to {state.step}")
     return log, before
 
 

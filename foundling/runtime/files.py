@@ -68,6 +68,8 @@ def output_errors(path: Path) -> Iterator[None]:
 
 # --- written aside ----------------------------------------------------------------------------------------------------
 
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""what flock says on a file system without locks"""
 _TEMPORARY = re.compile(r"\..+\.\d+\.foundling\.tmp")
 
 
@@ -82,7 +84,10 @@ def temporary(path: Path, *, directory: bool = False) -> Iterator[Path]:
     try:
         yield aside
     finally:
-        _remove(aside)
+        with suppress(FileNotFoundError):
+            # once it is renamed, its name is free for a waiting thread, or for a process of equal number in a container
+            if os.path.samestat(os.fstat(handle), os.lstat(aside)):
+                _remove(aside)
         os.close(handle)
 
 
@@ -344,19 +349,25 @@ def publish(source: Path, target: Path, hashes: Mapping[str, str], last: Sequenc
 
 
 @contextmanager
-def lock(directory: Path) -> Iterator[None]:
-    """One writer a directory; the lock goes with the process however it ends."""
+def lock(directory: Path) -> Iterator[bool]:
+    """One writer a directory; the lock goes with the process however it ends. Yields whether there is a lock: some
+    file systems have none, and what is written there is written all the same."""
     require_name(directory)
     with output_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
         handle = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
+        locked = True
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BusyError(
                 f"{directory}: another process is writing here; wait for it or choose another --out"
             ) from None
-        yield
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise OutputError(f"{directory}: cannot be locked ({error.strerror}); choose another --out") from error
+            locked = False
+        yield locked
     finally:
         os.close(handle)

@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +13,7 @@ from foundling.train.parallel import gathered, local, part_of
 
 class EMA:
     """average ← decay · average + (1 − decay) · parameter after each step, for every trainable parameter. It starts at
-    the parameters as they are. Buffers are not averaged: while the averages are swapped in, the model's own serve."""
+    the parameters as they are. Buffers are not averaged."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         """ConfigError for a decay that is not between 0 and 1."""
@@ -40,23 +37,6 @@ class EMA:
         params = [local(p) for p in self.params.values()]
         weight = torch.where(skipped, 0.0, 1 - self.decay)
         torch._foreach_lerp_(list(self.averages.values()), params, [weight] * len(params))
-
-    @contextmanager
-    def swapped_in(self) -> Iterator[None]:
-        """Inside the `with` block the model computes with the averages; afterwards with its own parameters again."""
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
-
-    @torch.no_grad()
-    def _swap(self) -> None:
-        for name, average in self.averages.items():
-            param = local(self.params[name])
-            saved = param.clone()
-            param.copy_(average)
-            average.copy_(saved)
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Parameter name -> whole average; a collective where parameters are sharded."""

@@ -90,6 +90,16 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     return x.mT if tall else x
 
 
+def count_state(model: nn.Module, options: OptimOptions) -> int:
+    """Numbers in the state of an `Optimizer`: two moments of AdamW for a parameter, one of Muon for a hidden matrix."""
+    parameter_roles = roles(model)
+    return sum(
+        p.numel() * (1 if options.optimizer == "muon" and parameter_roles[name].kind == "hidden" else 2)
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    )
+
+
 class Optimizer:
     """Muon and AdamW over one model as one optimiser: scaled by a schedule, skipped together, saved by parameter
     name."""

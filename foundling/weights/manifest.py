@@ -14,6 +14,10 @@ FORMAT_VERSION = 1
 MANIFEST = "foundling.json"
 SPARSE_BYTES, SPARSE_RATIO = 1 << 30, 100
 """A larger file of which less than one part in so many is on the disk holds no weights, and takes hours to hash."""
+TEXTS = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.txt")
+"""Files for a reader, beside the model and no part of it: whoever publishes a model edits them."""
+EDITS = ("missing", "damaged")
+"""what `_damage` says of an edited or removed text; one that links outside or cannot be read stays a problem"""
 NAME_LIMIT = 200
 """characters of a file's name in a message"""
 
@@ -37,17 +41,21 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def check(directory: str | Path) -> dict[str, Any]:
-    """Compares the hash of every file with foundling.json. Returns {'ok', 'checked', 'problems'}; problems name
-    files."""
+    """Compares the hash of every file with foundling.json. Returns {'ok', 'checked', 'problems', 'edited'}. Problems
+    name files; 'edited' are those of TEXTS that have been changed or removed, which is no problem."""
     directory = local_directory(directory)
     if not (directory / MANIFEST).exists():
         raise WeightsError(f"{directory}: no {MANIFEST} to check against (is this a model directory?)")
     files = read_manifest(directory).get("files")
     if not isinstance(files, dict) or not files:
         raise WeightsError(f"{directory / MANIFEST}: damaged, no list of files")
-    found = ((name, _damage(directory, name, expected)) for name, expected in files.items())
-    problems = [f"{render.message(name, limit=NAME_LIMIT)}: {damage}" for name, damage in found if damage]
-    return {"ok": not problems, "checked": len(files), "problems": problems}
+    found = {name: _damage(directory, name, expected) for name, expected in files.items()}
+    edited = [name for name, damage in found.items() if damage and damage.startswith(EDITS) and name in TEXTS]
+    problems = []
+    for name, damage in found.items():
+        if damage and name not in edited:
+            problems.append(f"{render.message(name, limit=NAME_LIMIT)}: {damage}")
+    return {"ok": not problems, "checked": len(files), "problems": problems, "edited": edited}
 
 
 def _damage(directory: Path, name: str, expected: Any) -> str | None:

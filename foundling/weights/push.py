@@ -34,9 +34,11 @@ def push(
     if branch != "main":
         raise ConfigError(f"{place}: leave @{branch} out and give --revision {branch}")
     branch = parse(f"{place}@{revision}")[1] if revision else "main"
-    directory = _checked(directory)
+    directory, edited = _checked(directory)
     hashes = read_manifest(directory)["files"]
-    files = {name: directory / name for name in [*hashes, MANIFEST]}
+    files = {
+        name: directory / name for name in [*hashes, MANIFEST] if name not in edited or (directory / name).exists()
+    }
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 
     if constants.HF_HUB_OFFLINE:
@@ -62,7 +64,8 @@ def push(
     except WeightsError as error:
         raise OutputError(str(error)) from error
     for name, path in files.items():
-        if name not in arrived or not _is_same(arrived[name], path, hashes.get(name)):
+        expected = None if name in edited else hashes.get(name)
+        if name not in arrived or not _is_same(arrived[name], path, expected):
             raise OutputError(f"{place}: {name} is not there as it is here, in commit {done.oid[:12]}; push again")
     return {
         "repository": repository,
@@ -75,12 +78,17 @@ def push(
     }
 
 
-def _checked(directory: str | Path) -> Path:
+def _checked(directory: str | Path) -> tuple[Path, list[str]]:
+    """The directory, and those of its texts that have been edited or removed."""
     if is_hub(directory):
         raise ConfigError(f"{directory}: is on the hub; give a directory of this machine")
-    if problems := check(directory)["problems"]:
-        raise WeightsError(f"{directory}: {'; '.join(problems)}")
-    return Path(directory)
+    found = check(directory)
+    if found["problems"]:
+        raise WeightsError(f"{directory}: {'; '.join(found['problems'])}")
+    for name in found["edited"]:
+        if (Path(directory) / name).is_symlink():  # no hash says what it should hold
+            raise WeightsError(f"{Path(directory) / name}: is a link, so it is not uploaded; replace it by the file")
+    return Path(directory), found["edited"]
 
 
 def _is_same(listed: Any, path: Path, sha256: str | None) -> bool:

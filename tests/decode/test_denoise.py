@@ -117,7 +117,7 @@ def test_a_composite_directory(tmp_path) -> None:
     of = case("unet")
     model, schedule = of.tiny(), NoiseSchedule(500, "cosine", predicts="v")
     save_denoiser(model, schedule, tmp_path / "ours")
-    assert check(tmp_path / "ours") == {"ok": True, "checked": 4, "problems": []}
+    assert check(tmp_path / "ours") == {"ok": True, "checked": 4, "problems": [], "edited": []}
     again, read = load_denoiser(tmp_path / "ours")
     assert read == schedule and torch.equal(of.outputs(again), of.outputs(model))
     theirs = diffusers.DDPMPipeline.from_pretrained(tmp_path / "ours")

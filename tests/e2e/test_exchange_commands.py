@@ -85,6 +85,23 @@ def test_there_and_back_with_equal_logits(capsys, tmp_path, theirs) -> None:
     assert again.decode(again("some text")["input_ids"], skip_special_tokens=True) == "some text"
 
 
+def test_an_edited_model_card_is_no_damage(capsys, tmp_path, theirs) -> None:
+    make(theirs / "LICENSE", "free")
+    told(capsys, "import", theirs, tmp_path / "ours")
+    (tmp_path / "ours" / "README.md").write_text("# My own card")
+    (tmp_path / "ours" / "LICENSE").unlink()
+    found = told(capsys, "check", tmp_path / "ours")
+    assert found["ok"] and not found["problems"] and sorted(found["edited"]) == ["LICENSE", "README.md"]
+    with pytest.raises(SystemExit) as caught:
+        main(["check", str(tmp_path / "ours")])
+    out = capsys.readouterr().out
+    assert not caught.value.code and "edited or removed, and no part of the model: LICENSE, README.md" in out
+    for command in ("import", "export"):
+        told(capsys, command, tmp_path / "ours", tmp_path / command)
+        assert (tmp_path / command / "README.md").read_text() == "# My own card"
+    assert told(capsys, "check", tmp_path / "import")["edited"] == []
+
+
 def test_in_its_own_process_it_speaks_in_lines(tmp_path, theirs) -> None:
     done = shell("import", theirs, tmp_path / "ours", "--dtype", "float16")
     assert done.returncode == 0 and "llama, " in done.stdout and ", float16" in done.stdout, done.stderr

@@ -15,7 +15,7 @@ from foundling.text import Tokenizer
 from foundling.weights import push as push_module
 from foundling.weights.convert.hugging_face import import_model
 from foundling.weights.directory import save
-from foundling.weights.manifest import check
+from foundling.weights.manifest import check, write_manifest
 from foundling.weights.push import push
 from tests.contract.cases import case
 from tests.e2e.tools import TINY, corpus, files, foundling, raised
@@ -126,3 +126,21 @@ def test_the_way_out_is_one_line(hub: Hub, model: Path, tmp_path: Path, monkeypa
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "HF_HUB_OFFLINE" in answer("push", model, "org/notes", code=2)["error"]
     assert not hub.repositories
+
+
+def test_an_edited_model_card_is_uploaded(hub: Hub, model: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    (model / "notes.txt").unlink()
+    for name in ("README.md", "LICENSE"):
+        (model / name).write_text("as it was")
+    write_manifest(model, {})
+    (model / "README.md").write_text("# My own card")
+    (model / "LICENSE").unlink()
+    push(model, "org/notes")
+    there = hub.files("org/notes")
+    assert there["README.md"] == b"# My own card" and "LICENSE" not in there
+    (model / "README.md").unlink()
+    (tmp_path / "secret").write_text("not to be published")
+    (model / "README.md").symlink_to(tmp_path / "secret")
+    with pytest.raises(WeightsError, match=r"README\.md: is a link"):
+        push(model, "org/notes")

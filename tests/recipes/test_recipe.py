@@ -3,8 +3,10 @@
 
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,8 +14,11 @@ from foundling.cli import parse
 from foundling.cli.flags import field_docs, given_keys, recipe_fields
 from foundling.config import dump_yaml, flattened, from_dict, load_yaml, merged
 from foundling.errors import BudgetError, ConfigError
+from foundling.models import build
 from foundling.plan.budget import Budget
+from foundling.recipes.publish import command
 from foundling.recipes.recipe import DataSpec, ModelSpec, Recipe, Request, TrainSpec, upgrade
+from foundling.recipes.space import run_bytes
 from foundling.train.options import OptimOptions
 from foundling.train.schedule import Schedule
 
@@ -35,6 +40,31 @@ def test_a_flat_recipe_of_format_1_is_read() -> None:
     assert recipe.make_schedule() == Schedule(24, "cosine", 2, 0.8) and recipe.seed == 3
     assert len(flattened(upgrade(FLAT))) == len(FLAT)  # no key is dropped
     assert upgrade(asdict(recipe)) == asdict(recipe)
+
+
+def test_space_of_a_run_by_hand() -> None:
+    """Three checkpoints, of weights and state, and the model once."""
+    model = build("gpt2", d_model=32, n_layers=1, vocab_size=320, max_seq_len=32, n_heads=4, d_ff=128)
+    n = sum(p.numel() for p in model.parameters())
+    matrices = 12 * 32 * 32
+    corpus: Any = SimpleNamespace(train_bytes=1000, held_out_bytes=100)
+    recipe = from_dict(Recipe, merged({"objective": {"kind": "causal"}}, upgrade(FLAT)))
+    tokens = 2 * (1000 // 4 + 100 // 2)  # half of the training text
+    assert run_bytes(recipe, corpus, model) == tokens + 4 * (3 * 3 * n + n)
+    muon = replace(recipe, optim=OptimOptions("muon"), train=replace(recipe.train, ema_decay=0.9))
+    assert run_bytes(muon, corpus, model) == tokens + 4 * (3 * (4 * n - matrices) + n)
+
+
+@pytest.mark.parametrize("out", ["-m", "a b;echo $HOME", "x\x1b[2J", "plain"])
+def test_a_printed_command_is_one_that_a_shell_reads_back(out: str) -> None:
+    request = Request("-notes'", licence="-my own", given={"data": {"field": "-text"}, "model": {"family": "gpt2"}})
+    line = command(request, Path(out))
+    shown = subprocess.run(
+        ["bash", "-c", f"foundling() {{ printf '%s\\0' \"$@\"; }}; {line}"], capture_output=True, text=True, check=True
+    ).stdout.split("\0")[:-1]
+    args = parse(shown)
+    assert (Path(args.data), Path(args.out), args.licence) == (Path("-notes'"), Path(out), "-my own")
+    assert given_keys(args) == request.given
 
 
 def test_a_recipe_survives_yaml(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from foundling.recipes.recipe import ObjectiveSpec, Recipe, Request
 from foundling.recipes.sizes import size_fields
 from foundling.text import Tokenizer
 from tests.e2e.test_bad_input import fails
-from tests.e2e.tools import TINY, corpus, foundling, kill_after_checkpoint, raised, start, weights
+from tests.e2e.tools import TINY, corpus, files, foundling, kill_after_checkpoint, raised, start, weights
 
 KINDS = {"llama": "causal", "mamba2": "causal", "bert": "masked", "t5": "span", "bart": "infill"}
 
@@ -144,6 +144,12 @@ def test_an_interrupted_reproduction_is_continued(data: Path, llama: Path, tmp_p
     done = foundling("reproduce", llama, "--out", again, "--json")
     assert done.returncode == 0 and json.loads(done.stdout)["identical"], done.stderr
     assert manifest(again)["request"] == manifest(llama)["request"]
+    before = files(again)
+    once_more = foundling("reproduce", llama, "--out", again, "--json")  # as after a signal while it was published
+    assert json.loads(once_more.stdout) == json.loads(done.stdout) and files(again) == before, once_more.stderr
+    shutil.copytree(llama, tmp_path / "copy")  # it has the weights, but was not made again
+    done = foundling("reproduce", llama, "--out", tmp_path / "copy")
+    assert done.returncode == 2 and "is not empty, and was not changed" in done.stderr
 
 
 def test_the_command_of_a_record_asks_for_the_same(data: Path, llama: Path) -> None:

@@ -382,3 +382,9 @@ def test_a_conversation_that_grows_too_long_loses_its_oldest_turns(tmp_path: Pat
         messages.append({"role": "assistant", "content": answer["text"]})
     assert messages[0]["role"] == "system" and messages[1]["role"] == "user" and len(messages) < 9
     assert "the oldest turn is left out" in capsys.readouterr().err
+    messages = messages[:1]
+    while len(writer.framing.chat(messages)) < 60:  # of 64: an answer of whatever length needs more space
+        messages += [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat"}]
+    asked = [*messages, {"role": "user", "content": "the cat"}]
+    talk(writer, asked, {"max_tokens": None})
+    assert len(writer.framing.chat(asked)) <= 32 and len(asked) >= 2

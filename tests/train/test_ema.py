@@ -12,7 +12,6 @@ from foundling.train.options import OptimOptions, TrainOptions
 from foundling.train.schedule import Schedule
 from foundling.train.state import TrainState
 from foundling.train.update import update
-from foundling.weights.directory import weights_hash
 from tests.train.conv_family import Classify, Pictures, fresh
 
 ADAMW, DECAY = OptimOptions("adamw"), 0.75
@@ -42,18 +41,6 @@ def test_an_update_that_is_not_finite_moves_no_average() -> None:
     assert all(torch.equal(t, before[name]) for name, t in state.ema["model"].averages.items())
     update(state, Classify(), Pictures()[2], TrainOptions(8), Runtime())
     assert not any(torch.equal(t, before[name]) for name, t in state.ema["model"].averages.items())
-
-
-def test_swapped_in_for_evaluation_and_out_again() -> None:
-    state = TrainState.build(fresh(), ADAMW, ema_decay=DECAY)
-    list(steps(state, 3))
-    ema, own = state.ema["model"], weights_hash(state.model)
-    averages = {name: t.clone() for name, t in ema.averages.items()}
-    with pytest.raises(ZeroDivisionError), ema.swapped_in():
-        assert all(torch.equal(p, averages[name]) for name, p in state.model.named_parameters())
-        _ = 1 / 0
-    assert weights_hash(state.model) == own
-    assert all(torch.equal(t, averages[name]) for name, t in ema.averages.items())
 
 
 def test_frozen_parameters_are_not_averaged() -> None:

@@ -6,7 +6,7 @@ import torch
 
 from foundling.blocks.init import BASE_WIDTH, roles
 from foundling.models import build, family
-from foundling.train.optim import Muon, Optimizer, orthogonalise
+from foundling.train.optim import Muon, Optimizer, count_state, orthogonalise
 from foundling.train.options import OptimOptions
 
 
@@ -21,6 +21,16 @@ def test_orthogonalise_keeps_directions_and_levels_sizes(shape) -> None:
     inner = u.mT @ y @ vh.mT
     off = inner - torch.diag_embed(inner.diagonal(dim1=-2, dim2=-1))
     assert off.abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_the_state_is_as_large_as_counted(kind) -> None:
+    model = build("llama", **family("llama").module.sized(64, 16, 256, 1))
+    optimizer = Optimizer(model, OptimOptions(kind))
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step(1.0, torch.tensor(0.0))
+    assert count_state(model, optimizer.options) == sum(t.numel() for t in optimizer.state_tensors().values() if t.ndim)
 
 
 def test_a_muon_step_by_hand() -> None:

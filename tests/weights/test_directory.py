@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model directories: damage is found, nothing is lost, nothing is executed."""
 
+import errno
 import hashlib
 import json
+import os
 import random
+import threading
 
 import pytest
 from torch import nn
@@ -101,6 +104,48 @@ class OwnLlama(family("llama").model):
 
     def mean(self, x):
         return self(x).hidden.mean(1)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_written_without(tmp_path, monkeypatch, number) -> None:
+    def flock(handle: int, how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with lock(tmp_path) as locked:
+        write_bytes(tmp_path / "x", b"whole")
+    assert not locked
+    assert (tmp_path / "x").read_bytes() == b"whole"
+
+
+def test_a_lock_that_fails_otherwise_is_one_line(tmp_path, monkeypatch) -> None:
+    def flock(handle: int, how: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    refused = pytest.raises(OutputError, match=r"cannot be locked \(Input/output error\); choose another --out")
+    with refused, lock(tmp_path):
+        pass
+
+
+def test_threads_that_write_one_file_do_not_remove_what_another_writes(tmp_path) -> None:
+    errors: list[Exception] = []
+
+    def write(value: int) -> None:
+        try:
+            for _ in range(40):
+                write_bytes(tmp_path / "x", bytes([value]) * 1000)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    data = (tmp_path / "x").read_bytes()
+    assert not errors and len(data) == 1000 and len(set(data)) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 def test_a_subclass_of_a_family_is_saved_as_that_family(tmp_path) -> None:
