@@ -50,16 +50,12 @@ def push(
             if branch != "main":
                 api.create_branch(repository, branch=branch, exist_ok=True)
             before = model_info(repository, branch)
-            there = [file.rfilename for file in before.siblings]
-            removed = sorted(name for name in there if name not in files and _is_loaded(name))
-            adds = [CommitOperationAdd(name, path) for name, path in files.items()]
-            done = api.create_commit(
-                repository,
-                [*adds, *(CommitOperationDelete(name) for name in removed)],
-                commit_message=message or "Upload a model of Foundling",
-                revision=branch,
-                parent_commit=before.sha,
-            )
+            there = {file.rfilename for file in before.siblings}
+            removed = sorted(name for name in there - files.keys() if _is_loaded(name))
+            changes = [CommitOperationAdd(name, path) for name, path in files.items()]
+            changes += [CommitOperationDelete(name) for name in removed]
+            titled = {"commit_message": message or "Upload a model of Foundling", "parent_commit": before.sha}
+            done = api.create_commit(repository, changes, revision=branch, **titled)
             arrived = {file.rfilename: file for file in model_info(repository, done.oid).siblings}
     except WeightsError as error:
         raise OutputError(str(error)) from error
