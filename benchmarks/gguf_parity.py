@@ -76,7 +76,7 @@ class Peer:
 
     def __init__(self, file: Path, vocab_only: bool = False) -> None:
         params = llama_cpp.llama_model_default_params()
-        params.vocab_only, params.use_extra_bufts = vocab_only, False  # AMX is not everywhere where it is said to be
+        params.vocab_only, params.use_extra_bufts = vocab_only, False  # some builds of its AMX code end with SIGILL
         self.model = llama_cpp.llama_model_load_from_file(str(file).encode(), params)
         if not self.model:
             raise SystemExit(f"llama.cpp does not load {file}")

@@ -198,8 +198,8 @@ def shards(folder: Path, index: str) -> list[str]:
 
 
 def _download(place: str, repository: str, revision: str, info: Any, attempt: int = 0) -> Snapshot:
-    """The snapshot of `info`. What describes the model comes first and the weights last, so that a snapshot with
-    weights is whole."""
+    """The snapshot of `info`. What describes the model comes first and the weights last: a snapshot that we began and
+    that has weights is whole. One that another library began need not be, so what is missing is downloaded."""
     files, commit = {file.rfilename: file for file in info.siblings}, info.sha
     anchor, found = next((name for name in ANCHORS if name in files), None), weights_in(files)
     if anchor is None or not found:

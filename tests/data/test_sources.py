@@ -473,7 +473,7 @@ def test_what_is_wrong_in_an_array_is_counted(tmp_path, tail, reason):
 
 
 def test_files_without_an_end(tmp_path):
-    """A terabyte that is not there, a pipe, a device: passed over at once."""
+    """A sparse terabyte, a pipe and a device are skipped without being read."""
     write_rows(tmp_path / "a.jsonl", {"text": "row"})
     for name in ("b.jsonl", "c.txt", "d.json"):
         with open(tmp_path / name, "wb") as file:
