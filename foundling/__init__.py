@@ -7,7 +7,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from foundling.adapt.lora import LoRAOptions, lora, merge
+    from foundling.adapt.added import merge
+    from foundling.adapt.lora import LoRAOptions, lora
     from foundling.adapt.quantize import dequantize, quantize
     from foundling.decode.denoise import denoise
     from foundling.decode.engine.engine import Engine, EngineOptions
@@ -40,7 +41,7 @@ _WHERE = {
     "load_adapter": "foundling.weights.adapters",
     "load_denoiser": "foundling.weights.convert.diffusers",
     "lora": "foundling.adapt.lora",
-    "merge": "foundling.adapt.lora",
+    "merge": "foundling.adapt.added",
     "native_encoder": "foundling.decode.native.encoder",
     "quantize": "foundling.adapt.quantize",
     "raise_model": "foundling.recipes.kinds",

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foundling.adapt.added import Added, added
 from foundling.adapt.quantize import INT8, Int8GroupedLinear, Int8Linear
 from foundling.adapt.rewrite import matching, rewrite
 from foundling.blocks.init import Role
@@ -40,8 +40,11 @@ def shapes(base: Any, rank: int) -> dict[str, tuple[int, ...]]:
     return {"a": (*experts, rank, base.in_features), "b": (*experts, base.out_features, rank)}
 
 
-class LoRA(nn.Module):
+class LoRA(Added):
     """base(x) + alpha / rank · x aᵀ bᵀ; a and b have the floating-point type of the base."""
+
+    own = ("a", "b")
+    base: Any
 
     def __init__(self, base: Any, options: LoRAOptions) -> None:
         super().__init__()
@@ -73,7 +76,7 @@ class LoRA(nn.Module):
 
 def adaptable(model: nn.Module, options: LoRAOptions) -> dict[str, nn.Module]:
     """Name -> projection, for those that match. Raises AdaptError for a model that already has adapters."""
-    if hasattr(model, "adapter_bank") or any(isinstance(m, LoRA) for m in model.modules()):
+    if hasattr(model, "adapter_bank") or added(model):
         raise AdaptError("the model already has adapters; merge them first")
     return matching(model, options.pattern, LINEAR + GROUPED)
 
@@ -92,38 +95,3 @@ def lora(model: Any, options: LoRAOptions, generator: torch.Generator) -> list[s
         a.data.copy_(values)  # pyright: ignore
     model.lora_options = options
     return names
-
-
-def merge(model: Any) -> list[str]:
-    """Merges every adapter into its base, in place, makes all parameters trainable, and returns the names. Unties a
-    tied head that has an adapter. Raises AdaptError if there is no adapter."""
-    matched = {name: m for name, m in model.named_modules() if isinstance(m, LoRA)}
-    if not matched:
-        raise AdaptError("the model has no adapters to merge")
-    names = rewrite(model, matched, lambda m: m.merged())
-    model.requires_grad_(True)
-    del model.lora_options
-    tied = getattr(getattr(model, "config", None), "tie_embeddings", False)
-    if tied and model.head.weight is not model.embedding.weight:
-        model.config = dataclasses.replace(model.config, tie_embeddings=False)
-    return names
-
-
-def adapter_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
-    """'<projection>.a' and '.b' -> tensor"""
-    matched = {name: m for name, m in model.named_modules() if isinstance(m, LoRA)}
-    return {f"{name}.{part}": getattr(m, part) for name, m in matched.items() for part in "ab"}
-
-
-def base_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers of the base, by their names without adapters; tied ones once."""
-    adapters = {name for name, m in model.named_modules() if isinstance(m, LoRA)}
-
-    def base_name(name: str) -> str:
-        path, _, leaf = name.rpartition(".")
-        outer, _, inner = path.rpartition(".")
-        return f"{outer}.{leaf}" if inner == "base" and outer in adapters else name
-
-    adapter_names = adapter_tensors(model).keys()
-    named = [*model.named_parameters(), *model.named_buffers()]
-    return {base_name(name): t for name, t in named if name not in adapter_names}

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foundling.adapt.added import added
 from foundling.adapt.rewrite import matching, rewrite
 from foundling.blocks.moe import GroupedLinear, grouped_mm
 from foundling.errors import AdaptError
@@ -158,5 +159,5 @@ def dequantize(model: nn.Module) -> list[str]:
     """Makes every int8 projection a plain one again, with the rounded weights, frozen where the model has adapters, and
     returns the names."""
     matched = {name: m for name, m in model.named_modules() if isinstance(m, INT8)}
-    frozen = hasattr(model, "lora_options")
+    frozen = bool(added(model))
     return rewrite(model, matched, lambda m: m.dequantized().requires_grad_(not frozen))

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from foundling.adapt.added import adapter_tensors
 from foundling.adapt.bank import Adapter, AdapterBank
-from foundling.adapt.lora import GROUPED, LINEAR, LoRAOptions, adaptable, adapter_tensors, lora, shapes
+from foundling.adapt.lora import GROUPED, LINEAR, LoRAOptions, adaptable, lora, shapes
 from foundling.adapt.quantize import INT8
 from foundling.adapt.rewrite import pattern_of
 from foundling.config import from_dict, to_dict

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from foundling.adapt.added import Added, base_tensors
 from foundling.adapt.bank import Banked
-from foundling.adapt.lora import LoRA, base_tensors
 from foundling.adapt.quantize import Int8GroupedLinear, Int8Linear
 from foundling.contracts.checkpoint_map import ConfigMap
 from foundling.errors import ConfigError, WeightsError
@@ -85,7 +85,7 @@ def weights_hash(model: Any) -> str:
     return digest.hexdigest()
 
 
-NOT_PUBLISHED = (LoRA, Banked, Int8Linear, Int8GroupedLinear)
+NOT_PUBLISHED = (Added, Banked, Int8Linear, Int8GroupedLinear)
 """Modules that have no tensors in the published layout."""
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import foundling
-from foundling.adapt.lora import LoRAOptions, adapter_tensors, base_tensors, lora, merge
+from foundling.adapt.added import adapter_tensors, base_tensors, merge
+from foundling.adapt.lora import LoRAOptions, lora
 from foundling.adapt.quantize import Int8GroupedLinear, Int8Linear, dequantize, quantize, to_int8
 from foundling.adapt.rewrite import matches, pattern_of
 from foundling.blocks.moe import GroupedLinear

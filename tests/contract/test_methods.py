@@ -4,7 +4,8 @@
 import pytest
 import torch
 
-from foundling.adapt.lora import LoRAOptions, adapter_tensors, lora, merge
+from foundling.adapt.added import adapter_tensors, merge
+from foundling.adapt.lora import LoRAOptions, lora
 from foundling.adapt.quantize import dequantize, quantize
 from foundling.errors import MismatchError, WeightsError
 from foundling.objectives.distill import Distill

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from foundling.adapt.lora import LoRAOptions, adapter_tensors, lora
+from foundling.adapt.added import adapter_tensors
+from foundling.adapt.lora import LoRAOptions, lora
 from foundling.adapt.quantize import quantize
 from foundling.errors import AdaptError, ConfigError, FoundlingError, MismatchError, OutputError, WeightsError
 from foundling.runtime.rng import generator
