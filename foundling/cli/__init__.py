@@ -19,6 +19,7 @@ from foundling.runtime import signals
 GROUPS = {
     "make models": {
         "raise": ("foundling.cli.raise_", "train a model on your data within a budget of minutes, FLOPs or tokens"),
+        "finetune": ("foundling.cli.finetune", "adapt a model to your examples: chats, labels, tags, numbers, text"),
         "plan": ("foundling.cli.plan", "estimate time, memory, energy and loss of a run without running it"),
         "reproduce": (
             "foundling.cli.reproduce",
