@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,10 +71,14 @@ def whole(tensor: Tensor) -> Tensor:
 def weights_hash(model: Any) -> str:
     """SHA-256 over names, shapes and bytes of parameters and persistent buffers, sorted by name; a tied weight counts
     once. An adapted model has the hash of its base."""
-    digest, derived = hashlib.sha256(), {id(b) for b in _derived_buffers(model).values()}
-    for name, tensor in sorted(base_tensors(model).items()):
-        if id(tensor) in derived:
-            continue
+    derived = {id(b) for b in _derived_buffers(model).values()}
+    return tensors_hash({name: t for name, t in base_tensors(model).items() if id(t) not in derived})
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and bytes, sorted by name. A collective where tensors are sharded."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
         data = whole(tensor.detach()).cpu().contiguous()
         digest.update(f"{name} {data.dtype} {tuple(data.shape)}\n".encode())
         digest.update(
