@@ -36,10 +36,14 @@ def with_rows(old: Tensor, rows: Tensor, first: int) -> nn.Parameter:
 class NewTokens(ExtendedEmbedding):
     """Rows of an embedding for tokens of the tokenizer."""
 
+    plain: nn.Embedding | None = None
+    """what `merged` gave last, whose weight a tied head shares"""
+
     def merged(self) -> nn.Module:
-        self.base.weight = with_rows(self.base.weight, self.rows, self.first)
-        self.base.num_embeddings = self.num_embeddings
-        return self.base
+        plain = nn.Embedding(self.num_embeddings, self.embedding_dim, device="meta")
+        plain.weight = with_rows(self.base.weight, self.rows, self.first)
+        object.__setattr__(self, "plain", plain)  # no submodule of this one
+        return plain
 
 
 class NewLogits(Added):
@@ -77,12 +81,13 @@ class NewLogits(Added):
 
     def merged(self) -> nn.Module:
         """After the embedding, whose weight a tied head shares."""
+        plain = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
         embedding: Any = self.embedding
-        self.base.weight = embedding.base.weight if self.tied else with_rows(self.base.weight, self.rows, self.first)
+        shared = embedding.plain or embedding.merged()
+        plain.weight = shared.weight if self.tied else with_rows(self.base.weight, self.rows, self.first)
         if self.bias is not None:
-            self.base.bias = with_rows(self.base.bias, self.bias, self.first)
-        self.base.out_features = self.out_features
-        return self.base
+            plain.bias = with_rows(self.base.bias, self.bias, self.first)
+        return plain
 
 
 def extend_vocabulary(
