@@ -7,7 +7,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from foundling.adapt.added import merge
+    from foundling.adapt.added import merge, unmerge
+    from foundling.adapt.bank import switch
     from foundling.adapt.lora import LoRAOptions, lora
     from foundling.adapt.quantize import dequantize, quantize
     from foundling.decode.denoise import denoise
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
     from foundling.recipes.kinds import raise_model, reproduce
     from foundling.text import Tokenizer
     from foundling.train.loop import train
-    from foundling.weights.adapters import load_adapter, save_adapter
+    from foundling.weights.adapters import load_adapter, load_adapters, save_adapter
     from foundling.weights.convert.diffusers import load_denoiser, save_denoiser
-    from foundling.weights.directory import load, save
+    from foundling.weights.directory import save
+    from foundling.weights.loading import load
     from foundling.weights.manifest import check
 
 _WHERE = {
@@ -37,8 +39,9 @@ _WHERE = {
     "dequantize": "foundling.adapt.quantize",
     "fill": "foundling.decode.fill",
     "generate": "foundling.decode.generate",
-    "load": "foundling.weights.directory",
+    "load": "foundling.weights.loading",
     "load_adapter": "foundling.weights.adapters",
+    "load_adapters": "foundling.weights.adapters",
     "load_denoiser": "foundling.weights.convert.diffusers",
     "lora": "foundling.adapt.lora",
     "merge": "foundling.adapt.added",
@@ -49,12 +52,15 @@ _WHERE = {
     "save": "foundling.weights.directory",
     "save_adapter": "foundling.weights.adapters",
     "save_denoiser": "foundling.weights.convert.diffusers",
+    "switch": "foundling.adapt.bank",
     "train": "foundling.train.loop",
+    "unmerge": "foundling.adapt.added",
 }
 __all__ = [
     "Engine", "EngineOptions", "LoRAOptions", "Sampling", "Tokenizer",
-    "build", "check", "denoise", "dequantize", "fill", "generate", "load", "load_adapter", "load_denoiser", "lora",
-    "merge", "native_encoder", "quantize", "raise_model", "reproduce", "save", "save_adapter", "save_denoiser", "train",
+    "build", "check", "denoise", "dequantize", "fill", "generate", "load", "load_adapter", "load_adapters",
+    "load_denoiser", "lora", "merge", "native_encoder", "quantize", "raise_model", "reproduce", "save", "save_adapter",
+    "save_denoiser", "switch", "train", "unmerge",
 ]  # fmt: skip
 
 

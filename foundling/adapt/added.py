@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -54,18 +54,44 @@ def base_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {base_name(name): t for name, t in named if name not in own}
 
 
-def merge(model: Any) -> list[str]:
-    """Merges every adapter into its base, in place, makes all parameters trainable, and returns the names. Unties a
-    tied head that has an adapter. AdaptError, before any change, if there is no adapter or one cannot be merged."""
-    matched = added(model)
+def merge(model: Any, *, only: tuple[type[Added], ...] = (Added,), reversible: bool = False) -> list[str]:
+    """Merges every module of the kinds `only` that wraps another into it, in place, makes all parameters trainable, and
+    returns the names. Unties a tied head that has an adapter. Heads of their own (`base` None) stay.
+
+    `reversible` keeps the weights of before, for `unmerge`: twice the memory of the adapted projections. AdaptError,
+    before any change, if there is no adapter or one cannot be merged."""
+    matched = {name: m for name, m in added(model).items() if m.base is not None and isinstance(m, only)}
     if not matched:
         raise AdaptError("the model has no adapters to merge")
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
     plain = {id(m): m.merged() for m in matched.values()}
-    names = rewrite(model, matched, lambda m: plain[id(m)])
+    names, config = rewrite(model, matched, lambda m: plain[id(m)]), getattr(model, "config", None)
     model.requires_grad_(True)
-    if hasattr(model, "lora_options"):
-        del model.lora_options
-    tied = getattr(getattr(model, "config", None), "tie_embeddings", False)
-    if tied and model.head.weight is not model.embedding.weight:
-        model.config = dataclasses.replace(model.config, tie_embeddings=False)
+    if getattr(config, "tie_embeddings", False) and model.head.weight is not model.embedding.weight:
+        model.config = dataclasses.replace(config, tie_embeddings=False)
+    if reversible:
+        model.before_merge = Unmerged(matched, frozen, config)
+    return names
+
+
+class Unmerged(NamedTuple):
+    """What `unmerge` restores; not a module, so that the model does not show it as its own."""
+
+    modules: dict[str, Added]
+    frozen: list[str]
+    config: Any
+
+
+def unmerge(model: Any) -> list[str]:
+    """Takes back a reversible merge: the base has its very bits again, and the adapters beside it. Returns the names.
+    AdaptError where there is none."""
+    before = getattr(model, "before_merge", None)
+    if before is None:
+        raise AdaptError("no merge to take back; merge(model, reversible=True), or load the base and the adapter again")
+    names = rewrite(model, {name: name for name in before.modules}, lambda name: before.modules[name])
+    del model.before_merge
+    if before.config is not None:
+        model.config = before.config
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in before.frozen)
     return names

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foundling.adapt.added import Added, added
+from foundling.adapt.added import Added, adapter_tensors, added
 from foundling.adapt.quantize import INT8, Int8GroupedLinear, Int8Linear
 from foundling.adapt.rewrite import matching, rewrite
 from foundling.blocks.init import Role
@@ -21,11 +23,13 @@ from foundling.errors import AdaptError
 
 LINEAR = (nn.Linear, Int8Linear)
 GROUPED = (GroupedLinear, Int8GroupedLinear)
+LAYERS = "*layers.*"
+"""every projection in the layers of any family; neither embedding nor head"""
 
 
 @dataclass(frozen=True)
 class LoRAOptions:
-    pattern: str
+    pattern: str = LAYERS
     rank: int = 8
     alpha: float = 16.0
 
@@ -46,14 +50,18 @@ class LoRA(Added):
     own = ("a", "b")
     base: Any
 
-    def __init__(self, base: Any, options: LoRAOptions) -> None:
+    def __init__(self, base: Any, rank: int, alpha: float) -> None:
         super().__init__()
-        self.base, self.scale = base, options.alpha / options.rank
+        self.base, self.rank, self.alpha = base, rank, alpha
         self.in_features, self.out_features = base.in_features, base.out_features
         dtype, device = base.dtype if isinstance(base, INT8) else base.weight.dtype, base.weight.device
-        sizes = shapes(base, options.rank)
+        sizes = shapes(base, rank)
         self.a = nn.Parameter(torch.zeros(sizes["a"], dtype=dtype, device=device))
         self.b = nn.Parameter(torch.zeros(sizes["b"], dtype=dtype, device=device))
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
 
     def forward(self, x: Tensor, *ends: Tensor) -> Tensor:
         if ends:
@@ -64,21 +72,43 @@ class LoRA(Added):
         return {"a": Role("adapter", self.in_features), "b": Role("adapter", self.a.shape[-2])}
 
     def merged(self) -> nn.Module:
-        """A plain projection with the same output, added in float32 and rounded once. An int8 base is dequantised:
-        its steps are coarser than the learned change."""
-        base = self.base.dequantized() if isinstance(self.base, INT8) else self.base
-        weight = self.base.weight * self.base.scale if isinstance(self.base, INT8) else self.base.weight
+        """A plain projection with the same output, added in float32 and rounded once; the base is left as it is. An
+        int8 base is dequantised: its steps are coarser than the learned change."""
+        quantised = isinstance(self.base, INT8)
+        weight = self.base.weight * self.base.scale if quantised else self.base.weight
+        plain = self.base.dequantized() if quantised else copy.copy(self.base)
+        if not quantised:  # copied but for the weight, which is made anew
+            plain._parameters = {n: _copied(p) for n, p in self.base._parameters.items() if n != "weight"}
         with torch.no_grad():
             total = weight.float() + self.scale * (self.b.float() @ self.a.float())
-            base.weight = nn.Parameter(total.to(base.weight.dtype))
-        return base
+            plain.weight = nn.Parameter(total.to(self.a.dtype))
+        return plain
+
+
+def _copied(parameter: nn.Parameter | None) -> nn.Parameter | None:
+    return None if parameter is None else nn.Parameter(parameter.detach().clone())
 
 
 def adaptable(model: nn.Module, options: LoRAOptions) -> dict[str, nn.Module]:
     """Name -> projection, for those that match. Raises AdaptError for a model that already has adapters."""
-    if hasattr(model, "adapter_bank") or added(model):
-        raise AdaptError("the model already has adapters; merge them first")
+    check_unadapted(model)
     return matching(model, options.pattern, LINEAR + GROUPED)
+
+
+def check_unadapted(model: nn.Module) -> None:
+    """AdaptError for a model that has LoRA modules or a bank of them; a new head, or rows of new tokens, may be there."""
+    if hasattr(model, "adapter_bank") or any(isinstance(m, LoRA) for m in added(model).values()):
+        raise AdaptError("the model already has adapters; merge them first")
+
+
+def attach(model: Any, ranks: Mapping[str, tuple[int, float]]) -> list[str]:
+    """Puts an adapter of (rank, alpha), all zeros, at each named projection, in place, and freezes the model but for
+    what adaptations added."""
+    model.requires_grad_(False)
+    names = rewrite(model, {name: name for name in ranks}, lambda name: LoRA(model.get_submodule(name), *ranks[name]))
+    for parameter in adapter_tensors(model).values():
+        parameter.requires_grad_(True)
+    return names
 
 
 def lora(model: Any, options: LoRAOptions, generator: torch.Generator) -> list[str]:
@@ -86,12 +116,9 @@ def lora(model: Any, options: LoRAOptions, generator: torch.Generator) -> list[s
 
     `b` starts at zero, so the outputs are unchanged at first. Raises AdaptError for a pattern that matches nothing, and
     for a model that already has adapters."""
-    matched = adaptable(model, options)
-    model.requires_grad_(False)
-    names = rewrite(model, matched, lambda m: LoRA(m, options))
+    names = attach(model, dict.fromkeys(adaptable(model, options), (options.rank, options.alpha)))
     for name in sorted(names):
         a = model.get_submodule(name).a  # pyright: ignore[reportAttributeAccessIssue]
         values = torch.randn(a.shape, generator=generator) * a.shape[-1] ** -0.5  # pyright: ignore
         a.data.copy_(values)  # pyright: ignore
-    model.lora_options = options
     return names

@@ -18,7 +18,7 @@ from foundling.models import family_of
 from foundling.runtime.hub import local_directory
 from foundling.runtime.mode import evaluation_mode
 from foundling.text import Tokenizer
-from foundling.weights.directory import load
+from foundling.weights.loading import files_of, load
 
 GAP = "___"
 
@@ -80,18 +80,18 @@ class MaskFiller:
     tokenizer: Tokenizer
 
     @classmethod
-    def load(cls, directory: str | Path) -> MaskFiller:
-        """From a model directory of Foundling or transformers. Raises WeightsError, with the reason, where the model or
+    def load(cls, directory: str | Path, *, base: str | Path | None = None) -> MaskFiller:
+        """From a model directory of Foundling or transformers, or an adapter's (see `load`, with its `base`). Raises WeightsError, with the reason, where the model or
         its tokenizer cannot fill gaps."""
         directory = local_directory(directory)
-        model = load(directory)
+        model = load(directory, base=base, merged=True)
         name, can = family_of(model).name, model.capabilities
         if not type(model).capabilities.fills:
             hint = "; `foundling generate --suffix` fills a gap" if can.generates and not can.reads_source else ""
             raise WeightsError(f"{directory}: {name} is not bidirectional{hint}")
         if not can.fills:
             raise WeightsError(f"{directory}: this {name} has no head over its vocabulary, so it fills no gaps")
-        tokenizer = Tokenizer.load(directory)
+        tokenizer = Tokenizer.load(files_of(directory, base))
         if tokenizer.mask is None:
             mask_name = tokenizer.names.get("mask_token")
             why = f"'{mask_name}' is not in the vocabulary" if mask_name else "it names none"

@@ -19,8 +19,8 @@ from foundling.runtime.hub import local_directory
 from foundling.text import Tokenizer
 from foundling.text.framing import AnswerDecoder, Framing
 from foundling.text.tokenizer import CLEANED_SPAN
-from foundling.weights.directory import load
 from foundling.weights.generation import SAMPLED, read_generation_config
+from foundling.weights.loading import files_of, load
 from foundling.weights.text_spec import read_text_spec
 
 DEFAULT_MAX_TOKENS = 100
@@ -81,22 +81,26 @@ class TextGenerator:
         return self.framing.tokenizer
 
     @classmethod
-    def load(cls, directory: str | Path, *, weights: str | None = None, **sampling_fields: Any) -> TextGenerator:
+    def load(
+        cls, directory: str | Path, *, weights: str | None = None, base: str | Path | None = None, **sampling_fields: Any
+    ) -> TextGenerator:
         """Sampling fields that are None or missing come from generation_config.json, if there is one; where it does not
         say `do_sample: true`, the answer is greedy unless a field is given. `weights` (see EngineOptions) selects an
-        engine. Raises WeightsError for a directory that cannot generate text."""
+        engine. The directory may be an adapter's (see `load`, with its `base`), which is merged into its base. Raises
+        WeightsError for a directory that cannot generate text."""
         directory = local_directory(directory)
-        stored = read_generation_config(directory)
+        files = files_of(directory, base)
+        stored = read_generation_config(files)
         given = {name: value for name, value in sampling_fields.items() if value is not None}
         values = stored.sampling | given
         if stored.greedy and not given.keys() & set(SAMPLED):
             values["temperature"] = 0.0
-        model = load(directory)
+        model = load(directory, base=base, merged=True)
         try:
             check_generates(model)
         except GenerationError as error:
             raise WeightsError(f"{directory}: {error}") from None
-        framing = Framing(Tokenizer.load(directory), read_text_spec(directory, model))
+        framing = Framing(Tokenizer.load(files), read_text_spec(files, model))
         asked = {i: bias for i, bias in values.get("logit_bias", {}).items() if i < model.config.vocab_size}
         values["logit_bias"] = dict.fromkeys(framing.unnamed_rows(), float("-inf")) | asked
         engine = None if weights is None else Engine(model, EngineOptions(weights=weights))

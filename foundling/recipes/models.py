@@ -18,7 +18,8 @@ from foundling.runtime.hub import is_hub, local_directory, pinned
 from foundling.runtime.rng import generator
 from foundling.train.options import OptimOptions
 from foundling.weights.configs import read_config
-from foundling.weights.directory import load, weights_hash
+from foundling.weights.directory import weights_hash
+from foundling.weights.loading import load
 
 OBJECTIVES = {
     "decoder": ("causal", "distill"), "encoder": ("masked",), "seq2seq": ("span", "infill"),

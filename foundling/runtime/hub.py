@@ -34,16 +34,16 @@ NAME = r"[A-Za-z0-9](?:[\w.-]{0,94}\w)?"
 PLACE = re.compile(rf"({NAME}/{NAME})(?:@(\w[\w./-]{{0,254}}))?", re.ASCII)
 COMMIT = re.compile("[0-9a-f]{40}")
 MANIFEST = "foundling.json"
-ANCHORS = ("config.json", "model_index.json", MANIFEST)
+ANCHORS = ("config.json", "model_index.json", "adapter_config.json", MANIFEST)
 """Every repository with a model has one of these."""
 SMALL = re.compile(
-    r"(unet/|scheduler/)?(config|generation_config|foundling|model_index|scheduler_config|tokenizer|tokenizer_config|"
-    r"special_tokens_map|added_tokens|vocab|chat_template|preprocessor_config|processor_config)\.json"
+    r"(unet/|scheduler/)?(config|adapter_config|generation_config|foundling|model_index|scheduler_config|tokenizer|"
+    r"tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template|preprocessor_config|processor_config)\.json"
     r"|vocab\.txt|merges\.txt|(tokenizer|spiece|sentencepiece\.bpe)\.model|chat_template\.jinja"
     r"|README\.md|(LICENSE|NOTICE)(\.txt|\.md)?|USE_POLICY\.md"
 )
 """Files that say how the weights are used."""
-WHOLE = re.compile(r"(unet/)?(model|diffusion_pytorch_model)\.safetensors|adapter\.safetensors")
+WHOLE = re.compile(r"(unet/)?(model|diffusion_pytorch_model|adapter_model)\.safetensors")
 """Weights in one file. Where there is none, an index of this name and .index.json names several."""
 INDEX = ".index.json"
 LISTED = (".json", ".jsonl", ".yaml", ".md", ".txt", ".html", ".png", ".jinja", ".model")

@@ -1,57 +1,113 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Saves and loads adapters in a directory of their own, bound by hash to their base model."""
+"""Saves and loads adapters in a directory of their own, in the layout of peft, bound by hash to their base model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from foundling.adapt.added import adapter_tensors
-from foundling.adapt.bank import Adapter, AdapterBank
-from foundling.adapt.lora import GROUPED, LINEAR, LoRAOptions, adaptable, lora, shapes
+from foundling.adapt.added import adapter_tensors, added, base_tensors
+from foundling.adapt.bank import AdapterBank, LowRank
+from foundling.adapt.lora import GROUPED, LINEAR
 from foundling.adapt.quantize import INT8
 from foundling.adapt.rewrite import pattern_of
-from foundling.config import from_dict, to_dict
 from foundling.errors import AdaptError, MismatchError, WeightsError
+from foundling.limits import shown
 from foundling.runtime.distributed import barrier, is_first_rank
-from foundling.runtime.files import write_directory
-from foundling.runtime.hub import local_directory
-from foundling.weights.directory import converted, weights_hash, whole
-from foundling.weights.keys import unknown
+from foundling.runtime.files import read_json, write_directory, write_json
+from foundling.runtime.hub import is_hub, local_directory, parse
+from foundling.weights import peft_lora
+from foundling.weights.adapter_layout import CONFIG, FILE, Kind, Source
+from foundling.weights.directory import weights_hash, whole
+from foundling.weights.generation import default_generation_config
 from foundling.weights.manifest import MANIFEST, check, read_manifest, write_manifest
 from foundling.weights.tensors import tensors_of
 
-FILE = "adapter.safetensors"
+KINDS: tuple[Kind, ...] = (peft_lora.KIND,)
+OLD_FILE = "adapter.safetensors"
+"""of directories before the layout of peft"""
 
 
-def save_adapter(model: Any, directory: str | Path, *, about: dict[str, Any] | None = None) -> Path:
-    """Writes the adapters without the base, and the hash of the base. Raises OutputError if `directory` is not empty.
-    For a model that is sharded over processes, every process must call; the first one writes."""
+def save_adapter(
+    model: Any,
+    directory: str | Path,
+    *,
+    base: str | Path | None = None,
+    tokenizer: Any = None,
+    generation: dict[str, Any] | None = None,
+    about: dict[str, Any] | None = None,
+) -> Path:
+    """Writes what adaptations added to the model, without the base: adapter_config.json and adapter_model.safetensors
+    as peft reads them, and foundling.json with the hash of the base and of every file.
+
+    `base` is where the base is, a directory or hf://ORG/NAME (by default the place that the model was loaded from); it
+    is found again from there. With `tokenizer` the directory has that too, and `generation`, the contents of
+    generation_config.json. Raises OutputError if `directory` is not empty, AdaptError where nothing was added. For a
+    model that is sharded over processes, every process must call; the first one writes."""
+    modules = added(model)
     tensors = {name: whole(p.detach()).cpu().contiguous() for name, p in adapter_tensors(model).items()}
     if not tensors:
         raise AdaptError("the model has no adapters to save; add some with lora(…)")
-    directory = Path(directory)
+    directory, config, written, kinds = Path(directory), dict[str, Any](), dict[str, Any](), dict[str, Any]()
+    for kind in KINDS:
+        if mine := {name: m for name, m in modules.items() if isinstance(m, kind.modules)}:
+            part = kind.write(model, mine, tensors)
+            config, written, kinds[kind.name] = config | part.config, written | part.tensors, part.about
+            modules = {name: m for name, m in modules.items() if name not in mine}
+    if modules:
+        raise AdaptError(f"'{next(iter(modules))}' is of a kind that is not saved as an adapter; save the model whole")
+    base = getattr(model, "loaded_from", None) if base is None else base
     bound = {
-        "kind": "lora",
+        "kind": "adapter",
         "base": weights_hash(model),
-        "lora": to_dict(model.lora_options),
-        "targets": sorted({name.rpartition(".")[0] for name in tensors}),
+        "base_dtype": _base_dtype(model),
+        "base_path": None if base is None or is_hub(base) else os.path.relpath(base, directory),
         "quantized": _quantize_pattern(model),
+        "adapters": kinds,
     }
 
     def fill(temporary: Path) -> None:
-        save_file(tensors, temporary / FILE, metadata={"format": "pt"})
+        save_file(written, temporary / FILE, metadata={"format": "pt"})
+        write_json(temporary / CONFIG, {**_common(model, base), **config})
+        if tokenizer is not None:
+            tokenizer.save(temporary)
+        if generation is None and tokenizer is not None and model.capabilities.generates:
+            write_json(temporary / "generation_config.json", default_generation_config(model, tokenizer))
+        elif generation is not None:
+            write_json(temporary / "generation_config.json", generation)
         write_manifest(temporary, {**(about or {}), **bound})
 
     if is_first_rank():
         write_directory(directory, fill)
     barrier()
     return directory
+
+
+def _common(model: Any, base: str | Path | None) -> dict[str, Any]:
+    """The keys of adapter_config.json that say what it is for. peft calls a place of the hub ORG/NAME."""
+    name, revision = (None if base is None else str(base)), None
+    if base is not None and is_hub(base):
+        name, revision = parse(base)
+    can = type(model).capabilities
+    task = "SEQ_2_SEQ_LM" if can.reads_source else "CAUSAL_LM" if can.generates else None
+    return {"base_model_name_or_path": name, "revision": revision, "task_type": task, "inference_mode": True}
+
+
+def _base_dtype(model: nn.Module) -> str:
+    """The type that most of the base's floating-point values have."""
+    sizes = Counter[str]()
+    for tensor in base_tensors(model).values():
+        if tensor.is_floating_point():
+            sizes[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
+    return sizes.most_common(1)[0][0]
 
 
 def _quantize_pattern(model: nn.Module) -> str:
@@ -63,66 +119,80 @@ def _quantize_pattern(model: nn.Module) -> str:
 
 
 def load_adapter(model: nn.Module, directory: str | Path) -> list[str]:
-    """Adds saved adapters to their base, in place, and returns the names of the projections. Raises the errors of
-    `read_adapter`, and then leaves the model unchanged."""
-    options, tensors = read_adapter(model, directory)
-    names = lora(model, options, torch.Generator())
-    for name, p in adapter_tensors(model).items():
-        p.data.copy_(tensors[name])
+    """Adds saved adapters to their base, in place, and returns the names of the modules. `directory` may be one that
+    peft wrote; that says nothing of its base but the shapes, so it is not compared with this one.
+
+    Raises MismatchError for another base, WeightsError with file and key for damaged files, for missing, unknown or
+    misshapen tensors and for kinds of adapters that are not computed here, and then leaves the model unchanged."""
+    names = list[str]()
+    with source_of(directory, model) as source:
+        kinds = [kind for kind in KINDS if kind.applies(source)]
+        if not kinds:
+            kind = shown(source.config.get("peft_type"))
+            known = ", ".join(kind.name for kind in KINDS)
+            raise WeightsError(f"{source.directory / CONFIG}: peft_type {kind} is not supported; supported: {known}")
+        steps = [kind.read(model, source) for kind in kinds]
+        source.check_all_taken()
+    for step in steps:
+        names += step()
     return names
 
 
 def load_adapters(model: nn.Module, directories: Mapping[str, str | Path]) -> AdapterBank:
-    """Loads several named adapters at once, for an engine whose requests choose one each; see `AdapterBank`."""
+    """Loads several named LoRA adapters at once, for an engine whose requests choose one each, or for `switch`; see
+    `AdapterBank`."""
     return AdapterBank(model, {name: read_adapter(model, directory) for name, directory in directories.items()})
 
 
-def read_adapter(model: nn.Module, directory: str | Path) -> Adapter:
-    """Reads an adapter and checks it against the base.
+def read_adapter(model: nn.Module, directory: str | Path) -> dict[str, LowRank]:
+    """Projection -> its update, of a LoRA adapter. Raises the errors of `load_adapter`."""
+    with source_of(directory, model) as source:
+        if source.config.get("peft_type") != "LORA":
+            kind = shown(source.config.get("peft_type"))
+            raise WeightsError(f"{source.directory / CONFIG}: peft_type {kind}; only LORA can share a batch with others")
+        updates = peft_lora.read_updates(model, source)
+        source.check_all_taken()
+    return updates
 
-    Raises MismatchError for another base, and WeightsError with file and key for damaged files and for missing, unknown
-    or misshapen tensors.
-    """
+
+@contextmanager
+def source_of(directory: str | Path, model: nn.Module) -> Iterator[Source]:
+    """An adapter's directory, its hashes checked, and compared with the base. Raises the errors of `load_adapter`."""
     directory = local_directory(directory)
-    if not (directory / MANIFEST).is_file():
-        raise WeightsError(f"{directory}: no {MANIFEST}; is this an adapter's directory?")
-    manifest = read_manifest(directory)
-    if manifest.get("kind") != "lora" or not isinstance(manifest.get("lora"), dict):
-        raise WeightsError(f"{directory / MANIFEST}: not the manifest of an adapter")
-    if problems := check(directory)["problems"]:
-        raise WeightsError(f"{directory}: {problems[0]}")
-    options = from_dict(LoRAOptions, manifest["lora"], where=str(directory / MANIFEST))
-    targets = adaptable(model, options)
-    base_hash = weights_hash(model)
-    if base_hash != manifest.get("base"):
-        pattern = manifest.get("quantized")
-        hint = (
-            f"; quantised first by quantize(model, '{pattern}')"
-            if pattern and pattern != _quantize_pattern(model)
-            else ""
-        )
-        raise MismatchError(
-            f"{directory}: trained on a base of hash {str(manifest.get('base'))[:12]}…, this one is {base_hash[:12]}…; "
-            f"load that base, of the same type and quantised only if it was{hint}"
-        )
-    expected = {
-        f"{name}.{part}": shape for name, base in targets.items() for part, shape in shapes(base, options.rank).items()
-    }
-    return Adapter(options, _read(directory, expected))
-
-
-def _read(directory: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Reads exactly the expected tensors; shapes are checked against the header before anything is allocated."""
+    if not (directory / CONFIG).is_file():
+        if (directory / OLD_FILE).is_file():
+            raise WeightsError(f"{directory}: {OLD_FILE} is of an earlier layout, which is not read; save the adapter again")
+        raise WeightsError(f"{directory}: no {CONFIG}; is this an adapter's directory?")
+    manifest = None
+    if (directory / MANIFEST).is_file():
+        manifest = read_manifest(directory)
+        if manifest.get("kind") != "adapter" or not isinstance(manifest.get("adapters"), dict):
+            raise WeightsError(f"{directory / MANIFEST}: not the manifest of an adapter")
+        if problems := check(directory)["problems"]:
+            raise WeightsError(f"{directory}: {problems[0]}")
+        _check_base(model, directory, manifest)
+    config = read_json(directory / CONFIG)
     with tensors_of(directory, FILE) as tensors:
-        for name, shape in expected.items():
-            if name not in tensors:
-                raise WeightsError(f"{directory / FILE}: lacks tensor '{name}'")
-            if tensors.shape(name) != shape:
-                raise WeightsError(
-                    f"{directory / FILE}: tensor '{name}' is {list(tensors.shape(name))}, not {list(shape)}"
-                )
-        for name in tensors:
-            if name not in expected:
-                raise unknown(name, expected, str(directory / FILE))
-        read = {name: tensors.read(name) for name in expected}
-    return {name: converted(t, t.dtype, f"{directory / FILE}: {name}") for name, t in read.items()}
+        yield Source(directory, config, manifest, tensors)
+
+
+def _check_base(model: nn.Module, directory: Path, manifest: dict[str, Any]) -> None:
+    base_hash = weights_hash(model)
+    if base_hash == manifest.get("base"):
+        return
+    pattern = manifest.get("quantized")
+    quantised = bool(pattern) and pattern != _quantize_pattern(model)
+    hint = f"; quantised first by quantize(model, '{pattern}')" if quantised else ""
+    raise MismatchError(
+        f"{directory}: trained on a base of hash {str(manifest.get('base'))[:12]}…, this one is {base_hash[:12]}…; "
+        f"load that base, of the same type and quantised only if it was{hint}"
+    )
+
+
+def base_dtype(manifest: dict[str, Any], file: Path) -> torch.dtype | None:
+    """The type that the base had when the adapter was trained, None where the manifest does not say it."""
+    name = manifest.get("base_dtype")
+    dtype = getattr(torch, name, None) if isinstance(name, str) else None
+    if name is not None and (not isinstance(dtype, torch.dtype) or not dtype.is_floating_point):
+        raise WeightsError(f"{file}: damaged, base_dtype is {shown(name)}")
+    return dtype

@@ -11,7 +11,7 @@ from foundling.errors import ConfigError, OutputError, WeightsError
 from foundling.runtime.hub import SCHEME, SMALL, Snapshot, content_hash, hub_errors, is_hub, model_info, parse
 from foundling.weights.manifest import MANIFEST, check, read_manifest
 
-WEIGHTS = re.compile(r"(unet/)?(model|diffusion_pytorch_model|adapter)\b.*\.safetensors(\.index\.json)?")
+WEIGHTS = re.compile(r"(unet/)?(model|diffusion_pytorch_model|adapter_model|adapter)\b.*\.safetensors(\.index\.json)?")
 
 
 def push(
