@@ -107,6 +107,11 @@ STEP_ROWS_TOKENS = Limit(1 << 27, "tokens of a step, which are in memory at once
 SEQ_LEN = Limit(1 << 24, "tokens in a row")
 STEPS = Limit(1 << 40, "optimiser steps, or steps between checkpoints")
 
+# --- adapting --------------------------------------------------------------------------------------------------------
+
+VIRTUAL_TOKENS = Limit(1 << 14, "virtual tokens of a soft prompt or a prefix; those in use have about a hundred")
+NEW_TOKENS = Limit(1 << 16, "tokens added to a vocabulary at once")
+
 # --- decoding --------------------------------------------------------------------------------------------------------
 
 COMPLETIONS = Limit(4096, "completions of one prompt", "call again with another seed for more")

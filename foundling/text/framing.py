@@ -30,6 +30,8 @@ class TextSpec:
     """whether a prompt is a source of its own, whose answer begins anew (an encoder–decoder)"""
     fills_middle: bool | None = None
     """whether the model was taught to fill in the middle; None where nothing says so"""
+    virtual: tuple[int, ...] = ()
+    """ids of a soft prompt, which stand before each text and stand for none (adapt/soft.py)"""
 
 
 class AnswerDecoder:
@@ -52,7 +54,7 @@ class AnswerDecoder:
 
 
 class Framing:
-    """Of one tokenizer and what its model directory says of texts."""
+    """Of one tokenizer and what its model directory says of texts. All ids to read begin with those of a soft prompt."""
 
     def __init__(self, tokenizer: Tokenizer, spec: TextSpec | None = None) -> None:
         self.tokenizer, self.spec = tokenizer, spec or TextSpec()
@@ -64,13 +66,13 @@ class Framing:
         An empty text that gets none begins with the tokenizer's bos or eos, as a document does."""
         ids = self.tokenizer.encode_framed(text)
         opening = self.tokenizer.eos if self.tokenizer.bos is None else self.tokenizer.bos
-        return ids or [opening]
+        return [*self.spec.virtual, *(ids or [opening])]
 
     def beginning(self, text: str) -> list[int]:
         """The ids of a text that goes on: `prompt` without what the tokenizer puts after a text. They may be none."""
         _, last = self.tokenizer.frame
         ids = self.tokenizer.encode_framed(text)
-        return ids[: len(ids) - len(last)]
+        return [*self.spec.virtual, *ids[: len(ids) - len(last)]]
 
     def fill_in_the_middle(self, prefix: str, suffix: str) -> list[int]:
         """The ids to continue with what stands between. GenerationError where the tokenizer has no tokens for it."""
@@ -78,7 +80,8 @@ class Framing:
             raise GenerationError("the tokenizer has no fill-in-the-middle tokens; omit the suffix")
         before, after, middle = self.tokenizer.fim
         first, _ = self.tokenizer.frame
-        return [*first, before, *self.tokenizer.encode(prefix), after, *self.tokenizer.encode(suffix), middle]
+        ends = [before, *self.tokenizer.encode(prefix)], [after, *self.tokenizer.encode(suffix), middle]
+        return [*self.spec.virtual, *first, *ends[0], *ends[1]]
 
     def chat(
         self,
@@ -94,10 +97,11 @@ class Framing:
             raise DataError("the model has no chat template (tokenizer_config.json, chat_template.jinja)")
         names = {name: text for name in NAMES if (text := self.tokenizer.name(name)) is not None}
         text = render_chat(template, messages, tools=tools, add_generation_prompt=add_generation_prompt, names=names)
-        return self.tokenizer.encode_marked(text)
+        return [*self.spec.virtual, *self.tokenizer.encode_marked(text)]
 
     def answer(self, prompt: Sequence[int]) -> AnswerDecoder:
-        return AnswerDecoder(self.tokenizer, () if self.spec.reads_source else prompt)
+        virtual = set(self.spec.virtual)
+        return AnswerDecoder(self.tokenizer, () if self.spec.reads_source else [i for i in prompt if i not in virtual])
 
     def stops(self, strings: Sequence[str]) -> list[int]:
         """Ids of the strings that are special tokens: they are no part of any text, so they are never found in one."""

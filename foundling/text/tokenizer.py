@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
 
 from foundling.errors import ConfigError, DataError, WeightsError
-from foundling.limits import COMPANION_BYTES
+from foundling.limits import COMPANION_BYTES, NEW_TOKENS, shown
 from foundling.runtime.files import read_json
 from foundling.runtime.hub import local_directory
 from foundling.text.chat import CHAT_TEMPLATE
@@ -157,6 +157,23 @@ class Tokenizer:
     def naming(self, **tokens: str) -> Tokenizer:
         """A copy whose tokenizer_config.json defines further tokens, such as mask_token="<|spare_0|>"."""
         return Tokenizer(self.backend, (self.described or OWN_CONFIG) | tokens)
+
+    def with_tokens(self, texts: Sequence[str], *, special: bool = True) -> Tokenizer:
+        """A copy with further tokens, whose ids follow the last one; `special`: that no text holds, and decoding leaves
+        out. ConfigError for no text, one that is empty, comes twice or is a token already."""
+        NEW_TOKENS.check(len(texts), "the number of new tokens")
+        for text in texts:
+            if not text or self.backend.token_to_id(text) is not None or texts.count(text) > 1:
+                why = "is empty" if not text else "comes twice" if texts.count(text) > 1 else "is a token already"
+                raise ConfigError(f"the new token {shown(text)} {why}; leave it out")
+        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        tokens = [AddedToken(text, special=special, normalized=False) for text in texts]
+        backend.add_special_tokens(tokens) if special else backend.add_tokens(tokens)
+        extended = Tokenizer(backend, self.described)
+        expected = [*range(self.vocab_size, self.vocab_size + len(texts))]
+        if [backend.token_to_id(text) for text in texts] != expected:
+            raise ConfigError(f"the tokenizer has gaps in its ids, so a new token would not get {expected[0]}")
+        return extended
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text, without adding or recognising special tokens."""
