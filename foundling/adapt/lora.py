@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foundling.adapt.added import Added, added
+from foundling.adapt.prune import PRUNED
 from foundling.adapt.quantize import INT8, Int8GroupedLinear, Int8Linear
 from foundling.adapt.rewrite import matching, rewrite
 from foundling.blocks.init import Role
@@ -65,8 +66,9 @@ class LoRA(Added):
 
     def merged(self) -> nn.Module:
         """A plain projection with the same output, added in float32 and rounded once. An int8 base is dequantised:
-        its steps are coarser than the learned change."""
+        its steps are coarser than the learned change. A pruned base becomes dense: the change is."""
         base = self.base.dequantized() if isinstance(self.base, INT8) else self.base
+        base = base.plain() if isinstance(base, PRUNED) else base
         weight = self.base.weight * self.base.scale if isinstance(self.base, INT8) else self.base.weight
         with torch.no_grad():
             total = weight.float() + self.scale * (self.b.float() @ self.a.float())

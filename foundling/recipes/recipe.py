@@ -143,6 +143,8 @@ class TrainSpec:
     """decay of an exponential moving average of the weights, which is what is saved; none unless given"""
     checkpoint_every: int = 100
     """steps between checkpoints"""
+    unfreeze_every: int | None = None
+    """steps until one more layer is trained, from the top; all from the start unless given"""
 
     def __post_init__(self) -> None:
         for limit, names in (
@@ -151,6 +153,8 @@ class TrainSpec:
         ):  # fmt: skip
             for name in names:
                 limit.check(getattr(self, name), f"'{name}'")
+        if self.unfreeze_every is not None:
+            limits.STEPS.check(self.unfreeze_every, "'unfreeze_every'")
         limits.STEP_ROWS_TOKENS.check(self.batch_size * self.seq_len, "'batch_size' × 'seq_len'")
         if not 0 < self.clip < float("inf"):
             raise ConfigError(f"'clip' is {self.clip}, expected a positive number")
@@ -204,7 +208,7 @@ class Recipe:
         t = self.train
         return TrainOptions(
             t.micro_batch_size, clip=t.clip, activation_checkpointing=t.activation_checkpointing, seed=self.seed,
-            ema_decay=t.ema_decay,
+            ema_decay=t.ema_decay, unfreeze_every=t.unfreeze_every,
         )  # fmt: skip
 
 

@@ -39,6 +39,8 @@ METHODS = {
     "exchange": "its directory loads in transformers or diffusers and theirs here, with equal outputs",
     "LoRA": "adapters by name pattern: train, save alone, load on the same base, merge",
     "int8": "quantised by name pattern, within its bound; quantise, adapt, train, merge",
+    "partial": "biases and norms, the top layers, rates and unfreezing by depth: nothing else changes by a bit",
+    "prune": "half of the weights and two of each four: zeros stay zero in training, saved and loaded",
     "DDP": "two processes equal one",
     "FSDP2": "two processes that share the parameters equal one",
     "resume": "killed by SIGKILL and resumed, bitwise",
