@@ -56,7 +56,7 @@ class PrunedLinear(nn.Linear):
         self.weight, self.bias = linear.weight, linear.bias
         self.register_buffer("mask", _mask(linear.weight), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return F.linear(x, self.weight * self.mask, self.bias)
 
     def derived_buffers(self) -> dict[str, Tensor]:
@@ -189,16 +189,18 @@ def sparsity(model: nn.Module) -> dict[str, float]:
     return {name: float((m.weight == 0).float().mean()) for name, m in projections.items()}
 
 
-def stored_bytes(tensors: Iterable[Tensor]) -> dict[str, int]:
+def stored_bytes(tensors: Iterable[Tensor], *, deflate: bool = True) -> dict[str, int]:
     """Bytes of the tensors as they are ('dense'), as a bit for each number and the values that are not zero
-    ('bitmask', which for 2:4 is what its format takes too), and compressed by deflate at level 6 ('deflate')."""
-    total = {"dense": 0, "bitmask": 0, "deflate": 0}
+    ('bitmask', which for 2:4 is what its format takes too), and compressed by deflate at level 6 ('deflate', unless
+    turned off: a second for each 30 MB)."""
+    total = {"dense": 0, "bitmask": 0, **({"deflate": 0} if deflate else {})}
     for tensor in tensors:
         tensor = tensor.detach().cpu().contiguous()
         n_values = int((tensor != 0).sum())
         total["dense"] += tensor.nbytes
         total["bitmask"] += min(tensor.nbytes, -(-tensor.numel() // 8) + n_values * tensor.element_size())
-        total["deflate"] += len(zlib.compress(tensor.flatten().view(torch.uint8).numpy(), 6))
+        if deflate:
+            total["deflate"] += len(zlib.compress(tensor.flatten().view(torch.uint8).numpy().data, 6))
     return total
 
 
