@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foundling.adapt.added import Added, adapter_tensors, added
+from foundling.adapt.prune import PRUNED
 from foundling.adapt.quantize import INT8, Int8GroupedLinear, Int8Linear
 from foundling.adapt.rewrite import matching, rewrite
 from foundling.blocks.init import Role
@@ -73,12 +74,14 @@ class LoRA(Added):
 
     def merged(self) -> nn.Module:
         """A plain projection with the same output, added in float32 and rounded once; the base is left as it is. An
-        int8 base is dequantised: its steps are coarser than the learned change."""
-        quantised = isinstance(self.base, INT8)
-        weight = self.base.weight * self.base.scale if quantised else self.base.weight
-        plain = self.base.dequantized() if quantised else copy.copy(self.base)
+        int8 base is dequantised: its steps are coarser than the learned change. A pruned base becomes dense: the change
+        is."""
+        base = self.base.plain() if isinstance(self.base, PRUNED) else self.base
+        quantised = isinstance(base, INT8)
+        weight = base.weight * base.scale if quantised else base.weight
+        plain = base.dequantized() if quantised else copy.copy(base)
         if not quantised:  # copied but for the weight, which is made anew
-            plain._parameters = {n: _copied(p) for n, p in self.base._parameters.items() if n != "weight"}
+            plain._parameters = {n: _copied(p) for n, p in base._parameters.items() if n != "weight"}
         with torch.no_grad():
             total = weight.float() + self.scale * (self.b.float() @ self.a.float())
             plain.weight = nn.Parameter(total.to(self.a.dtype))

@@ -26,6 +26,10 @@ GROUPS = {
             "train a model again from its recipe and compare the weights bit for bit",
         ),
     },
+    "change models": {
+        "prune": ("foundling.cli.prune", "set the smallest weights to zero, a share or two of each four"),
+        "merge": ("foundling.cli.merge", "merge models of one architecture, or an adapter into its base"),
+    },
     "use models": {
         "chat": ("foundling.cli.chat", "continue text interactively"),
         "generate": ("foundling.cli.generate", "generate text from a prompt"),

@@ -172,11 +172,16 @@ class DualEncoder(Embedder, Protocol):
     scale: nn.Parameter
 
 
-def layers_of(model: nn.Module) -> list[nn.Module]:
-    """The units of compiling and sharding: every element of an nn.ModuleList called `layers`, the outermost ones."""
+def named_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Name -> layer: every element of an nn.ModuleList called `layers`, the outermost ones."""
     layers: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
         inside = any(path.startswith(f"{outer}.") for outer in layers)
         if not inside and isinstance(module, nn.ModuleList) and path.rpartition(".")[2] == "layers":
             layers |= {f"{path}.{name}": layer for name, layer in module.named_children()}
-    return list(layers.values())
+    return layers
+
+
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The units of compiling and sharding: the layers of `named_layers`."""
+    return list(named_layers(model).values())

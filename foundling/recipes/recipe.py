@@ -165,11 +165,13 @@ class TrainSpec:
     """finetune: steps between measurements on the validation examples; the best weights are kept"""
     patience: int | None = None
     """finetune: measurements without a better one after which training stops; none unless given"""
+    unfreeze_every: int | None = None
+    """steps until one more layer is trained, from the top; all from the start unless given"""
 
     def __post_init__(self) -> None:
         for limit, names in (
             (limits.STEPS, ("total_steps", "checkpoint_every")), (limits.SEQ_LEN, ("seq_len",)),
-            (limits.ROWS, ("batch_size", "micro_batch_size")), (limits.STEPS, ("evaluate_every", "patience")),
+            (limits.ROWS, ("batch_size", "micro_batch_size")), (limits.STEPS, ("evaluate_every", "patience", "unfreeze_every")),
         ):  # fmt: skip
             for name in names:
                 if getattr(self, name) is not None:
@@ -231,7 +233,7 @@ class Recipe:
         t = self.train
         return TrainOptions(
             t.micro_batch_size, clip=t.clip, activation_checkpointing=t.activation_checkpointing, seed=self.seed,
-            ema_decay=t.ema_decay,
+            ema_decay=t.ema_decay, unfreeze_every=t.unfreeze_every,
         )  # fmt: skip
 
 

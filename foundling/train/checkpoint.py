@@ -23,7 +23,7 @@ from foundling.train.buffers import changing_buffers
 from foundling.train.ema import EMA
 from foundling.train.parallel import local, part_of
 from foundling.train.state import TrainState
-from foundling.weights.directory import persistent_tensors, tensors_hash, whole
+from foundling.weights.directory import hash_of, persistent_tensors, whole
 from foundling.weights.manifest import MANIFEST, check, read_manifest, write_manifest
 
 KEEP = 2
@@ -104,7 +104,7 @@ def _frozen_hashes(state: TrainState) -> dict[str, str]:
     """Of what is not saved, by model; computed once, since it does not change."""
     for name in state.models:
         if name not in state.frozen and (frozen := _parts(state, name)[1]):
-            state.frozen[name] = tensors_hash(frozen)
+            state.frozen[name] = hash_of((n, whole(t.detach())) for n, t in sorted(frozen.items()))
     return state.frozen
 
 

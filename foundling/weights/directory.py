@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,14 +72,15 @@ def weights_hash(model: Any) -> str:
     """SHA-256 over names, shapes and bytes of parameters and persistent buffers, sorted by name; a tied weight counts
     once. An adapted model has the hash of its base."""
     derived = {id(b) for b in _derived_buffers(model).values()}
-    return tensors_hash({name: t for name, t in base_tensors(model).items() if id(t) not in derived})
+    named = sorted(base_tensors(model).items())
+    return hash_of((name, whole(tensor.detach())) for name, tensor in named if id(tensor) not in derived)
 
 
-def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes and bytes, sorted by name. A collective where tensors are sharded."""
+def hash_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """`weights_hash` of a model with these parameters and persistent buffers, which come sorted by our names."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        data = whole(tensor.detach()).cpu().contiguous()
+    for name, tensor in tensors:
+        data = tensor.cpu().contiguous()
         digest.update(f"{name} {data.dtype} {tuple(data.shape)}\n".encode())
         digest.update(
             data.view(torch.uint8).numpy().tobytes()
@@ -112,12 +113,17 @@ def write_weights(model: Any, ours: dict[str, Tensor], directory: Path, max_shar
         parts = link.to_theirs([ours[name] for name in link.ours])
         # safetensors refuses views that share memory
         tensors |= {name: part.clone() for name, part in zip(link.theirs, parts, strict=True)}
-    dtype = str(next(iter(ours.values())).dtype).removeprefix("torch.")
-    config = write_config(family, model.config, getattr(model, "inert", {}), dtype)
+    write_config_file(model, next(iter(ours.values())).dtype, directory)
+    write_tensors(tensors, directory, family.module.CONFIG.weights, max_shard_bytes)
+
+
+def write_config_file(model: Any, dtype: torch.dtype, directory: Path) -> None:
+    """Writes config.json; `dtype` is that of the weights beside it."""
+    kind = str(dtype).removeprefix("torch.")
+    config = write_config(family_of(model), model.config, getattr(model, "inert", {}), kind)
     if type(model).capabilities.generates and model.head is None and "architectures" in config:
         config["architectures"] = [BASE_MODEL.sub("Model", name) for name in config["architectures"]]
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    write_tensors(tensors, directory, family.module.CONFIG.weights, max_shard_bytes)
 
 
 def save(

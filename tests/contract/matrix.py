@@ -41,6 +41,8 @@ METHODS = {
     "int8": "quantised by name pattern, within its bound; quantise, adapt, train, merge",
     "prompt": "virtual tokens before each text: train, packed, cached, generated, saved alone and loaded",
     "prefix": "keys and values before each text: train, packed, cached, generated, saved alone and loaded",
+    "partial": "biases and norms, the top layers, rates and unfreezing by depth: nothing else changes by a bit",
+    "prune": "half of the weights and two of each four: zeros stay zero in training, saved and loaded",
     "DDP": "two processes equal one",
     "FSDP2": "two processes that share the parameters equal one",
     "resume": "killed by SIGKILL and resumed, bitwise",
