@@ -9,6 +9,7 @@ from typing import Any, get_args
 from foundling.adapt.options import Method
 from foundling.cli.common import clock, free_directory, progress_for
 from foundling.cli.flags import OF_RAISE, add_recipe_flags, given_keys
+from foundling.cli.stdio import say
 from foundling.errors import ConfigError
 from foundling.recipes.recipe import ExampleKind
 
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not args.dir or not args.data:
         raise ConfigError("give a model directory and the examples: foundling finetune DIR DATA")
     from foundling.plan.budget import Budget
-    from foundling.recipes.finetune import plan_methods
+    from foundling.recipes.finetune_plan import plan_methods
     from foundling.recipes.kinds import finetune_model
     from foundling.recipes.recipe import Request
 
@@ -70,8 +71,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     budget = Budget("seconds", args.minutes * 60) if args.minutes is not None else Budget("epochs", args.epochs or 3)
     request = Request(args.data, budget, args.licence, given, "finetune")
     if args.plan:
-        return plan_methods(request, progress=progress_for(args), clock=clock())
+        plan = plan_methods(request, progress=progress_for(args), clock=clock())
+        if not args.json:
+            _say_plan(plan)
+        return plan
     return finetune_model(request, args.out or free_directory(args.data), progress=progress_for(args), clock=clock())
+
+
+def _say_plan(plan: dict[str, Any]) -> None:
+    train, chosen = plan["recipe"]["train"], plan["method"]
+    say(f"{train['total_steps']} steps of {train['batch_size']} × {train['seq_len']} tokens, {train['epochs']:g} epochs")
+    say(f"{'method':8}{'trained':>14}{'share':>9}{'time':>10}{'peak memory':>14}")
+    for name, row in plan["methods"].items():
+        mark = "  chosen" if name == chosen else "" if row["fits"] else "  does not fit here"
+        say(
+            f"{name:8}{row['trained']:>14,}{row['share']:>9.2%}{row['seconds']:>8.0f} s"
+            f"{row['peak_bytes'] / 2**30:>10.2f} GiB{mark}"
+        )
 
 
 def _resume(args: argparse.Namespace, asked: list[str]) -> dict[str, Any]:

@@ -5,31 +5,39 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 import time
 from dataclasses import asdict, replace
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
+import torch
 
-from foundling.adapt.options import AdaptOptions
+from foundling.adapt.heads import add_head
+from foundling.adapt.method import apply
+from foundling.adapt.options import AdaptOptions, Method
 from foundling.config import from_dict, merged
 from foundling.data.encode import EncodedSplit, example_lengths, suggest_seq_len
 from foundling.data.examples import Examples
 from foundling.data.kinds import CAUSAL
 from foundling.data.transforms.examples import PackedExamples, PaddedExamples
 from foundling.errors import BudgetError, ConfigError
-from foundling.models import count_parameters
+from foundling.models import build, count_parameters
 from foundling.plan.energy import estimate
 from foundling.plan.flops import adapted_flops_per_token
 from foundling.plan.memory import estimate_training_memory
 from foundling.plan.probe import choose_precision
 from foundling.recipes.adapting import adapted, build_adapted, check_kind, framing_of, head_options, objective_of_kind
 from foundling.recipes.models import Origin, check_unused, find_origin
-from foundling.recipes.recipe import ObjectiveSpec, Recipe
+from foundling.recipes.progress import Progress
+from foundling.recipes.recipe import ObjectiveSpec, Recipe, Request
 from foundling.recipes.run import Prepared, Run
 from foundling.recipes.training import runtime_of
+from foundling.runtime.clock import Clock
 from foundling.runtime.device import Runtime, available_threads, default_device, resolve_device
 from foundling.runtime.memory import anonymous_bytes, free_memory
+from foundling.runtime.rng import generator
 from foundling.text import Tokenizer
 from foundling.train.loop import train
 from foundling.train.options import OptimOptions
@@ -258,3 +266,41 @@ def settle_steps(run: Run, recipe: Recipe, per_epoch: int, step: float, others: 
         checkpoint_every=run.request.get("train.checkpoint_every", max(1, min(math.ceil(60 / step), steps))),
         evaluate_every=None if every is None else min(every, steps),
     )  # fmt: skip
+
+
+def plan_methods(request: Request, *, progress: Progress, clock: Clock) -> dict[str, Any]:
+    """The recipe and prediction that `finetune` would begin with, and what each method would take: time by the ratio of
+    FLOPs to the one that is timed, memory by the estimate. Nothing is written."""
+    with tempfile.TemporaryDirectory(prefix="foundling-plan-") as folder:
+        run = Run(request, Path(folder), progress, clock)
+        try:
+            examples = run.examples()
+            prepared = prepare(run, examples)
+        finally:
+            run.memory.done.set()
+    recipe, prediction = prepared.recipe, prepared.prediction
+    head = head_options(examples.kind, examples)
+    usable = int(USABLE * (free_memory() + anonymous_bytes(os.getpid())))
+    rows, chosen = dict[str, dict[str, Any]](), recipe.adapt.method
+    for method in get_args(Method):
+        if method != "head" or head is not None:
+            rows[method] = _method(replace(recipe, adapt=replace(recipe.adapt, method=method)), head, usable)
+    for row in rows.values():
+        ratio = row["flops_per_token"] / rows[chosen]["flops_per_token"]
+        row["step_seconds"] = round(prediction["step_seconds"] * ratio, 4)
+        row["seconds"] = round(row["step_seconds"] * recipe.train.total_steps, 1)
+    return {"recipe": asdict(recipe), "prediction": prediction, "method": chosen, "methods": rows}
+
+
+def _method(recipe: Recipe, head: Any, usable: int) -> dict[str, Any]:
+    with torch.device("meta"):
+        model = build(recipe.model.family, **recipe.model.fields)
+    if head is not None:
+        add_head(model, head, generator("head"))
+    apply(model, recipe.adapt, generator("adapt"))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    peak = memory_of(recipe, recipe.train.micro_batch_size, recipe.train.activation_checkpointing)
+    return {
+        "trained": trained, "share": trained / count_parameters(model)["total"], "peak_bytes": peak,
+        "fits": peak <= usable, "flops_per_token": adapted_flops_per_token(model, recipe.train.seq_len),
+    }  # fmt: skip
