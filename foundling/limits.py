@@ -99,6 +99,8 @@ SIZE = Limit(1 << 24, "widths, heads, experts, rows, positions and other sizes o
 
 # --- a run -----------------------------------------------------------------------------------------------------------
 
+EXAMPLE_CHARS = Limit(1 << 20, "characters of an example that is learnt as a whole", "shorten it, or use --as text")
+CLASSES = Limit(1 << 16, "classes of a classifier")
 SEED = Limit((1 << 63) - 1, "what a generator takes as a seed", low=0)
 THREADS = Limit(1024, "CPU threads; torch aborts the process where the system has no more")
 RANKS = Limit(1 << 16, "processes of a training run")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from foundling.errors import DataError, GenerationError
+from foundling.text.answers import Answered, Unusable, chat_examples
 from foundling.text.chat import render_chat
 from foundling.text.tokenizer import Tokenizer
 
@@ -92,12 +93,35 @@ class Framing:
     ) -> list[int]:
         """The ids of a conversation by the chat template, whose special tokens are recognised. DataError where there is
         no template or it refuses the messages."""
-        template = self.tokenizer.chat_template
-        if template is None:
-            raise DataError("the model has no chat template (tokenizer_config.json, chat_template.jinja)")
-        names = {name: text for name in NAMES if (text := self.tokenizer.name(name)) is not None}
+        template, names = self._template, self._names
         text = render_chat(template, messages, tools=tools, add_generation_prompt=add_generation_prompt, names=names)
         return [*self.spec.virtual, *self.tokenizer.encode_marked(text)]
+
+    def chat_examples(
+        self, chats: Sequence[Mapping[str, Any]], longest: int | None = None
+    ) -> list[Answered | Unusable]:
+        """The ids of conversations {"messages", "tools"?} and which of them the answers are, to learn from. Those of
+        an answer follow the ids that `chat` gives for what stands before it. DataError where there is no template."""
+        return chat_examples(self.tokenizer, self._template, self._names, chats, longest)
+
+    def chat_example(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None
+    ) -> tuple[list[int], list[bool]]:
+        """The ids of one conversation and which of them the answers are. DataError where that is not to be known."""
+        (example,) = self.chat_examples([{"messages": messages, "tools": tools}])
+        if isinstance(example, Unusable):
+            raise DataError(f"{example.reason}: {example.detail}")
+        return example.ids, example.mask
+
+    @property
+    def _template(self) -> str:
+        if self.tokenizer.chat_template is None:
+            raise DataError("the model has no chat template (tokenizer_config.json, chat_template.jinja)")
+        return self.tokenizer.chat_template
+
+    @property
+    def _names(self) -> dict[str, str]:
+        return {name: text for name in NAMES if (text := self.tokenizer.name(name)) is not None}
 
     def answer(self, prompt: Sequence[int]) -> AnswerDecoder:
         virtual = set(self.spec.virtual)

@@ -24,6 +24,7 @@ from foundling.text.growth import check_growth
 END = "<|endoftext|>"
 PAD = "<|pad|>"
 SPECIAL = [END, PAD, "<|im_start|>", "<|im_end|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"]
+CHAT_MARKS = ("<|im_start|>", "<|im_end|>")
 SPARE = 16
 MULTIPLE = 64
 SMALLEST = 320
@@ -194,6 +195,28 @@ class Tokenizer:
     def encode_marked(self, text: str) -> list[int]:
         """Ids of a text in which special tokens are written out, as a chat template writes them; none are added."""
         return self._encoded(self._marked, text, add_special_tokens=False)
+
+    def encode_marked_batch(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """As encode_marked, with the characters of each token: [start, stop)."""
+        try:
+            with _library("read these texts"):
+                encodings = self._marked.encode_batch(list(texts), add_special_tokens=False)
+        except (UnicodeEncodeError, TypeError):
+            raise DataError("a text contains a lone surrogate, which is not valid Unicode") from None
+        return [(encoding.ids, encoding.offsets) for encoding in encodings]
+
+    def encode_framed_batch(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[tokenizers.Encoding]:
+        """Of texts or pairs of them, with the special tokens around them: `ids`, `offsets` and, of pairs, `type_ids`."""
+        plain = [part for text in texts for part in ([text] if isinstance(text, str) else text)]
+        with _library("read these texts"):
+            return self._plain(*plain).encode_batch(list(texts), add_special_tokens=True)
+
+    def with_chat_template(self, template: str = CHAT_TEMPLATE) -> Tokenizer:
+        """A copy with this chat template, by default ChatML. DataError where the tokenizer has no tokens for that."""
+        missing = [mark for mark in CHAT_MARKS if self.backend.token_to_id(mark) not in self.special]
+        if template == CHAT_TEMPLATE and missing:
+            raise DataError(f"the tokenizer has no special token {missing[0]}, which the default chat template needs")
+        return Tokenizer(self.backend, (self.described or OWN_CONFIG) | {"chat_template": template})
 
     def _plain(self, *texts: str) -> tokenizers.Tokenizer:
         """The backend that takes these texts for text alone. A Unigram model looks for all of its vocabulary in a text,
