@@ -268,7 +268,9 @@ def _read_place(
         source.expect(b, (n_out, rank))
         ranks.add(rank)
     if len(ranks) > 1 or 0 in ranks:
-        raise WeightsError(f"{source.tensors.path}: ranks of '{place.module}' are {sorted(ranks)}, expected one above 0")
+        raise WeightsError(
+            f"{source.tensors.path}: ranks of '{place.module}' are {sorted(ranks)}, expected one above 0"
+        )
     (rank,), alphas = ranks, {peft_config.alpha(source, name, next(iter(ranks))) for name in stored}
     if len(alphas) > 1:
         raise WeightsError(f"{source.tensors.path}: experts of '{place.module}' have several values of alpha")
