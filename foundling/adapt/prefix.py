@@ -84,9 +84,7 @@ def prefixable(model: Any) -> dict[str, Attend]:
     return matched
 
 
-def prefix_tuning(
-    model: Any, n: int, generator: torch.Generator, init_ids: Sequence[int] | None = None
-) -> list[str]:
+def prefix_tuning(model: Any, n: int, generator: torch.Generator, init_ids: Sequence[int] | None = None) -> list[str]:
     """Adds `n` keys and values to every self-attention, in place, freezes the base, and returns the names.
 
     They start as small random numbers, or as the keys and values of `init_ids`, repeated or cut to n (section 4.2:
@@ -109,9 +107,7 @@ def prefix_tuning(
 
 
 @torch.no_grad()
-def _read(
-    model: Any, matched: dict[str, Attend], init_ids: Sequence[int], n: int
-) -> dict[str, tuple[Tensor, Tensor]]:
+def _read(model: Any, matched: dict[str, Attend], init_ids: Sequence[int], n: int) -> dict[str, tuple[Tensor, Tensor]]:
     """Name -> keys and values (K, n, P) that each attention reads of these tokens; an image's attention reads none."""
     _, embedding = token_embedding(model)
     device = embedding.weight.device

@@ -71,9 +71,7 @@ def virtual_ids(model: nn.Module) -> tuple[int, ...]:
     return tuple(i for module in added(model).values() if isinstance(module, VirtualTokens) for i in module.ids)
 
 
-def prompt_tuning(
-    model: Any, n: int, generator: torch.Generator, init_ids: Sequence[int] | None = None
-) -> list[str]:
+def prompt_tuning(model: Any, n: int, generator: torch.Generator, init_ids: Sequence[int] | None = None) -> list[str]:
     """Adds `n` virtual tokens, in place, freezes the base, and returns the name of the embedding.
 
     They start as the embeddings of `init_ids`, repeated or cut to n, or of random tokens (section 3.2). AdaptError for
