@@ -38,6 +38,13 @@ def adapter_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
     return {f"{name}.{part}": getattr(m, part) for name, m in added(model).items() for part in m.own}
 
 
+def freeze_base(model: nn.Module) -> None:
+    """Lets only what adaptations added train."""
+    model.requires_grad_(False)
+    for parameter in adapter_tensors(model).values():
+        parameter.requires_grad_(True)
+
+
 def base_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers of the base, by their names without adapters; tied ones once."""
     wrapped, own = added(model), adapter_tensors(model).keys()

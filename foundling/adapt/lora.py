@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foundling.adapt.added import Added, adapter_tensors, added
+from foundling.adapt.added import Added, added, freeze_base
 from foundling.adapt.prune import PRUNED
 from foundling.adapt.quantize import INT8, Int8GroupedLinear, Int8Linear
 from foundling.adapt.rewrite import matching, rewrite
@@ -108,10 +108,8 @@ def check_unadapted(model: nn.Module) -> None:
 def attach(model: Any, ranks: Mapping[str, tuple[int, float]]) -> list[str]:
     """Puts an adapter of (rank, alpha), all zeros, at each named projection, in place, and freezes the model but for
     what adaptations added."""
-    model.requires_grad_(False)
     names = rewrite(model, {name: name for name in ranks}, lambda name: LoRA(model.get_submodule(name), *ranks[name]))
-    for parameter in adapter_tensors(model).values():
-        parameter.requires_grad_(True)
+    freeze_base(model)
     return names
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foundling.adapt.added import Added
+from foundling.adapt.added import Added, freeze_base
 from foundling.adapt.rewrite import matches, rewrite
 from foundling.adapt.soft import cycled, token_embedding
 from foundling.blocks.attention import Attend
@@ -84,10 +84,8 @@ def prefixable(model: Any) -> dict[str, Attend]:
     return matched
 
 
-def prefix_tuning(
-    model: Any, n: int, generator: torch.Generator, init_ids: Sequence[int] | None = None
-) -> list[str]:
-    """Adds `n` keys and values to every self-attention, in place, freezes all other parameters, and returns the names.
+def prefix_tuning(model: Any, n: int, generator: torch.Generator, init_ids: Sequence[int] | None = None) -> list[str]:
+    """Adds `n` keys and values to every self-attention, in place, freezes the base, and returns the names.
 
     They start as small random numbers, or as the keys and values of `init_ids`, repeated or cut to n (section 4.2:
     better where examples are few). With rotary positions these are as if the tokens stood right before the text.
@@ -95,7 +93,6 @@ def prefix_tuning(
     VIRTUAL_TOKENS.check(n, "n", AdaptError)
     matched = prefixable(model)
     start = {} if init_ids is None else _read(model, matched, init_ids, n)
-    model.requires_grad_(False)
     for name, attend in matched.items():
         mixer: Any = model.get_submodule(name.rpartition(".")[0])
         if name in start:
@@ -105,13 +102,12 @@ def prefix_tuning(
             k, v = (torch.randn(shape, generator=generator) * START_STD for _ in range(2))
         device = next(mixer.parameters()).device
         rewrite(model, {name: attend}, lambda m, k=k, v=v, device=device: PrefixAttend(m, k.to(device), v.to(device)))
+    freeze_base(model)
     return list(matched)
 
 
 @torch.no_grad()
-def _read(
-    model: Any, matched: dict[str, Attend], init_ids: Sequence[int], n: int
-) -> dict[str, tuple[Tensor, Tensor]]:
+def _read(model: Any, matched: dict[str, Attend], init_ids: Sequence[int], n: int) -> dict[str, tuple[Tensor, Tensor]]:
     """Name -> keys and values (K, n, P) that each attention reads of these tokens; an image's attention reads none."""
     _, embedding = token_embedding(model)
     device = embedding.weight.device

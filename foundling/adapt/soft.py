@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foundling.adapt.added import Added, added
+from foundling.adapt.added import Added, added, freeze_base
 from foundling.adapt.rewrite import rewrite
 from foundling.blocks.init import Role
 from foundling.errors import AdaptError
@@ -71,10 +71,8 @@ def virtual_ids(model: nn.Module) -> tuple[int, ...]:
     return tuple(i for module in added(model).values() if isinstance(module, VirtualTokens) for i in module.ids)
 
 
-def prompt_tuning(
-    model: Any, n: int, generator: torch.Generator, init_ids: Sequence[int] | None = None
-) -> list[str]:
-    """Adds `n` virtual tokens, in place, freezes all other parameters, and returns the name of the embedding.
+def prompt_tuning(model: Any, n: int, generator: torch.Generator, init_ids: Sequence[int] | None = None) -> list[str]:
+    """Adds `n` virtual tokens, in place, freezes the base, and returns the name of the embedding.
 
     They start as the embeddings of `init_ids`, repeated or cut to n, or of random tokens (section 3.2). AdaptError for
     a model that reads no tokens or has virtual ones already, and for ids outside the vocabulary."""
@@ -87,8 +85,9 @@ def prompt_tuning(
     )  # fmt: skip
     with torch.no_grad():
         rows = base(ids.to(base.weight.device)).clone()
-    model.requires_grad_(False)
-    return rewrite(model, {name: base}, lambda m: VirtualTokens(m, rows, m.num_embeddings))
+    names = rewrite(model, {name: base}, lambda m: VirtualTokens(m, rows, m.num_embeddings))
+    freeze_base(model)
+    return names
 
 
 def cycled(ids: Sequence[int], n: int, n_rows: int) -> list[int]:

@@ -106,26 +106,42 @@ def extend_vocabulary(
     that no text holds and decoding leaves out. They take the ids after the tokenizer's last one: rows beyond the
     vocabulary, or those that stood for no token. AdaptError for tokens that exist, are empty or come twice, for a model
     that was extended before, has a soft prompt, or has fewer rows than its tokenizer has tokens."""
-    name, base = token_embedding(model)
-    if kinds := [type(m).__name__ for m in added(model).values() if isinstance(m, ExtendedEmbedding)]:
-        way = "prompt_tuning comes after" if kinds == [VirtualTokens.__name__] else "merge first"
-        raise AdaptError(f"the model's vocabulary has {kinds[0]} already; {way}")
-    if tokenizer.vocab_size > base.num_embeddings:
-        raise AdaptError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {base.num_embeddings} rows")
+    check_extensible(model, tokenizer.vocab_size)
+    _, base = token_embedding(model)
     if rows is not None and rows.shape != (len(tokens), base.embedding_dim):
         raise AdaptError(f"rows are {list(rows.shape)}; expected {[len(tokens), base.embedding_dim]}")
     extended, old = tokenizer.with_tokens(tokens, special=special), sorted(tokenizer.ids)
     start = _start(base.weight, old, len(tokens), generator) if rows is None else rows.detach().clone()
-    new = NewTokens(base, start.to(base.weight.device), tokenizer.vocab_size)
-    head = getattr(model, "head", None)
-    tied = head is not None and head.weight is base.weight
-    rewrite(model, {name: base}, lambda m: new)
-    if head is not None:
-        own = None if tied else _start(head.weight, old, len(tokens), generator)
-        bias = None if head.bias is None else head.bias.detach()[old].mean().expand(len(tokens)).clone()
-        rewrite(model, {"head": head}, lambda m: NewLogits(m, new, own, bias))
-    model.config = dataclasses.replace(model.config, vocab_size=new.num_embeddings)
+    head, own, bias = getattr(model, "head", None), None, None
+    if head is not None and head.weight is not base.weight:
+        own = _start(head.weight, old, len(tokens), generator)
+    if head is not None and head.bias is not None:
+        bias = head.bias.detach()[old].mean().expand(len(tokens)).clone()
+    extend(model, tokenizer.vocab_size, start, own, bias)
     return extended
+
+
+def check_extensible(model: Any, first: int) -> None:
+    """AdaptError for a model that cannot get new tokens from the id `first` on."""
+    _, base = token_embedding(model)
+    if kinds := [type(m).__name__ for m in added(model).values() if isinstance(m, ExtendedEmbedding)]:
+        way = "extend first, prompt_tuning comes after" if kinds == [VirtualTokens.__name__] else "merge first"
+        raise AdaptError(f"the model's vocabulary has {kinds[0]} already; {way}")
+    if first > base.num_embeddings:
+        raise AdaptError(f"the tokenizer has {first} tokens, the model {base.num_embeddings} rows")
+
+
+def extend(model: Any, first: int, rows: Tensor, head_rows: Tensor | None, head_bias: Tensor | None) -> list[str]:
+    """Puts rows (n, D) for the ids from `first` on into embedding and head, in place, and returns the names of the two.
+    `head_rows` (n, D): None where the head is tied; `head_bias` (n,): None where it has none."""
+    name, base = token_embedding(model)
+    new, head = NewTokens(base, rows.to(base.weight.device), first), getattr(model, "head", None)
+    names = rewrite(model, {name: base}, lambda m: new)
+    if head is not None:
+        own, bias = (None if part is None else part.to(base.weight.device) for part in (head_rows, head_bias))
+        names += rewrite(model, {"head": head}, lambda m: NewLogits(m, new, own, bias))
+    model.config = dataclasses.replace(model.config, vocab_size=new.num_embeddings)
+    return names
 
 
 @torch.no_grad()

@@ -24,14 +24,14 @@ from foundling.limits import shown
 from foundling.runtime.distributed import barrier, is_first_rank
 from foundling.runtime.files import read_json, write_directory, write_json
 from foundling.runtime.hub import is_hub, local_directory, parse
-from foundling.weights import peft_lora
+from foundling.weights import adapter_tokens, peft_lora, peft_soft
 from foundling.weights.adapter_layout import CONFIG, FILE, Kind, Source
 from foundling.weights.directory import weights_hash, whole
 from foundling.weights.generation import default_generation_config
 from foundling.weights.manifest import MANIFEST, check, read_manifest, write_manifest
 from foundling.weights.tensors import tensors_of
 
-KINDS: tuple[Kind, ...] = (peft_lora.KIND,)
+KINDS: tuple[Kind, ...] = (peft_lora.KIND, adapter_tokens.KIND, peft_soft.PROMPT, peft_soft.PREFIX)
 OLD_FILE = "adapter.safetensors"
 """of directories before the layout of peft"""
 

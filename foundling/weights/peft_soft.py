@@ -23,6 +23,7 @@ from foundling.blocks.stack import Decoder
 from foundling.errors import WeightsError
 from foundling.limits import VIRTUAL_TOKENS
 from foundling.weights.adapter_layout import CONFIG, Kind, Source, Written
+from foundling.weights.peft_lora import OWN
 
 TENSOR = "prompt_embeddings"
 SHIFTS = ("dynamic", "longrope")
@@ -112,7 +113,8 @@ def turned(k: Tensor, rope: RoPE, by: int) -> Tensor:
 def write_prefix(model: Any, modules: Mapping[str, Added], tensors: Mapping[str, Tensor]) -> Written:
     n = next(m.n for m in modules.values() if isinstance(m, PrefixAttend))
     if reason := shifted_reason(model):
-        return Written({}, dict(tensors), {"n": n, "not_peft": reason})
+        own = {f"{OWN}{name}.{part}": tensors[f"{name}.{part}"] for name in modules for part in "kv"}
+        return Written({}, own, {"n": n, "not_peft": reason})
     parts = []
     for name in modules:
         k, v = tensors[f"{name}.k"], tensors[f"{name}.v"]
@@ -157,7 +159,7 @@ def _read_own(
     read = {}
     for name, m in zip(names, mixers, strict=True):
         shape = m.n_kv_heads, n, m.head_dim
-        read[name] = tuple(source.take(f"{name}.{part}", shape, torch.float32) for part in "kv")
+        read[name] = tuple(source.take(f"{OWN}{name}.{part}", shape, torch.float32) for part in "kv")
     return read
 
 

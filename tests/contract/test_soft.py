@@ -13,6 +13,8 @@ from foundling.adapt.soft import prompt_tuning, virtual_ids
 from foundling.contracts.data import Batch
 from foundling.decode.engine.engine import Engine, EngineOptions
 from foundling.decode.plain import generate
+from foundling.decode.request import Request
+from foundling.decode.sampling import Sampling
 from foundling.errors import AdaptError, MismatchError
 from foundling.runtime.rng import generator
 from foundling.train.options import OptimOptions
@@ -115,7 +117,7 @@ def check_generated(of: Any, model: Any) -> None:
     prompts = [after_virtual(model, tokens(1, n, seed=n))[0].tolist() for n in (9, 4)]
     answers = [c.tokens for c in generate(model, prompts, max_tokens=6, temperature=0.0)]
     engine = Engine(model, EngineOptions(native=False, max_num_seqs=2, max_step_tokens=7))
-    assert [c.tokens for c in engine.generate(prompts, max_tokens=6, temperature=0.0)] == answers
+    assert [c.tokens for c in engine.generate([Request(p, 6, Sampling(temperature=0.0)) for p in prompts])] == answers
     for prompt, answer in zip(prompts, answers, strict=True):
         with torch.no_grad():
             if model.capabilities.reads_source:
