@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foundling.adapt.added import Added, added
-from foundling.adapt.quantize import INT8, Int8GroupedLinear, Int8Linear
+from foundling.adapt.frozen import FROZEN
+from foundling.adapt.lowrank import PlainWeight, low_rank_product
+from foundling.adapt.quantize import QUANTISED, Int8GroupedLinear, Int8Linear
 from foundling.adapt.rewrite import matching, rewrite
 from foundling.blocks.init import Role
 from foundling.blocks.moe import GroupedLinear, grouped_mm
@@ -50,7 +52,7 @@ class LoRA(Added):
         super().__init__()
         self.base, self.scale = base, options.alpha / options.rank
         self.in_features, self.out_features = base.in_features, base.out_features
-        dtype, device = base.dtype if isinstance(base, INT8) else base.weight.dtype, base.weight.device
+        dtype, device = getattr(base, "dtype", base.weight.dtype), base.weight.device
         sizes = shapes(base, options.rank)
         self.a = nn.Parameter(torch.zeros(sizes["a"], dtype=dtype, device=device))
         self.b = nn.Parameter(torch.zeros(sizes["b"], dtype=dtype, device=device))
@@ -58,6 +60,8 @@ class LoRA(Added):
     def forward(self, x: Tensor, *ends: Tensor) -> Tensor:
         if ends:
             return self.base(x, *ends) + self.scale * grouped_mm(grouped_mm(x, self.a, *ends), self.b, *ends)
+        if isinstance(self.base, nn.Linear) and not any(p.requires_grad for p in self.base.parameters()):
+            return low_rank_product(x, self.a, self.b, self.scale, PlainWeight(self.base))
         return self.base(x) + self.scale * F.linear(F.linear(x, self.a), self.b)
 
     def roles(self) -> dict[str, Role]:
@@ -65,9 +69,13 @@ class LoRA(Added):
 
     def merged(self) -> nn.Module:
         """A plain projection with the same output, added in float32 and rounded once. An int8 base is dequantised:
-        its steps are coarser than the learned change."""
-        base = self.base.dequantized() if isinstance(self.base, INT8) else self.base
-        weight = self.base.weight * self.base.scale if isinstance(self.base, INT8) else self.base.weight
+        its steps are coarser than the learned change. AdaptError for a base that `store_frozen` has rounded."""
+        if isinstance(self.base, FROZEN):
+            raise AdaptError(
+                "the frozen weights are stored in a shorter type; load the base again, load the adapter on it and merge that"
+            )
+        base = self.base.dequantized() if isinstance(self.base, QUANTISED) else self.base
+        weight = self.base.weight * self.base.scale if isinstance(self.base, QUANTISED) else self.base.weight
         with torch.no_grad():
             total = weight.float() + self.scale * (self.b.float() @ self.a.float())
             base.weight = nn.Parameter(total.to(base.weight.dtype))

@@ -135,7 +135,7 @@ class Int8GroupedLinear(Int8Weight):
         return linear
 
 
-INT8 = (Int8Linear, Int8GroupedLinear)
+QUANTISED = (Int8Linear, Int8GroupedLinear)
 
 
 def quantize(model: nn.Module, pattern: str = "*layers.*") -> list[str]:
@@ -158,6 +158,6 @@ def quantize(model: nn.Module, pattern: str = "*layers.*") -> list[str]:
 def dequantize(model: nn.Module) -> list[str]:
     """Makes every int8 projection a plain one again, with the rounded weights, frozen where the model has adapters, and
     returns the names."""
-    matched = {name: m for name, m in model.named_modules() if isinstance(m, INT8)}
+    matched = {name: m for name, m in model.named_modules() if isinstance(m, QUANTISED)}
     frozen = bool(added(model))
     return rewrite(model, matched, lambda m: m.dequantized().requires_grad_(not frozen))

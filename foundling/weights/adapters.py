@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from foundling.adapt.added import adapter_tensors
 from foundling.adapt.bank import Adapter, AdapterBank
 from foundling.adapt.lora import GROUPED, LINEAR, LoRAOptions, adaptable, lora, shapes
-from foundling.adapt.quantize import INT8
+from foundling.adapt.quantize import QUANTISED
 from foundling.adapt.rewrite import pattern_of
 from foundling.config import from_dict, to_dict
 from foundling.errors import AdaptError, MismatchError, WeightsError
@@ -59,7 +59,7 @@ def _quantize_pattern(model: nn.Module) -> str:
     projections = {
         name.removesuffix(".base"): m for name, m in model.named_modules() if isinstance(m, LINEAR + GROUPED)
     }
-    return pattern_of([name for name, m in projections.items() if isinstance(m, INT8)], projections)
+    return pattern_of([name for name, m in projections.items() if isinstance(m, QUANTISED)], projections)
 
 
 def load_adapter(model: nn.Module, directory: str | Path) -> list[str]:
