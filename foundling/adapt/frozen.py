@@ -71,4 +71,4 @@ def store_frozen(model: Any, base_hash: str, dtype: torch.dtype = torch.bfloat16
 
 def _router(name: str) -> bool:
     """Routers compute in float32, also under autocast."""
-    return name.endswith(".router")
+    return name.removesuffix(".base").endswith(".router")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LoRA (Hu et al. 2021): freezes the base and learns a product of two low-rank matrices. On an int8 base, this is QLoRA
-(Dettmers et al. 2023)."""
+"""LoRA (Hu et al. 2021): freezes the base and learns a product of two low-rank matrices. On a 4-bit base (adapt.nf4),
+this is QLoRA (Dettmers et al. 2023)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from foundling.adapt.added import Added, added
 from foundling.adapt.frozen import FROZEN
 from foundling.adapt.lowrank import PlainWeight, low_rank_product
+from foundling.adapt.nf4 import NF4GroupedLinear, NF4Linear
 from foundling.adapt.quantize import QUANTISED, Int8GroupedLinear, Int8Linear
 from foundling.adapt.rewrite import matching, rewrite
 from foundling.blocks.init import Role
 from foundling.blocks.moe import GroupedLinear, grouped_mm
 from foundling.errors import AdaptError
 
-LINEAR = (nn.Linear, Int8Linear)
-GROUPED = (GroupedLinear, Int8GroupedLinear)
+LINEAR = (nn.Linear, Int8Linear, NF4Linear)
+GROUPED = (GroupedLinear, Int8GroupedLinear, NF4GroupedLinear)
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class LoRA(Added):
     def forward(self, x: Tensor, *ends: Tensor) -> Tensor:
         if ends:
             return self.base(x, *ends) + self.scale * grouped_mm(grouped_mm(x, self.a, *ends), self.b, *ends)
+        if isinstance(self.base, NF4Linear):
+            return low_rank_product(x, self.a, self.b, self.scale, self.base)
         if isinstance(self.base, nn.Linear) and not any(p.requires_grad for p in self.base.parameters()):
             return low_rank_product(x, self.a, self.b, self.scale, PlainWeight(self.base))
         return self.base(x) + self.scale * F.linear(F.linear(x, self.a), self.b)
@@ -68,14 +71,14 @@ class LoRA(Added):
         return {"a": Role("adapter", self.in_features), "b": Role("adapter", self.a.shape[-2])}
 
     def merged(self) -> nn.Module:
-        """A plain projection with the same output, added in float32 and rounded once. An int8 base is dequantised:
-        its steps are coarser than the learned change. AdaptError for a base that `store_frozen` has rounded."""
+        """A plain projection with the same output, added in float32 and rounded once. A quantised base is
+        dequantised: its steps are coarser than the learned change. AdaptError for a base that `store_frozen` has rounded."""
         if isinstance(self.base, FROZEN):
             raise AdaptError(
                 "the frozen weights are stored in a shorter type; load the base again, load the adapter on it and merge that"
             )
         base = self.base.dequantized() if isinstance(self.base, QUANTISED) else self.base
-        weight = self.base.weight * self.base.scale if isinstance(self.base, QUANTISED) else self.base.weight
+        weight = self.base.dequantized_weight() if isinstance(self.base, QUANTISED) else self.base.weight
         with torch.no_grad():
             total = weight.float() + self.scale * (self.b.float() @ self.a.float())
             base.weight = nn.Parameter(total.to(base.weight.dtype))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from foundling.adapt.added import adapter_tensors
 from foundling.adapt.bank import Adapter, AdapterBank
 from foundling.adapt.lora import GROUPED, LINEAR, LoRAOptions, adaptable, lora, shapes
-from foundling.adapt.quantize import QUANTISED
+from foundling.adapt.quantize import QUANTISED, quantized_kind
 from foundling.adapt.rewrite import pattern_of
 from foundling.config import from_dict, to_dict
 from foundling.errors import AdaptError, MismatchError, WeightsError
@@ -42,6 +42,7 @@ def save_adapter(model: Any, directory: str | Path, *, about: dict[str, Any] | N
         "lora": to_dict(model.lora_options),
         "targets": sorted({name.rpartition(".")[0] for name in tensors}),
         "quantized": _quantize_pattern(model),
+        "quantized_kind": quantized_kind(model) or "",
     }
 
     def fill(temporary: Path) -> None:
@@ -55,7 +56,7 @@ def save_adapter(model: Any, directory: str | Path, *, about: dict[str, Any] | N
 
 
 def _quantize_pattern(model: nn.Module) -> str:
-    """The pattern with which `quantize` produces this base; '' if it has no int8 weights."""
+    """The pattern with which `quantize` produces this base; '' if it has no quantised weights."""
     projections = {
         name.removesuffix(".base"): m for name, m in model.named_modules() if isinstance(m, LINEAR + GROUPED)
     }
@@ -96,11 +97,9 @@ def read_adapter(model: nn.Module, directory: str | Path) -> Adapter:
     base_hash = weights_hash(model)
     if base_hash != manifest.get("base"):
         pattern = manifest.get("quantized")
-        hint = (
-            f"; quantised first by quantize(model, '{pattern}')"
-            if pattern and pattern != _quantize_pattern(model)
-            else ""
-        )
+        kind = manifest.get("quantized_kind", "int8")
+        same = (pattern, kind) == (_quantize_pattern(model), quantized_kind(model))
+        hint = f"; quantised first by quantize(model, '{pattern}', '{kind}')" if pattern and not same else ""
         raise MismatchError(
             f"{directory}: trained on a base of hash {str(manifest.get('base'))[:12]}…, this one is {base_hash[:12]}…; "
             f"load that base, of the same type and quantised only if it was{hint}"
