@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from foundling.blocks.context import GLOBAL, LOCAL, Context
 from foundling.blocks.flash import applies, short_attention
-from foundling.blocks.mask import Mask, Reach
+from foundling.blocks.mask import Mask, Reach, compute_dtype
 from foundling.blocks.position import rotate
 from foundling.contracts.cache import KV, Cross, Slot
 
@@ -106,6 +106,7 @@ class Attention(nn.Module):
 
     def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, D) -> q (B, H, T, P), k and v (B, K, T, P), before the rotation"""
+        x = x.to(compute_dtype(x))  # once, not at each product
         q, k, v = self.heads(self.q(x)), self.heads(self.k(x)), self.heads(self.v(x))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)

@@ -17,7 +17,7 @@ from torch import nn
 from foundling.adapt.added import adapter_tensors, added, base_tensors
 from foundling.adapt.bank import AdapterBank, LowRank
 from foundling.adapt.lora import GROUPED, LINEAR, check_unadapted
-from foundling.adapt.quantize import INT8
+from foundling.adapt.quantize import QUANTISED, quantized_kind
 from foundling.adapt.rewrite import pattern_of
 from foundling.errors import AdaptError, MismatchError, WeightsError
 from foundling.limits import shown
@@ -71,6 +71,7 @@ def save_adapter(
         "base_dtype": _base_dtype(model),
         "base_path": None if base is None or is_hub(base) else os.path.relpath(base, directory),
         "quantized": _quantize_pattern(model),
+        "quantized_kind": quantized_kind(model) or "",
         "adapters": kinds,
     }
 
@@ -111,11 +112,11 @@ def _base_dtype(model: nn.Module) -> str:
 
 
 def _quantize_pattern(model: nn.Module) -> str:
-    """The pattern with which `quantize` produces this base; '' if it has no int8 weights."""
+    """The pattern with which `quantize` produces this base; '' if it has no quantised weights."""
     projections = {
         name.removesuffix(".base"): m for name, m in model.named_modules() if isinstance(m, LINEAR + GROUPED)
     }
-    return pattern_of([name for name, m in projections.items() if isinstance(m, INT8)], projections)
+    return pattern_of([name for name, m in projections.items() if isinstance(m, QUANTISED)], projections)
 
 
 def load_adapter(model: nn.Module, directory: str | Path) -> list[str]:
@@ -186,9 +187,9 @@ def _check_base(model: nn.Module, directory: Path, manifest: dict[str, Any]) -> 
     base_hash = weights_hash(model)
     if base_hash == manifest.get("base"):
         return
-    pattern = manifest.get("quantized")
-    quantised = bool(pattern) and pattern != _quantize_pattern(model)
-    hint = f"; quantised first by quantize(model, '{pattern}')" if quantised else ""
+    pattern, kind = manifest.get("quantized"), manifest.get("quantized_kind") or "int8"
+    same = (pattern, kind) == (_quantize_pattern(model), quantized_kind(model))
+    hint = f"; quantised first by quantize(model, '{pattern}', '{kind}')" if pattern and not same else ""
     raise MismatchError(
         f"{directory}: trained on a base of hash {str(manifest.get('base'))[:12]}…, this one is {base_hash[:12]}…; "
         f"load that base, of the same type and quantised only if it was{hint}"

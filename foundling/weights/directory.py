@@ -19,7 +19,8 @@ from torch.distributed.tensor import DTensor
 
 from foundling.adapt.added import Added, base_tensors
 from foundling.adapt.bank import Banked
-from foundling.adapt.quantize import Int8GroupedLinear, Int8Linear
+from foundling.adapt.frozen import FROZEN
+from foundling.adapt.quantize import QUANTISED
 from foundling.contracts.checkpoint_map import ConfigMap
 from foundling.errors import ConfigError, WeightsError
 from foundling.limits import SHARD_BYTES, shown
@@ -70,7 +71,9 @@ def whole(tensor: Tensor) -> Tensor:
 
 def weights_hash(model: Any) -> str:
     """SHA-256 over names, shapes and bytes of parameters and persistent buffers, sorted by name; a tied weight counts
-    once. An adapted model has the hash of its base."""
+    once. An adapted model has the hash of its base, also where that is stored rounded (`store_frozen`)."""
+    if (base_hash := getattr(model, "base_hash", None)) is not None:
+        return base_hash
     derived = {id(b) for b in _derived_buffers(model).values()}
     named = sorted(base_tensors(model).items())
     return hash_of((name, whole(tensor.detach())) for name, tensor in named if id(tensor) not in derived)
@@ -90,8 +93,8 @@ def hash_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()
 
 
-NOT_PUBLISHED = (Added, Banked, Int8Linear, Int8GroupedLinear)
-"""Modules that have no tensors in the published layout."""
+NOT_PUBLISHED = (Added, Banked, *QUANTISED, *FROZEN)
+"""Modules that have no tensors in the published layout, or rounded ones."""
 
 
 def whole_tensors(model: Any) -> dict[str, Tensor]:

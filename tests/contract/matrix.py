@@ -38,6 +38,7 @@ METHODS = {
     "directory": "saved and loaded bitwise, by the hash of every file",
     "exchange": "its directory loads in transformers or diffusers and theirs here, with equal outputs",
     "LoRA": "adapters by name pattern: train, save alone, load on the same base, merge",
+    "QLoRA": "a 4-bit base: quantise, adapt, train, save the adapter, load on the same base, merge",
     "int8": "quantised by name pattern, within its bound; quantise, adapt, train, merge",
     "prompt": "virtual tokens before each text: train, packed, cached, generated, saved alone and loaded",
     "prefix": "keys and values before each text: train, packed, cached, generated, saved alone and loaded",
