@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -19,8 +19,8 @@ class Added(nn.Module):
     A low-rank update of a projection, rows added to an embedding, keys and values put before others: every kind is
     saved alone, bound to the base by hash, and merged or switched by the same code."""
 
-    own: ClassVar[tuple[str, ...]]
-    """names of the parameters that it adds: the adapter"""
+    own: tuple[str, ...]
+    """names of the parameters that it adds: the adapter; of a module without base, () once it belongs to the model"""
     base: nn.Module | None
 
     def merged(self) -> nn.Module:
@@ -31,6 +31,11 @@ class Added(nn.Module):
 def added(model: nn.Module) -> dict[str, Added]:
     """Name -> module, in the order of the model."""
     return {name: m for name, m in model.named_modules() if isinstance(m, Added)}
+
+
+def wrapping(model: nn.Module) -> dict[str, Added]:
+    """Those that stand in the place of another module: all but heads."""
+    return {name: m for name, m in added(model).items() if m.base is not None}
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -56,13 +61,16 @@ def base_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def merge(model: Any) -> list[str]:
     """Merges every adapter into its base, in place, makes all parameters trainable, and returns the names. Unties a
-    tied head that has an adapter. AdaptError, before any change, if there is no adapter or one cannot be merged."""
-    matched = added(model)
+    tied head that has an adapter; what stands beside others (a head) becomes a part of the model. AdaptError, before
+    any change, if there is no adapter or one cannot be merged."""
+    matched = wrapping(model)
     if not matched:
         raise AdaptError("the model has no adapters to merge")
     plain = {id(m): m.merged() for m in matched.values()}
     names = rewrite(model, matched, lambda m: plain[id(m)])
     model.requires_grad_(True)
+    for beside in added(model).values():
+        beside.own = ()
     if hasattr(model, "lora_options"):
         del model.lora_options
     tied = getattr(getattr(model, "config", None), "tie_embeddings", False)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foundling.adapt.added import Added
+from foundling.adapt.added import wrapping
 from foundling.adapt.lora import GROUPED, LINEAR, LoRAOptions
 from foundling.adapt.rewrite import rewrite
 from foundling.errors import AdaptError
@@ -53,7 +53,7 @@ class AdapterBank:
     """
 
     def __init__(self, model: Any, adapters: Mapping[str, Adapter]) -> None:
-        if any(isinstance(m, Added | Banked) for m in model.modules()):
+        if wrapping(model) or any(isinstance(m, Banked) for m in model.modules()):
             raise AdaptError("the model already has adapters; merge them first, or load the base again")
         self.names, self.bound = tuple(adapters), tuple[str | None, ...]()
         modules = dict(model.named_modules())

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foundling.adapt.added import Added, added
+from foundling.adapt.added import Added, added, wrapping
 from foundling.adapt.quantize import INT8, Int8GroupedLinear, Int8Linear
 from foundling.adapt.rewrite import matching, rewrite
 from foundling.blocks.init import Role
@@ -76,7 +76,7 @@ class LoRA(Added):
 
 def adaptable(model: nn.Module, options: LoRAOptions) -> dict[str, nn.Module]:
     """Name -> projection, for those that match. Raises AdaptError for a model that already has adapters."""
-    if hasattr(model, "adapter_bank") or added(model):
+    if hasattr(model, "adapter_bank") or wrapping(model):
         raise AdaptError("the model already has adapters; merge them first")
     return matching(model, options.pattern, LINEAR + GROUPED)
 
@@ -88,6 +88,8 @@ def lora(model: Any, options: LoRAOptions, generator: torch.Generator) -> list[s
     for a model that already has adapters."""
     matched = adaptable(model, options)
     model.requires_grad_(False)
+    for beside in added(model).values():  # a head that is an adaptation learns with the adapters
+        beside.requires_grad_(bool(beside.own))
     names = rewrite(model, matched, lambda m: LoRA(m, options))
     for name in sorted(names):
         a = model.get_submodule(name).a  # pyright: ignore[reportAttributeAccessIssue]
