@@ -97,6 +97,8 @@ TOKEN_ID = Limit((1 << 31) - 1, "an id of a token in a file", low=0)
 LAYERS = Limit(1 << 12, "layers or blocks of a stack; the deepest models in use have about two hundred")
 SIZE = Limit(1 << 24, "widths, heads, experts, rows, positions and other sizes of a model")
 
+LABELS = Limit(1 << 16, "labels of a head; one has a row of the projection")
+
 # --- a run -----------------------------------------------------------------------------------------------------------
 
 EXAMPLE_CHARS = Limit(1 << 20, "characters of an example that is learnt as a whole", "shorten it, or use --as text")
@@ -128,6 +130,7 @@ SEQUENCES = Limit(4096, "sequences that an engine runs at once")
 STEP_TOKENS = Limit(1 << 20, "tokens that an engine computes in one step")
 CACHE_BYTES = Limit(1 << 50, "bytes of an engine's keys and values", low=0)
 PREDICTIONS = Limit(1000, "most likely tokens for a gap")
+TEXTS_AT_ONCE = Limit(4096, "texts that are classified at once")
 
 # --- programs in a model directory ------------------------------------------------------------------------------------
 

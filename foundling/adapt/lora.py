@@ -85,7 +85,9 @@ class LoRA(Added):
         quantised base is dequantised: its steps are coarser than the learned change. A pruned base becomes dense: the
         change is. AdaptError for a base that `store_frozen` has rounded."""
         if isinstance(self.base, FROZEN):
-            raise AdaptError("the frozen weights are rounded; load the base again, load the adapter on it and merge that")
+            raise AdaptError(
+                "the frozen weights are rounded; load the base again, load the adapter on it and merge that"
+            )
         base = self.base.plain() if isinstance(self.base, PRUNED) else self.base
         quantised = isinstance(base, QUANTISED)
         weight = base.dequantized_weight() if quantised else base.weight

@@ -80,7 +80,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _say_plan(plan: dict[str, Any]) -> None:
     train, chosen = plan["recipe"]["train"], plan["method"]
-    say(f"{train['total_steps']} steps of {train['batch_size']} × {train['seq_len']} tokens, {train['epochs']:g} epochs")
+    say(
+        f"{train['total_steps']} steps of {train['batch_size']} × {train['seq_len']} tokens, {train['epochs']:g} epochs"
+    )
     say(f"{'method':8}{'trained':>14}{'share':>9}{'time':>10}{'peak memory':>14}")
     for name, row in plan["methods"].items():
         mark = "  chosen" if name == chosen else "" if row["fits"] else "  does not fit here"

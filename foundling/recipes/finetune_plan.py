@@ -136,9 +136,7 @@ def runtime_given(run: Run) -> Runtime:
     return Runtime(device, given.get("precision", precision), threads, compile=given.get("compile", False))
 
 
-def choose_seq_len(
-    run: Run, examples: Examples, origin: Origin, tokenizer: Tokenizer, options: AdaptOptions
-) -> int:
+def choose_seq_len(run: Run, examples: Examples, origin: Origin, tokenizer: Tokenizer, options: AdaptOptions) -> int:
     """As given, else what nearly all examples fit into. ConfigError for more than the model reads."""
     longest = origin.model.config.max_seq_len
     if (asked := run.request.get("train.seq_len")) is not None:

@@ -101,7 +101,9 @@ class Judge:
             ids = self._prompt(example)
             n_left = model.config.max_seq_len - (0 if self.framing.spec.reads_source else len(ids))
             requests.append(
-                Request(ids, max(1, min(MAX_ANSWER, n_left)), sampling, 0, self.framing.ends, (), self.framing.answer(ids))
+                Request(
+                    ids, max(1, min(MAX_ANSWER, n_left)), sampling, 0, self.framing.ends, (), self.framing.answer(ids)
+                )
             )
         texts = [GeneratedText(c.text or "", c.finish_reason == "length") for c in plain.complete(model, requests)]
         task = Task("answers as in the data, word for word", asked, _shown_prompt, exact_match(reference_of), "share")

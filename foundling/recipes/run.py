@@ -150,7 +150,11 @@ class Run:
                 return Examples.load(directory)
             self.progress.line(f"reading {self.request.data}")
             return ingest_examples(
-                self.request.data, directory, kind=kind, columns=columns, held_out_source=get("data.held_out"),
+                self.request.data,
+                directory,
+                kind=kind,
+                columns=columns,
+                held_out_source=get("data.held_out"),
                 exclude=self.out,
             )
 

@@ -23,7 +23,9 @@ def inputs(rows: int, heads: int, groups: int, queries: int, keys: int) -> list[
 )  # fmt: skip
 def test_the_gradient_is_closer_to_float64_than_torchs(shape: tuple[int, ...], kind: str) -> None:
     q, k, v = inputs(*shape)
-    documents = (torch.arange(shape[4]) // 10 - 1).expand(shape[0], -1)  # the first ten are padding: they see themselves
+    documents = (torch.arange(shape[4]) // 10 - 1).expand(
+        shape[0], -1
+    )  # the first ten are padding: they see themselves
     packed = (documents[:, :, None] == documents[:, None]).tril()[:, None] if kind == "packed" else None
     mask = Mask(causal=kind == "causal", dense=packed)
     assert applies(q, k, v, mask.dense, mask.causal, 0.0)

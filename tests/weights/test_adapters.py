@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from foundling.adapt.added import adapter_tensors
 from foundling.adapt.lora import LoRAOptions, lora
 from foundling.adapt.quantize import quantize
-from foundling.errors import AdaptError, ConfigError, FoundlingError, MismatchError, OutputError, WeightsError
+from foundling.errors import AdaptError, FoundlingError, MismatchError, OutputError, WeightsError
 from foundling.runtime.rng import generator
 from foundling.weights.adapter_layout import CONFIG, FILE
 from foundling.weights.adapters import load_adapter, save_adapter

@@ -197,7 +197,7 @@ def _read(source: Path | GGUFFile, dtype: str | None) -> tuple[Any, NoiseSchedul
     if (source / MANIFEST).exists() and (problems := check(source)["problems"]):
         raise WeightsError(f"{source}: {'; '.join(problems)}")
     if dtype is None:
-        with opened(tensors_folder(source)) as (_, _, _, tensors):
+        with opened(tensors_folder(source)) as (_, _, _, tensors, _):
             kinds = {STORED_DTYPES.get(tensors.dtype(name), "float32") for name in tensors}
         dtype = kinds.pop() if len(kinds) == 1 else "float32"
     if is_pipeline(source):
@@ -225,7 +225,7 @@ def _hashes(source: Path, companion_files: list[Path]) -> dict[str, str]:
     if source.is_file():
         return {source.name: sha256(source)}
     folder = tensors_folder(source)
-    with opened(folder) as (family, _, _, _):
+    with opened(folder) as (family, *_):
         read = [*companion_files, folder / "config.json", *stored_in(folder, family.module.CONFIG.weights)]
     if is_pipeline(source):
         read += [source / "model_index.json", source / "scheduler" / "scheduler_config.json"]
