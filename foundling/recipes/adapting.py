@@ -24,8 +24,8 @@ from foundling.runtime.hub import local_directory
 from foundling.runtime.rng import generator
 from foundling.text import Tokenizer
 from foundling.text.framing import Framing
-from foundling.weights.adapters import write_adapter
-from foundling.weights.directory import remember_base
+from foundling.weights.adapters import adapter_contents, write_contents
+from foundling.weights.directory import hash_of, weights_hash
 from foundling.weights.loading import load
 from foundling.weights.text_spec import read_text_spec
 
@@ -61,17 +61,16 @@ def head_options(kind: str, examples: Examples) -> HeadOptions | None:
     if kind != "regress":
         return HeadOptions(kind, tuple(examples.labels))
     values = [float(example.fields["value"]) for example in examples.train]
-    return HeadOptions(kind, (), mean=statistics.fmean(values), std=statistics.pstdev(values) or 1.0)
+    return HeadOptions(kind, ("value",), mean=statistics.fmean(values), std=statistics.pstdev(values) or 1.0)
 
 
 def adapted(model: Any, recipe: Recipe, head: HeadOptions | None) -> Any:
     """The model, in place, with its head and adaptation. Frozen weights are kept in the type they compute in."""
-    remember_base(model)
     if head is not None:
         add_head(model, head, generator("head", recipe.seed))
     apply(model, recipe.adapt, generator("adapt", recipe.seed))
     if recipe.runtime.precision == "bfloat16":
-        store_frozen(model)
+        store_frozen(model, weights_hash(model))
     return model.to(recipe.runtime.device)
 
 
@@ -90,13 +89,15 @@ def objective_of_kind(kind: str) -> Any:
     return OBJECTIVES[kind]() if kind in HEADED else Causal()
 
 
-def writer(recipe: Recipe, head: HeadOptions | None) -> Any:
-    """The function that writes what was trained: the adapter alone, or the whole model."""
+def writer(recipe: Recipe, head: HeadOptions | None, out: Path) -> Any:
+    """The function that writes what was trained, the adapter alone or the whole model, for the directory `out`."""
 
     def write(model: Any, directory: Path) -> dict[str, Any]:
         options = recipe.adapt
         if options.method in SAVED_ALONE and not options.merged:
-            return write_adapter(model, directory, base=recipe.model.directory)
+            tensors, config, bound = adapter_contents(model, out, recipe.model.directory)
+            write_contents(directory, tensors, config)
+            return {"weights_hash": hash_of(sorted(tensors.items())), **bound}
         return write_whole(whole_model(recipe, model, head), directory)
 
     return write

@@ -48,7 +48,7 @@ def finetune(run: Run) -> dict[str, Any]:
             kind=KINDS[kind], model=model, tokenizer=tokenizer, data=data_read(examples, encoded),
             metric=judge.metric, figures=after.figures, loss_unit=judge.loss_unit,
             baselines=judge.baselines(before), results=[*before.results, *after.results],
-            comparisons=judge.comparisons(before, after), write_model=writer(recipe, head),
+            comparisons=judge.comparisons(before, after), write_model=writer(recipe, head, run.out),
             generation=generation_of(model, framing, recipe.model.directory), pipeline_tag=judge.pipeline_tag,
             next_commands=[judge.next_command],
         )
