@@ -49,8 +49,8 @@ def check_kind(model: Any, kind: str) -> None:
         raise ConfigError(f"{type(model).__name__} does not continue text, so it cannot learn '{kind}'; use {other}")
     if kind == "seq2seq" and not can.reads_source:
         raise ConfigError(
-            f"{type(model).__name__} reads no source; for a decoder give the examples as chats (--as chat, with --field "
-            "for the question and --target for the answer)"
+            f"{type(model).__name__} reads no source; give a decoder the examples as chats (--as chat, with --field for "
+            "the question and --target for the answer)"
         )
 
 

@@ -18,9 +18,10 @@ from foundling.adapt.heads import add_head
 from foundling.adapt.method import apply
 from foundling.adapt.options import AdaptOptions, Method
 from foundling.config import from_dict, merged
-from foundling.data.encode import EncodedSplit, example_lengths, suggest_seq_len
+from foundling.data.encode import example_lengths, suggest_seq_len
+from foundling.data.encoded import EncodedExamples, EncodedSplit
 from foundling.data.examples import Examples
-from foundling.data.kinds import CAUSAL
+from foundling.data.subset import Subset
 from foundling.data.transforms.examples import PackedExamples, PaddedExamples
 from foundling.errors import BudgetError, ConfigError
 from foundling.models import build, count_parameters
@@ -45,7 +46,8 @@ from foundling.train.schedule import Schedule
 from foundling.train.state import TrainState
 
 LEARNING_RATES = {
-    "full": 2e-4, "top-k": 2e-4, "lora": 1e-3, "qlora": 1e-3, "prompt": 0.05, "prefix": 0.01, "bias": 2e-3, "head": 0.02,
+    "full": 2e-4, "top-k": 2e-4, "lora": 1e-3, "qlora": 1e-3, "prompt": 0.05, "prefix": 0.01, "bias": 2e-3,
+    "head": 0.02,
 }  # fmt: skip
 """method -> rate of AdamW, stated at BASE_WIDTH"""
 MAX_SEQ_LEN = 2048
@@ -69,19 +71,19 @@ def parent_tokenizer(recipe: Recipe, examples: Any) -> Tokenizer:
     return Tokenizer.load(recipe.model.directory)
 
 
-def validation_split(split: EncodedSplit, recipe: Recipe) -> tuple[EncodedSplit, EncodedSplit | None]:
+def validation_split(split: EncodedSplit, recipe: Recipe) -> tuple[EncodedSplit | Subset, Subset | None]:
     """(to train on, to choose the best weights by). The second is chosen by the seed, and None for few examples."""
     n = len(split)
     if n < VALIDATED_FROM or not recipe.train.evaluate_every:
         return split, None
     n_validated = min(MOST_VALIDATED, int(VALIDATION_SHARE * n))
     order = np.random.default_rng(recipe.seed).permutation(n)
-    return split.take(np.sort(order[n_validated:])), split.take(np.sort(order[:n_validated]))
+    return Subset(split, np.sort(order[n_validated:])), Subset(split, np.sort(order[:n_validated]))
 
 
-def batches_of(split: EncodedSplit, recipe: Recipe, model: Any) -> Any:
+def batches_of(split: EncodedSplit | Subset, recipe: Recipe, model: Any) -> Any:
     t = recipe.train
-    if recipe.objective.kind in CAUSAL:
+    if split.packed:
         return PackedExamples(split, seq_len=t.seq_len, batch_size=t.batch_size, seed=recipe.seed)
     return PaddedExamples(
         split, batch_size=t.batch_size, seed=recipe.seed, start_id=getattr(model.config, "start_id", 0)
@@ -103,12 +105,12 @@ def prepare(run: Run, examples: Examples) -> Prepared:
     del origin
     encoded = run.encoded(examples, framing_of(given["model"]["directory"], tokenizer, model), seq_len)
     recipe = with_rows(recipe, run, encoded.train)
-    train, validation = validation_split(encoded.train, recipe)
+    train, _ = validation_split(encoded.train, recipe)
     batches = batches_of(train, recipe, model)
     peak = fit_memory(recipe)
     recipe = _with(recipe, micro_batch_size=peak.rows, activation_checkpointing=peak.checkpointing)
     step = time_steps(run, recipe, model, batches)
-    others = other_seconds(recipe, encoded, validation, step)
+    others = other_seconds(recipe, encoded, step)
     recipe = settle_steps(run, recipe, batches.steps_per_epoch, step, others)
     t, flops = recipe.train, adapted_flops_per_token(model, seq_len)
     params = count_parameters(model)["total"]
@@ -144,7 +146,9 @@ def choose_seq_len(run: Run, examples: Examples, origin: Origin, tokenizer: Toke
             raise ConfigError(f"--seq-len {asked} is more than the {longest} tokens that the model reads (max_seq_len)")
         return asked
     framing = framing_of(run.request.given["model"]["directory"], tokenizer, origin.model)
-    lengths = example_lengths(examples.train, examples.kind, framing, n=N_SAMPLED)
+    lengths = example_lengths(
+        examples.train, examples.kind, framing, min(longest, MAX_SEQ_LEN), classes=examples.labels, n=N_SAMPLED
+    )
     extra = options.n_virtual if options.method == "prompt" else 0
     return min(longest, suggest_seq_len(lengths, min(longest, MAX_SEQ_LEN)) + extra)
 
@@ -178,7 +182,7 @@ def with_rows(recipe: Recipe, run: Run, split: EncodedSplit) -> Recipe:
     """With the rows of a step, a power of two unless given, and the steps between validations."""
     n, given = len(split), run.request.given.get("train", {})
     examples = max(LEAST_EXAMPLES, min(MOST_EXAMPLES, n / STEPS_AN_EPOCH, n))
-    a_row = recipe.train.seq_len / max(1.0, float(split.lengths.mean())) if recipe.objective.kind in CAUSAL else 1.0
+    a_row = recipe.train.seq_len / max(1.0, float(split.lengths.mean())) if split.packed else 1.0
     rows = given.get("batch_size", max(1, 2 ** round(math.log2(max(1.0, examples / a_row)))))
     every = given.get("evaluate_every")
     if every is None and n >= VALIDATED_FROM:
@@ -236,7 +240,7 @@ def time_steps(run: Run, recipe: Recipe, model: Any, batches: Any) -> float:
     return (marks[-1] - marks[0]) / (len(marks) - 1)
 
 
-def other_seconds(recipe: Recipe, encoded: Any, validation: EncodedSplit | None, step: float) -> float:
+def other_seconds(recipe: Recipe, encoded: EncodedExamples, step: float) -> float:
     """Of measuring before and after; that of validations is spread over the steps. A forward pass takes about a third
     of a step."""
     rows = max(1.0, recipe.train.batch_size)

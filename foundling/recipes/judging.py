@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import torch
 
 from foundling.contracts.records import Metric, Result
-from foundling.data.encode import EncodedExamples, EncodedSplit
+from foundling.data.encoded import EncodedExamples, EncodedSplit
 from foundling.data.examples import Example, Examples
+from foundling.data.subset import Subset
 from foundling.data.transforms.examples import example_batches
 from foundling.decode import plain
 from foundling.decode.classify import Classifier
@@ -19,7 +21,7 @@ from foundling.decode.request import Request, build_sampling
 from foundling.evaluate.perplexity import score
 from foundling.evaluate.runners import judge
 from foundling.evaluate.task import GeneratedText, Task, exact_match
-from foundling.evaluate.tasks.labels import label_results, reference_of
+from foundling.evaluate.tasks.labels import classify, label_task, tag_task, value_task
 from foundling.runtime.device import Runtime
 from foundling.runtime.files import read_json
 from foundling.runtime.hub import local_directory
@@ -31,17 +33,18 @@ ROWS = 16
 N_ANSWERED, N_COMPARED, MAX_ANSWER = 50, 5, 128
 """held-out examples that are answered, and shown; tokens of an answer"""
 METRICS = {
-    "chat": Metric("loss", "nats per answer token", True, "The mean negative log-probability of a token of the answers, "
-                   "given all that stands before it."),
+    "chat": Metric("loss", "nats per answer token", True, "The mean negative log-probability of a token of the "
+                   "answers, given all that stands before it."),
     "text": Metric("loss", "nats per token", True, "The mean negative log-probability of a token of held-out text."),
     "seq2seq": Metric("loss", "nats per target token", True, "The mean negative log-probability of a token of the "
                       "target, given its source."),
     "classify": Metric("accuracy", "accuracy", False, "The share of held-out texts whose label is right."),
     "tag": Metric("accuracy", "accuracy", False, "The share of held-out words whose tag is right."),
-    "regress": Metric("rmse", "root mean squared error", True, "Of the values of held-out examples, in their unit."),
+    "regress": Metric("root mean squared error", "root mean squared error", True, "Of the values of held-out examples, in their unit."),
 }  # fmt: skip
 PIPELINES = {"classify": "text-classification", "tag": "token-classification", "regress": "text-classification",
              "seq2seq": "text2text-generation"}  # fmt: skip
+TASKS = {"classify": label_task, "tag": tag_task, "regress": value_task}
 BEFORE, AFTER = "before", "model"
 """subjects of results"""
 
@@ -71,7 +74,7 @@ class Judge:
         self.loss_unit = self.metric.name if self.metric.key == "loss" else "nats per example"
         self.pipeline_tag = PIPELINES.get(self.kind, "text-generation")
 
-    def loss_on(self, split: EncodedSplit) -> Callable[[Any], float]:
+    def loss_on(self, split: EncodedSplit | Subset) -> Callable[[Any], float]:
         batches = example_batches(split, batch_size=ROWS, start_id=self.start_id)
         return lambda model: score(model, self.objective, batches, None, self.runtime).loss
 
@@ -83,12 +86,15 @@ class Judge:
             if self.kind in ("chat", "seq2seq"):
                 self._answer(model, measured, subject)
             elif self.kind != "text":
-                classifier = Classifier(model, self.framing)
-                figures, measured.results, measured.answers = label_results(
-                    classifier, self.kind, self.held_out, n_shown=N_COMPARED, subject=subject
-                )
-                measured.figures |= figures
+                self._classify(model, measured, subject)
         return measured
+
+    def _classify(self, model: Any, measured: Measured, subject: str) -> None:
+        task = TASKS[self.kind](f"held-out examples of {self.kind}", [_plain(e) for e in self.held_out])
+        done = classify(Classifier(model, self.framing.tokenizer), task, subject=subject, model_hash="")
+        measured.results.append(replace(done.result, scores=[]))
+        measured.figures |= {name: figure.value for name, figure in done.figures.items() if figure.value is not None}
+        measured.answers = [_said(answer) for answer in done.answers[:N_COMPARED]]
 
     def _answer(self, model: Any, measured: Measured, subject: str) -> None:
         """Answers the first held-out examples greedily; the share of them that the data has word for word."""
@@ -106,7 +112,9 @@ class Judge:
                 )
             )
         texts = [GeneratedText(c.text or "", c.finish_reason == "length") for c in plain.complete(model, requests)]
-        task = Task("answers as in the data, word for word", asked, _shown_prompt, exact_match(reference_of), "share")
+        task = Task(
+            "answers as in the data, word for word", asked, _shown_prompt, exact_match(reference_of), metric="share"
+        )
         measured.results.append(replace(judge(task, texts, subject=subject), scores=[]))
         measured.answers = [text.text for text in texts[:N_COMPARED]]
 
@@ -123,7 +131,17 @@ class Judge:
         """The model before, or where it had no head, what needs no model: the most frequent label, the mean value."""
         if self.metric.key == "loss":
             return {"before": before.figures["loss"]}
-        return {name: value for name, value in before.figures.items() if name in ("most frequent", "mean value")}
+        if self.kind == "regress":
+            values = [float(e.fields["value"]) for e in self.examples.train]
+            mean = statistics.fmean(values)
+            squares = [(float(e.fields["value"]) - mean) ** 2 for e in self.held_out]
+            return {"the mean value": statistics.fmean(squares) ** 0.5}
+        counts = self.examples.label_counts
+        most = max(counts, key=counts.__getitem__)
+        true = [
+            label for e in self.held_out for label in ([e.fields["label"]] if "label" in e.fields else e.fields["tags"])
+        ]
+        return {f"always '{most}'": true.count(most) / len(true)}
 
     def comparisons(self, before: Measured, after: Measured) -> list[dict[str, str]]:
         return [
@@ -154,6 +172,27 @@ def prompt_of(example: Example) -> str | None:
     if messages is None:
         return example.fields.get("source")
     return str(messages[-2]["content"]) if len(messages) > 1 and messages[-1]["role"] == "assistant" else None
+
+
+def reference_of(example: Example) -> str:
+    """The answer that the data has."""
+    fields = example.fields
+    if "messages" in fields:
+        return str(fields["messages"][-1]["content"])
+    answer = next(fields[name] for name in ("target", "label", "value", "tags", "text") if name in fields)
+    return " ".join(answer) if isinstance(answer, list) else str(answer)
+
+
+def _plain(example: Example) -> dict[str, Any]:
+    """As the tasks of labels read it."""
+    fields = example.fields
+    return {"text": fields["text"], "label": fields["value"]} if "value" in fields else dict(fields)
+
+
+def _said(answer: dict[str, Any]) -> str:
+    if "tags" in answer:
+        return " ".join(tag["tag"] for tag in answer["tags"])
+    return f"{answer['value']:.4g}" if "value" in answer else f"{answer['label']} ({answer['probability']:.0%})"
 
 
 def _shown_prompt(example: Example) -> str:

@@ -81,7 +81,7 @@ class Outcome:
     comparisons: list[dict[str, Any]] = field(default_factory=list)
     """what the model made of an example before and after (records.Comparison)"""
     write_model: Callable[[Any, Path], dict[str, Any]] = lambda model, directory: write_whole(model, directory)
-    """writes the weights and their configuration; returns what the manifest says of them, the `weights_hash` at least"""
+    """writes the weights and their configuration; returns what the manifest says of them, `weights_hash` at least"""
     generation: dict[str, Any] | None = None
     """generation_config.json, where the model generates"""
     pipeline_tag: str = "text-generation"

@@ -171,7 +171,8 @@ class TrainSpec:
     def __post_init__(self) -> None:
         for limit, names in (
             (limits.STEPS, ("total_steps", "checkpoint_every")), (limits.SEQ_LEN, ("seq_len",)),
-            (limits.ROWS, ("batch_size", "micro_batch_size")), (limits.STEPS, ("evaluate_every", "patience", "unfreeze_every")),
+            (limits.ROWS, ("batch_size", "micro_batch_size")),
+            (limits.STEPS, ("evaluate_every", "patience", "unfreeze_every")),
         ):  # fmt: skip
             for name in names:
                 if getattr(self, name) is not None:

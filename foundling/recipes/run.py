@@ -19,7 +19,7 @@ from foundling.config import dump_yaml, from_dict, load_yaml
 from foundling.contracts.data import Batches
 from foundling.contracts.objective import Objective
 from foundling.data.datasets import open_data
-from foundling.data.encode import EncodedExamples, encode_examples
+from foundling.data.encoded import EncodedExamples, encode_examples
 from foundling.data.examples import Examples, ingest_examples
 from foundling.data.ingest import Corpus, ingest
 from foundling.data.kinds import Columns
@@ -141,7 +141,7 @@ class Run:
     def examples(self) -> Examples:
         """The examples of a finetuning, read once; what their columns hold is detected and said."""
         get = self.request.get
-        kind = self.recipe.objective.kind if self.recipe else get("objective.kind")
+        kind: Any = self.recipe.objective.kind if self.recipe else get("objective.kind")
         columns = Columns(**{name: get(f"data.{name}") for name in ("field", "pair", "label", "target")})
         directory = self.directory / "examples"
 
