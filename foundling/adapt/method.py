@@ -27,3 +27,9 @@ def apply(model: Any, options: AdaptOptions, generator: torch.Generator) -> list
             quantize(model, IN_LAYERS, "nf4")
         return lora(model, LoRAOptions(options.pattern or IN_LAYERS, options.rank, options.alpha), generator)
     raise AdaptError(f"method is '{options.method}', which is not among those here: full, lora, qlora")
+
+
+def stores_rounded(options: AdaptOptions, precision: str) -> bool:
+    """Whether `store_frozen` is for this method: what it makes is saved beside the base, not with it, and autocast
+    would round the base at each use."""
+    return precision == "bfloat16" and options.method in ("lora", "qlora", "prompt", "prefix")
