@@ -66,7 +66,11 @@ def store_frozen(model: Any, base_hash: str, dtype: torch.dtype = torch.bfloat16
         and not m.weight.requires_grad and m.weight.dtype != dtype
     }  # fmt: skip
     model.base_hash = base_hash
-    return rewrite(model, matched, lambda m: kinds[type(m)](m, dtype))
+    names = rewrite(model, matched, lambda m: kinds[type(m)](m, dtype))
+    for p in model.parameters():  # what is mapped from a file keeps all of the file in memory
+        if not p.requires_grad:
+            p.data = p.data.clone()
+    return names
 
 
 def _router(name: str) -> bool:

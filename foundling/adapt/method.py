@@ -51,3 +51,9 @@ def apply(model: Any, options: AdaptOptions, generator: torch.Generator) -> list
     for head in heads:
         head.requires_grad_(True)
     return [name for name, p in model.named_parameters() if p.requires_grad]
+
+
+def stores_rounded(options: AdaptOptions, precision: str) -> bool:
+    """Whether `store_frozen` is for this method: what it makes is saved beside the base, not with it, and autocast
+    would round the base at each use."""
+    return precision == "bfloat16" and options.method in SAVED_ALONE

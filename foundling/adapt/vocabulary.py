@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """New tokens in a vocabulary, without a change of the base: their rows are an adapter of embedding and head.
 
-So the base keeps its hash, and adapters that were trained on it still load. `merge` gives a plain model of more rows."""
+So the base keeps its hash, and adapters that were trained on it still load. `merge` gives a plain model of more
+rows."""
 
 from __future__ import annotations
 
