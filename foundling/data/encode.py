@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import batched
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -57,8 +57,8 @@ class Encoder:
     def __call__(self, examples: Iterable[Example]) -> Iterator[tuple[int, Arrays]]:
         """(place, arrays) of every example, of a text one for each window of seq_len + 1 tokens."""
         function = getattr(self, f"_{self.kind}" if self.kind != "regress" else "_classify")
-        place = 0
-        for group in batched(examples, AT_ONCE):
+        place, source = 0, iter(examples)
+        while group := list(islice(source, AT_ONCE)):
             for number, arrays in enumerate(function(group)):
                 for one in arrays if isinstance(arrays, list) else [arrays]:
                     if isinstance(one, Unusable):
@@ -80,7 +80,7 @@ class Encoder:
             yield [{"tokens": window, "mask": [True] * len(window)} for window in windows]
 
     def _classify(self, group: Sequence[Example]) -> Iterator[Any]:
-        texts = [(f["text"], f["pair"]) if "pair" in (f := one.fields) else f["text"] for one in group]
+        texts: list[Any] = [(f["text"], f["pair"]) if "pair" in (f := one.fields) else f["text"] for one in group]
         for example, text, encoding in zip(group, texts, self._framed(texts), strict=True):
             if not encoding.ids:
                 yield Unusable("a text without tokens")
@@ -172,12 +172,12 @@ def _shortened(tokenizer: Any, text: Any, n: int) -> Any:
 def _first_pieces(words: Sequence[str], encoding: Any) -> list[int | None]:
     """Of each word, where its first token is; None of one that has no token of its own."""
     first, token, start = list[int | None](), -1, 0
-    special = encoding.special_tokens_mask
+    special, offsets = encoding.special_tokens_mask, encoding.offsets  # each is made anew when it is asked for
     for word in words:
         at = token + 1
-        while at < len(special) and (special[at] or encoding.offsets[at][1] <= start):
+        while at < len(special) and (special[at] or offsets[at][1] <= start):
             at += 1
-        if at < len(special) and encoding.offsets[at][0] < start + len(word):
+        if at < len(special) and offsets[at][0] < start + len(word):
             first.append(at)
             token = at
         else:

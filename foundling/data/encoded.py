@@ -32,7 +32,7 @@ DTYPES = {"tokens": "<i4", "mask": "|b1", "targets": "<i4", "types": "|u1", "sou
 
 @dataclass(frozen=True)
 class Column:
-    file: str
+    name: str
     dtype: str
     sha256: str
     length: int
@@ -42,7 +42,7 @@ class Column:
 class SplitIndex:
     """The content of index.json. `made_from` states what the tokens were made from."""
 
-    columns: dict[str, Column]
+    columns: list[Column]
     packed: bool
     eos: int
     skipped: dict[str, int]
@@ -51,8 +51,8 @@ class SplitIndex:
 
 
 class EncodedSplit:
-    """Encoded examples. `columns`: the names in DTYPES by offsets, `labels` (n,), `places` (n,): where an example was in
-    its list, `offsets` (n + 1,) and, of an encoder–decoder, `source_offsets` (n + 1,).
+    """Encoded examples. `columns`: the names in DTYPES by offsets, `labels` (n,), `places` (n,): where an example is
+    in its list, `offsets` (n + 1,) and, of an encoder–decoder, `source_offsets` (n + 1,).
 
     With `verify` the SHA-256 of every file is compared. DataError for a damaged index, and for a file that is missing,
     of another length or damaged."""
@@ -66,17 +66,17 @@ class EncodedSplit:
         self.packed, self.eos, self.made_from = index.packed, index.eos, index.made_from
         self.skipped, self.cut = Counter(index.skipped), index.cut
         self.columns: dict[str, np.ndarray] = {}
-        for name, column in index.columns.items():
-            path = directory / column.file
+        for column in index.columns:
+            path = directory / f"{column.name}.bin"
             try:
                 if verify and sha256(path) != column.sha256:
                     raise DataError(f"{path}: damaged, its SHA-256 is not the one in the index; {again}")
-                self.columns[name] = np.memmap(path, dtype=column.dtype, mode="r")
+                self.columns[column.name] = np.memmap(path, dtype=column.dtype, mode="r")
             except (OSError, ValueError, TypeError) as error:
                 raise DataError(f"{path}: damaged ({getattr(error, 'strerror', None) or error}); {again}") from error
-            if len(self.columns[name]) != column.length:
+            if len(self.columns[column.name]) != column.length:
                 raise DataError(f"{path}: damaged, it does not have {column.length:,} numbers; {again}")
-        self.hash = hashlib.sha256("".join(c.sha256 for c in index.columns.values()).encode()).hexdigest()
+        self.hash = hashlib.sha256("".join(c.sha256 for c in index.columns).encode()).hexdigest()
         self.places = np.asarray(self.columns["places"])
         self._offsets = {
             name: np.asarray(self.columns[name]) for name in ("offsets", "source_offsets") if name in self.columns
@@ -171,7 +171,7 @@ def _split(
     def fill(aside: Path) -> None:
         columns = _write(aside, encoder(part), encoder)
         check_template(encoder, len(part))
-        if not columns["places"].length:
+        if len(columns) == 2:  # places and offsets
             raise DataError(nothing_left(encoder))
         index = SplitIndex(
             columns, encoder.packed, framing.tokenizer.eos, dict(encoder.skipped), encoder.cut, made_from
@@ -182,7 +182,7 @@ def _split(
     return EncodedSplit(directory)
 
 
-def _write(directory: Path, encoded: Iterable[tuple[int, Arrays]], encoder: Encoder) -> dict[str, Column]:
+def _write(directory: Path, encoded: Iterable[tuple[int, Arrays]], encoder: Encoder) -> list[Column]:
     """Columns of numbers for each token are written as they come; those for each example are small."""
     small: dict[str, list[Any]] = {"places": [], "offsets": [0]}
     dtypes = {
@@ -208,8 +208,8 @@ def _write(directory: Path, encoded: Iterable[tuple[int, Arrays]], encoder: Enco
                 large[name].write(np.array(arrays[name], dtype=DTYPES[name]).tobytes())
     for name, values in small.items():
         np.array(values, dtype=dtypes[name]).tofile(directory / f"{name}.bin")
-    columns = {}
+    columns = list[Column]()
     for name in sorted([*small, *large]):
         path, dtype = directory / f"{name}.bin", dtypes.get(name) or DTYPES[name]
-        columns[name] = Column(path.name, dtype, sha256(path), path.stat().st_size // np.dtype(dtype).itemsize)
+        columns.append(Column(name, dtype, sha256(path), path.stat().st_size // np.dtype(dtype).itemsize))
     return columns

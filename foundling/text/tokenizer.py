@@ -205,8 +205,8 @@ class Tokenizer:
             raise DataError("a text contains a lone surrogate, which is not valid Unicode") from None
         return [(encoding.ids, encoding.offsets) for encoding in encodings]
 
-    def encode_framed_batch(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[tokenizers.Encoding]:
-        """Of texts or pairs of them, with the special tokens around them: `ids`, `offsets` and, of pairs, `type_ids`."""
+    def encode_framed_batch(self, texts: Sequence[str | tuple[str, str]]) -> list[tokenizers.Encoding]:
+        """Of texts or pairs of them, with the special tokens around them: `ids`, `offsets`, and `type_ids` of pairs."""
         plain = [part for text in texts for part in ([text] if isinstance(text, str) else text)]
         with _library("read these texts"):
             return self._plain(*plain).encode_batch(list(texts), add_special_tokens=True)
