@@ -161,7 +161,9 @@ class Encoder(nn.Module):
         """`encode(…).pooled` (B, D) -> (B, n_classes), of what was pretrained beside the head over the vocabulary, such
         as next-sentence prediction; ConfigError without it. The classes of a head are `blocks.heads.scores`."""
         if self.classifier is None:
-            raise ConfigError(f"this {type(self).__name__} has no classifier of its pretraining; build it with n_classes")
+            raise ConfigError(
+                f"this {type(self).__name__} has no classifier of its pretraining; build it with n_classes"
+            )
         return self.classifier(pooled)
 
     def head_layout(self, task: Task) -> HeadLayout:

@@ -35,9 +35,13 @@ class DistilBERTLoss:
         self, teacher: Any, *, temperature: float = 2.0, soft: float = 5.0, hard: float = 2.0, cosine: float = 1.0
     ) -> None:
         if temperature <= 0 or min(soft, hard, cosine) < 0:
-            raise ConfigError(f"temperature {temperature} is not positive, or a weight of {(soft, hard, cosine)} is below 0")
+            raise ConfigError(
+                f"temperature {temperature} is not positive, or a weight of {(soft, hard, cosine)} is below 0"
+            )
         if not teacher.capabilities.fills:
-            raise ConfigError(f"the teacher {type(teacher).__name__} predicts no masked tokens; take an encoder that does")
+            raise ConfigError(
+                f"the teacher {type(teacher).__name__} predicts no masked tokens; take an encoder that does"
+            )
         self.teacher = teacher.requires_grad_(False).eval()
         self.temperature, self.soft, self.hard, self.cosine = temperature, soft, hard, cosine
 

@@ -61,9 +61,7 @@ def map_of(model: Any, family: Family) -> HeadMap:
     return table if table is not None and head.layout == model.head_layout(head.options.kind) else OURS
 
 
-def with_head(
-    model: Any, family: Family, published: dict[str, Tensor], ours: dict[str, Tensor]
-) -> dict[str, Tensor]:
+def with_head(model: Any, family: Family, published: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, Tensor]:
     """Published name -> tensor: those of the model without its head, and the head's among `ours`."""
     table = map_of(model, family)
     head = {table.names[part]: ours[f"{SCORE}.{part}"].clone() for part in model.score.parts}
@@ -113,7 +111,9 @@ def stored_head(values: dict[str, Any], family: Family, tensors: Tensors, file: 
     elif "pool" not in record and prefix:  # a dense layer under the model's prefix is the model's own pooler
         names = {part: name for part, name in names.items() if not name.startswith(prefix)}
     if "weight" not in names:
-        raise WeightsError(f"{file}: {architecture or RECORD} needs tensor '{published.names['weight']}', which is missing")
+        raise WeightsError(
+            f"{file}: {architecture or RECORD} needs tensor '{published.names['weight']}', which is missing"
+        )
     rows = tensors.shape(names["weight"])
     if len(rows) != 2 or not 0 < rows[0] <= LABELS.high:
         raise WeightsError(f"{tensors.path}: '{names['weight']}' is {list(rows)}, expected a row for each label")

@@ -73,7 +73,9 @@ def test_its_name_is_stable_and_it_starts_at_zero() -> None:
     assert not scores(model, batch()).any()
 
 
-@pytest.mark.parametrize("change", [lambda m: lora(m, LoRAOptions("*"), generator("lora", 0)), lambda m: quantize(m, "layers*")])
+@pytest.mark.parametrize(
+    "change", [lambda m: lora(m, LoRAOptions("*"), generator("lora", 0)), lambda m: quantize(m, "layers*")]
+)
 def test_it_is_neither_adapted_nor_quantised(change: Any) -> None:
     model = llama()
     add_head(model, CLASSES, generator("head"))

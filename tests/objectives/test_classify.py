@@ -31,8 +31,12 @@ def test_classes_by_hand() -> None:
     assert float(weighted["loss"].sum) == pytest.approx(log(4 / 3) + 3 * log(2))
     draw = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     labels, weights = torch.tensor([0, 3, 1, 1, 2]), torch.tensor([0.5, 2.0, 1.0, 1.5])
-    assert torch.allclose(class_nats(draw, labels, 0.1), F.cross_entropy(draw, labels, label_smoothing=0.1, reduction="none"))
-    assert torch.allclose(class_nats(draw, labels, 0, weights), F.cross_entropy(draw, labels, weights, reduction="none"))
+    assert torch.allclose(
+        class_nats(draw, labels, 0.1), F.cross_entropy(draw, labels, label_smoothing=0.1, reduction="none")
+    )
+    assert torch.allclose(
+        class_nats(draw, labels, 0, weights), F.cross_entropy(draw, labels, weights, reduction="none")
+    )
     for wrong in (dict(label_smoothing=1.0), dict(class_weights=(1.0, -1.0))):
         with pytest.raises(ConfigError):
             Classify(**wrong)
