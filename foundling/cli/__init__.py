@@ -34,6 +34,7 @@ GROUPS = {
         "chat": ("foundling.cli.chat", "continue text interactively"),
         "generate": ("foundling.cli.generate", "generate text from a prompt"),
         "fill": ("foundling.cli.fill", "fill the gaps in a text with an encoder (fill-mask)"),
+        "classify": ("foundling.cli.classify", "label texts, tag their words or predict a value"),
     },
     "move and inspect models": {
         "import": ("foundling.cli.import_", "import a directory of transformers or diffusers, or a GGUF file"),
@@ -129,6 +130,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         actions: Any = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
         argv, fields = split_model_flags(argv, set(actions.choices[command]._option_string_actions))
     args, extra = parser.parse_known_args(argv)
+    if isinstance(getattr(args, "text", None), list) and not any(word.startswith("-") for word in extra):
+        args.text, extra = [*args.text, *extra], []  # argparse takes those that follow an option for unknown
     if extra:
         options, name = args.parser._option_string_actions, extra[0].partition("=")[0]
         close = difflib.get_close_matches(name, options, n=1, cutoff=0.7)
