@@ -56,7 +56,7 @@ def base_tensors(model: nn.Module) -> dict[str, Tensor]:
 
     def base_name(name: str) -> str:
         path, _, leaf = name.rpartition(".")
-        parts, plain = path.split("."), list[str]()
+        parts, plain = path.split(".") if path else [], list[str]()
         for at, part in enumerate(parts):
             if not (part == "base" and ".".join(parts[:at]) in wrapped):
                 plain.append(part)

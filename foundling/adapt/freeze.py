@@ -117,13 +117,15 @@ def _ancestors(model: nn.Module, path: str) -> Iterable[nn.Module]:
 
 
 def _matching(model: nn.Module, pattern: str) -> set[str]:
-    names, matched = [name for name, _ in model.named_parameters()], set[str]()
-    for name in names:
+    matched, known = set[str](), dict[str, None]()
+    for name, _ in model.named_parameters():
         parts = name.split(".")
-        if any(matches(".".join(parts[: at + 1]), pattern) for at in range(len(parts))):
+        paths = [".".join(parts[: at + 1]) for at in range(len(parts))]  # the modules around it, and itself
+        known |= dict.fromkeys(paths)
+        if any(matches(path, pattern) for path in paths):
             matched.add(name)
     if not matched:
-        raise AdaptError(f"pattern '{pattern}' matches no parameter; {nearest(pattern, names)}")
+        raise AdaptError(f"pattern '{pattern}' matches no parameter; {nearest(pattern, list(known))}")
     return matched
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pruning by magnitude (Han et al. 2015), unstructured or two of each four (Mishra et al. 2021), and training in which
-the zeros stay. The zeros of a weight are its mask: a pruned model is saved, loaded and hashed as any other."""
+the zeros stay. A mask is not saved, since the zeros say it: a pruned model is saved, loaded and hashed as any other."""
 
 from __future__ import annotations
 
@@ -47,20 +47,17 @@ class PruneOptions:
 
 class PrunedLinear(nn.Linear):
     """A projection whose zeros stay zero: they get no gradient, and the optimiser sets them back (`masks`). `mask`
-    (out, in) int8 is 1 where the weight is not zero; it is not saved, since the weight says it."""
+    (out, in) int8 is 0 where the weight stays zero."""
 
     mask: Tensor
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, mask: Tensor) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
-        self.register_buffer("mask", _mask(linear.weight), persistent=False)
+        self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return F.linear(x, self.weight * self.mask, self.bias)
-
-    def derived_buffers(self) -> dict[str, Tensor]:
-        return {"mask": _mask(self.weight)}
 
     def plain(self) -> nn.Linear:
         linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
@@ -73,17 +70,14 @@ class PrunedGroupedLinear(GroupedLinear):
 
     mask: Tensor
 
-    def __init__(self, linear: GroupedLinear) -> None:
+    def __init__(self, linear: GroupedLinear, mask: Tensor) -> None:
         with torch.device("meta"):
             super().__init__(linear.n_experts, linear.in_features, linear.out_features)
         self.weight = linear.weight
-        self.register_buffer("mask", _mask(linear.weight), persistent=False)
+        self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
         return grouped_mm(x, self.weight * self.mask, ends)
-
-    def derived_buffers(self) -> dict[str, Tensor]:
-        return {"mask": _mask(self.weight)}
 
     def plain(self) -> GroupedLinear:
         with torch.device("meta"):
@@ -93,11 +87,6 @@ class PrunedGroupedLinear(GroupedLinear):
 
 
 PRUNED = (PrunedLinear, PrunedGroupedLinear)
-
-
-def _mask(weight: Tensor) -> Tensor:
-    # int8: train/buffers takes such a buffer for one that no forward pass changes
-    return (weight.detach() != 0).to(torch.int8)
 
 
 def prune(model: nn.Module, options: PruneOptions) -> list[str]:
@@ -124,14 +113,16 @@ def prune(model: nn.Module, options: PruneOptions) -> list[str]:
             removed = {name: part.view(weights[name].shape) for name, part in zip(weights, parts, strict=True)}
         for name, weight in weights.items():
             weight.masked_fill_(removed[name], 0.0)
-    return rewrite(model, matched, _pruned)
+    return _replace(model, matched, removed)
 
 
 def keep_zeros(model: nn.Module, pattern: str = "*layers.*") -> list[str]:
     """Makes the zeros of every matching projection that has some stay zero in training: what to call on a pruned model
-    that was loaded. Returns the names, [] for a model without zeros."""
+    that was loaded. A matrix of zeros alone was not pruned but starts so, and is left out. Returns the names."""
     matched = _prunable(model, pattern)
-    return rewrite(model, {name: m for name, m in matched.items() if (m.weight == 0).any()}, _pruned)
+    zeros = {name: m.weight.detach() == 0 for name, m in matched.items()}
+    pruned = {name: m for name, m in matched.items() if zeros[name].any() and not zeros[name].all()}
+    return _replace(model, pruned, zeros)
 
 
 def _prunable(model: nn.Module, pattern: str) -> dict[str, Any]:
@@ -147,8 +138,15 @@ def _prunable(model: nn.Module, pattern: str) -> dict[str, Any]:
     return matched
 
 
-def _pruned(module: Any) -> nn.Module:
-    return PrunedLinear(module) if isinstance(module, nn.Linear) else PrunedGroupedLinear(module)
+def _replace(model: nn.Module, matched: dict[str, Any], zeros: dict[str, Tensor]) -> list[str]:
+    # int8: train/buffers takes such a buffer for one that no forward pass changes
+    by_module = {id(m): (~zeros[name]).to(torch.int8) for name, m in matched.items()}
+
+    def make(module: Any) -> nn.Module:
+        mask = by_module[id(module)]
+        return PrunedLinear(module, mask) if isinstance(module, nn.Linear) else PrunedGroupedLinear(module, mask)
+
+    return rewrite(model, matched, make)
 
 
 def finish(model: nn.Module) -> list[str]:

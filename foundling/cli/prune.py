@@ -39,7 +39,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     sizes = stored_bytes((p for p in model.parameters()), deflate=False)
     weights = [model.get_submodule(name).weight for name in names]
     zeros = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
-    about = {"pruned": {"share": options.share, "structure": options.structure, "scope": options.scope}}
+    about = {
+        "pruned": {
+            "share": options.share,
+            "structure": options.structure,
+            "scope": options.scope,
+            "pattern": options.pattern,
+        }
+    }
     done = save_changed(model, args.dir, args.out, about) | {"projections": len(names), "zeros": zeros, "bytes": sizes}
     if not args.json:
         say(f"{args.out}: {zeros:.1%} of the weights of {len(names)} projections are zero")

@@ -12,6 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from foundling.adapt.prune import masks
+from foundling.adapt.rewrite import pattern_of
 from foundling.config import flattened
 from foundling.contracts.records import Metric, Result, RunRecord
 from foundling.data.datasets import describe_data
@@ -247,6 +249,8 @@ def _write(run: Any, outcome: Outcome, record: RunRecord, result: dict[str, Any]
             "prediction": run.prediction,
             "result": result,
         }
+        if pruned := [name.removesuffix(".weight") for name in masks(outcome.model)]:
+            about["pruned"] = {"pattern": pattern_of(pruned, pruned)}
         if run.journal.reproduces:
             about["reproduces"] = run.journal.reproduces
         write_manifest(staging, about)

@@ -24,14 +24,15 @@ def frozen_at(model: Any, params: Mapping[str, nn.Parameter], every: int, step: 
     return [p for name, p in params.items() if depths[name] not in trained]
 
 
-@contextmanager
-def gradually_unfrozen(
-    model: Any, params: Mapping[str, nn.Parameter], every: int | None, step: int, runtime: Runtime
-) -> Iterator[None]:
-    """Inside the `with` block the parameters that are not trained yet need no gradient, so none is computed.
-    ConfigError with several processes, whose wrappers fix at the start which gradients they exchange."""
+def check_unfreezing(every: int | None, runtime: Runtime) -> None:
+    """ConfigError with several processes, whose wrappers fix at the start which gradients they exchange."""
     if every is not None and runtime.world_size > 1:
         raise ConfigError(f"'unfreeze_every' is {every}, which needs one process; this run has {runtime.world_size}")
+
+
+@contextmanager
+def gradually_unfrozen(model: Any, params: Mapping[str, nn.Parameter], every: int | None, step: int) -> Iterator[None]:
+    """Inside the `with` block the parameters that are not trained yet need no gradient, so none is computed."""
     frozen = [] if every is None else [p for p in frozen_at(model, params, every, step) if p.requires_grad]
     for p in frozen:
         p.requires_grad_(False)

@@ -61,7 +61,9 @@ def test_depth_follows_the_computation(name: str) -> None:
     assert {*depths.values()} - {top + 1} == {*range(top + 1)}, "0 to the last layer, and what comes after"
     seen: dict[str, Any] = {}
     hooks = [
-        layer.register_forward_hook(lambda m, x, y, path=path: seen.update({path: y[0] if isinstance(y, tuple) else y}))
+        layer.register_forward_hook(
+            lambda m, x, y, path=path: seen.update({str(path): y[0] if isinstance(y, tuple) else y})
+        )
         for path, layer in layers.items()
     ]
 
@@ -101,7 +103,7 @@ def test_a_part_is_trained(name: str, tmp_path) -> None:
     model, depths = of.tiny().train(), depth_of(of.tiny())
     order = sorted({*depths.values()}, reverse=True)
     before, state = weights(model), TrainState.build(model, OptimOptions(learning_rate=0.003, layer_decay=0.5))
-    total = 2 * len(order)
+    total, path = 2 * len(order), tmp_path
     for n, depth in enumerate(order):
         fit(of, state, 2, total, unfreeze_every=2)
         assert {depths[name] for name in changed(model, before)} <= {*order[: n + 1]}, f"not below depth {depth} yet"
@@ -118,17 +120,17 @@ def test_a_part_is_trained(name: str, tmp_path) -> None:
 @pytest.mark.parametrize("structure", ["none", "2:4"])
 def test_zeros_stay_zero(name: str, structure: Any, tmp_path) -> None:
     of, options = case(name), PruneOptions(structure=structure)
-    model = of.fresh()
+    model = of.tiny()
     names = prune(model, options)
     zeros = {n: m.weight == 0 for n, m in model.named_modules() if n in names}
-    assert len(names) >= 4 and all(z.float().mean() >= 0.5 for z in zeros.values())
+    assert len(names) >= 4 and all(abs(2 * z.sum() - z.numel()) <= 1 for z in zeros.values())
 
     state = TrainState.build(model.train(), MUON)
     losses = fit(of, state, 3)
     path = save_checkpoint(tmp_path / "checkpoints", state, {})
     losses += fit(of, state, 3)
     assert losses[-1] < losses[0]
-    again = of.fresh()
+    again = of.tiny()
     prune(again, options)
     resumed = TrainState.build(again.train(), MUON)
     load_checkpoint(path, resumed)
