@@ -78,7 +78,8 @@ def merge(model: Any, *, only: tuple[type[Added], ...] = (Added,), reversible: b
         raise AdaptError("the model has no adapters to merge")
     frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
     plain = {id(m): m.merged() for m in matched.values()}
-    names, config = rewrite(model, matched, lambda m: plain[id(m)]), getattr(model, "config", None)
+    names: list[str] = rewrite(model, matched, lambda m: plain[id(m)])
+    config: Any = getattr(model, "config", None)
     model.requires_grad_(True)
     beside = {m: m.own for m in added(model).values() if m.base is None}
     for module in beside:
