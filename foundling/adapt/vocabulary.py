@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""New tokens in a vocabulary, without a change of the base: their rows are an adapter of embedding and head.
-
-So the base keeps its hash, and adapters that were trained on it still load. `merge` gives a plain model of more
-rows."""
+"""New tokens in a vocabulary, without a change of the base: their rows are an adapter of embedding and head. So the
+base keeps its hash, adapters that were trained on it still load, and `merge` gives a plain model of more rows."""
 
 from __future__ import annotations
 

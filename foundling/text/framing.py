@@ -55,7 +55,7 @@ class AnswerDecoder:
 
 
 class Framing:
-    """Of one tokenizer and what its model directory says of texts. All ids to read begin with those of a soft prompt."""
+    """Of one tokenizer and what its model directory says of texts. What it encodes begins with a soft prompt."""
 
     def __init__(self, tokenizer: Tokenizer, spec: TextSpec | None = None) -> None:
         self.tokenizer, self.spec = tokenizer, spec or TextSpec()
