@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from foundling.config import dump_yaml, from_dict, load_yaml
 from foundling.contracts.data import Batches
@@ -32,7 +32,7 @@ from foundling.recipes.learning import target_len
 from foundling.recipes.models import READS, build_model, check_parents, no_prediction
 from foundling.recipes.progress import Progress
 from foundling.recipes.publish import Outcome, publish_run
-from foundling.recipes.recipe import Recipe, Request, code_version
+from foundling.recipes.recipe import ExampleKind, Recipe, Request, code_version
 from foundling.recipes.space import check_space
 from foundling.recipes.training import run_training
 from foundling.recipes.validation import Validation
@@ -308,7 +308,7 @@ def training_memory(recipe: Recipe) -> MemoryEstimate:
 
 def announce(recipe: Recipe, prediction: dict[str, Any], progress: Progress) -> None:
     """What will run, and what it will cost, before it is spent."""
-    p = prediction
+    p, tuned = prediction, recipe.objective.kind in get_args(ExampleKind)
     progress.line(
         f"plan: {recipe.model.family} with {p['params'] / 1e6:.2f} M parameters, "
         f"{recipe.train.tokens / 1e6:.2f} M tokens in {recipe.train.total_steps} steps, {p['flops']:.2e} FLOPs"
@@ -317,8 +317,10 @@ def announce(recipe: Recipe, prediction: dict[str, Any], progress: Progress) -> 
         if isinstance(section, dict):
             values = section | section.pop("fields", {}) if name == "model" else section
             if name == "objective":
-                values = {key: values[key] for key in ("kind", *READS[recipe.objective.kind])}
-            unsaid = ("source", "weights_hash", "teacher_hash")
+                values = {key: values[key] for key in ("kind", *READS.get(recipe.objective.kind, ()))}
+            unsaid = ("source", "weights_hash", "teacher_hash", *(("share", "fim_rate", "field") if tuned else ()))
+            if name == "adapt" and not tuned:
+                continue
             line = " ".join(f"{k}={v}" for k, v in values.items() if v is not None and k not in unsaid)
             progress.line(f"  {name}: {line}")
     loss = no_prediction(recipe)
