@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`foundling finetune` through the real command line: adapted, checked, used at once, resumed after SIGKILL, reproduced;
+and what it refuses, each in one line."""
+
+import csv
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.tools import corpus, files, foundling, kill_after_checkpoint, raised, weights
+
+SETTINGS = ["--threads", "1", "--precision", "float32", "--batch-size", "4", "--checkpoint-every", "2"]
+CITIES = ["Oslo", "Rome", "Lima"]
+
+
+def tuned(*args: object) -> dict:
+    done = foundling("finetune", *args, *SETTINGS, "--json")
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("finetune")
+
+
+@pytest.fixture(scope="module")
+def base(folder: Path) -> Path:
+    """A language model that reads 128 tokens."""
+    out = folder / "base"
+    raised(
+        corpus(folder / "text"), "--total-steps", "4", "--batch-size", "2", "--seq-len", "128", "--d-model", "32",
+        "--n-layers", "2", "--vocab-size", "320", "--threads", "1", "--compile", "false", "--precision", "float32",
+        "--out", out,
+    )  # fmt: skip
+    return out
+
+
+@pytest.fixture(scope="module")
+def chats(folder: Path) -> Path:
+    chance, file = random.Random(0), folder / "chats.jsonl"
+    with file.open("w", encoding="utf-8") as out:
+        for i in range(60):
+            question = {"role": "user", "content": f"{i}: {chance.choice(CITIES)}"}
+            answer = {"role": "assistant", "content": f"{i} yes"}
+            out.write(json.dumps({"messages": [question, answer]}) + "\n")
+    return file
+
+
+@pytest.fixture(scope="module")
+def labels(folder: Path) -> Path:
+    chance, file = random.Random(1), folder / "labels.csv"
+    with file.open("w", encoding="utf-8", newline="") as out:
+        rows = csv.writer(out)
+        rows.writerow(["body", "section"])
+        for i in range(60):
+            spam = i % 2
+            rows.writerow([f"{'win win' if spam else 'dear all'} {chance.random():.3f}", "spam" if spam else "ham"])
+    return file
+
+
+def test_an_adapter_is_trained_killed_resumed_reproduced_and_talks(base: Path, chats: Path, folder: Path) -> None:
+    args = [base, chats, "--epochs", "2"]
+    out = folder / "helper"
+    result = tuned(*args, "--out", out)
+    about = json.loads((out / "foundling.json").read_text())
+    assert about["recipe"]["objective"]["kind"] == "chat" and about["recipe"]["adapt"]["method"] == "lora"
+    assert about["base"] == weights(base) and (out / "adapter_config.json").exists()
+    assert result["actual"]["loss"] < result["baselines"]["before"]
+    assert foundling("check", out).returncode == 0
+    report = (out / "report.html").read_text()
+    assert "Before and after" in report and "0 yes" in report or " yes" in report
+    talk = foundling("chat", out, "--temperature", "0", "--max-tokens", "4", "--json", input="1: Rome\n")
+    assert talk.returncode == 0, talk.stderr
+    assert json.loads(talk.stdout)["kind"] == "instruct model" and len(json.loads(talk.stdout)["turns"]) == 1
+
+    broken = folder / "broken"
+    kill_after_checkpoint([*args, "--out", broken, *SETTINGS], broken, "finetune")
+    assert foundling("finetune", "--out", broken, "--resume").returncode == 0
+    assert weights(broken) == weights(out)
+    again = foundling("reproduce", out, "--out", folder / "again", "--json")
+    assert again.returncode == 0 and json.loads(again.stdout)["identical"], again.stderr
+
+
+def test_merged_is_what_the_adapter_is(base: Path, chats: Path, folder: Path) -> None:
+    for name, more in (("apart", []), ("merged", ["--merged"])):
+        tuned(base, chats, "--epochs", "1", "--out", folder / name, *more)
+    assert (folder / "merged" / "model.safetensors").exists()
+    asked = ["--prompt", "0: Rome", "--temperature", "0", "--max-tokens", "8", "--json"]
+    texts = [json.loads(foundling("generate", folder / n, *asked).stdout)["answers"] for n in ("apart", "merged")]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("method", ["full", "head"])
+def test_a_classifier_answers_at_once(method: str, base: Path, labels: Path, folder: Path) -> None:
+    out = folder / method
+    settings = ["--label", "section", "--field", "body", "--method", method, "--epochs", "6"]
+    result = tuned(base, labels, *settings, "--out", out)
+    assert result["metric"] == "accuracy" and result["actual"]["accuracy"] > 0.9
+    assert result["baselines"] and max(result["baselines"].values()) < 0.8
+    answered = foundling("classify", out, "win win 0.5", "dear all 0.1", "--json")
+    assert answered.returncode == 0, answered.stderr
+    assert [a["label"] for a in json.loads(answered.stdout)["answers"]] == ["spam", "ham"]
+
+
+def test_the_plan_names_each_method_and_writes_nothing(base: Path, chats: Path, folder: Path, tmp_path: Path) -> None:
+    before = files(folder / "base")
+    done = foundling("finetune", base, chats, "--plan", *SETTINGS, "--json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert set(plan["methods"]) == {"full", "lora", "qlora", "prompt", "prefix", "bias", "top-k"}  # no labels: no head
+    assert plan["methods"]["full"]["share"] == 1 and plan["methods"]["lora"]["share"] < 0.5
+    assert all(row["peak_bytes"] > 0 and row["seconds"] > 0 for row in plan["methods"].values())
+    assert files(folder / "base") == before
+
+
+def test_wrong_input_is_one_line(base: Path, chats: Path, labels: Path, tmp_path: Path) -> None:
+    one = tmp_path / "one.csv"
+    one.write_text("text,label\n" + "".join(f"text number {i},ham\n" for i in range(40)))
+    three = tmp_path / "three.csv"
+    three.write_text("text,label\na b,x\nc d,y\ne f,x\n")
+    for args, says in (
+        ([base, one], "one label"), ([base, three], "3 examples"), ([base, labels, "--label", "sektion"], "section"),
+        ([base, tmp_path / "nowhere.csv"], "nowhere.csv"), ([base, chats, "--method", "head"], "head"),
+        ([base, chats, "--as", "seq2seq"], "reads no source"), ([base, chats, "--seq-len", "4096"], "max_seq_len"),
+        ([base], "DIR DATA"), ([base, chats, "--epochs", "0"], "--epochs"),
+    ):  # fmt: skip
+        done = foundling("finetune", *args, "--out", tmp_path / "out", *SETTINGS)
+        assert done.returncode == 2, (args, done.stderr)
+        assert says in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr, done.stderr
+        assert not (tmp_path / "out").exists()
