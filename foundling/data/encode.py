@@ -148,20 +148,20 @@ class Encoder:
 
 
 def _shortened(tokenizer: Any, text: Any, n: int) -> Any:
-    """A text, or a pair, without its last `n` tokens, of a pair those of the longer one first."""
+    """A text, or a pair, without its last `n` tokens, of a pair those of the longer one first (transformers'
+    "longest_first")."""
     parts = [text] if isinstance(text, str) else list(text)
     encodings = [tokenizer.backend.encode(part, add_special_tokens=False) for part in parts]
     keep = [len(encoding.ids) for encoding in encodings]
     if sum(keep) <= n:
         return "" if isinstance(text, str) else ("", "")
-    longest = int(np.argmax(keep))
+    longest = len(keep) - 1 - int(np.argmax(keep[::-1]))
     others = sum(keep) - keep[longest]
     if len(keep) == 1 or keep[longest] - n >= others:
         keep[longest] -= n
     else:  # both to half of what is left
         left = sum(keep) - n
-        keep = [min(k, (left + 1) // 2) for k in keep]
-        keep[longest] = left - keep[1 - longest]
+        keep[longest], keep[1 - longest] = left - left // 2, left // 2
     cuts = [
         part[: min(encoding.offsets[k - 1][1], len(part) - 1 if k < len(encoding.ids) else len(part))] if k else ""
         for part, encoding, k in zip(parts, encodings, keep, strict=True)
@@ -222,7 +222,7 @@ def n_positions(arrays: Arrays, packed: bool) -> int:
 
 def suggest_seq_len(lengths: np.ndarray, longest: int, share: float = SHARE) -> int:
     """The least multiple of 8 in which `share` of the examples fit whole, at most `longest`."""
-    length = int(np.quantile(lengths, share, method="higher"))
+    length = int(np.quantile(lengths, share, method="inverted_cdf"))
     return min(-(-length // MULTIPLE) * MULTIPLE, longest)
 
 

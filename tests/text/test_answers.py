@@ -21,6 +21,12 @@ MARKED = (
     "{% else %}{{ m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+SMOLLM2 = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}"
+    "{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 LLAMA_2 = (
     "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + m['content'] + ' [/INST]' }}"
     "{% else %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
@@ -60,7 +66,7 @@ def said(framing: Framing, example) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["ours", "gpt2", "llama 3", "prefix space"])
-@pytest.mark.parametrize("template", [CHAT_TEMPLATE, MARKED])
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, MARKED, SMOLLM2])
 def test_answers_with_the_token_that_ends_them_are_learnt_and_nothing_else(kind, template):
     framing = Framing(tokenizer(kind).with_chat_template(template))
     (example,) = framing.chat_examples([{"messages": CHAT}])
