@@ -8,7 +8,7 @@ sentence to tag or a source is cut on the right, and counted.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -56,10 +56,13 @@ class Encoder:
 
     def __call__(self, examples: Iterable[Example]) -> Iterator[tuple[int, Arrays]]:
         """(place, arrays) of every example, of a text one for each window of seq_len + 1 tokens."""
-        function = getattr(self, f"_{self.kind}" if self.kind != "regress" else "_classify")
+        functions: dict[Kind, Callable[[Sequence[Example]], Iterator[Any]]] = {
+            "chat": self._chat, "text": self._text, "classify": self._classify, "regress": self._classify,
+            "tag": self._tag, "seq2seq": self._seq2seq,
+        }  # fmt: skip
         place, source = 0, iter(examples)
         while group := list(islice(source, AT_ONCE)):
-            for number, arrays in enumerate(function(group)):
+            for number, arrays in enumerate(functions[self.kind](group)):
                 for one in arrays if isinstance(arrays, list) else [arrays]:
                     if isinstance(one, Unusable):
                         self.skipped[one.reason] += 1

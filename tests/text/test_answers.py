@@ -69,7 +69,7 @@ def said(framing: Framing, example) -> list[str]:
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, MARKED, SMOLLM2])
 def test_answers_with_the_token_that_ends_them_are_learnt_and_nothing_else(kind, template):
     framing = Framing(tokenizer(kind).with_chat_template(template))
-    (example,) = framing.chat_examples([{"messages": CHAT}])
+    example = Answered(*framing.chat_example(CHAT))
     assert said(framing, example) == ["The cat sat 🙂<|im_end|>", "on the log.\n12345<|im_end|>"]
     assert example.ids == framing.chat(CHAT, add_generation_prompt=False)
     for answer in (1, 3):  # what is learnt follows from the ids that a model continues at inference
@@ -91,7 +91,7 @@ def test_marks_of_a_template_are_those_that_transformers_reads(framing, tmp_path
 def test_a_template_with_spaces_around_answers(kind):
     framing = Framing(tokenizer(kind).with_chat_template(LLAMA_2))
     messages = chat("the cat", "sat on the mat", "and", "the dog")
-    (example,) = framing.chat_examples([{"messages": messages}])
+    example = Answered(*framing.chat_example(messages))
     assert [text.replace("▁", " ").strip() for text in said(framing, example)] == [
         "sat on the mat </s>",
         "the dog </s>",
