@@ -243,6 +243,7 @@ def test_ranks_share_a_batch(tmp_path, framing, kind):
 
 
 @pytest.mark.parametrize("name", ["llama", "mamba", "rwkv"])
+@torch.no_grad()
 def test_packed_examples_do_not_leak_into_each_other(tmp_path, name):
     """The loss of a packed batch is the sum of the losses of its examples, each alone in a batch without padding."""
     framing = Framing(tokenizer("gpt2"))
