@@ -8,7 +8,7 @@ sentence to tag or a source is cut on the right, and counted.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -56,10 +56,13 @@ class Encoder:
 
     def __call__(self, examples: Iterable[Example]) -> Iterator[tuple[int, Arrays]]:
         """(place, arrays) of every example, of a text one for each window of seq_len + 1 tokens."""
-        function = getattr(self, f"_{self.kind}" if self.kind != "regress" else "_classify")
+        functions: dict[Kind, Callable[[Sequence[Example]], Iterator[Any]]] = {
+            "chat": self._chat, "text": self._text, "classify": self._classify, "regress": self._classify,
+            "tag": self._tag, "seq2seq": self._seq2seq,
+        }  # fmt: skip
         place, source = 0, iter(examples)
         while group := list(islice(source, AT_ONCE)):
-            for number, arrays in enumerate(function(group)):
+            for number, arrays in enumerate(functions[self.kind](group)):
                 for one in arrays if isinstance(arrays, list) else [arrays]:
                     if isinstance(one, Unusable):
                         self.skipped[one.reason] += 1
@@ -148,20 +151,20 @@ class Encoder:
 
 
 def _shortened(tokenizer: Any, text: Any, n: int) -> Any:
-    """A text, or a pair, without its last `n` tokens, of a pair those of the longer one first."""
+    """A text, or a pair, without its last `n` tokens, of a pair those of the longer one first (transformers'
+    "longest_first")."""
     parts = [text] if isinstance(text, str) else list(text)
     encodings = [tokenizer.backend.encode(part, add_special_tokens=False) for part in parts]
     keep = [len(encoding.ids) for encoding in encodings]
     if sum(keep) <= n:
         return "" if isinstance(text, str) else ("", "")
-    longest = int(np.argmax(keep))
+    longest = len(keep) - 1 - int(np.argmax(keep[::-1]))
     others = sum(keep) - keep[longest]
     if len(keep) == 1 or keep[longest] - n >= others:
         keep[longest] -= n
     else:  # both to half of what is left
         left = sum(keep) - n
-        keep = [min(k, (left + 1) // 2) for k in keep]
-        keep[longest] = left - keep[1 - longest]
+        keep[longest], keep[1 - longest] = left - left // 2, left // 2
     cuts = [
         part[: min(encoding.offsets[k - 1][1], len(part) - 1 if k < len(encoding.ids) else len(part))] if k else ""
         for part, encoding, k in zip(parts, encodings, keep, strict=True)
@@ -222,7 +225,7 @@ def n_positions(arrays: Arrays, packed: bool) -> int:
 
 def suggest_seq_len(lengths: np.ndarray, longest: int, share: float = SHARE) -> int:
     """The least multiple of 8 in which `share` of the examples fit whole, at most `longest`."""
-    length = int(np.quantile(lengths, share, method="higher"))
+    length = int(np.quantile(lengths, share, method="inverted_cdf"))
     return min(-(-length // MULTIPLE) * MULTIPLE, longest)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from foundling.config import from_dict
-from foundling.data.encode import Arrays, Encoder, check_template, n_positions, nothing_left
+from foundling.data.encode import Arrays, Encoder, check_template, nothing_left
 from foundling.data.examples import Examples
 from foundling.data.kinds import Example, Kind
 from foundling.data.tokens import tokenizer_hash
@@ -194,7 +194,6 @@ def _write(directory: Path, encoded: Iterable[tuple[int, Arrays]], encoder: Enco
     large = dict[str, Any]()
     with ExitStack() as stack:
         for place, arrays in encoded:
-            assert n_positions(arrays, encoder.packed) <= encoder.seq_len
             small["places"].append(place)
             small["offsets"].append(small["offsets"][-1] + len(arrays["tokens"]))
             if "source" in arrays:

@@ -161,9 +161,8 @@ def _matches(kind: Kind | None, values: Mapping[str, list[Any]], columns: Column
     matches = [match for match, use in zip(matches, uses, strict=True) if not any(use < other for other in uses)]
     if kind is None and len(matches) > 1:
         matches = [match for match in matches if "text" not in match.shape.kinds]
-    if kind in (None, "classify", "regress") and all("text" in match.shape.kinds for match in matches):
-        guess = _guess(values, columns, n)
-        matches = [Match(SHAPES[-2], guess)] if guess else matches
+    if not matches and kind in (None, "classify", "regress") and (guess := _guess(values, columns, n)):
+        return [Match(SHAPES[-2], guess)]
     return matches
 
 

@@ -117,7 +117,8 @@ def _evenness(lines: Sequence[str], options: dict[str, Any]) -> tuple[float, int
 def read_conll(stream: Any, *, universal: bool = False) -> Iterator[Row | Skip]:
     """Sentences as {"tokens": […], "tags": […]}, divided by blank lines: of each line the first column and the last,
     between tabs or, where there is none, spaces. `universal` (CoNLL-U): the second column and the fourth, without
-    ranges of words and empty nodes. Lines that begin with "# " or "-DOCSTART-" are skipped. A sentence with a line of
+    ranges of words and empty nodes. Comments, "# …" before a sentence, and "-DOCSTART-" lines are left
+    out. A sentence with a line of
     one column or more than SENTENCE_TOKENS is a `Skip`."""
     tokens, tags, bad, first = list[str](), list[str](), "", 1
     number = 0
@@ -131,7 +132,7 @@ def read_conll(stream: Any, *, universal: bool = False) -> Iterator[Row | Skip]:
             yield Skip("binary", why_binary(b""), rest=True)
             return
         if text.strip():
-            if text.startswith(("# ", "-DOCSTART-")) or (universal and text.startswith("#")):
+            if text.startswith("#" if universal else "-DOCSTART-") or (text.startswith("# ") and not tokens):
                 continue
             parts = text.split("\t") if "\t" in text else text.split()
             first = first if tokens or bad else number

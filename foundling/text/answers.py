@@ -8,6 +8,7 @@ adding a message does not change what stands before, which is checked for every 
 
 from __future__ import annotations
 
+import json
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -196,8 +197,8 @@ def _answers_of(template: str, names: Mapping[str, str], chat: Mapping[str, Any]
 
 def _between_marks(marked: str, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A template writes both marks of a block or none; the text of a message that has them could move the answers."""
-    signs = "".join(MARKS)
-    if any(sign in str(message) for message in messages for sign in signs):
+    contents = json.dumps(messages, ensure_ascii=False)
+    if any(sign in contents for mark in MARKS for sign in mark):
         return {"unusable": ["a chat with private characters", "U+E010 to U+E015 stand for the places of answers"]}
     text, spans, start = "", list[list[int]](), None
     for part in re.split(f"({MARKS[0]}|{MARKS[1]})", marked):

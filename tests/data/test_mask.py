@@ -2,11 +2,13 @@
 """What is hidden: how often, as what, where never, and on what it depends."""
 
 import pytest
+import tokenizers
 import torch
 from scipy.stats import chisquare
 
-from foundling.data.transforms.mask import MaskedBatches
+from foundling.data.transforms.mask import MaskedBatches, word_roles
 from foundling.errors import ConfigError
+from foundling.text import Tokenizer
 
 MASK, V = 3, 50
 
@@ -53,3 +55,53 @@ def test_it_depends_on_seed_and_sample_alone() -> None:
 def test_bad_rates(rate: float) -> None:
     with pytest.raises(ConfigError, match="rate"):
         MaskedBatches(Given([0]), seed=0, mask=MASK, vocab_size=V, rate=rate)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "roles"),
+    [
+        (["the", "in", "##tend", "##ed", ",", "cat", "[SEP]"], [1, 1, 0, 0, 1, 1, 2]),
+        (["Ġthe", "in", "Ġ(", "x", "Ċ", "def", ".", "ed", "</s>"], [1, 0, 1, 0, 2, 0, 2, 0, 2]),
+        (["▁the", "in", "▁", "x", "。", "ed", "</s>"], [1, 0, 1, 0, 2, 0, 2]),
+    ],
+)
+def test_what_each_token_does_to_a_word(pieces: list[str], roles: list[int]) -> None:
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({piece: i for i, piece in enumerate(pieces)}, "[UNK]"))
+    if "Ġthe" in pieces:
+        backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.add_special_tokens([pieces[-1]])
+    assert word_roles(Tokenizer(backend, {"eos_token": pieces[-1]})).tolist() == roles
+
+
+def test_whole_words_are_hidden_or_shown() -> None:
+    """Tokens 10 start a word, 11 continue it, 12 stand alone; 7 is never hidden and divides words."""
+    roles = torch.tensor([1] * 11 + [0, 2] + [1] * (V - 13), dtype=torch.int8)
+    row = [11, 10, 11, 11, 10, 12, 11, 11, 7, 11, 11]
+    words = [0, 1, 1, 1, 2, 3, 4, 4, 5, 6, 6]
+    documents = [0] * 9 + [0, 1]  # the last token begins another document
+    words[-1] = 7
+
+    class Rows:
+        def __getitem__(self, n: int):
+            rows = 400
+            tokens = torch.tensor(row).repeat(rows, 1)
+            return {
+                "tokens": tokens, "targets": tokens, "documents": torch.tensor(documents).repeat(rows, 1),
+                "loss_mask": torch.ones_like(tokens, dtype=torch.bool), "sample_ids": torch.arange(rows),
+            }  # fmt: skip
+
+    batch = MaskedBatches(Rows(), seed=0, mask=MASK, vocab_size=V, rate=0.3, never=(7,), words=roles)[0]
+    hidden = batch["loss_mask"]
+    assert not hidden[:, 8].any()
+    for i in range(len(row)):
+        for j in range(i):
+            same = torch.equal(hidden[:, i], hidden[:, j])
+            assert same == (words[i] == words[j])
+    counts = hidden[:, [1, 4, 5, 6, 9, 10]].sum(0).tolist()
+    assert all(abs(count - 120) < 4 * (400 * 0.3 * 0.7) ** 0.5 for count in counts), "each word at the rate asked for"
+
+
+def test_a_vocabulary_without_marks_has_no_words() -> None:
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "</s>": 1}, "a"))
+    with pytest.raises(ConfigError, match="where words begin"):
+        word_roles(Tokenizer(backend, {"eos_token": "</s>"}))

@@ -18,14 +18,17 @@ HIDDEN, OTHER = 0.8, 0.1
 """Of the chosen positions: replaced by the mask, replaced by a random token; the rest is unchanged."""
 
 
+CONTINUES, STARTS, ALONE = 0, 1, 2
+"""the word of the token before, a new one, and a word of one token"""
+
+
 class MaskedBatches:
     """Batches of packed tokens with `rate` of their positions chosen to be predicted.
 
     `tokens` (B, T) are corrupted, `targets` (B, T) the original ones, `loss_mask` (B, T) True at chosen positions. The
     choice depends on (seed, sample id) alone. Padding and the tokens `never` (document separators, for instance) are
-    not chosen. With `word_starts` (V,), True for tokens that begin a word, all tokens of a word are chosen or none
-    (whole-word masking; Cui et al. 2019, section 2.2); each is replaced on its own. Raises ConfigError for a rate
-    outside (0, 1).
+    not chosen. With `words` (V,), as word_roles returns it, all tokens of a word are chosen or none (whole-word
+    masking; Cui et al. 2019, section 2.2); each is replaced on its own. Raises ConfigError for a rate outside (0, 1).
     """
 
     def __init__(
@@ -37,13 +40,13 @@ class MaskedBatches:
         vocab_size: int,
         rate: float = 0.15,
         never: tuple[int, ...] = (),
-        word_starts: Tensor | None = None,
+        words: Tensor | None = None,
     ) -> None:
         if not 0 < rate < 1:
             raise ConfigError(f"rate {rate} is not between 0 and 1")
         self.batches, self.seed, self.mask, self.vocab_size, self.rate = batches, seed, mask, vocab_size, rate
         self.never = torch.tensor(never, dtype=torch.int64)
-        self.word_starts = word_starts
+        self.words = words
 
     def __getitem__(self, n: int) -> Batch:
         batch = self.batches[n]
@@ -52,7 +55,7 @@ class MaskedBatches:
         for row, sample in enumerate(batch["sample_ids"].tolist()):
             rng = generator("masked", self.seed, sample)
             choice, kind = torch.rand(2, tokens.shape[1], generator=rng)
-            if self.word_starts is not None:
+            if self.words is not None:
                 choice = choice[self._words(tokens[row], documents[row])]  # that of its word, for each token
             others = torch.randint(self.vocab_size, (tokens.shape[1],), generator=rng)
             chosen[row] = (choice < self.rate) & (documents[row] >= 0) & ~torch.isin(tokens[row], self.never)
@@ -63,25 +66,30 @@ class MaskedBatches:
     def _words(self, tokens: Tensor, documents: Tensor) -> Tensor:
         """(T,) -> (T,) the number of the word of each token. A token of `never` is a word of its own, and no word goes
         on in another document."""
-        assert self.word_starts is not None
-        alone = torch.isin(tokens, self.never)
-        starts = self.word_starts[tokens] | alone
-        starts[1:] |= alone[:-1] | (documents[1:] != documents[:-1])
+        assert self.words is not None
+        roles = torch.where(torch.isin(tokens, self.never), ALONE, self.words[tokens])
+        starts = roles != CONTINUES
+        starts[1:] |= (roles[:-1] == ALONE) | (documents[1:] != documents[:-1])
         return starts.cumsum(0) - starts[0].long()
 
 
-def word_starts(tokenizer: Tokenizer) -> Tensor:
-    """(V,) bool, True for tokens that begin a word: those without "##" in a WordPiece vocabulary; with "Ġ" (a space) or
-    "▁" in front, or without any letter or digit, in a byte-level BPE or SentencePiece vocabulary. ConfigError for a
-    vocabulary that marks neither."""
+def word_roles(tokenizer: Tokenizer) -> Tensor:
+    """(V,) int8, CONTINUES, STARTS or ALONE: what each token does to a word. In WordPiece, a word goes on in tokens
+    with "##". In a byte-level BPE or SentencePiece vocabulary it starts with a space ("Ġ" or "▁"), and a token
+    without a letter or digit stands alone, as special tokens do. ConfigError for a vocabulary that has no such mark."""
     vocabulary = tokenizer.backend.get_vocab(with_added_tokens=False)
     mark = next((mark for mark in ("##", "Ġ", "▁") if any(piece.startswith(mark) for piece in vocabulary)), None)
     if mark is None:
         raise ConfigError("the tokens do not say where words begin (##, Ġ or ▁), so whole words cannot be masked")
-    starts = torch.ones(tokenizer.vocab_size, dtype=torch.bool)  # special tokens too
+    roles = torch.full((tokenizer.vocab_size,), ALONE, dtype=torch.int8)
     for piece, token in vocabulary.items():
+        if token in tokenizer.special:
+            continue
         if mark == "##":
-            starts[token] = not piece.startswith(mark)
-        elif token not in tokenizer.special:
-            starts[token] = piece.startswith(mark) or not any(sign.isalnum() for sign in piece)
-    return starts
+            roles[token] = CONTINUES if piece.startswith(mark) else STARTS
+        elif piece.startswith(mark):
+            roles[token] = STARTS
+        else:  # a part of a character is decoded as U+FFFD
+            text = piece if mark == "▁" else tokenizer.decode([token])
+            roles[token] = CONTINUES if any(sign.isalnum() or sign == "\ufffd" for sign in text) else ALONE
+    return roles
