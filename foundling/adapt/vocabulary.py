@@ -60,7 +60,8 @@ class NewLogits(Added):
         object.__setattr__(self, "embedding", new)  # a submodule of the model, not of this one
         self.rows = new.rows if rows is None else nn.Parameter(rows.float())
         self.bias = None if bias is None else nn.Parameter(bias.float())
-        self.own = (*(() if self.tied else ("rows",)), *(() if bias is None else ("bias",)))
+        parts = {"rows": not self.tied, "bias": bias is not None}
+        self.own = tuple(part for part, own in parts.items() if own)  # pyright: ignore[reportAttributeAccessIssue]
         self.in_features, self.out_features = base.in_features, max(base.out_features, self.first + self.n)
 
     @property
