@@ -72,7 +72,8 @@ def merge(model: Any, *, only: tuple[type[Added], ...] = (Added,), reversible: b
         raise AdaptError("the model has no adapters to merge")
     frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
     plain = {id(m): m.merged() for m in matched.values()}
-    names, config = rewrite(model, matched, lambda m: plain[id(m)]), getattr(model, "config", None)
+    names: list[str] = rewrite(model, matched, lambda m: plain[id(m)])
+    config: Any = getattr(model, "config", None)
     model.requires_grad_(True)
     if getattr(config, "tie_embeddings", False) and model.head.weight is not model.embedding.weight:
         model.config = dataclasses.replace(config, tie_embeddings=False)

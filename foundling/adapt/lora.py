@@ -23,8 +23,9 @@ from foundling.errors import AdaptError
 
 LINEAR = (nn.Linear, Int8Linear)
 GROUPED = (GroupedLinear, Int8GroupedLinear)
-LAYERS = "*layers.*"
-"""every projection in the layers of any family; neither embedding nor head"""
+LAYERS = "*layers.*,!*.router"
+"""every projection in the layers of any family; neither embedding nor head, nor what chooses experts, whose balance a
+small data set would upset"""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,11 @@ from foundling.errors import AdaptError
 
 
 def matches(name: str, pattern: str) -> bool:
-    return any(fnmatch.fnmatchcase(name, part.strip()) for part in pattern.split(","))
+    """Whether a name matches one of the shell patterns, separated by commas, and none of those that begin with !"""
+    parts = [part.strip() for part in pattern.split(",")]
+    if any(part.startswith("!") and fnmatch.fnmatchcase(name, part[1:]) for part in parts):
+        return False
+    return any(fnmatch.fnmatchcase(name, part) for part in parts if not part.startswith("!"))
 
 
 def pattern_of(names: Iterable[str], candidates: Iterable[str]) -> str:
@@ -28,7 +32,7 @@ def pattern_of(names: Iterable[str], candidates: Iterable[str]) -> str:
 
 def matching(model: nn.Module, pattern: str, kinds: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
     """Name -> module, for modules of the kinds whose name matches any of the shell patterns in `pattern`, separated by
-    commas ("layers.*.mixer.[qv],head"; `*` crosses dots). Raises AdaptError, with similar names, if there is none."""
+    commas ("layers.*.mixer.[qv],head", "layers.*,!*.router"; `*` crosses dots). Raises AdaptError, with similar names, if there is none."""
     candidates = {name: module for name, module in model.named_modules() if name and isinstance(module, kinds)}
     matched = {name: module for name, module in candidates.items() if matches(name, pattern)}
     if not matched:

@@ -21,12 +21,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gap", default="___", help="text that marks a gap (default ___; the mask token of the model works too)"
     )
+    parser.add_argument("--base-model", metavar="DIR", help="of an adapter's directory: where its base is now")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     from foundling.decode.fill import MaskFiller
 
-    filled = MaskFiller.load(args.dir).fill(args.text, gap=args.gap, n=args.n)
+    filled = MaskFiller.load(args.dir, base=args.base_model).fill(args.text, gap=args.gap, n=args.n)
     if not args.json:
         say_text(filled["text"])
         for number, best in enumerate(filled["gaps"], 1):

@@ -54,6 +54,7 @@ def sampling(parser: argparse.ArgumentParser) -> None:
         "--stop", action="append", default=[], metavar="TEXT", help="stop before this text; can be repeated"
     )
     parser.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
+    parser.add_argument("--base-model", metavar="DIR", help="of an adapter's directory: where its base is now")
     parser.add_argument(
         "--weights",
         choices=["float32", "bfloat16", "int8", "int4"],
@@ -65,7 +66,8 @@ def writer_for(args: argparse.Namespace) -> Any:
     from foundling.decode.text import TextGenerator
 
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    generator = TextGenerator.load(args.dir, weights=args.weights, **{name: getattr(args, name) for name in names})
+    given = {name: getattr(args, name) for name in names}
+    generator = TextGenerator.load(args.dir, weights=args.weights, base=args.base_model, **given)
     for text in generator.notes:
         note(f"note: {text}")
     return generator

@@ -33,8 +33,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     found = inspect(args.dir, depth=args.depth)
     if not args.json:
-        _print(found)
+        _print_adapter(found) if found["kind"] == "adapter" else _print(found)
     return found
+
+
+def _print_adapter(found: dict[str, Any]) -> None:
+    base, targets = found["base"], found["target_modules"]
+    stored = ", ".join(sorted(found["dtypes"]))
+    say(f"adapter ({found['peft_type']}) of base {base['place']}, hash {(base['weights_hash'] or 'not said')[:12]}")
+    if found["peft_type"] == "LORA":
+        say(f"rank {found['rank']}, alpha {found['alpha']}")
+        say(f"modules: {', '.join(targets) if isinstance(targets, list) else targets}")
+    say(f"{found['parameters']:,} parameters in {found['tensors']:,} tensors of {stored}: {_size(found['bytes'])}")
 
 
 def _print(found: dict[str, Any]) -> None:

@@ -82,7 +82,12 @@ class TextGenerator:
 
     @classmethod
     def load(
-        cls, directory: str | Path, *, weights: str | None = None, base: str | Path | None = None, **sampling_fields: Any
+        cls,
+        directory: str | Path,
+        *,
+        weights: str | None = None,
+        base: str | Path | None = None,
+        **sampling_fields: Any,
     ) -> TextGenerator:
         """Sampling fields that are None or missing come from generation_config.json, if there is one; where it does not
         say `do_sample: true`, the answer is greedy unless a field is given. `weights` (see EngineOptions) selects an

@@ -16,7 +16,7 @@ from torch import nn
 
 from foundling.adapt.added import adapter_tensors, added, base_tensors
 from foundling.adapt.bank import AdapterBank, LowRank
-from foundling.adapt.lora import GROUPED, LINEAR
+from foundling.adapt.lora import GROUPED, LINEAR, check_unadapted
 from foundling.adapt.quantize import INT8
 from foundling.adapt.rewrite import pattern_of
 from foundling.errors import AdaptError, MismatchError, WeightsError
@@ -149,7 +149,9 @@ def read_adapter(model: nn.Module, directory: str | Path) -> dict[str, LowRank]:
     with source_of(directory, model) as source:
         if source.config.get("peft_type") != "LORA":
             kind = shown(source.config.get("peft_type"))
-            raise WeightsError(f"{source.directory / CONFIG}: peft_type {kind}; only LORA can share a batch with others")
+            raise WeightsError(
+                f"{source.directory / CONFIG}: peft_type {kind}; only LORA can share a batch with others"
+            )
         updates = peft_lora.read_updates(model, source)
         source.check_all_taken()
     return updates
@@ -159,9 +161,13 @@ def read_adapter(model: nn.Module, directory: str | Path) -> dict[str, LowRank]:
 def source_of(directory: str | Path, model: nn.Module) -> Iterator[Source]:
     """An adapter's directory, its hashes checked, and compared with the base. Raises the errors of `load_adapter`."""
     directory = local_directory(directory)
+    if hasattr(model, "adapter_bank"):
+        check_unadapted(model)
     if not (directory / CONFIG).is_file():
         if (directory / OLD_FILE).is_file():
-            raise WeightsError(f"{directory}: {OLD_FILE} is of an earlier layout, which is not read; save the adapter again")
+            raise WeightsError(
+                f"{directory}: {OLD_FILE} is of an earlier layout, which is not read; save the adapter again"
+            )
         raise WeightsError(f"{directory}: no {CONFIG}; is this an adapter's directory?")
     manifest = None
     if (directory / MANIFEST).is_file():

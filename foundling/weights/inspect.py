@@ -12,9 +12,14 @@ from torch import nn
 
 from foundling.config import to_dict
 from foundling.models import count_parameters
+from foundling.runtime.files import read_json
 from foundling.runtime.hub import local_directory
 from foundling.weights.convert.diffusers import tensors_folder
+from foundling.weights.adapter_layout import CONFIG, FILE
 from foundling.weights.directory import compared, opened, persistent_tensors, skeleton
+from foundling.weights.loading import is_adapter
+from foundling.weights.manifest import MANIFEST, read_manifest
+from foundling.weights.tensors import tensors_of
 
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1, "MXFP4": 17 / 32}
 
@@ -27,8 +32,10 @@ def inspect(directory: str | Path, *, depth: int | None = None) -> dict[str, Any
 
     A node of the tree is {'name', 'kind', 'times', 'parameters', 'bytes', 'tensors', 'parts'}. Equal siblings are
     merged into one node with the totals of all and the `parts` of one. `depth` 0 gives the root alone, None the whole
-    tree.
+    tree. Of an adapter's directory it returns what `inspect_adapter` does.
     """
+    if is_adapter(local_directory(directory)):
+        return inspect_adapter(local_directory(directory))
     folder = tensors_folder(local_directory(directory))
     with opened(folder) as (family, config, _, tensors):
         model = skeleton(family, config, str(folder / "config.json"), tensors)
@@ -57,6 +64,38 @@ def inspect(directory: str | Path, *, depth: int | None = None) -> dict[str, Any
             "bfloat16": 2 * total["total"],
         },
         "tree": _module_tree("", model, names, stored, set(), math.inf if depth is None else depth),
+    }
+
+
+def inspect_adapter(folder: Path) -> dict[str, Any]:
+    """Of an adapter's directory, from its headers: {'kind': 'adapter', 'peft_type', 'base': {'place', 'weights_hash',
+    'dtype', 'quantized'}, 'rank', 'alpha', 'target_modules', 'parameters', 'tensors', 'dtypes', 'bytes'}. What the
+    files do not say is None. The base is not read."""
+    config = read_json(folder / CONFIG)
+    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
+    dtypes, parameters = dict[str, int](), 0
+    with tensors_of(folder, FILE) as tensors:
+        for name in tensors:
+            size = math.prod(tensors.shape(name))
+            dtypes[tensors.dtype(name)] = dtypes.get(tensors.dtype(name), 0) + size
+            parameters += size
+        n_tensors = len(tensors)
+    return {
+        "kind": "adapter",
+        "peft_type": config.get("peft_type"),
+        "base": {
+            "place": config.get("base_model_name_or_path"),
+            "weights_hash": manifest.get("base"),
+            "dtype": manifest.get("base_dtype"),
+            "quantized": manifest.get("quantized"),
+        },
+        "rank": config.get("r"),
+        "alpha": config.get("lora_alpha"),
+        "target_modules": config.get("target_modules"),
+        "parameters": parameters,
+        "tensors": n_tensors,
+        "dtypes": dtypes,
+        "bytes": int(sum(size * BYTES[kind] for kind, size in dtypes.items())),
     }
 
 

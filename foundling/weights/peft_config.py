@@ -18,7 +18,7 @@ INERT = {
     "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
     "exclude_modules", "lora_dropout", "fan_in_fan_out", "layers_to_transform", "layers_pattern", "megatron_core",
     "qalora_group_size", "loftq_config", "eva_config", "ensure_weight_tying", "runtime_config", "bias",
-    "init_lora_weights", "corda_config", "lora_ga_config",
+    "init_lora_weights", "corda_config", "lora_ga_config", "target_parameters",
 }  # fmt: skip
 """Keys of training, of where the base is, or of which modules have tensors: the file itself says that."""
 PLAIN_INIT = (None, True, False, "gaussian", "eva", "orthogonal")

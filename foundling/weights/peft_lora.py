@@ -4,8 +4,8 @@
 
 Where a published projection holds several of ours (GPT-2's c_attn, GPT-NeoX's query_key_value, Phi-3's gate_up_proj),
 the a of all are stacked and each b fills its own block of columns: rows and columns of zeros change nothing, so both
-directions are exact. Rows of b are ordered as the published rows are. Experts are written one by one. What has no
-published module of its own (experts that are published as one tensor) is written by our names, after `foundling.`.
+directions are exact. Rows of b are ordered as the published rows are. Experts are written as peft_experts says, and
+read expert by expert as well. What is published nowhere is written by our names, after `foundling.`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from foundling.adapt.quantize import INT8
 from foundling.errors import AdaptError, WeightsError
 from foundling.limits import shown
 from foundling.models import family_of
-from foundling.weights import keys, peft_config
+from foundling.weights import keys, peft_config, peft_experts
 from foundling.weights.adapter_layout import FILE, PREFIX, Kind, Source, Written
 from foundling.weights.directory import persistent_tensors
 from foundling.weights.manifest import MANIFEST
@@ -62,9 +62,10 @@ class Place(NamedTuple):
 
 
 class Layout(NamedTuple):
-    projections: dict[str, nn.Module]
+    projections: dict[str, Any]
     """ours, in the order of the model"""
     places: list[Place]
+    experts: list[peft_experts.Fused]
 
 
 def layout(model: Any) -> Layout:
@@ -76,8 +77,8 @@ def layout(model: Any) -> Layout:
     if getattr(model, "head", plain) is None:
         plain.head = None
     projections = {n: m for n, m in plain.named_modules() if isinstance(m, LINEAR + GROUPED)}
-    places = []
-    for link in keys.links(family.module.KEYS, persistent_tensors(plain), plain.config):
+    links, places = keys.links(family.module.KEYS, persistent_tensors(plain), plain.config), list[Place]()
+    for link in links:
         parts = tuple(name.removesuffix(".weight") for name in link.ours)
         transforms, theirs = set(link.key.transforms), link.theirs[0]
         if not all(p in projections and n.endswith(".weight") for p, n in zip(parts, link.ours, strict=True)):
@@ -92,7 +93,8 @@ def layout(model: Any) -> Layout:
             at = theirs.split(".")
             theirs = ".".join([*at[:index], "{e}", *at[index + 1 :]])
         places.append(Place(theirs.removesuffix(".weight"), parts, link, "transpose" in transforms, experts))
-    return Layout(projections, places)
+    grouped = {name: m for name, m in projections.items() if isinstance(m, GROUPED)}
+    return Layout(projections, places, peft_experts.fused_experts(links, grouped, family.name))
 
 
 def _modules(place: Place) -> list[str]:
@@ -102,51 +104,57 @@ def _modules(place: Place) -> list[str]:
 
 def write(model: Any, modules: dict[str, Any], tensors: dict[str, Tensor]) -> Written:
     """The adapters of the model, see adapter_layout.Kind."""
-    plan, written, ranks, own = layout(model), dict[str, Tensor](), dict[str, tuple[int, float]](), set(modules)
+    plan, written, own = layout(model), dict[str, Tensor](), set(modules)
+    ranks, parameters = dict[str, tuple[int, float]](), list[str]()
     for place in plan.places:
-        present = [name for name in place.parts if name in modules]
-        if not present:
-            continue
-        a, b, alpha = _fused(place, present, modules, tensors, plan)
-        for e, name in enumerate(_modules(place)):
-            inner = (a, b) if place.n_experts is None else (a[e], b[e])
-            for which, tensor in zip("AB", inner, strict=True):
-                written[f"{PREFIX}{name}.lora_{which}.weight"] = tensor.contiguous()
-            ranks[name] = a.shape[-2], alpha
-        own -= {*present}
+        if place.n_experts is None and {*place.parts} & modules.keys():
+            a, b, alpha = _fused(place, modules, tensors, plan)
+            pair = {f"{PREFIX}{place.module}.lora_A.weight": a, f"{PREFIX}{place.module}.lora_B.weight": b}
+            written |= {name: tensor.contiguous() for name, tensor in pair.items()}
+            ranks[place.module] = a.shape[-2], alpha
+            own -= {*place.parts}
+    targeted = list(ranks)
+    for fused in plan.experts:
+        if {*fused.parts} & modules.keys():
+            a, b, alpha = _fused(fused, modules, tensors, plan)
+            others = [p for f in plan.experts if f.owner == fused.owner and f != fused for p in f.parts]
+            inner = fused.parameter == "gate_up_proj" and bool({*others} & modules.keys())
+            written |= peft_experts.write(fused, a, b, inner=inner)
+            ranks[fused.module] = a.shape[-2], alpha
+            parameters.append(fused.module)
+            own -= {*fused.parts}
     for name in sorted(own):
         written |= {f"{OWN}{name}.{part}": tensors[f"{name}.{part}"] for part in "ab"}
-    about = {name: [m.rank, m.alpha] for name, m in modules.items()}
-    every = [name for place in plan.places for name in _modules(place)]
-    transposed = any(place.transposed for place in plan.places if {*place.parts} & modules.keys())
-    return Written(_config(ranks, every, modules, transposed), written, {"modules": about})
+    every = [p.module for p in plan.places if p.n_experts is None] + [fused.module for fused in plan.experts]
+    config = {
+        **_ranks_config(ranks, every, modules),
+        "target_modules": short_names(targeted, every),
+        "target_parameters": short_names(parameters, every) or None,
+        "fan_in_fan_out": any(place.transposed for place in plan.places if {*place.parts} & modules.keys()),
+    }
+    return Written(config, written, {"modules": {name: [m.rank, m.alpha] for name, m in modules.items()}})
 
 
 def _fused(
-    place: Place, present: list[str], modules: dict[str, Any], tensors: dict[str, Tensor], plan: Layout
+    place: Place | peft_experts.Fused, modules: dict[str, Any], tensors: dict[str, Tensor], plan: Layout
 ) -> tuple[Tensor, Tensor, float]:
     """a (…, R, in), b (…, out, R) and alpha of the published projection; R is the sum of the ranks."""
-    first = modules[present[0]]
-    if len(place.parts) == 1:
-        a, b = (tensors[f"{present[0]}.{part}"] for part in "ab")
-        return a, b if place.n_experts else place.rows_to_theirs([b]), first.alpha
-    total, start, blocks = sum(modules[name].rank for name in present), 0, []
-    a = torch.cat([tensors[f"{name}.a"] for name in present])
+    present = [name for name in place.parts if name in modules]
+    first, a = modules[present[0]], torch.cat([tensors[f"{name}.a"] for name in present], -2)
+    total, start, blocks = a.shape[-2], 0, []
     for name in place.parts:
-        block = a.new_zeros(plan.projections[name].out_features, total)  # pyright: ignore[reportArgumentType]
+        block = a.new_zeros(*a.shape[:-2], plan.projections[name].out_features, total)
         if name in modules:
             # the published projection has one scale: that of the first part
             b = tensors[f"{name}.b"] * (modules[name].scale / first.scale)
-            block[:, start : start + b.shape[1]] = b
-            start += b.shape[1]
+            block[..., start : start + b.shape[-1]] = b
+            start += b.shape[-1]
         blocks.append(block)
     return a, place.rows_to_theirs(blocks), first.alpha * total / first.rank
 
 
-def _config(
-    ranks: dict[str, tuple[int, float]], every: list[str], modules: dict[str, Any], transposed: bool
-) -> dict[str, Any]:
-    """`ranks`: published module -> (rank, alpha); `every`: all published projections"""
+def _ranks_config(ranks: dict[str, tuple[int, float]], every: list[str], modules: dict[str, Any]) -> dict[str, Any]:
+    """`ranks`: published projection -> (rank, alpha); `every`: all published projections"""
     common = Counter(ranks.values() or [(m.rank, m.alpha) for m in modules.values()]).most_common(1)[0][0]
     rank_pattern, alpha_pattern = (
         _pattern({name: pair[i] for name, pair in ranks.items()}, common[i], every) for i in range(2)
@@ -155,10 +163,8 @@ def _config(
         "peft_type": "LORA",
         "r": common[0],
         "lora_alpha": common[1],
-        "target_modules": short_names(ranks, every),
         "rank_pattern": rank_pattern,
         "alpha_pattern": alpha_pattern,
-        "fan_in_fan_out": transposed,
         "bias": "none",
         "lora_dropout": 0.0,
         "use_rslora": False,
@@ -210,6 +216,10 @@ def read_updates(model: Any, source: Source) -> dict[str, LowRank]:
                 raise WeightsError(f"{source.tensors.path}: lacks tensor '{PREFIX}{missing[0]}.lora_A.weight'")
             updates = _read_place(source, place, plan, [names[name] for name in present], dtypes[place.parts[0]])
             found |= updates if about is None else _own_columns(source, place, updates, about)
+    for fused in plan.experts:
+        updates = {} if {*fused.parts} & found.keys() else peft_experts.read(source, fused, dtypes[fused.parts[0]])
+        if updates:
+            found |= updates if about is None else _own_columns(source, fused, updates, about)
     for name, module in plan.projections.items():
         if f"{OWN}{name}.a" in source:
             found[name] = _read_own(source, name, module, dtypes[name])
@@ -268,7 +278,9 @@ def _read_place(
         source.expect(b, (n_out, rank))
         ranks.add(rank)
     if len(ranks) > 1 or 0 in ranks:
-        raise WeightsError(f"{source.tensors.path}: ranks of '{place.module}' are {sorted(ranks)}, expected one above 0")
+        raise WeightsError(
+            f"{source.tensors.path}: ranks of '{place.module}' are {sorted(ranks)}, expected one above 0"
+        )
     (rank,), alphas = ranks, {peft_config.alpha(source, name, next(iter(ranks))) for name in stored}
     if len(alphas) > 1:
         raise WeightsError(f"{source.tensors.path}: experts of '{place.module}' have several values of alpha")
@@ -283,7 +295,7 @@ def _read_place(
 
 
 def _own_columns(
-    source: Source, place: Place, updates: dict[str, LowRank], about: dict[str, tuple[int, float]]
+    source: Source, place: Place | peft_experts.Fused, updates: dict[str, LowRank], about: dict[str, tuple[int, float]]
 ) -> dict[str, LowRank]:
     """Of what we fused ourselves, each part's own rows of a and columns of b. WeightsError where others are not
     zero."""

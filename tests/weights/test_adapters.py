@@ -13,7 +13,8 @@ from foundling.adapt.lora import LoRAOptions, lora
 from foundling.adapt.quantize import quantize
 from foundling.errors import AdaptError, ConfigError, FoundlingError, MismatchError, OutputError, WeightsError
 from foundling.runtime.rng import generator
-from foundling.weights.adapters import FILE, load_adapter, save_adapter
+from foundling.weights.adapter_layout import CONFIG, FILE
+from foundling.weights.adapters import load_adapter, save_adapter
 from foundling.weights.directory import weights_hash
 from foundling.weights.manifest import MANIFEST, check, write_manifest
 from tests.contract.cases import case
@@ -55,14 +56,20 @@ def refused(directory, error: type[FoundlingError], match: str) -> None:
     assert torch.equal(of.outputs(model), before)
 
 
-def test_the_manifest_says_what_it_is_and_what_it_belongs_to(directory) -> None:
+def test_the_files_say_what_it_is_and_what_it_belongs_to(directory) -> None:
     manifest = json.loads((directory / MANIFEST).read_text())
-    assert manifest["kind"] == "lora" and manifest["by"] == "hand" and manifest["quantized"] == ""
-    assert manifest["lora"] == {"pattern": OPTIONS.pattern, "rank": 2, "alpha": 3.0}
-    assert manifest["targets"] == TARGETS and manifest["base"] == weights_hash(case("llama").tiny())
-    assert check(directory)["ok"] and list(manifest["files"]) == [FILE]
-    assert load_file(directory / FILE).keys() == {f"{name}.{part}" for name in TARGETS for part in "ab"}
-    assert sum(p.stat().st_size for p in directory.iterdir()) < 8000, "the adapters alone"
+    assert manifest["kind"] == "adapter" and manifest["by"] == "hand" and manifest["quantized"] == ""
+    assert manifest["adapters"] == {"lora": {"modules": dict.fromkeys(TARGETS, [2, 3.0])}}
+    assert manifest["base"] == weights_hash(case("llama").tiny()) and manifest["base_dtype"] == "float32"
+    config = json.loads((directory / CONFIG).read_text())
+    assert config["peft_type"] == "LORA" and config["task_type"] == "CAUSAL_LM"
+    assert (config["r"], config["lora_alpha"], config["target_modules"]) == (2, 3.0, ["q_proj", "v_proj"])
+    assert check(directory)["ok"] and list(manifest["files"]) == [CONFIG, FILE]
+    assert load_file(directory / FILE).keys() == {
+        f"base_model.model.model.layers.{i}.self_attn.{name}_proj.lora_{part}.weight"
+        for i in range(2) for name in "qv" for part in "AB"
+    }  # fmt: skip
+    assert sum(p.stat().st_size for p in directory.iterdir()) < 9000, "the adapters alone"
 
 
 def test_the_hash_of_an_adapted_model_is_that_of_its_base() -> None:
@@ -104,35 +111,44 @@ def test_another_base_is_refused_with_both_hashes_and_the_way_out(directory, tmp
 
 
 def test_tensors_that_do_not_fit_are_named_before_anything_is_changed(directory) -> None:
-    good = load_file(directory / FILE)
-    first = "layers.0.mixer.q.a"
+    good, layers = load_file(directory / FILE), "base_model.model.model.layers"
+    first = f"{layers}.0.self_attn.q_proj.lora_A.weight"
     rewrite(directory, {name: t for name, t in good.items() if name != first})
     refused(directory, WeightsError, rf"{FILE}: lacks tensor '{first}'")
-    rewrite(directory, good | {"layers.0.mixer.q.c": torch.zeros(2)})
-    refused(directory, WeightsError, rf"{FILE}: unknown tensor 'layers\.0\.mixer\.q\.c'")
-    rewrite(directory, good | {"layers.1.mixer.v.b": torch.zeros(64, 3)})
-    refused(directory, WeightsError, rf"{FILE}: tensor 'layers\.1\.mixer\.v\.b' is \[64, 3\], not \[64, 2\]")
+    rewrite(directory, {name: t for name, t in good.items() if "0.self_attn.q" not in name})
+    refused(directory, WeightsError, rf"{FILE}: lacks tensor '{first}'")
+    rewrite(directory, good | {f"{layers}.0.self_attn.q_proj.lora_C.weight": torch.zeros(2)})
+    refused(directory, WeightsError, rf"{FILE}: unknown tensor '{layers}\.0\.self_attn\.q_proj\.lora_C")
+    rewrite(directory, good | {f"{layers}.1.self_attn.v_proj.lora_B.weight": torch.zeros(64, 3)})
+    refused(directory, WeightsError, rf"{FILE}: tensor '{layers}.1.self_attn.v_proj.lora_B.weight' is \[64, 3\], not")
     rewrite(directory, good | {first: torch.zeros(2, 64, dtype=torch.int64)})
     refused(directory, WeightsError, rf"'{first}' is I64")
-    rewrite(directory, good, lora={"pattern": OPTIONS.pattern, "rank": 10**12, "alpha": 3.0})
-    refused(directory, WeightsError, rf"'{first}' is \[2, 64\], not \[1000000000000, 64\]")
+    rewrite(directory, good | {first: torch.full((2, 64), torch.inf)})
+    refused(directory, WeightsError, rf"'.*{first}' holds 128 NaN or infinite values")
+    for pair in ([10**12, 3.0], [3, 3.0]):
+        rewrite(directory, good, adapters={"lora": {"modules": dict.fromkeys(TARGETS, pair)}})
+        refused(directory, WeightsError, rf"has rank 2, {MANIFEST} says {pair[0]}")
+    for pair in ([0, 3.0], [2, -1.0], [2, "x"], [True, 1.0], 2):
+        rewrite(directory, good, adapters={"lora": {"modules": dict.fromkeys(TARGETS, pair)}})
+        refused(directory, WeightsError, "damaged, rank and alpha of")
+    rewrite(directory, good, adapters={"lora": {"modules": dict.fromkeys([*TARGETS, "nowhere"], [2, 3.0])}})
+    refused(directory, AdaptError, "'nowhere'.* is not a projection")
+    rewrite(directory, good, adapters={"lora": []})
+    refused(directory, WeightsError, "damaged, adapters.lora is")
 
 
 def test_damage_is_named(directory) -> None:
     file, manifest = directory / FILE, directory / MANIFEST
     good = file.read_bytes()
     file.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-    refused(directory, WeightsError, r"adapter\.safetensors: damaged")
+    refused(directory, WeightsError, r"adapter_model\.safetensors: damaged")
     file.unlink()
-    refused(directory, WeightsError, r"adapter\.safetensors: missing")
+    refused(directory, WeightsError, r"adapter_model\.safetensors: missing")
     file.write_bytes(good)
-    rewrite(directory, lora={"pattern": "nothing", "rank": 2})
-    refused(directory, AdaptError, "matches no projection")
-    rewrite(directory, lora={"pattern": "layers.*", "rank": "two"})
-    refused(directory, ConfigError, MANIFEST)
-    rewrite(directory, kind="prompt")
+    rewrite(directory, kind="model")
     refused(directory, WeightsError, "not the manifest of an adapter")
     manifest.unlink()
+    (directory / CONFIG).unlink()
     refused(directory, WeightsError, "is this an adapter")
 
 
