@@ -82,6 +82,8 @@ def test_what_makes_no_sense_is_refused() -> None:
             with pytest.raises(AdaptError, match=why):
                 tune(model, 2, generator("x"), ids)
             assert all(p.requires_grad for p in model.parameters()), "nothing is changed"
+    with pytest.raises(AdaptError, match="64 tokens, virtual ones included"):
+        prompt_tuning(case("gpt2").tiny(), 64, generator("x"))
     with pytest.raises(AdaptError, match="Mamba has no self-attention"):
         prefix_tuning(case("mamba").tiny(), 2, generator("x"))
     with pytest.raises(AdaptError, match="UNet reads no tokens"):
