@@ -92,18 +92,15 @@ def prefix_tuning(model: Any, n: int, generator: torch.Generator, init_ids: Sequ
     AdaptError for a model without self-attention or with a prefix already, and for ids outside the vocabulary."""
     VIRTUAL_TOKENS.check(n, "n", AdaptError)
     matched = prefixable(model)
-    start = {} if init_ids is None else _read(model, matched, init_ids, n)
-    for name, attend in matched.items():
+    start, device = {} if init_ids is None else _read(model, matched, init_ids, n), next(model.parameters()).device
+    for name in [name for name in matched if name not in start]:
         mixer: Any = model.get_submodule(name.rpartition(".")[0])
-        if name in start:
-            k, v = start[name]
-        else:
-            shape = mixer.n_kv_heads, n, mixer.head_dim
-            k, v = (torch.randn(shape, generator=generator) * START_STD for _ in range(2))
-        device = next(mixer.parameters()).device
-        rewrite(model, {name: attend}, lambda m, k=k, v=v, device=device: PrefixAttend(m, k.to(device), v.to(device)))
+        shape = mixer.n_kv_heads, n, mixer.head_dim
+        k, v = (torch.randn(shape, generator=generator).to(device) * START_STD for _ in range(2))
+        start[name] = k, v
+    names = rewrite(model, {name: name for name in matched}, lambda name: PrefixAttend(matched[name], *start[name]))
     freeze_base(model)
-    return list(matched)
+    return names
 
 
 @torch.no_grad()

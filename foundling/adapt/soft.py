@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from foundling.adapt.added import Added, added, freeze_base
 from foundling.adapt.rewrite import rewrite
 from foundling.blocks.init import Role
+from foundling.blocks.position import position_limit
 from foundling.errors import AdaptError
 from foundling.limits import TOKEN_ID, VIRTUAL_TOKENS
 
@@ -75,11 +76,14 @@ def prompt_tuning(model: Any, n: int, generator: torch.Generator, init_ids: Sequ
     """Adds `n` virtual tokens, in place, freezes the base, and returns the name of the embedding.
 
     They start as the embeddings of `init_ids`, repeated or cut to n, or of random tokens (section 3.2). AdaptError for
-    a model that reads no tokens or has virtual ones already, and for ids outside the vocabulary."""
+    a model that reads no tokens or has virtual ones already, for ids outside the vocabulary, and for as many as the
+    model has positions."""
     VIRTUAL_TOKENS.check(n, "n", AdaptError)
     name, base = token_embedding(model)
     if virtual_ids(model):
         raise AdaptError("the model has virtual tokens already; load the base again to begin anew")
+    if (limit := position_limit(model)) is not None and n >= limit:
+        raise AdaptError(f"n is {n}; the model reads {limit} tokens, virtual ones included: leave space for a text")
     ids = torch.tensor(cycled(init_ids, n, base.num_embeddings)) if init_ids is not None else (
         torch.randint(base.num_embeddings, (n,), generator=generator)
     )  # fmt: skip

@@ -60,7 +60,8 @@ class NewLogits(Added):
         object.__setattr__(self, "embedding", new)  # a submodule of the model, not of this one
         self.rows = new.rows if rows is None else nn.Parameter(rows.float())
         self.bias = None if bias is None else nn.Parameter(bias.float())
-        self.own = (*(() if self.tied else ("rows",)), *(() if bias is None else ("bias",)))
+        parts = {"rows": not self.tied, "bias": bias is not None}
+        self.own = tuple(part for part, own in parts.items() if own)  # pyright: ignore[reportAttributeAccessIssue]
         self.in_features, self.out_features = base.in_features, max(base.out_features, self.first + self.n)
 
     @property
@@ -103,8 +104,8 @@ def extend_vocabulary(
     Their rows train; what else trains stays as it is. They start as `rows` (n, D), or at the mean of the rows of all
     tokens, in embedding and head (Hewitt 2021: no new token is then likelier than the average one). `special`: as marks
     that no text holds and decoding leaves out. They take the ids after the tokenizer's last one: rows beyond the
-    vocabulary, or those that stood for no token. AdaptError for tokens that exist, are empty or come twice, for a model
-    that was extended before, has a soft prompt, or has fewer rows than its tokenizer has tokens."""
+    vocabulary, or those that stood for no token. ConfigError for tokens that exist, are empty or come twice; AdaptError
+    for a model that was extended before, has a soft prompt, or has fewer rows than its tokenizer has tokens."""
     check_extensible(model, tokenizer.vocab_size)
     _, base = token_embedding(model)
     if rows is not None and rows.shape != (len(tokens), base.embedding_dim):

@@ -5,6 +5,7 @@ loss."""
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -163,9 +164,9 @@ class Tokenizer:
         """A copy with further tokens, whose ids follow the last one; `special`: that no text holds, and decoding leaves
         out. ConfigError for no text, one that is empty, comes twice or is a token already."""
         NEW_TOKENS.check(len(texts), "the number of new tokens")
-        for text in texts:
-            if not text or self.backend.token_to_id(text) is not None or texts.count(text) > 1:
-                why = "is empty" if not text else "comes twice" if texts.count(text) > 1 else "is a token already"
+        for text, number in Counter(texts).items():
+            if not text or self.backend.token_to_id(text) is not None or number > 1:
+                why = "is empty" if not text else "comes twice" if number > 1 else "is a token already"
                 raise ConfigError(f"the new token {shown(text)} {why}; leave it out")
         backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
         tokens = [AddedToken(text, special=special, normalized=False) for text in texts]

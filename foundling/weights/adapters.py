@@ -85,6 +85,9 @@ def adapter_contents(
     for kind in KINDS:
         if mine := {name: m for name, m in modules.items() if isinstance(m, kind.modules)}:
             part = kind.write(model, mine, tensors)
+            if "peft_type" in config and "peft_type" in part.config:
+                both = f"{config['peft_type']} and {part.config['peft_type']}"
+                raise AdaptError(f"{both} cannot share a directory, which has one peft_type; merge LoRA first")
             config, written, kinds[kind.name] = config | part.config, written | part.tensors, part.about
             modules = {name: m for name, m in modules.items() if name not in mine}
     if modules:

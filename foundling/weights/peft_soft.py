@@ -94,7 +94,7 @@ def shifted_reason(model: Any) -> str | None:
     scaling = model.rope.scaling
     if type(model).attention_bias is not Decoder.attention_bias or (scaling is not None and scaling.kind in SHIFTS):
         return "what it adds by position counts the prefix in peft"
-    mixers = [layer.mixer for layer in model.layers]
+    mixers: list[Any] = [layer.mixer for layer in model.layers]
     if not all(isinstance(m, Attention) and type(m).apply_rope is Attention.apply_rope for m in mixers):
         return "not every layer has attention with rotary positions"
     if any(m.window is not None or m.chunk is not None for m in mixers):

@@ -3,6 +3,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def test_a_prefix_of_tokens_is_these_tokens_read_before(name: str) -> None:
 
 
 def test_start() -> None:
-    def rows(*more: object) -> torch.Tensor:
+    def rows(*more: Any) -> torch.Tensor:
         model = case("llama").tiny()
         prompt_tuning(model, 4, generator("x"), *more)
         return model.embedding.rows.detach()
@@ -74,12 +75,15 @@ def test_what_makes_no_sense_is_refused() -> None:
             prompt_tuning(case("llama").tiny(), n, generator("x"))  # pyright: ignore[reportArgumentType]
         with pytest.raises(AdaptError, match="n is"):
             prefix_tuning(case("llama").tiny(), n, generator("x"))  # pyright: ignore[reportArgumentType]
-    for ids, why in (([], "empty"), ([VOCAB], "rows for 0 to 63"), ([-1], "an id of init_ids"), (["a"], "'a'")):
+    wrong: list[Any] = [[], [VOCAB], [-1], ["a"]]
+    for ids, why in zip(wrong, ("empty", "rows for 0 to 63", "an id of init_ids", "'a'"), strict=True):
         for tune in (prompt_tuning, prefix_tuning):
             model = case("llama").tiny()
             with pytest.raises(AdaptError, match=why):
                 tune(model, 2, generator("x"), ids)
             assert all(p.requires_grad for p in model.parameters()), "nothing is changed"
+    with pytest.raises(AdaptError, match="64 tokens, virtual ones included"):
+        prompt_tuning(case("gpt2").tiny(), 64, generator("x"))
     with pytest.raises(AdaptError, match="Mamba has no self-attention"):
         prefix_tuning(case("mamba").tiny(), 2, generator("x"))
     with pytest.raises(AdaptError, match="UNet reads no tokens"):
@@ -135,10 +139,10 @@ def test_ids_of_a_soft_prompt_are_read_and_never_predicted() -> None:
     model = case("llama").tiny()
     prompt_tuning(model, 20, generator("x"))
     ids = [*virtual_ids(model), *tokens(1, 30)[0].tolist()]
-    options = {"temperature": 0.0, "repetition_penalty": 1.3, "frequency_penalty": 0.1}
+    options: dict[str, Any] = {"temperature": 0.0, "repetition_penalty": 1.3, "frequency_penalty": 0.1}
     (plain,) = generate(model, [ids], max_tokens=8, prompt_logprobs=2, **options)
     assert max(plain.tokens) < VOCAB and plain.prompt_logprobs is not None
-    assert plain.prompt_logprobs[1:20] == [-math.inf] * 19 and all(map(math.isfinite, plain.prompt_logprobs[20:]))
+    assert plain.prompt_logprobs[1:20] == [-math.inf] * 19 and -math.inf not in plain.prompt_logprobs[20:]
     engine = Engine(model, EngineOptions(native=False, share_prefixes=True))
     request = Request(ids, 8, Sampling(**options))
     assert [c.tokens for c in engine.generate([request])] == [c.tokens for c in engine.generate([request])]

@@ -12,11 +12,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from foundling.adapt.added import adapter_tensors, added
+from foundling.adapt.lora import LoRAOptions, lora
 from foundling.adapt.prefix import prefix_tuning
 from foundling.adapt.soft import prompt_tuning, virtual_ids
-from foundling.errors import WeightsError
+from foundling.errors import AdaptError, WeightsError
 from foundling.runtime.rng import generator
 from foundling.weights.adapter_layout import CONFIG, FILE, Kind, Source
+from foundling.weights.adapters import save_adapter
 from foundling.weights.directory import load, save
 from foundling.weights.peft_soft import PREFIX, PROMPT
 from foundling.weights.tensors import tensors_of
@@ -118,6 +120,15 @@ def test_a_prefix_that_peft_would_shift_is_refused_by_name(name: str, tmp_path) 
     write(adapted(case("llama").tiny(), PREFIX)[0], tmp_path / "theirs", PREFIX)
     with pytest.raises(WeightsError, match=type(of.tiny()).__name__):
         read(of.tiny(), tmp_path / "theirs", PREFIX)
+
+
+def test_two_kinds_of_one_directory_are_refused_where_peft_has_one(tmp_path) -> None:
+    model = case("llama").tiny()
+    lora(model, LoRAOptions(rank=2), generator("lora"))
+    prompt_tuning(model, N, generator("soft"))
+    with pytest.raises(AdaptError, match="LORA and PROMPT_TUNING cannot share"):
+        save_adapter(model, tmp_path / "both")
+    assert not (tmp_path / "both").exists()
 
 
 def test_damaged_files_are_refused_before_any_change(tmp_path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from foundling.adapt.added import adapter_tensors
 from foundling.adapt.prefix import prefix_tuning
 from foundling.adapt.soft import prompt_tuning, virtual_ids
-from foundling.contracts.data import Batch
+from foundling.data.transforms.virtual import VirtualBatches
 from foundling.decode.engine.engine import Engine, EngineOptions
 from foundling.decode.plain import generate
 from foundling.decode.request import Request
@@ -34,25 +34,6 @@ def after_virtual(model: Any, x: Tensor) -> Tensor:
     return torch.cat((virtual.expand(len(x), -1), x), dim=1)
 
 
-def framed(model: Any, batch: Batch) -> Batch:
-    """The batch with the virtual tokens before each document, where nothing is asked for."""
-    virtual, side = torch.tensor(virtual_ids(model), dtype=torch.int64), "source" if "source" in batch else "tokens"
-    documents = batch["source_documents" if side == "source" else "documents"][0]
-    parts = [(documents == d).nonzero()[:, 0] for d in documents.unique().tolist()]
-
-    def put(name: str, new: Tensor) -> Tensor:
-        return torch.cat([t for at in parts for t in (new.expand(len(batch[name]), -1), batch[name][:, at])], dim=1)
-
-    numbers = torch.cat([torch.full((len(virtual) + len(at),), d) for d, at in enumerate(parts)])
-    changed = {side: put(side, virtual), "documents": numbers.expand(len(batch[side]), -1)}
-    if side == "source":
-        return batch | {"source": changed["source"], "source_documents": changed["documents"]}
-    if "targets" in batch:
-        changed |= {"targets": put("targets", virtual * 0)}
-        changed |= {"loss_mask": put("loss_mask", torch.zeros_like(virtual, dtype=torch.bool))}
-    return batch | changed
-
-
 @torch.no_grad()
 def outputs(of: Any, model: Any, x: Tensor) -> Tensor:
     """What comes of texts that all begin with the virtual tokens, without what comes of those."""
@@ -73,7 +54,7 @@ def check_trained_and_saved_alone(of: Any, adapt: Any, tmp_path) -> Any:
     with pytest.raises(AdaptError, match="already"):
         adapt(model, N, generator("soft"))
     state = TrainState.build(model.train(), OptimOptions(optimizer="adamw", learning_rate=0.03))
-    losses = fit(model, of.objective(), Same(framed(model, of.batch(0))), state=state)
+    losses = fit(model, of.objective(), VirtualBatches(Same(of.batch(0)), virtual_ids(model)), state=state)
     assert losses[-1] < losses[0] and weights_hash(model) == base, "the base is not touched by a bit"
     model.eval()
     after = outputs(of, model, x)
