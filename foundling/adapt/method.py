@@ -25,6 +25,8 @@ def apply(model: Any, options: AdaptOptions, generator: torch.Generator) -> list
     """Rewrites the model in place and returns the names of what is trained. A head that was added before is trained by
     every method. AdaptError where the method does not fit the model."""
     method = options.method
+    if options.merged and method in ("prompt", "prefix"):
+        raise AdaptError(f"the method '{method}' cannot be merged into the model; leave out --merged")
     heads = [m for m in added(model).values() if isinstance(m, Head)]
     if method == "head":
         if not heads:

@@ -11,21 +11,18 @@ import numpy as np
 from foundling.data.encoded import EncodedSplit
 
 
-class Subset:
-    """The examples of `split` at `indices`; read as an EncodedSplit is."""
+class Subset(EncodedSplit):
+    """The examples of `split` at `indices`, in their order."""
 
     def __init__(self, split: EncodedSplit, indices: Sequence[int] | np.ndarray) -> None:
         self.split, self.indices = split, np.asarray(indices, dtype=np.int64)
         self.packed, self.eos = split.packed, split.eos
         self.hash = hashlib.sha256(f"{split.hash} ".encode() + self.indices.tobytes()).hexdigest()
-        self.lengths, self.places = split.lengths[self.indices], split.places[self.indices]
-
-    def __len__(self) -> int:
-        return len(self.indices)
+        self.places = split.places[self.indices]
 
     @property
-    def n_tokens(self) -> int:
-        return int(self.lengths.sum())
+    def lengths(self) -> np.ndarray:
+        return self.split.lengths[self.indices]
 
     def example(self, i: int) -> dict[str, np.ndarray]:
         return self.split.example(int(self.indices[i]))

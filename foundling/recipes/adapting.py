@@ -47,11 +47,8 @@ def check_kind(model: Any, kind: str) -> None:
     if kind in ("chat", "text") and (not can.generates or can.reads_source):
         other = "--as seq2seq" if can.reads_source else "--as classify, tag or regress"
         raise ConfigError(f"{type(model).__name__} does not continue text, so it cannot learn '{kind}'; use {other}")
-    if kind == "seq2seq" and not can.reads_source:
-        raise ConfigError(
-            f"{type(model).__name__} reads no source; give a decoder the examples as chats (--as chat, with --field for "
-            "the question and --target for the answer)"
-        )
+    if kind == "seq2seq" and not (can.generates or can.reads_source):
+        raise ConfigError(f"{type(model).__name__} writes no text; use a decoder or an encoder–decoder")
 
 
 def head_options(kind: str, examples: Examples) -> HeadOptions | None:
@@ -83,6 +80,11 @@ def build_adapted(recipe: Recipe, head: HeadOptions | None) -> Any:
 def framing_of(directory: str, tokenizer: Tokenizer, model: Any) -> Framing:
     """How texts of the adapted model are framed: as the base's directory says, virtual tokens included."""
     return Framing(tokenizer, read_text_spec(local_directory(directory), model))
+
+
+def base_framing(framing: Framing) -> Framing:
+    """The same without virtual tokens, which are put into batches: tokens on disk do not depend on the method."""
+    return Framing(framing.tokenizer, replace(framing.spec, virtual=()))
 
 
 def objective_of_kind(kind: str) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 from foundling.recipes.adapting import (
     KINDS,
+    base_framing,
     build_adapted,
     framing_of,
     head_options,
@@ -28,7 +29,7 @@ def finetune(run: Run) -> dict[str, Any]:
     model = run.model(lambda recipe: build_adapted(recipe, head))
     assert recipe.model.directory
     framing = framing_of(recipe.model.directory, tokenizer, model)
-    encoded = run.encoded(examples, framing, recipe.train.seq_len)
+    encoded = run.encoded(examples, base_framing(framing), recipe.train.seq_len)
     objective, runtime = objective_of_kind(kind), runtime_of(recipe)
     start_id = getattr(model.config, "start_id", 0)
     judge = Judge(kind, examples, encoded, framing, objective, runtime, start_id)

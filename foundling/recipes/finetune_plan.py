@@ -17,19 +17,29 @@ import torch
 from foundling.adapt.heads import add_head
 from foundling.adapt.method import apply
 from foundling.adapt.options import AdaptOptions, Method
+from foundling.adapt.soft import virtual_ids
 from foundling.config import from_dict, merged
 from foundling.data.encode import example_lengths, suggest_seq_len
 from foundling.data.encoded import EncodedExamples, EncodedSplit
 from foundling.data.examples import Examples
 from foundling.data.subset import Subset
 from foundling.data.transforms.examples import PackedExamples, PaddedExamples
+from foundling.data.transforms.virtual import VirtualBatches
 from foundling.errors import BudgetError, ConfigError
 from foundling.models import build, count_parameters
 from foundling.plan.energy import estimate
 from foundling.plan.flops import adapted_flops_per_token
 from foundling.plan.memory import estimate_training_memory
 from foundling.plan.probe import choose_precision
-from foundling.recipes.adapting import adapted, build_adapted, check_kind, framing_of, head_options, objective_of_kind
+from foundling.recipes.adapting import (
+    adapted,
+    base_framing,
+    build_adapted,
+    check_kind,
+    framing_of,
+    head_options,
+    objective_of_kind,
+)
 from foundling.recipes.models import Origin, check_unused, find_origin
 from foundling.recipes.progress import Progress
 from foundling.recipes.recipe import ObjectiveSpec, Recipe, Request
@@ -71,7 +81,7 @@ def parent_tokenizer(recipe: Recipe, examples: Any) -> Tokenizer:
     return Tokenizer.load(recipe.model.directory)
 
 
-def validation_split(split: EncodedSplit, recipe: Recipe) -> tuple[EncodedSplit | Subset, Subset | None]:
+def validation_split(split: EncodedSplit, recipe: Recipe) -> tuple[EncodedSplit, EncodedSplit | None]:
     """(to train on, to choose the best weights by). The second is chosen by the seed, and None for few examples."""
     n = len(split)
     if n < VALIDATED_FROM or not recipe.train.evaluate_every:
@@ -81,13 +91,25 @@ def validation_split(split: EncodedSplit, recipe: Recipe) -> tuple[EncodedSplit 
     return Subset(split, np.sort(order[n_validated:])), Subset(split, np.sort(order[:n_validated]))
 
 
-def batches_of(split: EncodedSplit | Subset, recipe: Recipe, model: Any) -> Any:
+def batches_of(split: EncodedSplit, recipe: Recipe, model: Any) -> Any:
     t = recipe.train
     if split.packed:
-        return PackedExamples(split, seq_len=t.seq_len, batch_size=t.batch_size, seed=recipe.seed)
-    return PaddedExamples(
-        split, batch_size=t.batch_size, seed=recipe.seed, start_id=getattr(model.config, "start_id", 0)
-    )
+        batches: Any = PackedExamples(split, seq_len=t.seq_len, batch_size=t.batch_size, seed=recipe.seed)
+    else:
+        start_id = getattr(model.config, "start_id", 0)
+        batches = PaddedExamples(split, batch_size=t.batch_size, seed=recipe.seed, start_id=start_id)
+    return with_virtual(batches, model)
+
+
+def with_virtual(batches: Any, model: Any) -> Any:
+    """With the virtual tokens of a soft prompt before each text, where the model has them."""
+    ids = virtual_ids(model)
+    return VirtualBatches(batches, ids) if ids else batches
+
+
+def steps_per_epoch(batches: Any) -> int:
+    inner: Any = batches.batches if isinstance(batches, VirtualBatches) else batches
+    return inner.steps_per_epoch
 
 
 def prepare(run: Run, examples: Examples) -> Prepared:
@@ -103,7 +125,8 @@ def prepare(run: Run, examples: Examples) -> Prepared:
     recipe = _recipe(run, origin, examples, options, runtime, seq_len)
     model = adapted(origin.model, recipe, head)
     del origin
-    encoded = run.encoded(examples, framing_of(given["model"]["directory"], tokenizer, model), seq_len)
+    framing = base_framing(framing_of(given["model"]["directory"], tokenizer, model))
+    encoded = run.encoded(examples, framing, seq_len)
     recipe = with_rows(recipe, run, encoded.train)
     train, _ = validation_split(encoded.train, recipe)
     batches = batches_of(train, recipe, model)
@@ -111,7 +134,7 @@ def prepare(run: Run, examples: Examples) -> Prepared:
     recipe = _with(recipe, micro_batch_size=peak.rows, activation_checkpointing=peak.checkpointing)
     step = time_steps(run, recipe, model, batches)
     others = other_seconds(recipe, encoded, step)
-    recipe = settle_steps(run, recipe, batches.steps_per_epoch, step, others)
+    recipe = settle_steps(run, recipe, steps_per_epoch(batches), step, others)
     t, flops = recipe.train, adapted_flops_per_token(model, seq_len)
     params = count_parameters(model)["total"]
     del model
@@ -142,15 +165,14 @@ def choose_seq_len(run: Run, examples: Examples, origin: Origin, tokenizer: Toke
     """As given, else what nearly all examples fit into. ConfigError for more than the model reads."""
     longest = origin.model.config.max_seq_len
     if (asked := run.request.get("train.seq_len")) is not None:
-        if asked > longest:
+        extra = options.n_virtual if options.method == "prompt" else 0
+        if asked + extra > longest:
             raise ConfigError(f"--seq-len {asked} is more than the {longest} tokens that the model reads (max_seq_len)")
         return asked
     framing = framing_of(run.request.given["model"]["directory"], tokenizer, origin.model)
-    lengths = example_lengths(
-        examples.train, examples.kind, framing, min(longest, MAX_SEQ_LEN), classes=examples.labels, n=N_SAMPLED
-    )
-    extra = options.n_virtual if options.method == "prompt" else 0
-    return min(longest, suggest_seq_len(lengths, min(longest, MAX_SEQ_LEN)) + extra)
+    most = min(longest, MAX_SEQ_LEN) - (options.n_virtual if options.method == "prompt" else 0)
+    lengths = example_lengths(examples.train, examples.kind, framing, most, classes=examples.labels, n=N_SAMPLED)
+    return suggest_seq_len(lengths, most)
 
 
 def _recipe(

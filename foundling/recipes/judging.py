@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 
+from foundling.adapt.soft import virtual_ids
 from foundling.contracts.records import Metric, Result
+from foundling.data.encode import prompt_ids
 from foundling.data.encoded import EncodedExamples, EncodedSplit
 from foundling.data.examples import Example, Examples
-from foundling.data.subset import Subset
 from foundling.data.transforms.examples import example_batches
+from foundling.data.transforms.virtual import VirtualBatches
 from foundling.decode import plain
 from foundling.decode.classify import Classifier
 from foundling.decode.request import Request, build_sampling
@@ -40,7 +42,8 @@ METRICS = {
                       "target, given its source."),
     "classify": Metric("accuracy", "accuracy", False, "The share of held-out texts whose label is right."),
     "tag": Metric("accuracy", "accuracy", False, "The share of held-out words whose tag is right."),
-    "regress": Metric("root mean squared error", "root mean squared error", True, "Of the values of held-out examples, in their unit."),
+    "regress": Metric("root mean squared error", "root mean squared error", True, "Of the values of held-out "
+                      "examples, in their unit."),
 }  # fmt: skip
 PIPELINES = {"classify": "text-classification", "tag": "token-classification", "regress": "text-classification",
              "seq2seq": "text2text-generation"}  # fmt: skip
@@ -59,7 +62,7 @@ class Measured:
 
 @dataclass
 class Judge:
-    kind: str
+    kind: Any
     examples: Examples
     encoded: EncodedExamples
     framing: Framing
@@ -74,9 +77,15 @@ class Judge:
         self.loss_unit = self.metric.name if self.metric.key == "loss" else "nats per example"
         self.pipeline_tag = PIPELINES.get(self.kind, "text-generation")
 
-    def loss_on(self, split: EncodedSplit | Subset) -> Callable[[Any], float]:
+    def loss_on(self, split: EncodedSplit) -> Callable[[Any], float]:
         batches = example_batches(split, batch_size=ROWS, start_id=self.start_id)
-        return lambda model: score(model, self.objective, batches, None, self.runtime).loss
+
+        def measure(model: Any) -> float:
+            ids = virtual_ids(model)
+            read = VirtualBatches(batches, ids) if ids else batches
+            return score(model, self.objective, (read[n] for n in range(len(batches))), None, self.runtime).loss
+
+        return measure
 
     def measure(self, model: Any, subject: str = AFTER) -> Measured:
         """The figures of the held-out examples. The model is in evaluation mode afterwards."""
@@ -104,7 +113,7 @@ class Judge:
         sampling = replace(sampling, logit_bias=never)
         requests = []
         for example in asked:
-            ids = self._prompt(example)
+            ids = prompt_ids(example, self.kind, self.framing)
             n_left = model.config.max_seq_len - (0 if self.framing.spec.reads_source else len(ids))
             requests.append(
                 Request(
@@ -117,11 +126,6 @@ class Judge:
         )
         measured.results.append(replace(judge(task, texts, subject=subject), scores=[]))
         measured.answers = [text.text for text in texts[:N_COMPARED]]
-
-    def _prompt(self, example: Example) -> list[int]:
-        if self.kind == "seq2seq":
-            return self.framing.prompt(example.fields["source"])
-        return self.framing.chat(example.fields["messages"][:-1], tools=example.fields.get("tools"))
 
     def sentence(self, before: Measured, after: Measured) -> str:
         key = self.metric.key

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`foundling finetune` through the real command line: adapted, checked, used at once, resumed after SIGKILL, reproduced;
-and what it refuses, each in one line."""
+"""`foundling finetune` through the real command line: adapted, checked, used at once, resumed after SIGKILL,
+reproduced; and what it refuses, each in one line."""
 
 import csv
 import json
@@ -71,7 +71,7 @@ def test_an_adapter_is_trained_killed_resumed_reproduced_and_talks(base: Path, c
     assert result["actual"]["loss"] < result["baselines"]["before"]
     assert foundling("check", out).returncode == 0
     report = (out / "report.html").read_text()
-    assert "Before and after" in report and "0 yes" in report or " yes" in report
+    assert ("Before and after" in report and "0 yes" in report) or " yes" in report
     talk = foundling("chat", out, "--temperature", "0", "--max-tokens", "4", "--json", input="1: Rome\n")
     assert talk.returncode == 0, talk.stderr
     assert json.loads(talk.stdout)["kind"] == "instruct model" and len(json.loads(talk.stdout)["turns"]) == 1
@@ -124,7 +124,7 @@ def test_wrong_input_is_one_line(base: Path, chats: Path, labels: Path, tmp_path
     for args, says in (
         ([base, one], "one label"), ([base, three], "3 examples"), ([base, labels, "--label", "sektion"], "section"),
         ([base, tmp_path / "nowhere.csv"], "nowhere.csv"), ([base, chats, "--method", "head"], "head"),
-        ([base, chats, "--as", "seq2seq"], "reads no source"), ([base, chats, "--seq-len", "4096"], "max_seq_len"),
+        ([base, chats, "--seq-len", "4096"], "max_seq_len"),
         ([base], "DIR DATA"), ([base, chats, "--epochs", "0"], "--epochs"),
     ):  # fmt: skip
         done = foundling("finetune", *args, "--out", tmp_path / "out", *SETTINGS)
