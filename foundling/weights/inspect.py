@@ -14,8 +14,8 @@ from foundling.config import to_dict
 from foundling.models import count_parameters
 from foundling.runtime.files import read_json
 from foundling.runtime.hub import local_directory
-from foundling.weights.convert.diffusers import tensors_folder
 from foundling.weights.adapter_layout import CONFIG, FILE
+from foundling.weights.convert.diffusers import tensors_folder
 from foundling.weights.directory import compared, opened, persistent_tensors, skeleton
 from foundling.weights.loading import is_adapter
 from foundling.weights.manifest import MANIFEST, read_manifest

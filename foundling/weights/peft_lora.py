@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from foundling.adapt.bank import LowRank
 from foundling.adapt.lora import GROUPED, LINEAR, LoRA, attach, check_unadapted

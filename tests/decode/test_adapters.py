@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import foundling
+from foundling.adapt.added import added
 from foundling.blocks.moe import MoE
 from foundling.decode.engine.engine import Engine, EngineOptions
 from foundling.decode.plain import generate
@@ -15,7 +16,7 @@ from foundling.decode.sampling import Sampling
 from foundling.errors import AdaptError, GenerationError, WeightsError
 from foundling.models import FAMILIES
 from foundling.weights.adapters import load_adapters
-from tests.contract.cases import case
+from tests.contract.cases import case, close
 from tests.contract.matrix import UNLIKE, families
 
 WRITERS = tuple(name for name, entry in FAMILIES.items() if entry.kind in ("decoder", "seq2seq"))
@@ -84,3 +85,49 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
         Engine(model).add(Request([1], 1, adapter="two"))
     with pytest.raises(GenerationError, match="load_adapters"):
         Engine(case("llama").tiny()).add(Request([1], 1, adapter="one"))
+
+
+@torch.no_grad()
+def test_adapters_are_stacked_and_switched(tmp_path: Path) -> None:
+    """A sum of adapters is what the sum of their updates is, in a row beside others and for all rows."""
+    of, weights = case("llama"), {"one": 1.0, "two": -0.5}
+    adapter("llama", tmp_path / "one", "layers.*", 4, 1)
+    adapter("llama", tmp_path / "two", "layers.0.*,head", 2, 2)
+    alone: dict[str | None, torch.Tensor] = {None: of.outputs(of.tiny())}
+    summed = of.tiny()
+    for name, weight in weights.items():
+        model = of.tiny()
+        foundling.load_adapter(model, tmp_path / name)
+        alone[name] = of.outputs(model)
+        for path, module in added(model).items():
+            change = weight * module.scale * module.b @ module.a  # pyright: ignore
+            summed.get_submodule(path).weight += change  # pyright: ignore
+    alone["both"] = of.outputs(summed)
+    model = of.tiny()
+    bank = load_adapters(model, {name: tmp_path / name for name in weights})
+    bank.stack("both", weights)
+    for name in ("both", "one", None, "two"):
+        foundling.switch(model, name)
+        close(of.outputs(model), alone[name])
+    foundling.switch(model, "one")
+    for rows in (("both", None), ("two", "both")):
+        bank.bind(rows)
+        close(of.outputs(model), torch.stack([alone[name][i] for i, name in enumerate(rows)]))
+    bank.bind(())
+    close(of.outputs(model), alone["one"])
+    bank.stack("more", {"both": 2.0, "one": -1.0})
+    assert bank.parts("more") == {"one": 1.0, "two": -1.0}
+    foundling.switch(model, None)
+    prompts = [[5, 9, 11] * 3, [7]]
+    for name in ("both", "one"):
+        foundling.switch(model, name)
+        expected = generate(model, prompts, max_tokens=6, temperature=0)
+        foundling.switch(model, None)
+        asked = [Request(p, 6, Sampling(0), adapter=name) for p in prompts]
+        assert [a.tokens for a in Engine(model).generate(asked)] == [a.tokens for a in expected]
+    for refused in (lambda: bank.stack("one", {"two": 1.0}), lambda: bank.stack("x", {"none": 1.0}),
+                    lambda: bank.stack("x", {"one": float("nan")}), lambda: foundling.switch(model, "none"),
+                    lambda: foundling.switch(of.tiny(), "one")):  # fmt: skip
+        with pytest.raises(AdaptError) as caught:
+            refused()
+        assert "\n" not in str(caught.value)
