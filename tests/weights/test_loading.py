@@ -124,7 +124,7 @@ def test_nothing_is_merged_where_one_cannot_be() -> None:
             return self.base(*args, **more)
 
     model = adapted(case("llama").tiny())
-    model.norm = Prefixed(model.norm)
+    setattr(model, "norm", Prefixed(model.norm))  # noqa: B010
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     with pytest.raises(AdaptError, match="Prefixed cannot be merged"):
         merge(model)
