@@ -55,7 +55,7 @@ class LoRA(Added):
         super().__init__()
         self.base, self.rank, self.alpha = base, rank, alpha
         self.in_features, self.out_features = base.in_features, base.out_features
-        dtype, device = base.dtype if isinstance(base, INT8) else base.weight.dtype, base.weight.device
+        dtype, device = getattr(base, "dtype", base.weight.dtype), base.weight.device
         sizes = shapes(base, rank)
         self.a = nn.Parameter(torch.zeros(sizes["a"], dtype=dtype, device=device))
         self.b = nn.Parameter(torch.zeros(sizes["b"], dtype=dtype, device=device))

@@ -103,11 +103,11 @@ def _common(model: Any, base: str | Path | None) -> dict[str, Any]:
 
 
 def _base_dtype(model: nn.Module) -> str:
-    """The type that most of the base's floating-point values have."""
+    """The type that the base was loaded in: an adapter is made in that of its projection, whatever type the frozen
+    weights are stored in later."""
     sizes = Counter[str]()
-    for tensor in base_tensors(model).values():
-        if tensor.is_floating_point():
-            sizes[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
+    for tensor in adapter_tensors(model).values():
+        sizes[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
     return sizes.most_common(1)[0][0]
 
 

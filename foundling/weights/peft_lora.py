@@ -19,7 +19,6 @@ from torch import Tensor
 
 from foundling.adapt.bank import LowRank
 from foundling.adapt.lora import GROUPED, LINEAR, LoRA, attach, check_unadapted
-from foundling.adapt.quantize import INT8
 from foundling.errors import AdaptError, WeightsError
 from foundling.limits import shown
 from foundling.models import family_of
@@ -203,7 +202,7 @@ def read_updates(model: Any, source: Source) -> dict[str, LowRank]:
     peft_config.check(source)
     plan, about = layout(model), _ranks_of(source)
     dtypes = {
-        name: (m.dtype if isinstance(m, INT8) else m.weight.dtype)
+        name: getattr(m, "dtype", m.weight.dtype)
         for name, m in model.named_modules()
         if isinstance(m, LINEAR + GROUPED)
     }

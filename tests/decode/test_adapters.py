@@ -7,17 +7,21 @@ import pytest
 import torch
 
 import foundling
-from foundling.adapt.added import added
+from foundling.adapt.added import adapter_tensors, added
 from foundling.blocks.moe import MoE
 from foundling.decode.engine.engine import Engine, EngineOptions
 from foundling.decode.plain import generate
 from foundling.decode.request import Request
 from foundling.decode.sampling import Sampling
+from foundling.decode.text import TextGenerator
 from foundling.errors import AdaptError, GenerationError, WeightsError
-from foundling.models import FAMILIES
+from foundling.models import FAMILIES, build, family
+from foundling.runtime.rng import generator
 from foundling.weights.adapters import load_adapters
+from foundling.weights.directory import weights_hash
 from tests.contract.cases import case, close
 from tests.contract.matrix import UNLIKE, families
+from tests.text.kinds import tokenizer
 
 WRITERS = tuple(name for name, entry in FAMILIES.items() if entry.kind in ("decoder", "seq2seq"))
 
@@ -131,3 +135,26 @@ def test_adapters_are_stacked_and_switched(tmp_path: Path) -> None:
         with pytest.raises(AdaptError) as caught:
             refused()
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_text_from_an_adapter_is_that_of_the_merged_directory(own: bool, tmp_path: Path) -> None:
+    """With a tokenizer of its own, or that of its base."""
+    reader = tokenizer("llama 3")
+    model = build("llama", **family("llama").module.sized(reader.vocab_size, 128, 64, 2))
+    for name, p in model.named_parameters():
+        p.data.copy_(torch.randn(p.shape, generator=generator(name)) * 0.2 + (p.ndim == 1))
+    foundling.save(model, tmp_path / "base", tokenizer=reader)
+    model = foundling.load(tmp_path / "base")
+    foundling.lora(model, foundling.LoRAOptions(rank=2), generator("lora"))
+    for name, p in adapter_tensors(model).items():
+        p.data.copy_(torch.randn(p.shape, generator=generator(name)) * 0.3)
+    foundling.save_adapter(model, tmp_path / "adapter", tokenizer=reader if own else None)
+    foundling.merge(model)
+    foundling.save(model, tmp_path / "merged", tokenizer=reader)
+    writers = [TextGenerator.load(tmp_path / name) for name in ("adapter", "merged", "base")]
+    assert weights_hash(writers[0].model) == weights_hash(writers[1].model)
+    texts = [writer.generate("Hello, world", max_tokens=12) for writer in writers]
+    assert texts[0] == texts[1] != texts[2]
+    native = TextGenerator.load(tmp_path / "adapter", weights="int8", base=tmp_path / "base")
+    assert native.engine is not None and native.engine.native
