@@ -121,7 +121,7 @@ def test_nothing_is_merged_where_one_cannot_be() -> None:
             self.base, self.rows = base, torch.nn.Parameter(torch.zeros(2))
 
         def forward(self, *args: Any, **more: Any) -> Any:
-            return self.base(*args, **more)
+            return self.get_submodule("base")(*args, **more)
 
     model = adapted(case("llama").tiny())
     setattr(model, "norm", Prefixed(model.norm))  # noqa: B010
