@@ -97,8 +97,12 @@ TOKEN_ID = Limit((1 << 31) - 1, "an id of a token in a file", low=0)
 LAYERS = Limit(1 << 12, "layers or blocks of a stack; the deepest models in use have about two hundred")
 SIZE = Limit(1 << 24, "widths, heads, experts, rows, positions and other sizes of a model")
 
+LABELS = Limit(1 << 16, "labels of a head; one has a row of the projection")
+
 # --- a run -----------------------------------------------------------------------------------------------------------
 
+EXAMPLE_CHARS = Limit(1 << 20, "characters of an example that is learnt as a whole", "shorten it, or use --as text")
+CLASSES = Limit(1 << 16, "classes of a classifier")
 SEED = Limit((1 << 63) - 1, "what a generator takes as a seed", low=0)
 THREADS = Limit(1024, "CPU threads; torch aborts the process where the system has no more")
 RANKS = Limit(1 << 16, "processes of a training run")
@@ -106,6 +110,11 @@ ROWS = Limit(1 << 20, "rows of a batch")
 STEP_ROWS_TOKENS = Limit(1 << 27, "tokens of a step, which are in memory at once", "take more steps")
 SEQ_LEN = Limit(1 << 24, "tokens in a row")
 STEPS = Limit(1 << 40, "optimiser steps, or steps between checkpoints")
+
+# --- adapting --------------------------------------------------------------------------------------------------------
+
+VIRTUAL_TOKENS = Limit(1 << 14, "virtual tokens of a soft prompt or a prefix; those in use have about a hundred")
+NEW_TOKENS = Limit(1 << 16, "tokens added to a vocabulary at once")
 
 # --- decoding --------------------------------------------------------------------------------------------------------
 
@@ -121,6 +130,7 @@ SEQUENCES = Limit(4096, "sequences that an engine runs at once")
 STEP_TOKENS = Limit(1 << 20, "tokens that an engine computes in one step")
 CACHE_BYTES = Limit(1 << 50, "bytes of an engine's keys and values", low=0)
 PREDICTIONS = Limit(1000, "most likely tokens for a gap")
+TEXTS_AT_ONCE = Limit(4096, "texts that are classified at once")
 
 # --- programs in a model directory ------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -19,8 +19,8 @@ class Added(nn.Module):
     A low-rank update of a projection, rows added to an embedding, keys and values put before others: every kind is
     saved alone, bound to the base by hash, and merged or switched by the same code."""
 
-    own: ClassVar[tuple[str, ...]]
-    """names of the parameters that it adds: the adapter"""
+    own: tuple[str, ...]
+    """names of the parameters that it adds: the adapter; of a module without base, () once it belongs to the model"""
     base: nn.Module | None
 
     def merged(self) -> nn.Module:
@@ -33,9 +33,21 @@ def added(model: nn.Module) -> dict[str, Added]:
     return {name: m for name, m in model.named_modules() if isinstance(m, Added)}
 
 
+def wrapping(model: nn.Module) -> dict[str, Added]:
+    """Those that stand in the place of another module: all but heads."""
+    return {name: m for name, m in added(model).items() if m.base is not None}
+
+
 def adapter_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
     """'<module>.<own>' -> parameter"""
     return {f"{name}.{part}": getattr(m, part) for name, m in added(model).items() for part in m.own}
+
+
+def freeze_base(model: nn.Module) -> None:
+    """Lets only what adaptations added train."""
+    model.requires_grad_(False)
+    for parameter in adapter_tensors(model).values():
+        parameter.requires_grad_(True)
 
 
 def base_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -44,7 +56,7 @@ def base_tensors(model: nn.Module) -> dict[str, Tensor]:
 
     def base_name(name: str) -> str:
         path, _, leaf = name.rpartition(".")
-        parts, plain = path.split("."), list[str]()
+        parts, plain = path.split(".") if path else [], list[str]()
         for at, part in enumerate(parts):
             if not (part == "base" and ".".join(parts[:at]) in wrapped):
                 plain.append(part)
@@ -56,11 +68,12 @@ def base_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def merge(model: Any, *, only: tuple[type[Added], ...] = (Added,), reversible: bool = False) -> list[str]:
     """Merges every module of the kinds `only` that wraps another into it, in place, makes all parameters trainable, and
-    returns the names. Unties a tied head that has an adapter. Heads of their own (`base` None) stay.
+    returns the names. Unties a tied head that has an adapter; what stands beside others (a head, `base` None) becomes a
+    part of the model.
 
     `reversible` keeps the weights of before, for `unmerge`: twice the memory of the adapted projections. AdaptError,
     before any change, if there is no adapter or one cannot be merged."""
-    matched = {name: m for name, m in added(model).items() if m.base is not None and isinstance(m, only)}
+    matched = {name: m for name, m in wrapping(model).items() if isinstance(m, only)}
     if not matched:
         raise AdaptError("the model has no adapters to merge")
     frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
@@ -68,10 +81,13 @@ def merge(model: Any, *, only: tuple[type[Added], ...] = (Added,), reversible: b
     names: list[str] = rewrite(model, matched, lambda m: plain[id(m)])
     config: Any = getattr(model, "config", None)
     model.requires_grad_(True)
+    beside = {m: m.own for m in added(model).values() if m.base is None}
+    for module in beside:
+        module.own = ()
     if getattr(config, "tie_embeddings", False) and model.head.weight is not model.embedding.weight:
         model.config = dataclasses.replace(config, tie_embeddings=False)
     if reversible:
-        model.before_merge = Unmerged(matched, frozen, config)
+        model.before_merge = Unmerged(matched, frozen, config, beside)
     return names
 
 
@@ -81,6 +97,8 @@ class Unmerged(NamedTuple):
     modules: dict[str, Added]
     frozen: list[str]
     config: Any
+    beside: dict[Added, tuple[str, ...]]
+    """what stood beside others, and what of it was the adapter"""
 
 
 def unmerge(model: Any) -> list[str]:
@@ -91,6 +109,8 @@ def unmerge(model: Any) -> list[str]:
         raise AdaptError("no merge to take back; merge(model, reversible=True), or load the base and the adapter again")
     names = rewrite(model, {name: name for name in before.modules}, lambda name: before.modules[name])
     del model.before_merge
+    for module, own in before.beside.items():
+        module.own = own
     if before.config is not None:
         model.config = before.config
     for name, parameter in model.named_parameters():

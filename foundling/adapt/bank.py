@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foundling.adapt.added import Added
+from foundling.adapt.added import wrapping
 from foundling.adapt.lora import GROUPED, LINEAR
 from foundling.adapt.rewrite import rewrite
 from foundling.config import nearest
@@ -67,7 +67,7 @@ class AdapterBank:
 
     def __init__(self, model: Any, adapters: Mapping[str, Mapping[str, LowRank]]) -> None:
         """`adapters`: name of the adapter -> name of the projection -> its update"""
-        if any(isinstance(m, Added | Banked) for m in model.modules()):
+        if wrapping(model) or any(isinstance(m, Banked) for m in model.modules()):
             raise AdaptError("the model already has adapters; merge them first, or load the base again")
         self.sums = {name: {name: 1.0} for name in adapters}
         self.bound, self.active = tuple[str | None, ...](), None

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LoRA (Hu et al. 2021): freezes the base and learns a product of two low-rank matrices. On an int8 base, this is QLoRA
-(Dettmers et al. 2023)."""
+"""LoRA (Hu et al. 2021): freezes the base and learns a product of two low-rank matrices. On a 4-bit base (adapt.nf4),
+this is QLoRA (Dettmers et al. 2023)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foundling.adapt.added import Added, adapter_tensors, added
-from foundling.adapt.quantize import INT8, Int8GroupedLinear, Int8Linear
+from foundling.adapt.added import Added, added, freeze_base
+from foundling.adapt.frozen import FROZEN
+from foundling.adapt.lowrank import PlainWeight, low_rank_product
+from foundling.adapt.nf4 import NF4GroupedLinear, NF4Linear
+from foundling.adapt.prune import PRUNED
+from foundling.adapt.quantize import QUANTISED, Int8GroupedLinear, Int8Linear
 from foundling.adapt.rewrite import matching, rewrite
 from foundling.blocks.init import Role
 from foundling.blocks.moe import GroupedLinear, grouped_mm
 from foundling.errors import AdaptError
 
-LINEAR = (nn.Linear, Int8Linear)
-GROUPED = (GroupedLinear, Int8GroupedLinear)
+LINEAR = (nn.Linear, Int8Linear, NF4Linear)
+GROUPED = (GroupedLinear, Int8GroupedLinear, NF4GroupedLinear)
 LAYERS = "*layers.*,!*.router"
 """every projection in the layers of any family; neither embedding nor head, nor what chooses experts, whose balance a
 small data set would upset"""
@@ -67,19 +71,29 @@ class LoRA(Added):
     def forward(self, x: Tensor, *ends: Tensor) -> Tensor:
         if ends:
             return self.base(x, *ends) + self.scale * grouped_mm(grouped_mm(x, self.a, *ends), self.b, *ends)
+        if isinstance(self.base, NF4Linear):
+            return low_rank_product(x, self.a, self.b, self.scale, self.base)
+        if isinstance(self.base, nn.Linear) and not any(p.requires_grad for p in self.base.parameters()):
+            return low_rank_product(x, self.a, self.b, self.scale, PlainWeight(self.base))
         return self.base(x) + self.scale * F.linear(F.linear(x, self.a), self.b)
 
     def roles(self) -> dict[str, Role]:
         return {"a": Role("adapter", self.in_features), "b": Role("adapter", self.a.shape[-2])}
 
     def merged(self) -> nn.Module:
-        """A plain projection with the same output, added in float32 and rounded once; the base is left as it is. An
-        int8 base is dequantised: its steps are coarser than the learned change."""
-        quantised = isinstance(self.base, INT8)
-        weight = self.base.weight * self.base.scale if quantised else self.base.weight
-        plain = self.base.dequantized() if quantised else copy.copy(self.base)
+        """A plain projection with the same output, added in float32 and rounded once; the base is left as it is. A
+        quantised base is dequantised: its steps are coarser than the learned change. A pruned base becomes dense: the
+        change is. AdaptError for a base that `store_frozen` has rounded."""
+        if isinstance(self.base, FROZEN):
+            raise AdaptError(
+                "the frozen weights are rounded; load the base again, load the adapter on it and merge that"
+            )
+        base = self.base.plain() if isinstance(self.base, PRUNED) else self.base
+        quantised = isinstance(base, QUANTISED)
+        weight = base.dequantized_weight() if quantised else base.weight
+        plain = base.dequantized() if quantised else copy.copy(base)
         if not quantised:  # copied but for the weight, which is made anew
-            plain._parameters = {n: _copied(p) for n, p in self.base._parameters.items() if n != "weight"}
+            plain._parameters = {n: _copied(p) for n, p in base._parameters.items() if n != "weight"}
         with torch.no_grad():
             total = weight.float() + self.scale * (self.b.float() @ self.a.float())
             plain.weight = nn.Parameter(total.to(self.a.dtype))
@@ -106,10 +120,8 @@ def check_unadapted(model: nn.Module) -> None:
 def attach(model: Any, ranks: Mapping[str, tuple[int, float]]) -> list[str]:
     """Puts an adapter of (rank, alpha), all zeros, at each named projection, in place, and freezes the model but for
     what adaptations added."""
-    model.requires_grad_(False)
     names = rewrite(model, {name: name for name in ranks}, lambda name: LoRA(model.get_submodule(name), *ranks[name]))
-    for parameter in adapter_tensors(model).values():
-        parameter.requires_grad_(True)
+    freeze_base(model)
     return names
 
 

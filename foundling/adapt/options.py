@@ -30,6 +30,8 @@ class AdaptOptions:
     """prompt, prefix: number of virtual tokens"""
     top_layers: int = 2
     """top-k: number of layers that are trained"""
+    merged: bool = False
+    """lora, qlora: write a whole model, the adapter merged into its base, instead of the adapter alone"""
 
     def __post_init__(self) -> None:
         for name in ("rank", "n_virtual", "top_layers"):

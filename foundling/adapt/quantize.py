@@ -4,13 +4,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from foundling.adapt.added import added
+from foundling.adapt.frozen import FROZEN
+from foundling.adapt.nf4 import NF4GroupedLinear, NF4Linear
 from foundling.adapt.rewrite import matching, rewrite
 from foundling.blocks.moe import GroupedLinear, grouped_mm
 from foundling.errors import AdaptError
@@ -94,8 +97,9 @@ class Int8Weight(nn.Module):
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=scale.device)).dtype
         return self
 
-    def dequantized_weight(self) -> nn.Parameter:
-        return nn.Parameter((self.weight * self.scale).to(self.dtype))
+    def dequantized_weight(self) -> Tensor:
+        """float32, before it is rounded to the type that the weight was in"""
+        return self.weight * self.scale
 
 
 class Int8Linear(Int8Weight):
@@ -112,7 +116,7 @@ class Int8Linear(Int8Weight):
 
     def dequantized(self) -> nn.Linear:
         linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
-        linear.weight = self.dequantized_weight()
+        linear.weight = nn.Parameter(self.dequantized_weight().to(self.dtype))
         if self.bias is not None:
             linear.bias = nn.Parameter(self.bias.detach().clone())
         return linear
@@ -131,18 +135,24 @@ class Int8GroupedLinear(Int8Weight):
     def dequantized(self) -> GroupedLinear:
         with torch.device("meta"):
             linear = GroupedLinear(self.n_experts, self.in_features, self.out_features)
-        linear.weight = self.dequantized_weight()
+        linear.weight = nn.Parameter(self.dequantized_weight().to(self.dtype))
         return linear
 
 
-INT8 = (Int8Linear, Int8GroupedLinear)
+QUANTISED = (Int8Linear, Int8GroupedLinear, NF4Linear, NF4GroupedLinear)
+Kind = Literal["int8", "nf4"]
+_LINEAR: dict[str, Any] = {"int8": Int8Linear, "nf4": NF4Linear}
+_GROUPED: dict[str, Any] = {"int8": Int8GroupedLinear, "nf4": NF4GroupedLinear}
 
 
-def quantize(model: nn.Module, pattern: str = "*layers.*") -> list[str]:
-    """Converts every matching Linear and GroupedLinear to int8, in place, and returns the names.
+def quantize(model: nn.Module, pattern: str = "*layers.*", kind: Kind = "int8") -> list[str]:
+    """Converts every matching Linear and GroupedLinear to 8 bits a weight, or to 4 (`nf4`, see adapt.nf4), in place,
+    and returns the names.
 
-    Raises AdaptError, before any change, for a weight that is tied to an embedding (which needs floats) or is not
-    finite (which the integers would hide)."""
+    Raises AdaptError, before any change, for an unknown kind, and a weight that is tied to an embedding (which needs
+    floats), already rounded to a shorter type, or not finite (which the integers would hide)."""
+    if kind not in _LINEAR:
+        raise AdaptError(f"kind is {kind!r}; expected one of {', '.join(_LINEAR)}")
     matched = matching(model, pattern, (nn.Linear, GroupedLinear))
     embeddings = {id(m.weight): name for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
     for name, module in matched.items():
@@ -150,14 +160,28 @@ def quantize(model: nn.Module, pattern: str = "*layers.*") -> list[str]:
             raise AdaptError(
                 f"'{name}' shares its weight with '{embeddings[id(module.weight)]}'; leave it out of the pattern"
             )
-        if not module.weight.is_meta and not module.weight.isfinite().all():  # pyright: ignore
+        if isinstance(module, FROZEN):
+            raise AdaptError(f"the weight of '{name}' is stored rounded; load the base again and quantize that")
+        if _has_values(module.weight) and not module.weight.isfinite().all():  # pyright: ignore
             raise AdaptError(f"'{name}' has weights that are not finite; load an undamaged model")
-    return rewrite(model, matched, lambda m: Int8Linear(m) if isinstance(m, nn.Linear) else Int8GroupedLinear(m))  # pyright: ignore
+    return rewrite(model, matched, lambda m: (_LINEAR if isinstance(m, nn.Linear) else _GROUPED)[kind](m))
+
+
+def _has_values(tensor: Any) -> bool:
+    return not tensor.is_meta and not isinstance(tensor.data, FakeTensor)
+
+
+def quantized_kind(model: nn.Module) -> Kind | None:
+    """How the model is quantised; None if it is not."""
+    kinds = {type(m) for m in model.modules() if isinstance(m, QUANTISED)}
+    if not kinds:
+        return None
+    return "nf4" if kinds & {NF4Linear, NF4GroupedLinear} else "int8"
 
 
 def dequantize(model: nn.Module) -> list[str]:
-    """Makes every int8 projection a plain one again, with the rounded weights, frozen where the model has adapters, and
-    returns the names."""
-    matched = {name: m for name, m in model.named_modules() if isinstance(m, INT8)}
+    """Makes every quantised projection a plain one again, with the rounded weights, frozen where the model has
+    adapters, and returns the names."""
+    matched = {name: m for name, m in model.named_modules() if isinstance(m, QUANTISED)}
     frozen = bool(added(model))
     return rewrite(model, matched, lambda m: m.dequantized().requires_grad_(not frozen))

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foundling.blocks.context import GLOBAL, LOCAL, Context
-from foundling.blocks.mask import Mask, Reach
+from foundling.blocks.flash import applies, short_attention
+from foundling.blocks.mask import Mask, Reach, compute_dtype
 from foundling.blocks.position import rotate
 from foundling.contracts.cache import KV, Cross, Slot
 
@@ -32,9 +33,12 @@ class Attend(nn.Module):
         dense = mask.dense
         if dense is not None and dense.dtype != torch.bool:
             dense = dense.to(q.dtype)
+        dropout = self.dropout if self.training else 0.0
+        if applies(q, k, v, dense, mask.causal, dropout):
+            return short_attention(q, k, v, dense, mask.causal, self.scale)
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=dense, is_causal=mask.causal and dense is None, scale=self.scale,
-            enable_gqa=q.shape[1] != k.shape[1], dropout_p=self.dropout if self.training else 0.0,
+            enable_gqa=q.shape[1] != k.shape[1], dropout_p=dropout,
         )  # fmt: skip
 
     def _capped(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
@@ -102,6 +106,7 @@ class Attention(nn.Module):
 
     def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, D) -> q (B, H, T, P), k and v (B, K, T, P), before the rotation"""
+        x = x.to(compute_dtype(x))  # once, not at each product
         q, k, v = self.heads(self.q(x)), self.heads(self.k(x)), self.heads(self.v(x))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)

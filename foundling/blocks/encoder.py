@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bidirectional encoder, and what may stand on it: a pooled vector, a head over the vocabulary, a classifier."""
+"""A bidirectional encoder, and what may stand on it: a pooled vector, a head over the vocabulary."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from foundling.blocks.mask import MaskRule
 from foundling.blocks.norm import LayerNorm
 from foundling.blocks.position import PositionTable, check_positions, positions_of
 from foundling.contracts.data import Batch
-from foundling.contracts.model import Capabilities, EncoderOutput, ModelOutput
+from foundling.contracts.model import Capabilities, EncoderOutput, HeadLayout, ModelOutput, Task
 from foundling.contracts.objective import Term
 from foundling.errors import ConfigError
 
@@ -25,12 +25,12 @@ from foundling.errors import ConfigError
 class Encoder(nn.Module):
     """A normalised sum of embeddings, bidirectional layers, and a transformed state for the head (Devlin et al. 2019,
     sections 3 and A.2). The family builds the layers; `config` says which parts stand on top: `pooled`, `masked` (the
-    head over the vocabulary) and `n_classes`.
+    head over the vocabulary) and `n_classes` (those of pretraining, beside it).
 
     `d_embed`: the width of the embeddings, where it is not that of the layers; `first_position`: the row of the
     position table that a document's first token reads; `dropout` is of the embeddings, in training."""
 
-    capabilities = Capabilities(embeds=True, fills=True)
+    capabilities = Capabilities(embeds=True, fills=True, takes_head=True)
     causal = False
 
     def __init__(
@@ -137,10 +137,20 @@ class Encoder(nn.Module):
         token_types: Tensor | None = None,
     ) -> ModelOutput:
         """As `encode`, but gives what the head over the vocabulary reads; ConfigError without that head."""
-        if self.head is None or self.transform is None or self.norm is None:
-            raise ConfigError(f"this {type(self).__name__} has no head over its vocabulary; use encode(…)")
+        self.check_masked()
         out = self.encode(x, documents=documents, positions=positions, token_types=token_types)
-        return ModelOutput(self.norm(self.activation(self.transform(out.states))), out.aux)
+        return ModelOutput(self.transformed(out.states), out.aux)
+
+    def check_masked(self) -> None:
+        """ConfigError without a head over the vocabulary."""
+        if self.head is None:
+            raise ConfigError(f"this {type(self).__name__} has no head over its vocabulary; use encode(…)")
+
+    def transformed(self, states: Tensor) -> Tensor:
+        """The last layer's states (..., D) -> what `logits` reads"""
+        self.check_masked()
+        assert self.transform is not None and self.norm is not None
+        return self.norm(self.activation(self.transform(states)))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden of `forward`, (..., D) -> (..., V)"""
@@ -148,10 +158,22 @@ class Encoder(nn.Module):
         return self.head(hidden)
 
     def classify(self, pooled: Tensor) -> Tensor:
-        """`encode(…).pooled` (B, D) -> (B, n_classes); ConfigError where the model has no classifier."""
+        """`encode(…).pooled` (B, D) -> (B, n_classes), of what was pretrained beside the head over the vocabulary, such
+        as next-sentence prediction; ConfigError without it. The classes of a head are `blocks.heads.scores`."""
         if self.classifier is None:
-            raise ConfigError(f"this {type(self).__name__} has no classifier; build it with n_classes")
+            raise ConfigError(
+                f"this {type(self).__name__} has no classifier of its pretraining; build it with n_classes"
+            )
         return self.classifier(pooled)
+
+    def head_layout(self, task: Task) -> HeadLayout:
+        """BERT's: on the pooled vector, or with a dense layer in its place (Devlin et al. 2019, section 4)."""
+        dropout = self.config.dropout
+        if task == "tag":
+            return HeadLayout("every", dropout=dropout)
+        if self.pooler is not None:
+            return HeadLayout("model", dropout=dropout)
+        return HeadLayout("first", "tanh", dropout=dropout)
 
 
 def row_means(states: Tensor, documents: Tensor | None) -> Tensor:

@@ -1,34 +1,78 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Heads that stand on a model's hidden states in place of its vocabulary."""
+"""What a head on a model reads of a batch of texts, and what it predicts."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from foundling.blocks.init import Role
+from foundling.blocks.encoder import row_means
+from foundling.contracts.data import Batch
+from foundling.contracts.model import ModelOutput, Pool
+from foundling.contracts.objective import Term
+from foundling.errors import ConfigError
 
 
-class ScalarHead(nn.Module):
-    """One number for each position: a value, or at the last token of a row its reward (Ouyang et al. 2022, section
-    3.4). Put on a model as `model.score`, its only parameter is `score.weight` (1, D), the name that transformers'
-    sequence classifiers use. It starts at zero. It is no nn.Linear, so it is neither adapted nor quantised."""
+def last_states(states: Tensor, documents: Tensor | None) -> Tensor:
+    """states (B, T, D), documents (B, T) with −1 on the right as padding -> (B, D), at each row's last real token."""
+    if documents is None:
+        return states[:, -1]
+    last = ((documents >= 0).sum(1) - 1).clamp_min(0)
+    return states[torch.arange(len(states), device=states.device), last]
 
-    def __init__(self, d_model: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1, d_model))
 
-    def roles(self) -> dict[str, Role]:
-        return {"weight": Role("head", self.weight.shape[1])}
+def pooled(states: Tensor, documents: Tensor | None, pool: Pool) -> Tensor:
+    """states (B, T, D), documents (B, T) -> (B, D), or (B, T, D) for "every" """
+    if pool == "every":
+        return states
+    if pool == "mean":
+        return row_means(states, documents)
+    return states[:, 0] if pool == "first" else last_states(states, documents)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """hidden (..., D) -> (...) float32"""
-        return F.linear(hidden, self.weight)[..., 0].float()
 
-    def of_rows(self, hidden: Tensor, documents: Tensor | None = None) -> Tensor:
-        """hidden (B, T, D), documents (B, T) with −1 on the right as padding -> (B,), at each row's last real token."""
-        if documents is None:
-            return self(hidden[:, -1])
-        last = ((documents >= 0).sum(1) - 1).clamp_min(0)
-        return self(hidden[torch.arange(len(hidden), device=hidden.device), last])
+def head_states(model: Any, batch: Batch, pool: Pool, *, every: bool) -> ModelOutput:
+    """What a head of this `pool` reads: hidden (B, D), or with `every` (B, T, D); and the losses that arise inside.
+
+    `tokens` and `documents` (B, T) of the batch: a text a row, −1 as padding on its right; of an encoder `token_types`
+    too. An encoder-decoder encodes the text; where its last state is asked for, its decoder reads the text again,
+    shifted by its start id, as BART and T5 do in transformers."""
+    tokens, documents = batch["tokens"], batch.get("documents")
+    can, encoded = model.capabilities, not model.causal
+    if encoded and every and pool == "model":
+        out = model(tokens, documents=documents, token_types=batch.get("token_types"))
+        return ModelOutput(out.hidden, out.aux)
+    if encoded:
+        memory = model.encode(tokens, documents=documents, token_types=batch.get("token_types"))
+        states = memory.pooled if pool == "model" else pooled(memory.states, documents, pool)
+        if states is None:
+            raise ConfigError(f"this {type(model).__name__} has no pooled vector; take the pool 'first' or 'mean'")
+        return ModelOutput(states, memory.aux)
+    if pool == "model":
+        raise ConfigError(f"{type(model).__name__} has no pooled vector; take the pool 'last' or 'mean'")
+    if not can.reads_source:
+        out = model(tokens, documents=documents)
+        return ModelOutput(pooled(out.hidden, documents, pool), out.aux)
+    memory = model.encode(tokens, documents=documents)
+    if pool != "last":
+        aux = {f"encoder_{name}": term for name, term in memory.aux.items()}
+        return ModelOutput(pooled(memory.states, documents, pool), aux)
+    shifted = torch.cat([torch.full_like(tokens[:, :1], model.config.start_id), tokens[:, :-1]], 1)
+    out = model(shifted, documents=documents, memory=memory)
+    return ModelOutput(last_states(out.hidden, documents), out.aux)
+
+
+def scores_and_losses(model: Any, batch: Batch) -> tuple[Tensor, dict[str, Term]]:
+    """`scores`, and the losses that arise inside the model."""
+    task = model.capabilities.task
+    if not task:
+        raise ConfigError(f"this {type(model).__name__} has no head; put one on it with adapt.heads.add_head")
+    out = head_states(model, batch, model.score.layout.pool, every=task == "tag")
+    return model.score(out.hidden), out.aux
+
+
+def scores(model: Any, batch: Batch) -> Tensor:
+    """What the model's head predicts, in float32: logits of the classes of each text (B, n) or of each token (B, T, n),
+    or standardised values (B, n). ConfigError for a model without a head."""
+    return scores_and_losses(model, batch)[0]

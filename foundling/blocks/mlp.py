@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foundling.blocks.mask import compute_dtype
+
 
 def gelu_tanh(x: Tensor) -> Tensor:
     """Hendrycks & Gimpel 2016, the tanh approximation that GPT-2 uses."""
@@ -52,4 +54,5 @@ class GatedMLP(nn.Module):
         self.activation, self.dropout = activation, nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.to(compute_dtype(x))  # once, not at each product
         return self.down(self.dropout(self.activation(self.gate(x)) * self.up(x)))

@@ -16,7 +16,7 @@ from foundling.blocks.mask import MaskRule
 from foundling.blocks.moe import Routing
 from foundling.blocks.position import check_positions, position_limit, positions_of
 from foundling.blocks.stack import Decoder
-from foundling.contracts.model import Capabilities, EncoderOutput
+from foundling.contracts.model import Capabilities, EncoderOutput, HeadLayout, Task
 
 
 class SourceEncoder(nn.Module):
@@ -59,7 +59,7 @@ class SourceEncoder(nn.Module):
 class EncoderDecoder(Decoder):
     """A decoder of cross-attention blocks and the encoder of its memory; both embed by one table."""
 
-    capabilities = Capabilities(generates=True, reads_source=True)
+    capabilities = Capabilities(generates=True, reads_source=True, takes_head=True)
 
     def __init__(
         self, config: Any, encoder: SourceEncoder, layers: list[nn.Module], norm: nn.Module, *, dropout: float = 0.0
@@ -71,3 +71,9 @@ class EncoderDecoder(Decoder):
         """x (B, S) ids or (B, S, D) embeddings -> what the decoder reads as its memory"""
         states, routings = self.encoder(x if x.is_floating_point() else self.embed_tokens(x), documents)
         return EncoderOutput(states, documents, aux=balance_terms(routings, self.config))
+
+    def head_layout(self, task: Task) -> HeadLayout:
+        """Of a text: the decoder reads it again, shifted, and its last state is taken (Lewis et al. 2020, BART, section
+        3.1). Of each token: the encoder's states."""
+        dropout = self.config.dropout
+        return HeadLayout("every", dropout=dropout) if task == "tag" else HeadLayout("last", "tanh", dropout=dropout)

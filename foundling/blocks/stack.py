@@ -17,7 +17,7 @@ from foundling.blocks.layer import balance_terms, forward_layers
 from foundling.blocks.mask import Mask, MaskRule, build_mask
 from foundling.blocks.position import RoPE, check_positions, position_limit, positions_of
 from foundling.contracts.cache import Cache, Conv, Slot, State
-from foundling.contracts.model import Capabilities, EncoderOutput, ModelOutput
+from foundling.contracts.model import Capabilities, EncoderOutput, HeadLayout, ModelOutput, Task
 from foundling.contracts.objective import Term
 from foundling.errors import GenerationError
 
@@ -28,7 +28,7 @@ class Decoder(nn.Module):
     A family builds the parts. What its positions do is one of: `rope`, rotations in every attention layer;
     `embed_positions`, vectors added to the embeddings; `attention_bias`, numbers added to the scores."""
 
-    capabilities = Capabilities(generates=True)
+    capabilities = Capabilities(generates=True, takes_head=True)
     causal = True
 
     def __init__(
@@ -167,6 +167,10 @@ class Decoder(nn.Module):
         if self.head is None:  # saved without it
             raise GenerationError(f"this {type(self).__name__} has no head: it reads, and predicts no tokens")
         return self.head(hidden)
+
+    def head_layout(self, task: Task) -> HeadLayout:
+        """The last token of a text has seen all of it: what transformers' classifiers on decoders read."""
+        return HeadLayout("every") if task == "tag" else HeadLayout("last", bias=False)
 
     def cache_spec(self) -> list[tuple[Slot, ...]]:
         return [slots for layer in self.layers for slots in layer.slots()]  # pyright: ignore

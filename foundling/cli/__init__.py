@@ -19,16 +19,22 @@ from foundling.runtime import signals
 GROUPS = {
     "make models": {
         "raise": ("foundling.cli.raise_", "train a model on your data within a budget of minutes, FLOPs or tokens"),
+        "finetune": ("foundling.cli.finetune", "adapt a model to your examples: chats, labels, tags, numbers, text"),
         "plan": ("foundling.cli.plan", "estimate time, memory, energy and loss of a run without running it"),
         "reproduce": (
             "foundling.cli.reproduce",
             "train a model again from its recipe and compare the weights bit for bit",
         ),
     },
+    "change models": {
+        "prune": ("foundling.cli.prune", "set the smallest weights to zero, a share or two of each four"),
+        "merge": ("foundling.cli.merge", "merge models of one architecture, or an adapter into its base"),
+    },
     "use models": {
         "chat": ("foundling.cli.chat", "continue text interactively"),
         "generate": ("foundling.cli.generate", "generate text from a prompt"),
         "fill": ("foundling.cli.fill", "fill the gaps in a text with an encoder (fill-mask)"),
+        "classify": ("foundling.cli.classify", "label texts, tag their words or predict a value"),
     },
     "move and inspect models": {
         "import": ("foundling.cli.import_", "import a directory of transformers or diffusers, or a GGUF file"),
@@ -124,6 +130,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         actions: Any = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
         argv, fields = split_model_flags(argv, set(actions.choices[command]._option_string_actions))
     args, extra = parser.parse_known_args(argv)
+    if isinstance(getattr(args, "text", None), list) and not any(word.startswith("-") for word in extra):
+        args.text, extra = [*args.text, *extra], []  # argparse takes those that follow an option for unknown
     if extra:
         options, name = args.parser._option_string_actions, extra[0].partition("=")[0]
         close = difflib.get_close_matches(name, options, n=1, cutoff=0.7)

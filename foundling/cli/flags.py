@@ -10,9 +10,11 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import fnmatch
 import inspect
 import itertools
 import textwrap
+from collections.abc import Sequence
 from typing import Any, get_args
 
 from foundling.config import hints, merged, nested, parse_scalar
@@ -30,6 +32,15 @@ CHOSEN = ("data.share", "schedule.warmup_steps", "train.activation_checkpointing
 """fields with a default that the plan chooses nevertheless, like the fields without a default"""
 EXTRA = {"model.fields.d_model": "width of the model", "model.fields.n_layers": "number of layers"}
 """fields of the model that have their own flag"""
+OF_FINETUNE = (
+    "adapt.*", "data.label", "data.pair", "data.target", "data.held_out", "train.epochs", "train.evaluate_every",
+    "train.patience", "train.unfreeze_every", "optim.layer_decay",
+)  # fmt: skip
+"""what `foundling finetune` alone reads"""
+OF_RAISE = (
+    "model.*", "objective.*", "data.vocab_size", "data.fim_rate", "data.share", "train.ema_decay",
+)  # fmt: skip
+"""what it does not read, or is told in another way"""
 
 
 def field_docs(cls: type) -> dict[str, str]:
@@ -66,10 +77,12 @@ def options(key: str, taken: set[str]) -> list[str]:
     return list(dict.fromkeys([full, *(name for name in short if name not in taken)]))
 
 
-def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
-    """A group for each section of the recipe."""
+def add_recipe_flags(parser: argparse.ArgumentParser, leave_out: Sequence[str] = OF_FINETUNE) -> None:
+    """A group for each section of the recipe, without the keys that match a pattern of `leave_out`."""
     taken, groups = set(parser._option_string_actions), dict[str, Any]()
     for key, (hint, text, default) in recipe_fields().items():
+        if any(fnmatch.fnmatchcase(key, pattern) for pattern in leave_out):
+            continue
         section = key.partition(".")[0] if "." in key else "recipe"
         if section not in groups:
             note = (
@@ -78,6 +91,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
                 else None
             )
             groups[section] = parser.add_argument_group(section, note)
+        text = text.removeprefix("finetune: ").removeprefix("finetune, ")
         names = options(key, taken)
         taken |= set(names)
         chosen = key in CHOSEN or default is dataclasses.MISSING

@@ -33,6 +33,35 @@ class Key:
 
 
 @dataclass(frozen=True)
+class HeadMap:
+    """The published form of a head for a task."""
+
+    ending: str
+    """what a class of transformers ends with, after the name of the model, such as ForSequenceClassification"""
+    names: dict[str, str]
+    """parameter of adapt.heads.Head -> published tensor"""
+    prefix: str = ""
+    """before the names of all other tensors of that class, where it is another than that of the model"""
+
+
+CLASSIFY = HeadMap("ForSequenceClassification", {"weight": "score.weight"})
+TAG = HeadMap("ForTokenClassification", {"weight": "score.weight", "bias": "score.bias"})
+"""of the decoders in transformers"""
+
+
+def dense(weight: str, bias: str = "") -> dict[str, str]:
+    """Of a dense layer in a head; without `bias`, it has none."""
+    return {"dense": weight} | ({"dense_bias": bias} if bias else {})
+
+
+def projection(name: str) -> dict[str, str]:
+    return {part: f"{name}.{part}" for part in ("weight", "bias")}
+
+
+TAG_CLASSIFIER = HeadMap("ForTokenClassification", projection("classifier"))
+
+
+@dataclass(frozen=True)
 class ConfigMap:
     """How a family's config.json reads. A foreign key is mapped (`fields`), demanded (`only`: another value is refused,
     since it would compute something else), or kept as inert and written back. `a.b` is key b of the mapping a."""
@@ -70,6 +99,8 @@ class ConfigMap:
     dequantised: tuple[str, ...] = ()
     """quantisation methods, in the names of config.json's quant_method, whose tensors are converted to floats on
     reading; others are refused"""
+    heads: dict[str, HeadMap] = field(default_factory=dict)
+    """task ("classify", "tag") -> the published head, where transformers has one; one of whole texts also regresses"""
     type_key: str = "model_type"
     """the key that holds `model_type`"""
     weights: str = "model.safetensors"

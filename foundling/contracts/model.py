@@ -6,7 +6,7 @@ Axis letters: B batch, T query, S key, D d_model, V vocab, H query heads, K key/
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -20,6 +20,28 @@ class ModelOutput(NamedTuple):
     """(B, T, D), after the final norm"""
     aux: dict[str, Term]
     """losses that arise inside the model (router balance); {} for a dense one"""
+
+
+Task = Literal["classify", "tag", "regress"]
+"""what a head predicts: a class of a text, a class of each token, or values of a text"""
+Pool = Literal["model", "first", "last", "mean", "every"]
+"""what a head reads. model: what the model itself makes for it (a pooled vector, transformed states); first, last: the
+state of a row's first or last token; mean: the mean of its states; every: all of them"""
+
+
+class HeadLayout(NamedTuple):
+    """How a head is built: states, a dense layer where there is one, its activation and norm, the projection."""
+
+    pool: Pool
+    activation: Literal["", "tanh", "relu", "gelu"] = ""
+    """of the dense layer; "" for none"""
+    dense_bias: bool = True
+    norm_eps: float = 0.0
+    """of a LayerNorm without bias after the dense layer; 0 for none"""
+    bias: bool = True
+    """of the projection"""
+    dropout: float = 0.0
+    """of what the projection reads"""
 
 
 class Capabilities(NamedTuple):
@@ -38,6 +60,10 @@ class Capabilities(NamedTuple):
     """forward(x, t, condition) predicts noise or sample"""
     modalities: tuple[str, ...] = ("text",)
     """what it reads: text, image, audio"""
+    takes_head: bool = False
+    """a head for a Task can stand on it: has `head_layout(task) -> HeadLayout`"""
+    task: Task | Literal[""] = ""
+    """what its head `score` predicts, read by blocks.heads.scores; "" without one"""
 
 
 class EncoderOutput(NamedTuple):
@@ -172,11 +198,16 @@ class DualEncoder(Embedder, Protocol):
     scale: nn.Parameter
 
 
-def layers_of(model: nn.Module) -> list[nn.Module]:
-    """The units of compiling and sharding: every element of an nn.ModuleList called `layers`, the outermost ones."""
+def named_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Name -> layer: every element of an nn.ModuleList called `layers`, the outermost ones."""
     layers: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
         inside = any(path.startswith(f"{outer}.") for outer in layers)
         if not inside and isinstance(module, nn.ModuleList) and path.rpartition(".")[2] == "layers":
             layers |= {f"{path}.{name}": layer for name, layer in module.named_children()}
-    return list(layers.values())
+    return layers
+
+
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The units of compiling and sharding: the layers of `named_layers`."""
+    return list(named_layers(model).values())

@@ -96,6 +96,17 @@ class Sample(TypedDict):
     """how it was decoded; "" for nothing to say"""
 
 
+class Comparison(TypedDict):
+    """One held-out example, side by side."""
+
+    prompt: str
+    reference: str
+    """the answer that the data has"""
+    before: str
+    """what the model answered before training"""
+    after: str
+
+
 class TokenizerView(TypedDict):
     vocab_size: int
     snippets: list[list[tuple[str, int]]]
@@ -167,6 +178,8 @@ class RunRecord:
     long names, others by their own"""
     results: list[Result] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+    """answers to held-out examples before and after"""
     machine: dict[str, Any] = field(default_factory=dict)
     timeline: list[tuple[str, float]] = field(default_factory=list)
     """(phase, seconds), in order"""

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from foundling.config import from_dict
 from foundling.data.sources import Document
@@ -25,6 +25,7 @@ from foundling.runtime.files import read_json, write_directory, write_json
 
 INDEX = "index.json"
 FORMAT_VERSION = 1
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -78,15 +79,7 @@ class Corpus:
     def load(cls, directory: str | Path, *, verify: bool = True) -> Corpus:
         """Open what `ingest` wrote. Raises DataError for a missing index or a damaged file, which it names."""
         directory = Path(directory)
-        try:
-            index = from_dict(Index, read_json(directory / INDEX), where=str(directory / INDEX))
-        except (WeightsError, ConfigError) as error:
-            raise DataError(f"{error}; remove {directory} and ingest the data again") from error
-        if index.format_version != FORMAT_VERSION:
-            raise DataError(
-                f"{directory / INDEX}: format_version {index.format_version}, expected {FORMAT_VERSION}; "
-                f"remove {directory} and ingest the data again"
-            )
+        index = load_index(directory, Index)
         shards, held_out = TextShards(directory, index.text), TextShards(directory, index.held_out)
         if verify:
             shards.verify()
@@ -112,6 +105,22 @@ class Corpus:
         return self._cut.training(self._shards)
 
 
+def load_index(directory: Path, kind: type[T]) -> T:
+    """index.json of a directory, as the dataclass `kind`. DataError where it is missing, damaged or of another
+    version."""
+    try:
+        values = read_json(directory / INDEX)
+        index = from_dict(kind, values, where=str(directory / INDEX))
+    except (WeightsError, ConfigError) as error:
+        raise DataError(f"{error}; remove {directory} and ingest the data again") from error
+    if values["format_version"] != FORMAT_VERSION:
+        raise DataError(
+            f"{directory / INDEX}: format_version {values['format_version']}, expected {FORMAT_VERSION}; "
+            f"remove {directory} and ingest the data again"
+        )
+    return index
+
+
 def ingest(
     source: Iterable[Document],
     directory: str | Path,
@@ -128,7 +137,7 @@ def ingest(
     """
     check_parameters(share, max_bytes)
     directory = Path(directory)
-    _require_space(source, directory)
+    require_space(source, directory)
 
     def fill(aside: Path) -> None:
         index = _write(source, aside, seed, share, max_bytes)
@@ -168,7 +177,7 @@ def _write(source: Iterable[Document], directory: Path, seed: int, share: float,
     )
 
 
-def _require_space(source: Any, directory: Path) -> None:
+def require_space(source: Any, directory: Path) -> None:
     """Compare the size of the source, where it tells one, with what the disk has left."""
     if not hasattr(source, "file_bytes"):
         return

@@ -93,6 +93,15 @@ class TextShards:
                     start += count
         return found
 
+    def batch(self, number: int) -> list[Document]:
+        """The documents of record batch `number`, counted over all files."""
+        for file in self.files:
+            if number < len(file.batches):
+                with self._open(file) as reader:
+                    return list(_documents(self._batch(reader, file, number)))
+            number -= len(file.batches)
+        raise IndexError(number)
+
     def verify(self) -> None:
         """Compare the SHA-256 of every file. Raises DataError that names the first damaged one."""
         for file in self.files:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from foundling.adapt.soft import virtual_ids
 from foundling.decode.request import check_ids
 from foundling.errors import GenerationError, WeightsError
 from foundling.limits import PREDICTIONS
@@ -44,7 +45,7 @@ def fill(model: Any, tokens: Sequence[int], mask: int, *, n: int = 5, exclude: S
     max_seq_len = model.config.max_seq_len
     if len(tokens) > max_seq_len:
         raise GenerationError(f"the text is {len(tokens)} tokens, the model reads at most {max_seq_len}; shorten it")
-    if max(tokens, default=0) >= (rows := model.config.vocab_size):
+    if max(tokens, default=0) >= (rows := model.embedding.num_embeddings):
         raise GenerationError(f"the text holds the token {max(tokens)}, which the model has no row for ({rows:,} rows)")
     device = next(model.parameters()).device
     ids = torch.tensor([list(tokens)], device=device)
@@ -107,7 +108,7 @@ class MaskFiller:
         if len(parts) < 2:
             raise GenerationError(f"the text has no gap; write {gap or mask_text} where a word is missing")
         first, last = self.tokenizer.frame
-        ids = list(first)
+        ids = [*virtual_ids(self.model), *first]
         for number, part in enumerate(parts):
             # the predicted word includes the space before it
             ids += self.tokenizer.encode(part.rstrip(" ") if number < len(parts) - 1 else part)

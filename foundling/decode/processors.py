@@ -69,8 +69,8 @@ class Penalties:
 
     def apply(self, logits: Tensor) -> Tensor:
         logits = logits.clone()
-        if self.repetition != 1 and (ids := list(self.prompt_ids | self.counts.keys())):
-            at = torch.tensor(ids, device=logits.device)
+        if self.repetition != 1 and (ids := [i for i in self.prompt_ids | self.counts.keys() if i < len(logits)]):
+            at = torch.tensor(ids, device=logits.device)  # no virtual token, which has no logit
             values = logits[at]
             logits[at] = torch.where(values < 0, values * self.repetition, values / self.repetition)
         if self.counts:

@@ -140,7 +140,7 @@ def check_request(model: Any, request: Request, *, rereads: bool = False) -> Non
     prompt, vocab_size, max_tokens = request.prompt, model.config.vocab_size, request.max_tokens
     if not len(prompt):
         raise GenerationError("the prompt is empty; pass at least one token")
-    if min(prompt) < 0 or max(prompt) >= vocab_size:
+    if min(prompt) < 0 or max(prompt) >= model.embedding.num_embeddings:  # those of a soft prompt are beyond vocab_size
         raise GenerationError(f"the prompt contains an id outside the vocabulary of {vocab_size}")
     available = max_completion(model, prompt, rereads=rereads)
     if available is not None and max_tokens > available:

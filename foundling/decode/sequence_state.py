@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -83,9 +84,11 @@ class SequenceState:
 
 
 def token_logprobs(logits: Tensor, tokens: Sequence[int], n_top: int) -> list[tuple[float, dict[int, float]]]:
-    """(n, V) logits and the n tokens that followed → each token's log-probability and the n_top most likely ids."""
+    """(n, V) logits and the n tokens that followed → each token's log-probability and the n_top most likely ids. A
+    virtual token of a soft prompt is never predicted: −∞."""
     logprobs = torch.log_softmax(logits.float(), dim=-1)
-    chosen = logprobs.gather(-1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
+    at, last = torch.tensor(tokens, device=logits.device)[:, None], logits.shape[-1] - 1
+    chosen = logprobs.gather(-1, at.clamp_max(last)).masked_fill(at > last, -math.inf)[:, 0].tolist()
     values, ids = logprobs.topk(min(n_top, logits.shape[-1]), dim=-1)
     top = [dict(zip(i, v, strict=True)) for i, v in zip(ids.tolist(), values.tolist(), strict=True)]
     return list(zip(chosen, top, strict=True))

@@ -195,7 +195,7 @@ class TextGenerator:
 
     def _check_length(self, ids: Sequence[int]) -> None:
         """GenerationError where a prompt leaves no space for a token, or holds one that the model has no row for."""
-        rows, limit = self.model.config.vocab_size, self.model.config.max_seq_len - 1
+        rows, limit = self.model.embedding.num_embeddings, self.model.config.max_seq_len - 1
         if not self.model.capabilities.reads_source and len(ids) > limit:
             raise GenerationError(f"the prompt is {len(ids)} tokens, the model reads at most {limit}; shorten it")
         if self.engine is not None and max_completion(self.model, ids) == 0:

@@ -55,7 +55,7 @@ def loglikelihood(
     for example, options in zip(task.examples, texts, strict=True):
         answers = [Continuation(text, sum(logprobs := next(found)), len(logprobs)) for text in options]
         scores.append(float(task.score(example, answers)))
-    return _result(task, scores, subject, model_hash or weights_hash(model), loglikelihood)
+    return result_of(task, scores, subject, model_hash or weights_hash(model), loglikelihood)
 
 
 def generate(
@@ -93,7 +93,7 @@ def judge(
     if len(answers) != len(task.examples):
         raise DataError(f"task {task.name!r} has {len(task.examples)} examples and got {len(answers)} answers")
     scores = [float(task.score(example, answer)) for example, answer in zip(task.examples, answers, strict=True)]
-    return _result(task, scores, subject, model_hash, judge)
+    return result_of(task, scores, subject, model_hash, judge)
 
 
 def complete(
@@ -195,7 +195,7 @@ def _batch_logprobs(
     return [logprobs[end - len(t) : end] for end, t in zip(ends, targets, strict=True)]
 
 
-def _result(task: Task[Any], scores: list[float], subject: str, model_hash: str | None, runner: Any) -> Result:
+def result_of(task: Task[Any], scores: list[float], subject: str, model_hash: str | None, runner: Any) -> Result:
     low, high, method = interval_of(scores)
     return Result(
         task=task.name,

@@ -24,6 +24,15 @@ def distillation_sum(student: Tensor, teacher: Tensor, temperature: float) -> Te
     return temperature**2 * (theirs.exp() * (theirs - ours)).sum()
 
 
+def check_vocabulary(teacher: Any, student: Any) -> None:
+    """ConfigError unless both predict the same tokens."""
+    if teacher.head.out_features != student.head.out_features:
+        raise ConfigError(
+            f"the teacher's vocabulary is {teacher.head.out_features}, the student's {student.head.out_features}; both "
+            "need the same tokenizer"
+        )
+
+
 class Distill:
     """loss: alpha · T² KL(teacher ‖ student) + (1 − alpha) · cross-entropy, in nats per token of `loss_mask`.
 
@@ -41,11 +50,7 @@ class Distill:
         return {"loss": int(batch["loss_mask"].sum())}
 
     def __call__(self, model: Any, batch: Batch) -> Loss:
-        if self.teacher.head.out_features != model.head.out_features:
-            raise ConfigError(
-                f"the teacher's vocabulary is {self.teacher.head.out_features}, the student's "
-                f"{model.head.out_features}; both need the same tokenizer"
-            )
+        check_vocabulary(self.teacher, model)
         with torch.no_grad():
             teacher_hidden = read(self.teacher, batch).hidden
         out = read(model, batch)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The budget of a run: seconds, FLOPs or tokens."""
+"""The budget of a run: seconds, FLOPs or tokens; of finetuning, seconds or epochs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Literal, get_args
 from foundling.errors import BudgetError
 from foundling.limits import shown
 
-Unit = Literal["seconds", "flops", "tokens"]
-LARGEST: dict[str, float] = {"seconds": 100 * 365.25 * 86400, "flops": 1e30, "tokens": 1e15}
+Unit = Literal["seconds", "flops", "tokens", "epochs"]
+LARGEST: dict[str, float] = {"seconds": 100 * 365.25 * 86400, "flops": 1e30, "tokens": 1e15, "epochs": 1e4}
 """A century, and a thousand times what the largest runs took; far below the numbers that a float cannot tell apart."""
 
 

@@ -16,6 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from foundling.adapt.frozen import store_frozen
+from foundling.adapt.method import apply, stores_rounded
+from foundling.adapt.options import AdaptOptions
 from foundling.blocks.init import roles
 from foundling.blocks.moe import GroupedLinear
 from foundling.contracts.cache import KV, Conv, State
@@ -78,39 +81,68 @@ def estimate_training_memory(
     process: int | None = None,
     target_len: int | None = None,
     ema: bool = False,
+    adapt: AdaptOptions | None = None,
 ) -> MemoryEstimate:
     """Memory of a language model in this library's training step. With `ranks`, parameters, gradients and optimiser
     state are sharded. For a model that reads a source, `seq_len` is the length of the source, `target_len` of the
-    target."""
+    target. With `adapt`, of the adapted model: gradients and optimiser state of what it trains alone, its frozen
+    weights in the type that they are stored in."""
     model, optim = skeleton(family, config), optim or OptimOptions()
-    n = count_parameters(model)["total"]
+    if adapt is not None:
+        model = _adapted(build(family, device="meta", **config), adapt, precision)
+    stored = stored_bytes(model)
+    n = stored.trainable // 4
     parameter_roles = roles(model)
-    params = dict(model.named_parameters())
+    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     matrices = {
         name: p for name, p in params.items() if parameter_roles[name].kind == "hidden" and optim.optimizer == "muon"
     }
     shapes: dict[torch.Size, int] = {}
     for p in matrices.values():
         shapes[p.shape] = max(p.numel(), min(STACKED, shapes.get(p.shape, 0) + p.numel()))
-    head = model.head.weight.numel()
+    head = sum(p.numel() for p in model.head.parameters() if p.requires_grad)
     rows = micro_batch_size * (seq_len if target_len is None else target_len)
     loss = 4 * (min(rows * model.head.out_features, CHUNK_LOGITS) + rows * model.head.in_features + head)
     if precision == "bfloat16":
         loss += 2 * min(rows * model.head.out_features, CHUNK_LOGITS)
+        if not head:  # a frozen head is converted for each chunk
+            loss += 2 * model.head.in_features * model.head.out_features
     gathered = 0
     if ranks > 1:  # two layers and all parameters outside the layers are gathered on every rank
         layers = sum(p.numel() for p in model.layers.parameters())
         gathered = 4 * (n - layers + 2 * layers // len(model.layers))
     return MemoryEstimate(
         process=PROCESS_BYTES if process is None else process,
-        weights=4 * n * (2 if ema else 1) // ranks + gathered,
+        weights=(stored.frozen + stored.trainable * (2 if ema else 1)) // ranks + gathered,
         gradients=4 * n // ranks,
         optimizer=4 * count_state(model, optim) // ranks,
-        activations=activation_bytes(family, config, micro_batch_size, seq_len, precision, checkpointing, target_len),
+        activations=activation_bytes(
+            family, config, micro_batch_size, seq_len, precision, checkpointing, target_len, adapt
+        ),
         logits=loss,
         update=3 * 4 * max(shapes.values(), default=0),
         accumulates=accumulates,
     )
+
+
+class StoredBytes(NamedTuple):
+    """Bytes of a model's parameters and buffers, tied ones once."""
+
+    frozen: int
+    trainable: int
+
+
+def stored_bytes(model: nn.Module) -> StoredBytes:
+    trainable = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    return StoredBytes(sum(t.nbytes for t in [*model.parameters(), *model.buffers()]) - trainable, trainable)
+
+
+def _adapted(model: Any, options: AdaptOptions, precision: Precision) -> Any:
+    """The model as a run with these options trains it, on meta or fake tensors."""
+    apply(model, options, torch.Generator())
+    if stores_rounded(options, precision):
+        store_frozen(model, "")
+    return model
 
 
 def activation_bytes(
@@ -121,10 +153,11 @@ def activation_bytes(
     precision: Precision,
     checkpointing: bool,
     target_len: int | None = None,
+    adapt: AdaptOptions | None = None,
 ) -> int:
     """Bytes that autograd saves in a forward pass over (rows, seq_len) tokens."""
     share = None if target_len is None else target_len / seq_len
-    law = _activation_law(family, json.dumps(config, sort_keys=True), precision, checkpointing, share)
+    law = _activation_law(family, json.dumps(config, sort_keys=True), precision, checkpointing, share, adapt)
     return int(seq_len * (rows * (law.token + law.quadratic * seq_len) + law.shared) + law.constant)
 
 
@@ -143,7 +176,12 @@ class _Activations(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _activation_law(
-    family: str, config: str, precision: Precision, checkpointing: bool, share: float | None
+    family: str,
+    config: str,
+    precision: Precision,
+    checkpointing: bool,
+    share: float | None,
+    adapt: AdaptOptions | None = None,
 ) -> _Activations:
     """Counts activations on fake tensors at two short lengths. `config` is JSON, so that results are cached. `share`:
     length of the target over length of the source."""
@@ -153,6 +191,8 @@ def _activation_law(
         fields["max_seq_len"] = longest  # tables of positions are no activations
     with FakeTensorMode():
         model = build(family, **fields)
+        if adapt is not None:
+            model = _adapted(model, adapt, precision)
 
         def saved(rows: int, length: int) -> int:
             if not checkpointing:
@@ -214,7 +254,7 @@ def _kind(layer: nn.Module) -> tuple[Any, ...]:
             name,
             type(m),
             *((k, v) for k, v in vars(m).items() if isinstance(v, plain)),
-            *(p.shape for p in m.parameters()),
+            *((p.shape, p.dtype, p.requires_grad) for p in m.parameters()),
         )
         for name, m in layer.named_modules()
     )
@@ -230,7 +270,7 @@ def _saved(
 ) -> int:
     """Bytes of distinct tensors, except parameters, that a forward pass through these layers saves."""
     tensors: dict[int, Tensor] = {}
-    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
+    parameters = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
 
     def pack(tensor: Tensor) -> Tensor:
         if tensor.untyped_storage()._cdata not in parameters:

@@ -11,7 +11,7 @@ from foundling.evaluate.perplexity import score
 from foundling.objectives.causal import Causal
 from foundling.recipes.learning import EVALUATE_ROWS, EVALUATE_STRIDE, learning_for
 from foundling.recipes.pretrain import baselines_of, draw_samples, generation_config, shown
-from foundling.recipes.publish import Outcome
+from foundling.recipes.publish import DataRead, Outcome
 from foundling.recipes.run import Run
 from foundling.recipes.text import make_tokenizer, packed_batches, prepare_text
 from foundling.recipes.training import runtime_of
@@ -40,7 +40,7 @@ def distill(run: Run) -> dict[str, Any]:
         samples = shown(draw_samples(model, tokenizer, recipe))
     return run.publish(
         Outcome(
-            kind="distilled model", model=model, tokenizer=tokenizer, corpus=corpus, tokens=tokens,
+            kind="distilled model", model=model, tokenizer=tokenizer, data=DataRead.of_corpus(corpus, tokens),
             metric=BITS_PER_BYTE, figures={"loss": student.loss, "bits_per_byte": student.bits_per_byte},
             loss_unit="nats per token (log: teacher and text mixed)",
             baselines={"teacher": teacher.bits_per_byte} | baselines,

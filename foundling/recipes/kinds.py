@@ -6,13 +6,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from foundling.recipes import start
 from foundling.recipes.models import objective_for, pinned_request
 from foundling.recipes.progress import Progress
 from foundling.recipes.publish import is_complete
-from foundling.recipes.recipe import Request
+from foundling.recipes.recipe import ExampleKind, Request
 from foundling.recipes.run import Script
 from foundling.runtime.clock import Clock
 from foundling.weights.manifest import read_manifest
@@ -23,6 +23,7 @@ SCRIPTS = {
     "span": "foundling.recipes.seq2seq:seq2seq",
     "infill": "foundling.recipes.seq2seq:seq2seq",
     "distill": "foundling.recipes.distill:distill",
+    **dict.fromkeys(get_args(ExampleKind), "foundling.recipes.finetune:finetune"),
 }
 """objective -> the kind of run that learns it"""
 
@@ -41,6 +42,14 @@ def raise_model(
     return start.start(script_of(objective_for(request)), request, out, progress=progress, clock=clock)
 
 
+def finetune_model(
+    request: Request, out: str | Path, *, progress: Progress | None = None, clock: Clock | None = None
+) -> dict[str, Any]:
+    """Finetunes the model of the request on its examples into the directory `out`, which must be new or empty, and
+    returns what `foundling finetune --json` prints."""
+    return start.start(script_of("chat"), pinned_request(request), out, progress=progress, clock=clock)
+
+
 def resume_model(out: str | Path, *, progress: Progress | None = None, clock: Clock | None = None) -> dict[str, Any]:
     """Continues the unfinished run in `out`; its request is read from there."""
     out = Path(out)
@@ -49,7 +58,7 @@ def resume_model(out: str | Path, *, progress: Progress | None = None, clock: Cl
         result = read_manifest(out).get("result")  # an imported directory has none
         return result if isinstance(result, dict) else {}
     request = start.stored_request(out)
-    script = script_of(objective_for(request))
+    script = script_of("chat" if request.command == "finetune" else objective_for(request))
     return start.start(script, request, out, resume=True, progress=progress, clock=clock)
 
 

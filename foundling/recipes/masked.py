@@ -12,7 +12,7 @@ from foundling.data.transforms.special import mask_id
 from foundling.decode.fill import MaskFiller
 from foundling.evaluate.perplexity import corrupted_score, pseudo_perplexity
 from foundling.recipes.learning import EVALUATE_ROWS, POSITIONS, learning_for
-from foundling.recipes.publish import Outcome
+from foundling.recipes.publish import DataRead, Outcome
 from foundling.recipes.run import Run
 from foundling.recipes.text import make_tokenizer, packed_batches, prepare_text
 from foundling.recipes.training import runtime_of
@@ -42,7 +42,7 @@ def masked(run: Run) -> dict[str, Any]:
     filler = MaskFiller(model, tokenizer)
     return run.publish(
         Outcome(
-            kind="masked language model", model=model, tokenizer=tokenizer, corpus=corpus, tokens=tokens,
+            kind="masked language model", model=model, tokenizer=tokenizer, data=DataRead.of_corpus(corpus, tokens),
             metric=MASKED_LOSS, figures={"loss": held_out.loss, "pseudo_perplexity": pseudo.value or math.nan},
             loss_unit="nats per masked token", results=[pseudo], samples=gaps(filler, corpus.held_out[0].text),
             pipeline_tag="fill-mask", next_commands=[("foundling fill {} 'a ___ in the text'", "fill a gap")],

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from foundling.adapt.prune import keep_zeros
 from foundling.blocks.init import initialise
 from foundling.config import from_dict, merged, nearest, to_dict
 from foundling.errors import ConfigError, MismatchError, WeightsError
@@ -20,6 +21,7 @@ from foundling.train.options import OptimOptions
 from foundling.weights.configs import read_config
 from foundling.weights.directory import weights_hash
 from foundling.weights.loading import load
+from foundling.weights.manifest import MANIFEST, read_manifest
 
 OBJECTIVES = {
     "decoder": ("causal", "distill"), "encoder": ("masked",), "seq2seq": ("span", "infill"),
@@ -32,6 +34,8 @@ READS = {
 """objective -> fields of its section that it reads"""
 INFILLED = ("bart",)
 """families whose usual objective is to write the whole text again (Lewis et al. 2019)"""
+PATTERN_CHARS = 1 << 16
+"""of a pattern that a foundling.json may have"""
 RESTORE = "restore it, or give `foundling reproduce` --parent DIR, where it is now"
 
 
@@ -87,6 +91,15 @@ def family_for(given: dict[str, Any]) -> str:
     return family(given.get("family", ModelSpec.family)).name
 
 
+def load_start(directory: str, device: str = "cpu") -> Any:
+    """A model to continue from. What its foundling.json calls pruned stays zero in training."""
+    model, manifest = load(directory, device=device), local_directory(directory) / MANIFEST
+    pruned = read_manifest(manifest.parent).get("pruned") if manifest.is_file() else None
+    if isinstance(pruned, dict):
+        keep_zeros(model, str(pruned.get("pattern", "*layers.*"))[:PATTERN_CHARS])
+    return model
+
+
 def find_origin(given: dict[str, Any]) -> Origin:
     """Of the model section of a request. ConfigError where keys exclude each other or a field is unknown."""
     overrides, directory, preset = dict(given.get("fields", {})), given.get("directory"), given.get("preset")
@@ -96,7 +109,7 @@ def find_origin(given: dict[str, Any]) -> Origin:
         named = [flag for key, flag in flags.items() if given.get(key)]
         raise ConfigError(f"{' and '.join(named)} both name the model; leave one out")
     if directory:
-        model = load(directory)
+        model = load_start(directory)
         found, fields, digest = family_of(model), to_dict(model.config), weights_hash(model)
         changed = sorted(key for key, value in overrides.items() if key not in fields or fields[key] != value)
         if changed:
@@ -120,7 +133,7 @@ def build_model(recipe: Recipe) -> Any:
     """The model as training starts, on the recipe's device."""
     spec = recipe.model
     if spec.directory:
-        return load(spec.directory, device=recipe.runtime.device)
+        return load_start(spec.directory, device=recipe.runtime.device)
     model = build(spec.family, device=recipe.runtime.device, **spec.fields)
     initialise(model, generator("init", recipe.seed))
     return model

@@ -19,7 +19,7 @@ from foundling.evaluate.task import GeneratedText
 from foundling.evaluate.tasks import tasks_for
 from foundling.objectives.causal import Causal
 from foundling.recipes.learning import EVALUATE_ROWS, EVALUATE_STRIDE
-from foundling.recipes.publish import MAX_NGRAM_BYTES, Outcome
+from foundling.recipes.publish import MAX_NGRAM_BYTES, DataRead, Outcome
 from foundling.recipes.recipe import Recipe
 from foundling.recipes.run import Run
 from foundling.recipes.text import make_tokenizer, packed_batches, prepare_text
@@ -62,9 +62,9 @@ def pretrain(run: Run) -> dict[str, Any]:
         results = judge_samples(tasks, samples, ngram=ngram, held_out=texts, temperature=TEMPERATURE, model_hash=digest)
     return run.publish(
         Outcome(
-            kind="base model", model=model, tokenizer=tokenizer, corpus=corpus, tokens=tokens, metric=BITS_PER_BYTE,
-            figures={"loss": held_out.loss, "bits_per_byte": held_out.bits_per_byte}, baselines=baselines,
-            results=results, samples=shown(samples),
+            kind="base model", model=model, tokenizer=tokenizer, data=DataRead.of_corpus(corpus, tokens),
+            metric=BITS_PER_BYTE, figures={"loss": held_out.loss, "bits_per_byte": held_out.bits_per_byte},
+            baselines=baselines, results=results, samples=shown(samples),
             generation=generation_config(tokenizer),
             next_commands=[("foundling chat {}", "continue text of your own")],
         )

@@ -6,11 +6,14 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from foundling.adapt.prune import masks
+from foundling.adapt.rewrite import pattern_of
 from foundling.config import flattened
 from foundling.contracts.records import Metric, Result, RunRecord
 from foundling.data.datasets import describe_data
@@ -36,6 +39,31 @@ N_SHOWN = 5
 HISTORY = ("step", "tokens", "seconds", "loss", "bits_per_byte", "lr", "grad_norm")
 
 
+@dataclass(frozen=True)
+class DataRead:
+    """What was learnt from, as the record states it. Bytes are of the text in UTF-8."""
+
+    documents: int
+    bytes: int
+    held_out_documents: int
+    held_out_bytes: int
+    removed: dict[str, int]
+    hash: str
+    source_bytes: int
+    texts: list[str]
+    """some of the held-out ones, for the view of the tokenizer"""
+    bytes_per_token: float
+    """of the training text"""
+
+    @classmethod
+    def of_corpus(cls, corpus: Any, tokens: Any) -> DataRead:
+        return cls(
+            corpus.train_documents, corpus.train_bytes, len(corpus.held_out), corpus.held_out_bytes,
+            dict(corpus.removed) | dict(corpus.skipped), corpus.data_hash, corpus.source_bytes,
+            [d.text for d in corpus.held_out[:2]], tokens.train.n_bytes / max(1, tokens.train.n_tokens),
+        )  # fmt: skip
+
+
 @dataclass
 class Outcome:
     """What a kind of run knows at its end, and run.py does not."""
@@ -44,8 +72,7 @@ class Outcome:
     """in words: "base model", "masked language model" """
     model: Any
     tokenizer: Any
-    corpus: Any
-    tokens: Any
+    data: DataRead
     metric: Metric
     figures: dict[str, float]
     """held-out figures; `metric.key` among them"""
@@ -53,6 +80,10 @@ class Outcome:
     baselines: dict[str, float] = field(default_factory=dict)
     results: list[Result] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    comparisons: list[dict[str, Any]] = field(default_factory=list)
+    """what the model made of an example before and after (records.Comparison)"""
+    write_model: Callable[[Any, Path], dict[str, Any]] = lambda model, directory: write_whole(model, directory)
+    """writes the weights and their configuration; returns what the manifest says of them, `weights_hash` at least"""
     generation: dict[str, Any] | None = None
     """generation_config.json, where the model generates"""
     pipeline_tag: str = "text-generation"
@@ -80,7 +111,7 @@ def publish_run(run: Any, outcome: Outcome) -> dict[str, Any]:
         "metric": outcome.metric.key,
         "baselines": {name: round(value, 5) for name, value in outcome.baselines.items()},
         "results": [asdict(r) | {"scores": []} for r in outcome.results],
-        "source_bytes": outcome.corpus.source_bytes,
+        "source_bytes": outcome.data.source_bytes,
         "phases": run.clock.seconds_by_phase(),
     }
     with run.clock.phase("write"):
@@ -90,7 +121,7 @@ def publish_run(run: Any, outcome: Outcome) -> dict[str, Any]:
 
 
 def make_record(run: Any, outcome: Outcome, result: dict[str, Any]) -> RunRecord:
-    recipe, corpus, prediction, tokens = run.recipe, outcome.corpus, run.prediction, outcome.tokens
+    recipe, data, prediction = run.recipe, outcome.data, run.prediction
     settings, given = flattened(asdict(recipe)), {*flattened(run.request.given), "data.source"}
     name, quoted = run.out.resolve().name, render.shell(str(run.out))
     commands = [*outcome.next_commands, ("foundling check {}", "check every file against its hash"),
@@ -109,12 +140,12 @@ def make_record(run: Any, outcome: Outcome, result: dict[str, Any]) -> RunRecord
             if value is not None
         },
         tokens=recipe.train.tokens,
-        bytes=int(recipe.train.tokens * tokens.train.n_bytes / max(1, tokens.train.n_tokens)),
+        bytes=int(recipe.train.tokens * data.bytes_per_token),
         flops=prediction["flops"],
         data={
-            "source": recipe.data.source, "documents": corpus.train_documents, "bytes": corpus.train_bytes,
-            "removed": dict(corpus.removed) | dict(corpus.skipped), "held_out_documents": len(corpus.held_out),
-            "held_out_bytes": corpus.held_out_bytes, "hash": corpus.data_hash, "licence": licence(run),
+            "source": recipe.data.source, "documents": data.documents, "bytes": data.bytes,
+            "removed": data.removed, "held_out_documents": data.held_out_documents,
+            "held_out_bytes": data.held_out_bytes, "hash": data.hash, "licence": licence(run),
         },
         predicted=result["predicted"],
         actual=result["actual"],
@@ -124,6 +155,7 @@ def make_record(run: Any, outcome: Outcome, result: dict[str, Any]) -> RunRecord
         baselines=result["baselines"],
         results=outcome.results,
         samples=outcome.samples[:N_SHOWN],  # pyright: ignore[reportArgumentType]
+        comparisons=outcome.comparisons,  # pyright: ignore[reportArgumentType]
         machine=machine(),
         timeline=run.clock.timeline,
         law_error=prediction.get("law_error"),
@@ -142,31 +174,39 @@ def licence(run: Any) -> str | None:
 
 
 def tokenizer_view(outcome: Outcome) -> Any:
-    tokenizer, held_out = outcome.tokenizer, outcome.corpus.held_out
-    text = held_out[0].text[:4000]
-    pieces = tokenizer.pieces(text)
+    tokenizer, texts = outcome.tokenizer, outcome.data.texts
+    pieces = [tokenizer.pieces(text[:4000]) for text in texts]
     vocabulary = tokenizer.backend.get_vocab(with_added_tokens=False).items()
     longest = islice(sorted(vocabulary, key=lambda item: -len(item[0])), 40)
+    n_tokens, n_words = sum(map(len, pieces)), sum(len(text[:4000].split()) for text in texts)
     return {
         "vocab_size": tokenizer.vocab_size,
-        "snippets": [tokenizer.pieces(d.text[:500]) for d in held_out[:2]],
-        "bytes_per_token": outcome.tokens.held_out.n_bytes / max(1, outcome.tokens.held_out.n_tokens),
-        "tokens_per_word": len(pieces) / max(1, len(text.split())),
+        "snippets": [tokenizer.pieces(text[:500]) for text in texts],
+        "bytes_per_token": sum(len(text[:4000].encode()) for text in texts) / max(1, n_tokens),
+        "tokens_per_word": n_tokens / max(1, n_words),
         "longest": [tokenizer.decode([i]) for _, i in longest if i not in tokenizer.special][:12],
     }
 
 
+OPTIONS = {"objective.kind": "as", "adapt.method": "method"}
+"""dotted key -> its option of finetune, where that is another"""
+
+
 def command(request: Request, out: Path) -> str:
     """The command line that asks for the same."""
-    parts = ["foundling", "raise"]
+    given, parts = request.given, ["foundling", request.command]
+    if request.command == "finetune":
+        parts.append(render.shell(given["model"]["directory"]))
+        given = {section: values for section, values in given.items() if section != "model"}
     if not request.data.startswith("builtin:"):
         parts.append(render.shell(request.data))
     value = request.budget.value / 60 if request.budget.unit == "seconds" else request.budget.value
     parts.append(f"{request.budget.option} {value:.12g}")
     if request.licence:
         parts.append(_option("licence", request.licence))
-    for key, value in flattened(request.given).items():
-        option = key.replace("model.fields.", "model.").replace("_", "-")
+    for key, value in flattened(given).items():
+        known = OPTIONS if request.command == "finetune" else {}
+        option = known.get(key, key.replace("model.fields.", "model.").replace("_", "-"))
         text = value if isinstance(value, str) else json.dumps(value)
         parts.append(_option(option, text))
     return " ".join([*parts, f"--out {render.shell(str(out))}"])
@@ -176,12 +216,18 @@ def _option(name: str, value: str) -> str:
     return f"--{name}{'=' if value.startswith('-') else ' '}{render.shell_text(value)}"
 
 
+def write_whole(model: Any, directory: Path) -> dict[str, Any]:
+    """config.json and all weights."""
+    write_weights(model, whole_tensors(model), directory)
+    return {"weights_hash": weights_hash(model)}
+
+
 def _write(run: Any, outcome: Outcome, record: RunRecord, result: dict[str, Any]) -> None:
     staging, recipe = run.directory / "staging", run.recipe
     with output_errors(run.out):
         run.journal.remove("staging")  # of a publication that was cut off
         staging.mkdir(parents=True)
-        write_weights(outcome.model, whole_tensors(outcome.model), staging)
+        of_weights = outcome.write_model(outcome.model, staging)
         outcome.tokenizer.save(staging)
         if outcome.generation:
             write_json(staging / "generation_config.json", outcome.generation)
@@ -192,10 +238,10 @@ def _write(run: Any, outcome: Outcome, record: RunRecord, result: dict[str, Any]
         write_bytes(staging / "log.jsonl", (run.directory / LOG).read_bytes())
         about = {
             "kind": outcome.kind,
-            "weights_hash": weights_hash(outcome.model),
+            **of_weights,
             "recipe": asdict(recipe),
             "request": asdict(run.request),
-            "data_hash": outcome.corpus.data_hash,
+            "data_hash": outcome.data.hash,
             "licence": licence(run),
             "code": code_version(),
             "machine": machine(),
@@ -203,6 +249,8 @@ def _write(run: Any, outcome: Outcome, record: RunRecord, result: dict[str, Any]
             "prediction": run.prediction,
             "result": result,
         }
+        if pruned := [name.removesuffix(".weight") for name in masks(outcome.model)]:
+            about["pruned"] = {"pattern": pattern_of(pruned, pruned)}
         if run.journal.reproduces:
             about["reproduces"] = run.journal.reproduces
         write_manifest(staging, about)
@@ -219,7 +267,7 @@ def _move(journal: Journal, out: Path, manifest: dict[str, Any], progress: Any) 
     never there to be loaded without their manifest."""
     with signals.deferred():
         hashes = {**manifest["files"], MANIFEST: journal.files[STAGED]}
-        publish(journal.directory / "staging", out, hashes, last=(MANIFEST, "config.json"))
+        publish(journal.directory / "staging", out, hashes, last=(MANIFEST, "adapter_config.json", "config.json"))
         journal.remove()
     if journal.directory.exists():
         progress.line(f"note: {journal.directory} holds files that are not of the run, and was left")

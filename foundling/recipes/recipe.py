@@ -14,6 +14,7 @@ from importlib import resources
 from typing import Any, Literal
 
 from foundling import limits
+from foundling.adapt.options import AdaptOptions
 from foundling.config import flattened, hints, merged, nested, partial_dict
 from foundling.errors import ConfigError
 from foundling.limits import shown
@@ -22,7 +23,14 @@ from foundling.train.options import OptimOptions, TrainOptions
 from foundling.train.schedule import Schedule
 
 Precision = Literal["float32", "bfloat16"]
-ObjectiveKind = Literal["causal", "masked", "span", "infill", "distill"]
+ExampleKind = Literal["chat", "text", "classify", "tag", "regress", "seq2seq"]
+"""of finetuning"""
+ObjectiveKind = Literal[
+    "causal", "masked", "span", "infill", "distill", "chat", "text", "classify", "tag", "regress", "seq2seq"
+]
+
+
+MAX_EPOCHS = 10_000
 
 
 def _at_least(values: Any, least: float, *names: str) -> None:
@@ -49,6 +57,14 @@ class DataSpec:
     """share of the training text that is used, chosen by hash; below 1 where the budget cannot use all"""
     fim_rate: float = 0.0
     """share of the training documents rearranged for fill-in-the-middle"""
+    label: str | None = None
+    """finetune: name of the column with the label, the tags or the number"""
+    pair: str | None = None
+    """finetune: name of the column with a second text, read beside the first"""
+    target: str | None = None
+    """finetune: name of the column with the text to be written for the first"""
+    held_out: str | None = None
+    """finetune: file or folder of the held-out examples (default: a fifth of the data, by hash)"""
 
     def __post_init__(self) -> None:
         from foundling.text.tokenizer import MULTIPLE, SMALLEST
@@ -84,7 +100,7 @@ class ModelSpec:
 @dataclass(frozen=True)
 class ObjectiveSpec:
     kind: ObjectiveKind
-    """what is learnt; follows from the family"""
+    """what is learnt; follows from the family, or when finetuning from the columns of the data"""
     mask_rate: float = 0.15
     """masked, span: share of the tokens that are hidden"""
     infill_rate: float = 0.3
@@ -143,14 +159,26 @@ class TrainSpec:
     """decay of an exponential moving average of the weights, which is what is saved; none unless given"""
     checkpoint_every: int = 100
     """steps between checkpoints"""
+    epochs: float | None = None
+    """finetune: times that the examples are read; total_steps follows from it"""
+    evaluate_every: int | None = None
+    """finetune: steps between measurements on the validation examples; the best weights are kept"""
+    patience: int | None = None
+    """finetune: measurements without a better one after which training stops; none unless given"""
+    unfreeze_every: int | None = None
+    """steps until one more layer is trained, from the top; all from the start unless given"""
 
     def __post_init__(self) -> None:
         for limit, names in (
             (limits.STEPS, ("total_steps", "checkpoint_every")), (limits.SEQ_LEN, ("seq_len",)),
             (limits.ROWS, ("batch_size", "micro_batch_size")),
+            (limits.STEPS, ("evaluate_every", "patience", "unfreeze_every")),
         ):  # fmt: skip
             for name in names:
-                limit.check(getattr(self, name), f"'{name}'")
+                if getattr(self, name) is not None:
+                    limit.check(getattr(self, name), f"'{name}'")
+        if self.epochs is not None and not 0 < self.epochs <= MAX_EPOCHS:
+            raise ConfigError(f"'epochs' is {self.epochs}, expected above 0, at most {MAX_EPOCHS}")
         limits.STEP_ROWS_TOKENS.check(self.batch_size * self.seq_len, "'batch_size' × 'seq_len'")
         if not 0 < self.clip < float("inf"):
             raise ConfigError(f"'clip' is {self.clip}, expected a positive number")
@@ -189,6 +217,8 @@ class Recipe:
     schedule: ScheduleSpec
     train: TrainSpec
     runtime: RuntimeSpec
+    adapt: AdaptOptions = field(default_factory=AdaptOptions)
+    """finetune: what of the model is trained, and what is added to it"""
     seed: int = 0
     """seed of everything random"""
 
@@ -204,7 +234,7 @@ class Recipe:
         t = self.train
         return TrainOptions(
             t.micro_batch_size, clip=t.clip, activation_checkpointing=t.activation_checkpointing, seed=self.seed,
-            ema_decay=t.ema_decay,
+            ema_decay=t.ema_decay, unfreeze_every=t.unfreeze_every,
         )  # fmt: skip
 
 
@@ -217,6 +247,8 @@ class Request:
     budget: Budget = field(default_factory=Budget)
     licence: str | None = None
     given: dict[str, Any] = field(default_factory=dict)
+    command: Literal["raise", "finetune"] = "raise"
+    """which asks for it"""
 
     def __post_init__(self) -> None:
         if not isinstance(self.data, str) or not self.data:

@@ -13,30 +13,35 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from foundling.config import dump_yaml, from_dict, load_yaml
 from foundling.contracts.data import Batches
 from foundling.contracts.objective import Objective
 from foundling.data.datasets import open_data
+from foundling.data.encoded import EncodedExamples, encode_examples
+from foundling.data.examples import Examples, ingest_examples
 from foundling.data.ingest import Corpus, ingest
+from foundling.data.kinds import Columns
 from foundling.data.tokens import Tokens, tokenize_corpus
 from foundling.errors import DataError, MismatchError
 from foundling.plan.energy import Meter
 from foundling.plan.memory import MemoryEstimate, estimate_training_memory, spare_memory
-from foundling.recipes.journal import CORPUS, PREDICTION, RECIPE, TOKENIZER, TOKENS, Journal
+from foundling.recipes.journal import CORPUS, ENCODED, EXAMPLES, PREDICTION, RECIPE, TOKENIZER, TOKENS, Journal
 from foundling.recipes.learning import target_len
 from foundling.recipes.models import READS, build_model, check_parents, no_prediction
 from foundling.recipes.progress import Progress
 from foundling.recipes.publish import Outcome, publish_run
-from foundling.recipes.recipe import Recipe, Request, code_version
+from foundling.recipes.recipe import ExampleKind, Recipe, Request, code_version
 from foundling.recipes.space import check_space
 from foundling.recipes.training import run_training
+from foundling.recipes.validation import Validation
 from foundling.runtime.clock import Clock
 from foundling.runtime.device import Runtime
 from foundling.runtime.files import read_json, write_bytes, write_directory, write_json
 from foundling.runtime.memory import PeakMemory
 from foundling.text import Tokenizer
+from foundling.text.framing import Framing
 from foundling.train.log import Log
 
 SMALLEST_CALIBRATED = 949_028
@@ -130,20 +135,66 @@ class Run:
         )
         if corpus.skipped:
             self.progress.line("skipped: " + ", ".join(f"{n} {reason}" for reason, n in corpus.skipped.items()))
-        if self.data_hash not in (None, corpus.data_hash):
-            self.journal.remove("corpus")  # or the right data would never be read
-            way = "give the same data with --data" if self.journal.reproduces else "put the same data back"
-            raise MismatchError(
-                f"the data ({self.request.data}) hashes to {corpus.data_hash[:12]}, the model was raised from "
-                f"{str(self.data_hash)[:12]}; {way}"
-            )
+        self._check_data(corpus.data_hash, "corpus")
         return corpus
+
+    def examples(self) -> Examples:
+        """The examples of a finetuning, read once; what their columns hold is detected and said."""
+        get = self.request.get
+        kind: Any = self.recipe.objective.kind if self.recipe else get("objective.kind")
+        columns = Columns(**{name: get(f"data.{name}") for name in ("field", "pair", "label", "target")})
+        directory = self.directory / "examples"
+
+        def read() -> Examples:
+            if directory.exists():
+                return Examples.load(directory)
+            self.progress.line(f"reading {self.request.data}")
+            return ingest_examples(
+                self.request.data,
+                directory,
+                kind=kind,
+                columns=columns,
+                held_out_source=get("data.held_out"),
+                exclude=self.out,
+            )
+
+        with self.clock.phase("read"):
+            examples = self._made("examples", EXAMPLES, read, exact=False)  # by its data_hash, below
+        self.progress.line(examples.note)
+        if examples.skipped:
+            self.progress.line("skipped: " + ", ".join(f"{n} {reason}" for reason, n in examples.skipped.items()))
+        self._check_data(examples.data_hash, "examples")
+        return examples
+
+    def _check_data(self, digest: str, part: str) -> None:
+        """MismatchError where the data is not what the run began with."""
+        if self.data_hash in (None, digest):
+            return
+        self.journal.remove(part)  # or the right data would never be read
+        way = "give the same data with --data" if self.journal.reproduces else "put the same data back"
+        raise MismatchError(
+            f"the data ({self.request.data}) hashes to {digest[:12]}, the model was raised from "
+            f"{str(self.data_hash)[:12]}; {way}"
+        )
+
+    def encoded(self, examples: Examples, framing: Framing, seq_len: int) -> EncodedExamples:
+        """The examples as tokens on disk."""
+        with self.clock.phase("tokenize"):
+            self.progress.line("encoding the examples")
+            encoded = self._made(
+                "encoded", ENCODED,
+                lambda: encode_examples(self.directory / "encoded", examples, framing, seq_len=seq_len),
+            )  # fmt: skip
+        counts = dict(encoded.skipped) | ({f"cut to {seq_len} tokens": encoded.cut} if encoded.cut else {})
+        if counts:
+            self.progress.line("examples: " + ", ".join(f"{n} {reason}" for reason, n in counts.items()))
+        return encoded
 
     def settle(
         self,
-        corpus: Corpus,
+        corpus: Corpus | Examples,
         prepare: Callable[[], Prepared],
-        make_tokenizer: Callable[[Recipe, Corpus], Tokenizer],
+        make_tokenizer: Callable[[Recipe, Any], Tokenizer],
     ) -> tuple[Recipe, Tokenizer]:
         """The recipe and its tokenizer: found, or planned by `prepare` and written down, with the prediction, before
         the first step; so the prediction cannot be made to fit afterwards."""
@@ -179,20 +230,35 @@ class Run:
                 ),
             )  # fmt: skip
 
-    def model(self) -> Any:
+    def model(self, build: Callable[[Recipe], Any] = build_model) -> Any:
         """The model as training starts."""
         assert self.recipe
         if self.prepared:
             return self.prepared.model
         Runtime(threads=self.recipe.runtime.threads).setup()
         spare_memory(training_memory(self.recipe))
-        return build_model(self.recipe)
+        return build(self.recipe)
 
-    def train(self, model: Any, objective: Objective, batches: Batches, bits_per_nat: float | None = None) -> None:
+    def train(
+        self,
+        model: Any,
+        objective: Objective,
+        batches: Batches,
+        bits_per_nat: float | None = None,
+        validation: Validation | None = None,
+    ) -> None:
         assert self.recipe
         with self.clock.phase("train"):
             self.log, before = run_training(
-                self.recipe, model, objective, batches, self.journal, self.progress, self.spent, bits_per_nat
+                self.recipe,
+                model,
+                objective,
+                batches,
+                self.journal,
+                self.progress,
+                self.spent,
+                bits_per_nat,
+                validation,
             )
         self.seconds = before["seconds"] + self.clock.elapsed
         self.memory.peak = max(self.memory.peak, int(before["peak_bytes"]))
@@ -242,7 +308,7 @@ def training_memory(recipe: Recipe) -> MemoryEstimate:
 
 def announce(recipe: Recipe, prediction: dict[str, Any], progress: Progress) -> None:
     """What will run, and what it will cost, before it is spent."""
-    p = prediction
+    p, tuned = prediction, recipe.objective.kind in get_args(ExampleKind)
     progress.line(
         f"plan: {recipe.model.family} with {p['params'] / 1e6:.2f} M parameters, "
         f"{recipe.train.tokens / 1e6:.2f} M tokens in {recipe.train.total_steps} steps, {p['flops']:.2e} FLOPs"
@@ -251,8 +317,10 @@ def announce(recipe: Recipe, prediction: dict[str, Any], progress: Progress) -> 
         if isinstance(section, dict):
             values = section | section.pop("fields", {}) if name == "model" else section
             if name == "objective":
-                values = {key: values[key] for key in ("kind", *READS[recipe.objective.kind])}
-            unsaid = ("source", "weights_hash", "teacher_hash")
+                values = {key: values[key] for key in ("kind", *READS.get(recipe.objective.kind, ()))}
+            unsaid = ("source", "weights_hash", "teacher_hash", *(("share", "fim_rate", "field") if tuned else ()))
+            if name == "adapt" and not tuned:
+                continue
             line = " ".join(f"{k}={v}" for k, v in values.items() if v is not None and k not in unsaid)
             progress.line(f"  {name}: {line}")
     loss = no_prediction(recipe)

@@ -14,7 +14,7 @@ from foundling.data.loader import evaluation_batches
 from foundling.decode.plain import generate
 from foundling.evaluate.perplexity import corrupted_score
 from foundling.recipes.learning import EVALUATE_ROWS, learning_for
-from foundling.recipes.publish import Outcome
+from foundling.recipes.publish import DataRead, Outcome
 from foundling.recipes.run import Run
 from foundling.recipes.text import make_tokenizer, packed_batches, prepare_text
 from foundling.recipes.training import runtime_of
@@ -39,7 +39,7 @@ def seq2seq(run: Run) -> dict[str, Any]:
     run.progress.line(f"held out: {held_out.loss:.3f} nats a target token after {run.seconds:.0f} s")
     return run.publish(
         Outcome(
-            kind="denoising model", model=model, tokenizer=tokenizer, corpus=corpus, tokens=tokens,
+            kind="denoising model", model=model, tokenizer=tokenizer, data=DataRead.of_corpus(corpus, tokens),
             metric=RESTORED_LOSS, figures={"loss": held_out.loss}, loss_unit="nats per target token",
             samples=restored(model, tokenizer, learning.transform(windows)[0]),
             generation=generation_config(tokenizer, model),

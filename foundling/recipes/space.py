@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from foundling.data.examples import Examples
 from foundling.data.ingest import Corpus
 from foundling.recipes.recipe import Recipe
 from foundling.runtime.files import require_space
@@ -16,7 +17,7 @@ BYTES_PER_TOKEN = 2
 """of text, at least; tokenizers in use reach three or four"""
 
 
-def run_bytes(recipe: Recipe, corpus: Corpus, model: Any) -> int:
+def run_bytes(recipe: Recipe, corpus: Corpus | Examples, model: Any) -> int:
     """Bytes that a run still writes: tokens, the checkpoints that exist at once (one more than are kept, while it is
     written), and the model. It is written once: what is complete aside is published by renaming it."""
     text = corpus.train_bytes * recipe.data.share + corpus.held_out_bytes
@@ -28,6 +29,6 @@ def run_bytes(recipe: Recipe, corpus: Corpus, model: Any) -> int:
     return tokens + 4 * (checkpoint * (KEEP + 1) + params)
 
 
-def check_space(out: Path, recipe: Recipe, corpus: Corpus, model: Any) -> None:
+def check_space(out: Path, recipe: Recipe, corpus: Corpus | Examples, model: Any) -> None:
     """OutputError, with the figures, where the disk of `out` has not enough."""
     require_space(out, run_bytes(recipe, corpus, model))

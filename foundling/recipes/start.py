@@ -41,7 +41,8 @@ def start(
     be done again, its recipe read. OutputError, MismatchError or BusyError where it cannot be; nothing that was there
     is touched. Interrupted, by a signal, says how to continue."""
     out, progress, clock = Path(out), progress or Progress(False), clock or Clock()
-    existed, resuming = out.exists(), f"continue with: foundling raise --out {render.shell(str(out))} --resume"
+    existed = out.exists()
+    resuming = f"continue with: foundling {request.command} --out {render.shell(str(out))} --resume"
     with claimed(out, resume, progress):
         code, of = code_version(), (reproduced or {}).get("weights_hash")
         journal = stored_journal(out) if resume else Journal(out / "run", asdict(request), code, of)

@@ -12,7 +12,7 @@ from foundling.data.ingest import Corpus
 from foundling.data.loader import PackedBatches
 from foundling.data.tokens import bytes_per_token, train_tokenizer
 from foundling.data.transforms.special import mask_id
-from foundling.errors import ConfigError
+from foundling.errors import BudgetError, ConfigError
 from foundling.plan import law
 from foundling.plan.flops import matmul_parameters
 from foundling.plan.plan import Plan, PlanInputs, cap_vocab_size, make_plan, text_sizes
@@ -55,6 +55,8 @@ def packed_batches(recipe: Recipe, tokens: Any) -> PackedBatches:
 def prepare_text(run: Run, corpus: Corpus) -> Prepared:
     """Chooses size and steps for the run's budget, within what was given, and predicts what they cost."""
     request, given = run.request, run.request.given
+    if request.budget.unit == "epochs":
+        raise BudgetError("a budget in epochs is for finetuning; give --minutes, --flops or --tokens")
     check_unused(given)
     origin, objective = find_origin(given.get("model", {})), objective_of(request)
     runtime_given, train_given = given.get("runtime", {}), given.get("train", {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from foundling.errors import Interrupted, MismatchError
 from foundling.recipes.journal import CHECKPOINTS, LOG, Journal
 from foundling.recipes.progress import Progress
 from foundling.recipes.recipe import Recipe
+from foundling.recipes.validation import Validation
 from foundling.runtime import signals
 from foundling.runtime.device import Runtime, compiler_missing
 from foundling.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -41,8 +43,10 @@ def run_training(
     progress: Progress,
     spent: Callable[[], dict[str, float]],
     bits_per_nat: float | None = None,
+    validation: Validation | None = None,
 ) -> tuple[Log, dict[str, float]]:
-    """Trains `model` in place to the end of the recipe, from the newest whole checkpoint that the journal knows.
+    """Trains `model` in place to the end of the recipe, or until its validation no longer improves, from the newest
+    whole checkpoint that the journal knows. With a validation, the weights are the best ones afterwards.
 
     Returns the log and what earlier processes had spent (seconds, peak_bytes, joules); `spent` says what this one has.
     The figures of a step are read one step late, so that no step waits for the device. With
@@ -52,45 +56,78 @@ def run_training(
     if runtime.compile:
         _check_compiler(runtime, model, progress)
     state = TrainState.build(model, recipe.optim)
-    log, before = _resume(recipe, state, batches, journal, progress)
-    logged = log.entries[-1]["seconds"] if log.entries else 0.0
-    total, per_step, start = recipe.train.total_steps, recipe.train.batch_size * recipe.train.seq_len, time.monotonic()
-
-    def write(step: StepRecord) -> None:
-        loss = None if step.skipped else round(step.loss, 5)
-        bits = {} if bits_per_nat is None else {"bits_per_byte": loss and round(loss * bits_per_nat, 5)}
-        log.write(
-            step=step.n, tokens=step.n * per_step, seconds=round(logged + time.monotonic() - start, 3), loss=loss,
-            **bits, lr=recipe.optim.learning_rate * step.lr_scale,
-            grad_norm=None if step.skipped else round(step.grad_norm, 5), skipped=step.skipped,
-        )  # fmt: skip
-        bar.advance("skipped" if loss is None else f"loss {loss:.3f}")
-
+    log, before = _resume(recipe, state, batches, journal, progress, validation)
+    total, per_step = recipe.train.total_steps, recipe.train.batch_size * recipe.train.seq_len
+    keeper = _Keeper(recipe, state, log, before, spent, bits_per_nat, journal, validation)
     unwritten: StepRecord | None = None
     with (
         signals.deferred() as stop,
         progress.bar("training", total, done=state.step, scale=per_step, unit="tokens") as bar,
     ):
-        for step in train(state, objective, batches, recipe.make_schedule(), recipe.train_options(), runtime):
+        steps = train(state, objective, batches, recipe.make_schedule(), recipe.train_options(), runtime)
+        for step in () if validation and validation.stopped else steps:
             if unwritten:
-                write(unwritten)
+                bar.advance(keeper.write(unwritten))
             unwritten = step
-            if stop.number or step.n % recipe.train.checkpoint_every == 0 or step.n == total:
-                write(step)
-                unwritten, now = None, spent()
-                about = {
-                    "seconds": before["seconds"] + now["seconds"], "joules": before["joules"] + now["joules"],
-                    "peak_bytes": max(before["peak_bytes"], now["peak_bytes"]), "log": log.state(),
-                }  # fmt: skip
-                path = save_checkpoint(journal.directory / CHECKPOINTS, state, about, batches=batches)
-                journal.record(f"{CHECKPOINTS}/{path.name}/{MANIFEST}")
+            due = validation is not None and validation.is_due(step.n, total)
+            if stop.number or due or step.n % recipe.train.checkpoint_every == 0 or step.n == total:
+                unwritten, figures = None, {}
+                if validation and due:
+                    figures = {"validation_loss": round(validation.after(step.n, model, journal), 5)}
+                bar.advance(keeper.write(step, **figures))
+                keeper.save(batches)
             if stop.number:
                 log.close()
                 raise Interrupted(stop.number, at=f"at step {step.n} of {total}")
+            if validation and validation.stopped:
+                progress.line(f"stopping at step {step.n}: no better than at step {validation.best_step}")
+                break
     log.close()
     if state.ema:
         use_averages(model, state.ema[MODEL].state_tensors())
+    if validation:
+        validation.restore_best(model, journal)
     return log, before
+
+
+@dataclass
+class _Keeper:
+    """Writes the log and the checkpoints of a run."""
+
+    recipe: Recipe
+    state: TrainState
+    log: Log
+    before: dict[str, float]
+    spent: Callable[[], dict[str, float]]
+    bits_per_nat: float | None
+    journal: Journal
+    validation: Validation | None
+
+    def __post_init__(self) -> None:
+        self.logged = self.log.entries[-1]["seconds"] if self.log.entries else 0.0
+        self.start = time.monotonic()
+
+    def write(self, step: StepRecord, **more: Any) -> str:
+        """A line of the log; its loss in words."""
+        t, loss = self.recipe.train, None if step.skipped else round(step.loss, 5)
+        bits = {} if self.bits_per_nat is None else {"bits_per_byte": loss and round(loss * self.bits_per_nat, 5)}
+        self.log.write(
+            step=step.n, tokens=step.n * t.batch_size * t.seq_len,
+            seconds=round(self.logged + time.monotonic() - self.start, 3), loss=loss, **bits,
+            lr=self.recipe.optim.learning_rate * step.lr_scale,
+            grad_norm=None if step.skipped else round(step.grad_norm, 5), skipped=step.skipped, **more,
+        )  # fmt: skip
+        return "skipped" if loss is None else f"loss {loss:.3f}"
+
+    def save(self, batches: Batches) -> None:
+        now, before = self.spent(), self.before
+        about = {
+            "seconds": before["seconds"] + now["seconds"], "joules": before["joules"] + now["joules"],
+            "peak_bytes": max(before["peak_bytes"], now["peak_bytes"]), "log": self.log.state(),
+            "validation": self.validation and self.validation.state(),
+        }  # fmt: skip
+        path = save_checkpoint(self.journal.directory / CHECKPOINTS, self.state, about, batches=batches)
+        self.journal.record(f"{CHECKPOINTS}/{path.name}/{MANIFEST}")
 
 
 def _check_compiler(runtime: Runtime, model: Any, progress: Progress) -> None:
@@ -101,7 +138,12 @@ def _check_compiler(runtime: Runtime, model: Any, progress: Progress) -> None:
 
 
 def _resume(
-    recipe: Recipe, state: TrainState, batches: Batches, journal: Journal, progress: Progress
+    recipe: Recipe,
+    state: TrainState,
+    batches: Batches,
+    journal: Journal,
+    progress: Progress,
+    validation: Validation | None = None,
 ) -> tuple[Log, dict[str, float]]:
     """Puts the newest whole checkpoint into `state` and `batches`, if there is one. The log up to there, and what
     earlier processes had spent."""
@@ -113,6 +155,8 @@ def _resume(
     if found:
         saved = load_checkpoint(found, state, batches=batches)
         before, logged_before = {name: saved[name] for name in before}, saved["log"]
+        if validation:
+            validation.load_state(saved["validation"])
         progress.line(f"resuming at step {state.step} of {recipe.train.total_steps}")
     log = Log(journal.directory / LOG, logged_before)
     if log.missing:

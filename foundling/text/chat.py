@@ -67,10 +67,14 @@ _renderer = LimitedProcess(
 
 def render_here(values: list[Any]) -> str:
     """render_chat without a bound of its own: [template, fields] -> the text."""
+    template, fields = values
+    return render_compiled(compile_template(template), fields)
+
+
+def render_compiled(compiled: Any, fields: Mapping[str, Any]) -> str:
+    """DataError and WeightsError as render_chat."""
     import jinja2
 
-    template, fields = values
-    compiled = _compiled(template)
     parts, n = list[str](), 0
     try:
         for part in compiled.generate(**fields):
@@ -94,19 +98,23 @@ def _line(error: BaseException) -> str:
 
 
 @lru_cache(maxsize=8)
-def _compiled(template: str) -> Any:
+def compile_template(template: str, marks: tuple[str, str] = ("", "")) -> Any:
+    """`marks` are written before and after each {% generation %} block."""
     import jinja2
+    from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """{% generation %}: marks what the assistant said; rendered as its contents."""
+        """{% generation %}: marks what the assistant said; rendered as its contents, between `marks`."""
 
         tags = {"generation"}
 
         def parse(self, parser: Any) -> Any:
             next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            first, last = (nodes.Output([nodes.TemplateData(mark)]) for mark in marks)
+            return [first, *body, last]
 
     def raise_exception(message: str) -> NoReturn:
         raise jinja2.exceptions.TemplateError(message)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from foundling.errors import DataError, GenerationError
+from foundling.text.answers import Answered, Unusable, chat_examples
 from foundling.text.chat import render_chat
 from foundling.text.tokenizer import Tokenizer
 
@@ -30,6 +31,8 @@ class TextSpec:
     """whether a prompt is a source of its own, whose answer begins anew (an encoder–decoder)"""
     fills_middle: bool | None = None
     """whether the model was taught to fill in the middle; None where nothing says so"""
+    virtual: tuple[int, ...] = ()
+    """ids of a soft prompt, which stand before each text and stand for none (adapt/soft.py)"""
 
 
 class AnswerDecoder:
@@ -52,7 +55,7 @@ class AnswerDecoder:
 
 
 class Framing:
-    """Of one tokenizer and what its model directory says of texts."""
+    """Of one tokenizer and what its model directory says of texts. What it encodes begins with a soft prompt."""
 
     def __init__(self, tokenizer: Tokenizer, spec: TextSpec | None = None) -> None:
         self.tokenizer, self.spec = tokenizer, spec or TextSpec()
@@ -64,13 +67,13 @@ class Framing:
         An empty text that gets none begins with the tokenizer's bos or eos, as a document does."""
         ids = self.tokenizer.encode_framed(text)
         opening = self.tokenizer.eos if self.tokenizer.bos is None else self.tokenizer.bos
-        return ids or [opening]
+        return [*self.spec.virtual, *(ids or [opening])]
 
     def beginning(self, text: str) -> list[int]:
         """The ids of a text that goes on: `prompt` without what the tokenizer puts after a text. They may be none."""
         _, last = self.tokenizer.frame
         ids = self.tokenizer.encode_framed(text)
-        return ids[: len(ids) - len(last)]
+        return [*self.spec.virtual, *ids[: len(ids) - len(last)]]
 
     def fill_in_the_middle(self, prefix: str, suffix: str) -> list[int]:
         """The ids to continue with what stands between. GenerationError where the tokenizer has no tokens for it."""
@@ -78,7 +81,8 @@ class Framing:
             raise GenerationError("the tokenizer has no fill-in-the-middle tokens; omit the suffix")
         before, after, middle = self.tokenizer.fim
         first, _ = self.tokenizer.frame
-        return [*first, before, *self.tokenizer.encode(prefix), after, *self.tokenizer.encode(suffix), middle]
+        ends = [before, *self.tokenizer.encode(prefix)], [after, *self.tokenizer.encode(suffix), middle]
+        return [*self.spec.virtual, *first, *ends[0], *ends[1]]
 
     def chat(
         self,
@@ -89,15 +93,39 @@ class Framing:
     ) -> list[int]:
         """The ids of a conversation by the chat template, whose special tokens are recognised. DataError where there is
         no template or it refuses the messages."""
-        template = self.tokenizer.chat_template
-        if template is None:
-            raise DataError("the model has no chat template (tokenizer_config.json, chat_template.jinja)")
-        names = {name: text for name in NAMES if (text := self.tokenizer.name(name)) is not None}
+        template, names = self._template, self._names
         text = render_chat(template, messages, tools=tools, add_generation_prompt=add_generation_prompt, names=names)
-        return self.tokenizer.encode_marked(text)
+        return [*self.spec.virtual, *self.tokenizer.encode_marked(text)]
+
+    def chat_examples(
+        self, chats: Sequence[Mapping[str, Any]], longest: int | None = None
+    ) -> list[Answered | Unusable]:
+        """The ids of conversations {"messages", "tools"?} and which of them the answers are, to learn from. Those of
+        an answer follow the ids that `chat` gives for what stands before it. DataError where there is no template."""
+        return chat_examples(self.tokenizer, self._template, self._names, chats, longest)
+
+    def chat_example(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None
+    ) -> tuple[list[int], list[bool]]:
+        """The ids of one conversation and which of them the answers are. DataError where that is not to be known."""
+        (example,) = self.chat_examples([{"messages": messages, "tools": tools}])
+        if isinstance(example, Unusable):
+            raise DataError(f"{example.reason}: {example.detail}")
+        return example.ids, example.mask
+
+    @property
+    def _template(self) -> str:
+        if self.tokenizer.chat_template is None:
+            raise DataError("the model has no chat template (tokenizer_config.json, chat_template.jinja)")
+        return self.tokenizer.chat_template
+
+    @property
+    def _names(self) -> dict[str, str]:
+        return {name: text for name in NAMES if (text := self.tokenizer.name(name)) is not None}
 
     def answer(self, prompt: Sequence[int]) -> AnswerDecoder:
-        return AnswerDecoder(self.tokenizer, () if self.spec.reads_source else prompt)
+        virtual = set(self.spec.virtual)
+        return AnswerDecoder(self.tokenizer, () if self.spec.reads_source else [i for i in prompt if i not in virtual])
 
     def stops(self, strings: Sequence[str]) -> list[int]:
         """Ids of the strings that are special tokens: they are no part of any text, so they are never found in one."""

@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
 
 from foundling.errors import ConfigError, DataError, WeightsError
-from foundling.limits import COMPANION_BYTES
+from foundling.limits import COMPANION_BYTES, NEW_TOKENS, shown
 from foundling.runtime.files import read_json
 from foundling.runtime.hub import local_directory
 from foundling.text.chat import CHAT_TEMPLATE
@@ -24,6 +24,7 @@ from foundling.text.growth import check_growth
 END = "<|endoftext|>"
 PAD = "<|pad|>"
 SPECIAL = [END, PAD, "<|im_start|>", "<|im_end|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"]
+CHAT_MARKS = ("<|im_start|>", "<|im_end|>")
 SPARE = 16
 MULTIPLE = 64
 SMALLEST = 320
@@ -158,6 +159,23 @@ class Tokenizer:
         """A copy whose tokenizer_config.json defines further tokens, such as mask_token="<|spare_0|>"."""
         return Tokenizer(self.backend, (self.described or OWN_CONFIG) | tokens)
 
+    def with_tokens(self, texts: Sequence[str], *, special: bool = True) -> Tokenizer:
+        """A copy with further tokens, whose ids follow the last one; `special`: that no text holds, and decoding leaves
+        out. ConfigError for no text, one that is empty, comes twice or is a token already."""
+        NEW_TOKENS.check(len(texts), "the number of new tokens")
+        for text in texts:
+            if not text or self.backend.token_to_id(text) is not None or texts.count(text) > 1:
+                why = "is empty" if not text else "comes twice" if texts.count(text) > 1 else "is a token already"
+                raise ConfigError(f"the new token {shown(text)} {why}; leave it out")
+        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        tokens = [AddedToken(text, special=special, normalized=False) for text in texts]
+        backend.add_special_tokens(tokens) if special else backend.add_tokens(tokens)
+        extended = Tokenizer(backend, self.described)
+        expected = [*range(self.vocab_size, self.vocab_size + len(texts))]
+        if [backend.token_to_id(text) for text in texts] != expected:
+            raise ConfigError(f"the tokenizer has gaps in its ids, so a new token would not get {expected[0]}")
+        return extended
+
     def encode(self, text: str) -> list[int]:
         """Ids of the text, without adding or recognising special tokens."""
         return self._encoded(self._plain(text), text, add_special_tokens=False)
@@ -177,6 +195,28 @@ class Tokenizer:
     def encode_marked(self, text: str) -> list[int]:
         """Ids of a text in which special tokens are written out, as a chat template writes them; none are added."""
         return self._encoded(self._marked, text, add_special_tokens=False)
+
+    def encode_marked_batch(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """As encode_marked, with the characters of each token: [start, stop)."""
+        try:
+            with _library("read these texts"):
+                encodings = self._marked.encode_batch(list(texts), add_special_tokens=False)
+        except (UnicodeEncodeError, TypeError):
+            raise DataError("a text contains a lone surrogate, which is not valid Unicode") from None
+        return [(encoding.ids, encoding.offsets) for encoding in encodings]
+
+    def encode_framed_batch(self, texts: Sequence[str | tuple[str, str]]) -> list[tokenizers.Encoding]:
+        """Of texts or pairs of them, with the special tokens around them: `ids`, `offsets`, and `type_ids` of pairs."""
+        plain = [part for text in texts for part in ([text] if isinstance(text, str) else text)]
+        with _library("read these texts"):
+            return self._plain(*plain).encode_batch(list(texts), add_special_tokens=True)
+
+    def with_chat_template(self, template: str = CHAT_TEMPLATE) -> Tokenizer:
+        """A copy with this chat template, by default ChatML. DataError where the tokenizer has no tokens for that."""
+        missing = [mark for mark in CHAT_MARKS if self.backend.token_to_id(mark) not in self.special]
+        if template == CHAT_TEMPLATE and missing:
+            raise DataError(f"the tokenizer has no special token {missing[0]}, which the default chat template needs")
+        return Tokenizer(self.backend, (self.described or OWN_CONFIG) | {"chat_template": template})
 
     def _plain(self, *texts: str) -> tokenizers.Tokenizer:
         """The backend that takes these texts for text alone. A Unigram model looks for all of its vocabulary in a text,
@@ -273,6 +313,12 @@ class Tokenizer:
             pieces.append((text[max(start, end) : stop], i))
             end = max(end, stop)
         return pieces
+
+    def spans(self, text: str) -> tuple[list[int], list[tuple[int, int] | None]]:
+        """Ids as of `encode_framed`, and the characters of the text that each stands for; None for special tokens."""
+        encoding = self._plain(text).encode(text, add_special_tokens=True)
+        marked = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
+        return encoding.ids, [None if special else span for span, special in marked]
 
 
 def _name(value: Any) -> str | None:

@@ -19,10 +19,11 @@ from foundling.contracts.data import Batches, ResumableBatches
 from foundling.errors import ConfigError, OutputError, WeightsError
 from foundling.runtime.distributed import barrier, is_first_rank, rank_count
 from foundling.runtime.files import remove_files, sha256, write_directory
+from foundling.train.buffers import changing_buffers
 from foundling.train.ema import EMA
 from foundling.train.parallel import local, part_of
 from foundling.train.state import TrainState
-from foundling.weights.directory import persistent_tensors, whole
+from foundling.weights.directory import hash_of, persistent_tensors, whole
 from foundling.weights.manifest import MANIFEST, check, read_manifest, write_manifest
 
 KEEP = 2
@@ -42,6 +43,7 @@ def save_checkpoint(
     path = directory / f"step-{state.step:08d}"
     tensors = _tensors(state)
     progress: dict[str, Any] = {"step": state.step, "skipped": state.skipped}
+    progress["frozen"] = _frozen_hashes(state)
     progress["ema"] = {name: ema.decay for name, ema in state.ema.items()}
     if isinstance(batches, ResumableBatches):
         if rank_count() > 1:
@@ -74,14 +76,36 @@ def _remove(checkpoint: Path) -> None:
 
 
 def _tensors(state: TrainState) -> dict[str, Tensor]:
-    """Everything but numbers, by name, whole; a collective where parameters are sharded."""
+    """Everything that training changes but numbers, by name, whole; a collective where parameters are sharded."""
     tensors = {f"buffers/{name}": t for name, t in state.buffers.items()}
-    for name, model in state.models.items():
-        tensors |= {f"models/{name}/{n}": whole(t.detach()) for n, t in persistent_tensors(model).items()}
+    for name in state.models:
+        tensors |= {f"models/{name}/{n}": whole(t.detach()) for n, t in _parts(state, name)[0].items()}
     for kind, holders in (("optimizers", state.optimizers), ("ema", state.ema)):
         for name, holder in holders.items():
             tensors |= {f"{kind}/{name}/{n}": t for n, t in holder.state_tensors().items()}
     return tensors
+
+
+def _parts(state: TrainState, name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(what is saved of a model, what is not: frozen parameters and constant buffers, which adapters leave as they
+    are). A model that is not trained is saved whole."""
+    model, optimizer = state.models[name], state.optimizers.get(name)
+    tensors = persistent_tensors(model)
+    if optimizer is None:
+        return tensors, {}
+    changing = optimizer.params.keys() | changing_buffers(model).keys()
+    return (
+        {n: t for n, t in tensors.items() if n in changing},
+        {n: t for n, t in tensors.items() if n not in changing},
+    )
+
+
+def _frozen_hashes(state: TrainState) -> dict[str, str]:
+    """Of what is not saved, by model; computed once, since it does not change."""
+    for name in state.models:
+        if name not in state.frozen and (frozen := _parts(state, name)[1]):
+            state.frozen[name] = hash_of((n, whole(t.detach())) for n, t in sorted(frozen.items()))
+    return state.frozen
 
 
 def checkpoints(directory: Path) -> list[Path]:
@@ -120,13 +144,15 @@ def load_checkpoint(path: Path, state: TrainState, *, batches: Batches | None = 
         if name in state.models and name not in state.ema:
             state.ema[name] = EMA(state.models[name], decay)
     targets = {f"buffers/{n}": t for n, t in state.buffers.items()}
-    for name, model in state.models.items():
-        targets |= {f"models/{name}/{n}": t for n, t in persistent_tensors(model).items()}
+    for name in state.models:
+        targets |= {f"models/{name}/{n}": t for n, t in _parts(state, name)[0].items()}
     stored = {n for n in tensors if n.startswith(("models/", "buffers/"))}
     if differing := sorted(stored ^ targets.keys()):
         raise WeightsError(f"{path}: its tensors are not those of this model: '{differing[0]}' is in one only")
     if state.ema.keys() != manifest["ema"].keys():
         raise WeightsError(f"{path}: has an EMA of {list(manifest['ema'])}, this run of {list(state.ema)}")
+    if manifest.get("frozen", {}) != _frozen_hashes(state):
+        raise WeightsError(f"{path}: the frozen weights are not those that it was trained on; load the same base")
     for name, target in targets.items():
         if tensors[name].shape != target.shape:
             raise WeightsError(f"{path}: '{name}' is {list(tensors[name].shape)}, the model has {list(target.shape)}")

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from foundling.adapt.freeze import depth_of
+from foundling.adapt.prune import masks
 from foundling.blocks.init import adam_scale, roles
 from foundling.errors import WeightsError
 from foundling.train.options import OptimOptions
@@ -25,7 +27,7 @@ class Muon(torch.optim.Optimizer):
 
     found_inf: Tensor | None = None
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
+    def __init__(self, params: Iterable[Any], lr: float, momentum: float, weight_decay: float) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.stacks: dict[tuple[int, torch.Size, int], Tensor] = {}
 
@@ -100,6 +102,16 @@ def count_state(model: nn.Module, options: OptimOptions) -> int:
     )
 
 
+def layer_factors(model: nn.Module, decay: float) -> dict[str, float]:
+    """Parameter name -> the factor on its learning rate, decay^(places below the top) (Howard & Ruder 2018, section
+    3.2: 'discriminative fine-tuning'); {} where it is 1 for all."""
+    if decay == 1:
+        return {}
+    depths = depth_of(model)
+    top = max(depths.values())
+    return {name: decay ** (top - depth) for name, depth in depths.items()}
+
+
 class Optimizer:
     """Muon and AdamW over one model as one optimiser: scaled by a schedule, skipped together, saved by parameter
     name."""
@@ -122,10 +134,12 @@ class Optimizer:
             for n, p in self.params.items()
             if n not in matrices
         }
+        factors = layer_factors(model, options.layer_decay)
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, p in self.adam_params.items():
             decay = options.weight_decay if known[name].kind in ("hidden", "conv") else 0.0
-            groups.setdefault((adam_scale(known[name]) * options.learning_rate, decay), []).append(p)
+            rate = adam_scale(known[name]) * options.learning_rate * factors.get(name, 1.0)
+            groups.setdefault((rate, decay), []).append(p)
         self.parts = []
         if groups:
             self.parts.append(
@@ -136,14 +150,19 @@ class Optimizer:
                 )
             )
         if matrices:
+            rates: dict[float, list[nn.Parameter]] = {}
+            for name in matrices:
+                rate = options.matrix_learning_rate * factors.get(name, 1.0)
+                rates.setdefault(rate, []).append(self.params[name])
             self.parts.append(
                 Muon(
-                    [self.params[n] for n in matrices],
+                    [{"params": ps, "lr": rate} for rate, ps in rates.items()],
                     options.matrix_learning_rate,
                     options.momentum,
                     options.weight_decay,
                 )
             )
+        self.masks = {name: mask for name, mask in masks(model).items() if name in self.params}
         self.base = [[group["lr"] for group in part.param_groups] for part in self.parts]
         self.load_state_tensors(state)
 
@@ -157,6 +176,14 @@ class Optimizer:
                 group["lr"] = lr * scale
             part.found_inf = found_inf  # pyright: ignore[reportAttributeAccessIssue]
             part.step()
+        self._apply_masks()
+
+    @torch.no_grad()
+    def _apply_masks(self) -> None:
+        """Pruned weights are zero again: a Muon update, which mixes the numbers of a matrix, moves all of them."""
+        for name, mask in self.masks.items():
+            p = self.params[name]
+            local(p).masked_fill_(part_of(mask, p) == 0, 0.0)
 
     def zero_grad(self) -> None:
         for part in self.parts:

@@ -27,6 +27,8 @@ class OptimOptions:
     """of Muon"""
     weight_decay: float = 0.01
     """of matrices, decoupled: a share of the learning rate is taken off the weights at each step"""
+    layer_decay: float = 1.0
+    """each layer's learning rates are those of the layer above it times this; 1 / 2.6 in Howard & Ruder 2018"""
 
     def __post_init__(self) -> None:
         if self.optimizer not in ("muon", "adamw"):
@@ -38,6 +40,8 @@ class OptimOptions:
             raise ConfigError(f"'betas' {self.betas} and 'momentum' {self.momentum} are expected from 0 to below 1")
         if not 0 <= self.weight_decay < math.inf:
             raise ConfigError(f"'weight_decay' is {self.weight_decay}, expected 0 or more")
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"'layer_decay' is {self.layer_decay}, expected above 0, at most 1")
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class TrainOptions:
     """of the random numbers that modules draw while they train (dropout)"""
     ema_decay: float | None = None
     """keep an exponential moving average of the trained parameters with this decay a step; None keeps none"""
+    unfreeze_every: int | None = None
+    """train the head alone at first, and one more layer, from the top, after each so many steps; None trains all"""
 
     def __post_init__(self) -> None:
         if self.micro_batch_size < 1:
@@ -67,6 +73,8 @@ class TrainOptions:
             raise ConfigError(f"'max_skipped' is {self.max_skipped}, expected 0 or more")
         if self.ema_decay is not None:
             check_decay(self.ema_decay)
+        if self.unfreeze_every is not None and self.unfreeze_every < 1:
+            raise ConfigError(f"'unfreeze_every' is {self.unfreeze_every}, expected at least 1 step")
 
 
 def check_decay(decay: float) -> None:

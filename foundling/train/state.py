@@ -33,6 +33,8 @@ class TrainState:
     `settle()`, so that no step waits for the device."""
     unread: Tensor | None = field(default=None, repr=False)
     """() bool on the device: whether the last update was not finite"""
+    frozen: dict[str, str] = field(default_factory=dict, repr=False)
+    """SHA-256 of what is frozen in each model: not saved in a checkpoint, which is bound to it"""
     steps: dict[str, Any] = field(default_factory=dict, repr=False)
     """name -> the Step around a model as it is first trained here (sharding cannot be done twice), and how its layers
     are computed. Not saved."""

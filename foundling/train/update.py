@@ -32,6 +32,7 @@ from foundling.train.parallel import (
 from foundling.train.randomness import global_rng_kept, module_seed, seed_modules
 from foundling.train.state import MODEL, TrainState
 from foundling.train.step import Step, checkpoint_layers, compile_layers
+from foundling.train.unfreeze import check_unfreezing, gradually_unfrozen
 
 
 @dataclass
@@ -104,7 +105,8 @@ def update(
     seeds = [module_seed(options.seed, state.step, first + i) for i in range(len(micro))]
     before = copies(model)
     accumulate = _accumulate_contrastive if isinstance(objective, ContrastiveObjective) else _accumulate
-    with global_rng_kept(runtime.device), _others_frozen(state, name):
+    unfrozen = gradually_unfrozen(model, optimizer.params, options.unfreeze_every, state.step)
+    with global_rng_kept(runtime.device), _others_frozen(state, name), unfrozen:
         metrics = accumulate(step, micro, seeds, normalizers, runtime)
     grads = [p.grad for p in params if p.grad is not None]
     grad_norm = total_norm(grads, runtime)
@@ -134,6 +136,7 @@ def _prepared(
     state: TrainState, name: str, objective: Objective | ContrastiveObjective, options: TrainOptions, runtime: Runtime
 ) -> Any:
     """The Step around the model, compiled, recomputed and wrapped as asked for; ready for this objective."""
+    check_unfreezing(options.unfreeze_every, runtime)
     model = state.models[name]
     if not model.training:
         model.train()

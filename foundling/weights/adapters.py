@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from foundling.adapt.added import adapter_tensors, added, base_tensors
 from foundling.adapt.bank import AdapterBank, LowRank
 from foundling.adapt.lora import GROUPED, LINEAR, check_unadapted
-from foundling.adapt.quantize import INT8
+from foundling.adapt.quantize import QUANTISED, quantized_kind
 from foundling.adapt.rewrite import pattern_of
 from foundling.errors import AdaptError, MismatchError, WeightsError
 from foundling.limits import shown
@@ -25,14 +25,16 @@ from foundling.models import family_of
 from foundling.runtime.distributed import barrier, is_first_rank
 from foundling.runtime.files import read_json, write_directory, write_json
 from foundling.runtime.hub import is_hub, local_directory, parse
-from foundling.weights import peft_lora
+from foundling.weights import adapter_head, adapter_tokens, peft_lora, peft_soft
 from foundling.weights.adapter_layout import CONFIG, FILE, PREFIX, Kind, Source
 from foundling.weights.directory import weights_hash, whole
 from foundling.weights.generation import default_generation_config
 from foundling.weights.manifest import MANIFEST, check, read_manifest, write_manifest
 from foundling.weights.tensors import tensors_of
 
-KINDS: tuple[Kind, ...] = (peft_lora.KIND,)
+KINDS: tuple[Kind, ...] = (
+    adapter_head.KIND, peft_lora.KIND, adapter_tokens.KIND, peft_soft.PROMPT, peft_soft.PREFIX,
+)  # fmt: skip
 OLD_FILE = "adapter.safetensors"
 """of directories before the layout of peft"""
 
@@ -53,11 +55,34 @@ def save_adapter(
     is found again from there. With `tokenizer` the directory has that too, and `generation`, the contents of
     generation_config.json. Raises OutputError if `directory` is not empty, AdaptError where nothing was added. For a
     model that is sharded over processes, every process must call; the first one writes."""
-    modules = added(model)
+    directory, written, config, bound = Path(directory), *adapter_contents(model, directory, base)
+
+    def fill(temporary: Path) -> None:
+        write_contents(temporary, written, config)
+        if tokenizer is not None:
+            tokenizer.save(temporary)
+        if generation is None and tokenizer is not None and model.capabilities.generates:
+            write_json(temporary / "generation_config.json", default_generation_config(model, tokenizer))
+        elif generation is not None:
+            write_json(temporary / "generation_config.json", generation)
+        write_manifest(temporary, {"kind": "adapter", **(about or {}), **bound})
+
+    if is_first_rank():
+        write_directory(directory, fill)
+    barrier()
+    return directory
+
+
+def adapter_contents(
+    model: Any, directory: str | Path, base: str | Path | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+    """(tensors, adapter_config.json, keys of foundling.json) of what adaptations added to the model, for an adapter
+    that is going to be in `directory`. AdaptError where nothing was added."""
+    modules = {name: m for name, m in added(model).items() if m.own}
     tensors = {name: whole(p.detach()).cpu().contiguous() for name, p in adapter_tensors(model).items()}
     if not tensors:
         raise AdaptError("the model has no adapters to save; add some with lora(…)")
-    directory, config, written, kinds = Path(directory), dict[str, Any](), dict[str, Any](), dict[str, Any]()
+    config, written, kinds = dict[str, Any](), dict[str, Tensor](), dict[str, Any]()
     for kind in KINDS:
         if mine := {name: m for name, m in modules.items() if isinstance(m, kind.modules)}:
             part = kind.write(model, mine, tensors)
@@ -67,29 +92,21 @@ def save_adapter(
         raise AdaptError(f"'{next(iter(modules))}' is of a kind that is not saved as an adapter; save the model whole")
     base = getattr(model, "loaded_from", None) if base is None else base
     bound = {
-        "kind": "adapter",
+        "adapter": True,
         "base": weights_hash(model),
         "base_dtype": _base_dtype(model),
         "base_path": None if base is None or is_hub(base) else os.path.relpath(base, directory),
         "quantized": _quantize_pattern(model),
+        "quantized_kind": quantized_kind(model) or "",
         "adapters": kinds,
     }
+    return written, {**_common(model, base), **config}, bound
 
-    def fill(temporary: Path) -> None:
-        save_file(written, temporary / FILE, metadata={"format": "pt"})
-        write_json(temporary / CONFIG, {**_common(model, base), **config})
-        if tokenizer is not None:
-            tokenizer.save(temporary)
-        if generation is None and tokenizer is not None and model.capabilities.generates:
-            write_json(temporary / "generation_config.json", default_generation_config(model, tokenizer))
-        elif generation is not None:
-            write_json(temporary / "generation_config.json", generation)
-        write_manifest(temporary, {**(about or {}), **bound})
 
-    if is_first_rank():
-        write_directory(directory, fill)
-    barrier()
-    return directory
+def write_contents(directory: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+    """adapter_model.safetensors and adapter_config.json, into an existing directory."""
+    save_file(tensors, directory / FILE, metadata={"format": "pt"})
+    write_json(directory / CONFIG, config)
 
 
 def _common(model: Any, base: str | Path | None) -> dict[str, Any]:
@@ -112,11 +129,11 @@ def _base_dtype(model: nn.Module) -> str:
 
 
 def _quantize_pattern(model: nn.Module) -> str:
-    """The pattern with which `quantize` produces this base; '' if it has no int8 weights."""
+    """The pattern with which `quantize` produces this base; '' if it has no quantised weights."""
     projections = {
         name.removesuffix(".base"): m for name, m in model.named_modules() if isinstance(m, LINEAR + GROUPED)
     }
-    return pattern_of([name for name, m in projections.items() if isinstance(m, INT8)], projections)
+    return pattern_of([name for name, m in projections.items() if isinstance(m, QUANTISED)], projections)
 
 
 def load_adapter(model: nn.Module, directory: str | Path) -> list[str]:
@@ -175,7 +192,7 @@ def source_of(directory: str | Path, model: nn.Module) -> Iterator[Source]:
     manifest = None
     if (directory / MANIFEST).is_file():
         manifest = read_manifest(directory)
-        if manifest.get("kind") != "adapter" or not isinstance(manifest.get("adapters"), dict):
+        if manifest.get("adapter") is not True or not isinstance(manifest.get("adapters"), dict):
             raise WeightsError(f"{directory / MANIFEST}: not the manifest of an adapter")
         if problems := check(directory)["problems"]:
             raise WeightsError(f"{directory}: {problems[0]}")
@@ -206,9 +223,9 @@ def _check_base(model: nn.Module, directory: Path, manifest: dict[str, Any]) -> 
     base_hash = weights_hash(model)
     if base_hash == manifest.get("base"):
         return
-    pattern = manifest.get("quantized")
-    quantised = bool(pattern) and pattern != _quantize_pattern(model)
-    hint = f"; quantised first by quantize(model, '{pattern}')" if quantised else ""
+    pattern, kind = manifest.get("quantized"), manifest.get("quantized_kind") or "int8"
+    same = (pattern, kind) == (_quantize_pattern(model), quantized_kind(model))
+    hint = f"; quantised first by quantize(model, '{pattern}', '{kind}')" if pattern and not same else ""
     raise MismatchError(
         f"{directory}: trained on a base of hash {str(manifest.get('base'))[:12]}…, this one is {base_hash[:12]}…; "
         f"load that base, of the same type and quantised only if it was{hint}"

@@ -15,9 +15,9 @@ from foundling.weights.quantised import check_config
 
 PARTIAL, LOCAL_THETA = "partial_rotary_factor", "rope_local_base_freq"
 FLAT_ROPE = ("rope_theta", PARTIAL)
-UNREAD_HEADS = ("ForTokenClassification", "ForQuestionAnswering")
-"""Endings of classes of transformers with a head over single tokens that is no vocabulary. Its tensors may have the
-names and shapes of a classifier of whole texts."""
+UNREAD_HEADS = ("ForQuestionAnswering", "ForMultipleChoice", "ForNextSentencePrediction")
+"""Endings of classes of transformers with a head that is not read here. Its tensors may have the names and shapes of a
+classifier of texts or tokens."""
 # Written by transformers; written anew here.
 WRITTEN_ANEW = {"model_type", "architectures", "transformers_version", "torch_dtype", "dtype", "_class_name"}
 

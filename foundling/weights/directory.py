@@ -8,10 +8,10 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,9 @@ from torch.distributed.tensor import DTensor
 
 from foundling.adapt.added import Added, base_tensors
 from foundling.adapt.bank import Banked
-from foundling.adapt.quantize import Int8GroupedLinear, Int8Linear
+from foundling.adapt.frozen import FROZEN
+from foundling.adapt.heads import Head
+from foundling.adapt.quantize import QUANTISED
 from foundling.contracts.checkpoint_map import ConfigMap
 from foundling.errors import ConfigError, WeightsError
 from foundling.limits import SHARD_BYTES, shown
@@ -27,7 +29,7 @@ from foundling.models import Family, family_of
 from foundling.runtime.distributed import barrier, is_first_rank
 from foundling.runtime.files import read_json, require_space, write_directory, write_json
 from foundling.runtime.hub import local_directory
-from foundling.weights import keys
+from foundling.weights import heads, keys
 from foundling.weights.configs import read_config, write_config
 from foundling.weights.generation import default_generation_config
 from foundling.weights.manifest import write_manifest
@@ -70,12 +72,20 @@ def whole(tensor: Tensor) -> Tensor:
 
 def weights_hash(model: Any) -> str:
     """SHA-256 over names, shapes and bytes of parameters and persistent buffers, sorted by name; a tied weight counts
-    once. An adapted model has the hash of its base."""
-    digest, derived = hashlib.sha256(), {id(b) for b in _derived_buffers(model).values()}
-    for name, tensor in sorted(base_tensors(model).items()):
-        if id(tensor) in derived:
-            continue
-        data = whole(tensor.detach()).cpu().contiguous()
+    once. An adapted model has the hash of its base, also where that is stored rounded (`store_frozen`); a
+    head counts once it is a part of the model (adapt.heads.absorb)."""
+    if (base_hash := getattr(model, "base_hash", None)) is not None:
+        return base_hash
+    derived = {id(b) for b in _derived_buffers(model).values()}
+    named = sorted(base_tensors(model).items())
+    return hash_of((name, whole(tensor.detach())) for name, tensor in named if id(tensor) not in derived)
+
+
+def hash_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """`weights_hash` of a model with these parameters and persistent buffers, which come sorted by our names."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        data = tensor.cpu().contiguous()
         digest.update(f"{name} {data.dtype} {tuple(data.shape)}\n".encode())
         digest.update(
             data.view(torch.uint8).numpy().tobytes()
@@ -85,14 +95,15 @@ def weights_hash(model: Any) -> str:
     return digest.hexdigest()
 
 
-NOT_PUBLISHED = (Added, Banked, Int8Linear, Int8GroupedLinear)
-"""Modules that have no tensors in the published layout."""
+NOT_PUBLISHED = (Added, Banked, *QUANTISED, *FROZEN)
+"""Modules that have no tensors in the published layout, or rounded ones."""
 
 
 def whole_tensors(model: Any) -> dict[str, Tensor]:
     """Full parameters and persistent buffers by our names, tied ones once. If they are sharded, every process must
     call. Raises WeightsError for a model with adapters or quantised weights."""
-    if kinds := {type(m).__name__ for m in model.modules() if isinstance(m, NOT_PUBLISHED)}:
+    apart = [m for m in model.modules() if isinstance(m, NOT_PUBLISHED) and not isinstance(m, Head)]
+    if kinds := {type(m).__name__ for m in apart}:
         raise WeightsError(
             f"the model has {', '.join(sorted(kinds))} modules; merge or dequantize it first, or save the adapter "
             "alone with save_adapter"
@@ -103,17 +114,27 @@ def whole_tensors(model: Any) -> dict[str, Tensor]:
 def write_weights(model: Any, ours: dict[str, Tensor], directory: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
     """Writes config.json and the tensors `ours`, in the published layout, to an existing directory."""
     family = family_of(model)
-    tensors = {}
-    for link in keys.links(family.module.KEYS, ours, model.config):
+    tensors, has_head = {}, heads.head_of(model) is not None
+    for link in keys.links(family.module.KEYS, heads.without_head(ours) if has_head else ours, model.config):
         parts = link.to_theirs([ours[name] for name in link.ours])
         # safetensors refuses views that share memory
         tensors |= {name: part.clone() for name, part in zip(link.theirs, parts, strict=True)}
-    dtype = str(next(iter(ours.values())).dtype).removeprefix("torch.")
-    config = write_config(family, model.config, getattr(model, "inert", {}), dtype)
+    if has_head:
+        tensors = heads.with_head(model, family, tensors, ours)
+    write_config_file(model, next(iter(ours.values())).dtype, directory)
+    write_tensors(tensors, directory, family.module.CONFIG.weights, max_shard_bytes)
+
+
+def write_config_file(model: Any, dtype: torch.dtype, directory: Path) -> None:
+    """Writes config.json; `dtype` is that of the weights beside it."""
+    kind = str(dtype).removeprefix("torch.")
+    family = family_of(model)
+    config = write_config(family, model.config, getattr(model, "inert", {}), kind)
     if type(model).capabilities.generates and model.head is None and "architectures" in config:
         config["architectures"] = [BASE_MODEL.sub("Model", name) for name in config["architectures"]]
+    if heads.head_of(model) is not None:
+        config = heads.head_config(model, family, config)
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    write_tensors(tensors, directory, family.module.CONFIG.weights, max_shard_bytes)
 
 
 def save(
@@ -129,7 +150,8 @@ def save(
     Tensors of more than `max_shard_bytes` in total are split over several files with an index. For a model that is
     sharded over processes, every process must call; the first one writes."""
     SHARD_BYTES.check(max_shard_bytes, "max_shard_bytes")
-    directory, tensors, digest = Path(directory), whole_tensors(model), weights_hash(model)
+    directory, tensors = Path(directory), whole_tensors(model)
+    digest = hash_of(sorted(tensors.items()))
 
     def fill(temporary: Path) -> None:
         write_weights(model, tensors, temporary, max_shard_bytes)
@@ -156,12 +178,14 @@ def load(directory: str | Path, *, dtype: torch.dtype = torch.float32, device: s
     """
     _check_place(dtype, device)
     directory = local_directory(directory)
-    with opened(directory, device) as (family, config, inert, tensors):
-        model = skeleton(family, config, str(directory / "config.json"), tensors)
+    with opened(directory, device) as (family, config, inert, tensors, head):
+        model = skeleton(family, config, str(directory / "config.json"), tensors, scores=head is not None)
         model.inert = inert
         for name, tensor in _read(tensors, family, model, dtype).items():
             _assign(model, name, tensor)
         _rebuild_buffers(model, device)
+        if head is not None:
+            heads.restore_head(model, *head, lambda tensor, name: converted(tensor, dtype, name).contiguous())
     if getattr(config, "tie_embeddings", False) and model.head is not None:
         model.head.weight = model.embedding.weight
     return model.eval()
@@ -177,23 +201,41 @@ def _check_place(dtype: Any, device: Any) -> None:
         raise ConfigError(f"device is {shown(device)}, which is not available here ({why[:200]}); use cpu") from None
 
 
+class Opened(NamedTuple):
+    """A directory whose headers have been read."""
+
+    family: Family
+    config: Any
+    """ours"""
+    inert: dict[str, Any]
+    """keys of config.json that change nothing"""
+    tensors: Tensors
+    """those of the model without a head of its own"""
+    head: tuple[heads.StoredHead, Tensors] | None
+    """its head for texts or tokens, and all tensors of the directory"""
+
+
 @contextmanager
-def opened(directory: Path, device: str = "cpu") -> Iterator[tuple[Family, Any, dict[str, Any], Tensors]]:
-    """The family, our configuration, the inert keys of config.json, and the tensors (headers only)."""
+def opened(directory: Path, device: str = "cpu") -> Iterator[Opened]:
+    """What is in a directory, by its headers."""
     if not directory.is_dir():
         raise WeightsError(f"{directory}: no such model directory")
     file = directory / "config.json"
     if not file.exists():
         raise WeightsError(f"{directory}: no config.json, so this is not a model directory")
-    family, config, inert = read_config(read_json(file), str(file))
+    values = read_json(file)
+    family, config, inert = read_config(values, str(file))
     check_files(directory)
     with tensors_of(directory, family.module.CONFIG.weights, device) as stored:
         tensors = plain_tensors(stored, family.module.CONFIG.dequantised)
+        head = heads.stored_head(values, family, tensors, str(file))
+        both = None if head is None else (head, tensors)
+        tensors = tensors if head is None else heads.trunk(tensors, head)
         _check_counts(config, len(tensors), family.module.CONFIG, str(file))
         changes = _present_fields(tensors, family.module.CONFIG)
         if getattr(config, "tie_embeddings", False) and _has_head(tensors, family):
             changes["tie_embeddings"] = False
-        yield family, _with_fields(config, changes, str(file)), inert, tensors
+        yield Opened(family, _with_fields(config, changes, str(file)), inert, tensors, both)
 
 
 def _check_counts(config: Any, n_tensors: int, table: ConfigMap, file: str) -> None:
@@ -206,9 +248,9 @@ def _check_counts(config: Any, n_tensors: int, table: ConfigMap, file: str) -> N
             raise WeightsError(f"{file}: {name} = {count}, the directory has {n_tensors} tensors")
 
 
-def skeleton(family: Family, config: Any, file: str, tensors: Tensors | None = None) -> Any:
-    """The model on the meta device; a decoder has no head if `tensors` have none. Raises WeightsError for impossible
-    sizes."""
+def skeleton(family: Family, config: Any, file: str, tensors: Tensors | None = None, *, scores: bool = False) -> Any:
+    """The model on the meta device; a decoder has no head over the vocabulary if `tensors` have none, nor an
+    encoder-decoder that `scores`. Raises WeightsError for impossible sizes."""
     try:
         with torch.device("meta"):
             model = family.model(config)
@@ -217,7 +259,7 @@ def skeleton(family: Family, config: Any, file: str, tensors: Tensors | None = N
     except (RuntimeError, OverflowError, TypeError, ZeroDivisionError) as error:
         raise WeightsError(f"{file}: no model can have these sizes ({str(error).splitlines()[0]})") from None
     can = model.capabilities
-    if tensors is not None and can.generates and not can.reads_source and not config.tie_embeddings:
+    if tensors is not None and can.generates and (scores or not can.reads_source) and not config.tie_embeddings:
         theirs = next(key.theirs for key in family.module.KEYS if key.targets[0] == "head.weight")
         if theirs not in tensors:  # saved without a head: the model embeds only
             model.head, model.capabilities = None, can._replace(generates=False)

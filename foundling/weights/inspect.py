@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from foundling.adapt.heads import SCORE, register
 from foundling.config import to_dict
 from foundling.models import count_parameters
 from foundling.runtime.files import read_json
@@ -17,6 +18,7 @@ from foundling.runtime.hub import local_directory
 from foundling.weights.adapter_layout import CONFIG, FILE
 from foundling.weights.convert.diffusers import tensors_folder
 from foundling.weights.directory import compared, opened, persistent_tensors, skeleton
+from foundling.weights.heads import empty_head
 from foundling.weights.loading import is_adapter
 from foundling.weights.manifest import MANIFEST, read_manifest
 from foundling.weights.tensors import tensors_of
@@ -37,8 +39,8 @@ def inspect(directory: str | Path, *, depth: int | None = None) -> dict[str, Any
     if is_adapter(local_directory(directory)):
         return inspect_adapter(local_directory(directory))
     folder = tensors_folder(local_directory(directory))
-    with opened(folder) as (family, config, _, tensors):
-        model = skeleton(family, config, str(folder / "config.json"), tensors)
+    with opened(folder) as (family, config, _, tensors, head):
+        model = skeleton(family, config, str(folder / "config.json"), tensors, scores=head is not None)
         dtypes, stored, ours = dict[str, int](), dict[str, tuple[str, int]](), persistent_tensors(model)
         for link, names in compared(tensors, family, model):
             headers = [(tensors.dtype(name), math.prod(tensors.shape(name, tuple(BYTES)))) for name in names]
@@ -46,6 +48,14 @@ def inspect(directory: str | Path, *, depth: int | None = None) -> dict[str, Any
                 dtypes[kind] = dtypes.get(kind, 0) + size
             for name in link.ours:  # one published tensor may hold several of ours
                 stored[name] = headers[0][0], int(ours[name].numel() * BYTES[headers[0][0]])
+        if head is not None:
+            described, tensors = head
+            register(model, empty_head(model, described, tensors))
+            ours = persistent_tensors(model)
+            for part, name in described.names.items():
+                kind, size = tensors.dtype(name), math.prod(tensors.shape(name, tuple(BYTES)))
+                dtypes[kind] = dtypes.get(kind, 0) + size
+                stored[f"{SCORE}.{part}"] = kind, int(size * BYTES[kind])
         n_files, n_tensors = len({id(file) for file in tensors.files.values()}), len(tensors)
     total = count_parameters(model)
     names = {id(t): name for name, t in ours.items()}

@@ -5,13 +5,13 @@ found and adapted."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from foundling.adapt.added import added, merge
 from foundling.adapt.lora import LoRA
-from foundling.adapt.quantize import dequantize, quantize
+from foundling.adapt.quantize import Kind, dequantize, quantize
 from foundling.errors import MismatchError, WeightsError
 from foundling.limits import shown
 from foundling.runtime.files import read_json
@@ -58,7 +58,10 @@ def load(
     if pattern := manifest.get("quantized"):
         if not isinstance(pattern, str):
             raise WeightsError(f"{folder / MANIFEST}: damaged, quantized is {shown(pattern)}")
-        quantize(model, pattern)
+        kind = manifest.get("quantized_kind") or "int8"
+        if kind not in get_args(Kind):
+            raise WeightsError(f"{folder / MANIFEST}: damaged, quantized_kind is {shown(kind)}")
+        quantize(model, pattern, kind)
     try:
         load_adapter(model, folder)
     except MismatchError as error:

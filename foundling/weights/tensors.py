@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,6 +23,11 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 FLOATS = ("F64", "F32", "F16", "BF16")
 INTEGERS = ("I64", "I32", "U8", "BOOL")
 """Types of buffers that count."""
+TORCH_TYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+"""Names of safetensors -> types of torch."""
 MAX_SHARD_BYTES = 5 << 30
 
 
@@ -150,12 +158,68 @@ def write_tensors(tensors: dict[str, Tensor], directory: Path, name: str, max_sh
             size = 0
         shards[-1][key] = tensor
         size += tensor.nbytes
-    stem = name.removesuffix(".safetensors")
-    sharded = len(shards) > 1
-    names = [f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors" if sharded else name for i in range(len(shards))]
+    names = _shard_names(name, len(shards))
     for shard, file in zip(shards, names, strict=True):
         save_file(shard, directory / file, metadata={"format": "pt"})
-    if sharded:
+    if len(shards) > 1:
         weight_map = {key: file for shard, file in zip(shards, names, strict=True) for key in shard}
-        total = sum(t.nbytes for t in tensors.values())
-        write_json(directory / f"{name}.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+        _write_index(directory, name, weight_map, sum(t.nbytes for t in tensors.values()))
+
+
+class Header(NamedTuple):
+    """What the header of a safetensors file says of a tensor."""
+
+    dtype: str
+    """one of TORCH_TYPES"""
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * TORCH_TYPES[self.dtype].itemsize
+
+
+def stream_tensors(
+    headers: Mapping[str, Header], compute: Callable[[str], Tensor], directory: Path, name: str, max_shard_bytes: int
+) -> None:
+    """As `write_tensors`, with each tensor computed when it is written, so that one is in memory at a time."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    # larger numbers first: each then starts at a multiple of its size, as readers expect
+    for key in sorted(headers, key=lambda key: -TORCH_TYPES[headers[key].dtype].itemsize):
+        if size and size + headers[key].nbytes > max_shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(key)
+        size += headers[key].nbytes
+    names = _shard_names(name, len(shards))
+    for keys, file in zip(shards, names, strict=True):
+        _stream_file(directory / file, {key: headers[key] for key in keys}, compute)
+    if len(shards) > 1:
+        weight_map = {key: file for keys, file in zip(shards, names, strict=True) for key in keys}
+        _write_index(directory, name, weight_map, sum(header.nbytes for header in headers.values()))
+
+
+def _stream_file(file: Path, headers: dict[str, Header], compute: Callable[[str], Tensor]) -> None:
+    """The format: 8 bytes of length, a JSON header with offsets, the tensors' bytes in that order."""
+    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for key, header in headers.items():
+        offsets = [end, end := end + header.nbytes]
+        table[key] = {"dtype": header.dtype, "shape": list(header.shape), "data_offsets": offsets}
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(file, "wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for key, header in headers.items():
+            tensor = compute(key).contiguous()
+            assert tensor.dtype == TORCH_TYPES[header.dtype] and tensor.shape == header.shape, key
+            out.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _shard_names(name: str, count: int) -> list[str]:
+    stem = name.removesuffix(".safetensors")
+    return [name] if count == 1 else [f"{stem}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+
+
+def _write_index(directory: Path, name: str, weight_map: dict[str, str], n_bytes: int) -> None:
+    write_json(directory / f"{name}.index.json", {"metadata": {"total_size": n_bytes}, "weight_map": weight_map})

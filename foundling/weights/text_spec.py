@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from foundling.adapt.soft import virtual_ids
 from foundling.runtime.files import read_json
 from foundling.text.framing import TextSpec
 from foundling.weights.generation import read_generation_config, read_ids
@@ -27,7 +28,9 @@ def read_text_spec(directory: str | Path, model: Any) -> TextSpec:
 
 def text_spec(model: Any) -> TextSpec:
     """What a model without files says of texts."""
-    return TextSpec(n_rows=model.config.vocab_size, reads_source=model.capabilities.reads_source)
+    return TextSpec(
+        n_rows=model.config.vocab_size, reads_source=model.capabilities.reads_source, virtual=virtual_ids(model)
+    )
 
 
 def _fills_middle(directory: Path) -> bool | None:

@@ -38,7 +38,12 @@ METHODS = {
     "directory": "saved and loaded bitwise, by the hash of every file",
     "exchange": "its directory loads in transformers or diffusers and theirs here, with equal outputs",
     "LoRA": "adapters by name pattern: train, save alone, load on the same base, merge",
+    "QLoRA": "a 4-bit base: quantise, adapt, train, save the adapter, load on the same base, merge",
     "int8": "quantised by name pattern, within its bound; quantise, adapt, train, merge",
+    "prompt": "virtual tokens before each text: train, packed, cached, generated, saved alone and loaded",
+    "prefix": "keys and values before each text: train, packed, cached, generated, saved alone and loaded",
+    "partial": "biases and norms, the top layers, rates and unfreezing by depth: nothing else changes by a bit",
+    "prune": "half of the weights and two of each four: zeros stay zero in training, saved and loaded",
     "DDP": "two processes equal one",
     "FSDP2": "two processes that share the parameters equal one",
     "resume": "killed by SIGKILL and resumed, bitwise",
@@ -61,11 +66,13 @@ WITHOUT: dict[tuple[str, str], str] = {
         ("dual_encoder", m): "nothing is generated"
         for m in ("cache", "recurrent", "generate", "beams", "speculate", "engine")
     },
+    **{("denoiser", m): "it reads no tokens" for m in ("prompt", "prefix")},
     **{("denoiser", m): _IMAGES for m in ("cache", "recurrent", "beams", "speculate", "engine")},
     **{(k, m): _LANGUAGE for k in ("dual_encoder", "denoiser") for m in ("distill", "DPO")},
 }
 """(kind, method) -> why there is nothing to test"""
 WITHOUT_STATE = "it has no recurrent state"
+WITHOUT_ATTENTION = "it has no attention, whose keys and values a prefix is"
 WITHOUT_OTHERS = "no library else has it; see tests/parity or tests/blocks"
 
 
@@ -76,6 +83,11 @@ def why_not(name: str, method: str) -> str | None:
 
         slots = [type(slot) for slots in case(name).tiny().cache_spec() for slot in slots]
         return None if State in slots else WITHOUT_STATE
+    if method == "prefix" and FAMILIES[name].kind == "decoder":
+        from foundling.blocks.attention import Attend
+        from tests.contract.cases import case
+
+        return None if any(isinstance(m, Attend) for m in case(name).tiny().modules()) else WITHOUT_ATTENTION
     if method == "exchange" and ours_alone(name):
         return WITHOUT_OTHERS
     return WITHOUT.get((FAMILIES[name].kind, method))

@@ -6,7 +6,7 @@ import torch
 
 from foundling.adapt.added import adapter_tensors, merge
 from foundling.adapt.lora import LoRAOptions, lora
-from foundling.adapt.quantize import dequantize, quantize
+from foundling.adapt.quantize import Kind, dequantize, quantize
 from foundling.errors import MismatchError, WeightsError
 from foundling.objectives.distill import Distill
 from foundling.objectives.preference import DPO, Referenced
@@ -87,17 +87,17 @@ def test_adapters_train_alone_are_saved_alone_and_merge(name: str, tmp_path) -> 
     assert torch.equal(of.outputs(load(tmp_path / "merged")), of.outputs(model))
 
 
-@covers("int8", quick=ADAPTED)
-def test_quantised_adapted_trained_and_merged(name: str, tmp_path) -> None:
+def quantised(name: str, path, kind: Kind, error: float, worst: float) -> None:
+    """`error` is the most of the outputs that quantisation may change, `worst` the most of a weight, in parts of the
+    largest weight beside it."""
     of = case(name)
     model = of.fresh()
     fit(model, of.objective(), Same(of.batch(0)), steps=3)
     model.eval()
     exact, weights = of.outputs(model), {n: p.detach().clone() for n, p in model.named_parameters()}
-    names = quantize(model, "*layers.*")
+    names = quantize(model, "*layers.*", kind)
     rounded = of.outputs(model)
-    # each weight is off by at most half of 1/127 of its row's largest: a per cent or so of what comes out
-    assert (rounded - exact).norm() < 0.05 * exact.norm()
+    assert (rounded - exact).norm() < error * exact.norm()
     assert len(names) >= 4
     base = weights_hash(model)
 
@@ -106,24 +106,43 @@ def test_quantised_adapted_trained_and_merged(name: str, tmp_path) -> None:
     assert losses[-1] < losses[0] and weights_hash(model) == base
     model.eval()
     after = of.outputs(model)
-    with pytest.raises(WeightsError, match="Int8Linear"):
-        save(model, tmp_path / "refused")
-    save_adapter(model, tmp_path / "adapter")
-    with pytest.raises(MismatchError, match="quantised"):
-        load_adapter(of.fresh(), tmp_path / "adapter")
+    with pytest.raises(WeightsError, match="Linear"):
+        save(model, path / "refused")
+    save_adapter(model, path / "adapter")
+    with pytest.raises(MismatchError, match=f"quantised.*{kind}"):
+        load_adapter(of.fresh(), path / "adapter")
     merge(model)
     dequantize(model)
     close(of.outputs(model), after, bound(depth=32))  # each product becomes two: the weights and their adapter
-    save(model, tmp_path / "merged")
-    assert torch.equal(of.outputs(load(tmp_path / "merged")), of.outputs(model))
+    save(model, path / "merged")
+    assert torch.equal(of.outputs(load(path / "merged")), of.outputs(model))
     plain = of.fresh()
     plain.load_state_dict({n: p for n, p in weights.items()}, strict=False)
-    quantize(plain, "*layers.*")
+    quantize(plain, "*layers.*", kind)
     assert weights_hash(plain) == base
-    dequantize(plain)
-    for n, p in plain.named_parameters():
-        step = weights[n].abs().amax(-1, keepdim=True) / 127 if p.ndim > 1 else 0
-        assert ((p - weights[n]).abs() <= step * 0.5001 + 1e-12).all(), n
+    load_adapter(plain, path / "adapter")
+    assert torch.equal(of.outputs(plain.eval()), after), "on the same base, quantised in the same way"
+    merge(plain)
+    again = of.fresh()
+    again.load_state_dict({n: p for n, p in weights.items()}, strict=False)
+    quantize(again, "*layers.*", kind)
+    dequantize(again)
+    for n, p in again.named_parameters():
+        largest = weights[n].abs().amax(-1, keepdim=True) if kind == "int8" else weights[n].abs().max()
+        assert ((p - weights[n]).abs() <= (worst * largest if p.ndim > 1 else 0) + 1e-12).all(), n
+
+
+@covers("int8", quick=("llama",))
+def test_quantised_adapted_trained_and_merged(name: str, tmp_path) -> None:
+    """Each weight is off by at most half of 1/127 of its row's largest: a per cent or so of what comes out."""
+    quantised(name, tmp_path, "int8", error=0.05, worst=0.5001 / 127)
+
+
+@covers("QLoRA", quick=("llama", "mixtral", "bert", "t5"))
+def test_a_4_bit_base_is_adapted(name: str, tmp_path) -> None:
+    """Each weight is off by at most half of the widest gap of the levels, 0.3038, of its block's largest, and the
+    rounding of that, 1/254 of the difference of scales."""
+    quantised(name, tmp_path, "nf4", error=0.5, worst=0.1519 + 2 / 254)
 
 
 @covers("distill", quick=("llama", "mixtral", "bert", "t5"))

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foundling.data.datasets import load_dataset
-from foundling.data.formats import PIECE_BYTES
 from foundling.data.ingest import Corpus, ingest
 from foundling.data.overlap import near_another
 from foundling.data.sources import Document, Source
 from foundling.data.split import LEAST_BYTES
+from foundling.data.streams import PIECE_BYTES
 from foundling.errors import ConfigError, DataError
 
 

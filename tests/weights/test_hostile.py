@@ -9,10 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from foundling.adapt.heads import HeadOptions, add_head
 from foundling.errors import FoundlingError, WeightsError
 from foundling.limits import JSON_DEPTH
 from foundling.models import build
 from foundling.runtime.files import read_json, write_json
+from foundling.runtime.rng import generator
 from foundling.weights.directory import load, save, weights_hash
 from foundling.weights.manifest import check
 from tests.contract.cases import case
@@ -146,14 +148,15 @@ def test_a_base_model_that_nobody_else_has_is_saved_again(tmp_path) -> None:
 
 
 def test_tensors_that_say_something_twice_or_have_no_rows(tmp_path) -> None:
-    model = build("bert", **case("bert").fields() | {"pooled": True, "masked": False, "n_classes": 3}).eval()
+    model = case("bert").tiny(pooled=True, masked=False)
+    add_head(model, HeadOptions("classify", ("a", "b", "c")), generator("head"))
     file = save(model, tmp_path / "m") / "model.safetensors"
     good = load_file(file)
     norm = "bert.embeddings.LayerNorm"
     for more, says in (
         ({f"{norm}.gamma": good[f"{norm}.weight"]}, "gamma"),
         ({"embeddings.LayerNorm.weight": good[f"{norm}.weight"]}, "the same tensor"),
-        ({"classifier.weight": torch.tensor(1.0)}, "no rows"),
+        ({"classifier.weight": torch.tensor(1.0)}, "a row for each label"),
     ):
         save_file(good | {k: v.clone() for k, v in more.items()}, file)
         refused(tmp_path / "m", says)

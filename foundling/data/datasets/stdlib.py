@@ -5,8 +5,8 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from foundling.data.formats import Skip
 from foundling.data.sources import Source
+from foundling.data.streams import Skip
 
 # Its tests are as large as the library and have broken encodings on purpose; the rest is not the library.
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
@@ -18,8 +18,8 @@ class Stdlib(Source):
     def __init__(self):
         super().__init__(sysconfig.get_path("stdlib"))
 
-    def _files(self) -> Iterator[Path | Skip]:
-        return (path for path in super()._files() if isinstance(path, Skip) or path.suffix == ".py")
+    def paths(self) -> Iterator[Path | Skip]:
+        return (path for path in super().paths() if isinstance(path, Skip) or path.suffix == ".py")
 
     def _left_out(self, name: str) -> bool:
         return super()._left_out(name) or name in _LEFT_OUT or name.startswith("config-")

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foundling.adapt.added import added
 from foundling.blocks.attention import Attend, Attention
 from foundling.blocks.layer import Block, PostNormBlock
 from foundling.blocks.mlp import MLP, GatedMLP, gelu_tanh
@@ -128,6 +129,9 @@ def unsupported_layers(layers: Iterable[nn.Module], kind: type[Block]) -> str | 
     if not layers:
         return "it has no layers"
     for index, layer in enumerate(layers):
+        if adapters := added(layer):
+            name, adapter = next(iter(adapters.items()))
+            return f"'{name}' of layer {index} is an adapter ({type(adapter).__name__}); use torch, or merge it first"
         if type(layer) is not kind or type(layer.mixer) is not Attention or type(layer.mixer.attend) is not Attend:
             kinds = [type(part).__name__ for name, part in layer.named_children() if name in ("mixer", "ffn")]
             return f"layer {index} ({' and '.join(kinds)}) is not plain attention and feed-forward"

@@ -14,7 +14,7 @@ from foundling.blocks.layer import Block
 from foundling.blocks.mlp import MLP, gelu_tanh
 from foundling.blocks.norm import LayerNorm
 from foundling.blocks.stack import Decoder
-from foundling.contracts.checkpoint_map import ConfigMap, Key
+from foundling.contracts.checkpoint_map import CLASSIFY, TAG_CLASSIFIER, ConfigMap, Key
 from foundling.errors import ConfigError
 from foundling.models import published
 from foundling.models.decoder import gpt2
@@ -117,6 +117,7 @@ KEYS = [
 CONFIG = ConfigMap(
     model_type="bloom",
     architecture="BloomForCausalLM",
+    heads={"classify": CLASSIFY, "tag": TAG_CLASSIFIER},
     fields={
         "vocab_size": "vocab_size",
         "hidden_size": "d_model",

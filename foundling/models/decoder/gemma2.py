@@ -16,7 +16,7 @@ from foundling.blocks.mlp import GatedMLP, gelu_tanh
 from foundling.blocks.norm import RMSNorm
 from foundling.blocks.position import RoPE
 from foundling.blocks.stack import Decoder
-from foundling.contracts.checkpoint_map import ConfigMap, Key
+from foundling.contracts.checkpoint_map import CLASSIFY, TAG, ConfigMap, Key
 from foundling.errors import ConfigError
 from foundling.models import published
 from foundling.models.decoder import llama
@@ -108,6 +108,7 @@ KEYS = [
 CONFIG = ConfigMap(
     model_type="gemma2",
     architecture="Gemma2ForCausalLM",
+    heads={"classify": CLASSIFY, "tag": TAG},
     fields=llama.PLAIN_ROPE.fields
     | {
         "sliding_window": "window",

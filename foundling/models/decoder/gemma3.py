@@ -18,7 +18,7 @@ from foundling.blocks.mlp import GatedMLP, gelu_tanh
 from foundling.blocks.norm import RMSNorm
 from foundling.blocks.position import RoPE, RopeScaling
 from foundling.blocks.stack import Decoder
-from foundling.contracts.checkpoint_map import Key
+from foundling.contracts.checkpoint_map import CLASSIFY, Key
 from foundling.errors import ConfigError
 from foundling.models import published
 from foundling.models.decoder import gemma2, llama
@@ -120,6 +120,7 @@ CONFIG = replace(
     gemma2.CONFIG,
     model_type="gemma3_text",
     architecture="Gemma3ForCausalLM",
+    heads={"classify": replace(CLASSIFY, ending="TextForSequenceClassification")},
     fields={k: v for k, v in gemma2.CONFIG.fields.items() if "softcapping" not in k}
     | {"rope_local_base_freq": "rope_local_theta", "rope_scaling": "rope_scaling", "sliding_window_pattern": "period"},
     derived={k: v for k, v in gemma2.CONFIG.derived.items() if "softcapping" not in k}

@@ -15,6 +15,7 @@ from foundling.blocks.mlp import MLP, gelu_tanh
 from foundling.blocks.norm import LayerNorm
 from foundling.blocks.position import PositionTable
 from foundling.blocks.stack import Decoder
+from foundling.contracts.checkpoint_map import CLASSIFY
 from foundling.errors import ConfigError
 from foundling.models import published
 from foundling.models.decoder import gpt2
@@ -83,6 +84,7 @@ CONFIG = replace(
     gpt2.CONFIG,
     model_type="openai-gpt",
     architecture="OpenAIGPTLMHeadModel",
+    heads={"classify": CLASSIFY},
     fields={theirs: ours for theirs, ours in gpt2.CONFIG.fields.items() if ours != "d_ff"},
     derived={key: value for key, value in gpt2.CONFIG.derived.items() if key != "n_inner"}
     | {"n_positions": lambda c: 512},

@@ -14,7 +14,7 @@ from foundling.blocks.mlp import MLP, gelu_tanh
 from foundling.blocks.norm import LayerNorm
 from foundling.blocks.position import PositionTable
 from foundling.blocks.stack import Decoder
-from foundling.contracts.checkpoint_map import ConfigMap, Key
+from foundling.contracts.checkpoint_map import CLASSIFY, TAG_CLASSIFIER, ConfigMap, Key
 from foundling.errors import ConfigError
 from foundling.models import published
 
@@ -145,6 +145,7 @@ KEYS = [
 CONFIG = ConfigMap(
     model_type="gpt2",
     architecture="GPT2LMHeadModel",
+    heads={"classify": CLASSIFY, "tag": TAG_CLASSIFIER},
     fields={
         "vocab_size": "vocab_size",
         "n_embd": "d_model",

@@ -17,7 +17,7 @@ from foundling.blocks.mlp import MLP
 from foundling.blocks.norm import LayerNorm
 from foundling.blocks.position import RoPE
 from foundling.blocks.stack import Decoder
-from foundling.contracts.checkpoint_map import ConfigMap, Key
+from foundling.contracts.checkpoint_map import CLASSIFY, TAG_CLASSIFIER, ConfigMap, Key
 from foundling.errors import ConfigError
 from foundling.models import published
 from foundling.models.decoder import gpt2
@@ -121,6 +121,7 @@ KEYS = [
 CONFIG = ConfigMap(
     model_type="gpt_neox",
     architecture="GPTNeoXForCausalLM",
+    heads={"classify": CLASSIFY, "tag": TAG_CLASSIFIER},
     fields={
         "vocab_size": "vocab_size",
         "hidden_size": "d_model",

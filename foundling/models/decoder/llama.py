@@ -14,7 +14,7 @@ from foundling.blocks.mlp import GatedMLP
 from foundling.blocks.norm import RMSNorm
 from foundling.blocks.position import RoPE, RopeScaling
 from foundling.blocks.stack import Decoder
-from foundling.contracts.checkpoint_map import ConfigMap, Key
+from foundling.contracts.checkpoint_map import CLASSIFY, TAG, ConfigMap, Key
 from foundling.models import published
 
 
@@ -149,6 +149,7 @@ KEYS = [
 CONFIG = ConfigMap(
     model_type="llama",
     architecture="LlamaForCausalLM",
+    heads={"classify": CLASSIFY, "tag": TAG},
     fields={
         "vocab_size": "vocab_size",
         "hidden_size": "d_model",

@@ -192,6 +192,7 @@ CONFIG = replace(
     llama.CONFIG,
     model_type="llama4_text",
     architecture="Llama4ForCausalLM",
+    heads={},
     fields=llama.CONFIG.fields
     | {
         "intermediate_size": "d_expert",

@@ -14,7 +14,7 @@ from foundling.blocks.moe import MoE
 from foundling.blocks.norm import RMSNorm
 from foundling.blocks.position import RoPE, RopeScaling
 from foundling.blocks.stack import Decoder
-from foundling.contracts.checkpoint_map import ConfigMap, Key
+from foundling.contracts.checkpoint_map import CLASSIFY, TAG, ConfigMap, Key
 from foundling.errors import ConfigError
 from foundling.models import published
 from foundling.models.decoder import llama
@@ -93,6 +93,7 @@ KEYS = [key for key in llama.KEYS if ".mlp." not in key.theirs] + [
 CONFIG = ConfigMap(
     model_type="mixtral",
     architecture="MixtralForCausalLM",
+    heads={"classify": CLASSIFY, "tag": TAG},
     fields={
         **{theirs: ours for theirs, ours in llama.CONFIG.fields.items() if ours != "d_ff"},
         "intermediate_size": "d_expert",

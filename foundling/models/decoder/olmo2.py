@@ -17,7 +17,7 @@ from foundling.blocks.mlp import GatedMLP
 from foundling.blocks.norm import RMSNorm
 from foundling.blocks.position import RoPE, RopeScaling
 from foundling.blocks.stack import Decoder
-from foundling.contracts.checkpoint_map import Key
+from foundling.contracts.checkpoint_map import CLASSIFY, Key
 from foundling.models import published
 from foundling.models.decoder import llama
 
@@ -104,6 +104,7 @@ CONFIG = replace(
     llama.CONFIG,
     model_type="olmo2",
     architecture="Olmo2ForCausalLM",
+    heads={"classify": CLASSIFY},
     fields={theirs: ours for theirs, ours in llama.CONFIG.fields.items() if ours != "head_dim"},
     derived={k: v for k, v in llama.CONFIG.derived.items() if k != "head_dim"} | {"rms_norm_eps": lambda c: 1e-5},
     only={"hidden_act": "silu", "attention_bias": False},

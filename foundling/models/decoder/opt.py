@@ -15,7 +15,7 @@ from foundling.blocks.mlp import MLP
 from foundling.blocks.norm import LayerNorm
 from foundling.blocks.position import PositionTable
 from foundling.blocks.stack import Decoder
-from foundling.contracts.checkpoint_map import ConfigMap, Key
+from foundling.contracts.checkpoint_map import CLASSIFY, ConfigMap, Key
 from foundling.errors import ConfigError
 from foundling.models import published
 from foundling.models.decoder import gpt2
@@ -96,6 +96,7 @@ KEYS = [
 CONFIG = ConfigMap(
     model_type="opt",
     architecture="OPTForCausalLM",
+    heads={"classify": CLASSIFY},
     fields={
         "vocab_size": "vocab_size",
         "hidden_size": "d_model",

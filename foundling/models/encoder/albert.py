@@ -85,8 +85,7 @@ KEYS = [
     Key("predictions.decoder.weight", "head.weight"),
     Key("predictions.decoder.bias", "head.bias", given="head.weight"),
     Key("predictions.bias", "head.bias", unless="head.weight"),
-    *[Key(f"sop_classifier.classifier.{k}", f"classifier.{k}", given="head.bias") for k in ("weight", "bias")],
-    *[Key(f"classifier.{kind}", f"classifier.{kind}", unless="head.bias") for kind in ("weight", "bias")],
+    *bert.pairs("sop_classifier.classifier", "classifier"),
 ]
 
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh"}
@@ -97,9 +96,8 @@ CONFIG = replace(
     architectures={
         "AlbertForPreTraining": {"masked": True, "pooled": True},
         "AlbertForMaskedLM": {"masked": True},
-        "AlbertModel": {"n_classes": 0},
-        "AlbertForSequenceClassification": {},
     },
+    heads=bert.head_maps("albert.pooler"),
     fields=bert.CONFIG.fields
     | {"embedding_size": "d_embed", "num_hidden_groups": "n_groups", "hidden_act": "activation"},
     derived=bert.CONFIG.derived
@@ -115,7 +113,7 @@ CONFIG = replace(
     parts={
         "pooled": ("albert.pooler.weight",),
         "masked": ("predictions.dense.weight",),
-        "n_classes": ("sop_classifier.classifier.weight", "classifier.weight"),
+        "n_classes": ("sop_classifier.classifier.weight",),
     },
     base_prefix="albert.",
     counted=("n_groups",),

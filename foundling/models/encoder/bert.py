@@ -16,7 +16,7 @@ from foundling.blocks.encoder import Encoder
 from foundling.blocks.layer import PostNormBlock
 from foundling.blocks.mlp import MLP
 from foundling.blocks.norm import LayerNorm
-from foundling.contracts.checkpoint_map import ConfigMap, Key
+from foundling.contracts.checkpoint_map import TAG_CLASSIFIER, ConfigMap, HeadMap, Key, dense, projection
 from foundling.errors import ConfigError
 from foundling.models import published
 
@@ -35,7 +35,8 @@ class BERTConfig:
     pooled: bool = False
     masked: bool = True
     n_classes: int = 0
-    """Predicted from the pooled vector. With a head over the vocabulary: 2, for next-sentence prediction."""
+    """Of pretraining, beside the head over the vocabulary: 2, for next-sentence prediction. Other classes are those of
+    a head (adapt.heads)."""
     dropout: float = 0.0
     """On embeddings and on the output of each residual branch, in training."""
     attention_dropout: float = 0.0
@@ -44,11 +45,10 @@ class BERTConfig:
         published.check_dropout(self)
         if self.d_model % self.n_heads:
             raise ConfigError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
-        if self.n_classes and not self.pooled:
-            raise ConfigError("classes are predicted from the pooled vector; set pooled too")
-        if self.masked and self.n_classes not in (0, 2):
+        if self.n_classes not in (0, 2) or (self.n_classes and not (self.pooled and self.masked)):
             raise ConfigError(
-                f"n_classes {self.n_classes} with a head over the vocabulary; next-sentence prediction has 2"
+                f"n_classes {self.n_classes}: next-sentence prediction has 2, with `pooled` and `masked`; for classes of "
+                "your own put a head on the model (adapt.heads.add_head)"
             )
 
 
@@ -135,14 +135,14 @@ KEYS = [
     Key("cls.predictions.decoder.weight", "head.weight"),
     Key("cls.predictions.decoder.bias", "head.bias", given="head.weight"),
     Key("cls.predictions.bias", "head.bias", unless="head.weight"),
-    *[Key(f"cls.seq_relationship.{kind}", f"classifier.{kind}", given="head.bias") for kind in ("weight", "bias")],
-    *[Key(f"classifier.{kind}", f"classifier.{kind}", unless="head.bias") for kind in ("weight", "bias")],
+    *pairs("cls.seq_relationship", "classifier"),
 ]
 
 
-def labels(c: dict[str, Any]) -> dict[str, str] | None:
-    """transformers has one class per label."""
-    return {str(i): f"LABEL_{i}" for i in range(c["n_classes"])} if c["n_classes"] else None
+def head_maps(pooler: str) -> dict[str, HeadMap]:
+    """Of BERT's kind; `pooler`: the published name of its dense layer."""
+    names = dense(f"{pooler}.weight", f"{pooler}.bias") | projection("classifier")
+    return {"classify": HeadMap("ForSequenceClassification", names), "tag": TAG_CLASSIFIER}
 
 
 CONFIG = ConfigMap(
@@ -151,9 +151,8 @@ CONFIG = ConfigMap(
     architectures={
         "BertForPreTraining": {"masked": True, "pooled": True},
         "BertForMaskedLM": {"masked": True},
-        "BertModel": {"n_classes": 0},
-        "BertForSequenceClassification": {},
     },
+    heads=head_maps("bert.pooler.dense"),
     fields={
         "vocab_size": "vocab_size",
         "hidden_size": "d_model",
@@ -180,9 +179,8 @@ CONFIG = ConfigMap(
     parts={
         "pooled": ("bert.pooler.dense.weight",),
         "masked": ("cls.predictions.transform.dense.weight",),
-        "n_classes": ("cls.seq_relationship.weight", "classifier.weight"),
+        "n_classes": ("cls.seq_relationship.weight",),
     },
-    filled={"id2label": labels},
     base_prefix="bert.",
     ignored=(".position_ids", "predictions.decoder.weight", "predictions.decoder.bias", "predictions.bias"),
     renamed=((".gamma", ".weight"), (".beta", ".bias")),

@@ -6,11 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch.nn.functional as F
 from torch import nn
 
 from foundling.blocks.encoder import Encoder
 from foundling.contracts.checkpoint_map import ConfigMap, Key
+from foundling.contracts.model import HeadLayout, Task
 from foundling.errors import ConfigError
 from foundling.models import published
 from foundling.models.encoder import bert
@@ -25,29 +25,28 @@ class DistilBERTConfig:
     d_ff: int
     max_seq_len: int = 512
     tie_embeddings: bool = True
-    pooled: bool = False
     masked: bool = True
-    n_classes: int = 0
     norm_eps: float = 1e-12
     dropout: float = 0.0
     """Of embeddings and of what each feed-forward layer adds, in training."""
     attention_dropout: float = 0.0
+    pooled, n_classes = False, 0
 
     def __post_init__(self) -> None:
         published.check_dropout(self)
         if self.d_model % self.n_heads:
             raise ConfigError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
-        if bool(self.n_classes) != self.pooled or (self.masked and self.pooled):
-            raise ConfigError(
-                "DistilBERT has a pooled vector only with classes, and classes only without a masked head"
-            )
 
 
 class DistilBERT(Encoder):
     def __init__(self, config: DistilBERTConfig) -> None:
         c = config
         layers: list[nn.Module] = [bert.block(c, dropout=(0.0, c.dropout)) for _ in range(c.n_layers)]
-        super().__init__(c, layers, pool_activation=F.relu, dropout=c.dropout)
+        super().__init__(c, layers, dropout=c.dropout)
+
+    def head_layout(self, task: Task) -> HeadLayout:
+        layout = super().head_layout(task)
+        return layout if task == "tag" else layout._replace(activation="relu")
 
 
 sized = bert.sized
@@ -72,8 +71,6 @@ KEYS = [
         )
         for key in bert.pairs(f"distilbert.transformer.layer.{{i}}.{theirs}", f"layers.{{i}}.{ours}")
     ],
-    *bert.pairs("pre_classifier", "pooler"),
-    *bert.pairs("classifier", "classifier"),
     *bert.pairs("vocab_transform", "transform"),
     *bert.pairs("vocab_layer_norm", "norm"),
     *bert.pairs("vocab_projector", "head"),
@@ -84,9 +81,8 @@ CONFIG = ConfigMap(
     architecture="DistilBertModel",
     architectures={
         "DistilBertForMaskedLM": {"masked": True},
-        "DistilBertModel": {"n_classes": 0},
-        "DistilBertForSequenceClassification": {},
     },
+    heads=bert.head_maps("pre_classifier"),
     fields={
         "vocab_size": "vocab_size",
         "dim": "d_model",
@@ -104,12 +100,7 @@ CONFIG = ConfigMap(
         **published.without_dropout("dropout", "attention_dropout"),
     },
     only={"activation": "gelu", "sinusoidal_pos_embds": False},
-    parts={
-        "pooled": ("pre_classifier.weight",),
-        "masked": ("vocab_transform.weight",),
-        "n_classes": ("classifier.weight",),
-    },
-    filled=bert.CONFIG.filled,
+    parts={"masked": ("vocab_transform.weight",)},
     base_prefix="distilbert.",
     ignored=(".position_ids", "vocab_projector.weight"),
     renamed=bert.CONFIG.renamed,

@@ -19,7 +19,8 @@ from foundling.blocks.encoder import Encoder, row_means
 from foundling.blocks.layer import Block
 from foundling.blocks.mlp import GatedMLP
 from foundling.blocks.position import RoPE
-from foundling.contracts.checkpoint_map import ConfigMap, Key
+from foundling.contracts.checkpoint_map import ConfigMap, HeadMap, Key, dense, projection
+from foundling.contracts.model import HeadLayout, Task
 from foundling.contracts.objective import Term
 from foundling.errors import ConfigError
 from foundling.models import published
@@ -43,10 +44,8 @@ class ModernBERTConfig:
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
     masked: bool = True
-    n_classes: int = 0
-    """Predicted from one vector for a row, in place of tokens."""
     mean_pooled: bool = False
-    """Whether that vector is computed from the mean of a row's states, or from its first one."""
+    """Whether the vector of a row, which a head reads, comes from the mean of its states, or from its first one."""
     dropout: float = 0.0
     """On embeddings, in training."""
     attention_dropout: float = 0.0
@@ -54,8 +53,8 @@ class ModernBERTConfig:
     ffn_dropout: float = 0.0
     """On what the last projection of a feed-forward layer reads."""
     classifier_dropout: float = 0.0
-    """On what the classifier reads."""
-    pooled = False  # the vector is computed by what would be the head's transform
+    """On what the projection of a head reads."""
+    pooled, n_classes = False, 0
 
     def __post_init__(self) -> None:
         published.check_dropout(self)
@@ -63,8 +62,6 @@ class ModernBERTConfig:
             raise ConfigError(f"d_model {self.d_model} is not {self.n_heads} heads of even width")
         if min(self.window, self.period) <= 0:
             raise ConfigError("window and period must be above 0")
-        if self.masked and self.n_classes:
-            raise ConfigError("a head over the vocabulary and classes use the same parts; set masked or n_classes")
 
 
 class UnbiasedLayerNorm(nn.Module):
@@ -100,9 +97,8 @@ class ModernBERT(Encoder):
         super().__init__(c, layers, dropout=c.dropout)
         del self.position_embedding  # positions are rotations
         self.ropes = nn.ModuleDict({GLOBAL: RoPE(head_dim, c.rope_theta), LOCAL: RoPE(head_dim, c.rope_local_theta)})
-        self.classifier_dropout = nn.Dropout(c.classifier_dropout)
         self.embedding_norm, self.final_norm = norm(), norm()
-        if c.masked or c.n_classes:
+        if c.masked:
             self.transform, self.norm = nn.Linear(c.d_model, c.d_model, bias=False), norm()
 
     def embed_positions(self, x: Tensor, positions: Tensor) -> Tensor:
@@ -116,13 +112,19 @@ class ModernBERT(Encoder):
         return self.final_norm(x), aux
 
     def pool(self, states: Tensor, documents: Tensor | None) -> Tensor | None:
-        if self.classifier is None or self.transform is None or self.norm is None:
+        if self.transform is None:
             return None
         pooled = row_means(states, documents) if self.config.mean_pooled else states[:, 0]
-        return self.norm(self.activation(self.transform(pooled)))
+        return self.transformed(pooled)
 
-    def classify(self, pooled: Tensor) -> Tensor:
-        return super().classify(self.classifier_dropout(pooled))
+    def head_layout(self, task: Task) -> HeadLayout:
+        """The published head of every task begins as the one over the vocabulary does; a model that has that one keeps
+        it."""
+        pool, dropout = "mean" if self.config.mean_pooled else "first", self.config.classifier_dropout
+        if self.transform is not None:
+            return HeadLayout("model", dropout=dropout)
+        of = "every" if task == "tag" else pool
+        return HeadLayout(of, "gelu", dense_bias=False, norm_eps=self.config.norm_eps, dropout=dropout)
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:
@@ -150,8 +152,11 @@ KEYS = [
     Key("head.norm.weight", "norm.weight"),
     Key("decoder.weight", "head.weight"),
     Key("decoder.bias", "head.bias"),
-    *bert.pairs("classifier", "classifier"),
 ]
+
+
+def _head_map(ending: str) -> HeadMap:
+    return HeadMap(ending, dense("head.dense.weight") | {"norm_weight": "head.norm.weight"} | projection("classifier"))
 
 
 def _local_theta(c: dict[str, Any]) -> float:
@@ -170,9 +175,8 @@ CONFIG = ConfigMap(
     architecture="ModernBertModel",
     architectures={
         "ModernBertForMaskedLM": {"masked": True},
-        "ModernBertModel": {"n_classes": 0},
-        "ModernBertForSequenceClassification": {},
     },
+    heads={task: _head_map(f"For{kind}Classification") for task, kind in (("classify", "Sequence"), ("tag", "Token"))},
     fields={
         "vocab_size": "vocab_size",
         "hidden_size": "d_model",
@@ -215,8 +219,8 @@ CONFIG = ConfigMap(
         "global_rope_theta": lambda c: c["rope_theta"],
         "local_rope_theta": lambda c: c["rope_local_theta"],
     },
-    parts={"masked": ("decoder.bias",), "n_classes": ("classifier.weight",)},
-    filled={"id2label": bert.labels, **published.padding(50283)},
+    parts={"masked": ("decoder.bias",)},
+    filled=published.padding(50283),
     base_prefix="model.",
     ignored=("decoder.weight",),
 )  # fmt: skip

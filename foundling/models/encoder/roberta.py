@@ -9,7 +9,9 @@ from typing import Any
 from torch import nn
 
 from foundling.blocks.encoder import Encoder
-from foundling.contracts.checkpoint_map import Key
+from foundling.contracts.checkpoint_map import TAG_CLASSIFIER, HeadMap, Key, dense, projection
+from foundling.contracts.model import HeadLayout, Task
+from foundling.errors import ConfigError
 from foundling.models.encoder import bert
 
 FIRST_POSITION = 2
@@ -20,12 +22,22 @@ class RoBERTaConfig(bert.BERTConfig):
     n_types: int = 1
     norm_eps: float = 1e-5
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_classes:
+            raise ConfigError("RoBERTa is pretrained without classes; put a head on the model (adapt.heads.add_head)")
+
 
 class RoBERTa(Encoder):
     def __init__(self, config: RoBERTaConfig) -> None:
         c = config
         layers: list[nn.Module] = [bert.block(c) for _ in range(c.n_layers)]
         super().__init__(c, layers, n_types=c.n_types, first_position=FIRST_POSITION, dropout=c.dropout)
+
+    def head_layout(self, task: Task) -> HeadLayout:
+        """A head of its own, also where there is a pooler."""
+        layout = super().head_layout(task)
+        return layout if task == "tag" else layout._replace(pool="first", activation="tanh")
 
 
 sized = bert.sized
@@ -37,10 +49,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 KEYS = [
     *bert.keys("roberta"),
-    # the dense layer of the classification head takes the role of BERT's pooler
-    *[Key(f"classifier.dense.{kind}", f"pooler.{kind}", given="classifier.bias") for kind in ("weight", "bias")],
-    *[Key(f"roberta.pooler.dense.{kind}", f"pooler.{kind}", unless="classifier.bias") for kind in ("weight", "bias")],
-    *bert.pairs("classifier.out_proj", "classifier"),
+    *bert.pairs("roberta.pooler.dense", "pooler"),
     *bert.pairs("lm_head.dense", "transform"),
     *bert.pairs("lm_head.layer_norm", "norm"),
     Key("lm_head.decoder.weight", "head.weight"),
@@ -54,8 +63,13 @@ CONFIG = replace(
     architecture="RobertaModel",
     architectures={
         "RobertaForMaskedLM": {"masked": True},
-        "RobertaModel": {"n_classes": 0},
-        "RobertaForSequenceClassification": {},
+    },
+    heads={
+        "classify": HeadMap(
+            "ForSequenceClassification",
+            dense("classifier.dense.weight", "classifier.dense.bias") | projection("classifier.out_proj"),
+        ),
+        "tag": TAG_CLASSIFIER,
     },
     derived=bert.CONFIG.derived
     | {
@@ -65,9 +79,8 @@ CONFIG = replace(
     convert={"max_position_embeddings": (lambda n: n - FIRST_POSITION, lambda n: n + FIRST_POSITION)},
     only=bert.CONFIG.only | {"pad_token_id": FIRST_POSITION - 1},
     parts={
-        "pooled": ("roberta.pooler.dense.weight", "classifier.dense.weight"),
+        "pooled": ("roberta.pooler.dense.weight",),
         "masked": ("lm_head.dense.weight",),
-        "n_classes": ("classifier.out_proj.weight",),
     },
     base_prefix="roberta.",
     # a pooler without classes is omitted, as in transformers

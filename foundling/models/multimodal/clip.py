@@ -126,7 +126,8 @@ class TextEncoder(nn.Module):
         mask = build_mask(MaskRule(self.causal, documents), x.shape[1], x.shape[1], x)
         x, _ = forward_layers(self.layers, x, Context({GLOBAL: mask}, documents=documents))
         x = self.norm(x)
-        read = tokens if documents is None else torch.where(documents >= 0, tokens, -1)
+        read = tokens.masked_fill(tokens >= len(self.embedding.weight), -1)  # a soft prompt's ids are beyond all
+        read = read if documents is None else torch.where(documents >= 0, read, -1)
         end = (read if self.eos_id == 2 else (read == self.eos_id).int()).argmax(dim=1)
         return EncoderOutput(x, documents, x[torch.arange(len(x), device=x.device), end])
 

@@ -21,7 +21,7 @@ from foundling.blocks.moe import MoE
 from foundling.blocks.norm import RMSNorm
 from foundling.blocks.selective import SelectiveMixer
 from foundling.blocks.stack import Decoder
-from foundling.contracts.checkpoint_map import ConfigMap, Key
+from foundling.contracts.checkpoint_map import CLASSIFY, ConfigMap, Key
 from foundling.errors import ConfigError
 from foundling.models import published
 from foundling.models.decoder import llama
@@ -148,6 +148,7 @@ KEYS = [
 CONFIG = ConfigMap(
     model_type="jamba",
     architecture="JambaForCausalLM",
+    heads={"classify": CLASSIFY},
     fields={
         "vocab_size": "vocab_size",
         "hidden_size": "d_model",

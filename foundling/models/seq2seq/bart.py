@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from foundling.blocks.norm import LayerNorm
 from foundling.blocks.position import PositionTable
 from foundling.blocks.seq2seq import EncoderDecoder, SourceEncoder
-from foundling.contracts.checkpoint_map import ConfigMap, Key
+from foundling.contracts.checkpoint_map import ConfigMap, HeadMap, Key, dense, projection
 from foundling.errors import ConfigError
 from foundling.models import published
 from foundling.models.decoder.opt import FIRST_POSITION
@@ -126,9 +126,17 @@ KEYS = [
     Key("lm_head.weight", "head.weight"),
 ]
 
+
+def head_map(prefix: str = "") -> HeadMap:
+    """Of BART's kind: a dense layer and a projection on a state of the decoder."""
+    names = dense("classification_head.dense.weight", "classification_head.dense.bias")
+    return HeadMap("ForSequenceClassification", names | projection("classification_head.out_proj"), prefix)
+
+
 CONFIG = ConfigMap(
     model_type="bart",
     architecture="BartForConditionalGeneration",
+    heads={"classify": head_map()},
     fields={
         "vocab_size": "vocab_size",
         "d_model": "d_model",

@@ -16,8 +16,9 @@ from foundling.blocks.layer import Block, CrossAttentionBlock
 from foundling.blocks.mlp import MLP, GatedMLP, gelu_tanh
 from foundling.blocks.norm import RMSNorm
 from foundling.blocks.seq2seq import EncoderDecoder, SourceEncoder
-from foundling.contracts.checkpoint_map import ConfigMap, Key
+from foundling.contracts.checkpoint_map import ConfigMap, HeadMap, Key, projection
 from foundling.models import published
+from foundling.models.seq2seq import bart
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,10 @@ KEYS = [
 CONFIG = ConfigMap(
     model_type="t5",
     architecture="T5ForConditionalGeneration",
+    heads={
+        "classify": bart.head_map("transformer."),
+        "tag": HeadMap("ForTokenClassification", projection("classifier"), "transformer."),
+    },
     fields={
         "vocab_size": "vocab_size",
         "d_model": "d_model",

@@ -93,6 +93,32 @@ def export_model(directory: str | Path, out: str | Path, *, dtype: str | None = 
     return _summary(model, out, companion_files, skipped)
 
 
+def read_model(directory: str | Path) -> Any:
+    """A model in the type that is stored, float32 where there are several, after its files were compared with their
+    hashes. WeightsError for a pipeline of diffusers, of which a denoiser is a part."""
+    directory = local_directory(directory)
+    if is_pipeline(directory):
+        raise WeightsError(f"{directory}: a pipeline; name the folder of its model, such as {directory / 'unet'}")
+    return _read(directory, None)[0]
+
+
+def save_changed(model: Any, source: str | Path, out: str | Path, about: dict[str, Any]) -> dict[str, Any]:
+    """Writes a model that was changed after it was read from the directory `source`, with the files of COMPANIONS from
+    there but its README, `about` and the source in foundling.json. OutputError if `out` is not empty."""
+    source, out = local_directory(source), Path(out)
+    require_free(out)
+    companion_files, skipped = companions(source)
+    companion_files = [path for path in companion_files if path.name != "README.md"]
+    require_space(out, _size(model, companion_files))
+
+    def fill(temporary: Path) -> None:
+        _write(model, None, companion_files, temporary)
+        write_manifest(temporary, {"weights_hash": weights_hash(model), **about})
+
+    write_directory(out, fill)
+    return _summary(model, out, companion_files, skipped)
+
+
 def export_gguf(directory: str | Path, out: str | Path, *, weights: str | None = None) -> dict[str, Any]:
     """Writes a model as one GGUF file. `weights` as in save_gguf, None for the stored type. 'kept' in the result lists
     the tokenizer where llama.cpp can have it; 'left_out' says why it is not written otherwise, and what of the model or
@@ -171,7 +197,7 @@ def _read(source: Path | GGUFFile, dtype: str | None) -> tuple[Any, NoiseSchedul
     if (source / MANIFEST).exists() and (problems := check(source)["problems"]):
         raise WeightsError(f"{source}: {'; '.join(problems)}")
     if dtype is None:
-        with opened(tensors_folder(source)) as (_, _, _, tensors):
+        with opened(tensors_folder(source)) as (_, _, _, tensors, _):
             kinds = {STORED_DTYPES.get(tensors.dtype(name), "float32") for name in tensors}
         dtype = kinds.pop() if len(kinds) == 1 else "float32"
     if is_pipeline(source):
@@ -199,7 +225,7 @@ def _hashes(source: Path, companion_files: list[Path]) -> dict[str, str]:
     if source.is_file():
         return {source.name: sha256(source)}
     folder = tensors_folder(source)
-    with opened(folder) as (family, _, _, _):
+    with opened(folder) as (family, *_):
         read = [*companion_files, folder / "config.json", *stored_in(folder, family.module.CONFIG.weights)]
     if is_pipeline(source):
         read += [source / "model_index.json", source / "scheduler" / "scheduler_config.json"]

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a finetuning trains: the model with its head and its adaptation, the objective, the batches, and what is written
+at the end."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from foundling.adapt.added import adapter_tensors, merge
+from foundling.adapt.frozen import store_frozen
+from foundling.adapt.heads import HeadOptions, absorb, add_head
+from foundling.adapt.method import SAVED_ALONE, apply
+from foundling.adapt.quantize import dequantize
+from foundling.data.examples import Examples
+from foundling.errors import ConfigError
+from foundling.objectives.causal import Causal
+from foundling.objectives.classify import Classify, Regress, Tag
+from foundling.recipes.publish import write_whole
+from foundling.recipes.recipe import Recipe
+from foundling.runtime.hub import local_directory
+from foundling.runtime.rng import generator
+from foundling.text import Tokenizer
+from foundling.text.framing import Framing
+from foundling.weights.adapters import adapter_contents, write_contents
+from foundling.weights.directory import hash_of, weights_hash
+from foundling.weights.loading import load
+from foundling.weights.text_spec import read_text_spec
+
+HEADED = ("classify", "tag", "regress")
+"""kinds of examples that a head answers"""
+KINDS = {
+    "chat": "chat model", "text": "finetuned model", "classify": "text classifier", "tag": "word tagger",
+    "regress": "regression model", "seq2seq": "finetuned model",
+}  # fmt: skip
+"""kind of examples -> what comes of them, in words"""
+OBJECTIVES = {"classify": Classify, "tag": Tag, "regress": Regress}
+
+
+def check_kind(model: Any, kind: str) -> None:
+    """ConfigError where this model cannot learn from these examples."""
+    can = model.capabilities
+    if "text" not in can.modalities or not hasattr(model, "embed_tokens"):
+        raise ConfigError(f"{type(model).__name__} is not finetuned on text; use a decoder, encoder or encoder–decoder")
+    if kind in ("chat", "text") and (not can.generates or can.reads_source):
+        other = "--as seq2seq" if can.reads_source else "--as classify, tag or regress"
+        raise ConfigError(f"{type(model).__name__} does not continue text, so it cannot learn '{kind}'; use {other}")
+    if kind == "seq2seq" and not can.reads_source:
+        raise ConfigError(
+            f"{type(model).__name__} reads no source; give a decoder the examples as chats (--as chat, with --field for "
+            "the question and --target for the answer)"
+        )
+
+
+def head_options(kind: str, examples: Examples) -> HeadOptions | None:
+    """The head that these examples need; None for those that the model's own head answers."""
+    if kind not in HEADED:
+        return None
+    if kind != "regress":
+        return HeadOptions(kind, tuple(examples.labels))
+    values = [float(example.fields["value"]) for example in examples.train]
+    return HeadOptions(kind, ("value",), mean=statistics.fmean(values), std=statistics.pstdev(values) or 1.0)
+
+
+def adapted(model: Any, recipe: Recipe, head: HeadOptions | None) -> Any:
+    """The model, in place, with its head and adaptation. Frozen weights are kept in the type they compute in."""
+    if head is not None:
+        add_head(model, head, generator("head", recipe.seed))
+    apply(model, recipe.adapt, generator("adapt", recipe.seed))
+    if recipe.runtime.precision == "bfloat16":
+        store_frozen(model, weights_hash(model))
+    return model.to(recipe.runtime.device)
+
+
+def build_adapted(recipe: Recipe, head: HeadOptions | None) -> Any:
+    """The model as training starts, on the recipe's device."""
+    assert recipe.model.directory
+    return adapted(load(recipe.model.directory), recipe, head)
+
+
+def framing_of(directory: str, tokenizer: Tokenizer, model: Any) -> Framing:
+    """How texts of the adapted model are framed: as the base's directory says, virtual tokens included."""
+    return Framing(tokenizer, read_text_spec(local_directory(directory), model))
+
+
+def objective_of_kind(kind: str) -> Any:
+    return OBJECTIVES[kind]() if kind in HEADED else Causal()
+
+
+def writer(recipe: Recipe, head: HeadOptions | None, out: Path) -> Any:
+    """The function that writes what was trained, the adapter alone or the whole model, for the directory `out`."""
+
+    def write(model: Any, directory: Path) -> dict[str, Any]:
+        options = recipe.adapt
+        if options.method in SAVED_ALONE and not options.merged:
+            tensors, config, bound = adapter_contents(model, out, recipe.model.directory)
+            write_contents(directory, tensors, config)
+            return {"weights_hash": hash_of(sorted(tensors.items())), **bound}
+        return write_whole(whole_model(recipe, model, head), directory)
+
+    return write
+
+
+def whole_model(recipe: Recipe, model: Any, head: HeadOptions | None) -> Any:
+    """The model with its adapter merged, in float32: on the base read again, which is rounded in memory."""
+    assert recipe.model.directory
+    if recipe.adapt.method in SAVED_ALONE or recipe.runtime.precision == "bfloat16":
+        trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+        exact = replace(recipe, runtime=replace(recipe.runtime, precision="float32"))
+        model = adapted(load(recipe.model.directory), exact, head)
+        params = dict(model.named_parameters())
+        for name, value in trained.items():
+            params[name].data.copy_(value)
+    if adapter_tensors(model):
+        merge(model)
+    dequantize(model)
+    absorb(model)
+    return model

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finetune a model on examples: `foundling finetune DIR DATA`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from foundling.recipes.adapting import (
+    KINDS,
+    build_adapted,
+    framing_of,
+    head_options,
+    objective_of_kind,
+    writer,
+)
+from foundling.recipes.finetune_plan import batches_of, parent_tokenizer, prepare, validation_split
+from foundling.recipes.judging import BEFORE, Judge, generation_of
+from foundling.recipes.publish import DataRead, Outcome
+from foundling.recipes.run import Run
+from foundling.recipes.training import runtime_of
+from foundling.recipes.validation import Validation
+
+
+def finetune(run: Run) -> dict[str, Any]:
+    examples = run.examples()
+    recipe, tokenizer = run.settle(examples, lambda: prepare(run, examples), parent_tokenizer)
+    kind, head = recipe.objective.kind, head_options(recipe.objective.kind, examples)
+    model = run.model(lambda recipe: build_adapted(recipe, head))
+    assert recipe.model.directory
+    framing = framing_of(recipe.model.directory, tokenizer, model)
+    encoded = run.encoded(examples, framing, recipe.train.seq_len)
+    objective, runtime = objective_of_kind(kind), runtime_of(recipe)
+    start_id = getattr(model.config, "start_id", 0)
+    judge = Judge(kind, examples, encoded, framing, objective, runtime, start_id)
+    with run.clock.phase("evaluate"):
+        run.progress.line("measuring the model before")
+        before = judge.measure(model, BEFORE)
+    train, validation = validation_split(encoded.train, recipe)
+    watched = None
+    if validation is not None and recipe.train.evaluate_every:
+        watched = Validation(judge.loss_on(validation), recipe.train.evaluate_every, recipe.train.patience)
+    run.train(model, objective, batches_of(train, recipe, model), validation=watched)
+    with run.measuring("measuring it after"):
+        after = judge.measure(model)
+    run.progress.line(judge.sentence(before, after))
+    return run.publish(
+        Outcome(
+            kind=KINDS[kind], model=model, tokenizer=tokenizer, data=data_read(examples, encoded),
+            metric=judge.metric, figures=after.figures, loss_unit=judge.loss_unit,
+            baselines=judge.baselines(before), results=[*before.results, *after.results],
+            comparisons=judge.comparisons(before, after), write_model=writer(recipe, head, run.out),
+            generation=generation_of(model, framing, recipe.model.directory), pipeline_tag=judge.pipeline_tag,
+            next_commands=[judge.next_command],
+        )
+    )  # fmt: skip
+
+
+def data_read(examples: Any, encoded: Any) -> DataRead:
+    texts = [text for example in examples.held_out[:2] if (text := first_text(example.fields))]
+    return DataRead(
+        len(examples.train), examples.train_bytes, len(examples.held_out), examples.held_out_bytes,
+        dict(examples.removed) | dict(examples.skipped) | dict(encoded.skipped), examples.data_hash,
+        examples.source_bytes, texts, examples.train_bytes / max(1, encoded.train.n_tokens),
+    )  # fmt: skip
+
+
+def first_text(fields: dict[str, Any]) -> str:
+    """Something of an example that can be shown."""
+    if "messages" in fields:
+        return "\n".join(str(message["content"]) for message in fields["messages"])
+    return str(fields.get("text") or fields.get("source") or " ".join(fields.get("words", [])))

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a finetuning is measured by: the metric of the task on held-out examples, and answers before and after."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from foundling.contracts.records import Metric, Result
+from foundling.data.encoded import EncodedExamples, EncodedSplit
+from foundling.data.examples import Example, Examples
+from foundling.data.subset import Subset
+from foundling.data.transforms.examples import example_batches
+from foundling.decode import plain
+from foundling.decode.classify import Classifier
+from foundling.decode.request import Request, build_sampling
+from foundling.evaluate.perplexity import score
+from foundling.evaluate.runners import judge
+from foundling.evaluate.task import GeneratedText, Task, exact_match
+from foundling.evaluate.tasks.labels import classify, label_task, tag_task, value_task
+from foundling.runtime.device import Runtime
+from foundling.runtime.files import read_json
+from foundling.runtime.hub import local_directory
+from foundling.text.framing import Framing
+from foundling.weights.generation import default_generation_config
+
+ROWS = 16
+"""examples that are read at once"""
+N_ANSWERED, N_COMPARED, MAX_ANSWER = 50, 5, 128
+"""held-out examples that are answered, and shown; tokens of an answer"""
+METRICS = {
+    "chat": Metric("loss", "nats per answer token", True, "The mean negative log-probability of a token of the "
+                   "answers, given all that stands before it."),
+    "text": Metric("loss", "nats per token", True, "The mean negative log-probability of a token of held-out text."),
+    "seq2seq": Metric("loss", "nats per target token", True, "The mean negative log-probability of a token of the "
+                      "target, given its source."),
+    "classify": Metric("accuracy", "accuracy", False, "The share of held-out texts whose label is right."),
+    "tag": Metric("accuracy", "accuracy", False, "The share of held-out words whose tag is right."),
+    "regress": Metric("root mean squared error", "root mean squared error", True, "Of the values of held-out examples, in their unit."),
+}  # fmt: skip
+PIPELINES = {"classify": "text-classification", "tag": "token-classification", "regress": "text-classification",
+             "seq2seq": "text2text-generation"}  # fmt: skip
+TASKS = {"classify": label_task, "tag": tag_task, "regress": value_task}
+BEFORE, AFTER = "before", "model"
+"""subjects of results"""
+
+
+@dataclass
+class Measured:
+    figures: dict[str, float]
+    results: list[Result] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+    """to the first held-out examples"""
+
+
+@dataclass
+class Judge:
+    kind: str
+    examples: Examples
+    encoded: EncodedExamples
+    framing: Framing
+    objective: Any
+    runtime: Runtime
+    start_id: int = 0
+    """what a decoder that reads a source begins with"""
+
+    def __post_init__(self) -> None:
+        self.metric = METRICS[self.kind]
+        self.held_out: list[Example] = [self.examples.held_out[int(i)] for i in self.encoded.held_out.places]
+        self.loss_unit = self.metric.name if self.metric.key == "loss" else "nats per example"
+        self.pipeline_tag = PIPELINES.get(self.kind, "text-generation")
+
+    def loss_on(self, split: EncodedSplit | Subset) -> Callable[[Any], float]:
+        batches = example_batches(split, batch_size=ROWS, start_id=self.start_id)
+        return lambda model: score(model, self.objective, batches, None, self.runtime).loss
+
+    def measure(self, model: Any, subject: str = AFTER) -> Measured:
+        """The figures of the held-out examples. The model is in evaluation mode afterwards."""
+        model.eval()
+        measured = Measured({"loss": self.loss_on(self.encoded.held_out)(model)})
+        with torch.inference_mode(), self.runtime.autocast(), torch.compiler.set_stance("force_eager"):
+            if self.kind in ("chat", "seq2seq"):
+                self._answer(model, measured, subject)
+            elif self.kind != "text":
+                self._classify(model, measured, subject)
+        return measured
+
+    def _classify(self, model: Any, measured: Measured, subject: str) -> None:
+        task = TASKS[self.kind](f"held-out examples of {self.kind}", [_plain(e) for e in self.held_out])
+        done = classify(Classifier(model, self.framing.tokenizer), task, subject=subject, model_hash="")
+        measured.results.append(replace(done.result, scores=[]))
+        measured.figures |= {name: figure.value for name, figure in done.figures.items() if figure.value is not None}
+        measured.answers = [_said(answer) for answer in done.answers[:N_COMPARED]]
+
+    def _answer(self, model: Any, measured: Measured, subject: str) -> None:
+        """Answers the first held-out examples greedily; the share of them that the data has word for word."""
+        asked = [example for example in self.held_out if prompt_of(example) is not None][:N_ANSWERED]
+        sampling = build_sampling(None, {"temperature": 0.0})
+        never = dict.fromkeys(self.framing.unnamed_rows(), float("-inf"))
+        sampling = replace(sampling, logit_bias=never)
+        requests = []
+        for example in asked:
+            ids = self._prompt(example)
+            n_left = model.config.max_seq_len - (0 if self.framing.spec.reads_source else len(ids))
+            requests.append(
+                Request(
+                    ids, max(1, min(MAX_ANSWER, n_left)), sampling, 0, self.framing.ends, (), self.framing.answer(ids)
+                )
+            )
+        texts = [GeneratedText(c.text or "", c.finish_reason == "length") for c in plain.complete(model, requests)]
+        task = Task(
+            "answers as in the data, word for word", asked, _shown_prompt, exact_match(reference_of), metric="share"
+        )
+        measured.results.append(replace(judge(task, texts, subject=subject), scores=[]))
+        measured.answers = [text.text for text in texts[:N_COMPARED]]
+
+    def _prompt(self, example: Example) -> list[int]:
+        if self.kind == "seq2seq":
+            return self.framing.prompt(example.fields["source"])
+        return self.framing.chat(example.fields["messages"][:-1], tools=example.fields.get("tools"))
+
+    def sentence(self, before: Measured, after: Measured) -> str:
+        key = self.metric.key
+        return f"held out: {self.metric.name} {after.figures[key]:.4g}, before {before.figures[key]:.4g}"
+
+    def baselines(self, before: Measured) -> dict[str, float]:
+        """The model before, or where it had no head, what needs no model: the most frequent label, the mean value."""
+        if self.metric.key == "loss":
+            return {"before": before.figures["loss"]}
+        if self.kind == "regress":
+            values = [float(e.fields["value"]) for e in self.examples.train]
+            mean = statistics.fmean(values)
+            squares = [(float(e.fields["value"]) - mean) ** 2 for e in self.held_out]
+            return {"the mean value": statistics.fmean(squares) ** 0.5}
+        counts = self.examples.label_counts
+        most = max(counts, key=counts.__getitem__)
+        true = [
+            label for e in self.held_out for label in ([e.fields["label"]] if "label" in e.fields else e.fields["tags"])
+        ]
+        return {f"always '{most}'": true.count(most) / len(true)}
+
+    def comparisons(self, before: Measured, after: Measured) -> list[dict[str, str]]:
+        return [
+            {"prompt": _shown_prompt(example), "reference": reference_of(example), "before": old, "after": new}
+            for example, old, new in zip(self.held_out, before.answers, after.answers, strict=False)
+        ]
+
+    @property
+    def next_command(self) -> tuple[str, str]:
+        if self.kind in PIPELINES and self.kind != "seq2seq":
+            return "foundling classify {} 'a text'", "label a text"
+        if self.kind == "seq2seq":
+            return "foundling generate {} --prompt 'a source'", "answer a source"
+        return "foundling chat {}", "talk to it"
+
+
+def generation_of(model: Any, framing: Framing, directory: str) -> dict[str, Any] | None:
+    """generation_config.json: the base's own, whose ends and defaults still hold, else what the tokenizer says."""
+    if not model.capabilities.generates:
+        return None
+    file = local_directory(directory) / "generation_config.json"
+    return read_json(file) if file.exists() else default_generation_config(model, framing.tokenizer)
+
+
+def prompt_of(example: Example) -> str | None:
+    """What is asked, where an answer of the assistant ends the example."""
+    messages = example.fields.get("messages")
+    if messages is None:
+        return example.fields.get("source")
+    return str(messages[-2]["content"]) if len(messages) > 1 and messages[-1]["role"] == "assistant" else None
+
+
+def reference_of(example: Example) -> str:
+    """The answer that the data has."""
+    fields = example.fields
+    if "messages" in fields:
+        return str(fields["messages"][-1]["content"])
+    answer = next(fields[name] for name in ("target", "label", "value", "tags", "text") if name in fields)
+    return " ".join(answer) if isinstance(answer, list) else str(answer)
+
+
+def _plain(example: Example) -> dict[str, Any]:
+    """As the tasks of labels read it."""
+    fields = example.fields
+    return {"text": fields["text"], "label": fields["value"]} if "value" in fields else dict(fields)
+
+
+def _said(answer: dict[str, Any]) -> str:
+    if "tags" in answer:
+        return " ".join(tag["tag"] for tag in answer["tags"])
+    return f"{answer['value']:.4g}" if "value" in answer else f"{answer['label']} ({answer['probability']:.0%})"
+
+
+def _shown_prompt(example: Example) -> str:
+    fields = example.fields
+    return prompt_of(example) or str(fields.get("text") or " ".join(fields.get("words", [])))

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Merging tensors, worked by hand, and shallower models."""
+
+import math
+
+import pytest
+import torch
+
+from foundling.adapt.combine import average, slerp, task, ties
+from foundling.adapt.layers import take_layers
+from foundling.adapt.lora import LoRAOptions, lora
+from foundling.errors import AdaptError
+from foundling.runtime.rng import generator
+from tests.contract.cases import case
+
+
+def test_average_takes_shares_of_the_sum_of_the_weights() -> None:
+    a, b = torch.tensor([1.0, -2.0]), torch.tensor([3.0, 6.0])
+    assert average([a, b], [1.0, 3.0]).tolist() == [2.5, 4.0]
+    assert average([a.bfloat16(), b.bfloat16()], [0.5, 0.5]).dtype == torch.float32
+
+
+def test_slerp_keeps_length_and_divides_the_angle() -> None:
+    a, b = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+    for t, degrees in ((0.0, 0), (1 / 3, 30), (0.5, 45), (1.0, 90)):
+        expected = [2 * math.cos(math.radians(degrees)), 2 * math.sin(math.radians(degrees))]
+        assert slerp(a, b, t)[0].tolist() == pytest.approx(expected, abs=1e-6)
+    # with lengths 1 and 3 at 60°: sin(15°)/sin(60°) · a + sin(45°)/sin(60°) · b
+    x, y = torch.tensor([1.0, 0.0]), 3 * torch.tensor([0.5, math.sqrt(3) / 2])
+    of_x, of_y = (math.sin(math.radians(d)) / math.sin(math.radians(60)) for d in (15, 45))
+    assert slerp(x, y, 0.75).tolist() == pytest.approx((of_x * x + of_y * y).tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize("b", [[1.0, 2.00001], [2.0, 4.0], [-1.0, -2.0], [0.0, 0.0]])
+def test_slerp_is_linear_where_there_is_no_angle(b: list[float]) -> None:
+    a, other = torch.tensor([1.0, 2.0]), torch.tensor(b)
+    assert torch.equal(slerp(a, other, 0.25), torch.lerp(a, other, 0.25))
+
+
+def test_task_vectors_by_hand() -> None:
+    base = torch.tensor([1.0, 1.0])
+    found = task(base, [torch.tensor([3.0, 1.0]), torch.tensor([1.0, 0.0])], [0.5, -2.0])
+    assert found.tolist() == [2.0, 3.0], "1 + 0.5 · 2, 1 − 2 · (−1): the second task is unlearnt"
+
+
+def test_ties_by_hand() -> None:
+    base = torch.full((4,), 10.0)
+    a, b = base + torch.tensor([4.0, -1.0, 3.0, 0.5]), base + torch.tensor([2.0, 5.0, -1.0, -6.0])
+    # half of each is kept: (4, 0, 3, 0) and (0, 5, 0, −6); no signs clash, so each mean is of one
+    assert ties(base, [a, b], [1.0, 1.0], 0.5).tolist() == [14.0, 15.0, 13.0, 4.0]
+    # all is kept: signs of the sums (6, 4, 2, −5.5); means of those that agree: (4 + 2)/2, 5, 3, −6
+    assert ties(base, [a, b], [1.0, 1.0], 1.0).tolist() == [13.0, 15.0, 13.0, 4.0]
+    # weights 3 and 1: sums (14, 2, 8, −4.5); (3·4 + 2)/4, 5, 3, −6
+    assert ties(base, [a, b], [3.0, 1.0], 1.0).tolist() == [13.5, 15.0, 13.0, 4.0]
+    assert torch.equal(ties(base, [base, base], [1.0, 1.0], 0.2), base)
+
+
+@pytest.mark.parametrize("name", ["llama", "bert", "mixtral"])
+def test_a_shallower_model_has_the_layers_of_its_teacher(name: str) -> None:
+    of = case(name)
+    teacher = of.tiny(n_layers=4)
+    student = take_layers(teacher, range(0, 4, 2))
+    assert student.config.n_layers == 2 and not student.training
+    for place, index in enumerate((0, 2)):
+        for n, p in teacher.layers[index].named_parameters():
+            copied = student.layers[place].get_parameter(n)
+            assert torch.equal(copied, p) and copied.data_ptr() != p.data_ptr()
+    assert torch.equal(of.outputs(take_layers(teacher, range(4))), of.outputs(teacher))
+    del teacher.layers[3], teacher.layers[1]
+    assert torch.equal(of.outputs(student), of.outputs(teacher)), "the same as leaving the others out"
+
+
+def test_layers_that_cannot_be_taken_are_refused() -> None:
+    with pytest.raises(AdaptError, match="expected one or more of 0 to 1"):
+        take_layers(case("llama").tiny(), [2])
+    with pytest.raises(AdaptError, match="layer 1 computes in another way than layer 0"):
+        take_layers(case("gemma2").tiny(), [1])
+    with pytest.raises(AdaptError, match="no single stack"):
+        take_layers(case("t5").tiny(), [0])
+    model = case("llama").tiny()
+    lora(model, LoRAOptions("*.q"), generator("lora"))
+    with pytest.raises(AdaptError, match="merge them first"):
+        take_layers(model, [0])
