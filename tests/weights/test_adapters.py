@@ -145,7 +145,7 @@ def test_damage_is_named(directory) -> None:
     file.unlink()
     refused(directory, WeightsError, r"adapter_model\.safetensors: missing")
     file.write_bytes(good)
-    rewrite(directory, kind="model")
+    rewrite(directory, adapter=False)
     refused(directory, WeightsError, "not the manifest of an adapter")
     manifest.unlink()
     (directory / CONFIG).unlink()
