@@ -166,7 +166,7 @@ def _open(place: str | Path, stack: ExitStack) -> _Source:
     directory = local_directory(place)
     if (directory / MANIFEST).is_file() and (problems := check(directory)["problems"]):
         raise WeightsError(f"{directory}: {'; '.join(problems)}")
-    family, config, inert, tensors = stack.enter_context(opened(directory))
+    family, config, inert, tensors, _ = stack.enter_context(opened(directory))
     model = skeleton(family, config, str(directory / "config.json"), tensors)
     model.inert = {key: value for key, value in inert.items() if key != NAMES_CODE}
     links = compared(tensors, family, model)
