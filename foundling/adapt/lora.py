@@ -111,7 +111,8 @@ def adaptable(model: nn.Module, options: LoRAOptions) -> dict[str, nn.Module]:
 
 
 def check_unadapted(model: nn.Module) -> None:
-    """AdaptError for a model with LoRA modules or a bank of them; a new head, or rows of new tokens, may be there."""
+    """AdaptError for a model that has LoRA modules or a bank of them. A new head, or rows of new tokens, are no
+    obstacle."""
     if hasattr(model, "adapter_bank") or any(isinstance(m, LoRA) for m in added(model).values()):
         raise AdaptError("the model already has adapters; merge them first")
 

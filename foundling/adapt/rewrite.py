@@ -32,7 +32,8 @@ def pattern_of(names: Iterable[str], candidates: Iterable[str]) -> str:
 
 def matching(model: nn.Module, pattern: str, kinds: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
     """Name -> module, for modules of the kinds whose name matches any of the shell patterns in `pattern`, separated by
-    commas ("layers.*.mixer.[qv],head", "layers.*,!*.router"; `*` crosses dots). Raises AdaptError, with similar names, if there is none."""
+    commas ("layers.*.mixer.[qv],head"; `*` crosses dots), and none that begins with ! ("layers.*,!*.router"). Raises
+    AdaptError, with similar names, if there is none."""
     candidates = {name: module for name, module in model.named_modules() if name and isinstance(module, kinds)}
     matched = {name: module for name, module in candidates.items() if matches(name, pattern)}
     if not matched:

@@ -81,8 +81,8 @@ class MaskFiller:
 
     @classmethod
     def load(cls, directory: str | Path, *, base: str | Path | None = None) -> MaskFiller:
-        """From a model directory of Foundling or transformers, or an adapter's (see `load`, with its `base`). Raises WeightsError, with the reason, where the model or
-        its tokenizer cannot fill gaps."""
+        """From a model directory of Foundling or transformers, or an adapter's (see `load`, with its `base`). Raises
+        WeightsError, with the reason, where the model or its tokenizer cannot fill gaps."""
         directory = local_directory(directory)
         model = load(directory, base=base, merged=True)
         name, can = family_of(model).name, model.capabilities

@@ -21,11 +21,12 @@ from foundling.adapt.quantize import QUANTISED, quantized_kind
 from foundling.adapt.rewrite import pattern_of
 from foundling.errors import AdaptError, MismatchError, WeightsError
 from foundling.limits import shown
+from foundling.models import family_of
 from foundling.runtime.distributed import barrier, is_first_rank
 from foundling.runtime.files import read_json, write_directory, write_json
 from foundling.runtime.hub import is_hub, local_directory, parse
 from foundling.weights import adapter_head, adapter_tokens, peft_lora, peft_soft
-from foundling.weights.adapter_layout import CONFIG, FILE, Kind, Source
+from foundling.weights.adapter_layout import CONFIG, FILE, PREFIX, Kind, Source
 from foundling.weights.directory import weights_hash, whole
 from foundling.weights.generation import default_generation_config
 from foundling.weights.manifest import MANIFEST, check, read_manifest, write_manifest
@@ -122,11 +123,11 @@ def _common(model: Any, base: str | Path | None) -> dict[str, Any]:
 
 
 def _base_dtype(model: nn.Module) -> str:
-    """The type that most of the base's floating-point values have."""
+    """The type that the base was loaded in: an adapter is made in that of its projection, whatever type the frozen
+    weights are stored in later."""
     sizes = Counter[str]()
-    for tensor in base_tensors(model).values():
-        if tensor.is_floating_point():
-            sizes[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
+    for tensor in adapter_tensors(model).values():
+        sizes[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
     return sizes.most_common(1)[0][0]
 
 
@@ -152,6 +153,7 @@ def load_adapter(model: nn.Module, directory: str | Path) -> list[str]:
             known = ", ".join(kind.name for kind in KINDS)
             raise WeightsError(f"{source.directory / CONFIG}: peft_type {kind} is not supported; supported: {known}")
         steps = [kind.read(model, source) for kind in kinds]
+        _take_unchanged(model, source)
         source.check_all_taken()
     for step in steps:
         names += step()
@@ -173,6 +175,7 @@ def read_adapter(model: nn.Module, directory: str | Path) -> dict[str, LowRank]:
                 f"{source.directory / CONFIG}: peft_type {kind}; only LORA can share a batch with others"
             )
         updates = peft_lora.read_updates(model, source)
+        _take_unchanged(model, source)
         source.check_all_taken()
     return updates
 
@@ -200,6 +203,23 @@ def source_of(directory: str | Path, model: nn.Module) -> Iterator[Source]:
     config = read_json(directory / CONFIG)
     with tensors_of(directory, FILE) as tensors:
         yield Source(directory, config, manifest, tensors)
+
+
+def _take_unchanged(model: Any, source: Source) -> None:
+    """peft writes embedding and head along with an adapter of one of them. WeightsError unless they are those of the
+    base, bit by bit."""
+    rest = {name.removeprefix(PREFIX).replace(".base_layer.", "."): name for name in source if name not in source.taken}
+    if not rest:
+        return
+    base = base_tensors(model)
+    tied = {"head.weight": "embedding.weight"} if getattr(model.config, "tie_embeddings", False) else {}
+    for key in family_of(model).module.KEYS:
+        ours = tied.get(key.targets[0], key.targets[0])
+        if key.theirs in rest and ours in base and not key.transforms:
+            name = rest[key.theirs]
+            stored = source.take(name, tuple(base[ours].shape), base[ours].dtype)
+            if not torch.equal(stored, base[ours].detach().cpu()):
+                raise WeightsError(f"{source.tensors.path}: '{name}' is not that of this base; only adapters are read")
 
 
 def _check_base(model: nn.Module, directory: Path, manifest: dict[str, Any]) -> None:

@@ -59,7 +59,7 @@ def refused(directory, error: type[FoundlingError], match: str) -> None:
 def test_the_files_say_what_it_is_and_what_it_belongs_to(directory) -> None:
     manifest = json.loads((directory / MANIFEST).read_text())
     assert manifest["kind"] == "adapter" and manifest["by"] == "hand" and manifest["quantized"] == ""
-    assert manifest["adapters"] == {"lora": {"modules": dict.fromkeys(TARGETS, [2, 3.0])}}
+    assert manifest["adapters"] == {"lora": {"modules": {key: [2, 3.0] for key in TARGETS}}}
     assert manifest["base"] == weights_hash(case("llama").tiny()) and manifest["base_dtype"] == "float32"
     config = json.loads((directory / CONFIG).read_text())
     assert config["peft_type"] == "LORA" and config["task_type"] == "CAUSAL_LM"
@@ -131,7 +131,7 @@ def test_tensors_that_do_not_fit_are_named_before_anything_is_changed(directory)
     for pair in ([0, 3.0], [2, -1.0], [2, "x"], [True, 1.0], 2):
         rewrite(directory, good, adapters={"lora": {"modules": dict.fromkeys(TARGETS, pair)}})
         refused(directory, WeightsError, "damaged, rank and alpha of")
-    rewrite(directory, good, adapters={"lora": {"modules": dict.fromkeys([*TARGETS, "nowhere"], [2, 3.0])}})
+    rewrite(directory, good, adapters={"lora": {"modules": {key: [2, 3.0] for key in [*TARGETS, "nowhere"]}}})
     refused(directory, AdaptError, "'nowhere'.* is not a projection")
     rewrite(directory, good, adapters={"lora": []})
     refused(directory, WeightsError, "damaged, adapters.lora is")
@@ -145,7 +145,7 @@ def test_damage_is_named(directory) -> None:
     file.unlink()
     refused(directory, WeightsError, r"adapter_model\.safetensors: missing")
     file.write_bytes(good)
-    rewrite(directory, kind="model")
+    rewrite(directory, adapter=False)
     refused(directory, WeightsError, "not the manifest of an adapter")
     manifest.unlink()
     (directory / CONFIG).unlink()
