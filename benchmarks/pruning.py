@@ -64,10 +64,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         corpus = ingest(open_data("builtin:stdlib"), Path(directory) / "corpus")
         held_out = Rows(corpus.held_out, tokenizer, args.rows)
-        seen = Rows(corpus.train, tokenizer, args.steps * ROWS) if args.steps else None
+        seen = Rows(corpus.train(), tokenizer, args.steps * ROWS) if args.steps else None
     for share in args.shares.split(","):
         model = foundling.load(args.dir)
-        options = {"structure": "2:4"} if share == "2:4" else {"share": float(share)}
+        options: dict[str, Any] = {"structure": "2:4"} if share == "2:4" else {"share": float(share)}
         names = prune(model, PruneOptions(**options, scope=args.scope))
 
         def loss(model: Any = model) -> float:

@@ -40,10 +40,11 @@ def test_which_weights_are_removed_by_hand() -> None:
 
 def pair() -> Any:
     model: Any = nn.Module()
-    model.layers = nn.ModuleList([nn.Linear(4, 2, bias=False), nn.Linear(4, 2, bias=False)])
-    with torch.no_grad():
-        model.layers[0].weight[:] = torch.arange(1.0, 9.0).view(2, 4)
-        model.layers[1].weight[:] = torch.arange(1.0, 9.0).view(2, 4) * 10
+    model.layers = nn.ModuleList()
+    for scale in (1, 10):
+        linear = nn.Linear(4, 2, bias=False)
+        linear.weight = nn.Parameter(torch.arange(1.0, 9.0).view(2, 4) * scale)
+        model.layers.append(linear)
     return model
 
 
