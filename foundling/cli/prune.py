@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Set the smallest weights of a model to zero; `foundling raise --from` of the result recovers what was lost."""
+"""Set the smallest weights of a model to zero; `foundling raise --from` of the result trains the others on."""
 
 from __future__ import annotations
 
@@ -29,24 +29,21 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     from foundling.adapt.prune import PruneOptions, finish, prune, stored_bytes, unsupported_reason
+    from foundling.config import to_dict
+    from foundling.runtime.hub import place_name
     from foundling.weights.convert.hugging_face import read_model, save_changed
+    from foundling.weights.directory import weights_hash
 
     structure = {"structure": "2:4"} if args.share == "2:4" else {"share": _share(args.share)}
     options = PruneOptions(**structure, scope=args.scope, pattern=args.pattern)  # pyright: ignore[reportArgumentType]
     model = read_model(args.dir)
+    parent = {"name": place_name(args.dir), "weights_hash": weights_hash(model)}
     names = prune(model, options)
     finish(model)
-    sizes = stored_bytes((p for p in model.parameters()), deflate=False)
+    sizes = stored_bytes(model.parameters(), deflate=False)
     weights = [model.get_submodule(name).weight for name in names]
     zeros = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
-    about = {
-        "pruned": {
-            "share": options.share,
-            "structure": options.structure,
-            "scope": options.scope,
-            "pattern": options.pattern,
-        }
-    }
+    about = {"pruned": to_dict(options), "parents": [parent]}
     done = save_changed(model, args.dir, args.out, about) | {"projections": len(names), "zeros": zeros, "bytes": sizes}
     if not args.json:
         say(f"{args.out}: {zeros:.1%} of the weights of {len(names)} projections are zero")

@@ -34,8 +34,8 @@ READS = {
 """objective -> fields of its section that it reads"""
 INFILLED = ("bart",)
 """families whose usual objective is to write the whole text again (Lewis et al. 2019)"""
-PATTERN_CHARS = 1 << 16
-"""of a pattern that a foundling.json may have"""
+PATTERN_CHARS = 1 << 14
+"""of the pattern of what is pruned, in a foundling.json"""
 RESTORE = "restore it, or give `foundling reproduce` --parent DIR, where it is now"
 
 
@@ -95,8 +95,11 @@ def load_start(directory: str, device: str = "cpu") -> Any:
     """A model to continue from. What its foundling.json calls pruned stays zero in training."""
     model, manifest = load(directory, device=device), local_directory(directory) / MANIFEST
     pruned = read_manifest(manifest.parent).get("pruned") if manifest.is_file() else None
-    if isinstance(pruned, dict):
-        keep_zeros(model, str(pruned.get("pattern", "*layers.*"))[:PATTERN_CHARS])
+    if pruned is not None:
+        pattern = pruned.get("pattern") if isinstance(pruned, dict) else None
+        if not isinstance(pattern, str) or len(pattern) > PATTERN_CHARS:
+            raise WeightsError(f"{manifest}: 'pruned' has no pattern of at most {PATTERN_CHARS} characters")
+        keep_zeros(model, pattern)
     return model
 
 

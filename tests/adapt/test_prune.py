@@ -2,6 +2,7 @@
 """Pruning by magnitude: which weights become zero, that they stay so, and the bytes that this saves."""
 
 import zlib
+from typing import Any
 
 import pytest
 import torch
@@ -37,12 +38,13 @@ def test_which_weights_are_removed_by_hand() -> None:
     assert not smallest(weight, 0.0).any()
 
 
-def pair() -> nn.Module:
-    model = nn.Module()
-    model.layers = nn.ModuleList([nn.Linear(4, 2, bias=False), nn.Linear(4, 2, bias=False)])
-    with torch.no_grad():
-        model.layers[0].weight.copy_(torch.arange(1.0, 9.0).view(2, 4))
-        model.layers[1].weight.copy_(torch.arange(1.0, 9.0).view(2, 4) * 10)
+def pair() -> Any:
+    model: Any = nn.Module()
+    model.layers = nn.ModuleList()
+    for scale in (1, 10):
+        linear = nn.Linear(4, 2, bias=False)
+        linear.weight = nn.Parameter(torch.arange(1.0, 9.0).view(2, 4) * scale)
+        model.layers.append(linear)
     return model
 
 

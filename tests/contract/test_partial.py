@@ -60,10 +60,12 @@ def test_depth_follows_the_computation(name: str) -> None:
     top = max(of_layer.values())
     assert {*depths.values()} - {top + 1} == {*range(top + 1)}, "0 to the last layer, and what comes after"
     seen: dict[str, Any] = {}
+
+    def remember(path: str, output: Any) -> None:
+        seen[path] = output[0] if isinstance(output, tuple) else output
+
     hooks = [
-        layer.register_forward_hook(
-            lambda m, x, y, path=path: seen.update({str(path): y[0] if isinstance(y, tuple) else y})
-        )
+        layer.register_forward_hook(lambda module, x, output, path=path: remember(path, output))
         for path, layer in layers.items()
     ]
 

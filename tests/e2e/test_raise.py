@@ -120,3 +120,24 @@ def test_every_decoder_is_raised_by_the_same_command(family: str, tmp_path) -> N
     assert result["actual"]["bits_per_byte"] > 0 and foundling("check", tmp_path / "out").returncode == 0
     done = foundling("generate", tmp_path / "out", "--prompt", "data", "--json")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_pruned_model_recovers_and_its_zeros_stay(model, tmp_path) -> None:
+    out, _ = model
+    done = foundling("prune", out, "--share", "2:4", "--out", tmp_path / "pruned", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["zeros"] >= 0.5, done.stderr
+    shape = ("--d-model", "32", "--n-layers", "2", "--vocab-size", "320")
+    more = [word for i, word in enumerate(TINY) if not {word, TINY[i - 1]} & set(shape[::2])]
+    raised(
+        out.parent / "data", "--from", tmp_path / "pruned", *more, "--train.unfreeze-every", "3",
+        "--optim.layer-decay", "0.5", "--out", tmp_path / "recovered",
+    )  # fmt: skip
+    before, after = library.load(tmp_path / "pruned"), library.load(tmp_path / "recovered")
+    for (name, a), (_, b) in zip(before.named_parameters(), after.named_parameters(), strict=True):
+        assert not torch.equal(a, b), f"{name} is trained"
+        if name.startswith("layers.") and a.ndim == 2:
+            assert torch.equal(a == 0, b == 0) and (a == 0).float().mean() == 0.5, name
+    assert "pruned" in json.loads((tmp_path / "recovered" / "foundling.json").read_text())
+    again = foundling("reproduce", tmp_path / "recovered", "--out", tmp_path / "again", "--json")
+    assert again.returncode == 0 and json.loads(again.stdout)["identical"], again.stderr

@@ -176,4 +176,6 @@ def test_the_commands_merge_and_prune(three, tmp_path, capsys) -> None:
     done = told("prune", tmp_path / "m", "--share", "2:4", "--out", tmp_path / "p")
     assert done["zeros"] == 0.5 and done["bytes"]["bitmask"] < 0.9 * done["bytes"]["dense"]
     assert {"chat_template.jinja", "tokenizer.json"} <= set(done["kept"]) and done["dtype"] == "bfloat16"
-    assert read_manifest(tmp_path / "p")["pruned"]["structure"] == "2:4"
+    manifest = read_manifest(tmp_path / "p")
+    assert manifest["pruned"]["structure"] == "2:4"
+    assert manifest["parents"] == [{"name": "m", "weights_hash": read_manifest(tmp_path / "m")["weights_hash"]}]

@@ -104,7 +104,7 @@ def read_model(directory: str | Path) -> Any:
 
 def save_changed(model: Any, source: str | Path, out: str | Path, about: dict[str, Any]) -> dict[str, Any]:
     """Writes a model that was changed after it was read from the directory `source`, with the files of COMPANIONS from
-    there but its README, `about` and the source in foundling.json. OutputError if `out` is not empty."""
+    there but its README, and `about` in foundling.json. OutputError if `out` is not empty."""
     source, out = local_directory(source), Path(out)
     require_free(out)
     companion_files, skipped = companions(source)
