@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import foundling
-from foundling.blocks.init import initialise
 from foundling.adapt.heads import HeadOptions, add_head
+from foundling.blocks.init import initialise
 from foundling.cli import main
 from foundling.decode.classify import Classifier
 from foundling.decode.prompts import pad_prompts

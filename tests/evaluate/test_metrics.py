@@ -86,8 +86,8 @@ def test_spans_by_the_rules_of_conlleval(tags: str, spans: list[tuple[str, int, 
 
 
 def test_spans_count_where_type_and_both_ends_are_right() -> None:
-    truth = ["B-PER I-PER O B-LOC".split(), "O B-ORG O".split(), "O O".split()]
-    found = ["B-PER O O B-LOC".split(), "O B-LOC B-LOC".split(), "O O".split()]
+    truth = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-ORG", "O"], ["O", "O"]]
+    found = [["B-PER", "O", "O", "B-LOC"], ["O", "B-LOC", "B-LOC"], ["O", "O"]]
     # 3 true, 4 predicted, 1 right: precision 1/4, recall 1/3
     assert metrics.span_f1(truth, found).value == pytest.approx(2 / 7)
     assert metrics.span_f1([["O"]], [["O"]]).value is None

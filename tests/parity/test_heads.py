@@ -14,7 +14,6 @@ from torch import Tensor
 import foundling
 from foundling.adapt.heads import HeadOptions, add_head
 from foundling.blocks.heads import scores
-from foundling.errors import WeightsError
 from foundling.models import FAMILIES, family
 from foundling.runtime.rng import generator
 from foundling.weights.heads import stem

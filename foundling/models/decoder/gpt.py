@@ -15,8 +15,8 @@ from foundling.blocks.mlp import MLP, gelu_tanh
 from foundling.blocks.norm import LayerNorm
 from foundling.blocks.position import PositionTable
 from foundling.blocks.stack import Decoder
-from foundling.errors import ConfigError
 from foundling.contracts.checkpoint_map import CLASSIFY
+from foundling.errors import ConfigError
 from foundling.models import published
 from foundling.models.decoder import gpt2
 
