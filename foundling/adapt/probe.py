@@ -78,9 +78,8 @@ def probe_features(model: Any, batches: Iterable[Batch]) -> Features:
     if task == "regress":
         y = (y.double().view(len(y), -1) - head.options.mean) / head.options.std
     elif len(y.unique()) < 2:
-        raise AdaptError(
-            f"all {len(y)} examples have the label '{head.options.labels[int(y[0])]}'; it takes two classes"
-        )
+        only = head.options.labels[int(y[0])]
+        raise AdaptError(f"all {len(y)} examples have the label '{only}'; it takes two classes")
     return Features(torch.cat(xs), y)
 
 

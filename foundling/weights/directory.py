@@ -71,7 +71,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 def weights_hash(model: Any) -> str:
     """SHA-256 over names, shapes and bytes of parameters and persistent buffers, sorted by name; a tied weight counts
-    once. An adapted model has the hash of its base; a head counts once it is a part of the model (adapt.heads.absorb)."""
+    once. An adapted model has the hash of its base; a head counts where it is a part of the model (see absorb)."""
     derived = {id(b) for b in _derived_buffers(model).values()}
     return _hash({name: tensor for name, tensor in base_tensors(model).items() if id(tensor) not in derived})
 

@@ -24,6 +24,8 @@ from tests.contract.cases import case
 
 sklearn = pytest.importorskip("sklearn")
 
+STRENGTHS = (0.01, 0.1, 1.0)
+
 
 def headed(name: str, kind: Any, labels: tuple[str, ...], **more: Any) -> Any:
     model = case(name).tiny().requires_grad_(False)
@@ -77,14 +79,14 @@ def test_values_as_scikit_learn_finds_them() -> None:
 def test_the_head_gets_it_and_the_same_examples_give_the_same_bits(name: str, kind: Any) -> None:
     labels = ("v",) if kind == "regress" else ("a", "b", "c")
     first, second = (headed(name, kind, labels) for _ in range(2))
-    probe, again = (fit_probe(model, batches(160, kind)) for model in (first, second))
+    probe, again = (fit_probe(model, batches(96, kind), strengths=STRENGTHS) for model in (first, second))
     assert torch.equal(probe.weight, again.weight) and torch.equal(first.score.weight, second.score.weight)
-    assert probe.strength == min(probe.losses, key=probe.losses.__getitem__) and len(probe.losses) == 9
+    assert probe.strength == min(probe.losses, key=probe.losses.__getitem__) and len(probe.losses) == 3
     if kind != "regress":
-        batch = batches(160, kind)[0]
+        batch = batches(96, kind)[0]
         found = scores(first, batch).argmax(-1)
         right = found == batch["labels"] if kind == "classify" else (found == batch["targets"])[batch["loss_mask"]]
-        assert right.float().mean() > 0.8
+        assert right.float().mean() > 0.6
 
 
 def test_it_is_what_training_the_head_converges_to() -> None:
@@ -100,7 +102,7 @@ def test_it_is_what_training_the_head_converges_to() -> None:
             return whole
 
     state = TrainState.build(trained, OptimOptions(optimizer="adamw", learning_rate=0.03, weight_decay=0.0))
-    losses = [s.loss for s in train(state, objective, Same(), Schedule(60), TrainOptions(64), Runtime())]
+    losses = [s.loss for s in train(state, objective, Same(), Schedule(30), TrainOptions(64), Runtime())]
     best = float(objective(probed, whole)["loss"].sum.detach()) / 64
     assert best < 0.8 * losses[0] and losses[-1] < losses[0]
     unpenalised = headed("bert", "classify", ("a", "b", "c"), pool="mean")
