@@ -124,6 +124,7 @@ def _squares(scores: Tensor, y: Tensor) -> Tensor:
 
 def _logistic(x: Tensor, y: Tensor, n: int, strength: float, has_bias: bool) -> tuple[Tensor, Tensor | None]:
     """Minimises Σ nats + ‖W‖² / 2C by L-BFGS; convex, so that there is one solution."""
+    sides = 2 if n == 2 else 1  # of two classes one vector is penalised, the difference, as in scikit-learn
     weight = torch.zeros(n, x.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(n, dtype=torch.float64, requires_grad=True) if has_bias else None
     optimizer = torch.optim.LBFGS(
@@ -133,7 +134,7 @@ def _logistic(x: Tensor, y: Tensor, n: int, strength: float, has_bias: bool) -> 
 
     def objective() -> Tensor:
         optimizer.zero_grad()
-        value = (_nats(_scores(x, weight, bias), y) + weight.square().sum() / (2 * strength)) / len(x)
+        value = (_nats(_scores(x, weight, bias), y) + sides * weight.square().sum() / (2 * strength)) / len(x)
         value.backward()
         return value
 
