@@ -43,8 +43,8 @@ def test_heads_learn_read_padded_rows_and_are_saved(name: str, tmp_path: Path) -
         model, batch = case(name).fresh(), batch_for(kind)
         add_head(model, HeadOptions(kind, labels, mean=1.0, std=0.8), generator("head"))  # pyright: ignore
         state = TrainState.build(model, ADAMW)
-        losses = fit(model, objective, Same(batch), state=state, steps=5)
-        assert losses[-1] < 0.99 * losses[0], (kind, losses)
+        losses = fit(model, objective, Same(batch), state=state, steps=8)
+        assert losses[-1] < 0.97 * losses[0], (kind, losses)
 
         model.eval()
         found = scores(model, batch)
