@@ -72,8 +72,9 @@ class Classifier:
         """One answer a text, in their order; {'cut': True} beside it where the text is longer than the model reads.
 
         classify: {'label', 'probability', 'scores': {label: probability}}, the `top` likeliest, all by default.
-        regress: {'value'}, or {'values': {label: value}} for several. tag: {'tags': [{'word', 'tag', 'probability'}]} of
-        the words between spaces, and where tags are of spans {'spans': [{'kind', 'start', 'end', 'text'}]}, in words."""
+        regress: {'value'}, or {'values': {label: value}} for several.
+        tag: {'tags': [{'word', 'tag', 'probability'}]} of the words between spaces, and where tags are of spans
+        {'spans': [{'kind', 'start', 'end', 'text'}]}, in words."""
         if top is not None:
             PREDICTIONS.check(top, "top", GenerationError)
         if self.task == "tag":

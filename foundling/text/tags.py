@@ -58,14 +58,10 @@ def has_spans(labels: Sequence[str]) -> bool:
 def encode_words(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[list[int], list[int]]:
     """The ids of the words, joined by spaces, with the special tokens around a text; and for each word the place of its
     first token among them, -1 for a word of which no token is left."""
-    text, starts = " ".join(words), list[int]()
+    (ids, spans), start, at, firsts = tokenizer.spans(" ".join(words)), 0, 0, list[int]()
     for word in words:
-        starts.append(starts[-1] + 1 + len(words[len(starts) - 1]) if starts else 0)
-    ids, spans = tokenizer.spans(text)
-    firsts, at = list[int](), 0
-    for start, word in zip(starts, words, strict=True):
-        while at < len(ids) and (spans[at] is None or spans[at][1] <= start):
+        while at < len(ids) and spans[at][1] <= start:
             at += 1
-        inside = at < len(ids) and spans[at] is not None and spans[at][0] < start + len(word)
-        firsts.append(at if inside else -1)
+        firsts.append(at if at < len(ids) and spans[at][0] < start + len(word) else -1)
+        start += len(word) + 1
     return ids, firsts

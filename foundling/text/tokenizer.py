@@ -315,11 +315,11 @@ class Tokenizer:
             end = max(end, stop)
         return pieces
 
-    def spans(self, text: str) -> tuple[list[int], list[tuple[int, int] | None]]:
-        """Ids as of `encode_framed`, and the characters of the text that each stands for; None for special tokens."""
+    def spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids as of `encode_framed`, and the characters of the text that each stands for; none for special tokens."""
         encoding = self._plain(text).encode(text, add_special_tokens=True)
         marked = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
-        return encoding.ids, [None if special else span for span, special in marked]
+        return encoding.ids, [(0, 0) if special else span for span, special in marked]
 
 
 def _name(value: Any) -> str | None:

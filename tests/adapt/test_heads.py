@@ -162,7 +162,8 @@ def test_a_model_with_and_without_a_pooler_of_its_own(pooled: bool, tmp_path: Pa
 def test_bad_options_and_models() -> None:
     for wrong, says in (
         (dict(kind="classify", labels=("a",)), "takes 2"), (dict(kind="classify", labels=("a", "a")), "twice"),
-        (dict(kind="regress", labels=("v",), std=0.0), "above 0"), (dict(kind="sort", labels=("a", "b")), "expected classify"),
+        (dict(kind="regress", labels=("v",), std=0.0), "above 0"),
+        (dict(kind="sort", labels=("a", "b")), "expected classify"),
     ):  # fmt: skip
         with pytest.raises(AdaptError, match=says):
             HeadOptions(**wrong)  # pyright: ignore

@@ -49,6 +49,7 @@ METHODS = {
     "resume": "killed by SIGKILL and resumed, bitwise",
     "distill": "learns from a frozen teacher",
     "DPO": "learns from preferences, the reference as batch columns",
+    "classify": "a head of classes, tags or values: learns, padding changes nothing, saved and loaded bitwise",
 }
 
 _IMAGES = "rows are images, not streams of tokens"
@@ -68,7 +69,7 @@ WITHOUT: dict[tuple[str, str], str] = {
     },
     **{("denoiser", m): "it reads no tokens" for m in ("prompt", "prefix")},
     **{("denoiser", m): _IMAGES for m in ("cache", "recurrent", "beams", "speculate", "engine")},
-    **{(k, m): _LANGUAGE for k in ("dual_encoder", "denoiser") for m in ("distill", "DPO")},
+    **{(k, m): _LANGUAGE for k in ("dual_encoder", "denoiser") for m in ("distill", "DPO", "classify")},
 }
 """(kind, method) -> why there is nothing to test"""
 WITHOUT_STATE = "it has no recurrent state"

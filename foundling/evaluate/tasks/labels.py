@@ -41,7 +41,7 @@ def value_task(name: str, examples: Sequence[dict[str, Any]]) -> Task[dict[str, 
 
 
 def tag_task(name: str, examples: Sequence[dict[str, Any]]) -> Task[dict[str, Any]]:
-    """Examples {'words', 'tags'}; the score of a sentence is the F1 of its spans (1 where there is none on either side),
+    """Examples {'words', 'tags'}; the score of a sentence is the F1 of its spans, 1 where there is none on either side,
     or for tags without spans its share of right words. The figure is over all spans or words."""
     spans = has_spans([tag for example in examples for tag in example["tags"]])
     return Task(

@@ -47,8 +47,8 @@ class BERTConfig:
             raise ConfigError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
         if self.n_classes not in (0, 2) or (self.n_classes and not (self.pooled and self.masked)):
             raise ConfigError(
-                f"n_classes {self.n_classes}: next-sentence prediction has 2, with `pooled` and `masked`; for classes of "
-                "your own put a head on the model (adapt.heads.add_head)"
+                f"n_classes {self.n_classes}: next-sentence prediction has 2, with `pooled` and `masked`; for other "
+                "classes put a head on the model (adapt.heads.add_head)"
             )
 
 
