@@ -5,10 +5,10 @@ python -m benchmarks.lora MODEL_DIR [--rounds 5] [--write docs/results/lora.json
 
 MODEL_DIR is a Llama with a tokenizer and a chat template, such as SmolLM2-135M-Instruct. All sides train adapters of
 rank 16 on every projection of the layers with fused AdamW and clipping, 8 rows of at most 128 tokens a step, with the
-loss on the answers alone. They read the same tokens, start from the same adapters, work each in a process of its own and
-take turns step by step. The best setting of the peer in a trial is compared: as it is, and again with our memory setting
-(`Runtime.setup`: freed memory is kept). Memory is the most that the process ever had resident, files that it maps
-included.
+loss on the answers alone. They read the same tokens, start from the same adapters, work each in a process of its own
+and take turns step by step. The best setting of the peer in a trial is compared: as it is, and again with our memory
+setting (`Runtime.setup`: freed memory is kept). Memory is the most that the process ever had resident, files that it
+maps included.
 """
 
 import argparse
@@ -41,10 +41,8 @@ from foundling.weights.directory import load, weights_hash
 
 ROWS, LENGTH, STEPS = 8, 128, 24
 RANK, ALPHA, RATE = 16, 32.0, 2e-4
-WORDS = (
-    "apple river stone cloud table green seven window paper horse music garden silver winter bread ocean "
-    "letter bridge yellow candle forest summer copper mirror pencil rocket island velvet button ladder"
-).split()
+WORDS = """apple river stone cloud table green seven window paper horse music garden silver winter bread ocean letter
+bridge yellow candle forest summer copper mirror pencil rocket island velvet button ladder""".split()
 OWN = ("foundling lora", "foundling qlora")
 PEERS = ("peft bfloat16", "peft bfloat16 autocast", "peft float32 autocast", "peft bfloat16 compiled")
 MEMORY = ", our memory setting"

@@ -71,11 +71,11 @@ class LoRA(Added):
         return {"a": Role("adapter", self.in_features), "b": Role("adapter", self.a.shape[-2])}
 
     def merged(self) -> nn.Module:
-        """A plain projection with the same output, added in float32 and rounded once. A quantised base is
-        dequantised: its steps are coarser than the learned change. AdaptError for a base that `store_frozen` has rounded."""
+        """A plain projection with the same output, added in float32 and rounded once. A quantised base is dequantised:
+        its steps are coarser than the learned change. AdaptError for a base that `store_frozen` has rounded."""
         if isinstance(self.base, FROZEN):
             raise AdaptError(
-                "the frozen weights are stored in a shorter type; load the base again, load the adapter on it and merge that"
+                "the frozen weights are stored in a shorter type; load the base again and its adapter, and merge that"
             )
         base = self.base.dequantized() if isinstance(self.base, QUANTISED) else self.base
         weight = self.base.dequantized_weight() if isinstance(self.base, QUANTISED) else self.base.weight

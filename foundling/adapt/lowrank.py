@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from foundling.blocks.mask import compute_dtype
 
+
 def low_rank_product(x: Tensor, a: Tensor, b: Tensor, scale: float, base: Any) -> Tensor:
     """x (…, in), a (rank, in), b (out, rank) -> (…, out). `base` is a projection with `packed()`, the tensors of its
     weight, and `unpacked(dtype, *tensors)`, its weight (out, in): a quantised one is unpacked anew in the backward

@@ -43,9 +43,7 @@ class _Attention(torch.autograd.Function):
     appendix B.2). P is computed again from the logarithm of its denominators; scores stay in float32."""
 
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, dense: Tensor | None, causal: bool, scale: float
-    ) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, dense: Tensor | None, causal: bool, scale: float) -> Tensor:
         added = None if dense is None else torch.zeros(dense.shape, dtype=q.dtype).masked_fill_(~dense, -torch.inf)
         y, logs = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, 0.0, causal and dense is None, attn_mask=added, scale=scale

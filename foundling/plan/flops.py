@@ -89,9 +89,7 @@ def _reached(name: str, lowest: _Place) -> bool:
     return _place(name) >= lowest < _END
 
 
-def _sequence_flops(
-    module: Any, seq_len: int, name: str = "", causal: bool = False, *, lowest: _Place = (0, 0)
-) -> int:
+def _sequence_flops(module: Any, seq_len: int, name: str = "", causal: bool = False, *, lowest: _Place = (0, 0)) -> int:
     """FLOPs per token of training the mixers, without their projections: thrice those of the forward pass where the
     backward pass reaches. The nearest stack around a mixer says by `causal` whether it sees only the tokens before;
     without one, all are seen."""
