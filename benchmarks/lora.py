@@ -42,7 +42,7 @@ from foundling.weights.directory import load, weights_hash
 ROWS, LENGTH, STEPS = 8, 128, 24
 RANK, ALPHA, RATE = 16, 32.0, 2e-4
 WORDS = """apple river stone cloud table green seven window paper horse music garden silver winter bread ocean letter
-bridge yellow candle forest summer copper mirror pencil rocket island velvet button ladder""".split()
+bridge yellow candle forest summer copper mirror pencil rocket island velvet button ladder""".split()  # noqa: SIM905
 OWN = ("foundling lora", "foundling qlora")
 PEERS = ("peft bfloat16", "peft bfloat16 autocast", "peft float32 autocast", "peft bfloat16 compiled")
 MEMORY = ", our memory setting"
