@@ -55,7 +55,8 @@ def store_frozen(model: Any, base_hash: str, dtype: torch.dtype = torch.bfloat16
     """Stores the weight of every projection in the layers that gets no gradient as `dtype`, in place, and returns the
     names. Under autocast to `dtype` the outputs stay the same to the bit: it would round the same weights at each use.
 
-    `base_hash` is `weights_hash(model)` before this, by which its adapters are bound to the base: the model keeps it.
+    `base_hash` is `weights_hash(model)` before this, by which its adapters are bound to the base: the model keeps it
+    where anything was rounded.
     The rounded model cannot be saved or merged; load the base again, and its adapter, for that."""
     kinds = {nn.Linear: FrozenLinear, GroupedLinear: FrozenGroupedLinear}
     shared = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
@@ -65,8 +66,9 @@ def store_frozen(model: Any, base_hash: str, dtype: torch.dtype = torch.bfloat16
         if type(m) in kinds and "layers." in name and not _router(name) and id(m.weight) not in shared
         and not m.weight.requires_grad and m.weight.dtype != dtype
     }  # fmt: skip
-    model.base_hash = base_hash
     names = rewrite(model, matched, lambda m: kinds[type(m)](m, dtype))
+    if names:
+        model.base_hash = base_hash
     for p in model.parameters():  # what is mapped from a file keeps all of the file in memory
         if not p.requires_grad:
             p.data = p.data.clone()

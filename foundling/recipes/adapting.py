@@ -12,7 +12,7 @@ from typing import Any
 from foundling.adapt.added import adapter_tensors, merge
 from foundling.adapt.frozen import store_frozen
 from foundling.adapt.heads import HeadOptions, absorb, add_head
-from foundling.adapt.method import SAVED_ALONE, apply
+from foundling.adapt.method import SAVED_ALONE, apply, stores_rounded
 from foundling.adapt.quantize import dequantize
 from foundling.data.examples import Examples
 from foundling.errors import ConfigError
@@ -21,6 +21,7 @@ from foundling.objectives.classify import Classify, Regress, Tag
 from foundling.recipes.publish import write_whole
 from foundling.recipes.recipe import Recipe
 from foundling.runtime.hub import local_directory
+from foundling.runtime.memory import trim_memory
 from foundling.runtime.rng import generator
 from foundling.text import Tokenizer
 from foundling.text.framing import Framing
@@ -66,8 +67,9 @@ def adapted(model: Any, recipe: Recipe, head: HeadOptions | None) -> Any:
     if head is not None:
         add_head(model, head, generator("head", recipe.seed))
     apply(model, recipe.adapt, generator("adapt", recipe.seed))
-    if recipe.runtime.precision == "bfloat16":
+    if stores_rounded(recipe.adapt, recipe.runtime.precision):
         store_frozen(model, weights_hash(model))
+        trim_memory()  # the wider weights are free now
     return model.to(recipe.runtime.device)
 
 
@@ -108,7 +110,7 @@ def writer(recipe: Recipe, head: HeadOptions | None, out: Path) -> Any:
 def whole_model(recipe: Recipe, model: Any, head: HeadOptions | None) -> Any:
     """The model with its adapter merged, in float32: on the base read again, which is rounded in memory."""
     assert recipe.model.directory
-    if recipe.adapt.method in SAVED_ALONE or recipe.runtime.precision == "bfloat16":
+    if stores_rounded(recipe.adapt, recipe.runtime.precision):
         trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
         exact = replace(recipe, runtime=replace(recipe.runtime, precision="float32"))
         model = adapted(load(recipe.model.directory), exact, head)

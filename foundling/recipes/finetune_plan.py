@@ -28,7 +28,7 @@ from foundling.data.transforms.virtual import VirtualBatches
 from foundling.errors import BudgetError, ConfigError
 from foundling.models import build, count_parameters
 from foundling.plan.energy import estimate
-from foundling.plan.flops import adapted_flops_per_token
+from foundling.plan.flops import training_flops_per_token
 from foundling.plan.memory import estimate_training_memory
 from foundling.plan.probe import choose_precision
 from foundling.recipes.adapting import (
@@ -135,7 +135,7 @@ def prepare(run: Run, examples: Examples) -> Prepared:
     step = time_steps(run, recipe, model, batches)
     others = other_seconds(recipe, encoded, step)
     recipe = settle_steps(run, recipe, steps_per_epoch(batches), step, others)
-    t, flops = recipe.train, adapted_flops_per_token(model, seq_len)
+    t, flops = recipe.train, training_flops_per_token(model, seq_len)
     params = count_parameters(model)["total"]
     del model
     seconds = run.clock.elapsed + t.total_steps * step + others
@@ -326,5 +326,5 @@ def _method(recipe: Recipe, head: Any, usable: int) -> dict[str, Any]:
     peak = memory_of(recipe, recipe.train.micro_batch_size, recipe.train.activation_checkpointing)
     return {
         "trained": trained, "share": trained / count_parameters(model)["total"], "peak_bytes": peak,
-        "fits": peak <= usable, "flops_per_token": adapted_flops_per_token(model, recipe.train.seq_len),
+        "fits": peak <= usable, "flops_per_token": training_flops_per_token(model, recipe.train.seq_len),
     }  # fmt: skip

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our gradient of attention in bfloat16 against autograd's in float64."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,10 @@ def inputs(rows: int, heads: int, groups: int, queries: int, keys: int) -> list[
 
 @pytest.mark.parametrize(
     ("shape", "kind"),
-    [((5, 6, 2, 33, 33), "causal"), ((3, 4, 4, 7, 20), "all"), ((3, 6, 3, 24, 24), "packed"), ((1, 2, 1, 700, 700), "causal")],
+    [
+        ((5, 6, 2, 33, 33), "causal"), ((3, 4, 4, 7, 20), "all"), ((3, 6, 3, 24, 24), "packed"),
+        ((1, 2, 1, 700, 700), "causal"),
+    ],
 )  # fmt: skip
 def test_the_gradient_is_closer_to_float64_than_torchs(shape: tuple[int, ...], kind: str) -> None:
     q, k, v = inputs(*shape)
@@ -31,7 +36,7 @@ def test_the_gradient_is_closer_to_float64_than_torchs(shape: tuple[int, ...], k
     assert applies(q, k, v, mask.dense, mask.causal, 0.0)
     out = Attend(0.3)(q, k, v, mask)
     by = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
-    ask = {"attn_mask": packed, "is_causal": kind == "causal", "scale": 0.3, "enable_gqa": True}
+    ask: dict[str, Any] = {"attn_mask": packed, "is_causal": kind == "causal", "scale": 0.3, "enable_gqa": True}
     plain = F.scaled_dot_product_attention(q, k, v, **ask)
     assert torch.equal(out, plain)
     exact = [t.detach().double().requires_grad_() for t in (q, k, v)]
