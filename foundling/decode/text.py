@@ -120,8 +120,10 @@ class TextGenerator:
 
     @property
     def chats(self) -> bool:
-        """Whether the model was taught to answer: it has a chat template, and was not raised here as a base model."""
-        return self.tokenizer.chat_template is not None and not self.tokenizer.own
+        """Whether the model was taught to answer: it has a chat template, and was finetuned on chats or comes from
+        elsewhere, and was not only raised here as a base model."""
+        taught = self.framing.spec.chats
+        return self.tokenizer.chat_template is not None and (not self.tokenizer.own if taught is None else taught)
 
     def generate(
         self,

@@ -29,6 +29,8 @@ class TextSpec:
     """of the model's embedding; more or fewer than the tokenizer has ids"""
     reads_source: bool = False
     """whether a prompt is a source of its own, whose answer begins anew (an encoder–decoder)"""
+    chats: bool | None = None
+    """whether the model was taught to answer; None where nothing says so"""
     fills_middle: bool | None = None
     """whether the model was taught to fill in the middle; None where nothing says so"""
     virtual: tuple[int, ...] = ()
