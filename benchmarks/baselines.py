@@ -11,6 +11,7 @@ fingerprints (radius 2, 2,048 counts, rdkit) + ridge, and counts of pieces of SM
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from collections import Counter, defaultdict
@@ -27,6 +28,7 @@ from benchmarks.runs import Results
 from foundling.text import Tokenizer
 
 BATCH = 16
+FINGERPRINTS = "rdkit.Chem.rdFingerprintGenerator"
 STRENGTHS = np.logspace(-1, 3, 5)
 
 
@@ -48,7 +50,7 @@ def sentence_vectors(texts: list[str], longest: int = 128) -> np.ndarray:
         tokens = torch.tensor([rows[i] + [0] * (width - len(rows[i])) for i in chosen])
         lengths = torch.tensor([len(rows[i]) for i in chosen])
         documents = torch.where(torch.arange(width) < lengths[:, None], 0, -1)
-        hidden = model.encode(tokens, documents=documents).hidden
+        hidden = model.encode(tokens, documents=documents).states
         mean = (hidden * (documents >= 0)[..., None]).sum(1) / lengths[:, None]
         vectors[chosen] = torch.nn.functional.normalize(mean, dim=-1).numpy()
     return vectors
@@ -78,7 +80,11 @@ def classification(name: str) -> dict[str, Any]:
         regression = LogisticRegression(max_iter=1000)
         words = make_pipeline(TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2)), regression)
         searches = {
-            "TF-IDF": (GridSearchCV(words, {"logisticregression__C": STRENGTHS}, cv=folds), texts[:size], texts[-len(test) :]),
+            "TF-IDF": (
+                GridSearchCV(words, {"logisticregression__C": STRENGTHS}, cv=folds),
+                texts[:size],
+                texts[-len(test) :],
+            ),
             "MiniLM": (GridSearchCV(regression, {"C": STRENGTHS}, cv=folds), vectors[:size], vectors[-len(test) :]),
         }
         for method, (search, inputs, held_out) in searches.items():
@@ -139,7 +145,9 @@ def tagging(name: str) -> dict[str, Any]:
         else:
             tagger = Frequent(rows)
             answers = [tagger(row["words"]) for row in test]
-            result[which] = accuracy([a == t for x, y in zip(answers, truth, strict=True) for a, t in zip(x, y, strict=True)])
+            result[which] = accuracy(
+                [a == t for x, y in zip(answers, truth, strict=True) for a, t in zip(x, y, strict=True)]
+            )
     return result
 
 
@@ -170,11 +178,9 @@ def molecules(name: str) -> dict[str, Any]:
 
 
 def morgan(texts: list[str]) -> np.ndarray:
-    from rdkit import Chem, RDLogger
-    from rdkit.Chem import rdFingerprintGenerator
-
+    Chem, RDLogger, fingerprints = map(importlib.import_module, ("rdkit.Chem", "rdkit.RDLogger", FINGERPRINTS))
     RDLogger.DisableLog("rdApp.*")
-    generator = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=2048)
+    generator = fingerprints.GetMorganGenerator(radius=2, fpSize=2048)
     known = [Chem.MolFromSmiles(text) or Chem.Mol() for text in texts]  # one that rdkit refuses has no atoms
     return np.stack([generator.GetCountFingerprintAsNumPy(molecule).astype(np.float32) for molecule in known])
 

@@ -47,9 +47,9 @@ Item = dict[str, Any]
 
 def upstream(version: str) -> str:
     """'1:2.3+dfsg1-4+b1' -> '2.3'"""
-    return re.split(r"[+~](?:dfsg|ds|repack|git|svn|really|deb)", version.partition(":")[2] or version)[0].rsplit("-", 1)[
-        0
-    ]
+    return re.split(r"[+~](?:dfsg|ds|repack|git|svn|really|deb)", version.partition(":")[2] or version)[0].rsplit(
+        "-", 1
+    )[0]
 
 
 def item_of(fields: dict[str, str]) -> Item:
@@ -123,9 +123,7 @@ def smollm2() -> Path:
     return directory
 
 
-def answers(
-    directory: Path, items: list[Item], *, weights: str = "float32", seconds: float = 1e9
-) -> list[str] | None:
+def answers(directory: Path, items: list[Item], *, weights: str = "float32", seconds: float = 1e9) -> list[str] | None:
     """Greedy answers by the engine, 32 at a time; None where `seconds` were too few for all."""
 
     model = foundling.load(directory)
@@ -144,9 +142,7 @@ def answers(
         batch = todo[at : at + 32]
         prompts = [framing.chat([{"role": "user", "content": item["prompt"]}]) for item in batch]
         stops = [*framing.ends, *framing.stops(())]
-        requests = [
-            Request(ids, N_ANSWER, Sampling(0.0), stop=stops, decode=framing.answer(ids)) for ids in prompts
-        ]
+        requests = [Request(ids, N_ANSWER, Sampling(0.0), stop=stops, decode=framing.answer(ids)) for ids in prompts]
         texts = [completion.text or "" for completion in engine.generate(requests)]
         with file.open("a", encoding="utf-8") as out:
             for item, text in zip(batch, texts, strict=True):

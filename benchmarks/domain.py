@@ -59,7 +59,11 @@ def measure(tokens: int, replay: int, rate: float) -> dict[str, Any]:
     out = WORK / "domain" / f"model-{tokens}-{replay}-{rate}"
     total = round(tokens * 100 / (100 - replay))
     options = ["--tokens", total, "--optimizer", "adamw", "--learning-rate", rate, "--out", out]
-    start = ["--resume", "--out", out] if (out / "run").exists() else [corpus(tokens, replay), "--from", smollm2(), *options]
+    start = (
+        ["--resume", "--out", out]
+        if (out / "run").exists()
+        else [corpus(tokens, replay), "--from", smollm2(), *options]
+    )
     result = foundling_json("raise", *map(str, start)) if not (out / "model.safetensors").exists() else {}
     return loss(out) | {"seconds": result.get("actual", {}).get("seconds"), "tokens": total}
 

@@ -106,7 +106,7 @@ def deb_data(content: bytes) -> bytes:
 
 
 def debian_packages() -> tuple[Path, Path, dict[str, str]]:
-    """Packages and Translation-en of the suite's main archive, and what was read: suite, its date and the files' hashes.
+    """Packages and Translation-en of the suite's main archive, and what was read: suite, date and hashes.
 
     The lists change with every point release, so they are not pinned: a result states what it read. apt checks their
     signatures; they come into a folder of ours, beside the machine's own."""

@@ -85,7 +85,9 @@ def figure(results: Results, name: str = "sections") -> None:
             places = (100 * trained[method], cell["minutes"], cell["peak GiB"])
             for axis, x in zip(axes, places, strict=True):
                 axis.plot(x, cell["score"], marker, color=f"C{METHODS.index(method)}")
-                axis.annotate(f"{method} {size}", (x, cell["score"]), fontsize=6, xytext=(3, 3), textcoords="offset points")
+                axis.annotate(
+                    f"{method} {size}", (x, cell["score"]), fontsize=6, xytext=(3, 3), textcoords="offset points"
+                )
     axes[0].set(xlabel="parameters trained, %", xscale="log", ylabel=f"{name}: score")
     axes[1].set(xlabel="minutes", xscale="log")
     axes[2].set(xlabel="peak memory, GiB")

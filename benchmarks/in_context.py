@@ -15,6 +15,7 @@ descriptions with their sections, and the likeliest of the four names is the ans
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 from typing import Any
 
@@ -114,7 +115,7 @@ def line(row: dict[str, Any]) -> str:
 def check(results: Results, sizes: list[int]) -> None:
     """Both slopes: more examples help the largest model, and size helps with the most examples."""
     largest = results.values[f"planted {sizes[-1]}"]
-    assert all(largest[str(a)] < largest[str(b)] + 0.01 for a, b in zip(SHOTS, SHOTS[1:], strict=False)), largest
+    assert all(largest[str(a)] < largest[str(b)] + 0.01 for a, b in itertools.pairwise(SHOTS)), largest
     assert largest["8"] > largest["0"] + 0.3, largest
     most = [results.values[f"planted {size}"]["8"] for size in sizes]
     assert most == sorted(most) and most[-1] > most[0] + 0.1, most

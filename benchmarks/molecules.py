@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Molecules as SMILES: an encoder pretrained on them, then regression of measured values; and a decoder that writes them.
+"""Molecules as SMILES: an encoder pretrained on them, then regression of measured values; a decoder that writes some.
 
 python -m benchmarks.molecules [--pretrain 3] [--samples 200] [--minutes 5]      rdkit judges what is a molecule
 
@@ -10,6 +10,7 @@ decoder are raised on SMILES of drugs, ChEMBL samples and the training parts; no
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -42,7 +43,9 @@ def raised(family: str, minutes: float) -> dict[str, Any]:
     shutil.rmtree(out, ignore_errors=True)
     options = ["--family", family, "--minutes", str(minutes), "--vocab-size", "320", "--out", out]
     result = foundling_json("raise", smiles(), *options)
-    return {key: result["actual"].get(key) for key in ("seconds", "loss", "bits_per_byte")} | {"params": result["params"]}
+    return {key: result["actual"].get(key) for key in ("seconds", "loss", "bits_per_byte")} | {
+        "params": result["params"]
+    }
 
 
 def regression(name: str, base: Path) -> dict[str, Any]:
@@ -66,18 +69,23 @@ def random_encoder() -> Path:
 
 def written(samples: int) -> dict[str, Any]:
     """Shares of what the decoder writes: valid by rdkit, different from one another, and not among what it read."""
-    from rdkit import Chem, RDLogger
-
+    Chem, RDLogger = (importlib.import_module(name) for name in ("rdkit.Chem", "rdkit.RDLogger"))
     RDLogger.DisableLog("rdApp.*")
     known = {Chem.CanonSmiles(row["text"]) for row in read(smiles()) if Chem.MolFromSmiles(row["text"])}
     found: list[str] = []
     for seed in range(0, samples, 50):
         options = ["--n", "50", "--seed", str(seed), "--max-tokens", "100", "--top-p", "0.95"]
         answer = foundling_json("generate", FOLDER / "llama", *options)
-        found += [completion["text"].strip() for completion in answer["completions"]]
+        found += [completion["text"].strip() for completion in answer["answers"]]
     valid = [Chem.CanonSmiles(text) for text in found if text and Chem.MolFromSmiles(text)]
     new = set(valid) - known
-    return {"samples": len(found), "valid": len(valid), "distinct": len(set(valid)), "new": len(new), "examples": found[:8]}
+    return {
+        "samples": len(found),
+        "valid": len(valid),
+        "distinct": len(set(valid)),
+        "new": len(new),
+        "examples": found[:8],
+    }
 
 
 def main() -> None:
