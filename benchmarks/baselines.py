@@ -166,7 +166,8 @@ def molecules(name: str) -> dict[str, Any]:
     truth, values = (np.array([float(row["value"]) for row in rows]) for rows in (test, train))
     texts = [[row["text"] for row in rows] for rows in (train, test)]
     pieces = CountVectorizer(analyzer="char", ngram_range=(1, 4), lowercase=False, max_features=4096)
-    inputs = {"pieces of SMILES": (pieces.fit_transform(texts[0]).toarray(), pieces.transform(texts[1]).toarray())}
+    counts: Any = [pieces.fit_transform(texts[0]), pieces.transform(texts[1])]
+    inputs = {"pieces of SMILES": tuple(matrix.toarray() for matrix in counts)}
     if importlib.util.find_spec("rdkit"):
         inputs["Morgan"] = (morgan(texts[0]), morgan(texts[1]))
     result: dict[str, Any] = {"mean": regression_scores(truth, np.full(len(truth), values.mean()))}
