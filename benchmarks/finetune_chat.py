@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SmolLM2-135M learns the format of benchmarks.chat_task from 1,000 chats, read once.
+"""SmolLM2-135M learns the format of benchmarks.chat_task from 1,000 chats, a tenth of which choose the best weights.
 
 python -m benchmarks.finetune_chat [--cases lora-0,lora-1,lora-2,qlora-0,full-0] [--count 512] [--minutes 5]
 
@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chat_task import chat, parts, share_right, smollm2, test_items
+from benchmarks.chat_task import chat, parts, share_right, smollm2, held_out_items
 from benchmarks.corpora import WORK
 from benchmarks.runs import Results, foundling_json
 
@@ -26,7 +26,7 @@ N_LOSS = 100
 
 def held_out() -> Path:
     file = WORK / "data" / "chat" / "held_out.jsonl"
-    lines = [json.dumps(chat(item)) + "\n" for item in test_items()[-N_LOSS:]]
+    lines = [json.dumps(chat(item)) + "\n" for item in held_out_items()[-N_LOSS:]]
     file.write_text("".join(lines), encoding="utf-8")
     return file
 
