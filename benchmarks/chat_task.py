@@ -26,6 +26,7 @@ import foundling
 from benchmarks.corpora import WORK
 from benchmarks.datasets import described, digest, is_test
 from benchmarks.fetch import fetch
+from foundling.adapt.added import added
 from foundling.decode.engine.engine import Engine, EngineOptions
 from foundling.decode.request import Request
 from foundling.decode.sampling import Sampling
@@ -125,13 +126,13 @@ def answers(directory: Path, items: list[Item], *, weights: str = "float32") -> 
     """Greedy answers by the engine, 32 at a time; what an earlier call answered is read from a file."""
     model = foundling.load(directory)
     framing = Framing(Tokenizer.load(directory), read_text_spec(directory, model))
-    key = digest(weights_hash(model) + "".join(str(p.sum().item()) for p in model.parameters()))
-    file = WORK / "answers" / f"{key:016x}-{weights}.jsonl"
+    assert not added(model), "the hash of the weights is that of the base; write the model with --merged"
+    file = WORK / "answers" / f"{weights_hash(model)[:16]}-{weights}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []  # the last may be broken off
     file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     done: dict[str, str] = dict(map(json.loads, lines))
-    todo = [item for item in items if item["id"] not in done]
+    todo = [item for item in items if item["prompt"] not in done]
     engine = Engine(model, EngineOptions(weights=weights)) if todo else None
     for at in range(0, len(todo), 32):
         assert engine
@@ -141,10 +142,10 @@ def answers(directory: Path, items: list[Item], *, weights: str = "float32") -> 
         requests = [Request(ids, N_ANSWER, Sampling(0.0), stop=stops, decode=framing.answer(ids)) for ids in prompts]
         texts = [completion.text or "" for completion in engine.generate(requests)]
         with file.open("a", encoding="utf-8") as out:
-            new = {item["id"]: text for item, text in zip(batch, texts, strict=True)}
+            new = {item["prompt"]: text for item, text in zip(batch, texts, strict=True)}
             out.write("".join(json.dumps(pair) + "\n" for pair in new.items()))
             done |= new
-    return [done[item["id"]] for item in items]
+    return [done[item["prompt"]] for item in items]
 
 
 def share_right(directory: Path, count: int, *, weights: str = "float32") -> dict[str, Any]:

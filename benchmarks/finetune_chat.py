@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chat_task import chat, parts, share_right, smollm2, held_out_items
+from benchmarks.chat_task import chat, held_out_items, parts, share_right, smollm2
 from benchmarks.corpora import WORK
 from benchmarks.runs import Results, foundling_json
 
