@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """In-context learning: accuracy over 0, 1, 2, 4 and 8 examples in the context × size of the model.
 
-python -m benchmarks.in_context [--sizes 8,16,32,64] [--steps 3000] [--items 200] [--minutes 5]
+python -m benchmarks.in_context [--sizes 8,16,32] [--steps 1000] [--items 200] [--minutes 5]
 
 Planted: RULES functions of SYMBOLS, drawn once. A sequence draws one of them and shows nine pairs x, f(x); nothing
 but the pairs says which rule it is, so that the n-th answer can be right only by reading those before it. Beside the
@@ -113,12 +113,12 @@ def line(row: dict[str, Any]) -> str:
 
 
 def check(results: Results, sizes: list[int]) -> None:
-    """Both slopes: more examples help the largest model, and size helps with the most examples."""
+    """Both slopes: more examples help the largest model, and size helps, over all numbers of examples."""
     largest = results.values[f"planted {sizes[-1]}"]
     assert all(largest[str(a)] < largest[str(b)] + 0.01 for a, b in itertools.pairwise(SHOTS)), largest
     assert largest["8"] > largest["0"] + 0.3, largest
-    most = [results.values[f"planted {size}"]["8"] for size in sizes]
-    assert most == sorted(most) and most[-1] > most[0] + 0.1, most
+    means = [sum(results.values[f"planted {size}"].values()) / len(SHOTS) for size in sizes]
+    assert all(a < b + 0.01 for a, b in itertools.pairwise(means)) and means[-1] > means[0] + 0.1, means
 
 
 def figure(results: Results, sizes: list[int]) -> None:
@@ -137,8 +137,8 @@ def figure(results: Results, sizes: list[int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--sizes", default="8,16,32,64")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--sizes", default="8,16,32")
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--items", type=int, default=200)
     parser.add_argument("--minutes", type=float, default=5)
     args = parser.parse_args()
