@@ -2,8 +2,9 @@
 """`make bench`: the benchmarks that take minutes, each in a process of its own; ARGS names some of them.
 
 calibrate, quality, learning, sweep, families, league and mutants take about an hour each, serving a quarter of one;
-start them by hand. rounding and picture need a raised model, structure a checkout of older code, and gpu (`make gpu`)
-needs CUDA.
+start them by hand. finetune_chat, finetune_labels, domain, in_context, molecules and series go on from what an earlier
+call measured (--minutes). rounding and picture need a raised model, structure a checkout of older code, and gpu
+(`make gpu`) needs CUDA.
 """
 
 import subprocess

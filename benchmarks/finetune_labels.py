@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""all-MiniLM-L6-v2 adapted to labels by every method: e-mails, package sections, parts of speech, names.
+
+python -m benchmarks.finetune_labels [--data spam,sections,pos,names] [--methods …] [--minutes 5]
+
+The score on the same held-out items (accuracy; of names, F1 of whole spans) with 100 and 1,000 labelled texts, beside
+the share of the parameters that is trained, minutes and peak memory. 'scratch' is 'full' from random weights, 'probe'
+the logistic regression of benchmarks.baselines on cached vectors. The figure shows the sections.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import foundling
+from benchmarks.baselines import minilm
+from benchmarks.corpora import WORK
+from benchmarks.datasets import DATASETS, SIZES, part, read, write
+from benchmarks.runs import DOCS, Results, foundling_json
+from foundling.blocks.init import initialise
+from foundling.runtime.files import read_json
+from foundling.runtime.rng import generator
+from foundling.text import Tokenizer
+
+METHODS = ("full", "head", "top-k", "lora", "prompt", "bias", "scratch")
+EPOCHS = {100: 20, 1000: 3}
+N_HELD_OUT = 1000
+KIND = {"spam": "classify", "sections": "classify", "pos": "tag", "names": "tag"}
+SEQ_LEN = 128
+
+
+def held_out(name: str) -> Path:
+    """The first N_HELD_OUT items of the test part."""
+    file = WORK / "data" / name / f"held_out{DATASETS[name][1]}"
+    write(file, read(part(name, "test"))[:N_HELD_OUT])
+    return file
+
+
+def base_of(method: str) -> Path:
+    if method != "scratch":
+        return minilm()
+    directory = WORK / "labels" / "random"
+    if not directory.exists():
+        model = foundling.load(minilm())
+        initialise(model, generator("scratch", 0))
+        foundling.save(model, directory, tokenizer=Tokenizer.load(minilm()))
+    return directory
+
+
+def measure(name: str, method: str, size: int) -> dict[str, Any]:
+    out = WORK / "labels" / f"{name}-{method}-{size}"
+    shutil.rmtree(out, ignore_errors=True)
+    options: list[str | Path] = ["--as", KIND[name], "--method", "full" if method == "scratch" else method]
+    options += ["--epochs", str(EPOCHS[size]), "--seq-len", str(SEQ_LEN), "--held-out", held_out(name), "--out", out]
+    result = foundling_json("finetune", base_of(method), part(name, f"train-{size}"), *options)
+    shutil.rmtree(out, ignore_errors=True)
+    actual = result["actual"]
+    return {
+        "metric": result["metric"],
+        "score": actual[result["metric"]],
+        "minutes": round(actual["seconds"] / 60, 2),
+        "peak GiB": round(actual["peak_bytes"] / 2**30, 3),
+    }
+
+
+def shares() -> dict[str, float]:
+    """method -> share of the parameters that is trained, by `--plan`"""
+    plan = foundling_json("finetune", minilm(), part("sections", "train-100"), "--as", "classify", "--plan")
+    return {name: round(row["share"], 5) for name, row in plan["methods"].items()}
+
+
+def figure(results: Results, name: str = "sections") -> None:
+    """Score against what it takes, for both numbers of labels."""
+    import matplotlib.pyplot as plt
+
+    trained = results.values["trained share"] | {"scratch": 1.0}
+    fig, axes = plt.subplots(1, 3, figsize=(10, 3.4), sharey=True)
+    for size, marker in zip(SIZES, "os", strict=True):
+        for method in METHODS:
+            cell = results.values[f"{name} {method} {size}"]
+            places = (100 * trained[method], cell["minutes"], cell["peak GiB"])
+            for axis, x in zip(axes, places, strict=True):
+                axis.plot(x, cell["score"], marker, color=f"C{METHODS.index(method)}")
+                axis.annotate(
+                    f"{method} {size}", (x, cell["score"]), fontsize=6, xytext=(3, 3), textcoords="offset points"
+                )
+    axes[0].set(xlabel="parameters trained, %", xscale="log", ylabel=f"{name}: score")
+    axes[1].set(xlabel="minutes", xscale="log")
+    axes[2].set(xlabel="peak memory, GiB")
+    peers = read_json(DOCS / "results" / "baselines.json").get(name, {})
+    for axis in axes:
+        for size in SIZES:
+            if f"MiniLM {size}" in peers:
+                axis.axhline(peers[f"MiniLM {size}"]["accuracy"], color="gray", linewidth=0.7)
+    fig.tight_layout()
+    fig.savefig(DOCS / "transfer.svg", metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", default=",".join(KIND))
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--minutes", type=float, default=5)
+    args = parser.parse_args()
+    results = Results("finetune_labels", minutes=args.minutes)
+    results.get("trained share", shares)
+    for size in SIZES:
+        for name in args.data.split(","):
+            for method in args.methods.split(","):
+                results.get(f"{name} {method} {size}", lambda n=name, m=method, s=size: measure(n, m, s))
+    if all(f"sections {method} {size}" in results.values for method in METHODS for size in SIZES):
+        figure(results)
+    for name in KIND:
+        cells = {m: results.values.get(f"{name} {m} 100") for m in METHODS}
+        if all(cells.values()):
+            beaten = {m: cell["score"] for m, cell in cells.items() if cell and m != "scratch"}
+            print(json.dumps({name: {"from scratch": cells["scratch"], "beat it": beaten}}))
+
+
+if __name__ == "__main__":
+    main()
