@@ -113,8 +113,10 @@ def add_head(model: Any, options: HeadOptions, generator: torch.Generator) -> He
     if head.dense is not None:
         drawn = torch.randn(head.dense.shape, generator=generator) * head.dense.shape[1] ** -0.5
         head.dense.data.copy_(drawn)
-    place = model.embedding.weight
-    register(model, head.to(device=place.device, dtype=place.dtype))
+    place, own = model.embedding.weight, head.weight
+    if (place.device, place.dtype) != (own.device, own.dtype):  # fake tensors cannot be moved
+        head.to(device=place.device, dtype=place.dtype)
+    register(model, head)
     head.own = head.parts
     vocabulary = model.head
     if vocabulary is not None and vocabulary.weight is not model.embedding.weight:

@@ -68,7 +68,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     given = merged(given, {"model": {"directory": args.dir}})
     if args.merged:
         given = merged(given, {"adapt": {"merged": True}})
-    budget = Budget("seconds", args.minutes * 60) if args.minutes is not None else Budget("epochs", args.epochs or 3)
+    budget = Budget("epochs", 3 if args.epochs is None else args.epochs)
+    if args.minutes is not None:
+        budget = Budget("seconds", args.minutes * 60)
     request = Request(args.data, budget, args.licence, given, "finetune")
     if args.plan:
         plan = plan_methods(request, progress=progress_for(args), clock=clock())

@@ -111,7 +111,3 @@ def skeleton(family: str, fields: dict[str, Any]) -> Any:
 @lru_cache(maxsize=64)
 def _skeleton(family: str, fields: str) -> Any:
     return build(family, device=str(torch.device("meta")), **json.loads(fields))
-
-
-def adapted_flops_per_token(model, seq_len, target_len=None):
-    return training_flops_per_token(model, seq_len, target_len)

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from foundling.adapt.frozen import store_frozen
+from foundling.adapt.heads import HeadOptions, add_head
 from foundling.adapt.method import apply, stores_rounded
 from foundling.adapt.options import AdaptOptions
+from foundling.blocks.heads import scores
 from foundling.blocks.init import roles
 from foundling.blocks.moe import GroupedLinear
 from foundling.contracts.cache import KV, Conv, State
@@ -82,14 +84,16 @@ def estimate_training_memory(
     target_len: int | None = None,
     ema: bool = False,
     adapt: AdaptOptions | None = None,
+    head: HeadOptions | None = None,
 ) -> MemoryEstimate:
     """Memory of a language model in this library's training step. With `ranks`, parameters, gradients and optimiser
     state are sharded. For a model that reads a source, `seq_len` is the length of the source, `target_len` of the
     target. With `adapt`, of the adapted model: gradients and optimiser state of what it trains alone, its frozen
-    weights in the type that they are stored in."""
+    weights in the type that they are stored in; with `head`, of a model that answers by that in place of its
+    vocabulary."""
     model, optim = skeleton(family, config), optim or OptimOptions()
     if adapt is not None:
-        model = _adapted(build(family, device="meta", **config), adapt, precision)
+        model = _adapted(build(family, device="meta", **config), adapt, precision, head)
     stored = stored_bytes(model)
     n = stored.trainable // 4
     parameter_roles = roles(model)
@@ -100,13 +104,7 @@ def estimate_training_memory(
     shapes: dict[torch.Size, int] = {}
     for p in matrices.values():
         shapes[p.shape] = max(p.numel(), min(STACKED, shapes.get(p.shape, 0) + p.numel()))
-    head = sum(p.numel() for p in model.head.parameters() if p.requires_grad)
     rows = micro_batch_size * (seq_len if target_len is None else target_len)
-    loss = 4 * (min(rows * model.head.out_features, CHUNK_LOGITS) + rows * model.head.in_features + head)
-    if precision == "bfloat16":
-        loss += 2 * min(rows * model.head.out_features, CHUNK_LOGITS)
-        if not head:  # a frozen head is converted for each chunk
-            loss += 2 * model.head.in_features * model.head.out_features
     gathered = 0
     if ranks > 1:  # two layers and all parameters outside the layers are gathered on every rank
         layers = sum(p.numel() for p in model.layers.parameters())
@@ -117,12 +115,23 @@ def estimate_training_memory(
         gradients=4 * n // ranks,
         optimizer=4 * count_state(model, optim) // ranks,
         activations=activation_bytes(
-            family, config, micro_batch_size, seq_len, precision, checkpointing, target_len, adapt
+            family, config, micro_batch_size, seq_len, precision, checkpointing, target_len, adapt, head
         ),
-        logits=loss,
+        logits=_logits_bytes(model, rows, precision) if head is None else 4 * rows * len(head.labels),
         update=3 * 4 * max(shapes.values(), default=0),
         accumulates=accumulates,
     )
+
+
+def _logits_bytes(model: Any, rows: int, precision: Precision) -> int:
+    """Of one chunk of logits over the vocabulary, its gradients and those of the head."""
+    trained = sum(p.numel() for p in model.head.parameters() if p.requires_grad)
+    loss = 4 * (min(rows * model.head.out_features, CHUNK_LOGITS) + rows * model.head.in_features + trained)
+    if precision == "bfloat16":
+        loss += 2 * min(rows * model.head.out_features, CHUNK_LOGITS)
+        if not trained:  # a frozen head is converted for each chunk
+            loss += 2 * model.head.in_features * model.head.out_features
+    return loss
 
 
 class StoredBytes(NamedTuple):
@@ -137,8 +146,10 @@ def stored_bytes(model: nn.Module) -> StoredBytes:
     return StoredBytes(sum(t.nbytes for t in [*model.parameters(), *model.buffers()]) - trainable, trainable)
 
 
-def _adapted(model: Any, options: AdaptOptions, precision: Precision) -> Any:
+def _adapted(model: Any, options: AdaptOptions, precision: Precision, head: HeadOptions | None) -> Any:
     """The model as a run with these options trains it, on meta or fake tensors."""
+    if head is not None:
+        add_head(model, head, torch.Generator())
     apply(model, options, torch.Generator())
     if stores_rounded(options, precision):
         store_frozen(model, "")
@@ -154,10 +165,11 @@ def activation_bytes(
     checkpointing: bool,
     target_len: int | None = None,
     adapt: AdaptOptions | None = None,
+    head: HeadOptions | None = None,
 ) -> int:
     """Bytes that autograd saves in a forward pass over (rows, seq_len) tokens."""
     share = None if target_len is None else target_len / seq_len
-    law = _activation_law(family, json.dumps(config, sort_keys=True), precision, checkpointing, share, adapt)
+    law = _activation_law(family, json.dumps(config, sort_keys=True), precision, checkpointing, share, adapt, head)
     return int(seq_len * (rows * (law.token + law.quadratic * seq_len) + law.shared) + law.constant)
 
 
@@ -182,6 +194,7 @@ def _activation_law(
     checkpointing: bool,
     share: float | None,
     adapt: AdaptOptions | None = None,
+    head: HeadOptions | None = None,
 ) -> _Activations:
     """Counts activations on fake tensors at two short lengths. `config` is JSON, so that results are cached. `share`:
     length of the target over length of the source."""
@@ -192,7 +205,7 @@ def _activation_law(
     with FakeTensorMode():
         model = build(family, **fields)
         if adapt is not None:
-            model = _adapted(model, adapt, precision)
+            model = _adapted(model, adapt, precision, head)
 
         def saved(rows: int, length: int) -> int:
             if not checkpointing:
@@ -286,7 +299,9 @@ def _saved(
     try:
         model.layers = nn.ModuleList(layers)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), half:
-            if share is None:
+            if model.capabilities.task:
+                scores(model, batch)
+            elif share is None:
                 model(tokens, documents=batch["documents"])
             else:
                 memory = model.encode(batch["source"], documents=batch["source_documents"])

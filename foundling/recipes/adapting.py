@@ -9,15 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from foundling.adapt.added import adapter_tensors, merge
+from foundling.adapt.added import merge, wrapping
 from foundling.adapt.frozen import store_frozen
 from foundling.adapt.heads import HeadOptions, absorb, add_head
 from foundling.adapt.method import SAVED_ALONE, apply, stores_rounded
 from foundling.adapt.quantize import dequantize
+from foundling.data.encoded import EncodedSplit
 from foundling.data.examples import Examples
 from foundling.errors import ConfigError
 from foundling.objectives.causal import Causal
 from foundling.objectives.classify import Classify, Regress, Tag
+from foundling.recipes.models import load_start
 from foundling.recipes.publish import write_whole
 from foundling.recipes.recipe import Recipe
 from foundling.runtime.hub import local_directory
@@ -27,7 +29,6 @@ from foundling.text import Tokenizer
 from foundling.text.framing import Framing
 from foundling.weights.adapters import adapter_contents, write_contents
 from foundling.weights.directory import hash_of, weights_hash
-from foundling.weights.loading import load
 from foundling.weights.text_spec import read_text_spec
 
 HEADED = ("classify", "tag", "regress")
@@ -37,6 +38,8 @@ KINDS = {
     "regress": "regression model", "seq2seq": "finetuned model",
 }  # fmt: skip
 """kind of examples -> what comes of them, in words"""
+N_ENDS = 20
+"""examples whose last tokens are looked at"""
 OBJECTIVES = {"classify": Classify, "tag": Tag, "regress": Regress}
 
 
@@ -76,7 +79,7 @@ def adapted(model: Any, recipe: Recipe, head: HeadOptions | None) -> Any:
 def build_adapted(recipe: Recipe, head: HeadOptions | None) -> Any:
     """The model as training starts, on the recipe's device."""
     assert recipe.model.directory
-    return adapted(load(recipe.model.directory), recipe, head)
+    return adapted(load_start(recipe.model.directory), recipe, head)
 
 
 def framing_of(directory: str, tokenizer: Tokenizer, model: Any) -> Framing:
@@ -87,6 +90,17 @@ def framing_of(directory: str, tokenizer: Tokenizer, model: Any) -> Framing:
 def base_framing(framing: Framing) -> Framing:
     """The same without virtual tokens, which are put into batches: tokens on disk do not depend on the method."""
     return Framing(framing.tokenizer, replace(framing.spec, virtual=()))
+
+
+def with_ends(framing: Framing, split: EncodedSplit) -> Framing:
+    """With the special token that ends the answers of the examples, where they end with one: what the model learns to
+    stop by."""
+    special, ends = framing.tokenizer.special, list(framing.spec.ends)
+    for i in range(min(len(split), N_ENDS)):
+        example = split.example(i)
+        learnt = example["tokens"][example["mask"]].tolist()
+        ends += [token for token in learnt[-2:] if token in special]
+    return Framing(framing.tokenizer, replace(framing.spec, ends=tuple(dict.fromkeys(ends))))
 
 
 def objective_of_kind(kind: str) -> Any:
@@ -113,11 +127,11 @@ def whole_model(recipe: Recipe, model: Any, head: HeadOptions | None) -> Any:
     if stores_rounded(recipe.adapt, recipe.runtime.precision):
         trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
         exact = replace(recipe, runtime=replace(recipe.runtime, precision="float32"))
-        model = adapted(load(recipe.model.directory), exact, head)
+        model = adapted(load_start(recipe.model.directory), exact, head)
         params = dict(model.named_parameters())
         for name, value in trained.items():
             params[name].data.copy_(value)
-    if adapter_tensors(model):
+    if wrapping(model):
         merge(model)
     dequantize(model)
     absorb(model)

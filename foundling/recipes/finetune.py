@@ -12,6 +12,7 @@ from foundling.recipes.adapting import (
     framing_of,
     head_options,
     objective_of_kind,
+    with_ends,
     writer,
 )
 from foundling.recipes.finetune_plan import batches_of, parent_tokenizer, prepare, validation_split
@@ -30,6 +31,8 @@ def finetune(run: Run) -> dict[str, Any]:
     assert recipe.model.directory
     framing = framing_of(recipe.model.directory, tokenizer, model)
     encoded = run.encoded(examples, base_framing(framing), recipe.train.seq_len)
+    if kind == "chat":
+        framing = with_ends(framing, encoded.train)
     objective, runtime = objective_of_kind(kind), runtime_of(recipe)
     start_id = getattr(model.config, "start_id", 0)
     judge = Judge(kind, examples, encoded, framing, objective, runtime, start_id)

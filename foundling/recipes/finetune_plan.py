@@ -26,7 +26,7 @@ from foundling.data.subset import Subset
 from foundling.data.transforms.examples import PackedExamples, PaddedExamples
 from foundling.data.transforms.virtual import VirtualBatches
 from foundling.errors import BudgetError, ConfigError
-from foundling.models import build, count_parameters
+from foundling.models import FAMILIES, build, count_parameters
 from foundling.plan.energy import estimate
 from foundling.plan.flops import training_flops_per_token
 from foundling.plan.memory import estimate_training_memory
@@ -130,7 +130,7 @@ def prepare(run: Run, examples: Examples) -> Prepared:
     recipe = with_rows(recipe, run, encoded.train)
     train, _ = validation_split(encoded.train, recipe)
     batches = batches_of(train, recipe, model)
-    peak = fit_memory(recipe)
+    peak = fit_memory(recipe, head)
     recipe = _with(recipe, micro_batch_size=peak.rows, activation_checkpointing=peak.checkpointing)
     step = time_steps(run, recipe, model, batches)
     others = other_seconds(recipe, encoded, step)
@@ -220,14 +220,14 @@ class Fit(NamedTuple):
     bytes: int
 
 
-def fit_memory(recipe: Recipe) -> Fit:
+def fit_memory(recipe: Recipe, head: Any) -> Fit:
     """The most rows of a micro-batch that fit into memory. BudgetError if nothing does."""
     usable = int(USABLE * (free_memory() + anonymous_bytes(os.getpid())))
     smallest = Fit(1, True, 0)
     for checkpointing in (False, True):
         micro = recipe.train.micro_batch_size
         while micro:
-            smallest = Fit(micro, checkpointing, memory_of(recipe, micro, checkpointing))
+            smallest = Fit(micro, checkpointing, memory_of(recipe, head, micro, checkpointing))
             if smallest.bytes <= usable:
                 return smallest
             micro //= 2
@@ -237,13 +237,13 @@ def fit_memory(recipe: Recipe) -> Fit:
     )
 
 
-def memory_of(recipe: Recipe, micro: int, checkpointing: bool) -> int:
+def memory_of(recipe: Recipe, head: Any, micro: int, checkpointing: bool) -> int:
     t = recipe.train
     return estimate_training_memory(
         recipe.model.family, recipe.model.fields, micro_batch_size=micro, seq_len=t.seq_len,
         precision=recipe.runtime.precision, optim=recipe.optim, accumulates=micro < t.batch_size,
-        checkpointing=checkpointing, target_len=t.seq_len if recipe.objective.kind == "seq2seq" else None,
-        adapt=recipe.adapt,
+        checkpointing=checkpointing, target_len=t.seq_len if head is None and FAMILIES[recipe.model.family].kind == "seq2seq" else None,
+        adapt=recipe.adapt, head=head,
     ).peak  # fmt: skip
 
 
@@ -323,7 +323,7 @@ def _method(recipe: Recipe, head: Any, usable: int) -> dict[str, Any]:
         add_head(model, head, generator("head"))
     apply(model, recipe.adapt, generator("adapt"))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    peak = memory_of(recipe, recipe.train.micro_batch_size, recipe.train.activation_checkpointing)
+    peak = memory_of(recipe, head, recipe.train.micro_batch_size, recipe.train.activation_checkpointing)
     return {
         "trained": trained, "share": trained / count_parameters(model)["total"], "peak_bytes": peak,
         "fits": peak <= usable, "flops_per_token": training_flops_per_token(model, recipe.train.seq_len),

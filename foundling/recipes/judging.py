@@ -163,11 +163,12 @@ class Judge:
 
 
 def generation_of(model: Any, framing: Framing, directory: str) -> dict[str, Any] | None:
-    """generation_config.json: the base's own, whose ends and defaults still hold, else what the tokenizer says."""
+    """generation_config.json: the base's own, or what the tokenizer says, with the ends of the answers."""
     if not model.capabilities.generates:
         return None
     file = local_directory(directory) / "generation_config.json"
-    return read_json(file) if file.exists() else default_generation_config(model, framing.tokenizer)
+    values = read_json(file) if file.exists() else default_generation_config(model, framing.tokenizer)
+    return values | {"eos_token_id": list(framing.ends)}
 
 
 def prompt_of(example: Example) -> str | None:

@@ -162,7 +162,8 @@ class TrainSpec:
     epochs: float | None = None
     """finetune: times that the examples are read; total_steps follows from it"""
     evaluate_every: int | None = None
-    """finetune: steps between measurements on the validation examples; the best weights are kept"""
+    """finetune: steps between measurements on the validation examples, by which the best weights are kept; 0 trains on
+    all examples and measures none"""
     patience: int | None = None
     """finetune: measurements without a better one after which training stops; none unless given"""
     unfreeze_every: int | None = None
@@ -172,7 +173,7 @@ class TrainSpec:
         for limit, names in (
             (limits.STEPS, ("total_steps", "checkpoint_every")), (limits.SEQ_LEN, ("seq_len",)),
             (limits.ROWS, ("batch_size", "micro_batch_size")),
-            (limits.STEPS, ("evaluate_every", "patience", "unfreeze_every")),
+            (limits.STEPS, ("patience", "unfreeze_every")), (limits.STEPS._replace(low=0), ("evaluate_every",)),
         ):  # fmt: skip
             for name in names:
                 if getattr(self, name) is not None:

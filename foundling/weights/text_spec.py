@@ -23,7 +23,10 @@ def read_text_spec(directory: str | Path, model: Any) -> TextSpec:
     if own is None and isinstance(values.get("text_config"), dict):
         own = values["text_config"].get("eos_token_id")
     ends = (*read_generation_config(directory).ends, *(() if own is None else read_ids(own, "eos_token_id", file)))
-    return dataclasses.replace(text_spec(model), ends=tuple(dict.fromkeys(ends)), fills_middle=_fills_middle(directory))
+    chats, fills_middle = _taught(directory)
+    return dataclasses.replace(
+        text_spec(model), ends=tuple(dict.fromkeys(ends)), chats=chats, fills_middle=fills_middle
+    )
 
 
 def text_spec(model: Any) -> TextSpec:
@@ -33,11 +36,15 @@ def text_spec(model: Any) -> TextSpec:
     )
 
 
-def _fills_middle(directory: Path) -> bool | None:
-    """Whether the recipe of a model raised here taught it; None for any other model."""
+def _taught(directory: Path) -> tuple[bool | None, bool | None]:
+    """Whether the recipe of a model trained here taught it to answer chats, and to fill in the middle; None where there
+    is no recipe, or it says nothing."""
     if not (directory / MANIFEST).exists():
-        return None
+        return None, None
     recipe = read_manifest(directory).get("recipe")
-    data = recipe.get("data") if isinstance(recipe, dict) else None
+    if not isinstance(recipe, dict):
+        return None, None
+    data, objective = recipe.get("data"), recipe.get("objective")
+    kind = objective.get("kind") if isinstance(objective, dict) else None
     rate = data.get("fim_rate", 0) if isinstance(data, dict) else None
-    return None if not isinstance(rate, int | float) else rate > 0
+    return (True if kind == "chat" else None), (None if not isinstance(rate, int | float) else rate > 0)

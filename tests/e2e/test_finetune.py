@@ -122,7 +122,7 @@ def test_wrong_input_is_one_line(base: Path, chats: Path, labels: Path, tmp_path
     three = tmp_path / "three.csv"
     three.write_text("text,label\na b,x\nc d,y\ne f,x\n")
     for args, says in (
-        ([base, one], "one label"), ([base, three], "3 examples"), ([base, labels, "--label", "sektion"], "section"),
+        ([base, one], "give examples of two classes"), ([base, three], "3 examples"), ([base, labels, "--label", "sektion"], "section"),
         ([base, tmp_path / "nowhere.csv"], "nowhere.csv"), ([base, chats, "--method", "head"], "head"),
         ([base, chats, "--seq-len", "4096"], "max_seq_len"),
         ([base], "DIR DATA"), ([base, chats, "--epochs", "0"], "--epochs"),
