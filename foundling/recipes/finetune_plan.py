@@ -238,11 +238,11 @@ def fit_memory(recipe: Recipe, head: Any) -> Fit:
 
 
 def memory_of(recipe: Recipe, head: Any, micro: int, checkpointing: bool) -> int:
-    t = recipe.train
+    t, reads = recipe.train, head is None and FAMILIES[recipe.model.family].kind == "seq2seq"
     return estimate_training_memory(
         recipe.model.family, recipe.model.fields, micro_batch_size=micro, seq_len=t.seq_len,
         precision=recipe.runtime.precision, optim=recipe.optim, accumulates=micro < t.batch_size,
-        checkpointing=checkpointing, target_len=t.seq_len if head is None and FAMILIES[recipe.model.family].kind == "seq2seq" else None,
+        checkpointing=checkpointing, target_len=t.seq_len if reads else None,
         adapt=recipe.adapt, head=head,
     ).peak  # fmt: skip
 
