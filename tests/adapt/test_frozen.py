@@ -77,7 +77,7 @@ def test_the_product_and_its_gradient(bias: bool) -> None:
     """Against autograd in float64."""
     linear = nn.Linear(24, 40, bias=bias).double()
     linear.requires_grad_(False)
-    module = LoRA(linear, LoRAOptions("*", rank=3, alpha=5.0))
+    module = LoRA(linear, 3, 5.0)
     with torch.no_grad():
         for p in (module.a, module.b):
             p.copy_(torch.randn(p.shape, generator=generator(str(p.shape)), dtype=torch.float64))

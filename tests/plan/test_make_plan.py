@@ -2,7 +2,7 @@
 """A plan is a function of its inputs: with measurements by hand, what it chooses and predicts can be worked out."""
 
 import pytest
-from torch.nn import Sequential
+from torch.nn import ModuleDict, Sequential
 
 from foundling.blocks.attention import Attention, CrossAttention
 from foundling.errors import BudgetError
@@ -149,6 +149,6 @@ def test_flops_of_windows_and_chunks_by_hand() -> None:
         [m.sequence_flops(100, causal=causal) / 32 for m in (plain, wide, narrow, chunked, cross)]
         for causal in (True, False)
     ]
-    alone = Sequential(plain)  # no stack says that it is causal: all keys are seen
+    alone = ModuleDict({"layers": Sequential(plain)})  # no stack says that it is causal: all keys are seen
     assert training_flops_per_token(alone, 100) == 6 * matmul_parameters(alone) + 3 * 32 * 100
     assert counts == [[50, 50, 10, 10, 100], [100, 100, 19, 20, 100]]
