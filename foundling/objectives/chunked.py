@@ -14,26 +14,35 @@ CHUNK_LOGITS = 1 << 25
 """Logits in a chunk, 128 MiB in float32: enough rows that reading the weights of the head pays off."""
 CACHED_LOGITS = 1 << 20
 """Logits that softmax and loss take at once on a CPU: what its caches hold, so that memory is read once, not thrice."""
+ROWS, IGNORED = 64, -1
+"""On a CPU the tokens of a loss are filled up to a multiple of ROWS by rows of target IGNORED, which count nothing:
+every new shape costs a compiled product, and memory in which a larger one does not fit again."""
 LossOf = Callable[[Tensor, slice], Tensor]
 """(logits (n, V) of a chunk, its rows among all (N,)) -> () the chunk's part of the sum"""
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Σ −log softmax(logits)[target], which writes the gradient over the logits. Nothing else may use them afterwards;
-    autograd raises if the operation that made them needs its result."""
+    """Σ −log softmax(logits)[target] over targets that are not IGNORED, which writes the gradient over the logits.
+    Nothing else may use them afterwards; autograd raises if the operation that made them needs its result."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         ctx.dtype, logits = logits.dtype, logits.float()
         nats = logits.new_zeros((), dtype=torch.float64 if logits.device.type == "cpu" else torch.float32)
         rows = max(1, CACHED_LOGITS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
-        for part, at in zip(logits.split(rows), targets[:, None].split(rows), strict=True):
+        ignored = targets == IGNORED
+        fills = ignored.device.type == "cpu" and bool(ignored.any())
+        targets = targets.masked_fill(ignored, 0) if fills else targets
+        for part, at, fill in zip(logits.split(rows), targets[:, None].split(rows), ignored.split(rows), strict=True):
             largest, at_target = part.amax(1, keepdim=True), part.gather(1, at)
             torch.softmax(part, 1, out=part)
-            nats += (
+            losses = (
                 largest - part.amax(1, keepdim=True).log() - at_target
-            ).sum()  # softmax at the largest is 1 / Σ e^(x − most)
+            )  # softmax at the largest is 1 / Σ e^(x − most)
+            nats += losses.sum() if not fills else losses[~fill].sum()
             part.scatter_add_(1, at, part.new_full((), -1.0).expand(at.shape))
+            if fills:
+                part[fill] = 0.0
         ctx.gradient = logits
         return nats.float()
 
@@ -50,7 +59,7 @@ def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
     logits are overwritten by their gradient."""
     if torch.is_grad_enabled() and logits.requires_grad and not logits.is_leaf:
         return _CrossEntropy.apply(logits, targets)  # pyright: ignore[reportReturnType]
-    return F.cross_entropy(logits.float(), targets, reduction="sum")
+    return F.cross_entropy(logits.float(), targets, reduction="sum", ignore_index=IGNORED)
 
 
 class _Chunked(torch.autograd.Function):
@@ -144,4 +153,6 @@ def counted(loss_mask: Tensor, *of: Tensor) -> list[Tensor]:
 def chunked_cross_entropy(model: Any, hidden: Tensor, targets: Tensor, loss_mask: Tensor) -> Tensor:
     """() Σ −log p(target) over the tokens of loss_mask. hidden (B, T, D), targets and loss_mask (B, T)."""
     hidden, targets = counted(loss_mask, hidden, targets)
+    if hidden.device.type == "cpu" and (fill := -len(targets) % ROWS) and len(targets) > ROWS:
+        hidden, targets = F.pad(hidden, (0, 0, 0, fill)), F.pad(targets, (0, fill), value=IGNORED)
     return chunked_sum(model, hidden, lambda logits, rows: cross_entropy_sum(logits, targets[rows]))

@@ -47,7 +47,7 @@ from foundling.recipes.run import Prepared, Run
 from foundling.recipes.training import runtime_of
 from foundling.runtime.clock import Clock
 from foundling.runtime.device import Runtime, available_threads, default_device, resolve_device
-from foundling.runtime.memory import anonymous_bytes, free_memory
+from foundling.runtime.memory import anonymous_bytes, free_memory, trim_memory
 from foundling.runtime.rng import generator
 from foundling.text import Tokenizer
 from foundling.train.loop import train
@@ -138,6 +138,7 @@ def prepare(run: Run, examples: Examples) -> Prepared:
     t, flops = recipe.train, training_flops_per_token(model, seq_len)
     params = count_parameters(model)["total"]
     del model
+    trim_memory()
     seconds = run.clock.elapsed + t.total_steps * step + others
     prediction = {
         "seconds": round(seconds, 1), "peak_bytes": peak.bytes,

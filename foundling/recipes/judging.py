@@ -27,13 +27,15 @@ from foundling.evaluate.tasks.labels import classify, label_task, tag_task, valu
 from foundling.runtime.device import Runtime
 from foundling.runtime.files import read_json
 from foundling.runtime.hub import local_directory
+from foundling.runtime.memory import trim_memory
 from foundling.text.framing import Framing
 from foundling.weights.generation import default_generation_config
 
 ROWS = 16
 """examples that are read at once"""
-N_ANSWERED, N_COMPARED, MAX_ANSWER = 50, 5, 128
-"""held-out examples that are answered, and shown; tokens of an answer"""
+N_ANSWERED, N_COMPARED, MAX_ANSWER, SPARE_TOKENS = 50, 5, 256, 8
+"""held-out examples that are answered, and shown; the most tokens of an answer, and how many more than the reference
+has: one that is longer is not the same"""
 METRICS = {
     "chat": Metric("loss", "nats per answer token", True, "The mean negative log-probability of a token of the "
                    "answers, given all that stands before it."),
@@ -83,7 +85,10 @@ class Judge:
         def measure(model: Any) -> float:
             ids = virtual_ids(model)
             read = VirtualBatches(batches, ids) if ids else batches
-            return score(model, self.objective, (read[n] for n in range(len(batches))), None, self.runtime).loss
+            trim_memory()  # what training has freed would be held beside what this takes, and the other way round
+            loss = score(model, self.objective, (read[n] for n in range(len(batches))), None, self.runtime).loss
+            trim_memory()
+            return loss
 
         return measure
 
@@ -96,6 +101,7 @@ class Judge:
                 self._answer(model, measured, subject)
             elif self.kind != "text":
                 self._classify(model, measured, subject)
+        trim_memory()
         return measured
 
     def _classify(self, model: Any, measured: Measured, subject: str) -> None:
@@ -115,11 +121,9 @@ class Judge:
         for example in asked:
             ids = prompt_ids(example, self.kind, self.framing)
             n_left = model.config.max_seq_len - (0 if self.framing.spec.reads_source else len(ids))
-            requests.append(
-                Request(
-                    ids, max(1, min(MAX_ANSWER, n_left)), sampling, 0, self.framing.ends, (), self.framing.answer(ids)
-                )
-            )
+            wanted = len(self.framing.tokenizer.encode(reference_of(example))) + SPARE_TOKENS
+            most = max(1, min(MAX_ANSWER, wanted, n_left))
+            requests.append(Request(ids, most, sampling, 0, self.framing.ends, (), self.framing.answer(ids)))
         texts = [GeneratedText(c.text or "", c.finish_reason == "length") for c in plain.complete(model, requests)]
         task = Task(
             "answers as in the data, word for word", asked, _shown_prompt, exact_match(reference_of), metric="share"
