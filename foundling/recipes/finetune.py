@@ -8,14 +8,13 @@ from typing import Any
 from foundling.recipes.adapting import (
     KINDS,
     base_framing,
-    build_adapted,
     framing_of,
     head_options,
     objective_of_kind,
     with_ends,
     writer,
 )
-from foundling.recipes.finetune_plan import batches_of, parent_tokenizer, prepare, validation_split
+from foundling.recipes.finetune_plan import batches_of, build_within, parent_tokenizer, prepare, validation_split
 from foundling.recipes.judging import BEFORE, Judge, generation_of
 from foundling.recipes.publish import DataRead, Outcome
 from foundling.recipes.run import Run
@@ -27,7 +26,7 @@ def finetune(run: Run) -> dict[str, Any]:
     examples = run.examples()
     recipe, tokenizer = run.settle(examples, lambda: prepare(run, examples), parent_tokenizer)
     kind, head = recipe.objective.kind, head_options(recipe.objective.kind, examples)
-    model = run.model(lambda recipe: build_adapted(recipe, head))
+    model = run.model(lambda recipe: build_within(recipe, head))
     assert recipe.model.directory
     framing = framing_of(recipe.model.directory, tokenizer, model)
     encoded = run.encoded(examples, base_framing(framing), recipe.train.seq_len)

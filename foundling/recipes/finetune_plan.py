@@ -29,7 +29,7 @@ from foundling.errors import BudgetError, ConfigError
 from foundling.models import FAMILIES, build, count_parameters
 from foundling.plan.energy import estimate
 from foundling.plan.flops import training_flops_per_token
-from foundling.plan.memory import estimate_training_memory
+from foundling.plan.memory import MemoryEstimate, estimate_training_memory, spare_memory
 from foundling.plan.probe import choose_precision
 from foundling.recipes.adapting import (
     adapted,
@@ -145,7 +145,7 @@ def prepare(run: Run, examples: Examples) -> Prepared:
         "joules": estimate(seconds, recipe.runtime.threads, peak.bytes), "flops": flops * t.tokens, "params": params,
         "tokens": t.tokens, "step_seconds": round(step, 4), "train_bytes": examples.train_bytes,
     }  # fmt: skip
-    return Prepared(recipe, prediction, tokenizer, build_adapted(recipe, head))
+    return Prepared(recipe, prediction, tokenizer, build_within(recipe, head))
 
 
 def _with(recipe: Recipe, **train: Any) -> Recipe:
@@ -228,7 +228,7 @@ def fit_memory(recipe: Recipe, head: Any) -> Fit:
     for checkpointing in (False, True):
         micro = recipe.train.micro_batch_size
         while micro:
-            smallest = Fit(micro, checkpointing, memory_of(recipe, head, micro, checkpointing))
+            smallest = Fit(micro, checkpointing, memory_of(recipe, head, micro, checkpointing).peak)
             if smallest.bytes <= usable:
                 return smallest
             micro //= 2
@@ -238,14 +238,20 @@ def fit_memory(recipe: Recipe, head: Any) -> Fit:
     )
 
 
-def memory_of(recipe: Recipe, head: Any, micro: int, checkpointing: bool) -> int:
+def memory_of(recipe: Recipe, head: Any, micro: int, checkpointing: bool) -> MemoryEstimate:
     t, reads = recipe.train, head is None and FAMILIES[recipe.model.family].kind == "seq2seq"
     return estimate_training_memory(
         recipe.model.family, recipe.model.fields, micro_batch_size=micro, seq_len=t.seq_len,
         precision=recipe.runtime.precision, optim=recipe.optim, accumulates=micro < t.batch_size,
-        checkpointing=checkpointing, target_len=t.seq_len if reads else None,
-        adapt=recipe.adapt, head=head,
-    ).peak  # fmt: skip
+        checkpointing=checkpointing, target_len=t.seq_len if reads else None, adapt=recipe.adapt, head=head,
+    )  # fmt: skip
+
+
+def build_within(recipe: Recipe, head: Any) -> Any:
+    """The model as training starts, in a process that gives freed memory back where there is little."""
+    t = recipe.train
+    spare_memory(memory_of(recipe, head, t.micro_batch_size, t.activation_checkpointing))
+    return build_adapted(recipe, head)
 
 
 def time_steps(run: Run, recipe: Recipe, model: Any, batches: Any) -> float:
@@ -324,7 +330,7 @@ def _method(recipe: Recipe, head: Any, usable: int) -> dict[str, Any]:
         add_head(model, head, generator("head"))
     apply(model, recipe.adapt, generator("adapt"))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    peak = memory_of(recipe, head, recipe.train.micro_batch_size, recipe.train.activation_checkpointing)
+    peak = memory_of(recipe, head, recipe.train.micro_batch_size, recipe.train.activation_checkpointing).peak
     return {
         "trained": trained, "share": trained / count_parameters(model)["total"], "peak_bytes": peak,
         "fits": peak <= usable, "flops_per_token": training_flops_per_token(model, recipe.train.seq_len),

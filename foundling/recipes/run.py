@@ -32,7 +32,7 @@ from foundling.recipes.learning import target_len
 from foundling.recipes.models import READS, build_model, check_parents, no_prediction
 from foundling.recipes.progress import Progress
 from foundling.recipes.publish import Outcome, publish_run
-from foundling.recipes.recipe import ExampleKind, Recipe, Request, code_version
+from foundling.recipes.recipe import DataSpec, ExampleKind, Recipe, Request, code_version
 from foundling.recipes.space import check_space
 from foundling.recipes.training import run_training
 from foundling.recipes.validation import Validation
@@ -142,7 +142,8 @@ class Run:
         """The examples of a finetuning, read once; what their columns hold is detected and said."""
         get = self.request.get
         kind: Any = self.recipe.objective.kind if self.recipe else get("objective.kind")
-        columns = Columns(**{name: get(f"data.{name}") for name in ("field", "pair", "label", "target")})
+        named = {name: get(f"data.{name}") for name in ("field", "pair", "label", "target")}
+        columns = Columns(**{name: value for name, value in named.items() if value != getattr(DataSpec, name)})
         directory = self.directory / "examples"
 
         def read() -> Examples:
@@ -230,14 +231,16 @@ class Run:
                 ),
             )  # fmt: skip
 
-    def model(self, build: Callable[[Recipe], Any] = build_model) -> Any:
-        """The model as training starts."""
+    def model(self, build: Callable[[Recipe], Any] | None = None) -> Any:
+        """The model as training starts; `build` makes it where the recipe's model alone is not all."""
         assert self.recipe
         if self.prepared:
             return self.prepared.model
         Runtime(threads=self.recipe.runtime.threads).setup()
+        if build is not None:
+            return build(self.recipe)
         spare_memory(training_memory(self.recipe))
-        return build(self.recipe)
+        return build_model(self.recipe)
 
     def train(
         self,
