@@ -10,6 +10,8 @@ from typing import Literal
 from foundling.errors import ConfigError
 
 Method = Literal["full", "lora", "qlora", "prompt", "prefix", "bias", "top-k", "head"]
+DEFAULT_METHOD: Method = "lora"
+"""of finetuning; all other training is of all weights"""
 
 
 @dataclass(frozen=True)

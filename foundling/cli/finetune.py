@@ -22,6 +22,11 @@ EXAMPLES = [
     "foundling finetune runs/smollm2 chats.jsonl --plan                    # time and memory, and what would fit",
     "foundling finetune --out runs/helper --resume                         # after a crash, bit for bit",
 ]
+DEFAULTS = {
+    "optim.optimizer": "adamw", "optim.learning_rate": "by the method", "data.field": "detected",
+    "train.evaluate_every": "four times an epoch from 200 training examples on, else none",
+}  # fmt: skip
+"""what finetuning chooses where the recipe's own default is another"""
 LEFT_OUT = (*OF_RAISE, "train.seq_len", "train.epochs", "adapt.method")
 
 
@@ -44,7 +49,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="continue the unfinished run in --out")
     parser.add_argument("--config", metavar="FILE", help="YAML file with fixed keys of the recipe")
     parser.add_argument("--licence", help="licence of the data for the model card, such as CC-BY-4.0")
-    add_recipe_flags(parser, LEFT_OUT)
+    add_recipe_flags(parser, LEFT_OUT, DEFAULTS)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -59,13 +64,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not args.dir or not args.data:
         raise ConfigError("give a model directory and the examples: foundling finetune DIR DATA")
     from foundling.plan.budget import Budget
-    from foundling.recipes.finetune_plan import plan_methods
+    from foundling.recipes.finetune_methods import plan_methods
     from foundling.recipes.kinds import finetune_model
     from foundling.recipes.recipe import Request
 
     if args.config:
         given = merged(load_yaml(args.config), given)
     given = merged(given, {"model": {"directory": args.dir}})
+    train = given.get("train", {})
+    for flag, value in (("--epochs", args.epochs), ("--minutes", args.minutes)):
+        if value is not None and "total_steps" in train:
+            raise ConfigError(f"{flag} and total_steps both say how long to train; leave one out")
+    if args.epochs is None and args.minutes is None and "total_steps" not in train:
+        args.epochs = train.get("epochs")  # of a recipe file
     if args.merged:
         given = merged(given, {"adapt": {"merged": True}})
     budget = Budget("epochs", 3 if args.epochs is None else args.epochs)
@@ -87,17 +98,21 @@ def _say_plan(plan: dict[str, Any]) -> None:
     )
     say(f"{'method':8}{'trained':>14}{'share':>9}{'time':>10}{'peak memory':>14}")
     for name, row in plan["methods"].items():
+        if "unsupported" in row:
+            say(f"{name:8}{row['unsupported']:>14}")
+            continue
         mark = "  chosen" if name == chosen else "" if row["fits"] else "  does not fit here"
+        seconds = f"{row['seconds']:.0f} s" if "seconds" in row else "not timed"
         say(
-            f"{name:8}{row['trained']:>14,}{row['share']:>9.2%}{row['seconds']:>8.0f} s"
-            f"{row['peak_bytes'] / 2**30:>10.2f} GiB{mark}"
+            f"{name:8}{row['trained']:>14,}{row['share']:>9.2%}{seconds:>10}{row['peak_bytes'] / 2**30:>10.2f} GiB{mark}"
         )
 
 
 def _resume(args: argparse.Namespace, asked: list[str]) -> dict[str, Any]:
     if not args.out:
         raise ConfigError("--resume needs --out DIR, the unfinished run to continue")
-    asked += [name for name in ("dir", "data", "epochs", "minutes", "config", "licence") if getattr(args, name)]
+    names = ("dir", "data", "epochs", "minutes", "config", "licence", "merged", "plan")
+    asked += [name for name in names if getattr(args, name)]
     if asked:
         raise ConfigError(f"--resume takes the settings of the unfinished run; leave out {asked[0]}")
     from foundling.recipes.kinds import resume_model

@@ -14,7 +14,7 @@ import fnmatch
 import inspect
 import itertools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from foundling.config import hints, merged, nested, parse_scalar
@@ -77,8 +77,11 @@ def options(key: str, taken: set[str]) -> list[str]:
     return list(dict.fromkeys([full, *(name for name in short if name not in taken)]))
 
 
-def add_recipe_flags(parser: argparse.ArgumentParser, leave_out: Sequence[str] = OF_FINETUNE) -> None:
-    """A group for each section of the recipe, without the keys that match a pattern of `leave_out`."""
+def add_recipe_flags(
+    parser: argparse.ArgumentParser, leave_out: Sequence[str] = OF_FINETUNE, defaults: Mapping[str, str] | None = None
+) -> None:
+    """A group for each section of the recipe, without the keys that match a pattern of `leave_out`. `defaults`: what
+    the help says in place of a field's own default."""
     taken, groups = set(parser._option_string_actions), dict[str, Any]()
     for key, (hint, text, default) in recipe_fields().items():
         if any(fnmatch.fnmatchcase(key, pattern) for pattern in leave_out):
@@ -95,7 +98,9 @@ def add_recipe_flags(parser: argparse.ArgumentParser, leave_out: Sequence[str] =
         names = options(key, taken)
         taken |= set(names)
         chosen = key in CHOSEN or default is dataclasses.MISSING
-        if chosen:
+        if key in (defaults or {}):
+            text = f"{text.partition(' (default')[0]} (default: {(defaults or {})[key]})"
+        elif chosen:
             text += " (default: chosen by the plan)"
         elif default is not None:
             text += f" (default {default})"

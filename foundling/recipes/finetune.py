@@ -14,7 +14,8 @@ from foundling.recipes.adapting import (
     with_ends,
     writer,
 )
-from foundling.recipes.finetune_plan import batches_of, build_within, parent_tokenizer, prepare, validation_split
+from foundling.recipes.finetune_data import batches_of, parent_tokenizer, start_id, validation_split
+from foundling.recipes.finetune_plan import build_within, prepare
 from foundling.recipes.judging import BEFORE, Judge, generation_of
 from foundling.recipes.publish import DataRead, Outcome
 from foundling.recipes.run import Run
@@ -33,8 +34,7 @@ def finetune(run: Run) -> dict[str, Any]:
     if kind == "chat":
         framing = with_ends(framing, encoded.train)
     objective, runtime = objective_of_kind(kind), runtime_of(recipe)
-    start_id = getattr(model.config, "start_id", 0)
-    judge = Judge(kind, examples, encoded, framing, objective, runtime, start_id)
+    judge = Judge(examples, encoded, framing, objective, runtime, start_id(model))
     with run.clock.phase("evaluate"):
         run.progress.line("measuring the model before")
         before = judge.measure(model, BEFORE)

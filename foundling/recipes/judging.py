@@ -4,19 +4,19 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from foundling.adapt.soft import virtual_ids
 from foundling.contracts.records import Metric, Result
 from foundling.data.encode import prompt_ids
 from foundling.data.encoded import EncodedExamples, EncodedSplit
 from foundling.data.examples import Example, Examples
+from foundling.data.subset import Subset
 from foundling.data.transforms.examples import example_batches
-from foundling.data.transforms.virtual import VirtualBatches
 from foundling.decode import plain
 from foundling.decode.classify import Classifier
 from foundling.decode.request import Request, build_sampling
@@ -24,15 +24,18 @@ from foundling.evaluate.perplexity import score
 from foundling.evaluate.runners import judge
 from foundling.evaluate.task import GeneratedText, Task, exact_match
 from foundling.evaluate.tasks.labels import classify, label_task, tag_task, value_task
+from foundling.recipes.finetune_data import with_virtual
 from foundling.runtime.device import Runtime
 from foundling.runtime.files import read_json
 from foundling.runtime.hub import local_directory
 from foundling.runtime.memory import trim_memory
 from foundling.text.framing import Framing
+from foundling.text.tags import has_spans
+from foundling.weights.directory import hash_of
 from foundling.weights.generation import default_generation_config
 
-ROWS = 16
-"""examples that are read at once"""
+ROWS, ROW_TOKENS, PROBED = 16, 16384, 4
+"""examples that are read at once, at most, and tokens; tokens of an answer that are timed"""
 N_ANSWERED, N_COMPARED, MAX_ANSWER, SPARE_TOKENS = 50, 5, 256, 8
 """held-out examples that are answered, and shown; the most tokens of an answer, and how many more than the reference
 has: one that is longer is not the same"""
@@ -47,6 +50,8 @@ METRICS = {
     "regress": Metric("root mean squared error", "root mean squared error", True, "Of the values of held-out "
                       "examples, in their unit."),
 }  # fmt: skip
+SPAN_F1 = Metric("span F1", "F1 of spans", False, "The harmonic mean of precision and recall of whole spans, as "
+                 "conlleval counts them.")  # fmt: skip
 PIPELINES = {"classify": "text-classification", "tag": "token-classification", "regress": "text-classification",
              "seq2seq": "text2text-generation"}  # fmt: skip
 TASKS = {"classify": label_task, "tag": tag_task, "regress": value_task}
@@ -58,13 +63,14 @@ BEFORE, AFTER = "before", "model"
 class Measured:
     figures: dict[str, float]
     results: list[Result] = field(default_factory=list)
+    asked: list[Example] = field(default_factory=list)
+    """the first held-out examples that can be answered"""
     answers: list[str] = field(default_factory=list)
-    """to the first held-out examples"""
+    """to these"""
 
 
 @dataclass
 class Judge:
-    kind: Any
     examples: Examples
     encoded: EncodedExamples
     framing: Framing
@@ -74,17 +80,19 @@ class Judge:
     """what a decoder that reads a source begins with"""
 
     def __post_init__(self) -> None:
-        self.metric = METRICS[self.kind]
+        self.kind = self.examples.kind
         self.held_out: list[Example] = [self.examples.held_out[int(i)] for i in self.encoded.held_out.places]
+        spans = self.kind == "tag" and has_spans([tag for e in self.held_out for tag in e.fields["tags"]])
+        self.metric = SPAN_F1 if spans else METRICS[self.kind]
         self.loss_unit = self.metric.name if self.metric.key == "loss" else "nats per example"
         self.pipeline_tag = PIPELINES.get(self.kind, "text-generation")
+        self.rows = max(1, min(ROWS, ROW_TOKENS // self.encoded.seq_len))
 
     def loss_on(self, split: EncodedSplit) -> Callable[[Any], float]:
-        batches = example_batches(split, batch_size=ROWS, start_id=self.start_id)
+        batches = example_batches(split, batch_size=self.rows, start_id=self.start_id)
 
         def measure(model: Any) -> float:
-            ids = virtual_ids(model)
-            read = VirtualBatches(batches, ids) if ids else batches
+            read = with_virtual(batches, model)
             trim_memory()  # what training has freed would be held beside what this takes, and the other way round
             loss = score(model, self.objective, (read[n] for n in range(len(batches))), None, self.runtime).loss
             trim_memory()
@@ -104,30 +112,67 @@ class Judge:
         trim_memory()
         return measured
 
+    def probe(self, model: Any) -> tuple[float, float]:
+        """(seconds of `measure`, seconds of the loss of one example), by some held-out examples."""
+        model.eval()
+        n = min(len(self.held_out), 2 * self.rows)
+        loss = self.loss_on(Subset(self.encoded.held_out, range(n)))
+        loss(model)
+        start = time.perf_counter()
+        loss(model)
+        per_example = (time.perf_counter() - start) / n
+        passes = 2 if self.kind in TASKS else 1
+        answers = 0.0
+        if self.kind in ("chat", "seq2seq"):
+            asked = self._asked(model)
+            start = time.perf_counter()
+            with torch.inference_mode(), self.runtime.autocast(), torch.compiler.set_stance("force_eager"):
+                plain.complete(model, [replace(request, max_tokens=PROBED) for _, request in asked[: self.rows]])
+            a_token = (time.perf_counter() - start) / PROBED
+            groups = [asked[at : at + self.rows] for at in range(0, len(asked), self.rows)]
+            answers = a_token * sum(max(request.max_tokens for _, request in group) for group in groups)
+        trim_memory()
+        return passes * per_example * len(self.held_out) + answers, per_example
+
     def _classify(self, model: Any, measured: Measured, subject: str) -> None:
         task = TASKS[self.kind](f"held-out examples of {self.kind}", [_plain(e) for e in self.held_out])
-        done = classify(Classifier(model, self.framing.tokenizer), task, subject=subject, model_hash="")
+        classifier = Classifier(model, self.framing.tokenizer, max_len=self.encoded.seq_len)
+        digest = hash_of((name, p.detach()) for name, p in sorted(model.named_parameters()) if p.requires_grad)
+        done = classify(classifier, task, subject=subject, model_hash=digest)
         measured.results.append(replace(done.result, scores=[]))
         measured.figures |= {name: figure.value for name, figure in done.figures.items() if figure.value is not None}
-        measured.answers = [_said(answer) for answer in done.answers[:N_COMPARED]]
+        measured.asked, measured.answers = self.held_out, [_said(answer) for answer in done.answers[:N_COMPARED]]
+
+    def _asked(self, model: Any) -> list[tuple[Example, Request]]:
+        """The first held-out examples that an answer ends, and what asks for it greedily."""
+        sampling = build_sampling(None, {"temperature": 0.0})
+        sampling = replace(sampling, logit_bias=dict.fromkeys(self.framing.unnamed_rows(), float("-inf")))
+        asked = []
+        for example in self.held_out:
+            if prompt_of(example) is None:
+                continue
+            ids = prompt_ids(example, self.kind, self.framing)
+            if self.framing.spec.reads_source:
+                ids = ids[: self.encoded.seq_len]  # as in training
+            n_left = model.config.max_seq_len - (0 if self.framing.spec.reads_source else len(ids))
+            most = len(self.framing.tokenizer.encode(reference_of(example))) + SPARE_TOKENS
+            most = max(1, min(MAX_ANSWER, most, n_left))
+            asked.append((example, Request(ids, most, sampling, 0, self.framing.ends, (), self.framing.answer(ids))))
+            if len(asked) == N_ANSWERED:
+                break
+        return asked
 
     def _answer(self, model: Any, measured: Measured, subject: str) -> None:
-        """Answers the first held-out examples greedily; the share of them that the data has word for word."""
-        asked = [example for example in self.held_out if prompt_of(example) is not None][:N_ANSWERED]
-        sampling = build_sampling(None, {"temperature": 0.0})
-        never = dict.fromkeys(self.framing.unnamed_rows(), float("-inf"))
-        sampling = replace(sampling, logit_bias=never)
-        requests = []
-        for example in asked:
-            ids = prompt_ids(example, self.kind, self.framing)
-            n_left = model.config.max_seq_len - (0 if self.framing.spec.reads_source else len(ids))
-            wanted = len(self.framing.tokenizer.encode(reference_of(example))) + SPARE_TOKENS
-            most = max(1, min(MAX_ANSWER, wanted, n_left))
-            requests.append(Request(ids, most, sampling, 0, self.framing.ends, (), self.framing.answer(ids)))
-        texts = [GeneratedText(c.text or "", c.finish_reason == "length") for c in plain.complete(model, requests)]
+        """Answers some held-out examples; the share of them that the data has word for word."""
+        asked, texts = self._asked(model), list[GeneratedText]()
+        for at in range(0, len(asked), self.rows):
+            done = plain.complete(model, [request for _, request in asked[at : at + self.rows]])
+            texts += [GeneratedText(c.text or "", c.finish_reason == "length") for c in done]
+        measured.asked = [example for example, _ in asked]
         task = Task(
-            "answers as in the data, word for word", asked, _shown_prompt, exact_match(reference_of), metric="share"
-        )
+            "answers as in the data, word for word", measured.asked, _shown_prompt, exact_match(reference_of),
+            metric="share",
+        )  # fmt: skip
         measured.results.append(replace(judge(task, texts, subject=subject), scores=[]))
         measured.answers = [text.text for text in texts[:N_COMPARED]]
 
@@ -154,7 +199,7 @@ class Judge:
     def comparisons(self, before: Measured, after: Measured) -> list[dict[str, str]]:
         return [
             {"prompt": _shown_prompt(example), "reference": reference_of(example), "before": old, "after": new}
-            for example, old, new in zip(self.held_out, before.answers, after.answers, strict=False)
+            for example, old, new in zip(after.asked, before.answers, after.answers, strict=False)
         ]
 
     @property
@@ -195,7 +240,7 @@ def reference_of(example: Example) -> str:
 def _plain(example: Example) -> dict[str, Any]:
     """As the tasks of labels read it."""
     fields = example.fields
-    return {"text": fields["text"], "label": fields["value"]} if "value" in fields else dict(fields)
+    return {**fields, "label": fields["value"]} if "value" in fields else dict(fields)
 
 
 def _said(answer: dict[str, Any]) -> str:

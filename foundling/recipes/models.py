@@ -20,7 +20,7 @@ from foundling.runtime.rng import generator
 from foundling.train.options import OptimOptions
 from foundling.weights.configs import read_config
 from foundling.weights.directory import weights_hash
-from foundling.weights.loading import load
+from foundling.weights.loading import is_adapter, load
 from foundling.weights.manifest import MANIFEST, read_manifest
 
 OBJECTIVES = {
@@ -82,6 +82,10 @@ def family_for(given: dict[str, Any]) -> str:
         return find_preset(preset)[0]
     if directory := given.get("directory"):
         file = local_directory(directory) / "config.json"
+        if is_adapter(file.parent):
+            raise WeightsError(
+                f"{directory} is an adapter; merge it into its base first: foundling merge {directory} --out NEW"
+            )
         if not file.is_file():
             raise WeightsError(f"{directory}: no config.json, so this is not a model directory")
         found = recognise(read_json(file))

@@ -36,7 +36,7 @@ TRIMMED_BYTES = 330 << 20
 """Of the process once training has given back what it held."""
 N_SHOWN = 5
 """samples in the report"""
-HISTORY = ("step", "tokens", "seconds", "loss", "bits_per_byte", "lr", "grad_norm")
+HISTORY = ("step", "tokens", "seconds", "loss", "validation_loss", "bits_per_byte", "lr", "grad_norm")
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,9 @@ def publish_run(run: Any, outcome: Outcome) -> dict[str, Any]:
         "model_dir": str(run.out),
         "kind": outcome.kind,
         "params": prediction["params"],
-        "tokens": recipe.train.tokens,
+        "tokens": tokens_read(run),
+        "steps": run.steps,
+        "best_step": run.best_step,
         "predicted": {key: prediction[key] for key in actual if key in prediction},
         "actual": actual,
         "metric": outcome.metric.key,
@@ -139,9 +141,9 @@ def make_record(run: Any, outcome: Outcome, result: dict[str, Any]) -> RunRecord
             for key, value in settings.items()
             if value is not None
         },
-        tokens=recipe.train.tokens,
-        bytes=int(recipe.train.tokens * data.bytes_per_token),
-        flops=prediction["flops"],
+        tokens=tokens_read(run),
+        bytes=int(tokens_read(run) * data.bytes_per_token),
+        flops=prediction["flops"] * run.steps / recipe.train.total_steps,
         data={
             "source": recipe.data.source, "documents": data.documents, "bytes": data.bytes,
             "removed": data.removed, "held_out_documents": data.held_out_documents,
@@ -167,6 +169,11 @@ def make_record(run: Any, outcome: Outcome, result: dict[str, Any]) -> RunRecord
     )  # fmt: skip
 
 
+def tokens_read(run: Any) -> int:
+    t = run.recipe.train
+    return run.steps * t.batch_size * t.seq_len
+
+
 def licence(run: Any) -> str | None:
     """As stated, or of a built-in data set as it states itself."""
     known = describe_data(run.recipe.data.source)
@@ -188,7 +195,7 @@ def tokenizer_view(outcome: Outcome) -> Any:
     }
 
 
-OPTIONS = {"objective.kind": "as", "adapt.method": "method"}
+OPTIONS = {"objective.kind": "as", "adapt.method": "method", "train.seq_len": "seq-len"}
 """dotted key -> its option of finetune, where that is another"""
 
 

@@ -30,9 +30,6 @@ ObjectiveKind = Literal[
 ]
 
 
-MAX_EPOCHS = 10_000
-
-
 def _at_least(values: Any, least: float, *names: str) -> None:
     for name in names:
         if not getattr(values, name) >= least:
@@ -51,8 +48,8 @@ class DataSpec:
     """file or folder of text, code, .jsonl or .parquet, or builtin:NAME"""
     vocab_size: int | None = None
     """size of the tokenizer that is trained on the data; none where a parent's is used"""
-    field: str = "text"
-    """name of the text in rows of JSON lines and Parquet"""
+    field: str | None = None
+    """name of the column with the text, in rows of JSON lines, Parquet and tables (default: text)"""
     share: float = 1.0
     """share of the training text that is used, chosen by hash; below 1 where the budget cannot use all"""
     fim_rate: float = 0.0
@@ -178,8 +175,8 @@ class TrainSpec:
             for name in names:
                 if getattr(self, name) is not None:
                     limit.check(getattr(self, name), f"'{name}'")
-        if self.epochs is not None and not 0 < self.epochs <= MAX_EPOCHS:
-            raise ConfigError(f"'epochs' is {self.epochs}, expected above 0, at most {MAX_EPOCHS}")
+        if self.epochs is not None and not 0 < self.epochs < float("inf"):
+            raise ConfigError(f"'epochs' is {self.epochs}, expected a positive number")
         limits.STEP_ROWS_TOKENS.check(self.batch_size * self.seq_len, "'batch_size' × 'seq_len'")
         if not 0 < self.clip < float("inf"):
             raise ConfigError(f"'clip' is {self.clip}, expected a positive number")

@@ -21,6 +21,7 @@ from foundling.contracts.objective import Objective
 from foundling.data.datasets import open_data
 from foundling.data.encoded import EncodedExamples, encode_examples
 from foundling.data.examples import Examples, ingest_examples
+from foundling.data.formats import DEFAULT_FIELD
 from foundling.data.ingest import Corpus, ingest
 from foundling.data.kinds import Columns
 from foundling.data.tokens import Tokens, tokenize_corpus
@@ -32,7 +33,7 @@ from foundling.recipes.learning import target_len
 from foundling.recipes.models import READS, build_model, check_parents, no_prediction
 from foundling.recipes.progress import Progress
 from foundling.recipes.publish import Outcome, publish_run
-from foundling.recipes.recipe import DataSpec, ExampleKind, Recipe, Request, code_version
+from foundling.recipes.recipe import ExampleKind, Recipe, Request, code_version
 from foundling.recipes.space import check_space
 from foundling.recipes.training import run_training
 from foundling.recipes.validation import Validation
@@ -74,6 +75,10 @@ class Run:
         self.prepared: Prepared | None = None
         self.log: Log | None = None
         self.seconds, self.joules_before = 0.0, 0.0
+        self.steps = 0
+        """that training took: fewer than the recipe has where it stopped early"""
+        self.best_step: int | None = None
+        """whose weights were the best, where validation chose them"""
         self.data_hash: str | None = None
         """of the data that a resumed or reproduced run must have"""
         if RECIPE in self.journal.files:
@@ -118,7 +123,7 @@ class Run:
 
     def corpus(self) -> Corpus:
         """The data, read once into text shards."""
-        field = self.recipe.data.field if self.recipe else self.request.get("data.field", "text")
+        field = (self.recipe.data.field if self.recipe else self.request.get("data.field")) or DEFAULT_FIELD
         directory = self.directory / "corpus"
 
         def read() -> Corpus:
@@ -142,8 +147,7 @@ class Run:
         """The examples of a finetuning, read once; what their columns hold is detected and said."""
         get = self.request.get
         kind: Any = self.recipe.objective.kind if self.recipe else get("objective.kind")
-        named = {name: get(f"data.{name}") for name in ("field", "pair", "label", "target")}
-        columns = Columns(**{name: value for name, value in named.items() if value != getattr(DataSpec, name)})
+        columns = Columns(**{name: get(f"data.{name}") for name in ("field", "pair", "label", "target")})
         directory = self.directory / "examples"
 
         def read() -> Examples:
@@ -263,6 +267,10 @@ class Run:
                 bits_per_nat,
                 validation,
             )
+        self.steps = self.log.entries[-1]["step"] if self.log.entries else self.recipe.train.total_steps
+        if validation is not None and validation.best_step:
+            self.best_step = validation.best_step
+            self.progress.line(f"the weights of step {validation.best_step} are kept: they were the best")
         self.seconds = before["seconds"] + self.clock.elapsed
         self.memory.peak = max(self.memory.peak, int(before["peak_bytes"]))
         self.joules_before = before["joules"]

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from foundling.adapt.method import SAVED_ALONE
 from foundling.data.examples import Examples
 from foundling.data.ingest import Corpus
 from foundling.recipes.recipe import Recipe
@@ -23,10 +24,13 @@ def run_bytes(recipe: Recipe, corpus: Corpus | Examples, model: Any) -> int:
     text = corpus.train_bytes * recipe.data.share + corpus.held_out_bytes
     vocab_size = recipe.data.vocab_size or 1 << 17  # a parent's tokenizer may have as many
     tokens = int(text / BYTES_PER_TOKEN) * (2 if vocab_size <= 1 << 16 else 4)
-    params = sum(p.numel() for p in model.parameters())
-    averages = params if recipe.train.ema_decay is not None else 0
-    checkpoint = params + averages + count_state(model, recipe.optim)
-    return tokens + 4 * (checkpoint * (KEEP + 1) + params)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    averages = trained if recipe.train.ema_decay is not None else 0
+    checkpoint = trained + averages + count_state(model, recipe.optim)
+    best = trained if recipe.train.evaluate_every else 0
+    alone = recipe.adapt.method in SAVED_ALONE and not recipe.adapt.merged
+    published = trained if alone else sum(p.numel() for p in model.parameters())
+    return tokens + 4 * (checkpoint * (KEEP + 1) + best + published)
 
 
 def check_space(out: Path, recipe: Recipe, corpus: Corpus | Examples, model: Any) -> None:

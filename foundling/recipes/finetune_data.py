@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a finetuning reads: its tokenizer, the length of rows, the examples that choose the best weights, batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from foundling.adapt.options import AdaptOptions
+from foundling.adapt.soft import virtual_ids
+from foundling.data.encode import example_lengths, suggest_seq_len
+from foundling.data.encoded import EncodedSplit
+from foundling.data.examples import Examples
+from foundling.data.subset import Subset
+from foundling.data.transforms.examples import PackedExamples, PaddedExamples
+from foundling.data.transforms.virtual import VirtualBatches
+from foundling.errors import ConfigError
+from foundling.recipes.recipe import Recipe
+from foundling.text import Tokenizer
+from foundling.text.framing import Framing
+
+MAX_SEQ_LEN = 2048
+"""tokens in a row, unless --seq-len asks for more"""
+N_SAMPLED = 500
+"""examples whose lengths decide the rows"""
+VALIDATED_FROM, VALIDATION_SHARE, MOST_VALIDATED = 200, 0.1, 200
+"""From so many training examples on, a share of them is kept to choose the best weights by."""
+
+
+def parent_tokenizer(recipe: Recipe, examples: Any) -> Tokenizer:
+    assert recipe.model.directory
+    return Tokenizer.load(recipe.model.directory)
+
+
+def choose_seq_len(asked: int | None, examples: Examples, framing: Framing, longest: int, options: AdaptOptions) -> int:
+    """As asked, else what nearly all examples fit into. ConfigError for more than the `longest` that the model
+    reads."""
+    virtual = options.n_virtual if options.method == "prompt" else 0
+    if asked is not None:
+        if asked + virtual > longest:
+            raise ConfigError(f"--seq-len {asked} is more than the {longest} tokens that the model reads (max_seq_len)")
+        return asked
+    most = min(longest, MAX_SEQ_LEN) - virtual
+    lengths = example_lengths(examples.train, examples.kind, framing, most, classes=examples.labels, n=N_SAMPLED)
+    return suggest_seq_len(lengths, most)
+
+
+def validation_split(split: EncodedSplit, recipe: Recipe) -> tuple[EncodedSplit, EncodedSplit | None]:
+    """(to train on, to choose the best weights by). The second is chosen by the seed; None where the recipe measures
+    none."""
+    n = len(split)
+    if not recipe.train.evaluate_every:
+        return split, None
+    n_validated = max(1, min(MOST_VALIDATED, int(VALIDATION_SHARE * n)))
+    order = np.random.default_rng(recipe.seed).permutation(n)
+    return Subset(split, np.sort(order[n_validated:])), Subset(split, np.sort(order[:n_validated]))
+
+
+def start_id(model: Any) -> int:
+    """What a decoder that reads a source begins with."""
+    return model.config.start_id if model.capabilities.reads_source else 0
+
+
+def batches_of(split: EncodedSplit, recipe: Recipe, model: Any) -> Any:
+    t = recipe.train
+    if split.packed:
+        batches: Any = PackedExamples(split, seq_len=t.seq_len, batch_size=t.batch_size, seed=recipe.seed)
+    else:
+        batches = PaddedExamples(split, batch_size=t.batch_size, seed=recipe.seed, start_id=start_id(model))
+    return with_virtual(batches, model)
+
+
+def with_virtual(batches: Any, model: Any) -> Any:
+    """With the virtual tokens of a soft prompt before each text, where the model has them."""
+    ids = virtual_ids(model)
+    return VirtualBatches(batches, ids) if ids else batches
+
+
+def steps_per_epoch(batches: Any) -> int:
+    inner: Any = batches.batches if isinstance(batches, VirtualBatches) else batches
+    return inner.steps_per_epoch

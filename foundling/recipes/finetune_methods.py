@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`foundling finetune … --plan`: what each method would take, before any is chosen. Nothing is written."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from foundling.adapt.heads import HeadOptions, add_head
+from foundling.adapt.method import apply
+from foundling.adapt.options import AdaptOptions, Method
+from foundling.errors import AdaptError, ConfigError
+from foundling.models import build, count_parameters
+from foundling.plan.flops import training_flops_per_token
+from foundling.recipes.finetune_data import batches_of, steps_per_epoch, validation_split
+from foundling.recipes.finetune_plan import draft_of, fit_memory, settle_steps, time_steps, usable_bytes
+from foundling.recipes.progress import Progress
+from foundling.recipes.recipe import Recipe, Request
+from foundling.recipes.run import Run
+from foundling.runtime.clock import Clock
+from foundling.runtime.rng import generator
+
+
+def plan_methods(request: Request, *, progress: Progress, clock: Clock) -> dict[str, Any]:
+    """The recipe that `finetune` would begin with, and for each method the share that it trains, the memory of a step
+    by an estimate, and the time of the steps: that of the request's method is timed where it fits, the others follow
+    by their FLOPs."""
+    with tempfile.TemporaryDirectory(prefix="foundling-plan-") as folder:
+        run = Run(request, Path(folder), progress, clock)
+        try:
+            draft = draft_of(run, run.examples())
+            recipe, head, model = draft.recipe, draft.head, draft.model
+            fit = fit_memory(recipe, head)
+            batches = batches_of(validation_split(draft.judge.encoded.train, recipe)[0], recipe, model)
+            step = None
+            if fit.bytes <= usable_bytes():
+                train = replace(recipe.train, micro_batch_size=fit.rows, activation_checkpointing=fit.checkpointing)
+                with clock.phase("probe"):
+                    progress.line("timing a few steps")
+                    step = time_steps(replace(recipe, train=train), model, batches)
+        finally:
+            run.memory.done.set()
+    recipe = settle_steps(run, recipe, steps_per_epoch(batches), step or 1.0, 0.0)
+    del draft, model
+    rows = dict[str, dict[str, Any]]()
+    for method in get_args(Method):
+        if method != "head" or head is not None:
+            rows[method] = _method(_by(recipe, method), head)
+    chosen = recipe.adapt.method
+    for row in rows.values():
+        if step is not None and "flops_per_token" in row:
+            row["step_seconds"] = round(step * row["flops_per_token"] / rows[chosen]["flops_per_token"], 4)
+            row["seconds"] = round(row["step_seconds"] * recipe.train.total_steps, 1)
+    return {"recipe": asdict(recipe), "method": chosen, "methods": rows}
+
+
+def _by(recipe: Recipe, method: Any) -> Recipe:
+    """By another method, its settings as they are by default."""
+    return recipe if method == recipe.adapt.method else replace(recipe, adapt=AdaptOptions(method))
+
+
+def _method(recipe: Recipe, head: HeadOptions | None) -> dict[str, Any]:
+    """`unsupported`, in words, where the method does not fit the model."""
+    with torch.device("meta"):
+        model = build(recipe.model.family, **recipe.model.fields)
+    try:
+        if head is not None:
+            add_head(model, head, generator("head"))
+        apply(model, recipe.adapt, generator("adapt"))
+    except (AdaptError, ConfigError) as error:
+        return {"unsupported": str(error)}
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    fit = fit_memory(recipe, head)
+    return {
+        "trained": trained, "share": trained / count_parameters(model)["total"], "peak_bytes": fit.bytes,
+        "micro_batch_size": fit.rows, "activation_checkpointing": fit.checkpointing,
+        "fits": fit.bytes <= usable_bytes(), "flops_per_token": training_flops_per_token(model, recipe.train.seq_len),
+    }  # fmt: skip
