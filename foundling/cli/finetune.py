@@ -103,9 +103,8 @@ def _say_plan(plan: dict[str, Any]) -> None:
             continue
         mark = "  chosen" if name == chosen else "" if row["fits"] else "  does not fit here"
         seconds = f"{row['seconds']:.0f} s" if "seconds" in row else "not timed"
-        say(
-            f"{name:8}{row['trained']:>14,}{row['share']:>9.2%}{seconds:>10}{row['peak_bytes'] / 2**30:>10.2f} GiB{mark}"
-        )
+        memory = f"{row['peak_bytes'] / 2**30:.2f} GiB"
+        say(f"{name:8}{row['trained']:>14,}{row['share']:>9.2%}{seconds:>10}{memory:>14}{mark}")
 
 
 def _resume(args: argparse.Namespace, asked: list[str]) -> dict[str, Any]:

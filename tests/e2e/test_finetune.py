@@ -71,7 +71,7 @@ def test_an_adapter_is_trained_killed_resumed_reproduced_and_talks(base: Path, c
     assert result["actual"]["loss"] < result["baselines"]["before"]
     assert foundling("check", out).returncode == 0
     report = (out / "report.html").read_text()
-    assert ("Before and after" in report and "0 yes" in report) or " yes" in report
+    assert "Before and after" in report and "in the data" in report
     talk = foundling("chat", out, "--temperature", "0", "--max-tokens", "4", "--json", input="1: Rome\n")
     assert talk.returncode == 0, talk.stderr
     assert json.loads(talk.stdout)["kind"] == "instruct model" and len(json.loads(talk.stdout)["turns"]) == 1
