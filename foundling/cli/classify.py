@@ -17,9 +17,12 @@ EXAMPLES = [
     'foundling classify runs/spam "You have won a prize" "Minutes of the meeting"',
     "foundling classify runs/spam --file mails.csv --field body --top 3",
     "foundling classify runs/names --file sentences.txt --json",
+    'foundling classify runs/entails "A dog runs." --pair "An animal moves."',
+    "foundling classify runs/entails --file pairs.tsv --field premise --pair-field hypothesis",
     "tail -f log.txt | foundling classify runs/severity",
 ]
 TABLES = {".csv": ",", ".tsv": "\t"}
+ROWS = (".jsonl", ".ndjson")
 FIELD_CHARS = 10_000_000
 """of a field of a table"""
 SHOWN_LABELS = 3
@@ -30,6 +33,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("text", nargs="*", help="texts (default: the lines of --file, or of stdin)")
     parser.add_argument("--file", metavar="FILE", help="a text a line, or the rows of .jsonl, .csv or .tsv")
     parser.add_argument("--field", default="text", metavar="NAME", help="column of the rows (default text)")
+    parser.add_argument("--pair", metavar="TEXT", help="the second text of a pair, of which each text is the first")
+    parser.add_argument("--pair-field", metavar="NAME", help="column of the second texts, for a classifier of pairs")
     parser.add_argument("--top", type=int, metavar="N", help=f"labels to print (default {SHOWN_LABELS}; --json: all)")
 
 
@@ -38,25 +43,36 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     if args.text and args.file:
         raise DataError("texts and --file are given; leave one of them out")
+    if args.pair_field is not None and (not args.file or args.pair is not None):
+        raise DataError("--pair-field is a column of --file, and not for --pair; leave one of them out")
     classifier = Classifier.load(args.dir)
-    source = iter(args.text) if args.text else _file(Path(args.file), args.field) if args.file else _lines()
+    if args.file:
+        source = _file(Path(args.file), args.field, args.pair_field)
+    else:
+        source = iter(args.text) if args.text else _lines()
+    if args.pair is not None:
+        source = ((text, args.pair) for text in source)
     results, live = list[dict[str, Any]](), not (args.text or args.file)
     n_cut, empty = 0, 0
     for texts in batches_of(source, 1 if live and not args.json else BATCH_SIZE):
-        some = [text for text in texts if text.strip()]
+        some = [text for text in texts if all(part.strip() for part in _parts(text))]
         empty += len(texts) - len(some)
         for text, found in zip(some, classifier.classify(some, top=args.top), strict=True):
             n_cut += "cut" in found
             if args.json:
-                results.append({"text": text, **found})
+                results.append(dict(zip(("text", "pair"), _parts(text), strict=False)) | found)
             else:
-                say(f"{_shown(found, args.top or SHOWN_LABELS)}\t{text}")
+                say("\t".join([_shown(found, args.top or SHOWN_LABELS), *_parts(text)]))
     if empty:
         note(f"note: {empty} empty texts are skipped")
     if n_cut:
-        note(f"note: {n_cut} texts are longer than {classifier.model.config.max_seq_len:,} tokens and were cut")
+        note(f"note: {n_cut} texts are longer than {classifier.longest:,} tokens and were cut")
     return {"model_dir": args.dir, "task": classifier.task, "labels": list(classifier.labels), "results": results,
             "cut": n_cut, "empty": empty}  # fmt: skip
+
+
+def _parts(text: str | tuple[str, str]) -> tuple[str, ...]:
+    return (text,) if isinstance(text, str) else text
 
 
 def _shown(found: dict[str, Any], top: int) -> str:
@@ -76,15 +92,17 @@ def _lines() -> Iterator[str]:
         yield line.rstrip("\r\n")
 
 
-def _file(path: Path, field: str) -> Iterator[str]:
-    """The texts of a file. DataError, with the line, for a row without the field."""
+def _file(path: Path, field: str, pair: str | None) -> Iterator[Any]:
+    """The texts of a file, or its pairs. DataError, with the line, for a row without a field."""
+    if pair is not None and path.suffix not in (*TABLES, *ROWS):
+        raise DataError(f"{path}: a file of lines has no pairs; give .jsonl, .csv or .tsv with two columns")
     try:
         with path.open(encoding="utf-8", errors="replace", newline="") as file:
             if path.suffix in TABLES:
                 csv.field_size_limit(FIELD_CHARS)
-                yield from _fields(csv.DictReader(file, delimiter=TABLES[path.suffix]), path, field)
-            elif path.suffix in (".jsonl", ".ndjson"):
-                yield from _fields((json.loads(line) for line in file if line.strip()), path, field)
+                yield from _fields(csv.DictReader(file, delimiter=TABLES[path.suffix]), path, field, pair)
+            elif path.suffix in ROWS:
+                yield from _fields((json.loads(line) for line in file if line.strip()), path, field, pair)
             else:
                 yield from (line.rstrip("\r\n") for line in file)
     except OSError as error:
@@ -93,12 +111,15 @@ def _file(path: Path, field: str) -> Iterator[str]:
         raise DataError(f"{path}: damaged ({str(error).splitlines()[0]})") from None
 
 
-def _fields(rows: Any, path: Path, field: str) -> Iterator[str]:
+def _fields(rows: Any, path: Path, field: str, pair: str | None) -> Iterator[Any]:
     for number, row in enumerate(rows, 1):
-        text = row.get(field) if isinstance(row, dict) else None
-        if not isinstance(text, str):
-            names = ", ".join(str(name) for name in row) if isinstance(row, dict) else "none"
-            raise DataError(
-                f"{path}: row {number} has no text in '{field}'; its columns: {names} (choose with --field)"
-            )
-        yield text
+        text = _field(row, number, path, field, "--field")
+        yield text if pair is None else (text, _field(row, number, path, pair, "--pair-field"))
+
+
+def _field(row: Any, number: int, path: Path, field: str, flag: str) -> str:
+    text = row.get(field) if isinstance(row, dict) else None
+    if not isinstance(text, str):
+        names = ", ".join(str(name) for name in row) if isinstance(row, dict) else "none"
+        raise DataError(f"{path}: row {number} has no text in '{field}'; its columns: {names} (choose with {flag})")
+    return text

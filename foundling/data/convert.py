@@ -10,6 +10,7 @@ from typing import Any
 
 from foundling.data.formats import as_text
 from foundling.data.streams import Skip
+from foundling.text.answers import NO_ANSWER
 
 Fields = dict[str, Any]
 Convert = Callable[[Mapping[str, Any], Mapping[str, str]], "Fields | Skip"]
@@ -22,7 +23,6 @@ ROLES = {
 }  # fmt: skip
 """of OpenAI's messages and of ShareGPT's `from`"""
 KEPT = ("name", "tool_calls", "tool_call_id", "reasoning_content", "weight")
-NO_ANSWER = "a chat without an answer"
 
 
 def messages(row: Mapping[str, Any], columns: Mapping[str, str]) -> Fields | Skip:

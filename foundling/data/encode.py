@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -18,14 +18,14 @@ import numpy as np
 from foundling.data.kinds import PACKED, Example, Kind
 from foundling.errors import DataError
 from foundling.text.answers import NO_PLACE, Unusable
-from foundling.text.framing import Framing
+from foundling.text.cutting import Encoded, Text, encode_within
+from foundling.text.framing import SEPARATOR, Framing
+from foundling.text.tags import encode_words
 
 AT_ONCE = 64
 SHARE = 0.99
 """of the examples, which the suggested length holds whole"""
 MULTIPLE = 8
-CHARS = 64
-"""characters of a text that are encoded for each token of seq_len, before the whole text is"""
 
 Arrays = dict[str, Any]
 """of one example: `tokens` and `mask`, `targets`, `types` or `source` as lists, `labels` as a number"""
@@ -41,13 +41,15 @@ class Encoder:
     classes: Sequence[str] = ()
     skipped: Counter[str] = field(default_factory=Counter)
     details: dict[str, str] = field(default_factory=dict)
+    too_long: int = 0
+    """of the skipped ones"""
     cut: int = 0
 
     def __post_init__(self) -> None:
         self.ids = {name: number for number, name in enumerate(self.classes)}
         self.tokenizer = self.framing.tokenizer
         probe = self.tokenizer.encode_framed_batch([("a", "b")])[0]
-        self.has_types = any(probe.type_ids)
+        self.has_types = self.framing.spec.reads_types and any(probe.type_ids)
 
     @property
     def packed(self) -> bool:
@@ -66,6 +68,7 @@ class Encoder:
                 for one in arrays if isinstance(arrays, list) else [arrays]:
                     if isinstance(one, Unusable):
                         self.skipped[one.reason] += 1
+                        self.too_long += one.too_long
                         self.details.setdefault(one.reason, one.detail)
                     else:
                         yield place + number, one
@@ -76,26 +79,28 @@ class Encoder:
             yield example if isinstance(example, Unusable) else {"tokens": example.ids, "mask": example.mask}
 
     def _text(self, group: Sequence[Example]) -> Iterator[Any]:
-        for ids in self.tokenizer.encode_batch([one.fields["text"] for one in group]):
-            stream = [*self.tokenizer.opening, *ids, self.tokenizer.eos]
+        encoded = self.tokenizer.encode_batch([one.fields["text"] for one in group])
+        for example, ids in zip(group, encoded, strict=True):
+            end = [] if example.fields.get("continues") else [self.tokenizer.eos]
+            stream = [*self.tokenizer.opening, *ids, *end]
             starts = range(0, len(stream) - 1, self.seq_len)
             windows = [stream[at : at + self.seq_len + 1] for at in starts]
             yield [{"tokens": window, "mask": [True] * len(window)} for window in windows]
 
     def _classify(self, group: Sequence[Example]) -> Iterator[Any]:
-        texts: list[Any] = [(f["text"], f["pair"]) if "pair" in (f := one.fields) else f["text"] for one in group]
-        for example, text, encoding in zip(group, texts, self._framed(texts), strict=True):
+        texts: list[Text] = [(f["text"], f["pair"]) if "pair" in (f := one.fields) else f["text"] for one in group]
+        for example, text, encoding in zip(group, texts, self._within(texts), strict=True):
             if not encoding.ids:
                 yield Unusable("a text without tokens")
                 continue
             number = example.fields["value"] if self.kind == "regress" else self.ids[example.fields["label"]]
-            types = {"types": encoding.type_ids} if self.has_types and isinstance(text, tuple) else {}
+            types = {"types": encoding.types} if self.has_types and isinstance(text, tuple) else {}
             yield {"tokens": encoding.ids, "labels": number, **types}
 
     def _seq2seq(self, group: Sequence[Example]) -> Iterator[Any]:
         targets = self.tokenizer.encode_batch([one.fields["target"] for one in group])
         if not self.packed:
-            sources = [encoding.ids for encoding in self._framed([one.fields["source"] for one in group])]
+            sources = [encoding.ids for encoding in self._within([one.fields["source"] for one in group])]
         else:
             sources = [prompt_ids(one, self.kind, self.framing) for one in group]
         for source, target in zip(sources, targets, strict=True):
@@ -103,101 +108,41 @@ class Encoder:
             length = len(target) if not self.packed else len(source) + len(target) - 1
             if length > self.seq_len:
                 what = "a target" if not self.packed else "a prompt with its target"
-                yield Unusable(f"{what} over {self.seq_len:,} tokens", "raise --seq-len")
+                yield Unusable(f"{what} over {self.seq_len:,} tokens", "raise --seq-len", True)
             elif self.packed:
                 yield {"tokens": source + target, "mask": [False] * len(source) + [True] * len(target)}
             else:
                 yield {"tokens": target, "source": source}
 
     def _tag(self, group: Sequence[Example]) -> Iterator[Any]:
-        encodings = self.tokenizer.encode_framed_batch([" ".join(one.fields["words"]) for one in group])
-        _, last = self.tokenizer.frame
-        for example, encoding in zip(group, encodings, strict=True):
-            first = _first_pieces(example.fields["words"], encoding)
-            ids, room = list(encoding.ids), self.seq_len - len(last)
-            if len(ids) > self.seq_len:
-                self.cut += 1
-                room = max([at for at in first if at is not None and at <= room], default=0)  # a word begins there
-                ids = [*ids[:room], *last]
-            targets, mask = [0] * len(ids), [False] * len(ids)
-            for at, tag in zip(first, example.fields["tags"], strict=True):
-                if at is not None and at < room and tag in self.ids:
+        sentences = encode_words(self.tokenizer, [one.fields["words"] for one in group], self.seq_len)
+        for example, sentence in zip(group, sentences, strict=True):
+            self.cut += sentence.cut
+            targets, mask = [0] * len(sentence.ids), [False] * len(sentence.ids)
+            for at, tag in zip(sentence.firsts, example.fields["tags"], strict=True):
+                if at is not None and tag in self.ids:
                     targets[at], mask[at] = self.ids[tag], True
             if any(mask):
-                yield {"tokens": ids, "targets": targets, "mask": mask}
+                yield {"tokens": sentence.ids, "targets": targets, "mask": mask}
             else:
                 yield Unusable("a sentence without tokens", "its words have none, or its first word is too long")
 
-    def _framed(self, texts: Sequence[Any]) -> list[Any]:
-        """Encodings of at most seq_len tokens, special ones included: texts, or the longer of two, are cut where a
-        token ends."""
-        most = CHARS * self.seq_len
-        short = [text[:most] if isinstance(text, str) else (text[0][:most], text[1][:most]) for text in texts]
-        encodings = list(self.tokenizer.encode_framed_batch(short))
-        for i, encoding in enumerate(encodings):
-            if short[i] != texts[i] and len(encoding.ids) < self.seq_len:
-                encoding = encodings[i] = self.tokenizer.encode_framed_batch([texts[i]])[0]
-            if len(encoding.ids) > self.seq_len or short[i] != texts[i]:
-                self.cut += 1
-            text, over = short[i] if len(encoding.ids) > self.seq_len else texts[i], 0
-            while (extra := len(encoding.ids) - self.seq_len) > 0:
-                over += extra  # a text that ends elsewhere may have more tokens again
-                text = _shortened(self.tokenizer, text, over)
-                encoding, over = self.tokenizer.encode_framed_batch([text])[0], 0
-                if not any(text):
-                    raise DataError(f"seq_len {self.seq_len} has no room for a text beside the special tokens")
-            encodings[i] = encoding
-        return encodings
-
-
-def _shortened(tokenizer: Any, text: Any, n: int) -> Any:
-    """A text, or a pair, without its last `n` tokens, of a pair those of the longer one first (transformers'
-    "longest_first")."""
-    parts = [text] if isinstance(text, str) else list(text)
-    encodings = [tokenizer.backend.encode(part, add_special_tokens=False) for part in parts]
-    keep = [len(encoding.ids) for encoding in encodings]
-    if sum(keep) <= n:
-        return "" if isinstance(text, str) else ("", "")
-    longest = len(keep) - 1 - int(np.argmax(keep[::-1]))
-    others = sum(keep) - keep[longest]
-    if len(keep) == 1 or keep[longest] - n >= others:
-        keep[longest] -= n
-    else:  # both to half of what is left
-        left = sum(keep) - n
-        keep[longest], keep[1 - longest] = left - left // 2, left // 2
-    cuts = [
-        part[: min(encoding.offsets[k - 1][1], len(part) - 1 if k < len(encoding.ids) else len(part))] if k else ""
-        for part, encoding, k in zip(parts, encodings, keep, strict=True)
-    ]
-    return cuts[0] if isinstance(text, str) else (cuts[0], cuts[1])
-
-
-def _first_pieces(words: Sequence[str], encoding: Any) -> list[int | None]:
-    """Of each word, where its first token is; None of one that has no token of its own."""
-    first, token, start = list[int | None](), -1, 0
-    special, offsets = encoding.special_tokens_mask, encoding.offsets  # each is made anew when it is asked for
-    for word in words:
-        at = token + 1
-        while at < len(special) and (special[at] or offsets[at][1] <= start):
-            at += 1
-        if at < len(special) and offsets[at][0] < start + len(word):
-            first.append(at)
-            token = at
-        else:
-            first.append(None)
-        start += len(word) + 1
-    return first
+    def _within(self, texts: Sequence[Text]) -> list[Encoded]:
+        """At most seq_len tokens each; what is cut is counted."""
+        encoded = encode_within(self.tokenizer, texts, self.seq_len)
+        self.cut += sum(one.cut for one in encoded)
+        return encoded
 
 
 def prompt_ids(example: Example, kind: Kind, framing: Framing) -> list[int]:
-    """The ids that a causal model continues with the last answer of a chat, or with the target of a source, which
-    stands before it on a line of its own."""
+    """The ids that a model continues with the last answer of a chat, or with the target of a source; those that
+    `Framing.prompt` makes of the source for the model that comes of it."""
     if kind == "chat":
         messages = example.fields["messages"]
         return framing.chat(messages[:-1], tools=example.fields.get("tools"))
-    if framing.spec.reads_source:
-        return framing.prompt(example.fields["source"])
-    return framing.beginning(example.fields["source"] + "\n")
+    if not framing.spec.reads_source:
+        framing = Framing(framing.tokenizer, replace(framing.spec, separator=SEPARATOR))
+    return framing.prompt(example.fields["source"])
 
 
 def example_lengths(
@@ -209,13 +154,14 @@ def example_lengths(
     classes: Sequence[str] = (),
     n: int = 256,
 ) -> np.ndarray:
-    """(≤ n,) positions that examples take, of some that lie evenly among all; those over `longest` count as such."""
+    """(≤ n,) positions that examples take, of some that lie evenly among all. Those over `longest` count as such;
+    what cannot be encoded for another reason is left out."""
     places = np.unique(np.linspace(0, len(examples) - 1, min(n, len(examples))).astype(int))
     encoder = Encoder(kind, framing, longest, classes)
     lengths = [n_positions(arrays, encoder.packed) for _, arrays in encoder([examples[int(at)] for at in places])]
     if not lengths:
         raise DataError(nothing_left(encoder))
-    return np.array(lengths + [longest] * sum(encoder.skipped.values()))
+    return np.array(lengths + [longest] * encoder.too_long)
 
 
 def n_positions(arrays: Arrays, packed: bool) -> int:

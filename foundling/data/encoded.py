@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ class EncodedSplit:
     def __len__(self) -> int:
         return len(self.places)
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """(n,) positions of each example in a row of a batch."""
         lengths = np.diff(self._offsets["offsets"]) - self.packed
@@ -147,6 +148,7 @@ def encode_examples(directory: Path, examples: Examples, framing: Framing, *, se
         "chat_template": hashlib.sha256((template or "").encode()).hexdigest(),
         "kind": examples.kind,
         "reads_source": framing.spec.reads_source,
+        "reads_types": framing.spec.reads_types,
         "seq_len": seq_len,
     }
     parts = {"train": examples.train, "held_out": examples.held_out}

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class ExampleRows:
         if not self._first:
             raise DataError(self.nothing())
         kind = "text" if self._plain else kind
-        self.layout = layout or detect([fields for _, fields in self._first], kind, columns)
+        self.layout = layout or detect([fields for _, fields, _ in self._first], kind, columns)
 
     @property
     def name(self) -> str:
@@ -78,14 +78,15 @@ class ExampleRows:
 
     def __iter__(self) -> Iterator[Document]:
         """May be called once."""
-        for name, row in chain(self._first, self._rows):
+        for name, row, continues in chain(self._first, self._rows):
             fields = self.layout.convert(row)
             if isinstance(fields, Skip):
                 self._count(fields)
                 continue
             pieces = cut(fields["text"], self._piece_chars) if self.layout.kind == "text" else []
             for number, piece in enumerate(pieces, 1):
-                yield Document(f"{name}@{number}" if len(pieces) > 1 else name, _json({"text": piece}))
+                goes_on = {"continues": True} if continues or number < len(pieces) else {}
+                yield Document(f"{name}@{number}" if len(pieces) > 1 else name, _json({"text": piece} | goes_on))
             if not pieces:
                 text = _json(fields)
                 if len(text) > EXAMPLE_CHARS.high:
@@ -108,10 +109,11 @@ class ExampleRows:
             return True
         return suffix(path) in SUFFIXES and (suffix(path) != ".json" or first_object(path) is not None)
 
-    def _read(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    def _read(self) -> Iterator[tuple[str, Mapping[str, Any], bool]]:
+        """Names, rows, and whether a row is a part of a text that continues in the next one."""
         if self.files is None:
             assert not isinstance(self.source, str | Path)
-            yield from ((document.name, {"text": document.text}) for document in self.source)
+            yield from ((document.name, {"text": document.text}, False) for document in self.source)
             self.skipped.update(getattr(self.source, "skipped", {}))
             return
         for path in self.files.paths():
@@ -122,17 +124,29 @@ class ExampleRows:
             if self._has_rows(path):
                 for row in read_rows(path, self.files.count, conll=self.kind == "tag"):
                     if not isinstance(row, Skip):
-                        yield name + row.label, row.fields
+                        yield name + row.label, row.fields, False
                     else:
                         self._count(row)
             elif self._plain or self.kind == "text":
-                for piece in read(path, "text", self.files.count):
-                    if not isinstance(piece, Skip):
-                        yield name + piece[0], {"text": piece[1]}
-                    else:
-                        self._count(piece)
+                yield from self._read_text(path, name, self.files.count)
             else:
                 self._count(Skip("not a file of rows"))
+
+    def _read_text(
+        self, path: Path, name: str, on_read: Callable[[int], object]
+    ) -> Iterator[tuple[str, Mapping[str, Any], bool]]:
+        """A file of plain text in parts, each once it is known whether another follows."""
+        before: tuple[str, str] | None = None
+        for part in read(path, "text", on_read):
+            if before is not None:
+                yield name + before[0], {"text": before[1]}, True
+            before = None
+            if isinstance(part, Skip):
+                self._count(part)
+            else:
+                before = part
+        if before is not None:
+            yield name + before[0], {"text": before[1]}, False
 
     def _count(self, skip: Skip) -> None:
         if skip.rest and self.files and self.files.is_file:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 Kind = Literal["chat", "text", "classify", "tag", "regress", "seq2seq"]
-"""chat: {"messages": [{"role", "content", …}], "tools"?} · text: {"text"} · classify: {"text", "label", "pair"?} ·
-tag: {"words", "tags"} · regress: {"text", "value", "pair"?} · seq2seq: {"source", "target"}"""
+"""chat: {"messages": [{"role", "content", …}], "tools"?} · text: {"text", "continues"?}, True for a piece that is not
+the last of its text · classify: {"text", "label", "pair"?} · tag: {"words", "tags"} · regress: {"text", "value",
+"pair"?} · seq2seq: {"source", "target"}"""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 PACKED: tuple[Kind, ...] = ("chat", "text")
 """kinds whose examples share rows, for a causal model"""

@@ -4,7 +4,7 @@ values."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,31 +15,38 @@ from torch import Tensor
 from foundling.blocks.heads import scores
 from foundling.decode.prompts import pad_prompts
 from foundling.errors import GenerationError, WeightsError
-from foundling.limits import PREDICTIONS, TEXTS_AT_ONCE
+from foundling.limits import PREDICTIONS, SEQ_LEN, TEXTS_AT_ONCE
 from foundling.models import family_of
 from foundling.runtime.hub import local_directory
 from foundling.runtime.mode import evaluation_mode
 from foundling.text import Tokenizer
-from foundling.text.framing import Framing
+from foundling.text.cutting import Text, encode_within
 from foundling.text.tags import encode_words, has_spans, spans_of
 from foundling.weights.directory import load
 from foundling.weights.text_spec import text_spec
 
 BATCH_SIZE = 32
+TOKENS_AT_ONCE = 1 << 14
+"""of one forward, so that one long text does not make 32 rows as long"""
 
 
 @dataclass
 class Classifier:
     model: Any
     tokenizer: Tokenizer
+    max_len: int | None = None
+    """tokens that a text is cut to; at most, and by default, what the model reads"""
 
     def __post_init__(self) -> None:
+        if self.max_len is not None:
+            SEQ_LEN.check(self.max_len, "max_len", GenerationError)
         if not self.model.capabilities.task:
             name = type(self.model).__name__
             raise GenerationError(f"this {name} has no head, so it is no classifier; foundling finetune makes it one")
+        self._spec = text_spec(self.model)
 
     @classmethod
-    def load(cls, directory: str | Path) -> Classifier:
+    def load(cls, directory: str | Path, *, max_len: int | None = None) -> Classifier:
         """From a directory of Foundling or transformers. WeightsError, with the way out, for one without a head."""
         directory = local_directory(directory)
         model = load(directory)
@@ -56,7 +63,7 @@ class Classifier:
                 f"{directory}: this {family_of(model).name} is no classifier; {way}foundling finetune "
                 f"{directory} DATA --as classify makes one of it"
             )
-        return cls(model, Tokenizer.load(directory))
+        return cls(model, Tokenizer.load(directory), max_len)
 
     @property
     def task(self) -> str:
@@ -67,58 +74,72 @@ class Classifier:
         return self.model.score.options.labels
 
     def classify(
-        self, texts: Sequence[str], *, top: int | None = None, batch_size: int = BATCH_SIZE
+        self, texts: Sequence[Text], *, top: int | None = None, batch_size: int = BATCH_SIZE
     ) -> list[dict[str, Any]]:
-        """One answer a text, in their order; {'cut': True} beside it where the text is longer than the model reads.
+        """One answer a text, or a pair of texts, in their order; {'cut': True} beside it where it is longer than
+        `longest` tokens, of a pair the longer text first.
 
         classify: {'label', 'probability', 'scores': {label: probability}}, the `top` likeliest, all by default.
         regress: {'value'}, or {'values': {label: value}} for several.
         tag: {'tags': [{'word', 'tag', 'probability'}]} of the words between spaces, and where tags are of spans
-        {'spans': [{'kind', 'start', 'end', 'text'}]}, in words."""
+        {'spans': [{'kind', 'start', 'end', 'text'}]}, in words; of texts alone, GenerationError for a pair."""
         if top is not None:
             PREDICTIONS.check(top, "top", GenerationError)
         if self.task == "tag":
-            return self.tag([text.split() for text in texts], batch_size=batch_size)
-        framing = Framing(self.tokenizer, text_spec(self.model))
-        rows = [self._cut(framing.prompt(text)) for text in texts]
-        found = self.predict([ids for ids, _ in rows], batch_size=batch_size)
+            words = [text.split() for text in texts if isinstance(text, str)]
+            if len(words) < len(texts):
+                raise GenerationError("this model tags the words of a text, not of a pair; give texts alone")
+            return self.tag(words, batch_size=batch_size)
+        encoded, virtual = encode_within(self.tokenizer, texts, self.longest), self._spec.virtual
+        opening = self.tokenizer.eos if self.tokenizer.bos is None else self.tokenizer.bos
+        types = None
+        if self._spec.reads_types and any(any(one.types) for one in encoded):
+            types = [[*(0 for _ in virtual), *(one.types or [0])] for one in encoded]
+        rows = [[*virtual, *(one.ids or [opening])] for one in encoded]
+        found = self.predict(rows, types, batch_size=batch_size)
         answer = self._value if self.task == "regress" else self._classes
-        return [answer(row, top) | ({"cut": True} if cut else {}) for row, (_, cut) in zip(found, rows, strict=True)]
+        return [answer(row, top) | ({"cut": True} if one.cut else {}) for row, one in zip(found, encoded, strict=True)]
 
     def tag(self, sentences: Sequence[Sequence[str]], *, batch_size: int = BATCH_SIZE) -> list[dict[str, Any]]:
-        """As `classify`, of sentences whose words are divided already. A word that was cut off, or of which no token is
-        left, is tagged as the first label with probability None."""
-        encoded = [encode_words(self.tokenizer, words) for words in sentences]
-        rows = [self._cut(ids) for ids, _ in encoded]
-        found = self.predict([ids for ids, _ in rows], batch_size=batch_size)
+        """As `classify`, of sentences whose words are divided already. A word that was cut off, or that has no token of
+        its own, is tagged as the first label with probability None."""
+        encoded, virtual = encode_words(self.tokenizer, sentences, self.longest), self._spec.virtual
+        found = self.predict([[*virtual, *one.ids] for one in encoded], batch_size=batch_size)
         answers = []
-        for words, (_, firsts), (ids, cut), logits in zip(sentences, encoded, rows, found, strict=True):
-            read = len(ids) - (len(self._frame[1]) if cut else 0)
-            probs = logits.softmax(-1)
+        for words, one, logits in zip(sentences, encoded, found, strict=True):
+            probs = logits[len(virtual) :].softmax(-1)
             tags = []
-            for word, first in zip(words, firsts, strict=True):
-                if 0 <= first < read:
+            for word, first in zip(words, one.firsts, strict=True):
+                if first is not None:
                     best = int(probs[first].argmax())
                     tags.append({"word": word, "tag": self.labels[best], "probability": float(probs[first, best])})
                 else:
                     tags.append({"word": word, "tag": self._outside, "probability": None})
-            answers.append({"tags": tags} | self._spans(tags) | ({"cut": True} if cut else {}))
+            answers.append({"tags": tags} | self._spans(tags) | ({"cut": True} if one.cut else {}))
         return answers
 
     @torch.inference_mode()
-    def predict(self, rows: Sequence[Sequence[int]], *, batch_size: int = BATCH_SIZE) -> list[Tensor]:
-        """What the head predicts of each list of ids, on the CPU: (n,), or (T, n) of its tokens. Those of about one
-        length are read together. GenerationError for a row without a token, or scores that are not finite."""
+    def predict(
+        self,
+        rows: Sequence[Sequence[int]],
+        types: Sequence[Sequence[int]] | None = None,
+        *,
+        batch_size: int = BATCH_SIZE,
+    ) -> list[Tensor]:
+        """What the head predicts of each list of ids, on the CPU: (n,), or (T, n) of its tokens. `types`: which text of
+        a pair each id is of. Those of about one length are read together, at most TOKENS_AT_ONCE with padding unless
+        one alone has more. GenerationError for a row without a token, or scores that are not finite."""
         TEXTS_AT_ONCE.check(batch_size, "batch_size", GenerationError)
         if not all(rows):
             raise GenerationError("a text has no token; leave out empty texts")
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         found, device = dict[int, Tensor](), next(self.model.parameters()).device
         with evaluation_mode(self.model):
-            for start in range(0, len(order), batch_size):
-                chosen = order[start : start + batch_size]
+            for chosen in groups_within([len(row) for row in rows], batch_size, TOKENS_AT_ONCE):
                 tokens, documents = pad_prompts([rows[i] for i in chosen], device)
-                out = scores(self.model, {"tokens": tokens, "documents": documents}).cpu()
+                batch = {"tokens": tokens, "documents": documents}
+                if types is not None:
+                    batch["token_types"], _ = pad_prompts([types[i] for i in chosen], device)
+                out = scores(self.model, batch).cpu()
                 if not out.isfinite().all():
                     raise GenerationError("the model's scores are not finite; is the model damaged?")
                 for place, i in enumerate(chosen):
@@ -126,20 +147,17 @@ class Classifier:
         return [found[i] for i in range(len(rows))]
 
     @property
-    def _frame(self) -> tuple[list[int], list[int]]:
-        return self.tokenizer.frame
+    def longest(self) -> int:
+        """Tokens of a text that are read, special ones included."""
+        return min(self.max_len or self._most, self._most)
+
+    @property
+    def _most(self) -> int:
+        return self.model.config.max_seq_len - len(self._spec.virtual)
 
     @property
     def _outside(self) -> str:
         return "O" if has_spans(self.labels) else self.labels[0]
-
-    def _cut(self, ids: list[int]) -> tuple[list[int], bool]:
-        """The ids that the model reads, with the special tokens at their end, and whether some are left out."""
-        longest = self.model.config.max_seq_len
-        if len(ids) <= longest:
-            return ids, False
-        last = self._frame[1]
-        return [*ids[: longest - len(last)], *last], True
 
     def _classes(self, logits: Tensor, top: int | None) -> dict[str, Any]:
         probs = logits.double().softmax(-1)
@@ -161,9 +179,22 @@ class Classifier:
         return {"spans": [{**span._asdict(), "text": " ".join(words[span.start : span.end])} for span in spans]}
 
 
-def batches_of(texts: Iterable[str], size: int) -> Iterable[list[str]]:
+def groups_within(lengths: Sequence[int], most_rows: int, most_tokens: int) -> Iterator[list[int]]:
+    """The places of all lengths, shortest first, in groups of at most `most_rows`, and of at most `most_tokens` as
+    padded rows unless one alone is longer."""
+    group = list[int]()
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if group and (len(group) == most_rows or (len(group) + 1) * lengths[i] > most_tokens):
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group
+
+
+def batches_of(texts: Iterable[Text], size: int) -> Iterable[list[Text]]:
     """Lists of `size` texts, as they come."""
-    chunk = list[str]()
+    chunk = list[Text]()
     for text in texts:
         chunk.append(text)
         if len(chunk) == size:

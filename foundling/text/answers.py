@@ -35,10 +35,11 @@ WAY_OUT = (
 
 
 class Unusable(NamedTuple):
-    """Why a conversation cannot be learnt from: the reason is counted, the detail explains it."""
+    """Why an example cannot be learnt from: the reason is counted, the detail explains it."""
 
     reason: str
     detail: str = ""
+    too_long: bool = False
 
 
 class Answered(NamedTuple):
@@ -65,7 +66,7 @@ def chat_examples(
     for i, (ids, offsets) in zip(usable, encoded, strict=True):
         text, spans = rendered[i]
         if longest is not None and len(ids) > longest:
-            out[i] = Unusable(f"a chat over {longest:,} tokens", f"one has {len(ids):,}; raise --seq-len")
+            out[i] = Unusable(f"a chat over {longest:,} tokens", f"one has {len(ids):,}; raise --seq-len", True)
         elif block:
             mask = [any(a <= start and stop <= b for a, b in spans) for start, stop in offsets]
             out[i] = Answered(ids, mask) if any(mask) else Unusable(NO_ANSWER, "no {% generation %} block is rendered")

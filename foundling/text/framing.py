@@ -16,6 +16,8 @@ from foundling.text.answers import Answered, Unusable, chat_examples
 from foundling.text.chat import render_chat
 from foundling.text.tokenizer import Tokenizer
 
+SEPARATOR = "\n"
+"""after a source, whose target a model without an encoder learns to write on a line of its own"""
 NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -33,6 +35,10 @@ class TextSpec:
     """whether the model was taught to answer; None where nothing says so"""
     fills_middle: bool | None = None
     """whether the model was taught to fill in the middle; None where nothing says so"""
+    separator: str = ""
+    """what stands between a source and its target, for a model without an encoder that was taught to answer sources"""
+    reads_types: bool = True
+    """whether the model is told which text of a pair a token is of"""
     virtual: tuple[int, ...] = ()
     """ids of a soft prompt, which stand before each text and stand for none (adapt/soft.py)"""
 
@@ -66,7 +72,10 @@ class Framing:
 
     def prompt(self, text: str) -> list[int]:
         """The ids to continue, or a source to answer, with the special tokens that the tokenizer puts around a text.
-        An empty text that gets none begins with the tokenizer's bos or eos, as a document does."""
+        An empty text that gets none begins with the tokenizer's bos or eos, as a document does. A model that was taught
+        to answer sources gets what stood before a target in training: the separator, and nothing after it."""
+        if self.spec.separator:
+            return self.beginning(text + self.spec.separator)
         ids = self.tokenizer.encode_framed(text)
         opening = self.tokenizer.eos if self.tokenizer.bos is None else self.tokenizer.bos
         return [*self.spec.virtual, *(ids or [opening])]
@@ -118,7 +127,10 @@ class Framing:
     @property
     def _template(self) -> str:
         if self.tokenizer.chat_template is None:
-            raise DataError("the model has no chat template (tokenizer_config.json, chat_template.jinja)")
+            raise DataError(
+                "the model has no chat template (tokenizer_config.json, chat_template.jinja); add one with "
+                "Tokenizer.with_chat_template, or finetune --as text or --as seq2seq"
+            )
         return self.tokenizer.chat_template
 
     @property

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from foundling.text.tokenizer import Tokenizer
 
@@ -55,13 +55,44 @@ def has_spans(labels: Sequence[str]) -> bool:
     return OUTSIDE in labels
 
 
-def encode_words(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[list[int], list[int]]:
-    """The ids of the words, joined by spaces, with the special tokens around a text; and for each word the place of its
-    first token among them, -1 for a word of which no token is left."""
-    (ids, spans), start, at, firsts = tokenizer.spans(" ".join(words)), 0, 0, list[int]()
+class EncodedWords(NamedTuple):
+    ids: list[int]
+    """of the words, joined by spaces, with the special tokens around a text"""
+    firsts: list[int | None]
+    """where the first token of each word is among them; None of a word that has none of its own, or is cut off"""
+    cut: bool
+
+
+def encode_words(
+    tokenizer: Tokenizer, sentences: Sequence[Sequence[str]], longest: int | None = None
+) -> list[EncodedWords]:
+    """Sentences of words for a tagger, in training and inference. One of over `longest` tokens is cut before a word."""
+    _, last = tokenizer.frame
+    out = list[EncodedWords]()
+    encodings = tokenizer.encode_framed_batch([" ".join(words) for words in sentences])
+    for words, encoding in zip(sentences, encodings, strict=True):
+        ids, firsts = list(encoding.ids), _first_tokens(words, encoding)
+        cut = longest is not None and len(ids) > longest
+        if longest is not None and cut:
+            room = longest - len(last)
+            room = max([at for at in firsts if at is not None and at <= room], default=0)  # a word begins there
+            ids = [*ids[:room], *last]
+            firsts = [at if at is not None and at < room else None for at in firsts]
+        out.append(EncodedWords(ids, firsts, cut))
+    return out
+
+
+def _first_tokens(words: Sequence[str], encoding: Any) -> list[int | None]:
+    firsts, token, start = list[int | None](), -1, 0
+    special, offsets = encoding.special_tokens_mask, encoding.offsets  # each is made anew when it is asked for
     for word in words:
-        while at < len(ids) and spans[at][1] <= start:
+        at = token + 1
+        while at < len(special) and (special[at] or offsets[at][1] <= start):
             at += 1
-        firsts.append(at if at < len(ids) and spans[at][0] < start + len(word) else -1)
+        if at < len(special) and offsets[at][0] < start + len(word):
+            firsts.append(at)
+            token = at
+        else:
+            firsts.append(None)
         start += len(word) + 1
-    return ids, firsts
+    return firsts

@@ -209,8 +209,11 @@ class Tokenizer:
     def encode_framed_batch(self, texts: Sequence[str | tuple[str, str]]) -> list[tokenizers.Encoding]:
         """Of texts or pairs of them, with the special tokens around them: `ids`, `offsets`, and `type_ids` of pairs."""
         plain = [part for text in texts for part in ([text] if isinstance(text, str) else text)]
-        with _library("read these texts"):
-            return self._plain(*plain).encode_batch(list(texts), add_special_tokens=True)
+        try:
+            with _library("read these texts"):
+                return self._plain(*plain).encode_batch(list(texts), add_special_tokens=True)
+        except (UnicodeEncodeError, TypeError):
+            raise DataError("a text contains a lone surrogate, which is not valid Unicode") from None
 
     def with_chat_template(self, template: str = CHAT_TEMPLATE) -> Tokenizer:
         """A copy with this chat template, by default ChatML. DataError where the tokenizer has no tokens for that."""
@@ -314,12 +317,6 @@ class Tokenizer:
             pieces.append((text[max(start, end) : stop], i))
             end = max(end, stop)
         return pieces
-
-    def spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids as of `encode_framed`, and the characters of the text that each stands for; none for special tokens."""
-        encoding = self._plain(text).encode(text, add_special_tokens=True)
-        marked = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
-        return encoding.ids, [(0, 0) if special else span for span, special in marked]
 
 
 def _name(value: Any) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from foundling.adapt.soft import virtual_ids
 from foundling.runtime.files import read_json
-from foundling.text.framing import TextSpec
+from foundling.text.framing import SEPARATOR, TextSpec
 from foundling.weights.generation import read_generation_config, read_ids
 from foundling.weights.manifest import MANIFEST, read_manifest
 
@@ -23,22 +23,27 @@ def read_text_spec(directory: str | Path, model: Any) -> TextSpec:
     if own is None and isinstance(values.get("text_config"), dict):
         own = values["text_config"].get("eos_token_id")
     ends = (*read_generation_config(directory).ends, *(() if own is None else read_ids(own, "eos_token_id", file)))
-    chats, fills_middle = _taught(directory)
+    spec, kind, fim_rate = text_spec(model), *_recipe(directory)
     return dataclasses.replace(
-        text_spec(model), ends=tuple(dict.fromkeys(ends)), chats=chats, fills_middle=fills_middle
+        spec,
+        ends=tuple(dict.fromkeys(ends)),
+        chats=True if kind == "chat" else None,
+        fills_middle=None if fim_rate is None else fim_rate > 0,
+        separator=SEPARATOR if kind == "seq2seq" and not spec.reads_source else "",
     )
 
 
 def text_spec(model: Any) -> TextSpec:
     """What a model without files says of texts."""
     return TextSpec(
-        n_rows=model.config.vocab_size, reads_source=model.capabilities.reads_source, virtual=virtual_ids(model)
-    )
+        n_rows=model.config.vocab_size, reads_source=model.capabilities.reads_source,
+        reads_types=getattr(model.config, "n_types", 0) > 1, virtual=virtual_ids(model),
+    )  # fmt: skip
 
 
-def _taught(directory: Path) -> tuple[bool | None, bool | None]:
-    """Whether the recipe of a model trained here taught it to answer chats, and to fill in the middle; None where there
-    is no recipe, or it says nothing."""
+def _recipe(directory: Path) -> tuple[str | None, float | None]:
+    """What the recipe of a model trained here taught it: the kind of its objective, and the share of texts to fill in
+    the middle; None where there is no recipe, or it does not say."""
     if not (directory / MANIFEST).exists():
         return None, None
     recipe = read_manifest(directory).get("recipe")
@@ -47,4 +52,4 @@ def _taught(directory: Path) -> tuple[bool | None, bool | None]:
     data, objective = recipe.get("data"), recipe.get("objective")
     kind = objective.get("kind") if isinstance(objective, dict) else None
     rate = data.get("fim_rate", 0) if isinstance(data, dict) else None
-    return (True if kind == "chat" else None), (None if not isinstance(rate, int | float) else rate > 0)
+    return kind if isinstance(kind, str) else None, rate if isinstance(rate, int | float) else None

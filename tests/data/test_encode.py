@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers
 
-from foundling.data import encode
 from foundling.data.encode import Encoder, example_lengths, prompt_ids, suggest_seq_len
 from foundling.data.encoded import EncodedExamples, encode_examples
 from foundling.data.examples import ingest_examples
@@ -19,8 +19,11 @@ from foundling.data.kinds import Example
 from foundling.data.transforms.examples import PackedExamples, PaddedExamples, example_batches, pack, training_batches
 from foundling.errors import DataError, MismatchError
 from foundling.objectives.causal import Causal
+from foundling.text.cutting import CHARS
 from foundling.text.framing import Framing, TextSpec
 from foundling.text.tokenizer import Tokenizer
+from foundling.weights.manifest import write_manifest
+from foundling.weights.text_spec import read_text_spec, text_spec
 from tests.contract.cases import case
 from tests.text.kinds import TEXTS, tokenizer
 from tests.text.test_answers import FORGETS, chat
@@ -143,6 +146,41 @@ def test_a_source_is_a_prompt_for_a_causal_model_and_a_source_for_an_encoder_dec
     assert len(got[1]["source"]) == 12 and got[1]["source"][-1] == t5.tokenizer.eos
 
 
+@pytest.mark.parametrize("kind", ["ours", "bert", "llama 2", "gpt2"])
+def test_a_causal_model_that_learnt_sources_is_asked_as_it_was_trained(tmp_path, kind):
+    (one,), _ = encode_all("seq2seq", Framing(tokenizer(kind)), 99, {"source": "the cat", "target": "sat"})
+    learnt = [token for token, on in zip(one["tokens"], one["mask"], strict=True) if not on]
+    write_manifest(tmp_path, {"recipe": {"objective": {"kind": "seq2seq"}}})
+    spec = read_text_spec(tmp_path, case("llama").tiny())
+    assert Framing(tokenizer(kind), spec).prompt("the cat") == learnt
+    newline = tokenizer(kind).encode("the cat\n")
+    assert learnt[-len(newline) :] == newline, "and nothing after the text"
+    assert read_text_spec(tmp_path, case("t5").tiny()).separator == "" == text_spec(case("llama").tiny()).separator
+
+
+def test_a_model_without_token_types_learns_pairs(tmp_path):
+    row = {"text": "the cat", "pair": "the dog", "label": "a"}
+    for name, has in (("bert", True), ("distilbert", False)):
+        spec = text_spec(case(name).tiny())
+        assert spec.reads_types is has
+    probe = tokenizer("bert")
+    backend = tokenizers.Tokenizer.from_str(probe.backend.to_str())
+    special = [(mark, backend.token_to_id(mark)) for mark in ("[CLS]", "[SEP]")]
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=special
+    )
+    pairs = Tokenizer(backend, probe.described)
+    for reads_types in (True, False):
+        (one,), _ = encode_all("classify", Framing(pairs, TextSpec(reads_types=reads_types)), 99, row, classes=["a"])
+        assert ("types" in one) is reads_types
+
+
+def test_a_piece_that_goes_on_has_no_end(framing):
+    (part, whole), _ = encode_all("text", framing, 99, {"text": "the cat", "continues": True}, {"text": " sat"})
+    opening, encode, eos = framing.tokenizer.opening, framing.tokenizer.encode, framing.tokenizer.eos
+    assert part["tokens"] == [*opening, *encode("the cat")] and whole["tokens"] == [*opening, *encode(" sat"), eos]
+
+
 def test_a_text_of_a_million_tokens_is_cut_before_it_is_encoded(framing, monkeypatch):
     seen = list[int]()
     plain = framing.tokenizer.encode_framed_batch
@@ -150,7 +188,7 @@ def test_a_text_of_a_million_tokens_is_cut_before_it_is_encoded(framing, monkeyp
         framing.tokenizer, "encode_framed_batch", lambda texts: (seen.extend(map(len, texts)), plain(texts))[1]
     )
     (one,), encoder = encode_all("classify", framing, 32, {"text": "a cat " * 170_000, "label": "x"}, classes=["x"])
-    assert len(one["tokens"]) == 32 and encoder.cut == 1 and max(seen) <= encode.CHARS * 32
+    assert len(one["tokens"]) == 32 and encoder.cut == 1 and max(seen) <= CHARS * 32
     (one,), _ = encode_all("classify", framing, 32, {"text": " " * 5000 + "cat", "label": "x"}, classes=["x"])
     assert len(one["tokens"]) == 32
 
@@ -191,6 +229,15 @@ def test_the_suggested_length_holds_the_examples(tmp_path, framing):
     assert sorted(lengths) == sorted(made.train.lengths)
     assert suggest_seq_len(lengths, 64) == -(-max(lengths) // 8) * 8
     assert suggest_seq_len(np.array([3] * 99 + [900]), 1024) == 8 and suggest_seq_len(np.array([2000]), 100) == 100
+
+
+def test_only_what_is_too_long_counts_as_the_longest(tmp_path, framing):
+    thoughts = [{"messages": chat(f"{i}", "<think>x</think>a", "b", "c")} for i in range(30)]
+    long = [{"messages": chat(f"{i}", "the cat sat on the mat " * 40)} for i in range(10)]
+    forgets = Framing(framing.tokenizer.with_chat_template(FORGETS))
+    examples = [Example(str(i), row) for i, row in enumerate([*chats(60), *thoughts, *long])]
+    lengths = example_lengths(examples, "chat", forgets, 64)
+    assert len(lengths) == 70 and sorted(lengths)[-10:] == [64] * 10 and sorted(lengths)[59] < 64
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
@@ -267,6 +314,7 @@ def test_packed_examples_do_not_leak_into_each_other(tmp_path, name):
 def test_padded_rows_are_of_similar_length_and_an_epoch_has_every_example(tmp_path, framing):
     rows = [{"text": "cat " * (i % 30 + 1) + str(i), "label": i % 3} for i in range(200)]
     split = encoded(tmp_path, rows, framing, 64).train
+    assert split.lengths is split.lengths, "computed once, not for each row"
     batches = PaddedExamples(split, batch_size=6, seed=0)
     assert batches.steps_per_epoch == -(-160 // 6)
     seen, used, size = Counter(), 0, 0

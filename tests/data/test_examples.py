@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from foundling.data import formats
+from foundling.data.example_rows import ExampleRows
 from foundling.data.examples import INDEX, Examples, ingest_examples
 from foundling.data.kinds import Columns, Kind
 from foundling.data.layouts import detect
@@ -216,7 +218,7 @@ def test_data_that_teaches_nothing_is_refused_in_one_line(tmp_path, rows, more, 
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
-def test_an_example_that_is_too_long_is_skipped_and_a_text_is_cut(tmp_path):
+def test_an_example_that_is_too_long_is_skipped_and_a_text_is_cut(tmp_path, monkeypatch):
     long = {"messages": [USER, {"role": "assistant", "content": "word " * (EXAMPLE_CHARS.high // 5)}]}
     rows = [{"messages": [{"role": "user", "content": f"{i}"}, ANSWER]} for i in range(10)]
     examples = ingest_examples(write(tmp_path / "data.jsonl", [*rows, long]), tmp_path / "out")
@@ -226,6 +228,11 @@ def test_an_example_that_is_too_long_is_skipped_and_a_text_is_cut(tmp_path):
     examples = ingest_examples(tmp_path / "book.txt", tmp_path / "book")
     pieces = sorted([*examples.train, *examples.held_out], key=lambda one: int(one.id.partition("@")[2]))
     assert examples.kind == "text" and "".join(piece.fields["text"] for piece in pieces) == book
+    assert [piece.fields.get("continues", False) for piece in pieces] == [True] * (len(pieces) - 1) + [False]
+    monkeypatch.setattr(formats, "PIECE_BYTES", 20_000)  # a file that is read in several parts
+    again = [json.loads(document.text) for document in ExampleRows(tmp_path / "book.txt")]
+    assert "".join(piece["text"] for piece in again) == book and len(again) > len(book) // 20_000 > 1
+    assert [piece.get("continues", False) for piece in again] == [True] * (len(again) - 1) + [False]
 
 
 def test_every_format_gives_the_same_examples(tmp_path):

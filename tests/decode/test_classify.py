@@ -14,17 +14,25 @@ import torch
 
 import foundling
 from foundling.adapt.heads import HeadOptions, add_head
+from foundling.adapt.soft import prompt_tuning, virtual_ids
+from foundling.blocks.heads import scores
 from foundling.blocks.init import initialise
 from foundling.cli import main
-from foundling.decode.classify import Classifier
+from foundling.data.encoded import encode_examples
+from foundling.data.examples import ingest_examples
+from foundling.data.kinds import Columns
+from foundling.data.transforms.examples import example_batches
+from foundling.data.transforms.virtual import VirtualBatches
+from foundling.decode.classify import Classifier, groups_within
 from foundling.decode.prompts import pad_prompts
-from foundling.errors import ConfigError, GenerationError, WeightsError
+from foundling.errors import ConfigError, DataError, GenerationError, WeightsError
 from foundling.evaluate.compare import compare
 from foundling.evaluate.tasks.labels import classify, label_task, tag_task, value_task
 from foundling.objectives.classify import Classify, Regress, Tag
 from foundling.runtime.device import Runtime
 from foundling.runtime.rng import generator
 from foundling.text import Tokenizer
+from foundling.text.framing import Framing
 from foundling.text.tags import encode_words
 from foundling.train.loop import train
 from foundling.train.options import OptimOptions, TrainOptions
@@ -76,13 +84,13 @@ def sounds(tokenizer, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def places(tokenizer, tmp_path_factory) -> Path:
-    encoded = [encode_words(tokenizer, words) for words in WORDS]
-    tokens, _ = pad_prompts([ids for ids, _ in encoded], "cpu")
+    encoded = encode_words(tokenizer, WORDS)
+    tokens, _ = pad_prompts([one.ids for one in encoded], "cpu")
     targets, mask = torch.zeros_like(tokens), torch.zeros_like(tokens, dtype=torch.bool)
-    for row, (_, firsts) in enumerate(encoded):
-        for at, tag in zip(firsts, ("O", "O", "B-PLACE", "O", "B-ANIMAL", "I-ANIMAL"), strict=True):
+    for row, one in enumerate(encoded):
+        for at, tag in zip(one.firsts, ("O", "O", "B-PLACE", "O", "B-ANIMAL", "I-ANIMAL"), strict=True):
             targets[row, at], mask[row, at] = TAGS.index(tag), True
-    rows = Rows([ids for ids, _ in encoded], {"targets": targets, "loss_mask": mask})
+    rows = Rows([one.ids for one in encoded], {"targets": targets, "loss_mask": mask})
     out = tmp_path_factory.mktemp("places") / "m"
     return trained(tokenizer, HeadOptions("tag", TAGS), Tag(), rows, out)
 
@@ -133,6 +141,112 @@ def test_tags_and_spans(places: Path) -> None:
     assert result.result.value == 1 and result.result.metric == "span F1" and len(result.result.scores) == len(WORDS)
 
 
+PAIRS = [(COW, CAT), (CAT, COW), ("the cat " * 20, COW), (COW, "the cat " * 20), ("a cow " * 20, "the cat " * 20)]
+
+
+def test_pairs_as_transformers(sounds: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    reader = transformers.PreTrainedTokenizerFast.from_pretrained(sounds)
+    theirs = transformers.BertForSequenceClassification.from_pretrained(sounds).eval()
+    classifier = Classifier.load(sounds)
+    torch.nn.init.normal_(classifier.model.type_embedding.weight, std=1.0, generator=generator("types"))
+    theirs.bert.embeddings.token_type_embeddings.weight.data.copy_(classifier.model.type_embedding.weight.data)
+    found = classifier.classify([*PAIRS, COW], batch_size=4)
+    assert ["cut" in answer for answer in found] == [False, False, True, True, True, False]
+    for pair, ours in zip([*PAIRS, (COW,)], found, strict=True):
+        read = reader(*pair, max_length=32, truncation="longest_first", return_token_type_ids=True, return_tensors="pt")
+        with torch.no_grad():
+            want = theirs(**read).logits[0].double().softmax(-1)
+        assert [ours["scores"][name] for name in ANIMALS] == pytest.approx(want.tolist(), rel=1e-4, abs=1e-6)
+    examples = [{"text": a, "pair": b, "label": answer["label"]} for (a, b), answer in zip(PAIRS, found, strict=False)]
+    assert classify(classifier, label_task("pairs", examples)).answers == classifier.classify(PAIRS)
+
+
+def test_the_command_reads_pairs(sounds: Path, places: Path, tmp_path: Path, capsys: Any) -> None:
+    want = Classifier.load(sounds).classify([(COW, CAT), (CAT, COW)])
+    code, out, _ = command(capsys, "classify", sounds, COW, "--pair", CAT, "--json")
+    result = json.loads(out)["results"][0]
+    assert code == 0 and (result["text"], result["pair"]) == (COW, CAT)
+    assert result["probability"] == pytest.approx(want[0]["probability"], rel=1e-4)
+    (tmp_path / "a.tsv").write_text(f"a\tb\n{COW}\t{CAT}\n{CAT}\t{COW}\n{COW}\t\n")
+    fields = ("--file", tmp_path / "a.tsv", "--field", "a", "--pair-field")
+    code, out, err = command(capsys, "classify", sounds, *fields, "b", "--json")
+    results = json.loads(out)["results"]
+    assert [r["probability"] for r in results] == pytest.approx([w["probability"] for w in want], rel=1e-4)
+    assert [r["pair"] for r in results] == [CAT, COW] and "1 empty" in err
+    (tmp_path / "a.txt").write_text(COW)
+    for words, says in (
+        ((sounds, *fields, "c"), "--pair-field"),
+        ((sounds, "--file", tmp_path / "a.txt", "--pair-field", "b"), "no pairs"),
+        ((sounds, COW, "--pair-field", "b"), "column of --file"),
+        ((places, COW, "--pair", CAT), "not of a pair"),
+    ):
+        code, _, err = command(capsys, "classify", *words)
+        assert code == 2 and says in err and err.count("\n") == 1, err
+
+
+def prompt_tuned(options: HeadOptions, tokenizer: Tokenizer) -> Any:
+    model = foundling.build("bert", **case("bert").family.module.sized(tokenizer.vocab_size, 32, 64, 2))
+    initialise(model, generator("init"))
+    add_head(model, options, generator("head"))
+    torch.nn.init.normal_(model.score.weight, std=1.0, generator=generator("score"))
+    prompt_tuning(model, 3, generator("prompt"))
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind", ["tag", "classify"])
+@torch.no_grad()
+def test_a_soft_prompt_stands_before_words_and_pairs_as_in_training(kind: Any, tokenizer, tmp_path: Path) -> None:
+    long = ["the", "zebrafish", "cow"] * 9
+    tags = [{"words": words, "tags": [TAGS[i % 4] for i in range(len(words))]} for words in [*WORDS[:11], long]]
+    pairs = [{"text": " ".join(r["words"]), "pair": f"{COW} {i}", "label": TAGS[i % 4]} for i, r in enumerate(tags)]
+    rows = tags if kind == "tag" else pairs
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = None if kind == "tag" else Columns("text", "pair", "label")
+    examples = ingest_examples(tmp_path / "a.jsonl", tmp_path / "examples", kind=kind, columns=columns)
+    model = prompt_tuned(HeadOptions(kind, tuple(examples.labels)), tokenizer)
+    n = len(virtual_ids(model))
+    seq_len = model.config.max_seq_len - n
+    split = encode_examples(tmp_path / "tokens", examples, Framing(tokenizer), seq_len=seq_len).train
+    batch = VirtualBatches(example_batches(split, batch_size=len(split)), virtual_ids(model))[0]
+    want = scores(model, batch).softmax(-1)
+    fields = [example.fields for example in examples.train]
+    classifier = Classifier(model, tokenizer)
+    if kind == "tag":
+        answers = classifier.tag([one["words"] for one in fields])
+        for row, answer in enumerate(answers):
+            read = [tag for tag in answer["tags"] if tag["probability"] is not None]
+            places = want[row][batch["loss_mask"][row]]
+            assert [tag["probability"] for tag in read] == pytest.approx(places.max(-1).values.tolist(), rel=1e-4)
+            assert [tag["tag"] for tag in read] == [examples.labels[i] for i in places.argmax(-1).tolist()]
+    else:
+        answers = classifier.classify([(one["text"], one["pair"]) for one in fields])
+        assert "token_types" in batch
+        for row, answer in enumerate(answers):
+            assert [answer["scores"][name] for name in examples.labels] == pytest.approx(want[row].tolist(), rel=1e-4)
+    assert sum("cut" in answer for answer in answers) == split.cut
+
+
+def test_texts_are_cut_to_max_len_and_read_in_bounded_batches(sounds: Path, monkeypatch: Any) -> None:
+    assert list(groups_within([5, 1, 9, 2, 30], 3, 18)) == [[1, 3, 0], [2], [4]]
+    assert list(groups_within([4, 4, 4, 4], 9, 8)) == [[0, 1], [2, 3]] and not [*groups_within([], 1, 1)]
+    classifier = Classifier.load(sounds, max_len=8)
+    whole, short = "the cat meows in the house", "in the city the cow"
+    shapes = []
+    classifier.model.embedding.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
+    monkeypatch.setattr("foundling.decode.classify.TOKENS_AT_ONCE", 16)
+    found = classifier.classify([f"{whole} and the garden", short, whole, short])
+    assert shapes == [(2, 7), (2, 8)] and ["cut" in answer for answer in found] == [True, False, False, False]
+    assert found[0]["scores"] == pytest.approx(found[2]["scores"], rel=1e-4)
+    assert Classifier.load(sounds, max_len=99).longest == 32
+    with pytest.raises(GenerationError, match="max_len is 0"):
+        Classifier.load(sounds, max_len=0)
+    with pytest.raises(DataError, match="2 tokens leave no room"):
+        Classifier.load(sounds, max_len=2).classify([COW])
+    with pytest.raises(DataError, match="surrogate"):
+        classifier.classify(["\ud800"])
+
+
 def test_values_in_their_own_unit(tokenizer: Tokenizer, tmp_path: Path) -> None:
     lengths = torch.tensor([100.0 + 10 * PLACES.index(text.split()[2]) for text in TEXTS])
     options = HeadOptions("regress", ("metres",), mean=float(lengths.mean()), std=float(lengths.std()))
@@ -142,7 +256,7 @@ def test_values_in_their_own_unit(tokenizer: Tokenizer, tmp_path: Path) -> None:
     task = value_task("lengths", [{"text": t, "label": float(v)} for t, v in zip(TEXTS, lengths, strict=True)])
     found = classify(classifier, task)
     assert found.result.value is not None and found.result.value < 8 and found.result.lower_is_better
-    assert found.figures["R²"].value > 0.9  # pyright: ignore[reportOptionalOperand]
+    assert found.figures["R²"].value > 0.8  # pyright: ignore[reportOptionalOperand]
     with pytest.raises(ConfigError, match="regress"):
         classify(classifier, label_task("x", [{"text": "a", "label": "b"}]))
 

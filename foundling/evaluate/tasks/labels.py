@@ -14,6 +14,7 @@ from foundling.evaluate import metrics
 from foundling.evaluate.metrics import Figure
 from foundling.evaluate.runners import result_of
 from foundling.evaluate.task import Task
+from foundling.text.cutting import Text
 from foundling.text.tags import has_spans
 from foundling.weights.directory import weights_hash
 
@@ -28,14 +29,14 @@ class LabelResult(NamedTuple):
 
 
 def label_task(name: str, examples: Sequence[dict[str, Any]]) -> Task[dict[str, Any]]:
-    """Examples {'text', 'label'}; the figure is accuracy."""
-    return Task(name, examples, _text, lambda example, answer: float(answer["label"] == example["label"]))
+    """Examples {'text', 'label', 'pair'?}; the figure is accuracy."""
+    return Task(name, examples, _shown, lambda example, answer: float(answer["label"] == example["label"]))
 
 
 def value_task(name: str, examples: Sequence[dict[str, Any]]) -> Task[dict[str, Any]]:
-    """Examples {'text', 'label'}, a number; the figure is the mean absolute error."""
+    """Examples {'text', 'label', 'pair'?}, a number; the figure is the mean absolute error."""
     return Task(
-        name, examples, _text, lambda example, answer: abs(answer["value"] - example["label"]),
+        name, examples, _shown, lambda example, answer: abs(answer["value"] - example["label"]),
         metric="mean absolute error", lower_is_better=True,
     )  # fmt: skip
 
@@ -69,7 +70,7 @@ def classify(
     if tags:
         answers = classifier.tag([example["words"] for example in task.examples], batch_size=batch_size)
     else:
-        answers = classifier.classify([task.prompt(example) for example in task.examples], batch_size=batch_size)
+        answers = classifier.classify([_text(example) for example in task.examples], batch_size=batch_size)
     scores = [float(task.score(example, answer)) for example, answer in zip(task.examples, answers, strict=True)]
     result = result_of(task, scores, subject, model_hash or weights_hash(classifier.model), classify)
     figures = figures_of(task, answers)
@@ -96,8 +97,13 @@ def figures_of(task: Task[dict[str, Any]], answers: Sequence[dict[str, Any]]) ->
     return {"span F1": metrics.span_f1(truth, found), **figures} if task.metric == "span F1" else figures
 
 
-def _text(example: dict[str, Any]) -> str:
-    return example["text"]
+def _text(example: dict[str, Any]) -> Text:
+    return (example["text"], example["pair"]) if "pair" in example else example["text"]
+
+
+def _shown(example: dict[str, Any]) -> str:
+    text = _text(example)
+    return text if isinstance(text, str) else "\n".join(text)
 
 
 def _tags(answer: dict[str, Any]) -> list[str]:
