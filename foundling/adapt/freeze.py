@@ -48,7 +48,8 @@ def train_top(model: Any, n_layers: int) -> list[str]:
     depths, n = _depths(model)
     if not 0 <= n_layers <= n:
         raise AdaptError(f"{n_layers} top layers: expected 0 to {n}, which are the layers of {type(model).__name__}")
-    return _train(model, [name for name, depth in depths.items() if depth > n - n_layers], f"{n_layers} top layers")
+    names = [name for name, depth in depths.items() if depth > n - n_layers]
+    return _train(model, _read(model, names), f"{n_layers} top layers")
 
 
 def train_biases(model: nn.Module) -> list[str]:
@@ -61,7 +62,13 @@ def train_biases(model: nn.Module) -> list[str]:
         is_head = any(isinstance(m, Added) and m.base is None for m in _ancestors(model, path))
         if leaf.endswith("bias") or type(module).__name__.endswith("Norm") or is_head:
             names.append(name)
-    return _train(model, names, "biases and norms")
+    return _train(model, _read(model, names), "biases and norms")
+
+
+def _read(model: Any, names: Iterable[str]) -> list[str]:
+    """Without the head over the vocabulary of a model that has a head for texts, which nothing reads."""
+    task = getattr(getattr(model, "capabilities", None), "task", None)
+    return [name for name in names if not (task and name.startswith("head."))]
 
 
 def is_tied(model: Any) -> bool:

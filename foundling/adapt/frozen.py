@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foundling.adapt.digest import base_digest
 from foundling.adapt.rewrite import rewrite
 from foundling.blocks.moe import GroupedLinear, grouped_mm
 
@@ -44,6 +45,15 @@ class FrozenGroupedLinear(GroupedLinear):
         return grouped_mm(x, _weight(self.weight, x), ends)
 
 
+class Rounded(NamedTuple):
+    """The base of a rounded model."""
+
+    base_hash: str
+    """before it was rounded"""
+    digest: str
+    """`base_digest` afterwards, by which a later change is seen"""
+
+
 FROZEN = (FrozenLinear, FrozenGroupedLinear)
 
 
@@ -55,8 +65,8 @@ def store_frozen(model: Any, base_hash: str, dtype: torch.dtype = torch.bfloat16
     """Stores the weight of every projection in the layers that gets no gradient as `dtype`, in place, and returns the
     names. Under autocast to `dtype` the outputs stay the same to the bit: it would round the same weights at each use.
 
-    `base_hash` is `weights_hash(model)` before this, by which its adapters are bound to the base: the model keeps it
-    where anything was rounded.
+    `base_hash` is `weights_hash(model)` before this, by which its adapters are bound to the base. It stays the model's
+    hash as long as nothing of the base changes; '' for a model whose hash nobody asks for.
     The rounded model cannot be saved or merged; load the base again, and its adapter, for that."""
     kinds = {nn.Linear: FrozenLinear, GroupedLinear: FrozenGroupedLinear}
     shared = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
@@ -67,8 +77,8 @@ def store_frozen(model: Any, base_hash: str, dtype: torch.dtype = torch.bfloat16
         and not m.weight.requires_grad and m.weight.dtype != dtype
     }  # fmt: skip
     names = rewrite(model, matched, lambda m: kinds[type(m)](m, dtype))
-    if names:
-        model.base_hash = base_hash
+    if names and base_hash:
+        model.rounded = Rounded(base_hash, base_digest(model))
     for p in model.parameters():  # what is mapped from a file keeps all of the file in memory
         if not p.requires_grad:
             p.data = p.data.clone()

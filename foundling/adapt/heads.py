@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -38,11 +39,13 @@ class HeadOptions:
     def __post_init__(self) -> None:
         if self.kind not in ("classify", "tag", "regress"):
             raise AdaptError(f"the kind of the head is {shown(self.kind)}; expected classify, tag or regress")
+        if self.pool not in ("", *get_args(Pool)):
+            raise AdaptError(f"the pool of the head is {shown(self.pool)}; expected {', '.join(get_args(Pool))}")
         least = 1 if self.kind == "regress" else 2
         if len(self.labels) < least:
             raise AdaptError(f"{len(self.labels)} labels: {shown(list(self.labels))}; to {self.kind} takes {least}")
         LABELS.check(len(self.labels), "the number of labels", AdaptError)
-        if repeated := sorted({label for label in self.labels if self.labels.count(label) > 1 or not label}):
+        if repeated := sorted(label for label, n in Counter(self.labels).items() if n > 1 or not label):
             raise AdaptError(f"the label {shown(repeated[0])} is empty or there twice; name each class once")
         if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
             raise AdaptError(f"mean {self.mean} and std {self.std}; expected a number and one above 0")
@@ -118,10 +121,27 @@ def add_head(model: Any, options: HeadOptions, generator: torch.Generator) -> He
         head.to(device=place.device, dtype=place.dtype)
     register(model, head)
     head.own = head.parts
-    vocabulary = model.head
-    if vocabulary is not None and vocabulary.weight is not model.embedding.weight:
-        vocabulary.requires_grad_(False)
+    freeze_vocabulary(model)
     return head
+
+
+def same_head(model: Any, options: HeadOptions) -> bool:
+    """Whether the model has a head for this already, whose weights can be trained on: of the same kind, labels, mean
+    and standard deviation, and `pool` where that is said."""
+    head = getattr(model, SCORE, None)
+    if not isinstance(head, Head) or options.pool not in ("", head.layout.pool):
+        return False
+    return replace(head.options, pool="") == replace(options, pool="")
+
+
+def freeze_vocabulary(model: Any) -> None:
+    """Freezes the head over the vocabulary of a model that has another: nothing reads what it gives. What it shares
+    with the embedding stays as it is."""
+    if model.head is not None:
+        shared = {id(p) for p in model.embedding.parameters()}
+        for p in model.head.parameters():
+            if id(p) not in shared:
+                p.requires_grad_(False)
 
 
 def head_for(model: Any, options: HeadOptions) -> Head:

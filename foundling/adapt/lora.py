@@ -18,25 +18,23 @@ from foundling.adapt.added import Added, added, freeze_base
 from foundling.adapt.frozen import FROZEN
 from foundling.adapt.lowrank import PlainWeight, low_rank_product
 from foundling.adapt.nf4 import NF4GroupedLinear, NF4Linear
+from foundling.adapt.options import ALPHA, RANK
 from foundling.adapt.prune import PRUNED
 from foundling.adapt.quantize import QUANTISED, Int8GroupedLinear, Int8Linear
-from foundling.adapt.rewrite import matching, rewrite
+from foundling.adapt.rewrite import LAYERS, matching, rewrite
 from foundling.blocks.init import Role
 from foundling.blocks.moe import GroupedLinear, grouped_mm
 from foundling.errors import AdaptError
 
 LINEAR = (nn.Linear, Int8Linear, NF4Linear)
 GROUPED = (GroupedLinear, Int8GroupedLinear, NF4GroupedLinear)
-LAYERS = "*layers.*,!*.router"
-"""every projection in the layers of any family; neither embedding nor head, nor what chooses experts, whose balance a
-small data set would upset"""
 
 
 @dataclass(frozen=True)
 class LoRAOptions:
     pattern: str = LAYERS
-    rank: int = 8
-    alpha: float = 16.0
+    rank: int = RANK
+    alpha: float = ALPHA
 
     def __post_init__(self) -> None:
         if self.rank < 1 or not 0 < self.alpha < math.inf:
@@ -68,13 +66,25 @@ class LoRA(Added):
     def scale(self) -> float:
         return self.alpha / self.rank
 
+    @property
+    def weight(self) -> Tensor:
+        """(out, in), or (E, out, in): that of the base and its update, for who reads a projection's weight"""
+        base = self.base
+        weight = base.dequantized_weight().to(base.dtype) if isinstance(base, QUANTISED) else base.weight
+        return weight + self.scale * self.b @ self.a
+
+    @property
+    def bias(self) -> Tensor | None:
+        return getattr(self.base, "bias", None)
+
     def forward(self, x: Tensor, *ends: Tensor) -> Tensor:
         if ends:
             return self.base(x, *ends) + self.scale * grouped_mm(grouped_mm(x, self.a, *ends), self.b, *ends)
-        if isinstance(self.base, NF4Linear):
-            return low_rank_product(x, self.a, self.b, self.scale, self.base)
-        if isinstance(self.base, nn.Linear) and not any(p.requires_grad for p in self.base.parameters()):
-            return low_rank_product(x, self.a, self.b, self.scale, PlainWeight(self.base))
+        if not any(p.requires_grad for p in self.base.parameters()):  # the product in one gives the base no gradient
+            if isinstance(self.base, NF4Linear):
+                return low_rank_product(x, self.a, self.b, self.scale, self.base)
+            if isinstance(self.base, nn.Linear):
+                return low_rank_product(x, self.a, self.b, self.scale, PlainWeight(self.base))
         return self.base(x) + self.scale * F.linear(F.linear(x, self.a), self.b)
 
     def roles(self) -> dict[str, Role]:

@@ -9,7 +9,7 @@ import torch
 
 from foundling.adapt.added import added
 from foundling.adapt.freeze import train_biases, train_top
-from foundling.adapt.heads import Head
+from foundling.adapt.heads import Head, freeze_vocabulary
 from foundling.adapt.lora import LoRAOptions, lora
 from foundling.adapt.options import AdaptOptions
 from foundling.adapt.prefix import prefix_tuning
@@ -23,7 +23,8 @@ SAVED_ALONE = ("lora", "qlora", "prompt", "prefix")
 
 def apply(model: Any, options: AdaptOptions, generator: torch.Generator) -> list[str]:
     """Rewrites the model in place and returns the names of what is trained. A head that was added before is trained by
-    every method. AdaptError where the method does not fit the model."""
+    every method; one that belongs to the model, by those that save the model whole. AdaptError where the method does
+    not fit the model."""
     method = options.method
     if options.merged and method in ("prompt", "prefix"):
         raise AdaptError(f"the method '{method}' cannot be merged into the model; leave out --merged")
@@ -51,7 +52,10 @@ def apply(model: Any, options: AdaptOptions, generator: torch.Generator) -> list
     else:
         train_top(model, options.top_layers)
     for head in heads:
-        head.requires_grad_(True)
+        if head.own or method not in SAVED_ALONE:  # an adapter is saved without the model's own head
+            head.requires_grad_(True)
+    if heads:
+        freeze_vocabulary(model)
     return [name for name, p in model.named_parameters() if p.requires_grad]
 
 

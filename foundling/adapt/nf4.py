@@ -5,11 +5,12 @@ weight."""
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from foundling.blocks.mask import compute_dtype
 from foundling.blocks.moe import GroupedLinear, grouped_mm
@@ -34,7 +35,7 @@ def to_nf4(weight: Tensor) -> Packed:
     flat = weight.detach().float().flatten()
     blocks = F.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
     largest = blocks.abs().amax(1)
-    mean = largest.mean()
+    mean = _mean(largest)
     groups = F.pad(largest - mean, (0, -len(largest) % SCALES)).view(-1, SCALES)
     step = groups.abs().amax(1, keepdim=True) / 127
     step = torch.where(step >= torch.finfo(step.dtype).tiny, step, 1.0)
@@ -51,6 +52,15 @@ def to_nf4(weight: Tensor) -> Packed:
         codes[part] = torch.bucketize(ratios, borders).to(torch.uint8)
     pairs = codes.view(-1, 2)
     return (pairs[:, 0] << 4 | pairs[:, 1], *packed)
+
+
+def _mean(values: Tensor) -> Tensor:
+    """() of (n,), halves added to each other: the same bits on any number of threads, as `mean` has not."""
+    n = len(values)
+    total = F.pad(values, (0, (1 << (n - 1).bit_length()) - n))
+    while len(total) > 1:
+        total = total[: len(total) // 2] + total[len(total) // 2 :]
+    return total[0] / n
 
 
 def _scales(scales: Tensor, steps: Tensor, mean: Tensor) -> Tensor:
@@ -88,6 +98,7 @@ class _Product(torch.autograd.Function):
         return F.linear(x, weight) if ends is None else grouped_mm(x, weight, ends)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         ends, *packed = ctx.saved_tensors
         weight = from_nf4(packed, ctx.shape, grad.dtype).mT  # pyright: ignore[reportArgumentType]
@@ -99,6 +110,8 @@ class NF4Weight(nn.Module):
     """`weight` holds the codes; `dtype` is what the weight was in, and follows `module.to(dtype)`; the scales of scales
     stay float32."""
 
+    constant_buffers: ClassVar[bool] = True
+    """see train.buffers"""
     weight: Tensor
     scales: Tensor
     steps: Tensor

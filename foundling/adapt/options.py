@@ -9,6 +9,8 @@ from typing import Literal
 
 from foundling.errors import ConfigError
 
+RANK, ALPHA = 16, 32.0
+"""of LoRA, where nothing else is said"""
 Method = Literal["full", "lora", "qlora", "prompt", "prefix", "bias", "top-k", "head"]
 DEFAULT_METHOD: Method = "lora"
 """of finetuning; all other training is of all weights"""
@@ -24,9 +26,9 @@ class AdaptOptions:
     top-k: the last layers and the head; head: the head alone"""
     pattern: str | None = None
     """lora, qlora: names of the projections, such as 'layers.*.mixer.[qv]' (default: all in the layers)"""
-    rank: int = 16
+    rank: int = RANK
     """lora, qlora: rank of the updates"""
-    alpha: float = 32.0
+    alpha: float = ALPHA
     """lora, qlora: the updates are scaled by alpha / rank"""
     n_virtual: int = 16
     """prompt, prefix: number of virtual tokens"""

@@ -7,7 +7,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +49,7 @@ class PrunedLinear(nn.Linear):
     """A projection whose zeros stay zero: they get no gradient, and the optimiser sets them back (`masks`). `mask`
     (out, in) int8 is 0 where the weight stays zero."""
 
+    constant_buffers: ClassVar[bool] = True
     mask: Tensor
 
     def __init__(self, linear: nn.Linear, mask: Tensor) -> None:
@@ -68,6 +69,7 @@ class PrunedLinear(nn.Linear):
 class PrunedGroupedLinear(GroupedLinear):
     """PrunedLinear for experts; `mask` is (E, out, in)."""
 
+    constant_buffers: ClassVar[bool] = True
     mask: Tensor
 
     def __init__(self, linear: GroupedLinear, mask: Tensor) -> None:
@@ -139,7 +141,6 @@ def _prunable(model: nn.Module, pattern: str) -> dict[str, Any]:
 
 
 def _replace(model: nn.Module, matched: dict[str, Any], zeros: dict[str, Tensor]) -> list[str]:
-    # int8: train/buffers takes such a buffer for one that no forward pass changes
     by_module = {id(m): (~zeros[name]).to(torch.int8) for name, m in matched.items()}
 
     def make(module: Any) -> nn.Module:

@@ -4,17 +4,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.function import once_differentiable
 
 from foundling.adapt.added import added
 from foundling.adapt.frozen import FROZEN
 from foundling.adapt.nf4 import NF4GroupedLinear, NF4Linear
-from foundling.adapt.rewrite import matching, rewrite
+from foundling.adapt.rewrite import LAYERS, matching, rewrite
 from foundling.blocks.moe import GroupedLinear, grouped_mm
 from foundling.errors import AdaptError
 
@@ -40,6 +41,7 @@ class _Product(torch.autograd.Function):
         return _multiply(x, weight, ends) * _scales(scale, ends, x)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         weight, scale, ends = ctx.saved_tensors
         return _multiply(grad * _scales(scale, ends, grad), weight.mT, ends), None, None, None
@@ -79,6 +81,8 @@ class Int8Weight(nn.Module):
     """`weight` int8 and `scale`, which is float32 whatever the model computes in; `dtype` is what the weight was in,
     and follows `module.to(dtype)`."""
 
+    constant_buffers: ClassVar[bool] = True
+    """see train.buffers"""
     weight: Tensor
     scale: Tensor
 
@@ -145,7 +149,7 @@ _LINEAR: dict[str, Any] = {"int8": Int8Linear, "nf4": NF4Linear}
 _GROUPED: dict[str, Any] = {"int8": Int8GroupedLinear, "nf4": NF4GroupedLinear}
 
 
-def quantize(model: nn.Module, pattern: str = "*layers.*", kind: Kind = "int8") -> list[str]:
+def quantize(model: nn.Module, pattern: str = LAYERS, kind: Kind = "int8") -> list[str]:
     """Converts every matching Linear and GroupedLinear to 8 bits a weight, or to 4 (`nf4`, see adapt.nf4), in place,
     and returns the names.
 

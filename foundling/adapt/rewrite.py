@@ -13,6 +13,10 @@ from torch import nn
 from foundling.config import nearest
 from foundling.errors import AdaptError
 
+LAYERS = "*layers.*,!*.router"
+"""every projection in the layers of any family; neither embedding nor head, nor what chooses experts, whose balance a
+small data set, or rounding, would upset"""
+
 
 def matches(name: str, pattern: str) -> bool:
     """Whether a name matches one of the shell patterns, separated by commas, and none of those that begin with !"""

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class RMSNorm(nn.Module):
@@ -34,6 +35,7 @@ class _FrozenRMSNorm(torch.autograd.Function):
         return (x.float() * rate).mul_(gain).to(x.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, gain, rate = ctx.saved_tensors
         single = x.float()

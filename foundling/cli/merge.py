@@ -27,16 +27,21 @@ def add(parser: argparse.ArgumentParser) -> None:
         "trimmed, where signs agree; task: differences added to the base (default: average)",
     )  # fmt: skip
     parser.add_argument("--weights", metavar="W,W", help="one number for each model (default: equal; task has none)")
-    parser.add_argument("--base", metavar="DIR", help="ties, task: the model that the others were trained from")
+    parser.add_argument(
+        "--base", metavar="DIR",
+        help="ties, task: the model that the others were trained from; an adapter: its base, where that was moved",
+    )  # fmt: skip
     parser.add_argument("--density", type=float, default=0.2, help="ties: share of each difference kept (default: 0.2)")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     from foundling.cli.common import progress_for
 
-    if len(args.dirs) == 1 and args.base is None:
+    if len(args.dirs) == 1 and args.method == "average":
+        from foundling.weights.merged import merge_adapter
+
         progress_for(args).line(f"reading {args.dirs[0]}")
-        done = _merge_adapter(args.dirs[0], args.out)
+        done = merge_adapter(args.dirs[0], args.out, base=args.base)
     else:
         from foundling.weights.combine import CombineOptions, combine
 
@@ -54,13 +59,3 @@ def _numbers(text: str | None) -> tuple[float, ...] | None:
         return None if text is None else tuple(float(part) for part in text.split(","))
     except ValueError:
         raise ConfigError(f"--weights is '{text}', expected numbers with commas between, such as 0.5,0.5") from None
-
-
-def _merge_adapter(directory: str, out: str) -> dict[str, Any]:
-    from foundling.adapt.added import merge
-    from foundling.weights.convert.hugging_face import save_changed
-    from foundling.weights.directory import load
-
-    model = load(directory)
-    merge(model)
-    return save_changed(model, directory, out, {})

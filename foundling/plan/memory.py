@@ -20,6 +20,7 @@ from foundling.adapt.frozen import store_frozen
 from foundling.adapt.heads import HeadOptions, add_head
 from foundling.adapt.method import apply, stores_rounded
 from foundling.adapt.options import AdaptOptions
+from foundling.adapt.rewrite import LAYERS, matching
 from foundling.blocks.heads import scores
 from foundling.blocks.init import roles
 from foundling.blocks.moe import GroupedLinear
@@ -105,13 +106,14 @@ def estimate_training_memory(
     for p in matrices.values():
         shapes[p.shape] = max(p.numel(), min(STACKED, shapes.get(p.shape, 0) + p.numel()))
     rows = micro_batch_size * (seq_len if target_len is None else target_len)
+    buffers = sum(b.nbytes for b in model.buffers())  # not sharded
     gathered = 0
     if ranks > 1:  # two layers and all parameters outside the layers are gathered on every rank
-        layers = sum(p.numel() for p in model.layers.parameters())
-        gathered = 4 * (n - layers + 2 * layers // len(model.layers))
+        layers = sum(p.nbytes for p in model.layers.parameters())
+        gathered = sum(p.nbytes for p in model.parameters()) - layers + 2 * layers // len(model.layers)
     return MemoryEstimate(
         process=PROCESS_BYTES if process is None else process,
-        weights=(stored.frozen + stored.trainable * (2 if ema else 1)) // ranks + gathered,
+        weights=(stored.frozen - buffers + stored.trainable * (2 if ema else 1)) // ranks + buffers + gathered,
         gradients=4 * n // ranks,
         optimizer=4 * count_state(model, optim) // ranks,
         activations=activation_bytes(
@@ -323,7 +325,7 @@ def serving_bytes(family: str, config: dict[str, Any], *, rows: int, seq_len: in
             cache += math.prod(slot.shape)
         elif isinstance(slot, Conv):
             cache += slot.width * slot.channels
-    rounded = [m.weight for m in model.layers.modules() if isinstance(m, nn.Linear | GroupedLinear)]
+    rounded: list[Any] = [m.weight for m in matching(model, LAYERS, (nn.Linear, GroupedLinear)).values()]
     integer = 4 * n - sum(3 * w.numel() - 4 * (w.numel() // w.shape[-1]) for w in rounded)  # one scale per output
     return {"float32": 4 * n, "bfloat16": 2 * n, "int8": integer, "cache": 4 * rows * cache}
 

@@ -15,9 +15,12 @@ from foundling.runtime.device import Runtime
 
 
 def changing_buffers(module: nn.Module) -> dict[str, Tensor]:
-    """Name -> buffer, of those that a forward pass may change. int8 ones are quantised weights, which stay as they
-    are."""
-    return {name: b for name, b in module.named_buffers() if b.dtype != torch.int8}
+    """Name -> buffer, of those that a forward pass may change: all but those of modules whose class has
+    `constant_buffers`, such as quantised weights."""
+    constant = {
+        id(b) for m in module.modules() if getattr(m, "constant_buffers", False) for b in m.buffers(recurse=False)
+    }
+    return {name: b for name, b in module.named_buffers() if id(b) not in constant}
 
 
 @contextmanager

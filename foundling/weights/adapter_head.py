@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from foundling.adapt.added import Added
 from foundling.adapt.heads import SCORE, Head, HeadOptions, head_for, register
@@ -42,7 +42,8 @@ def read(model: Any, source: Source) -> Callable[[], list[str]]:
     where = f"{source.directory}: adapters.{KIND.name}"
     try:
         options = from_dict(HeadOptions, about | {"labels": tuple(about.get("labels", ()))}, where=where)
-        head = head_for(model, options)
+        with torch.device("meta"):
+            head = head_for(model, options)
     except (AdaptError, ConfigError, TypeError) as error:
         raise WeightsError(f"{where}: {error}") from None
     previous, capabilities = getattr(model, SCORE, None), model.capabilities
@@ -59,7 +60,7 @@ def read(model: Any, source: Source) -> Callable[[], list[str]]:
 
     def attach() -> list[str]:
         for part, value in values.items():
-            getattr(head, part).data.copy_(value)
+            setattr(head, part, nn.Parameter(value))
         place = model.embedding.weight
         register(model, head.to(device=place.device))
         head.own = head.parts

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from foundling.adapt.added import adapter_tensors, added, base_tensors
 from foundling.adapt.bank import AdapterBank, LowRank
+from foundling.adapt.frozen import FROZEN
 from foundling.adapt.lora import GROUPED, LINEAR, check_unadapted
 from foundling.adapt.quantize import QUANTISED, quantized_kind
 from foundling.adapt.rewrite import pattern_of
@@ -96,7 +97,7 @@ def adapter_contents(
     base = getattr(model, "loaded_from", None) if base is None else base
     bound = {
         "adapter": True,
-        "base": weights_hash(model),
+        "base": weights_hash(model, headless=adapter_head.KIND.name in kinds),
         "base_dtype": _base_dtype(model),
         "base_path": None if base is None or is_hub(base) else os.path.relpath(base, directory),
         "quantized": _quantize_pattern(model),
@@ -123,12 +124,14 @@ def _common(model: Any, base: str | Path | None) -> dict[str, Any]:
 
 
 def _base_dtype(model: nn.Module) -> str:
-    """The type that the base was loaded in: an adapter is made in that of its projection, whatever type the frozen
-    weights are stored in later."""
-    sizes = Counter[str]()
-    for tensor in adapter_tensors(model).values():
-        sizes[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
-    return sizes.most_common(1)[0][0]
+    """The type that the base was loaded in, whatever type its weights are stored in later."""
+    before = {id(m.weight): m.dtype for m in model.modules() if isinstance(m, FROZEN + QUANTISED)}
+    sizes = Counter[torch.dtype]()
+    for tensor in base_tensors(model).values():
+        sizes[before.get(id(tensor), tensor.dtype)] += tensor.numel()
+    return str(max((dtype for dtype in sizes if dtype.is_floating_point), key=lambda d: sizes[d])).removeprefix(
+        "torch."
+    )
 
 
 def _quantize_pattern(model: nn.Module) -> str:
@@ -223,7 +226,8 @@ def _take_unchanged(model: Any, source: Source) -> None:
 
 
 def _check_base(model: nn.Module, directory: Path, manifest: dict[str, Any]) -> None:
-    base_hash = weights_hash(model)
+    headless = adapter_head.KIND.name in manifest["adapters"]  # it takes the place of one that the base has
+    base_hash = weights_hash(model, headless=headless)
     if base_hash == manifest.get("base"):
         return
     pattern, kind = manifest.get("quantized"), manifest.get("quantized_kind") or "int8"

@@ -5,21 +5,20 @@ which records the model's origin and the SHA-256 of every file."""
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-from foundling.adapt.added import Added, base_tensors
+from foundling.adapt.added import Added
 from foundling.adapt.bank import Banked
-from foundling.adapt.frozen import FROZEN
+from foundling.adapt.digest import base_digest, derived_buffers, hash_of, whole
+from foundling.adapt.frozen import FROZEN, Rounded
 from foundling.adapt.heads import Head
 from foundling.adapt.quantize import QUANTISED
 from foundling.contracts.checkpoint_map import ConfigMap
@@ -45,7 +44,7 @@ SOME_ROWS = 16
 def persistent_tensors(model: Any) -> dict[str, Tensor]:
     """Parameters and persistent buffers by our names, tied ones once: the contents of a model directory or a
     checkpoint. They share the model's memory."""
-    hidden = {id(b) for b in _derived_buffers(model).values()}
+    hidden = {id(b) for b in derived_buffers(model).values()}
     buffers = {name: b for name, b in model.named_buffers() if id(b) not in hidden}
     return {**dict(model.named_parameters()), **buffers}
 
@@ -55,44 +54,13 @@ def tensor_bytes(model: Any) -> int:
     return sum(t.numel() * t.element_size() for t in persistent_tensors(model).values())
 
 
-def _derived_buffers(model: Any) -> dict[str, Tensor]:
-    """Non-persistent buffers: computed from the configuration, never saved."""
-    return {
-        f"{path}.{leaf}".lstrip("."): module._buffers[leaf]
-        for path, module in model.named_modules()
-        for leaf in module._non_persistent_buffers_set
-        if module._buffers[leaf] is not None
-    }
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """The full tensor; gathers a sharded one, for which every process must call."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def weights_hash(model: Any) -> str:
+def weights_hash(model: Any, *, headless: bool = False) -> str:
     """SHA-256 over names, shapes and bytes of parameters and persistent buffers, sorted by name; a tied weight counts
-    once. An adapted model has the hash of its base, also where that is stored rounded (`store_frozen`); a
-    head counts once it is a part of the model (adapt.heads.absorb)."""
-    if (base_hash := getattr(model, "base_hash", None)) is not None:
-        return base_hash
-    derived = {id(b) for b in _derived_buffers(model).values()}
-    named = sorted(base_tensors(model).items())
-    return hash_of((name, whole(tensor.detach())) for name, tensor in named if id(tensor) not in derived)
-
-
-def hash_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """`weights_hash` of a model with these parameters and persistent buffers, which come sorted by our names."""
-    digest = hashlib.sha256()
-    for name, tensor in tensors:
-        data = tensor.cpu().contiguous()
-        digest.update(f"{name} {data.dtype} {tuple(data.shape)}\n".encode())
-        digest.update(
-            data.view(torch.uint8).numpy().tobytes()
-            if data.ndim
-            else data.reshape(1).view(torch.uint8).numpy().tobytes()
-        )
-    return digest.hexdigest()
+    once. An adapted model has the hash of its base, also where that is stored rounded (`store_frozen`) and was not
+    changed since; a head counts once it is a part of the model (adapt.heads.absorb), unless `headless`."""
+    digest = base_digest(model, headless=headless)
+    rounded: Rounded | None = getattr(model, "rounded", None)
+    return rounded.base_hash if rounded is not None and rounded.digest == digest else digest
 
 
 NOT_PUBLISHED = (Added, Banked, *QUANTISED, *FROZEN)
@@ -389,7 +357,7 @@ def _assign(model: Any, name: str, tensor: Tensor) -> None:
 def _rebuild_buffers(model: Any, device: str) -> None:
     """Recomputes non-persistent buffers, which were built on the meta device, with the module's
     `derived_buffers() -> {name: tensor}`."""
-    for name, buffer in _derived_buffers(model).items():
+    for name, buffer in derived_buffers(model).items():
         if buffer.is_meta:
             path, _, leaf = name.rpartition(".")
             module = model.get_submodule(path)

@@ -21,6 +21,8 @@ from foundling.weights.adapter_layout import CONFIG
 from foundling.weights.adapters import base_dtype, load_adapter
 from foundling.weights.manifest import MANIFEST, read_manifest
 
+PATTERN_CHARS = 1 << 14
+"""of a list of projections in foundling.json, which is matched against every name"""
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 
 
@@ -56,7 +58,7 @@ def load(
     model = plain.load(local_directory(place), dtype=trained, device=device)
     model.loaded_from = str(place)
     if pattern := manifest.get("quantized"):
-        if not isinstance(pattern, str):
+        if not isinstance(pattern, str) or len(pattern) > PATTERN_CHARS:
             raise WeightsError(f"{folder / MANIFEST}: damaged, quantized is {shown(pattern)}")
         kind = manifest.get("quantized_kind") or "int8"
         if kind not in get_args(Kind):
@@ -69,6 +71,7 @@ def load(
     if merged and any(isinstance(m, LoRA) for m in added(model).values()):
         merge(model, only=(LoRA,))
         dequantize(model)
+        del model.loaded_from  # it is no longer that base
     return (model if trained == dtype else model.to(dtype)).eval()
 
 
@@ -86,18 +89,30 @@ def base_of(folder: Path, base: str | Path | None = None) -> str | Path:
     named = read_json(folder / CONFIG).get("base_model_name_or_path")
     beside = read_manifest(folder).get("base_path") if (folder / MANIFEST).is_file() else None
     for path in (folder / beside if isinstance(beside, str) else None, named and Path(str(named))):
-        if path and (path / "config.json").is_file():
+        if path and _is_model(path):
             return path
     if not isinstance(named, str) or not named:
         raise WeightsError(f"{folder / CONFIG}: names no base model; give it as --base-model DIR (base=…)")
-    if (folder / named / "config.json").is_file():
+    if _is_model(folder / named):
         return folder / named
     if is_hub(named):
         return named
-    if PLACE.fullmatch(named) and named.count("/") == 1 and not Path(named).exists():
+    if PLACE.fullmatch(named) and named.count("/") == 1 and not _exists(Path(named)):
         revision = read_json(folder / CONFIG).get("revision")
         return f"{SCHEME}{named}" + (f"@{revision}" if isinstance(revision, str) and revision else "")
     raise WeightsError(f"{folder}: its base model {shown(named)} is not there; give it as --base-model DIR (base=…)")
+
+
+def _exists(path: Path) -> bool:
+    """False too for a name that no file can have: too long, or with a null byte."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _is_model(path: Path) -> bool:
+    return _exists(path / "config.json")
 
 
 def files_of(directory: str | Path, base: str | Path | None = None) -> Path:

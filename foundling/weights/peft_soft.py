@@ -18,7 +18,7 @@ from foundling.adapt.added import Added
 from foundling.adapt.prefix import PrefixAttend, prefix_tuning, prefixable
 from foundling.adapt.soft import VirtualTokens, prompt_tuning, token_embedding, virtual_ids
 from foundling.blocks.attention import Attention
-from foundling.blocks.position import PositionTable, RoPE, rotate
+from foundling.blocks.position import PositionTable, RoPE, position_limit, rotate
 from foundling.blocks.stack import Decoder
 from foundling.errors import WeightsError
 from foundling.limits import VIRTUAL_TOKENS
@@ -68,6 +68,9 @@ def read_prompt(model: Any, source: Source) -> Callable[[], list[str]]:
     n, (_, base) = _n_virtual(source), token_embedding(model)
     if virtual_ids(model):
         raise WeightsError(f"{source.directory}: the model has virtual tokens already; load the base again")
+    if (limit := position_limit(model)) is not None and n >= limit:
+        file = source.directory / CONFIG
+        raise WeightsError(f"{file}: num_virtual_tokens is {n}; the model reads {limit} tokens, virtual ones included")
     stored, _ = source.shape(TENSOR, 2)
     if stored not in (n, 2 * n):  # peft makes those of a decoder too, and never reads them
         raise WeightsError(f"{source.tensors.path}: '{TENSOR}' has {stored} rows, {CONFIG} says {n}")

@@ -11,7 +11,9 @@ from torch import nn
 
 import foundling
 from foundling.adapt.added import adapter_tensors, base_tensors, merge
-from foundling.adapt.lora import LoRAOptions, lora
+from foundling.adapt.lora import LoRA, LoRAOptions, lora
+from foundling.adapt.method import apply
+from foundling.adapt.options import AdaptOptions
 from foundling.adapt.quantize import Int8GroupedLinear, Int8Linear, dequantize, quantize, to_int8
 from foundling.adapt.rewrite import matches, pattern_of
 from foundling.blocks.moe import GroupedLinear
@@ -288,7 +290,7 @@ def test_a_model_of_half_types_is_quantised_adapted_merged_and_saved(name: str, 
     scales = {n: m.scale.clone() for n, m in model.named_modules() if isinstance(m, Int8Linear | Int8GroupedLinear)}
     model = model.float().to(dtype)  # neither way are scales rounded
     assert all(torch.equal(model.get_submodule(n).scale, scale) for n, scale in scales.items())
-    lora(model, LoRAOptions("*layers.*", rank=2), generator("lora"))
+    lora(model, LoRAOptions("*layers.*", rank=2, alpha=16.0), generator("lora"))
     assert {p.dtype for p in adapter_tensors(model).values()} == {dtype}
     with torch.no_grad():
         for n, p in adapter_tensors(model).items():
@@ -310,3 +312,14 @@ def test_a_model_of_half_types_is_quantised_adapted_merged_and_saved(name: str, 
     foundling.save(model, tmp_path / "merged")
     again = foundling.load(tmp_path / "merged", dtype=dtype)
     assert weights_hash(again) == weights_hash(model)
+
+
+def test_two_ways_to_ask_for_the_defaults_are_the_same() -> None:
+    by_method, by_hand = case("mixtral").tiny(), case("mixtral").tiny()
+    apply(by_method, AdaptOptions("lora"), generator("lora"))
+    lora(by_hand, LoRAOptions(), generator("lora"))
+    ours, theirs = adapter_tensors(by_method), adapter_tensors(by_hand)
+    assert ours.keys() == theirs.keys() and all(torch.equal(p, theirs[n]) for n, p in ours.items())
+    assert {(m.rank, m.alpha) for m in by_hand.modules() if isinstance(m, LoRA)} == {(16, 32.0)}
+    rounded = quantize(case("mixtral").tiny())
+    assert len(rounded) > 4 and not any(name.endswith("router") for name in rounded), "what chooses experts stays exact"

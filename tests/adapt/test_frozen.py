@@ -4,18 +4,28 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from foundling.adapt.added import adapter_tensors, merge
+from foundling.adapt.freeze import unfreeze
 from foundling.adapt.frozen import FROZEN, store_frozen
 from foundling.adapt.lora import LoRA, LoRAOptions, lora
+from foundling.adapt.nf4 import NF4Linear
 from foundling.adapt.quantize import quantize
 from foundling.blocks.norm import RMSNorm
 from foundling.errors import AdaptError, WeightsError
+from foundling.runtime.device import Runtime
 from foundling.runtime.rng import generator
+from foundling.train.checkpoint import STATE, load_checkpoint, save_checkpoint
+from foundling.train.loop import train
+from foundling.train.options import OptimOptions, TrainOptions
+from foundling.train.schedule import Schedule
+from foundling.train.state import TrainState
+from foundling.train.update import update
 from foundling.weights.adapters import load_adapter, save_adapter
 from foundling.weights.directory import load, save, weights_hash
-from tests.contract.cases import case
+from tests.contract.cases import Data, case
 
 
 def gradients(of, model) -> tuple[Tensor, dict[str, Tensor]]:
@@ -52,7 +62,12 @@ def test_stored_rounded_computes_the_same_bits(name: str, tmp_path) -> None:
     with pytest.raises(WeightsError, match="Frozen"):
         save(model, tmp_path / "refused")
     again = load(tmp_path / "base")
-    assert load_adapter(again, tmp_path / "adapter") and merge(again)
+    plain = {n: p.detach().clone() for n, p in again.named_parameters()}
+    assert load_adapter(again, tmp_path / "adapter")
+    learnt = {n: p.detach() for n, p in adapter_tensors(model).items()}
+    for n in merge(again):  # the exact base and the adapter, not the rounded one
+        expected = plain[f"{n}.weight"] + 32.0 / 4 * learnt[f"{n}.b"] @ learnt[f"{n}.a"]
+        torch.testing.assert_close(again.get_submodule(n).weight, expected, rtol=0, atol=1e-5)
     stored = load(tmp_path / "base")
     stored.requires_grad_(False)
     store_frozen(stored, weights_hash(stored))
@@ -60,6 +75,64 @@ def test_stored_rounded_computes_the_same_bits(name: str, tmp_path) -> None:
     assert {p.dtype for p in adapter_tensors(stored).values()} == {torch.float32}
     with pytest.raises(AdaptError, match="stored rounded"):
         quantize(stored, "*layers.*.base")
+
+
+def test_a_change_of_the_base_changes_the_hash_of_a_rounded_model() -> None:
+    model = case("llama").tiny()
+    model.requires_grad_(False)
+    base = weights_hash(model)
+    store_frozen(model, base)
+    lora(model, LoRAOptions(rank=2), generator("lora"))
+    for p in adapter_tensors(model).values():
+        p.data.add_(1.0)
+    assert weights_hash(model) == base, "an adapter is not the base"
+    for change in (model.norm.weight, model.get_submodule("layers.0.mixer.q.base").weight):
+        before = change.detach().clone()
+        change.data[0] += 1.0
+        assert weights_hash(model) != base
+        change.data.copy_(before)
+    assert weights_hash(model) == base
+    unfreeze(model, "norm")
+    of = case("llama")
+    state = TrainState.build(model.train(), OptimOptions("adamw", learning_rate=0.1))
+    update(state, of.objective(), of.batch(0), TrainOptions(8), Runtime())
+    assert weights_hash(model) != base
+
+
+def rounded(seed: int = 0) -> TrainState:
+    """A run of LoRA on a base that is stored rounded."""
+    model = case("llama").tiny(seed=seed)
+    lora(model, LoRAOptions(rank=2), generator("lora"))
+    store_frozen(model, weights_hash(model))
+    return TrainState.build(model.train(), OptimOptions("adamw"))
+
+
+def test_a_run_on_a_rounded_base_is_resumed_bit_for_bit_and_on_no_other(tmp_path) -> None:
+    of = case("llama")
+
+    def fit(state: TrainState, until: int | None = None) -> list[float]:
+        losses = []
+        for step in train(state, of.objective(), Data(of), Schedule(4), TrainOptions(8), Runtime()):
+            losses.append(step.loss)
+            if step.n == until:
+                break
+        return losses
+
+    unbroken, first, second = rounded(), rounded(), rounded()
+    losses = fit(unbroken)
+    fit(first, until=2)
+    path = save_checkpoint(tmp_path, first, {})
+    stored = load_file(path / STATE)
+    assert {n.rpartition(".")[2] for n in stored if n.startswith("models/")} == {"a", "b"}
+    load_checkpoint(path, second)
+    assert fit(second) == losses[2:]
+    ours, theirs = adapter_tensors(second.model), adapter_tensors(unbroken.model)
+    assert all(torch.equal(p, theirs[n]) for n, p in ours.items())
+    other = rounded(seed=1)
+    before = {n: p.detach().clone() for n, p in adapter_tensors(other.model).items()}
+    with pytest.raises(WeightsError, match="the frozen weights are not those"):
+        load_checkpoint(path, other)
+    assert all(torch.equal(p, before[n]) for n, p in adapter_tensors(other.model).items())
 
 
 def test_what_is_trained_or_tied_or_a_router_stays() -> None:
@@ -85,6 +158,21 @@ def test_the_product_and_its_gradient(bias: bool) -> None:
     assert torch.autograd.gradcheck(lambda x, a, b: module(x), (x, module.a, module.b))
     plain = linear(x) + 5 / 3 * F.linear(F.linear(x, module.a), module.b)
     torch.testing.assert_close(module(x), plain)
+    torch.testing.assert_close(F.linear(x, module.weight, module.bias), plain)
+    first = torch.autograd.grad(module(x).square().sum(), x, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="once_differentiable"):  # not a wrong number
+        first.sum().backward()
+
+
+def test_a_bias_beside_4_bits_gets_its_gradient() -> None:
+    linear = nn.Linear(64, 8)
+    module = LoRA(NF4Linear(linear), 2, 4.0)
+    module.base.bias.requires_grad_(True)
+    x, by = torch.randn(5, 64, generator=generator("x")), torch.randn(5, 8, generator=generator("by"))
+    frozen = LoRA(NF4Linear(linear), 2, 4.0)
+    torch.testing.assert_close(module(x), frozen(x))
+    module(x).backward(by)
+    torch.testing.assert_close(module.base.bias.grad, by.sum(0))
 
 
 @pytest.mark.parametrize("offset", [0.0, 1.0])
@@ -99,3 +187,6 @@ def test_a_norm_with_a_frozen_gain(offset: float) -> None:
     frozen = norm(x)
     assert torch.equal(frozen, plain)
     torch.testing.assert_close(torch.autograd.grad(frozen, x, by)[0], expected)
+    first = torch.autograd.grad(norm(x).square().sum(), x, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()

@@ -4,22 +4,27 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import foundling
 from foundling.adapt.added import adapter_tensors, merge
-from foundling.adapt.heads import Head, HeadOptions, absorb, add_head
+from foundling.adapt.freeze import train_biases, train_top
+from foundling.adapt.heads import Head, HeadOptions, absorb, add_head, same_head
 from foundling.adapt.lora import LoRAOptions, lora
+from foundling.adapt.method import apply
+from foundling.adapt.options import AdaptOptions
 from foundling.adapt.quantize import quantize
 from foundling.blocks.heads import last_states, scores
 from foundling.blocks.init import initialise, roles
 from foundling.contracts.model import HeadLayout
-from foundling.errors import AdaptError, WeightsError
+from foundling.errors import AdaptError, MismatchError, WeightsError
 from foundling.models import build, family
 from foundling.runtime.rng import generator
 from foundling.weights.adapters import load_adapter, save_adapter
@@ -201,3 +206,118 @@ def test_inspect_shows_the_head(tmp_path: Path) -> None:
     add_head(model, CLASSES, generator("head"))
     foundling.save(model, tmp_path / "m")
     assert "score" in [part["name"] for part in inspect(tmp_path / "m")["tree"]["parts"]]
+
+
+def classifier(folder: Path) -> Path:
+    """A directory of a Llama with a head that has learnt something."""
+    model = llama()
+    add_head(model, CLASSES, generator("head"))
+    nn.init.normal_(model.score.weight, generator=generator("score"))
+    absorb(model)
+    return foundling.save(model, folder)
+
+
+@pytest.mark.parametrize("labels", [("ham", "spam"), ("a", "b", "c")])
+def test_an_adapter_with_a_head_on_a_model_that_has_one_is_loaded_again(
+    labels: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Its base is the model without the head that it replaces, on both sides."""
+    model = foundling.load(classifier(tmp_path / "base"))
+    add_head(model, HeadOptions("classify", labels), generator("head"))
+    lora(model, LoRAOptions("*mixer*"), generator("lora"))
+    for name, p in adapter_tensors(model).items():
+        p.data.normal_(generator=generator(name), std=0.1)
+    save_adapter(model, tmp_path / "adapter")
+    again = foundling.load(tmp_path / "adapter")
+    assert again.score.options.labels == labels
+    assert torch.equal(scores(again, batch()), scores(model, batch()))
+    # one that leaves the head as it is stays bound to it
+    bound = foundling.load(tmp_path / "base")
+    lora(bound, LoRAOptions("*mixer*"), generator("lora"))
+    save_adapter(bound, tmp_path / "bound")
+    load_adapter(foundling.load(tmp_path / "base"), tmp_path / "bound")
+    other = foundling.load(tmp_path / "base")
+    other.score.weight.data[0] += 1
+    with pytest.raises(MismatchError, match="trained on a base"):
+        load_adapter(other, tmp_path / "bound")
+    load_adapter(other, tmp_path / "adapter")
+
+
+METHODS = ("full", "top-k", "bias", "head", "lora", "qlora", "prompt", "prefix")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_trains_the_head_of_a_loaded_model(method: Any, tmp_path: Path) -> None:
+    """What is saved alone leaves it as it is; a new head is trained by all. Nothing trains what gets no gradient."""
+    model = foundling.load(classifier(tmp_path / "base"))
+    alone = method in ("lora", "qlora", "prompt", "prefix")
+    trained = apply(model, AdaptOptions(method, rank=2, n_virtual=2, top_layers=1), generator("adapt"))
+    assert ("score.weight" in trained) != alone
+    new = foundling.load(tmp_path / "base")
+    add_head(new, HeadOptions("classify", ("a", "b", "c")), generator("head"))
+    trained = apply(new, AdaptOptions(method, rank=2, n_virtual=2, top_layers=1), generator("adapt"))
+    assert "score.weight" in trained
+    nn.init.normal_(new.score.weight)
+    ids = {
+        "tokens": torch.cat((torch.full((3, 2), 64), batch()["tokens"]), 1) if method == "prompt" else batch()["tokens"]
+    }
+    scores(new, ids).sum().backward()
+    params = dict(new.named_parameters())
+    assert {name for name in trained if params[name].grad is None} == set()
+    assert not any(name.startswith("head.") for name in trained)
+
+
+def test_the_vocabulary_of_a_model_with_a_head_is_trained_by_no_choice_of_layers() -> None:
+    model = llama()
+    assert any(name.startswith("head.") for name in train_top(model, 1))
+    add_head(model, CLASSES, generator("head"))
+    assert not any(name.startswith("head.") for name in [*train_top(model, 1), *train_biases(model)])
+    bert = case("bert").tiny()  # its head is tied, and has a bias and layers of its own
+    add_head(bert, CLASSES, generator("head"))
+    trained = apply(bert, AdaptOptions("full"), generator("adapt"))
+    assert "embedding.weight" in trained and not any(name.startswith("head.") for name in trained)
+
+
+def test_a_head_for_the_same_labels_is_trained_on(tmp_path: Path) -> None:
+    model = foundling.load(classifier(tmp_path / "base"))
+    assert same_head(model, CLASSES) and same_head(model, HeadOptions("classify", ("ham", "spam"), pool="last"))
+    others = [
+        HeadOptions("classify", ("spam", "ham")), HeadOptions("classify", ("ham", "spam", "eggs")), VALUE,
+        HeadOptions("tag", ("ham", "spam")), HeadOptions("classify", ("ham", "spam"), pool="mean"),
+    ]  # fmt: skip
+    assert not any(same_head(model, options) for options in others)
+    assert not same_head(llama(), CLASSES)
+    add_head(model, HeadOptions("regress", ("x",), mean=1.0, std=2.0), generator("head"))
+    assert same_head(model, HeadOptions("regress", ("x",), mean=1.0, std=2.0))
+    assert not same_head(model, HeadOptions("regress", ("x",), mean=1.5, std=2.0)), "its scores mean other values"
+
+
+def test_options_of_a_head_are_checked() -> None:
+    with pytest.raises(AdaptError, match="the pool of the head is 'middle'; expected model, first, last, mean, every"):
+        HeadOptions("classify", ("a", "b"), pool="middle")  # pyright: ignore[reportArgumentType]
+    start = time.process_time()
+    HeadOptions("classify", tuple(map(str, range(20_000))))
+    assert time.process_time() - start < 2, "one pass; all pairs took ten seconds"
+
+
+def test_the_head_of_an_adapter_is_compared_with_its_file_before_anything_of_its_size_is_made(tmp_path: Path) -> None:
+    model = llama()
+    add_head(model, CLASSES, generator("head"))
+    lora(model, LoRAOptions("*mixer*"), generator("lora"))
+    save_adapter(model, tmp_path / "adapter")
+    manifest = json.loads((tmp_path / "adapter" / "foundling.json").read_text())
+    manifest["adapters"]["head"]["labels"] = [str(i) for i in range(5_000)]
+    (tmp_path / "adapter" / "foundling.json").write_text(json.dumps(manifest))
+    made: list[int] = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.device.type != "meta":
+                made.append(out.numel())
+            return out
+
+    plain = llama()
+    with Sizes(), pytest.raises(WeightsError, match=r"\[2, 64\], not \[5000, 64\]"):
+        load_adapter(plain, tmp_path / "adapter")
+    assert max(made, default=0) < 5_000 * 64 and not hasattr(plain, "score")

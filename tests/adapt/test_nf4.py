@@ -73,6 +73,20 @@ def test_gradient_and_bytes() -> None:
     assert packed.bfloat16().mean.dtype == torch.float32 and packed.dequantized().weight.dtype == torch.bfloat16
 
 
+def test_the_bits_are_the_same_on_any_number_of_threads() -> None:
+    """Of enough blocks that torch would sum them in parts: 65,536 to a thread."""
+    weight = torch.randn(1 << 16, BLOCK, generator=generator("wide")).cumsum(1)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(to_nf4(weight))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert found[0][3] == pytest.approx(float(weight.abs().amax(1).double().mean()), rel=1e-6)
+
+
 def test_an_unknown_kind() -> None:
     model = case("llama").tiny()
     with pytest.raises(AdaptError, match="'int4'; expected one of int8, nf4"):

@@ -82,3 +82,20 @@ def test_activations_are_those_that_autograd_keeps(method, precision) -> None:
         real, rel=0.03
     )
     del out
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_two_ranks_share_parameters_but_no_4_bit_weights(method) -> None:
+    """Each has a half of all parameters, whole: those outside the layers and those of two layers, and all buffers."""
+    adapt = AdaptOptions(method, rank=4)
+    two = estimate_training_memory("gpt2", FIELDS, micro_batch_size=2, seq_len=128, process=0, ranks=2, adapt=adapt)
+    model = build("gpt2", device="meta", **FIELDS)
+    apply(model, adapt, torch.Generator())
+    layers = [sum(p.nbytes for p in layer.parameters()) for layer in model.layers]
+    outside = sum(p.nbytes for p in model.parameters()) - sum(layers)
+    buffers = sum(b.nbytes for b in model.buffers())
+    assert buffers > 0 if method == "qlora" else True
+    expected = (sum(layers) + outside) / 2 + buffers + outside + 2 * layers[0]
+    assert two.weights == pytest.approx(expected, abs=8)
+    one = estimate_training_memory("gpt2", FIELDS, micro_batch_size=2, seq_len=128, process=0, adapt=adapt)
+    assert two.weights > one.weights / 2

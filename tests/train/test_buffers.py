@@ -4,12 +4,20 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
+from foundling.adapt.added import adapter_tensors
+from foundling.adapt.method import apply
+from foundling.adapt.options import AdaptOptions
+from foundling.adapt.prune import PruneOptions, prune
+from foundling.adapt.quantize import quantize
 from foundling.contracts.objective import Term
 from foundling.errors import ConfigError, WeightsError
 from foundling.models import build, family
 from foundling.runtime.device import Runtime
-from foundling.train.checkpoint import load_checkpoint, save_checkpoint
+from foundling.runtime.rng import generator
+from foundling.train.buffers import changing_buffers, copies
+from foundling.train.checkpoint import STATE, load_checkpoint, save_checkpoint
 from foundling.train.loop import train
 from foundling.train.options import OptimOptions, TrainOptions
 from foundling.train.schedule import Schedule
@@ -17,6 +25,7 @@ from foundling.train.state import TrainState
 from foundling.weights.directory import load, persistent_tensors, save, weights_hash
 from foundling.weights.inspect import inspect
 from foundling.weights.manifest import check
+from tests.contract.cases import Data, case
 from tests.train.conv_family import Classify, Conv, Pictures, fresh, register
 
 ADAMW = OptimOptions("adamw")
@@ -143,6 +152,32 @@ def test_gradient_caching_passes_twice_and_changes_buffers_and_dropout_once() ->
     next(train(state, Similar(), Pictures(), Schedule(1), TrainOptions(4), Runtime()))
     assert len(parts) == 4 and int(state.model.layers[0].norm.num_batches_tracked) == 2
     assert torch.equal(parts[0], parts[2]) and torch.equal(parts[1], parts[3]), "both passes see the same"
+
+
+def test_the_weights_of_a_4_bit_base_are_neither_copied_nor_saved(tmp_path) -> None:
+    of = case("llama")
+    model = of.tiny()
+    apply(model, AdaptOptions("qlora", rank=2), generator("lora"))
+    assert list(model.buffers()) and copies(model) == {}
+    state = TrainState.build(model.train(), ADAMW)
+    next(train(state, of.objective(), Data(of), Schedule(1), TrainOptions(8), Runtime()))
+    path = save_checkpoint(tmp_path, state, {})
+    stored = {n for n in load_file(path / STATE) if n.startswith("models/")}
+    assert stored == {f"models/model/{n}" for n in adapter_tensors(model)}
+    assert {n.rpartition(".")[2] for n in stored} == {"a", "b"}
+    other = of.tiny(seed=1)
+    apply(other, AdaptOptions("qlora", rank=2), generator("lora"))
+    with pytest.raises(WeightsError, match="the frozen weights are not those"):
+        load_checkpoint(path, TrainState.build(other, ADAMW))
+
+
+def test_masks_and_8_bit_weights_are_constant_and_other_buffers_of_any_type_are_not() -> None:
+    model = case("llama").tiny()
+    quantize(model, "layers.0.*")
+    prune(model, PruneOptions(pattern="layers.1.*"))
+    assert len(list(model.buffers())) > 10 and changing_buffers(model) == {}
+    model.register_buffer("codes", torch.zeros(3, dtype=torch.int8))
+    assert list(changing_buffers(model)) == ["codes"]
 
 
 def test_families_without_buffers_have_the_hash_that_they_had() -> None:

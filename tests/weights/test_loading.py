@@ -12,7 +12,10 @@ import torch
 import foundling
 from foundling.adapt.added import adapter_tensors, merge, unmerge
 from foundling.adapt.lora import LoRAOptions, lora
+from foundling.adapt.prefix import prefix_tuning
 from foundling.adapt.quantize import QUANTISED, dequantize, quantize
+from foundling.adapt.soft import prompt_tuning
+from foundling.adapt.vocabulary import extend
 from foundling.errors import AdaptError, MismatchError, WeightsError
 from foundling.runtime.rng import generator
 from foundling.weights.adapter_layout import CONFIG
@@ -89,6 +92,54 @@ def test_a_quantised_base_of_its_type_is_made_again_and_merged_to_the_same_bits(
     merged = load(tmp_path / "adapter", dtype=dtype, merged=True)
     foundling.save(model, tmp_path / "merged")
     assert weights_hash(merged) == weights_hash(model) == weights_hash(load(tmp_path / "merged", dtype=dtype))
+
+
+ROWS = torch.linspace(-1, 1, 2 * 64).view(2, 64)
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda m: prompt_tuning(m, 2, generator("prompt")),
+        lambda m: prefix_tuning(m, 2, generator("prefix")),
+        lambda m: extend(m, 64, ROWS, -ROWS, None),
+    ],
+)
+def test_what_learns_in_float32_is_bound_to_a_bfloat16_base(base: Path, tmp_path: Path, add: Any) -> None:
+    model = load(base, dtype=torch.bfloat16)
+    add(model)
+    assert {p.dtype for p in adapter_tensors(model).values()} == {torch.float32}
+    save_adapter(model, tmp_path / "adapter")
+    assert json.loads((tmp_path / "adapter" / MANIFEST).read_text())["base_dtype"] == "bfloat16"
+    outputs = case("llama").outputs
+    assert torch.equal(outputs(load(tmp_path / "adapter", dtype=torch.bfloat16)), outputs(model))
+
+
+def test_a_merged_model_says_no_more_that_it_is_its_base(base: Path, tmp_path: Path) -> None:
+    save_adapter(adapted(load(base)), tmp_path / "adapter")
+    assert Path(load(tmp_path / "adapter").loaded_from).resolve() == base.resolve()
+    model = load(tmp_path / "adapter", merged=True)
+    assert not hasattr(model, "loaded_from")
+    save_adapter(adapted(model), tmp_path / "second")
+    with pytest.raises(WeightsError, match="names no base model"):
+        load(tmp_path / "second")
+
+
+def test_names_and_patterns_too_long_are_refused_in_a_line(base: Path, tmp_path: Path) -> None:
+    save_adapter(adapted(load(base)), tmp_path / "adapter")
+    file = tmp_path / "adapter" / MANIFEST
+    manifest = json.loads(file.read_text())
+    file.write_text(json.dumps(manifest | {"quantized": "a*" * 10_000}))
+    with pytest.raises(WeightsError, match=r"quantized is 'a\*a.*20,002 characters"):
+        load(tmp_path / "adapter")
+    file.unlink()
+    config = tmp_path / "adapter" / CONFIG
+    values = json.loads(config.read_text())
+    for name in ("b" * 5000, "b" * 2500 + "/" + "c" * 2500, "b\0c", "~b" * 200):
+        config.write_text(json.dumps(values | {"base_model_name_or_path": name}))
+        with pytest.raises(WeightsError, match="is not there; give it as --base-model") as caught:
+            load(tmp_path / "adapter")
+        assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "t5"])

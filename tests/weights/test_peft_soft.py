@@ -16,6 +16,7 @@ from foundling.adapt.lora import LoRAOptions, lora
 from foundling.adapt.prefix import prefix_tuning
 from foundling.adapt.soft import prompt_tuning, virtual_ids
 from foundling.errors import AdaptError, WeightsError
+from foundling.models import build, family
 from foundling.runtime.rng import generator
 from foundling.weights.adapter_layout import CONFIG, FILE, Kind, Source
 from foundling.weights.adapters import save_adapter
@@ -141,3 +142,13 @@ def test_damaged_files_are_refused_before_any_change(tmp_path) -> None:
         with pytest.raises(WeightsError, match=r"num_virtual_tokens|rows"):
             read(model, tmp_path / "prompt", PROMPT)
         assert not added(model)
+
+
+def test_a_prompt_that_fills_all_positions_is_refused_before_any_change(tmp_path) -> None:
+    model = build("gpt2", **family("gpt2").module.sized(64, 32, 64, 1))
+    prompt_tuning(model, 31, generator("soft"))
+    write(model, tmp_path / "prompt", PROMPT)
+    small = build("gpt2", **family("gpt2").module.sized(64, 31, 64, 1))
+    with pytest.raises(WeightsError, match="num_virtual_tokens is 31; the model reads 31 tokens"):
+        read(small, tmp_path / "prompt", PROMPT)
+    assert not added(small) and all(p.requires_grad for p in small.parameters())

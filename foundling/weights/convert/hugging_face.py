@@ -102,13 +102,15 @@ def read_model(directory: str | Path) -> Any:
     return _read(directory, None)[0]
 
 
-def save_changed(model: Any, source: str | Path, out: str | Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Writes a model that was changed after it was read from the directory `source`, with the files of COMPANIONS from
-    there but its README, and `about` in foundling.json. OutputError if `out` is not empty."""
+def save_changed(
+    model: Any, source: str | Path, out: str | Path, about: dict[str, Any], *, files: list[Path] | None = None
+) -> dict[str, Any]:
+    """Writes a model that was changed after it was read from the directory `source`, with `files` beside it, by default
+    those of COMPANIONS from there but its README, and `about` in foundling.json. OutputError if `out` is not empty."""
     source, out = local_directory(source), Path(out)
     require_free(out)
     companion_files, skipped = companions(source)
-    companion_files = [path for path in companion_files if path.name != "README.md"]
+    companion_files = [path for path in companion_files if path.name != "README.md"] if files is None else files
     require_space(out, _size(model, companion_files))
 
     def fill(temporary: Path) -> None:
@@ -197,12 +199,17 @@ def _read(source: Path | GGUFFile, dtype: str | None) -> tuple[Any, NoiseSchedul
     if (source / MANIFEST).exists() and (problems := check(source)["problems"]):
         raise WeightsError(f"{source}: {'; '.join(problems)}")
     if dtype is None:
-        with opened(tensors_folder(source)) as (_, _, _, tensors, _):
-            kinds = {STORED_DTYPES.get(tensors.dtype(name), "float32") for name in tensors}
-        dtype = kinds.pop() if len(kinds) == 1 else "float32"
+        dtype = stored_dtype(source)
     if is_pipeline(source):
         return load_denoiser(source, dtype=DTYPES[dtype])
     return load(source, dtype=DTYPES[dtype]), None
+
+
+def stored_dtype(source: Path) -> str:
+    """The type of a directory's tensors, as DTYPES calls it; float32 where there are several."""
+    with opened(tensors_folder(source)) as (_, _, _, tensors, _):
+        kinds = {STORED_DTYPES.get(tensors.dtype(name), "float32") for name in tensors}
+    return kinds.pop() if len(kinds) == 1 else "float32"
 
 
 def _write(model: Any, schedule: NoiseSchedule | None, companion_files: list[Path], temporary: Path) -> None:
