@@ -18,11 +18,7 @@ class Subset(EncodedSplit):
         self.split, self.indices = split, np.asarray(indices, dtype=np.int64)
         self.packed, self.eos = split.packed, split.eos
         self.hash = hashlib.sha256(f"{split.hash} ".encode() + self.indices.tobytes()).hexdigest()
-        self.places = split.places[self.indices]
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return self.split.lengths[self.indices]
+        self.places, self.lengths = split.places[self.indices], split.lengths[self.indices]
 
     def example(self, i: int) -> dict[str, np.ndarray]:
         return self.split.example(int(self.indices[i]))

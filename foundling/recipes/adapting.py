@@ -11,7 +11,7 @@ from typing import Any
 
 from foundling.adapt.added import merge, wrapping
 from foundling.adapt.frozen import store_frozen
-from foundling.adapt.heads import HeadOptions, absorb, add_head
+from foundling.adapt.heads import HeadOptions, absorb, add_head, same_head
 from foundling.adapt.method import SAVED_ALONE, apply, stores_rounded
 from foundling.adapt.quantize import dequantize
 from foundling.data.encoded import EncodedSplit
@@ -67,7 +67,7 @@ def head_options(kind: str, examples: Examples) -> HeadOptions | None:
 
 def adapted(model: Any, recipe: Recipe, head: HeadOptions | None) -> Any:
     """The model, in place, with its head and adaptation. Frozen weights are kept in the type they compute in."""
-    if head is not None:
+    if head is not None and not same_head(model, head):
         add_head(model, head, generator("head", recipe.seed))
     apply(model, recipe.adapt, generator("adapt", recipe.seed))
     if stores_rounded(recipe.adapt, recipe.runtime.precision):

@@ -80,7 +80,7 @@ class Judge:
     """what a decoder that reads a source begins with"""
 
     def __post_init__(self) -> None:
-        self.kind = self.examples.kind
+        self.kind: Any = self.examples.kind
         self.held_out: list[Example] = [self.examples.held_out[int(i)] for i in self.encoded.held_out.places]
         spans = self.kind == "tag" and has_spans([tag for e in self.held_out for tag in e.fields["tags"]])
         self.metric = SPAN_F1 if spans else METRICS[self.kind]
