@@ -29,7 +29,8 @@ SHOWN_LABELS = 3
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dir", help="model directory of a classifier, or hf://ORG/NAME[@REVISION]")
+    parser.add_argument("dir", help="model or adapter directory of a classifier, or hf://ORG/NAME[@REVISION]")
+    parser.add_argument("--base-model", metavar="DIR", help="of an adapter's directory: where its base is now")
     parser.add_argument("text", nargs="*", help="texts (default: the lines of --file, or of stdin)")
     parser.add_argument("--file", metavar="FILE", help="a text a line, or the rows of .jsonl, .csv or .tsv")
     parser.add_argument("--field", default="text", metavar="NAME", help="column of the rows (default text)")
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise DataError("texts and --file are given; leave one of them out")
     if args.pair_field is not None and (not args.file or args.pair is not None):
         raise DataError("--pair-field is a column of --file, and not for --pair; leave one of them out")
-    classifier = Classifier.load(args.dir)
+    classifier = Classifier.load(args.dir, base=args.base_model)
     if args.file:
         source = _file(Path(args.file), args.field, args.pair_field)
     else:
@@ -62,7 +63,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             if args.json:
                 results.append(dict(zip(("text", "pair"), _parts(text), strict=False)) | found)
             else:
-                say("\t".join([_shown(found, args.top or SHOWN_LABELS), *_parts(text)]))
+                *first, last = [_shown(found, args.top or SHOWN_LABELS), *_parts(text)]
+                for column in first:
+                    say(column, end="\t")
+                say(last)
     if empty:
         note(f"note: {empty} empty texts are skipped")
     if n_cut:

@@ -22,7 +22,7 @@ from foundling.runtime.mode import evaluation_mode
 from foundling.text import Tokenizer
 from foundling.text.cutting import Text, encode_within
 from foundling.text.tags import encode_words, has_spans, spans_of
-from foundling.weights.directory import load
+from foundling.weights.loading import files_of, load
 from foundling.weights.text_spec import text_spec
 
 BATCH_SIZE = 32
@@ -46,10 +46,11 @@ class Classifier:
         self._spec = text_spec(self.model)
 
     @classmethod
-    def load(cls, directory: str | Path, *, max_len: int | None = None) -> Classifier:
-        """From a directory of Foundling or transformers. WeightsError, with the way out, for one without a head."""
+    def load(cls, directory: str | Path, *, base: str | Path | None = None, max_len: int | None = None) -> Classifier:
+        """From a directory of Foundling or transformers, or of an adapter (see `load`, with its `base`). WeightsError,
+        with the way out, for one without a head."""
         directory = local_directory(directory)
-        model = load(directory)
+        model = load(directory, base=base, merged=True)
         if not model.capabilities.task:
             can = model.capabilities
             way = (
@@ -63,7 +64,7 @@ class Classifier:
                 f"{directory}: this {family_of(model).name} is no classifier; {way}foundling finetune "
                 f"{directory} DATA --as classify makes one of it"
             )
-        return cls(model, Tokenizer.load(directory), max_len)
+        return cls(model, Tokenizer.load(files_of(directory, base)), max_len)
 
     @property
     def task(self) -> str:

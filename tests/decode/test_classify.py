@@ -38,6 +38,7 @@ from foundling.train.loop import train
 from foundling.train.options import OptimOptions, TrainOptions
 from foundling.train.schedule import Schedule
 from foundling.train.state import TrainState
+from foundling.weights.adapters import save_adapter
 from tests.contract.cases import case
 from tests.decode.test_fill import PLACES, SOUNDS, word_pieces
 
@@ -59,12 +60,14 @@ class Rows:
         return {name: column[chosen] for name, column in (whole | self.columns).items()}
 
 
-def trained(tokenizer: Tokenizer, options: HeadOptions, objective: Any, batches: Rows, out: Path) -> Path:
+def trained(
+    tokenizer: Tokenizer, options: HeadOptions, objective: Any, batches: Rows, out: Path, steps: int = 50
+) -> Path:
     model = foundling.build("bert", **case("bert").family.module.sized(150, 32, 64, 2))
     initialise(model, generator("init"))
     add_head(model, options, generator("head"))
     state = TrainState.build(model, OptimOptions(optimizer="adamw", learning_rate=0.003))
-    for _ in train(state, objective, batches, Schedule(50), TrainOptions(16), Runtime()):
+    for _ in train(state, objective, batches, Schedule(steps), TrainOptions(16), Runtime()):
         pass
     return foundling.save(model.eval(), out, tokenizer=tokenizer)
 
@@ -185,11 +188,19 @@ def test_the_command_reads_pairs(sounds: Path, places: Path, tmp_path: Path, cap
         assert code == 2 and says in err and err.count("\n") == 1, err
 
 
-def prompt_tuned(options: HeadOptions, tokenizer: Tokenizer) -> Any:
+def wide_base(tokenizer: Tokenizer) -> Any:
+    """With weights so large that every token counts."""
     model = foundling.build("bert", **case("bert").family.module.sized(tokenizer.vocab_size, 32, 64, 2))
     initialise(model, generator("init"))
+    for number, weight in enumerate(p for p in model.parameters() if p.dim() > 1):
+        torch.nn.init.normal_(weight, std=0.15, generator=generator("wide", number))
+    return model
+
+
+def prompt_tuned(options: HeadOptions, tokenizer: Tokenizer) -> Any:
+    model = wide_base(tokenizer)
     add_head(model, options, generator("head"))
-    torch.nn.init.normal_(model.score.weight, std=1.0, generator=generator("score"))
+    torch.nn.init.normal_(model.score.weight, std=0.3, generator=generator("score"))
     prompt_tuning(model, 3, generator("prompt"))
     return model.eval()
 
@@ -210,6 +221,7 @@ def test_a_soft_prompt_stands_before_words_and_pairs_as_in_training(kind: Any, t
     split = encode_examples(tmp_path / "tokens", examples, Framing(tokenizer), seq_len=seq_len).train
     batch = VirtualBatches(example_batches(split, batch_size=len(split)), virtual_ids(model))[0]
     want = scores(model, batch).softmax(-1)
+    assert want.flatten(0, -2).std(0).min() > 0.01, "texts differ"
     fields = [example.fields for example in examples.train]
     classifier = Classifier(model, tokenizer)
     if kind == "tag":
@@ -225,6 +237,26 @@ def test_a_soft_prompt_stands_before_words_and_pairs_as_in_training(kind: Any, t
         for row, answer in enumerate(answers):
             assert [answer["scores"][name] for name in examples.labels] == pytest.approx(want[row].tolist(), rel=1e-4)
     assert sum("cut" in answer for answer in answers) == split.cut
+
+
+def test_an_adapters_directory_classifies_and_values_are_judged_on_pairs(
+    tokenizer, tmp_path: Path, capsys: Any
+) -> None:
+    foundling.save(wide_base(tokenizer), tmp_path / "base", tokenizer=tokenizer)
+    model = prompt_tuned(HeadOptions("regress", ("metres",), mean=5, std=2), tokenizer)
+    save_adapter(model, tmp_path / "adapter", base=tmp_path / "base")
+    want = Classifier(model, tokenizer).classify(PAIRS)
+    loaded = Classifier.load(tmp_path / "adapter")
+    assert [a["value"] for a in loaded.classify(PAIRS)] == pytest.approx([a["value"] for a in want], rel=1e-4)
+    examples = [{"text": a, "pair": b, "label": one["value"]} for (a, b), one in zip(PAIRS, want, strict=True)]
+    assert classify(loaded, value_task("pairs", examples)).result.value == pytest.approx(0, abs=1e-3)
+    alone = value_task("texts", [{"text": e["text"], "label": e["label"]} for e in examples])
+    assert classify(loaded, alone).result.value > 0.1  # pyright: ignore[reportOptionalOperand]
+    (tmp_path / "base").rename(tmp_path / "moved")
+    moved = ("classify", tmp_path / "adapter", "--base-model", tmp_path / "moved", COW, "--pair", CAT)
+    code, out, _ = command(capsys, *moved)
+    shown, *texts = out.rstrip("\n").split("\t")
+    assert code == 0 and float(shown) == pytest.approx(want[0]["value"], rel=1e-3) and texts == [COW, CAT]
 
 
 def test_texts_are_cut_to_max_len_and_read_in_bounded_batches(sounds: Path, monkeypatch: Any) -> None:
@@ -251,12 +283,12 @@ def test_values_in_their_own_unit(tokenizer: Tokenizer, tmp_path: Path) -> None:
     lengths = torch.tensor([100.0 + 10 * PLACES.index(text.split()[2]) for text in TEXTS])
     options = HeadOptions("regress", ("metres",), mean=float(lengths.mean()), std=float(lengths.std()))
     rows = Rows([tokenizer.encode_framed(text) for text in TEXTS], {"labels": lengths})
-    out = trained(tokenizer, options, Regress(), rows, tmp_path / "m")
+    out = trained(tokenizer, options, Regress(), rows, tmp_path / "m", 150)
     classifier = Classifier.load(out)
     task = value_task("lengths", [{"text": t, "label": float(v)} for t, v in zip(TEXTS, lengths, strict=True)])
     found = classify(classifier, task)
     assert found.result.value is not None and found.result.value < 8 and found.result.lower_is_better
-    assert found.figures["R²"].value > 0.8  # pyright: ignore[reportOptionalOperand]
+    assert found.figures["R²"].value > 0.9  # pyright: ignore[reportOptionalOperand]
     with pytest.raises(ConfigError, match="regress"):
         classify(classifier, label_task("x", [{"text": "a", "label": "b"}]))
 
