@@ -28,7 +28,7 @@ WRITERS = tuple(name for name, entry in FAMILIES.items() if entry.kind in ("deco
 
 def adapter(name: str, directory: Path, pattern: str, rank: int, seed: int) -> Path:
     model, draw = case(name).tiny(), torch.Generator().manual_seed(seed)
-    foundling.lora(model, foundling.LoRAOptions(pattern, rank=rank), draw)
+    foundling.lora(model, foundling.LoRAOptions(pattern, rank=rank, alpha=16.0), draw)
     for key, p in model.named_parameters():
         if key.endswith(".b"):
             p.data.copy_(torch.randn(p.shape, generator=draw) * 0.3)

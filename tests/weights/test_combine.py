@@ -148,7 +148,7 @@ def test_the_file_is_what_the_library_would_have_written(three, tmp_path) -> Non
     [
         (["{a}", "{b}", "--weights", "0.5;0.5", "--out", "{out}"], "--weights is '0.5;0.5', expected numbers"),
         (["{a}", "{b}", "--method", "ties", "--out", "{out}"], "name it with --base DIR"),
-        (["{a}", "--out", "{out}"], "the model has no adapters to merge"),
+        (["{a}", "--out", "{out}"], "not an adapter; give two models or more"),
         (["{a}", "{b}", "--out", "{a}"], "exists and is not empty"),
     ],
 )
