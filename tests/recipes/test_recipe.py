@@ -33,7 +33,7 @@ FLAT = {
 
 def test_a_flat_recipe_of_format_1_is_read() -> None:
     recipe = from_dict(Recipe, merged({"objective": {"kind": "causal"}}, upgrade(FLAT)))
-    assert recipe.data == DataSpec("notes", 320, share=0.5)
+    assert recipe.data == DataSpec("notes", 320, "text", share=0.5)
     assert recipe.model == ModelSpec("gpt2", fields={"d_model": 32, "n_layers": 1})
     assert recipe.train == TrainSpec(24, 32, 4, 2, activation_checkpointing=True, checkpoint_every=2)
     assert recipe.optim == OptimOptions("adamw", learning_rate=0.01, weight_decay=0.0)

@@ -78,7 +78,8 @@ def test_a_run_that_stops_early_is_resumed_to_the_same_weights(tmp_path: Path) -
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     args = [
         base, data, "--method", "full", "--epochs", "8", "--threads", "1", "--precision", "float32",
-        "--batch-size", "4", "--learning-rate", "3", "--evaluate-every", "2", "--patience", "3", "--checkpoint-every", "1",
+        "--batch-size", "4", "--learning-rate", "3", "--evaluate-every", "2", "--patience", "3",
+        "--checkpoint-every", "1",
     ]  # fmt: skip
     done = foundling("finetune", *args, "--out", tmp_path / "whole", "--json")
     assert done.returncode == 0, done.stderr
