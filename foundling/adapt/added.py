@@ -84,7 +84,8 @@ def merge(model: Any, *, only: tuple[type[Added], ...] = (Added,), reversible: b
     beside = {m: m.own for m in added(model).values() if m.base is None}
     for module in beside:
         module.own = ()
-    if getattr(config, "tie_embeddings", False) and model.head.weight is not model.embedding.weight:
+    head = getattr(model, "head", None)
+    if getattr(config, "tie_embeddings", False) and head is not None and head.weight is not model.embedding.weight:
         model.config = dataclasses.replace(config, tie_embeddings=False)
     if reversible:
         model.before_merge = Unmerged(matched, frozen, config, beside)

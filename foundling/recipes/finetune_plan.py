@@ -52,7 +52,7 @@ from foundling.train.state import TrainState
 
 LEARNING_RATES = {
     "full": 2e-4, "top-k": 2e-4, "lora": 1e-3, "qlora": 1e-3, "prompt": 0.05, "prefix": 0.01, "bias": 2e-3,
-    "head": 0.02,
+    "head": 0.2,
 }  # fmt: skip
 """method -> rate of AdamW, stated at BASE_WIDTH"""
 STEPS_AN_EPOCH, LEAST_EXAMPLES, MOST_EXAMPLES = 50, 4, 32
