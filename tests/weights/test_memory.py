@@ -30,7 +30,7 @@ print(loaded, kib("VmHWM") - before["VmRSS"], kib("RssAnon") - before["RssAnon"]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "loaded", "used", "anonymous"), [
-    ("bfloat16", 1.1, 1.1, 0.1),  # the file's pages are the weights; loading reads them once, to find what is not finite
+    ("bfloat16", 1.1, 1.1, 0.1),  # the file's pages are the weights; loading reads them, to find what is not finite
     ("float32", 1.6, 1.6, 1.1),  # the new weights, and the file's pages, which the system takes back when it needs them
 ])  # fmt: skip
 def test_a_model_is_loaded_without_a_second_copy(
