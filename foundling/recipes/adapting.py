@@ -46,7 +46,7 @@ OBJECTIVES = {"classify": Classify, "tag": Tag, "regress": Regress}
 def check_kind(model: Any, kind: str) -> None:
     """ConfigError where this model cannot learn from these examples."""
     can = model.capabilities
-    if "text" not in can.modalities or not hasattr(model, "embed_tokens"):
+    if not can.takes_head:  # declared by every model that reads text alone
         raise ConfigError(f"{type(model).__name__} is not finetuned on text; use a decoder, encoder or encoder–decoder")
     if kind in ("chat", "text") and (not can.generates or can.reads_source):
         other = "--as seq2seq" if can.reads_source else "--as classify, tag or regress"
