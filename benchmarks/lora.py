@@ -48,7 +48,10 @@ PEERS = ("peft bfloat16", "peft bfloat16 autocast", "peft float32 autocast", "pe
 MEMORY = ", our memory setting"
 
 
-def examples(tokenizer: Any) -> tuple[Tensor, Tensor]:
+Examples = tuple[Tensor, Tensor]
+
+
+def examples(tokenizer: Any) -> Examples:
     """tokens (STEPS, ROWS, LENGTH + 1) and which of them belong to an answer: words in capitals and in order, as
     JSON."""
     draw, rows = random.Random(0), list[tuple[list[int], list[bool]]]()
@@ -69,28 +72,30 @@ def adapters(model: Any) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in adapter_tensors(model).items()}
 
 
-def ours(method: Any, directory: str) -> Any:
-    tokens, answers = examples(Tokenizer.load(directory))
+def ours(method: Any, directory: str, data: Examples, device: str = "cpu", *, compiled: bool = False) -> Any:
+    tokens, answers = data
     model = load(directory)
     digest = weights_hash(model)
     apply(model, AdaptOptions(method, rank=RANK, alpha=ALPHA), generator("lora"))
     store_frozen(model, digest)
     trim_memory()
-    runtime = Runtime(precision="bfloat16", threads=available_threads())
-    state = TrainState.build(model.train(), OptimOptions(optimizer="adamw", learning_rate=RATE, weight_decay=0.0))
+    runtime = Runtime(device, precision="bfloat16", threads=available_threads(), compile=compiled)
+    model = model.to(device).train()
+    state = TrainState.build(model, OptimOptions(optimizer="adamw", learning_rate=RATE, weight_decay=0.0))
+    _, rows, length = tokens.shape
 
     def step(n: int) -> float:
         batch = {
             "tokens": tokens[n, :, :-1].contiguous(), "targets": tokens[n, :, 1:].contiguous(),
-            "documents": torch.zeros(ROWS, LENGTH, dtype=torch.int64), "loss_mask": answers[n, :, 1:],
-            "sample_ids": torch.arange(ROWS),
+            "documents": torch.zeros(rows, length - 1, dtype=torch.int64), "loss_mask": answers[n, :, 1:],
+            "sample_ids": torch.arange(rows),
         }  # fmt: skip
-        return update(state, Causal(), batch, TrainOptions(ROWS), runtime).loss
+        return update(state, Causal(), batch, TrainOptions(rows), runtime).loss
 
     return step
 
 
-def theirs(name: str, directory: str) -> Any:
+def theirs(name: str, directory: str, data: Examples, device: str = "cpu") -> Any:
     import peft
     import transformers
 
@@ -101,16 +106,17 @@ def theirs(name: str, directory: str) -> Any:
     model.config.use_cache = False
     options = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")  # pyright: ignore
     model = peft.get_peft_model(model, options).train()
-    tokens, answers = examples(Tokenizer.load(directory))
+    tokens, answers = data
     same_start(model, directory)
+    model = model.to(device)
     params = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(params, lr=RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     call = torch.compile(model) if "compiled" in name else model
 
     def step(n: int) -> float:
-        labels = tokens[n, :, 1:].masked_fill(~answers[n, :, 1:], -100)
-        with torch.autocast("cpu", torch.bfloat16, enabled="autocast" in name):
-            loss = call(input_ids=tokens[n, :, :-1].contiguous(), labels=labels, shift_labels=labels).loss
+        labels = tokens[n, :, 1:].masked_fill(~answers[n, :, 1:], -100).to(device)
+        with torch.autocast(device, torch.bfloat16, enabled="autocast" in name):
+            loss = call(input_ids=tokens[n, :, :-1].to(device), labels=labels, shift_labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(params, 1.0)
         optimizer.step()
@@ -143,10 +149,11 @@ def serve(name: str, directory: str) -> None:
     if name in OWN or name.endswith(MEMORY):
         Runtime(threads=available_threads()).setup()
     torch.set_num_threads(available_threads())
+    data = examples(Tokenizer.load(directory))
     if name in OWN:
-        step = ours(name.rpartition(" ")[2], directory)
+        step = ours(name.rpartition(" ")[2], directory, data)
     else:
-        step = theirs(name.removesuffix(MEMORY), directory)
+        step = theirs(name.removesuffix(MEMORY), directory, data)
 
     def work(n: int) -> dict[str, float]:
         start = time.perf_counter()
