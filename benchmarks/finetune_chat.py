@@ -33,19 +33,9 @@ def held_out() -> Path:
 
 def measure(method: str, seed: str, count: int) -> dict[str, Any]:
     out = WORK / "chat" / f"{method}-{seed}"
-    options = [
-        "--as",
-        "chat",
-        "--method",
-        method,
-        "--epochs",
-        "1",
-        "--seed",
-        seed,
-        "--held-out",
-        held_out(),
-        "--merged",
-    ]
+    options = ["--as", "chat", "--method", method, "--epochs", "1", "--seed", seed, "--held-out", held_out()]
+    if method != "full":
+        options.append("--merged")
     if (out / "config.json").exists():
         result = json.loads((out.parent / f"{method}-{seed}.json").read_text())
     else:

@@ -20,7 +20,8 @@ from foundling.adapt.lowrank import PlainWeight, low_rank_product
 from foundling.adapt.nf4 import NF4GroupedLinear, NF4Linear
 from foundling.adapt.options import ALPHA, RANK
 from foundling.adapt.prune import PRUNED
-from foundling.adapt.quantize import QUANTISED, Int8GroupedLinear, Int8Linear
+from foundling.adapt.quantised import QuantisedWeight
+from foundling.adapt.quantize import Int8GroupedLinear, Int8Linear
 from foundling.adapt.rewrite import LAYERS, matching, rewrite
 from foundling.blocks.init import Role
 from foundling.blocks.moe import GroupedLinear, grouped_mm
@@ -70,7 +71,7 @@ class LoRA(Added):
     def weight(self) -> Tensor:
         """(out, in), or (E, out, in): that of the base and its update, for who reads a projection's weight"""
         base = self.base
-        weight = base.dequantized_weight().to(base.dtype) if isinstance(base, QUANTISED) else base.weight
+        weight = base.dequantized_weight().to(base.dtype) if isinstance(base, QuantisedWeight) else base.weight
         return weight + self.scale * self.b @ self.a
 
     @property
@@ -99,7 +100,7 @@ class LoRA(Added):
                 "the frozen weights are rounded; load the base again, load the adapter on it and merge that"
             )
         base = self.base.plain() if isinstance(self.base, PRUNED) else self.base
-        quantised = isinstance(base, QUANTISED)
+        quantised = isinstance(base, QuantisedWeight)
         weight = base.dequantized_weight() if quantised else base.weight
         plain = base.dequantized() if quantised else copy.copy(base)
         if not quantised:  # copied but for the weight, which is made anew

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from foundling.adapt.quantised import QuantisedGroupedLinear, QuantisedLinear, QuantisedWeight
 from foundling.blocks.mask import compute_dtype
 from foundling.blocks.moe import GroupedLinear, grouped_mm
 
@@ -106,31 +107,17 @@ class _Product(torch.autograd.Function):
         return grad_x, *[None] * (2 + len(packed))
 
 
-class NF4Weight(nn.Module):
-    """`weight` holds the codes; `dtype` is what the weight was in, and follows `module.to(dtype)`; the scales of scales
-    stay float32."""
-
-    constant_buffers: ClassVar[bool] = True
-    """see train.buffers"""
-    weight: Tensor
+class NF4Weight(QuantisedWeight):
+    scale_names: ClassVar[tuple[str, ...]] = ("steps", "mean")
+    """the scales of scales"""
     scales: Tensor
     steps: Tensor
     mean: Tensor
 
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.dtype, self.shape = weight.dtype, weight.shape
+    def pack(self, weight: Tensor) -> None:
+        self.shape = weight.shape
         for name, tensor in zip(("weight", "scales", "steps", "mean"), to_nf4(weight), strict=True):
             self.register_buffer(name, tensor)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        floats = {name: getattr(self, name) for name in ("steps", "mean")}
-        super()._apply(fn, recurse)
-        for name, tensor in floats.items():
-            if getattr(self, name).dtype != torch.float32:
-                setattr(self, name, tensor.to(getattr(self, name).device))
-        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.weight.device)).dtype
-        return self
 
     def packed(self) -> Packed:
         return self.weight, self.scales, self.steps, self.mean
@@ -140,44 +127,22 @@ class NF4Weight(nn.Module):
         return from_nf4(packed, self.shape, dtype)  # pyright: ignore[reportArgumentType]
 
     def dequantized_weight(self) -> Tensor:
-        """() in the type that the weight was in, before rounding to a shorter one"""
         return from_nf4(self.packed(), self.shape, torch.float32)
 
 
-class NF4Linear(NF4Weight):
-    """x Wᵀ + bias; only x gets a gradient."""
-
+class NF4Linear(QuantisedLinear, NF4Weight):
     def __init__(self, linear: nn.Linear) -> None:
-        super().__init__(linear.weight)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
+        super().__init__(linear)
+        self.pack(linear.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.to(compute_dtype(x))
-        y = _Product.apply(x, self.shape, None, *self.packed())
-        return y if self.bias is None else y + self.bias.to(y.dtype)  # pyright: ignore
-
-    def dequantized(self) -> nn.Linear:
-        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
-        linear.weight = nn.Parameter(self.dequantized_weight().to(self.dtype))
-        if self.bias is not None:
-            linear.bias = nn.Parameter(self.bias.detach().clone())
-        return linear
+    def product(self, x: Tensor) -> Tensor:
+        return _Product.apply(x.to(compute_dtype(x)), self.shape, None, *self.packed())  # pyright: ignore
 
 
-class NF4GroupedLinear(NF4Weight):
-    """NF4Linear for experts."""
-
+class NF4GroupedLinear(QuantisedGroupedLinear, NF4Weight):
     def __init__(self, linear: GroupedLinear) -> None:
-        super().__init__(linear.weight)
-        self.n_experts, self.in_features, self.out_features = linear.n_experts, linear.in_features, linear.out_features
+        super().__init__(linear)
+        self.pack(linear.weight)
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
-        x = x.to(compute_dtype(x))
-        return _Product.apply(x, self.shape, ends, *self.packed())  # pyright: ignore[reportReturnType]
-
-    def dequantized(self) -> GroupedLinear:
-        with torch.device("meta"):
-            linear = GroupedLinear(self.n_experts, self.in_features, self.out_features)
-        linear.weight = nn.Parameter(self.dequantized_weight().to(self.dtype))
-        return linear
+        return _Product.apply(x.to(compute_dtype(x)), self.shape, ends, *self.packed())  # pyright: ignore

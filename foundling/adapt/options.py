@@ -34,6 +34,9 @@ class AdaptOptions:
     """prompt, prefix: number of virtual tokens"""
     top_layers: int = 2
     """top-k: number of layers that are trained"""
+    pool: Literal["", "first", "last", "mean"] = ""
+    """of a new head on texts: which of the states it reads (default: as the family's published head does, with the
+    method head the mean)"""
     merged: bool = False
     """lora, qlora: write a whole model, the adapter merged into its base, instead of the adapter alone"""
 

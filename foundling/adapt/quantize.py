@@ -14,7 +14,8 @@ from torch.autograd.function import once_differentiable
 
 from foundling.adapt.added import added
 from foundling.adapt.frozen import FROZEN
-from foundling.adapt.nf4 import NF4GroupedLinear, NF4Linear
+from foundling.adapt.nf4 import NF4GroupedLinear, NF4Linear, NF4Weight
+from foundling.adapt.quantised import QuantisedGroupedLinear, QuantisedLinear, QuantisedWeight
 from foundling.adapt.rewrite import LAYERS, matching, rewrite
 from foundling.blocks.moe import GroupedLinear, grouped_mm
 from foundling.errors import AdaptError
@@ -77,73 +78,39 @@ def int8_product(x: Tensor, weight: Tensor, scale: Tensor, ends: Tensor | None =
     return _Product.apply(x, weight, scale, ends)  # pyright: ignore[reportReturnType]
 
 
-class Int8Weight(nn.Module):
-    """`weight` int8 and `scale`, which is float32 whatever the model computes in; `dtype` is what the weight was in,
-    and follows `module.to(dtype)`."""
-
-    constant_buffers: ClassVar[bool] = True
-    """see train.buffers"""
-    weight: Tensor
+class Int8Weight(QuantisedWeight):
+    scale_names: ClassVar[tuple[str, ...]] = ("scale",)
     scale: Tensor
 
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.dtype = weight.dtype
+    def pack(self, weight: Tensor) -> None:
         integers, scale = to_int8(weight)
         self.register_buffer("weight", integers)
         self.register_buffer("scale", scale)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        scale = self.scale
-        super()._apply(fn, recurse)
-        if self.scale.dtype != torch.float32:
-            self.scale = scale.to(self.scale.device)
-        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=scale.device)).dtype
-        return self
-
     def dequantized_weight(self) -> Tensor:
-        """float32, before it is rounded to the type that the weight was in"""
         return self.weight * self.scale
 
 
-class Int8Linear(Int8Weight):
-    """x @ (int8 · scale)ᵀ + bias; only x gets a gradient."""
-
+class Int8Linear(QuantisedLinear, Int8Weight):
     def __init__(self, linear: nn.Linear) -> None:
-        super().__init__(linear.weight)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
+        super().__init__(linear)
+        self.pack(linear.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = int8_product(x, self.weight, self.scale)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
-
-    def dequantized(self) -> nn.Linear:
-        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
-        linear.weight = nn.Parameter(self.dequantized_weight().to(self.dtype))
-        if self.bias is not None:
-            linear.bias = nn.Parameter(self.bias.detach().clone())
-        return linear
+    def product(self, x: Tensor) -> Tensor:
+        return int8_product(x, self.weight, self.scale)
 
 
-class Int8GroupedLinear(Int8Weight):
-    """Int8Linear for experts, each with its own scales."""
+class Int8GroupedLinear(QuantisedGroupedLinear, Int8Weight):
+    """Each expert has its own scales."""
 
     def __init__(self, linear: GroupedLinear) -> None:
-        super().__init__(linear.weight)
-        self.n_experts, self.in_features, self.out_features = linear.n_experts, linear.in_features, linear.out_features
+        super().__init__(linear)
+        self.pack(linear.weight)
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
         return int8_product(x, self.weight, self.scale, ends)
 
-    def dequantized(self) -> GroupedLinear:
-        with torch.device("meta"):
-            linear = GroupedLinear(self.n_experts, self.in_features, self.out_features)
-        linear.weight = nn.Parameter(self.dequantized_weight().to(self.dtype))
-        return linear
 
-
-QUANTISED = (Int8Linear, Int8GroupedLinear, NF4Linear, NF4GroupedLinear)
 Kind = Literal["int8", "nf4"]
 _LINEAR: dict[str, Any] = {"int8": Int8Linear, "nf4": NF4Linear}
 _GROUPED: dict[str, Any] = {"int8": Int8GroupedLinear, "nf4": NF4GroupedLinear}
@@ -177,15 +144,15 @@ def _has_values(tensor: Any) -> bool:
 
 def quantized_kind(model: nn.Module) -> Kind | None:
     """How the model is quantised; None if it is not."""
-    kinds = {type(m) for m in model.modules() if isinstance(m, QUANTISED)}
+    kinds = {type(m) for m in model.modules() if isinstance(m, QuantisedWeight)}
     if not kinds:
         return None
-    return "nf4" if kinds & {NF4Linear, NF4GroupedLinear} else "int8"
+    return "nf4" if any(issubclass(kind, NF4Weight) for kind in kinds) else "int8"
 
 
 def dequantize(model: nn.Module) -> list[str]:
     """Makes every quantised projection a plain one again, with the rounded weights, frozen where the model has
     adapters, and returns the names."""
-    matched = {name: m for name, m in model.named_modules() if isinstance(m, QUANTISED)}
+    matched = {name: m for name, m in model.named_modules() if isinstance(m, QuantisedWeight)}
     frozen = bool(added(model))
     return rewrite(model, matched, lambda m: m.dequantized().requires_grad_(not frozen))

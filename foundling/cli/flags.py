@@ -33,7 +33,8 @@ CHOSEN = ("data.share", "schedule.warmup_steps", "train.activation_checkpointing
 EXTRA = {"model.fields.d_model": "width of the model", "model.fields.n_layers": "number of layers"}
 """fields of the model that have their own flag"""
 OF_FINETUNE = (
-    "adapt.*", "data.label", "data.pair", "data.target", "data.held_out", "train.epochs", "train.evaluate_every",
+    "adapt.*", "data.label", "data.pair", "data.target", "data.held_out", "data.chat_template",
+    "train.epochs", "train.evaluate_every",
     "train.patience", "train.unfreeze_every", "optim.layer_decay",
 )  # fmt: skip
 """what `foundling finetune` alone reads"""
@@ -102,9 +103,9 @@ def add_recipe_flags(
             text = f"{text.partition(' (default')[0]} (default: {(defaults or {})[key]})"
         elif chosen:
             text += " (default: chosen by the plan)"
-        elif default is not None:
+        elif default not in (None, ""):
             text += f" (default {default})"
-        choices = [str(c) for c in get_args(hint) if isinstance(c, str)]
+        choices = [str(c) for c in get_args(hint) if isinstance(c, str) and c]
         metavar = "{" + ",".join(choices) + "}" if choices else _metavar(hint)
         groups[section].add_argument(*names, dest="key:" + key, metavar=metavar, help=text.replace("%", "%%"))
 

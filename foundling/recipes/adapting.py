@@ -13,6 +13,7 @@ from foundling.adapt.added import merge, wrapping
 from foundling.adapt.frozen import store_frozen
 from foundling.adapt.heads import HeadOptions, absorb, add_head, same_head
 from foundling.adapt.method import SAVED_ALONE, apply, stores_rounded
+from foundling.adapt.options import AdaptOptions
 from foundling.adapt.quantize import dequantize
 from foundling.data.encoded import EncodedSplit
 from foundling.data.examples import Examples
@@ -65,10 +66,18 @@ def head_options(kind: str, examples: Examples) -> HeadOptions | None:
     return HeadOptions(kind, ("value",), mean=statistics.fmean(values), std=statistics.pstdev(values) or 1.0)
 
 
+def with_pool(head: HeadOptions, adapt: AdaptOptions) -> HeadOptions:
+    """A head that is trained alone reads the mean of the states: nobody has trained a dense layer for it, or the state
+    of one token to stand for the text."""
+    if head.kind == "tag":
+        return head
+    return replace(head, pool=adapt.pool or ("mean" if adapt.method == "head" else ""))
+
+
 def adapted(model: Any, recipe: Recipe, head: HeadOptions | None) -> Any:
     """The model, in place, with its head and adaptation. Frozen weights are kept in the type they compute in."""
-    if head is not None and not same_head(model, head):
-        add_head(model, head, generator("head", recipe.seed))
+    if head is not None and not same_head(model, replace(head, pool=recipe.adapt.pool)):
+        add_head(model, with_pool(head, recipe.adapt), generator("head", recipe.seed))
     apply(model, recipe.adapt, generator("adapt", recipe.seed))
     if stores_rounded(recipe.adapt, recipe.runtime.precision):
         store_frozen(model, weights_hash(model))

@@ -17,6 +17,7 @@ from foundling.recipes.adapting import (
 from foundling.recipes.finetune_data import batches_of, parent_tokenizer, start_id, validation_split
 from foundling.recipes.finetune_plan import build_within, prepare
 from foundling.recipes.judging import BEFORE, Judge, generation_of
+from foundling.recipes.probing import is_solved, solve_head
 from foundling.recipes.publish import DataRead, Outcome
 from foundling.recipes.run import Run
 from foundling.recipes.training import runtime_of
@@ -42,7 +43,10 @@ def finetune(run: Run) -> dict[str, Any]:
     watched = None
     if validation is not None and recipe.train.evaluate_every:
         watched = Validation(judge.loss_on(validation), recipe.train.evaluate_every, recipe.train.patience)
-    run.train(model, objective, batches_of(train, recipe, model), validation=watched)
+    if is_solved(recipe, encoded.train):
+        run.solve("solving the head on the features of all examples", lambda: solve_head(recipe, model, encoded.train))
+    else:
+        run.train(model, objective, batches_of(train, recipe, model), validation=watched)
     with run.measuring("measuring it after"):
         after = judge.measure(model)
     run.progress.line(judge.sentence(before, after))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ from foundling.data.subset import Subset
 from foundling.data.transforms.examples import PackedExamples, PaddedExamples
 from foundling.data.transforms.virtual import VirtualBatches
 from foundling.errors import ConfigError
+from foundling.limits import TEMPLATE_CHARS, shown
 from foundling.recipes.recipe import Recipe
 from foundling.text import Tokenizer
+from foundling.text.chat import TEMPLATES
 from foundling.text.framing import Framing
 
 MAX_SEQ_LEN = 2048
@@ -28,9 +31,26 @@ VALIDATED_FROM, VALIDATION_SHARE, MOST_VALIDATED = 200, 0.1, 200
 """From so many training examples on, a share of them is kept to choose the best weights by."""
 
 
-def parent_tokenizer(recipe: Recipe, examples: Any) -> Tokenizer:
+def parent_tokenizer(recipe: Recipe, examples: Any = None) -> Tokenizer:
+    """The base's, with the chat template of the recipe where it has one. DataError where that asks for special tokens
+    that the base has not."""
     assert recipe.model.directory
-    return Tokenizer.load(recipe.model.directory)
+    tokenizer, template = Tokenizer.load(recipe.model.directory), recipe.data.chat_template
+    return tokenizer if template is None else tokenizer.with_chat_template(template)
+
+
+def template_text(asked: str | None) -> str | None:
+    """The chat template that was asked for by name or by file, or stands in a written recipe. ConfigError for a file
+    that is not there."""
+    if asked is None or "{" in asked:
+        return asked
+    if asked in TEMPLATES:
+        return TEMPLATES[asked]
+    file = Path(asked)
+    if not file.is_file():
+        raise ConfigError(f"--chat-template {shown(asked)} is no file; give one, or {' or '.join(TEMPLATES)}")
+    TEMPLATE_CHARS.check(file.stat().st_size, f"the size of {file}")
+    return file.read_text(encoding="utf-8", errors="replace")
 
 
 def choose_seq_len(asked: int | None, examples: Examples, framing: Framing, longest: int, options: AdaptOptions) -> int:

@@ -16,8 +16,10 @@ from foundling.adapt.options import AdaptOptions, Method
 from foundling.errors import AdaptError, ConfigError
 from foundling.models import build, count_parameters
 from foundling.plan.flops import training_flops_per_token
+from foundling.recipes.adapting import with_pool
 from foundling.recipes.finetune_data import batches_of, steps_per_epoch, validation_split
 from foundling.recipes.finetune_plan import draft_of, fit_memory, settle_steps, time_steps, usable_bytes
+from foundling.recipes.probing import is_solved
 from foundling.recipes.progress import Progress
 from foundling.recipes.recipe import Recipe, Request
 from foundling.recipes.run import Run
@@ -44,17 +46,20 @@ def plan_methods(request: Request, *, progress: Progress, clock: Clock) -> dict[
                     step = time_steps(replace(recipe, train=train), model, batches)
         finally:
             run.memory.done.set()
-    recipe = settle_steps(run, recipe, steps_per_epoch(batches), step or 1.0, 0.0)
+    per_epoch = steps_per_epoch(batches)
+    recipe = settle_steps(run, recipe, per_epoch, step or 1.0, 0.0)
+    solved = is_solved(_by(recipe, "head"), draft.judge.encoded.train)
     del draft, model
     rows = dict[str, dict[str, Any]]()
     for method in get_args(Method):
         if method != "head" or head is not None:
             rows[method] = _method(_by(recipe, method), head)
     chosen = recipe.adapt.method
-    for row in rows.values():
+    for name, row in rows.items():
         if step is not None and "flops_per_token" in row:
             row["step_seconds"] = round(step * row["flops_per_token"] / rows[chosen]["flops_per_token"], 4)
-            row["seconds"] = round(row["step_seconds"] * recipe.train.total_steps, 1)
+            n_steps = per_epoch if solved and name == "head" else recipe.train.total_steps  # it reads each once
+            row["seconds"] = round(row["step_seconds"] * n_steps, 1)
     return {"recipe": asdict(recipe), "method": chosen, "methods": rows}
 
 
@@ -69,7 +74,7 @@ def _method(recipe: Recipe, head: HeadOptions | None) -> dict[str, Any]:
         model = build(recipe.model.family, **recipe.model.fields)
     try:
         if head is not None:
-            add_head(model, head, generator("head"))
+            add_head(model, with_pool(head, recipe.adapt), generator("head"))
         apply(model, recipe.adapt, generator("adapt"))
     except (AdaptError, ConfigError) as error:
         return {"unsupported": str(error)}

@@ -33,12 +33,15 @@ from foundling.recipes.finetune_data import (
     VALIDATED_FROM,
     batches_of,
     choose_seq_len,
+    parent_tokenizer,
     start_id,
     steps_per_epoch,
+    template_text,
     validation_split,
 )
 from foundling.recipes.judging import Judge
 from foundling.recipes.models import Origin, check_unused, find_origin
+from foundling.recipes.probing import feature_bytes, in_one_pass, is_solved, seconds_to_solve
 from foundling.recipes.recipe import ObjectiveSpec, Recipe
 from foundling.recipes.run import Prepared, Run
 from foundling.recipes.training import runtime_of
@@ -78,14 +81,16 @@ def draft_of(run: Run, examples: Examples) -> Draft:
     """Chooses rows and batches within what was given."""
     given, kind = run.request.given, examples.kind
     options = from_dict(AdaptOptions, {"method": DEFAULT_METHOD} | given.get("adapt", {}), where="adapt")
-    check_settings(given, options)
+    check_settings(given, options, kind)
     origin = find_origin(given["model"])
     check_kind(origin.model, kind)
-    directory, tokenizer = given["model"]["directory"], Tokenizer.load(given["model"]["directory"])
-    framing, longest = framing_of(directory, tokenizer, origin.model), origin.model.config.max_seq_len
-    seq_len = choose_seq_len(run.request.get("train.seq_len"), examples, framing, longest, options)
+    directory, longest = given["model"]["directory"], origin.model.config.max_seq_len
     head = head_options(kind, examples)
-    recipe = _recipe(run, origin, examples, options, runtime_given(run), seq_len)
+    recipe = _recipe(run, origin, examples, options, runtime_given(run))
+    tokenizer = parent_tokenizer(recipe)
+    framing = framing_of(directory, tokenizer, origin.model)
+    seq_len = choose_seq_len(run.request.get("train.seq_len"), examples, framing, longest, options)
+    recipe = _with(recipe, seq_len=seq_len)
     model = adapted(origin.model, recipe, head)
     del origin
     framing = framing_of(directory, tokenizer, model)
@@ -98,8 +103,12 @@ def draft_of(run: Run, examples: Examples) -> Draft:
 def prepare(run: Run, examples: Examples) -> Prepared:
     """The plan: rows, batches and steps within what was given, and a prediction of what they cost."""
     recipe, head, tokenizer, model, judge = draft_of(run, examples)
-    train, validation = validation_split(judge.encoded.train, recipe)
+    everything, features = judge.encoded.train, 0
+    if solved := is_solved(recipe, everything):
+        recipe, features = in_one_pass(recipe, everything, judge.rows), feature_bytes(recipe, everything)
+    train, validation = validation_split(everything, recipe)
     fit = fit_memory(recipe, head)
+    fit = fit._replace(bytes=fit.bytes + features)
     if fit.bytes > usable_bytes():
         raise BudgetError(
             f"the method '{recipe.adapt.method}' takes at least {fit.bytes / 2**30:.1f} GiB, "
@@ -111,9 +120,13 @@ def prepare(run: Run, examples: Examples) -> Prepared:
     with run.clock.phase("probe"):
         run.progress.line("timing a few steps, and answers to some examples")
         measured, per_example = judge.probe(model)
-        step = time_steps(recipe, model, batches)
+        if solved:
+            step = seconds_to_solve(recipe, everything, len(examples.labels) or 1, per_example)
+        else:
+            step = time_steps(recipe, model, batches)
     spread = 0.0 if validation is None else len(validation) * per_example / (recipe.train.evaluate_every or 1)
-    recipe = settle_steps(run, recipe, steps_per_epoch(batches), step + spread, 2 * measured)
+    if not solved:
+        recipe = settle_steps(run, recipe, steps_per_epoch(batches), step + spread, 2 * measured)
     t, flops = recipe.train, training_flops_per_token(model, recipe.train.seq_len)
     params = count_parameters(model)["total"]
     del model
@@ -136,7 +149,7 @@ READ_BY = {
 """setting of an adaptation -> the methods that read it"""
 
 
-def check_settings(given: dict[str, Any], options: AdaptOptions) -> None:
+def check_settings(given: dict[str, Any], options: AdaptOptions, kind: str) -> None:
     """ConfigError for a setting that would be ignored."""
     check_unused(given | {"optim": {"optimizer": "adamw"} | given.get("optim", {})})
     for name, methods in READ_BY.items():
@@ -145,6 +158,8 @@ def check_settings(given: dict[str, Any], options: AdaptOptions) -> None:
             raise ConfigError(
                 f"--{flag} is for the method {' or '.join(methods)}, this is {options.method}; leave it out"
             )
+    if options.pool and kind not in ("classify", "regress"):
+        raise ConfigError(f"--pool is for a head on whole texts, and '{kind}' has none; leave it out")
     if given.get("train", {}).get("ema_decay") is not None:
         raise ConfigError("ema_decay is not for finetuning, which keeps the best weights; leave it out")
 
@@ -163,16 +178,14 @@ def runtime_given(run: Run) -> Runtime:
     return Runtime(device, given.get("precision", precision), threads, compile=given.get("compile", False))
 
 
-def _recipe(
-    run: Run, origin: Origin, examples: Examples, options: AdaptOptions, runtime: Runtime, seq_len: int
-) -> Recipe:
+def _recipe(run: Run, origin: Origin, examples: Examples, options: AdaptOptions, runtime: Runtime) -> Recipe:
     """What is chosen before the examples are encoded, under what was given; rows and steps are settled later."""
     rate = {"optimizer": "adamw", "learning_rate": LEARNING_RATES[options.method]}
     optim = from_dict(OptimOptions, rate | run.request.given.get("optim", {}), where="optim")
     chosen = {
         "data": {"source": run.request.data},
         "schedule": {"warmup_steps": 0},
-        "train": {"total_steps": 1, "seq_len": seq_len, "batch_size": 1, "micro_batch_size": 1},
+        "train": {"total_steps": 1, "seq_len": 1, "batch_size": 1, "micro_batch_size": 1},
     }  # fmt: skip
     fixed = {
         "optim": asdict(optim), "adapt": asdict(options), "objective": asdict(ObjectiveSpec(examples.kind)),
@@ -186,7 +199,8 @@ def _recipe(
         },
     }  # fmt: skip
     resolved = merged(chosen, run.request.given) | fixed
-    resolved["data"] = resolved["data"] | {"source": run.request.data}  # whatever a written recipe had
+    template = template_text(run.request.get("data.chat_template"))
+    resolved["data"] |= {"source": run.request.data, "chat_template": template}  # whatever a written recipe had
     return from_dict(Recipe, resolved, where="recipe")
 
 

@@ -28,7 +28,7 @@ from foundling.data.tokens import Tokens, tokenize_corpus
 from foundling.errors import DataError, MismatchError
 from foundling.plan.energy import Meter
 from foundling.plan.memory import MemoryEstimate, estimate_training_memory, spare_memory
-from foundling.recipes.journal import CORPUS, ENCODED, EXAMPLES, PREDICTION, RECIPE, TOKENIZER, TOKENS, Journal
+from foundling.recipes.journal import CORPUS, ENCODED, EXAMPLES, LOG, PREDICTION, RECIPE, TOKENIZER, TOKENS, Journal
 from foundling.recipes.learning import target_len
 from foundling.recipes.models import READS, build_model, check_parents, no_prediction
 from foundling.recipes.progress import Progress
@@ -275,6 +275,16 @@ class Run:
         self.memory.peak = max(self.memory.peak, int(before["peak_bytes"]))
         self.joules_before = before["joules"]
 
+    def solve(self, text: str, solve: Callable[[], None]) -> None:
+        """In place of `train`, for what needs no steps. A run that is stopped here does it again."""
+        assert self.recipe
+        self.progress.line(text)
+        with self.clock.phase("train"):
+            solve()
+        self.log = Log(self.directory / LOG)
+        self.log.close()
+        self.steps, self.seconds = self.recipe.train.total_steps, self.clock.elapsed
+
     def spent(self) -> dict[str, float]:
         """By this process so far; a checkpoint stores it, so that the costs of a resumed run add up."""
         return {
@@ -329,7 +339,8 @@ def announce(recipe: Recipe, prediction: dict[str, Any], progress: Progress) -> 
             values = section | section.pop("fields", {}) if name == "model" else section
             if name == "objective":
                 values = {key: values[key] for key in ("kind", *READS.get(recipe.objective.kind, ()))}
-            unsaid = ("source", "weights_hash", "teacher_hash", *(("share", "fim_rate", "field") if tuned else ()))
+            unsaid = ("source", "weights_hash", "teacher_hash", "chat_template")
+            unsaid += ("share", "fim_rate", "field") if tuned else ()
             if name == "adapt" and not tuned:
                 continue
             line = " ".join(f"{k}={v}" for k, v in values.items() if v is not None and k not in unsaid)

@@ -24,6 +24,16 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 """Of the tokenizers that are trained here: <|im_start|>role … <|im_end|>"""
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ message['role'].capitalize() + ':\n' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\n\n' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
+)
+"""For a model that no chat tokens were taught: names of the roles as words, eos_token after an answer."""
+TEMPLATES = {"chatml": CHAT_TEMPLATE, "plain": PLAIN_TEMPLATE}
+"""name -> a template that `finetune --chat-template` knows"""
 
 
 def render_chat(

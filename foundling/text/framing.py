@@ -128,8 +128,8 @@ class Framing:
     def _template(self) -> str:
         if self.tokenizer.chat_template is None:
             raise DataError(
-                "the model has no chat template (tokenizer_config.json, chat_template.jinja); add one with "
-                "Tokenizer.with_chat_template, or finetune --as text or --as seq2seq"
+                "the model has no chat template (tokenizer_config.json, chat_template.jinja); give "
+                "finetune one with --chat-template, such as --chat-template plain, or use --as text or --as seq2seq"
             )
         return self.tokenizer.chat_template
 

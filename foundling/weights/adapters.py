@@ -18,7 +18,8 @@ from foundling.adapt.added import adapter_tensors, added, base_tensors
 from foundling.adapt.bank import AdapterBank, LowRank
 from foundling.adapt.frozen import FROZEN
 from foundling.adapt.lora import GROUPED, LINEAR, check_unadapted
-from foundling.adapt.quantize import QUANTISED, quantized_kind
+from foundling.adapt.quantised import QuantisedWeight
+from foundling.adapt.quantize import quantized_kind
 from foundling.adapt.rewrite import pattern_of
 from foundling.errors import AdaptError, MismatchError, WeightsError
 from foundling.limits import shown
@@ -125,7 +126,7 @@ def _common(model: Any, base: str | Path | None) -> dict[str, Any]:
 
 def _base_dtype(model: nn.Module) -> str:
     """The type that the base was loaded in, whatever type its weights are stored in later."""
-    before = {id(m.weight): m.dtype for m in model.modules() if isinstance(m, FROZEN + QUANTISED)}
+    before = {id(m.weight): m.dtype for m in model.modules() if isinstance(m, (*FROZEN, QuantisedWeight))}
     sizes = Counter[torch.dtype]()
     for tensor in base_tensors(model).values():
         sizes[before.get(id(tensor), tensor.dtype)] += tensor.numel()
@@ -139,7 +140,7 @@ def _quantize_pattern(model: nn.Module) -> str:
     projections = {
         name.removesuffix(".base"): m for name, m in model.named_modules() if isinstance(m, LINEAR + GROUPED)
     }
-    return pattern_of([name for name, m in projections.items() if isinstance(m, QUANTISED)], projections)
+    return pattern_of([name for name, m in projections.items() if isinstance(m, QuantisedWeight)], projections)
 
 
 def load_adapter(model: nn.Module, directory: str | Path) -> list[str]:

@@ -20,7 +20,7 @@ from foundling.adapt.bank import Banked
 from foundling.adapt.digest import base_digest, derived_buffers, hash_of, whole
 from foundling.adapt.frozen import FROZEN, Rounded
 from foundling.adapt.heads import Head
-from foundling.adapt.quantize import QUANTISED
+from foundling.adapt.quantised import QuantisedWeight
 from foundling.contracts.checkpoint_map import ConfigMap
 from foundling.errors import ConfigError, WeightsError
 from foundling.limits import SHARD_BYTES, shown
@@ -63,7 +63,7 @@ def weights_hash(model: Any, *, headless: bool = False) -> str:
     return rounded.base_hash if rounded is not None and rounded.digest == digest else digest
 
 
-NOT_PUBLISHED = (Added, Banked, *QUANTISED, *FROZEN)
+NOT_PUBLISHED = (Added, Banked, QuantisedWeight, *FROZEN)
 """Modules that have no tensors in the published layout, or rounded ones."""
 
 

@@ -5,6 +5,7 @@ reproduced; and what it refuses, each in one line."""
 import csv
 import json
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,7 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("finetune")
 
 
-@pytest.fixture(scope="module")
-def base(folder: Path) -> Path:
+def raise_base(folder: Path) -> Path:
     """A language model that reads 128 tokens."""
     out = folder / "base"
     raised(
@@ -38,8 +38,7 @@ def base(folder: Path) -> Path:
     return out
 
 
-@pytest.fixture(scope="module")
-def chats(folder: Path) -> Path:
+def write_chats(folder: Path) -> Path:
     chance, file = random.Random(0), folder / "chats.jsonl"
     with file.open("w", encoding="utf-8") as out:
         for i in range(60):
@@ -47,6 +46,16 @@ def chats(folder: Path) -> Path:
             answer = {"role": "assistant", "content": f"{i} yes"}
             out.write(json.dumps({"messages": [question, answer]}) + "\n")
     return file
+
+
+@pytest.fixture(scope="module")
+def base(folder: Path) -> Path:
+    return raise_base(folder)
+
+
+@pytest.fixture(scope="module")
+def chats(folder: Path) -> Path:
+    return write_chats(folder)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +121,44 @@ def test_a_classifier_answers_at_once(method: str, base: Path, labels: Path, fol
     answered = foundling("classify", out, "win win 0.5", "dear all 0.1", "--json")
     assert answered.returncode == 0, answered.stderr
     assert [a["label"] for a in json.loads(answered.stdout)["results"]] == ["spam", "ham"]
+
+
+def test_a_head_alone_is_solved_on_cached_features(base: Path, labels: Path, folder: Path) -> None:
+    """Whatever it is told of epochs, and as the classifier of scikit-learn on the same features would be
+    (tests/adapt/test_probe.py)."""
+    settings = ["--label", "section", "--field", "body", "--method", "head"]
+    hashes = set[str]()
+    for name, more in (("probe", []), ("probe-longer", ["--epochs", "9"])):
+        result = tuned(base, labels, *settings, *more, "--out", folder / name)
+        assert result["steps"] == 1 and result["actual"]["accuracy"] > 0.8
+        hashes.add(weights(folder / name))
+    assert len(hashes) == 1
+    again = foundling("reproduce", folder / "probe", "--out", folder / "probe-again", "--json")
+    assert again.returncode == 0 and json.loads(again.stdout)["identical"], again.stderr
+    report = (folder / "probe" / "report.html").read_text()
+    assert "Before and after" in report
+    first = tuned(base, labels, *settings, "--pool", "first", "--out", folder / "probe-first")
+    assert weights(folder / "probe-first") not in hashes and first["actual"]["accuracy"] >= 0
+
+
+def test_a_base_without_a_chat_template_is_given_one(base: Path, chats: Path, folder: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        shutil.copy(base / name, bare)
+    described = json.loads((base / "tokenizer_config.json").read_text())
+    described.pop("chat_template", None)
+    (bare / "tokenizer_config.json").write_text(json.dumps(described))
+    refused = foundling("finetune", bare, chats, "--out", tmp_path / "refused", *SETTINGS)
+    assert refused.returncode == 2 and "--chat-template plain" in refused.stderr, refused.stderr
+    wrong = foundling("finetune", bare, chats, "--chat-template", "plian", "--out", tmp_path / "refused", *SETTINGS)
+    assert wrong.returncode == 2 and "plian" in wrong.stderr.splitlines()[-1]
+    out = tmp_path / "helper"
+    tuned(bare, chats, "--chat-template", "plain", "--epochs", "1", "--out", out)
+    talk = foundling("chat", out, "--temperature", "0", "--max-tokens", "4", "--json", input="1: Rome\n")
+    assert talk.returncode == 0 and json.loads(talk.stdout)["kind"] == "instruct model", talk.stderr
+    again = foundling("reproduce", out, "--out", tmp_path / "again", "--json")
+    assert again.returncode == 0 and json.loads(again.stdout)["identical"], again.stderr
 
 
 def test_the_plan_names_each_method_and_writes_nothing(base: Path, chats: Path, folder: Path, tmp_path: Path) -> None:

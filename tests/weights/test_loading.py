@@ -13,7 +13,8 @@ import foundling
 from foundling.adapt.added import adapter_tensors, merge, unmerge
 from foundling.adapt.lora import LoRAOptions, lora
 from foundling.adapt.prefix import prefix_tuning
-from foundling.adapt.quantize import QUANTISED, dequantize, quantize
+from foundling.adapt.quantised import QuantisedWeight
+from foundling.adapt.quantize import dequantize, quantize
 from foundling.adapt.soft import prompt_tuning
 from foundling.adapt.vocabulary import extend
 from foundling.errors import AdaptError, MismatchError, WeightsError
@@ -85,7 +86,7 @@ def test_a_quantised_base_of_its_type_is_made_again_and_merged_to_the_same_bits(
     save_adapter(adapted(model), tmp_path / "adapter")
     outputs = of.outputs(model)
     again = load(tmp_path / "adapter", dtype=dtype)
-    assert torch.equal(of.outputs(again), outputs) and sum(isinstance(m, QUANTISED) for m in again.modules()) == 6
+    assert torch.equal(of.outputs(again), outputs) and sum(isinstance(m, QuantisedWeight) for m in again.modules()) == 6
     assert load(tmp_path / "adapter").embedding.weight.dtype == torch.float32, "in whichever type is asked for"
     merge(model)
     dequantize(model)
