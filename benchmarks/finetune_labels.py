@@ -39,7 +39,8 @@ SEQ_LEN = 128
 def held_out(name: str) -> Path:
     """The first N_HELD_OUT items of the test part."""
     file = WORK / "data" / name / f"held_out{DATASETS[name][1]}"
-    write(file, read(part(name, "test"))[:N_HELD_OUT])
+    if not file.exists():
+        write(file, read(part(name, "test"))[:N_HELD_OUT])
     return file
 
 
@@ -119,7 +120,8 @@ def main() -> None:
     args = parser.parse_args()
     results = Results("finetune_labels" + ("_gpu" if args.device == "cuda" else ""), minutes=args.minutes)
     results.get("trained share", shares)
-    base_of("scratch")
+    for file in (base_of("scratch"), *map(held_out, args.data.split(","))):  # once, before several jobs read them
+        assert file.exists()
     cells = itertools.product(args.sizes.split(","), args.data.split(","), args.methods.split(","))
 
     def one(cell: tuple[str, str, str]) -> None:

@@ -9,6 +9,7 @@ import json
 import math
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,7 @@ class Results:
         """No new measurement begins after `minutes`."""
         self.file = file or DOCS / "results" / f"{name}.json"
         self.values: dict[str, Any] = read_json(self.file) if self.file.exists() else {}
-        self.until = time.monotonic() + 60 * minutes
+        self.until, self.lock = time.monotonic() + 60 * minutes, threading.Lock()
         self.complete = True
         self.values |= {"machine": machine(), "date": datetime.date.today().isoformat()}
 
@@ -51,9 +52,11 @@ class Results:
             if time.monotonic() > self.until:
                 self.complete = False
                 return None
-            self.values[name] = measure()
-            print(f"{name}: {json.dumps(self.values[name])[:400]}", flush=True)
-            self.save()
+            value = measure()
+            with self.lock:  # of several threads
+                self.values[name] = value
+                self.save()
+            print(f"{name}: {json.dumps(value)[:400]}", flush=True)
         return self.values[name]
 
     def save(self) -> None:

@@ -31,7 +31,7 @@ class HeadOptions:
     labels: tuple[str, ...]
     """names of the classes, or of the values"""
     pool: Pool | Literal[""] = ""
-    """what the head reads: that of the family's published head by default; "mean" is a plain projection of the mean"""
+    """what the head reads by one projection; by default it is built like the family's published head"""
     mean: float = 0.0
     """regress: a predicted value is mean + std · score"""
     std: float = 1.0
@@ -103,8 +103,11 @@ class Head(Added):
         return states
 
     def forward(self, states: Tensor) -> Tensor:
-        """states (..., D) -> (..., n) float32"""
-        return F.linear(self.dropout(self.features(states)), self.weight, self.bias).float()
+        """states (..., D) -> (..., n) float32. Rounded weights would move the scores: those of a probe are differences
+        of large numbers where a state varies little around its mean."""
+        x = self.dropout(self.features(states)).float()
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x, self.weight.float(), None if self.bias is None else self.bias.float())
 
 
 def add_head(model: Any, options: HeadOptions, generator: torch.Generator) -> Head:
@@ -127,11 +130,16 @@ def add_head(model: Any, options: HeadOptions, generator: torch.Generator) -> He
 
 def same_head(model: Any, options: HeadOptions) -> bool:
     """Whether the model has a head for this already, whose weights can be trained on: of the same kind, labels, mean
-    and standard deviation, and `pool` where that is said."""
+    and standard deviation, and where a `pool` is said, built for that."""
     head = getattr(model, SCORE, None)
-    if not isinstance(head, Head) or options.pool not in ("", head.layout.pool):
+    if not isinstance(head, Head) or (options.pool and head.layout != layout_for(model, options)):
         return False
     return replace(head.options, pool="") == replace(options, pool="")
+
+
+def is_new(head: Head) -> bool:
+    """Whether it is as `add_head` made it: nothing was learnt yet."""
+    return not head.weight.any()
 
 
 def freeze_vocabulary(model: Any) -> None:
@@ -152,9 +160,14 @@ def head_for(model: Any, options: HeadOptions) -> Head:
     return Head(options, layout, model.config.d_model, model.config.d_model)
 
 
+def is_projection(layout: HeadLayout) -> bool:
+    """Whether the head is one projection of the states, without a dense layer or a norm."""
+    return not layout.activation and not layout.norm_eps
+
+
 def layout_for(model: Any, options: HeadOptions) -> HeadLayout:
     published = model.head_layout(options.kind)
-    if options.pool in ("", published.pool):
+    if not options.pool or (options.pool == published.pool and is_projection(published)):
         return published
     if options.kind == "tag" or options.pool in ("every", "model"):
         raise AdaptError(f"pool {options.pool!r} of a head to {options.kind}; this model has {published.pool!r}")

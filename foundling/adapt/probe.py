@@ -24,6 +24,10 @@ FEWEST = 10
 """examples below which the strength is 1"""
 
 
+class OneClassError(AdaptError):
+    """There is nothing to tell apart."""
+
+
 class Features(NamedTuple):
     x: Tensor
     """(N, D) float64, what the projection of the head reads"""
@@ -48,7 +52,8 @@ def fit_probe(model: Any, batches: Iterable[Batch], *, strengths: Sequence[float
     features, so a head on such a model should have the pool 'mean' (HeadOptions).
 
     The regularisation is chosen by the loss on a fifth of the examples, then all of them are fitted. The same examples
-    give the same bits. AdaptError for a model without a head, and for no example or a single class."""
+    give the same bits. AdaptError for a model without a head and for no example, OneClassError for a
+    single class."""
     features = probe_features(model, batches)
     probe = solve(features, model.score, strengths, seed)
     with torch.no_grad():
@@ -79,7 +84,7 @@ def probe_features(model: Any, batches: Iterable[Batch]) -> Features:
         y = (y.double().view(len(y), -1) - head.options.mean) / head.options.std
     elif len(y.unique()) < 2:
         only = head.options.labels[int(y[0])]
-        raise AdaptError(f"all {len(y)} examples have the label '{only}'; it takes two classes")
+        raise OneClassError(f"all {len(y)} examples have the label '{only}'; it takes two classes")
     return Features(torch.cat(xs), y)
 
 

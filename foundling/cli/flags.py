@@ -103,9 +103,9 @@ def add_recipe_flags(
             text = f"{text.partition(' (default')[0]} (default: {(defaults or {})[key]})"
         elif chosen:
             text += " (default: chosen by the plan)"
-        elif default not in (None, ""):
+        elif default is not None:
             text += f" (default {default})"
-        choices = [str(c) for c in get_args(hint) if isinstance(c, str) and c]
+        choices = [str(c) for part in (hint, *get_args(hint)) for c in get_args(part) if isinstance(c, str)]
         metavar = "{" + ",".join(choices) + "}" if choices else _metavar(hint)
         groups[section].add_argument(*names, dest="key:" + key, metavar=metavar, help=text.replace("%", "%%"))
 

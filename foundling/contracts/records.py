@@ -103,7 +103,7 @@ class Comparison(TypedDict):
     reference: str
     """the answer that the data has"""
     before: str
-    """what the model answered before training"""
+    """what the model answered before training, with a new head as a linear probe"""
     after: str
 
 

@@ -76,7 +76,7 @@ def with_pool(head: HeadOptions, adapt: AdaptOptions) -> HeadOptions:
 
 def adapted(model: Any, recipe: Recipe, head: HeadOptions | None) -> Any:
     """The model, in place, with its head and adaptation. Frozen weights are kept in the type they compute in."""
-    if head is not None and not same_head(model, replace(head, pool=recipe.adapt.pool)):
+    if head is not None and not same_head(model, replace(head, pool=recipe.adapt.pool or "")):
         add_head(model, with_pool(head, recipe.adapt), generator("head", recipe.seed))
     apply(model, recipe.adapt, generator("adapt", recipe.seed))
     if stores_rounded(recipe.adapt, recipe.runtime.precision):

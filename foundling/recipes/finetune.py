@@ -36,25 +36,32 @@ def finetune(run: Run) -> dict[str, Any]:
         framing = with_ends(framing, encoded.train)
     objective, runtime = objective_of_kind(kind), runtime_of(recipe)
     judge = Judge(examples, encoded, framing, objective, runtime, start_id(model))
-    with run.clock.phase("evaluate"):
-        run.progress.line("measuring the model before")
-        before = judge.measure(model, BEFORE)
     train, validation = validation_split(encoded.train, recipe)
+    solved, probed = is_solved(recipe), False
+    if recipe.adapt.probe and not solved:
+        with run.clock.phase("train"):
+            run.progress.line("solving the new head as a linear probe")
+            probed = solve_head(recipe, model, train)
+            if not probed:
+                run.progress.line("note: the examples to train on are all of one class; the head begins at zero")
+    with run.clock.phase("evaluate"):
+        run.progress.line("measuring the linear probe" if probed else "measuring the model before")
+        before = judge.measure(model, BEFORE)
     watched = None
     if validation is not None and recipe.train.evaluate_every:
         watched = Validation(judge.loss_on(validation), recipe.train.evaluate_every, recipe.train.patience)
-    if is_solved(recipe, encoded.train):
+    if solved:
         run.solve("solving the head on the features of all examples", lambda: solve_head(recipe, model, encoded.train))
     else:
         run.train(model, objective, batches_of(train, recipe, model), validation=watched)
     with run.measuring("measuring it after"):
         after = judge.measure(model)
-    run.progress.line(judge.sentence(before, after))
+    run.progress.line(judge.sentence(before, after, "as a linear probe" if probed else "before"))
     return run.publish(
         Outcome(
             kind=KINDS[kind], model=model, tokenizer=tokenizer, data=data_read(examples, encoded),
             metric=judge.metric, figures=after.figures, loss_unit=judge.loss_unit,
-            baselines=judge.baselines(before), results=[*before.results, *after.results],
+            baselines=judge.baselines(before, probed), results=[*before.results, *after.results],
             comparisons=judge.comparisons(before, after), write_model=writer(recipe, head, run.out),
             generation=generation_of(model, framing, recipe.model.directory), pipeline_tag=judge.pipeline_tag,
             next_commands=[judge.next_command],

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from foundling.data.examples import Examples
 from foundling.data.subset import Subset
 from foundling.data.transforms.examples import PackedExamples, PaddedExamples
 from foundling.data.transforms.virtual import VirtualBatches
-from foundling.errors import ConfigError
+from foundling.errors import ConfigError, DataError, WeightsError
 from foundling.limits import TEMPLATE_CHARS, shown
 from foundling.recipes.recipe import Recipe
 from foundling.text import Tokenizer
-from foundling.text.chat import TEMPLATES
+from foundling.text.chat import TEMPLATES, render_chat
 from foundling.text.framing import Framing
 
 MAX_SEQ_LEN = 2048
@@ -36,21 +37,30 @@ def parent_tokenizer(recipe: Recipe, examples: Any = None) -> Tokenizer:
     that the base has not."""
     assert recipe.model.directory
     tokenizer, template = Tokenizer.load(recipe.model.directory), recipe.data.chat_template
-    return tokenizer if template is None else tokenizer.with_chat_template(template)
+    try:
+        return tokenizer if template is None else tokenizer.with_chat_template(template)
+    except DataError as error:
+        raise DataError(f"{error}; use --chat-template plain") from None
 
 
 def template_text(asked: str | None) -> str | None:
     """The chat template that was asked for by name or by file, or stands in a written recipe. ConfigError for a file
-    that is not there."""
-    if asked is None or "{" in asked:
+    that is not there or is none."""
+    if asked is None or asked in TEMPLATES:
+        return asked and TEMPLATES[asked]
+    if "{{" in asked or "{%" in asked:
         return asked
-    if asked in TEMPLATES:
-        return TEMPLATES[asked]
     file = Path(asked)
     if not file.is_file():
         raise ConfigError(f"--chat-template {shown(asked)} is no file; give one, or {' or '.join(TEMPLATES)}")
     TEMPLATE_CHARS.check(file.stat().st_size, f"the size of {file}")
-    return file.read_text(encoding="utf-8", errors="replace")
+    try:
+        template = file.read_text(encoding="utf-8")
+        with suppress(DataError):  # of one that wants other messages
+            render_chat(template, [{"role": "user", "content": "a"}])
+    except (UnicodeDecodeError, WeightsError) as error:
+        raise ConfigError(f"--chat-template {file} cannot be used: {error}") from None
+    return template
 
 
 def choose_seq_len(asked: int | None, examples: Examples, framing: Framing, longest: int, options: AdaptOptions) -> int:

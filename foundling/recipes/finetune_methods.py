@@ -18,7 +18,15 @@ from foundling.models import build, count_parameters
 from foundling.plan.flops import training_flops_per_token
 from foundling.recipes.adapting import with_pool
 from foundling.recipes.finetune_data import batches_of, steps_per_epoch, validation_split
-from foundling.recipes.finetune_plan import draft_of, fit_memory, settle_steps, time_steps, usable_bytes
+from foundling.recipes.finetune_plan import (
+    cost_of,
+    draft_of,
+    fit_memory,
+    peak_of_probe,
+    settle_steps,
+    usable_bytes,
+    with_fit,
+)
 from foundling.recipes.probing import is_solved
 from foundling.recipes.progress import Progress
 from foundling.recipes.recipe import Recipe, Request
@@ -29,37 +37,41 @@ from foundling.runtime.rng import generator
 
 def plan_methods(request: Request, *, progress: Progress, clock: Clock) -> dict[str, Any]:
     """The recipe that `finetune` would begin with, and for each method the share that it trains, the memory of a step
-    by an estimate, and the time of the steps: that of the request's method is timed where it fits, the others follow
-    by their FLOPs."""
+    by an estimate, and the time that it takes, measurements included: that of the request's method is timed where it
+    fits, the others follow by their FLOPs."""
     with tempfile.TemporaryDirectory(prefix="foundling-plan-") as folder:
         run = Run(request, Path(folder), progress, clock)
         try:
             draft = draft_of(run, run.examples())
-            recipe, head, model = draft.recipe, draft.head, draft.model
+            recipe, head, features = draft.recipe, draft.head, peak_of_probe(draft)
             fit = fit_memory(recipe, head)
-            batches = batches_of(validation_split(draft.judge.encoded.train, recipe)[0], recipe, model)
-            step = None
+            recipe = with_fit(recipe, fit)
+            train, validation = validation_split(draft.judge.encoded.train, recipe)
+            batches, cost = batches_of(train, recipe, draft.model), None
             if fit.bytes <= usable_bytes():
-                train = replace(recipe.train, micro_batch_size=fit.rows, activation_checkpointing=fit.checkpointing)
                 with clock.phase("probe"):
-                    progress.line("timing a few steps")
-                    step = time_steps(replace(recipe, train=train), model, batches)
+                    progress.line("timing a few steps, and answers to some examples")
+                    cost = cost_of(draft, recipe, batches, validation)
         finally:
             run.memory.done.set()
-    per_epoch = steps_per_epoch(batches)
-    recipe = settle_steps(run, recipe, per_epoch, step or 1.0, 0.0)
-    solved = is_solved(_by(recipe, "head"), draft.judge.encoded.train)
-    del draft, model
+    if not is_solved(recipe):
+        step, once = (cost.step + cost.validation, cost.once) if cost else (1.0, 0.0)
+        recipe = settle_steps(run, recipe, steps_per_epoch(batches), step, once)
+    del draft
     rows = dict[str, dict[str, Any]]()
     for method in get_args(Method):
         if method != "head" or head is not None:
-            rows[method] = _method(_by(recipe, method), head)
+            rows[method] = _method(_by(recipe, method), head, features)
     chosen = recipe.adapt.method
     for name, row in rows.items():
-        if step is not None and "flops_per_token" in row:
-            row["step_seconds"] = round(step * row["flops_per_token"] / rows[chosen]["flops_per_token"], 4)
-            n_steps = per_epoch if solved and name == "head" else recipe.train.total_steps  # it reads each once
-            row["seconds"] = round(row["step_seconds"] * n_steps, 1)
+        if cost is None or "flops_per_token" not in row:
+            continue
+        if name == "head" and recipe.adapt.probe:
+            row |= {"step_seconds": 0.0, "seconds": round(cost.once, 1)}
+        elif cost.step:
+            step = cost.step * row["flops_per_token"] / rows[chosen]["flops_per_token"]
+            seconds = recipe.train.total_steps * (step + cost.validation) + cost.once
+            row |= {"step_seconds": round(step, 4), "seconds": round(seconds, 1)}
     return {"recipe": asdict(recipe), "method": chosen, "methods": rows}
 
 
@@ -68,7 +80,7 @@ def _by(recipe: Recipe, method: Any) -> Recipe:
     return recipe if method == recipe.adapt.method else replace(recipe, adapt=AdaptOptions(method))
 
 
-def _method(recipe: Recipe, head: HeadOptions | None) -> dict[str, Any]:
+def _method(recipe: Recipe, head: HeadOptions | None, features: int) -> dict[str, Any]:
     """`unsupported`, in words, where the method does not fit the model."""
     with torch.device("meta"):
         model = build(recipe.model.family, **recipe.model.fields)
@@ -81,7 +93,7 @@ def _method(recipe: Recipe, head: HeadOptions | None) -> dict[str, Any]:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     fit = fit_memory(recipe, head)
     return {
-        "trained": trained, "share": trained / count_parameters(model)["total"], "peak_bytes": fit.bytes,
+        "trained": trained, "share": trained / count_parameters(model)["total"], "peak_bytes": max(fit.bytes, features),
         "micro_batch_size": fit.rows, "activation_checkpointing": fit.checkpointing,
         "fits": fit.bytes <= usable_bytes(), "flops_per_token": training_flops_per_token(model, recipe.train.seq_len),
     }  # fmt: skip

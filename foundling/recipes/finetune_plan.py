@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
 import os
 import time
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 from foundling.adapt.heads import HeadOptions
 from foundling.adapt.options import DEFAULT_METHOD, AdaptOptions
-from foundling.config import from_dict, merged
+from foundling.config import flattened, from_dict, merged
 from foundling.data.encoded import EncodedSplit
 from foundling.data.examples import Examples
 from foundling.errors import BudgetError, ConfigError
@@ -41,7 +42,7 @@ from foundling.recipes.finetune_data import (
 )
 from foundling.recipes.judging import Judge
 from foundling.recipes.models import Origin, check_unused, find_origin
-from foundling.recipes.probing import feature_bytes, in_one_pass, is_solved, seconds_to_solve
+from foundling.recipes.probing import feature_bytes, in_one_pass, is_solved, seconds_to_solve, with_probe
 from foundling.recipes.recipe import ObjectiveSpec, Recipe
 from foundling.recipes.run import Prepared, Run
 from foundling.recipes.training import runtime_of
@@ -95,51 +96,92 @@ def draft_of(run: Run, examples: Examples) -> Draft:
     del origin
     framing = framing_of(directory, tokenizer, model)
     encoded = run.encoded(examples, base_framing(framing), seq_len)
-    recipe = with_rows(recipe, run, encoded.train)
     judge = Judge(examples, encoded, framing, objective_of_kind(kind), runtime_of(recipe), start_id(model))
+    recipe = with_probe(recipe, model, encoded.train, head, usable_bytes())
+    if is_solved(recipe):
+        say_unread(run)
+        recipe = in_one_pass(recipe, encoded.train, given.get("train", {}).get("micro_batch_size", judge.rows))
+    else:
+        recipe = with_rows(recipe, run, encoded.train)
     return Draft(recipe, head, tokenizer, model, judge)
+
+
+UNREAD = ("optim.*", "schedule.*", "train.total_steps", "train.epochs", "train.batch_size", "train.evaluate_every",
+          "train.patience", "train.unfreeze_every")  # fmt: skip
+"""what a head that is solved does not read"""
+
+
+def say_unread(run: Run) -> None:
+    keys = [key for key in flattened(run.request.given) if any(fnmatch.fnmatchcase(key, one) for one in UNREAD)]
+    flags = ", ".join(f"--{key.rpartition('.')[2].replace('_', '-')}" for key in keys)
+    without = f"; {flags} {'have' if len(keys) > 1 else 'has'} no effect" if keys else ""
+    run.progress.line(f"the head is solved in one pass over the examples, without epochs or steps{without}")
+
+
+class Cost(NamedTuple):
+    """Seconds."""
+
+    step: float
+    """0 where there is none"""
+    validation: float
+    """that each step has a share of"""
+    once: float
+    """measurements before and after, and what a head begins with"""
+
+
+def cost_of(draft: Draft, recipe: Recipe, batches: Any, validation: EncodedSplit | None) -> Cost:
+    """By some steps, which change the model, and some examples."""
+    measured, per_example = draft.judge.probe(draft.model)
+    once, spread = 2 * measured, 0.0
+    if recipe.adapt.probe and draft.head:
+        once += seconds_to_solve(recipe, draft.judge.encoded.train, draft.head, per_example)
+    if validation is not None:
+        once += len(validation) * per_example
+        spread = len(validation) * per_example / (recipe.train.evaluate_every or 1)
+    return Cost(0.0 if is_solved(recipe) else time_steps(recipe, draft.model, batches), spread, once)
 
 
 def prepare(run: Run, examples: Examples) -> Prepared:
     """The plan: rows, batches and steps within what was given, and a prediction of what they cost."""
-    recipe, head, tokenizer, model, judge = draft_of(run, examples)
-    everything, features = judge.encoded.train, 0
-    if solved := is_solved(recipe, everything):
-        recipe, features = in_one_pass(recipe, everything, judge.rows), feature_bytes(recipe, everything)
-    train, validation = validation_split(everything, recipe)
+    draft = draft_of(run, examples)
+    recipe, head = draft.recipe, draft.head
+    train, validation = validation_split(draft.judge.encoded.train, recipe)
     fit = fit_memory(recipe, head)
-    fit = fit._replace(bytes=fit.bytes + features)
     if fit.bytes > usable_bytes():
         raise BudgetError(
             f"the method '{recipe.adapt.method}' takes at least {fit.bytes / 2**30:.1f} GiB, "
             f"{usable_bytes() / 2**30:.1f} GiB can be used here; see what each method takes with --plan, or give a "
             "smaller --seq-len"
         )
-    recipe = _with(recipe, micro_batch_size=fit.rows, activation_checkpointing=fit.checkpointing)
-    batches = batches_of(train, recipe, model)
+    recipe = with_fit(recipe, fit)
+    batches = batches_of(train, recipe, draft.model)
     with run.clock.phase("probe"):
         run.progress.line("timing a few steps, and answers to some examples")
-        measured, per_example = judge.probe(model)
-        if solved:
-            step = seconds_to_solve(recipe, everything, len(examples.labels) or 1, per_example)
-        else:
-            step = time_steps(recipe, model, batches)
-    spread = 0.0 if validation is None else len(validation) * per_example / (recipe.train.evaluate_every or 1)
-    if not solved:
-        recipe = settle_steps(run, recipe, steps_per_epoch(batches), step + spread, 2 * measured)
-    t, flops = recipe.train, training_flops_per_token(model, recipe.train.seq_len)
-    params = count_parameters(model)["total"]
-    del model
+        cost = cost_of(draft, recipe, batches, validation)
+    if not is_solved(recipe):
+        recipe = settle_steps(run, recipe, steps_per_epoch(batches), cost.step + cost.validation, cost.once)
+    t, flops = recipe.train, training_flops_per_token(draft.model, recipe.train.seq_len)
+    params, features, tokenizer = count_parameters(draft.model)["total"], peak_of_probe(draft), draft.tokenizer
+    del draft
     trim_memory()
-    seconds = run.clock.elapsed + t.total_steps * (step + spread) + 2 * measured
+    seconds = run.clock.elapsed + t.total_steps * (cost.step + cost.validation) + cost.once
     run.memory.sample()
-    peak = max(fit.bytes, run.memory.peak)
+    peak = max(fit.bytes, features, run.memory.peak)
     prediction = {
         "seconds": round(seconds, 1), "peak_bytes": peak, "joules": estimate(seconds, recipe.runtime.threads, peak),
-        "flops": flops * t.tokens, "params": params, "tokens": t.tokens, "step_seconds": round(step, 4),
+        "flops": flops * t.tokens, "params": params, "tokens": t.tokens, "step_seconds": round(cost.step, 4),
         "train_bytes": examples.train_bytes,
     }  # fmt: skip
     return Prepared(recipe, prediction, tokenizer, build_within(recipe, head))
+
+
+def peak_of_probe(draft: Draft) -> int:
+    """Bytes while the features of all examples are held; 0 where no head begins so."""
+    recipe, head = draft.recipe, draft.head
+    if head is None or not recipe.adapt.probe:
+        return 0
+    memory = memory_of(recipe, head, 1, False)
+    return memory.process + memory.weights + feature_bytes(recipe, draft.judge.encoded.train, head)
 
 
 READ_BY = {
@@ -158,6 +200,8 @@ def check_settings(given: dict[str, Any], options: AdaptOptions, kind: str) -> N
             raise ConfigError(
                 f"--{flag} is for the method {' or '.join(methods)}, this is {options.method}; leave it out"
             )
+    if kind != "chat" and given.get("data", {}).get("chat_template") is not None:
+        raise ConfigError(f"--chat-template is for chats, and '{kind}' has none; leave it out")
     if options.pool and kind not in ("classify", "regress"):
         raise ConfigError(f"--pool is for a head on whole texts, and '{kind}' has none; leave it out")
     if given.get("train", {}).get("ema_decay") is not None:
@@ -227,6 +271,10 @@ class Fit(NamedTuple):
     """of a micro-batch"""
     checkpointing: bool
     bytes: int
+
+
+def with_fit(recipe: Recipe, fit: Fit) -> Recipe:
+    return _with(recipe, micro_batch_size=fit.rows, activation_checkpointing=fit.checkpointing)
 
 
 def usable_bytes() -> int:

@@ -125,12 +125,16 @@ class Judge:
         answers = 0.0
         if self.kind in ("chat", "seq2seq"):
             asked = self._asked(model)
-            start = time.perf_counter()
             with torch.inference_mode(), self.runtime.autocast(), torch.compiler.set_stance("force_eager"):
-                plain.complete(model, [replace(request, max_tokens=PROBED) for _, request in asked[: self.rows]])
-            a_token = (time.perf_counter() - start) / PROBED
-            groups = [asked[at : at + self.rows] for at in range(0, len(asked), self.rows)]
-            answers = a_token * sum(max(request.max_tokens for _, request in group) for group in groups)
+                marks = [time.perf_counter()]
+                for n_tokens in (1, 1 + PROBED):
+                    plain.complete(model, [replace(request, max_tokens=n_tokens) for _, request in asked[: self.rows]])
+                    marks.append(time.perf_counter())
+            read, read_and_answered = marks[1] - marks[0], marks[2] - marks[1]
+            a_token = max(0.0, read_and_answered - read) / PROBED
+            for at in range(0, len(asked), self.rows):
+                longest = max(request.max_tokens for _, request in asked[at : at + self.rows])
+                answers += read + a_token * (longest - 1)
         trim_memory()
         return passes * per_example * len(self.held_out) + answers, per_example
 
@@ -176,12 +180,17 @@ class Judge:
         measured.results.append(replace(judge(task, texts, subject=subject), scores=[]))
         measured.answers = [text.text for text in texts[:N_COMPARED]]
 
-    def sentence(self, before: Measured, after: Measured) -> str:
+    def sentence(self, before: Measured, after: Measured, when: str = "before") -> str:
         key = self.metric.key
-        return f"held out: {self.metric.name} {after.figures[key]:.4g}, before {before.figures[key]:.4g}"
+        return f"held out: {self.metric.name} {after.figures[key]:.4g}, {when} {before.figures[key]:.4g}"
 
-    def baselines(self, before: Measured) -> dict[str, float]:
-        """The model before, or where it had no head, what needs no model: the most frequent label, the mean value."""
+    def baselines(self, before: Measured, probed: bool = False) -> dict[str, float]:
+        """The model before, or where it had no head, what needs no model: the most frequent label, the mean value; and
+        a linear probe, where the head began as one."""
+        probe = {"a linear probe": before.figures[self.metric.key]} if probed else {}
+        return self._without_model(before) | probe
+
+    def _without_model(self, before: Measured) -> dict[str, float]:
         if self.metric.key == "loss":
             return {"before": before.figures["loss"]}
         if self.kind == "regress":

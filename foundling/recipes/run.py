@@ -268,9 +268,10 @@ class Run:
                 validation,
             )
         self.steps = self.log.entries[-1]["step"] if self.log.entries else self.recipe.train.total_steps
-        if validation is not None and validation.best_step:
+        if validation is not None and validation.best_step is not None:
             self.best_step = validation.best_step
-            self.progress.line(f"the weights of step {validation.best_step} are kept: they were the best")
+            which = f"of step {self.best_step}" if self.best_step else "from before training"
+            self.progress.line(f"the weights {which} are kept: they were the best")
         self.seconds = before["seconds"] + self.clock.elapsed
         self.memory.peak = max(self.memory.peak, int(before["peak_bytes"]))
         self.joules_before = before["joules"]

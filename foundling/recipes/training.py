@@ -57,6 +57,8 @@ def run_training(
         _check_compiler(runtime, model, progress)
     state = TrainState.build(model, recipe.optim)
     log, before = _resume(recipe, state, batches, journal, progress, validation)
+    if validation and not state.step:
+        validation.after(0, model, journal)
     total, per_step = recipe.train.total_steps, recipe.train.batch_size * recipe.train.seq_len
     keeper = _Keeper(recipe, state, log, before, spent, bits_per_nat, journal, validation)
     unwritten: StepRecord | None = None

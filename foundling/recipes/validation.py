@@ -30,7 +30,8 @@ class Validation:
     patience: int | None = None
     """measurements without a better one after which training stops"""
     best: float = math.inf
-    best_step: int = 0
+    best_step: int | None = None
+    """0: before training"""
     without: int = 0
     """measurements since the best one"""
 
@@ -43,7 +44,11 @@ class Validation:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint stores."""
-        return {"best": self.best if self.best_step else None, "best_step": self.best_step, "without": self.without}
+        return {
+            "best": self.best if math.isfinite(self.best) else None,
+            "best_step": self.best_step,
+            "without": self.without,
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.best = math.inf if state["best"] is None else state["best"]
@@ -70,7 +75,7 @@ class Validation:
     @torch.no_grad()
     def restore_best(self, model: Any, journal: Journal) -> None:
         """Puts the best weights into the model. MismatchError where the file is not as it was written."""
-        if not self.best_step:
+        if self.best_step is None:
             return
         if problem := journal.problem(BEST):
             raise MismatchError(f"{problem}; move {journal.directory} away and start anew")

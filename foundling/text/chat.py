@@ -14,24 +14,26 @@ from foundling.errors import DataError, FoundlingError, WeightsError
 from foundling.limits import RENDERED_CHARS, TEMPLATE_BYTES, TEMPLATE_CHARS, TEMPLATE_SECONDS
 from foundling.runtime.limited import LimitedProcess, LimitError
 
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+_CONTENT = (
     "{% if message['content'] is string %}{{ message['content'] }}"
     "{% elif message['content'] %}{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endif %}"
-    "{{ '<|im_end|>' + '\n' }}"
+)
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}" + _CONTENT + "{{ '<|im_end|>' + '\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 """Of the tokenizers that are trained here: <|im_start|>role … <|im_end|>"""
 PLAIN_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ message['role'].capitalize() + ':\n' + message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\n\n' }}{% endif %}"
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ message['role'].capitalize() + ':\n' }}" + _CONTENT + "{% if message['role'] == 'assistant' %}{{ eos_token }}"
+    "{% else %}{{ '\n\n' }}{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
 )
-"""For a model that no chat tokens were taught: names of the roles as words, eos_token after an answer."""
+"""For a model that no chat tokens were taught: what begins a text, names of the roles as words, eos_token after an
+answer."""
 TEMPLATES = {"chatml": CHAT_TEMPLATE, "plain": PLAIN_TEMPLATE}
 """name -> a template that `finetune --chat-template` knows"""
 

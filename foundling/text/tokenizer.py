@@ -219,7 +219,7 @@ class Tokenizer:
         """A copy with this chat template, by default ChatML. DataError where the tokenizer has no tokens for that."""
         missing = [mark for mark in CHAT_MARKS if self.backend.token_to_id(mark) not in self.special]
         if template == CHAT_TEMPLATE and missing:
-            raise DataError(f"the tokenizer has no special token {missing[0]}, which the default chat template needs")
+            raise DataError(f"the tokenizer has no special token {missing[0]}, which the chat template ChatML needs")
         return Tokenizer(self.backend, (self.described or OWN_CONFIG) | {"chat_template": template})
 
     def _plain(self, *texts: str) -> tokenizers.Tokenizer:

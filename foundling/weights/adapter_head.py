@@ -27,7 +27,8 @@ def write(model: Any, modules: Mapping[str, Added], tensors: Mapping[str, Tensor
         modules_saved = {name.removeprefix(PREFIX).rpartition(".")[0].rpartition(".")[2] for name in written}
         task = "TOKEN_CLS" if head.options.kind == "tag" else "SEQ_CLS"
         config = {"modules_to_save": sorted(modules_saved), "task_type": task}
-    return Written(config, written, to_dict(head.options) | {"pool": head.layout.pool})
+    pool = "" if head.layout == model.head_layout(head.options.kind) else head.layout.pool
+    return Written(config, written, to_dict(head.options) | {"pool": pool})
 
 
 def _names(model: Any) -> dict[str, str]:

@@ -8,6 +8,7 @@ scores are standardised by. A head that transformers has no class for is saved a
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -117,7 +118,10 @@ def stored_head(values: dict[str, Any], family: Family, tensors: Tensors, file: 
     rows = tensors.shape(names["weight"])
     if len(rows) != 2 or not 0 < rows[0] <= LABELS.high:
         raise WeightsError(f"{tensors.path}: '{names['weight']}' is {list(rows)}, expected a row for each label")
-    return StoredHead(_options(values, record, rows[0], file), names, published)
+    options = _options(values, record, rows[0], file)
+    if "dense" in names:  # a pool that is said by name is of a plain projection
+        options = replace(options, pool="")
+    return StoredHead(options, names, published)
 
 
 def _architecture(values: dict[str, Any]) -> str:

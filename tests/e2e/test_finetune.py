@@ -102,7 +102,7 @@ def test_merged_is_what_the_adapter_is(base: Path, chats: Path, folder: Path) ->
     assert texts[0] == texts[1]
 
 
-@pytest.mark.parametrize("method", ["full", "head"])
+@pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_classifier_answers_at_once(method: str, base: Path, labels: Path, folder: Path) -> None:
     out = folder / method
     settings = [
@@ -113,14 +113,28 @@ def test_a_classifier_answers_at_once(method: str, base: Path, labels: Path, fol
         "--method",
         method,
         "--epochs",
-        "6" if method == "full" else "20",
+        "6",
     ]
     result = tuned(base, labels, *settings, "--out", out)
     assert result["metric"] == "accuracy" and result["actual"]["accuracy"] > 0.8
-    assert result["baselines"] and max(result["baselines"].values()) < 0.8
+    assert result["baselines"]["always 'ham'"] < 0.8
     answered = foundling("classify", out, "win win 0.5", "dear all 0.1", "--json")
     assert answered.returncode == 0, answered.stderr
     assert [a["label"] for a in json.loads(answered.stdout)["results"]] == ["spam", "ham"]
+
+
+def test_a_classifier_begins_as_a_linear_probe(base: Path, labels: Path, folder: Path) -> None:
+    """Killed and resumed, it is the same: the probe is solved again, and the checkpoint goes on from it."""
+    args = [base, labels, "--label", "section", "--field", "body", "--epochs", "2"]
+    out = folder / "probed"
+    result = tuned(*args, "--out", out)
+    assert result["baselines"]["a linear probe"] > 0.8
+    report = (out / "report.html").read_text()
+    assert "a linear probe" in report and "Before and after" in report
+    broken = folder / "probed-broken"
+    kill_after_checkpoint([*args, "--out", broken, *SETTINGS], broken, "finetune")
+    assert foundling("finetune", "--out", broken, "--resume").returncode == 0
+    assert weights(broken) == weights(out)
 
 
 def test_a_head_alone_is_solved_on_cached_features(base: Path, labels: Path, folder: Path) -> None:
@@ -128,17 +142,26 @@ def test_a_head_alone_is_solved_on_cached_features(base: Path, labels: Path, fol
     (tests/adapt/test_probe.py)."""
     settings = ["--label", "section", "--field", "body", "--method", "head"]
     hashes = set[str]()
-    for name, more in (("probe", []), ("probe-longer", ["--epochs", "9"])):
-        result = tuned(base, labels, *settings, *more, "--out", folder / name)
-        assert result["steps"] == 1 and result["actual"]["accuracy"] > 0.8
+    for name, more in (("probe", []), ("probe-longer", ["--epochs", "9", "--patience", "2"])):
+        done = foundling("finetune", base, labels, *settings, *more, *SETTINGS, "--out", folder / name)
+        result = json.loads((folder / name / "foundling.json").read_text())["result"]
+        assert result["steps"] == 3 and result["actual"]["accuracy"] > 0.8, "48 examples, 16 at a time"
+        assert ("--patience" in done.stdout + done.stderr) == bool(more), "what has no effect is said"
         hashes.add(weights(folder / name))
     assert len(hashes) == 1
     again = foundling("reproduce", folder / "probe", "--out", folder / "probe-again", "--json")
     assert again.returncode == 0 and json.loads(again.stdout)["identical"], again.stderr
     report = (folder / "probe" / "report.html").read_text()
     assert "Before and after" in report
-    first = tuned(base, labels, *settings, "--pool", "first", "--out", folder / "probe-first")
-    assert weights(folder / "probe-first") not in hashes and first["actual"]["accuracy"] >= 0
+    last = tuned(base, labels, *settings, "--pool", "last", "--out", folder / "probe-last")
+    assert weights(folder / "probe-last") not in hashes and last["actual"]["accuracy"] > 0.5
+    recipe = json.loads((folder / "probe-last" / "foundling.json").read_text())["recipe"]
+    assert recipe["adapt"]["pool"] == "last" and recipe["adapt"]["probe"] is True
+    (folder / "adapt.yaml").write_text(json.dumps({"adapt": recipe["adapt"]}))
+    tuned(base, labels, *settings[:4], "--config", folder / "adapt.yaml", "--out", folder / "probe-again-last")
+    assert weights(folder / "probe-again-last") == weights(folder / "probe-last")
+    refused = foundling("finetune", base, labels, *settings, "--method", "prompt", "--pool", "everything", *SETTINGS)
+    assert refused.returncode == 2
 
 
 def test_a_base_without_a_chat_template_is_given_one(base: Path, chats: Path, folder: Path, tmp_path: Path) -> None:

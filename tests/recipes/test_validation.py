@@ -60,7 +60,7 @@ def test_it_stops_after_so_many_without_a_better_one(tmp_path: Path) -> None:
 
 def test_nothing_finite_leaves_the_last_weights(tmp_path: Path) -> None:
     validation, model, files = run([float("inf"), float("nan")], tmp_path)
-    assert validation.best_step == 0 and not (files.directory / BEST).exists()
+    assert validation.best_step is None and not (files.directory / BEST).exists()
     validation.restore_best(model, files)
     assert model.weight.item() == 2
 
@@ -85,10 +85,12 @@ def test_a_run_that_stops_early_is_resumed_to_the_same_weights(tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     planned = json.loads((tmp_path / "whole" / "foundling.json").read_text())["recipe"]["train"]["total_steps"]
-    assert result["steps"] < planned and result["best_step"] <= result["steps"] - 6
+    assert result["steps"] == 6 < planned and result["best_step"] == 0, (
+        "nothing is better than the probe it begins with"
+    )
     log = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
-    measured = {e["step"]: e["validation_loss"] for e in log if "validation_loss" in e}
-    assert result["best_step"] == min(measured, key=measured.__getitem__)
+    assert sum("validation_loss" in entry for entry in log) == 3
+    assert result["actual"]["accuracy"] == result["baselines"]["a linear probe"]
     kill_after_checkpoint([*args, "--out", tmp_path / "broken"], tmp_path / "broken", "finetune")
     assert foundling("finetune", "--out", tmp_path / "broken", "--resume").returncode == 0
     assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
