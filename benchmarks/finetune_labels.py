@@ -31,7 +31,7 @@ from foundling.text import Tokenizer
 
 METHODS = ("full", "head", "top-k", "lora", "prompt", "bias", "scratch")
 EPOCHS = {100: 20, 1000: 3}
-N_HELD_OUT = 1000
+N_HELD_OUT = 500
 KIND = {"spam": "classify", "sections": "classify", "pos": "tag", "names": "tag"}
 SEQ_LEN = 128
 

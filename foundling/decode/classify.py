@@ -28,6 +28,8 @@ from foundling.weights.text_spec import text_spec
 BATCH_SIZE = 32
 TOKENS_AT_ONCE = 1 << 14
 """of one forward, so that one long text does not make 32 rows as long"""
+WIDTHS = 32
+"""Rows are as wide as a multiple of this: for ever new shapes the allocator keeps ever new memory."""
 
 
 @dataclass
@@ -136,10 +138,12 @@ class Classifier:
         found, device = dict[int, Tensor](), next(self.model.parameters()).device
         with evaluation_mode(self.model):
             for chosen in groups_within([len(row) for row in rows], batch_size, TOKENS_AT_ONCE):
-                tokens, documents = pad_prompts([rows[i] for i in chosen], device)
+                longest = max(len(rows[i]) for i in chosen)
+                width = min(-(-longest // WIDTHS) * WIDTHS, self.model.config.max_seq_len)
+                tokens, documents = pad_prompts([rows[i] for i in chosen], device, width)
                 batch = {"tokens": tokens, "documents": documents}
                 if types is not None:
-                    batch["token_types"], _ = pad_prompts([types[i] for i in chosen], device)
+                    batch["token_types"], _ = pad_prompts([types[i] for i in chosen], device, width)
                 out = scores(self.model, batch).cpu()
                 if not out.isfinite().all():
                     raise GenerationError("the model's scores are not finite; is the model damaged?")

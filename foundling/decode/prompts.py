@@ -13,10 +13,10 @@ from foundling.decode.request import Completion
 from foundling.decode.sequence_state import token_logprobs
 
 
-def pad_prompts(rows: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
-    """Token lists of different lengths → ids and documents (B, T), −1 on the right; T is at least 1."""
+def pad_prompts(rows: Sequence[Sequence[int]], device: Any, width: int = 1) -> tuple[Tensor, Tensor]:
+    """Token lists of different lengths → ids and documents (B, T), −1 on the right; T is at least `width`."""
     longest = max((len(row) for row in rows), default=0)
-    ids = torch.zeros(len(rows), max(1, longest), dtype=torch.int64)
+    ids = torch.zeros(len(rows), max(width, longest), dtype=torch.int64)
     documents = torch.full_like(ids, -1)
     for index, row in enumerate(rows):
         ids[index, : len(row)] = torch.tensor(list(row), dtype=torch.int64)

@@ -13,7 +13,7 @@ Z = 1.959963984540054
 RESAMPLES = 2000
 WILSON = "Wilson score (Wilson 1927)"
 BOOTSTRAP = f"percentile bootstrap over items, {RESAMPLES:,} resamples (Efron & Tibshirani 1993, chapter 13)"
-_CHUNK = 1 << 22  # indices drawn at once
+_CHUNK = 1 << 18  # indices drawn at once
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:

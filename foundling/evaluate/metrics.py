@@ -16,7 +16,7 @@ from foundling.text.tags import spans_of
 
 Array = Any
 FISHER = "Fisher's z with the variance of Bonett & Wright (2000)"
-_CHUNK = 1 << 22  # indices drawn at once
+_CHUNK = 1 << 18  # indices drawn at once
 
 
 class Figure(NamedTuple):
