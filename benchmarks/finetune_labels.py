@@ -38,7 +38,7 @@ SEQ_LEN = 128
 
 def held_out(name: str) -> Path:
     """The first N_HELD_OUT items of the test part."""
-    file = WORK / "data" / name / f"held_out{DATASETS[name][1]}"
+    file = WORK / "data" / name / f"held_out-{N_HELD_OUT}{DATASETS[name][1]}"
     if not file.exists():
         write(file, read(part(name, "test"))[:N_HELD_OUT])
     return file

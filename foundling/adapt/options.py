@@ -34,12 +34,12 @@ class AdaptOptions:
     """prompt, prefix: number of virtual tokens"""
     top_layers: int = 2
     """top-k: number of layers that are trained"""
-    pool: Literal["first", "last", "mean"] | None = None
-    """of a new head on texts: the states that it reads, by one projection (default: the family's published head; with
-    the method head, the mean)"""
+    pool: Literal["first", "last", "mean", "published"] | None = None
+    """of a new head on texts: the states that it reads by one projection, or the head of the family's published
+    classifiers (default: the mean; the last on a decoder that is trained with it)"""
     probe: bool | None = None
     """whether a new head begins as a linear probe on the features of all examples, which with the method head is all
-    there is to do (default: where they fit into memory)"""
+    there is to do (default: if it is one projection, and the features fit into memory)"""
     merged: bool = False
     """lora, qlora: write a whole model, the adapter merged into its base, instead of the adapter alone"""
 

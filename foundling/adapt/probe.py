@@ -18,6 +18,8 @@ from foundling.runtime.rng import generator
 
 STRENGTHS = tuple(10.0**power for power in range(-4, 3))
 """C of scikit-learn: the loss is Σ nats + ‖W‖² / 2C; for values Σ error² + ‖W‖² / C"""
+HISTORY = 20
+"""steps that L-BFGS remembers, two vectors each"""
 HELD_OUT = 0.2
 """of the examples, on which the strength is chosen"""
 FEWEST = 10
@@ -97,9 +99,11 @@ def solve(features: Features, head: Any, strengths: Sequence[float] = STRENGTHS,
     def solved(rows: Tensor, strength: float) -> tuple[Tensor, Tensor | None]:
         x, y = features.x[rows], features.y[rows]
         centre = x.mean(0) if has_bias else torch.zeros_like(x[0])
-        scale = (x - centre).square().mean(0).sqrt()
+        x -= centre
+        scale = x.norm(dim=0) / len(x) ** 0.5
         scale[scale < 1e-12] = 1.0  # a feature that does not vary
-        weight, bias = fit((x - centre) / scale, y, n_out, strength, has_bias)
+        x /= scale
+        weight, bias = fit(x, y, n_out, strength, has_bias)
         weight = weight / scale
         return weight, None if bias is None else bias - weight @ centre
 
@@ -134,7 +138,7 @@ def _logistic(x: Tensor, y: Tensor, n: int, strength: float, has_bias: bool) -> 
     bias = torch.zeros(n, dtype=torch.float64, requires_grad=True) if has_bias else None
     optimizer = torch.optim.LBFGS(
         [weight] if bias is None else [weight, bias], max_iter=500, tolerance_grad=1e-6,
-        tolerance_change=1e-9, history_size=20, line_search_fn="strong_wolfe",
+        tolerance_change=1e-9, history_size=HISTORY, line_search_fn="strong_wolfe",
     )  # fmt: skip
 
     def objective() -> Tensor:

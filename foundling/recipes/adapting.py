@@ -13,11 +13,11 @@ from foundling.adapt.added import merge, wrapping
 from foundling.adapt.frozen import store_frozen
 from foundling.adapt.heads import HeadOptions, absorb, add_head, same_head
 from foundling.adapt.method import SAVED_ALONE, apply, stores_rounded
-from foundling.adapt.options import AdaptOptions
 from foundling.adapt.quantize import dequantize
 from foundling.data.encoded import EncodedSplit
 from foundling.data.examples import Examples
 from foundling.errors import ConfigError
+from foundling.models import FAMILIES
 from foundling.objectives.causal import Causal
 from foundling.objectives.classify import Classify, Regress, Tag
 from foundling.recipes.models import load_start
@@ -66,18 +66,21 @@ def head_options(kind: str, examples: Examples) -> HeadOptions | None:
     return HeadOptions(kind, ("value",), mean=statistics.fmean(values), std=statistics.pstdev(values) or 1.0)
 
 
-def with_pool(head: HeadOptions, adapt: AdaptOptions) -> HeadOptions:
-    """A head that is trained alone reads the mean of the states: nobody has trained a dense layer for it, or the state
-    of one token to stand for the text."""
-    if head.kind == "tag":
+def with_pool(head: HeadOptions, recipe: Recipe) -> HeadOptions:
+    """A new head reads the mean of the states: nobody has trained a dense layer for it, or the state of one token to
+    stand for the text. A decoder's last state can learn to, since it alone has seen all."""
+    adapt = recipe.adapt
+    if head.kind == "tag" or adapt.pool == "published":
         return head
-    return replace(head, pool=adapt.pool or ("mean" if adapt.method == "head" else ""))
+    learns = FAMILIES[recipe.model.family].kind == "decoder" and adapt.method != "head"
+    return replace(head, pool=adapt.pool or ("" if learns else "mean"))
 
 
 def adapted(model: Any, recipe: Recipe, head: HeadOptions | None) -> Any:
     """The model, in place, with its head and adaptation. Frozen weights are kept in the type they compute in."""
-    if head is not None and not same_head(model, replace(head, pool=recipe.adapt.pool or "")):
-        add_head(model, with_pool(head, recipe.adapt), generator("head", recipe.seed))
+    pool = recipe.adapt.pool if recipe.adapt.pool != "published" else None
+    if head is not None and not same_head(model, replace(head, pool=pool or "")):
+        add_head(model, with_pool(head, recipe), generator("head", recipe.seed))
     apply(model, recipe.adapt, generator("adapt", recipe.seed))
     if stores_rounded(recipe.adapt, recipe.runtime.precision):
         store_frozen(model, weights_hash(model))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from foundling.adapt.probe import OneClassError
 from foundling.recipes.adapting import (
     KINDS,
     base_framing,
@@ -17,7 +18,7 @@ from foundling.recipes.adapting import (
 from foundling.recipes.finetune_data import batches_of, parent_tokenizer, start_id, validation_split
 from foundling.recipes.finetune_plan import build_within, prepare
 from foundling.recipes.judging import BEFORE, Judge, generation_of
-from foundling.recipes.probing import is_solved, solve_head
+from foundling.recipes.probing import begin_as_probe, is_solved, solve_head
 from foundling.recipes.publish import DataRead, Outcome
 from foundling.recipes.run import Run
 from foundling.recipes.training import runtime_of
@@ -41,9 +42,11 @@ def finetune(run: Run) -> dict[str, Any]:
     if recipe.adapt.probe and not solved:
         with run.clock.phase("train"):
             run.progress.line("solving the new head as a linear probe")
-            probed = solve_head(recipe, model, train)
-            if not probed:
-                run.progress.line("note: the examples to train on are all of one class; the head begins at zero")
+            try:
+                begin_as_probe(recipe, model, train)
+                probed = True
+            except OneClassError as error:
+                run.progress.line(f"note: {error}; the head begins at zero")
     with run.clock.phase("evaluate"):
         run.progress.line("measuring the linear probe" if probed else "measuring the model before")
         before = judge.measure(model, BEFORE)

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import torch
 
-from foundling.adapt.heads import HeadOptions, add_head
+from foundling.adapt.heads import add_head
 from foundling.adapt.method import apply
 from foundling.adapt.options import AdaptOptions, Method
 from foundling.errors import AdaptError, ConfigError
@@ -19,15 +19,17 @@ from foundling.plan.flops import training_flops_per_token
 from foundling.recipes.adapting import with_pool
 from foundling.recipes.finetune_data import batches_of, steps_per_epoch, validation_split
 from foundling.recipes.finetune_plan import (
+    Draft,
     cost_of,
     draft_of,
     fit_memory,
     peak_of_probe,
     settle_steps,
+    space_beside,
     usable_bytes,
     with_fit,
 )
-from foundling.recipes.probing import is_solved
+from foundling.recipes.probing import is_solved, with_probe
 from foundling.recipes.progress import Progress
 from foundling.recipes.recipe import Recipe, Request
 from foundling.recipes.run import Run
@@ -43,10 +45,9 @@ def plan_methods(request: Request, *, progress: Progress, clock: Clock) -> dict[
         run = Run(request, Path(folder), progress, clock)
         try:
             draft = draft_of(run, run.examples())
-            recipe, head, features = draft.recipe, draft.head, peak_of_probe(draft)
-            fit = fit_memory(recipe, head)
-            recipe = with_fit(recipe, fit)
-            train, validation = validation_split(draft.judge.encoded.train, recipe)
+            fit, split = fit_memory(draft.recipe, draft.head), draft.judge.encoded.train
+            recipe = with_fit(draft.recipe, fit)
+            train, validation = validation_split(split, recipe)
             batches, cost = batches_of(train, recipe, draft.model), None
             if fit.bytes <= usable_bytes():
                 with clock.phase("probe"):
@@ -54,46 +55,54 @@ def plan_methods(request: Request, *, progress: Progress, clock: Clock) -> dict[
                     cost = cost_of(draft, recipe, batches, validation)
         finally:
             run.memory.done.set()
+    chosen = recipe.adapt.method
+    rows = {method: _method(_by(draft.recipe, method, request), draft) for method in get_args(Method)}
+    if draft.head is None:
+        del rows["head"]
     if not is_solved(recipe):
         step, once = (cost.step + cost.validation, cost.once) if cost else (1.0, 0.0)
+        once += cost.probe if cost and recipe.adapt.probe else 0.0
         recipe = settle_steps(run, recipe, steps_per_epoch(batches), step, once)
-    del draft
-    rows = dict[str, dict[str, Any]]()
-    for method in get_args(Method):
-        if method != "head" or head is not None:
-            rows[method] = _method(_by(recipe, method), head, features)
-    chosen = recipe.adapt.method
     for name, row in rows.items():
+        probed = row.pop("probed", False)
         if cost is None or "flops_per_token" not in row:
             continue
-        if name == "head" and recipe.adapt.probe:
-            row |= {"step_seconds": 0.0, "seconds": round(cost.once, 1)}
+        once = cost.once + (cost.probe if probed else 0.0)
+        if name == "head" and probed:
+            row |= {"step_seconds": 0.0, "seconds": round(once, 1)}
         elif cost.step:
             step = cost.step * row["flops_per_token"] / rows[chosen]["flops_per_token"]
-            seconds = recipe.train.total_steps * (step + cost.validation) + cost.once
+            seconds = recipe.train.total_steps * (step + cost.validation) + once
             row |= {"step_seconds": round(step, 4), "seconds": round(seconds, 1)}
     return {"recipe": asdict(recipe), "method": chosen, "methods": rows}
 
 
-def _by(recipe: Recipe, method: Any) -> Recipe:
+def _by(recipe: Recipe, method: Any, request: Request) -> Recipe:
     """By another method, its settings as they are by default."""
-    return recipe if method == recipe.adapt.method else replace(recipe, adapt=AdaptOptions(method))
+    if method == recipe.adapt.method:
+        return recipe
+    probe = False if request.get("adapt.probe") is False else None
+    return replace(recipe, adapt=AdaptOptions(method, probe=probe))
 
 
-def _method(recipe: Recipe, head: HeadOptions | None, features: int) -> dict[str, Any]:
+def _method(recipe: Recipe, draft: Draft) -> dict[str, Any]:
     """`unsupported`, in words, where the method does not fit the model."""
+    head, split, layout = draft.head, draft.judge.encoded.train, None
     with torch.device("meta"):
         model = build(recipe.model.family, **recipe.model.fields)
     try:
         if head is not None:
-            add_head(model, with_pool(head, recipe.adapt), generator("head"))
+            layout = add_head(model, with_pool(head, recipe), generator("head")).layout
         apply(model, recipe.adapt, generator("adapt"))
     except (AdaptError, ConfigError) as error:
         return {"unsupported": str(error)}
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if head is not None and recipe.adapt.method != draft.recipe.adapt.method:
+        recipe = with_probe(recipe, split, head, layout, draft.new_head, space_beside(recipe, head))
     fit = fit_memory(recipe, head)
     return {
-        "trained": trained, "share": trained / count_parameters(model)["total"], "peak_bytes": max(fit.bytes, features),
+        "trained": trained, "share": trained / count_parameters(model)["total"],
+        "peak_bytes": max(fit.bytes, peak_of_probe(recipe, head, split)), "probed": bool(recipe.adapt.probe),
         "micro_batch_size": fit.rows, "activation_checkpointing": fit.checkpointing,
         "fits": fit.bytes <= usable_bytes(), "flops_per_token": training_flops_per_token(model, recipe.train.seq_len),
     }  # fmt: skip

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 import os
 import time
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
-from foundling.adapt.heads import HeadOptions
+from foundling.adapt.heads import HeadOptions, is_new
 from foundling.adapt.options import DEFAULT_METHOD, AdaptOptions
 from foundling.config import flattened, from_dict, merged
 from foundling.data.encoded import EncodedSplit
@@ -29,6 +28,7 @@ from foundling.recipes.adapting import (
     framing_of,
     head_options,
     objective_of_kind,
+    with_pool,
 )
 from foundling.recipes.finetune_data import (
     VALIDATED_FROM,
@@ -72,6 +72,8 @@ class Draft(NamedTuple):
 
     recipe: Recipe
     head: HeadOptions | None
+    new_head: bool
+    """the model does not have it yet"""
     tokenizer: Tokenizer
     model: Any
     """adapted; the steps that are timed train it"""
@@ -97,24 +99,25 @@ def draft_of(run: Run, examples: Examples) -> Draft:
     framing = framing_of(directory, tokenizer, model)
     encoded = run.encoded(examples, base_framing(framing), seq_len)
     judge = Judge(examples, encoded, framing, objective_of_kind(kind), runtime_of(recipe), start_id(model))
-    recipe = with_probe(recipe, model, encoded.train, head, usable_bytes())
+    new = head is not None and is_new(model.score)
+    layout = None if head is None else model.score.layout
+    recipe = with_probe(recipe, encoded.train, head, layout, new, space_beside(recipe, head))
     if is_solved(recipe):
         say_unread(run)
         recipe = in_one_pass(recipe, encoded.train, given.get("train", {}).get("micro_batch_size", judge.rows))
     else:
         recipe = with_rows(recipe, run, encoded.train)
-    return Draft(recipe, head, tokenizer, model, judge)
+    return Draft(recipe, head, new, tokenizer, model, judge)
 
 
-UNREAD = ("optim.*", "schedule.*", "train.total_steps", "train.epochs", "train.batch_size", "train.evaluate_every",
-          "train.patience", "train.unfreeze_every")  # fmt: skip
-"""what a head that is solved does not read"""
+READ = ("train.seq_len", "train.micro_batch_size")
+"""what a head that is solved reads of the settings of training"""
 
 
 def say_unread(run: Run) -> None:
-    keys = [key for key in flattened(run.request.given) if any(fnmatch.fnmatchcase(key, one) for one in UNREAD)]
-    flags = ", ".join(f"--{key.rpartition('.')[2].replace('_', '-')}" for key in keys)
-    without = f"; {flags} {'have' if len(keys) > 1 else 'has'} no effect" if keys else ""
+    given = {key: v for key, v in flattened(run.request.given).items() if v is not None and key not in READ}
+    keys = [key for key in given if key.startswith(("optim.", "schedule.", "train."))]
+    without = f"; no effect: {', '.join(keys)}" if keys else ""
     run.progress.line(f"the head is solved in one pass over the examples, without epochs or steps{without}")
 
 
@@ -126,19 +129,21 @@ class Cost(NamedTuple):
     validation: float
     """that each step has a share of"""
     once: float
-    """measurements before and after, and what a head begins with"""
+    """measurements before and after"""
+    probe: float
+    """a head that begins so"""
 
 
 def cost_of(draft: Draft, recipe: Recipe, batches: Any, validation: EncodedSplit | None) -> Cost:
     """By some steps, which change the model, and some examples."""
     measured, per_example = draft.judge.probe(draft.model)
-    once, spread = 2 * measured, 0.0
-    if recipe.adapt.probe and draft.head:
-        once += seconds_to_solve(recipe, draft.judge.encoded.train, draft.head, per_example)
+    once, spread, probe = 2 * measured, 0.0, 0.0
+    if draft.head:
+        probe = seconds_to_solve(recipe, draft.judge.encoded.train, draft.head, per_example)
     if validation is not None:
         once += len(validation) * per_example
         spread = len(validation) * per_example / (recipe.train.evaluate_every or 1)
-    return Cost(0.0 if is_solved(recipe) else time_steps(recipe, draft.model, batches), spread, once)
+    return Cost(0.0 if is_solved(recipe) else time_steps(recipe, draft.model, batches), spread, once, probe)
 
 
 def prepare(run: Run, examples: Examples) -> Prepared:
@@ -158,13 +163,18 @@ def prepare(run: Run, examples: Examples) -> Prepared:
     with run.clock.phase("probe"):
         run.progress.line("timing a few steps, and answers to some examples")
         cost = cost_of(draft, recipe, batches, validation)
+    once = cost.once + (cost.probe if recipe.adapt.probe else 0.0)
     if not is_solved(recipe):
-        recipe = settle_steps(run, recipe, steps_per_epoch(batches), cost.step + cost.validation, cost.once)
+        recipe = settle_steps(run, recipe, steps_per_epoch(batches), cost.step + cost.validation, once)
+    elif run.request.budget.unit == "seconds" and run.clock.elapsed + once > run.request.budget.value:
+        least = math.ceil((run.clock.elapsed + once) / 6) / 10
+        raise BudgetError(f"{run.request.budget} is not enough; the least that works here is {least:g}")
     t, flops = recipe.train, training_flops_per_token(draft.model, recipe.train.seq_len)
-    params, features, tokenizer = count_parameters(draft.model)["total"], peak_of_probe(draft), draft.tokenizer
+    params, tokenizer = count_parameters(draft.model)["total"], draft.tokenizer
+    features = peak_of_probe(recipe, head, draft.judge.encoded.train)
     del draft
     trim_memory()
-    seconds = run.clock.elapsed + t.total_steps * (cost.step + cost.validation) + cost.once
+    seconds = run.clock.elapsed + t.total_steps * (cost.step + cost.validation) + once
     run.memory.sample()
     peak = max(fit.bytes, features, run.memory.peak)
     prediction = {
@@ -175,13 +185,17 @@ def prepare(run: Run, examples: Examples) -> Prepared:
     return Prepared(recipe, prediction, tokenizer, build_within(recipe, head))
 
 
-def peak_of_probe(draft: Draft) -> int:
+def peak_of_probe(recipe: Recipe, head: HeadOptions | None, split: EncodedSplit) -> int:
     """Bytes while the features of all examples are held; 0 where no head begins so."""
-    recipe, head = draft.recipe, draft.head
     if head is None or not recipe.adapt.probe:
         return 0
+    return usable_bytes() - space_beside(recipe, head) + feature_bytes(recipe, split, head)
+
+
+def space_beside(recipe: Recipe, head: HeadOptions | None) -> int:
+    """Bytes that can be used beside the model and the process."""
     memory = memory_of(recipe, head, 1, False)
-    return memory.process + memory.weights + feature_bytes(recipe, draft.judge.encoded.train, head)
+    return usable_bytes() - memory.process - memory.weights
 
 
 READ_BY = {
@@ -301,7 +315,8 @@ def memory_of(recipe: Recipe, head: Any, micro: int, checkpointing: bool) -> Mem
     return estimate_training_memory(
         recipe.model.family, recipe.model.fields, micro_batch_size=micro, seq_len=t.seq_len,
         precision=recipe.runtime.precision, optim=recipe.optim, accumulates=micro < t.batch_size,
-        checkpointing=checkpointing, target_len=t.seq_len if reads else None, adapt=recipe.adapt, head=head,
+        checkpointing=checkpointing, target_len=t.seq_len if reads else None, adapt=recipe.adapt,
+        head=None if head is None else with_pool(head, recipe),
     )  # fmt: skip
 
 

@@ -68,7 +68,7 @@ class Validation:
                 fsync_path(aside)
                 os.replace(aside, file)
             journal.record(BEST)
-        else:
+        elif step:
             self.without += 1
         return loss
 

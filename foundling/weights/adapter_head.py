@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from foundling.config import from_dict, to_dict
 from foundling.errors import AdaptError, ConfigError, WeightsError
 from foundling.models import family_of
 from foundling.weights.adapter_layout import PREFIX, Kind, Source, Written
-from foundling.weights.heads import OURS, map_of
+from foundling.weights.heads import OURS, map_of, published_map
 from foundling.weights.peft_lora import OWN
 
 
@@ -43,6 +44,9 @@ def read(model: Any, source: Source) -> Callable[[], list[str]]:
     where = f"{source.directory}: adapters.{KIND.name}"
     try:
         options = from_dict(HeadOptions, about | {"labels": tuple(about.get("labels", ()))}, where=where)
+        table = published_map(family_of(model), options.kind)
+        if table is not None and f"{PREFIX}{table.names.get('dense')}" in source:
+            options = replace(options, pool="")  # a pool that is said by name is of a plain projection
         with torch.device("meta"):
             head = head_for(model, options)
     except (AdaptError, ConfigError, TypeError) as error:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 import foundling
 from foundling.adapt.heads import HeadOptions, add_head, is_projection
 from foundling.blocks.init import initialise
-from foundling.errors import ConfigError
+from foundling.errors import AdaptError, BudgetError, ConfigError
 from foundling.models import build, family
 from foundling.plan.budget import Budget
 from foundling.recipes.kinds import finetune_model
@@ -51,29 +52,54 @@ def base_of(tmp_path_factory):
 def tuned(base: Path, data: Path, out: Path, method: str, **given: Any) -> dict[str, Any]:
     train = {"batch_size": 8} | given.pop("train", {})
     adapt = {"method": method} | given.pop("adapt", {})
-    given = {"model": {"directory": str(base)}, "adapt": adapt, "train": train, "runtime": RUNTIME | given}
+    given = {"model": {"directory": str(base)}, "adapt": adapt, "train": train, "runtime": RUNTIME} | given
     return finetune_model(Request(str(data), Budget("epochs", 1), None, given, "finetune"), out)
 
 
 @pytest.mark.parametrize("method", ["head", "lora", "prompt"])
 @pytest.mark.parametrize("name", ["bert", "roberta", "t5", "llama"])
 def test_a_head_begins_as_a_probe(name: str, method: str, base_of, data: Path, tmp_path: Path) -> None:
-    """Where it is one projection: a published head's dense layer is drawn at random, so its features say little."""
-    adapt = {} if method == "head" else {"pool": "mean"}
-    result = tuned(base_of(name), data, tmp_path / "out", method, adapt=adapt)
+    result = tuned(base_of(name), data, tmp_path / "out", method)
     assert result["actual"]["accuracy"] > 0.8
     if method != "head":
         assert result["baselines"]["a linear probe"] > 0.8
     model = foundling.load(tmp_path / "out")
-    assert model.score.layout.pool == "mean" and is_projection(model.score.layout)
+    last = name == "llama" and method != "head"
+    assert model.score.layout.pool == ("last" if last else "mean") and is_projection(model.score.layout)
 
 
 @pytest.mark.parametrize("name", ["roberta", "t5"])
 def test_a_dense_layer_that_nobody_trained_is_no_probe(name: str, base_of, data: Path, tmp_path: Path) -> None:
-    result = tuned(base_of(name), data, tmp_path / "out", "full")
-    assert "a linear probe" not in result["baselines"]
+    """What is published has one; it is read again with it, from a whole model and from an adapter."""
+    published = {"pool": "published"}
+    for method in ("full", "lora"):
+        result = tuned(base_of(name), data, tmp_path / method, method, adapt=published)
+        assert "a linear probe" not in result["baselines"]
+        assert foundling.load(tmp_path / method).score.layout.activation == "tanh"
+    about = json.loads((tmp_path / "lora" / "foundling.json").read_text())
+    about["adapters"]["head"]["pool"] = "first" if name == "roberta" else "last"  # as adapters were written before
+    (tmp_path / "lora" / "foundling.json").write_text(json.dumps(about))
+    assert foundling.load(tmp_path / "lora").score.layout.activation == "tanh"
     with pytest.raises(ConfigError, match="dense layer"):
-        tuned(base_of(name), data, tmp_path / "refused", "full", adapt={"probe": True})
+        tuned(base_of(name), data, tmp_path / "refused", "full", adapt=published | {"probe": True})
+
+
+@pytest.mark.parametrize(("name", "pool"), [("roberta", "first"), ("t5", "last"), ("llama", "last"), ("bert", "mean")])
+def test_a_pool_that_is_said_is_saved_and_loaded(name: str, pool: str, base_of, data: Path, tmp_path: Path) -> None:
+    for method in ("full", "lora"):
+        result = tuned(base_of(name), data, tmp_path / method, method, adapt={"pool": pool})
+        assert "a linear probe" in result["baselines"]
+        layout = foundling.load(tmp_path / method).score.layout
+        assert layout.pool == pool and is_projection(layout)
+
+
+def test_a_head_of_one_class_is_refused(base_of, tmp_path: Path) -> None:
+    """What was cut off took the other class with it."""
+    sentences = ("".join(f"{n}w{i}\tO\n" for i in range(40)) + "name\tB-X\n\n" for n in range(40))
+    (tmp_path / "words.conll").write_text("".join(sentences))
+    given = {"objective": {"kind": "tag"}, "train": {"seq_len": 16}}
+    with pytest.raises(AdaptError, match="two classes"):
+        tuned(base_of("bert"), tmp_path / "words.conll", tmp_path / "out", "head", **given)
 
 
 def test_a_head_that_is_there_is_trained_on(base_of, data: Path, tmp_path: Path) -> None:
@@ -108,6 +134,13 @@ def test_the_plan_is_what_is_done(base_of, data: Path, tmp_path: Path) -> None:
     assert result["steps"] == 6
     about = json.loads((tmp_path / "out" / "foundling.json").read_text())["recipe"]
     assert about["train"] == plan["recipe"]["train"] and about["adapt"] == plan["recipe"]["adapt"]
+    with pytest.raises(BudgetError, match="least"):
+        finetune_model(replace(request, budget=Budget("seconds", 0.01)), tmp_path / "short")
+
+    lora = replace(request, given=given | {"adapt": {"method": "lora", "pool": "published"}})
+    rows = plan_methods(lora, progress=Progress(False), clock=Clock())["methods"]
+    assert rows["head"]["step_seconds"] == 0, "solved, also where the chosen method's head is not"
+    assert rows["head"]["seconds"] < rows["lora"]["seconds"]
 
 
 def test_scores_of_a_probe_are_those_in_half_precision(base_of) -> None:
