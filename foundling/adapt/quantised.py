@@ -34,6 +34,10 @@ class QuantisedWeight(nn.Module):
         """In float32, before it is rounded to the type that the weight was in."""
         raise NotImplementedError
 
+    def dequantized(self) -> Any:
+        """A plain projection with the rounded weight."""
+        raise NotImplementedError
+
 
 class QuantisedLinear(QuantisedWeight):
     """Stands in place of a Linear; only its input gets a gradient."""
