@@ -124,3 +124,14 @@ def test_what_cannot_be_fitted() -> None:
         fit_probe(case("llama").tiny(), data)
     few = Features(torch.randn(4, 64, dtype=torch.float64), torch.tensor([0, 1, 0, 1]))
     assert solve(few, model.score).strength == 1.0, "too few to choose"
+
+
+def test_rounding_of_a_constant_feature_is_not_learnt_from() -> None:
+    """As in all-MiniLM-L6-v2, one of whose states is the same for every text."""
+    chance = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 8, generator=chance).double()
+    y = (x[:, 0] > 0).long()
+    x[:, 5] = 3.0 + 1e-7 * (y - 0.5)  # what would tell all
+    model = headed("bert", "classify", ("a", "b"))
+    probe = solve(Features(x, y), model.score)
+    assert probe.weight.abs().max() < 100 and probe.weight[:, 5].abs().max() < 1e-3
