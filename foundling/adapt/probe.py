@@ -18,9 +18,9 @@ from foundling.runtime.rng import generator
 
 STRENGTHS = tuple(10.0**power for power in range(-4, 3))
 """C of scikit-learn: the loss is Σ nats + ‖W‖² / 2C; for values Σ error² + ‖W‖² / C"""
-FLAT = 1e-3
-"""Features that vary less than this share of the one that varies most are left as small as they are: standardised, the
-rounding of a constant would be learnt from, by weights that are huge."""
+FLAT, ROUNDING = 1e-3, 1e-5
+"""Features that vary less than FLAT of the one that varies most, or than ROUNDING of their own size, are left as small
+as they are: standardised, the rounding of a constant would be learnt from, by weights that are huge."""
 HISTORY = 20
 """steps that L-BFGS remembers, two vectors each"""
 HELD_OUT = 0.2
@@ -104,7 +104,8 @@ def solve(features: Features, head: Any, strengths: Sequence[float] = STRENGTHS,
         centre = x.mean(0) if has_bias else torch.zeros_like(x[0])
         x -= centre
         scale = x.norm(dim=0) / len(x) ** 0.5
-        scale[scale < FLAT * scale.max()] = scale.max().clamp_min(1e-12)
+        flat = scale <= torch.maximum(FLAT * scale.max(), ROUNDING * centre.abs())
+        scale[flat] = torch.maximum(scale.max(), ROUNDING * centre.abs().max()).clamp_min(1e-12)
         x /= scale
         weight, bias = fit(x, y, n_out, strength, has_bias)
         weight = weight / scale

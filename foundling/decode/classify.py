@@ -28,7 +28,7 @@ from foundling.weights.text_spec import text_spec
 BATCH_SIZE = 32
 TOKENS_AT_ONCE = 1 << 14
 """of one forward, so that one long text does not make 32 rows as long"""
-WIDTHS = 32
+WIDTHS = 16
 """Rows are as wide as a multiple of this: for ever new shapes the allocator keeps ever new memory."""
 
 

@@ -268,7 +268,7 @@ def test_texts_are_cut_to_max_len_and_read_in_bounded_batches(sounds: Path, monk
     classifier.model.embedding.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
     monkeypatch.setattr("foundling.decode.classify.TOKENS_AT_ONCE", 16)
     found = classifier.classify([f"{whole} and the garden", short, whole, short])
-    assert shapes == [(2, 7), (2, 8)] and ["cut" in answer for answer in found] == [True, False, False, False]
+    assert shapes == [(2, 16), (2, 16)] and ["cut" in answer for answer in found] == [True, False, False, False]
     assert found[0]["scores"] == pytest.approx(found[2]["scores"], rel=1e-4)
     assert Classifier.load(sounds, max_len=99).longest == 32
     with pytest.raises(GenerationError, match="max_len is 0"):

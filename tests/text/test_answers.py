@@ -162,7 +162,7 @@ def test_a_template_that_does_not_end_takes_no_other_chat_with_it(framing):
 
 def test_a_tokenizer_without_a_template(tmp_path):
     plain = Framing(Tokenizer(tokenizer("gpt2").backend, {"eos_token": "<|endoftext|>"}))
-    with pytest.raises(DataError, match=r"no chat template.*with_chat_template.*--as text or --as seq2seq"):
+    with pytest.raises(DataError, match=r"no chat template.*--chat-template plain.*--as text or --as seq2seq"):
         plain.chat_example(CHAT)
     ids, _ = Framing(plain.tokenizer.with_chat_template()).chat_example(CHAT)
     assert ids == Framing(tokenizer("gpt2").with_chat_template()).chat_example(CHAT)[0]
