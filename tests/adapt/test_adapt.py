@@ -307,8 +307,10 @@ def test_a_model_of_half_types_is_quantised_adapted_merged_and_saved(name: str, 
     assert {n: p.dtype for n, p in model.named_parameters()} == before
     assert not any(isinstance(m, Int8Linear | Int8GroupedLinear) for m in model.modules()) and names
     scale = float(adapted.float().abs().max())
-    # merged weights are rounded once more, by a half of the last place
-    assert float((of.outputs(model) - adapted).abs().max()) <= 64 * torch.finfo(dtype).eps * scale
+    # merged weights are rounded once more, by a half of the last place; a router may choose another expert for that
+    off = ((of.outputs(model) - adapted).abs() > 64 * torch.finfo(dtype).eps * scale).flatten(0, -2).any(-1)
+    routed = any(isinstance(m, GroupedLinear) for m in model.modules())
+    assert float(off.float().mean()) <= (0.25 if routed else 0.0)
     foundling.save(model, tmp_path / "merged")
     again = foundling.load(tmp_path / "merged", dtype=dtype)
     assert weights_hash(again) == weights_hash(model)
