@@ -7,8 +7,6 @@ in SmolLM2's shape with random weights, so that speed and memory are those of th
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,6 +18,7 @@ import torch
 
 import foundling
 from benchmarks.lora import ALPHA, RANK, Examples, ours, theirs
+from benchmarks.runs import foundling_json
 from foundling.adapt.method import apply
 from foundling.adapt.options import AdaptOptions
 from foundling.adapt.soft import virtual_ids
@@ -136,30 +135,23 @@ def timed(step: Callable[[int], float]) -> dict[str, float]:
     return {"tokens_per_second": round(rate), "peak_gib": round(peak / 2**30, 2)}
 
 
-def command(*arguments: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "foundling", *arguments, "--json"], stdout=subprocess.PIPE, text=True, env=os.environ
-    )
-    return json.loads(done.stdout or "{}")
-
-
 def reproduces() -> dict[str, Any]:
     """method -> whether a second run of the same recipe has the same weights, and what it took beside its plan."""
     found = dict[str, Any]()
     with tempfile.TemporaryDirectory() as folder:
         size = "--tokens 1e6 --d-model 128 --n-layers 2 --vocab-size 2048 --total-steps 20 --seq-len 128"
-        command("raise", *size.split(), "--device", DEVICE, "--out", f"{folder}/base")
+        foundling_json("raise", *size.split(), "--device", DEVICE, "--out", f"{folder}/base")
         rows = [{"text": f"the {w} is {n}", "label": w} for n in range(40) for w in ("river", "stone", "cloud")]
         data = Path(folder, "rows.jsonl")
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         for method in ("lora", "qlora", "prompt", "full"):
             out = f"{folder}/{method}"
             options = ["--as", "classify", "--method", method, "--device", DEVICE, "--epochs", "3", "--out", out]
-            result = command("finetune", f"{folder}/base", str(data), *options)
-            actual, predicted = result.get("actual", {}), result.get("predicted", {})
+            result = foundling_json("finetune", f"{folder}/base", data, *options)
+            actual, predicted = result["actual"], result["predicted"]
             found[method] = {
-                "identical": bool(command("reproduce", out).get("identical")), "accuracy": actual.get("accuracy"),
-                "seconds": [predicted.get("seconds"), actual.get("seconds")],
+                "identical": foundling_json("reproduce", out)["identical"], "accuracy": actual["accuracy"],
+                "seconds": [predicted["seconds"], actual["seconds"]],
             }  # fmt: skip
             print(method, found[method], flush=True)
     return found

@@ -130,7 +130,7 @@ def add_head(model: Any, options: HeadOptions, generator: torch.Generator) -> He
 
 def same_head(model: Any, options: HeadOptions) -> bool:
     """Whether the model has a head for this already, whose weights can be trained on: of the same kind, labels, mean
-    and standard deviation, and where a `pool` is said, built for that."""
+    and standard deviation, and where `pool` is given, with its layout."""
     head = getattr(model, SCORE, None)
     if not isinstance(head, Head) or (options.pool and head.layout != layout_for(model, options)):
         return False

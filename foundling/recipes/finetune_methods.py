@@ -23,9 +23,9 @@ from foundling.recipes.finetune_plan import (
     cost_of,
     draft_of,
     fit_memory,
+    model_bytes,
     peak_of_probe,
     settle_steps,
-    space_beside,
     usable_bytes,
     with_fit,
 )
@@ -98,7 +98,8 @@ def _method(recipe: Recipe, draft: Draft) -> dict[str, Any]:
         return {"unsupported": str(error)}
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if head is not None and recipe.adapt.method != draft.recipe.adapt.method:
-        recipe = with_probe(recipe, split, head, layout, draft.new_head, space_beside(recipe, head))
+        space = usable_bytes() - model_bytes(recipe, head)
+        recipe = with_probe(recipe, split, head, layout, draft.new_head, space)
     fit = fit_memory(recipe, head)
     return {
         "trained": trained, "share": trained / count_parameters(model)["total"],

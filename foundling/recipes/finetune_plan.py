@@ -101,9 +101,10 @@ def draft_of(run: Run, examples: Examples) -> Draft:
     judge = Judge(examples, encoded, framing, objective_of_kind(kind), runtime_of(recipe), start_id(model))
     new = head is not None and is_new(model.score)
     layout = None if head is None else model.score.layout
-    recipe = with_probe(recipe, encoded.train, head, layout, new, space_beside(recipe, head))
+    space = usable_bytes() - model_bytes(recipe, head)
+    recipe = with_probe(recipe, encoded.train, head, layout, new, space)
     if is_solved(recipe):
-        say_unread(run)
+        report_unread_settings(run)
         recipe = in_one_pass(recipe, encoded.train, given.get("train", {}).get("micro_batch_size", judge.rows))
     else:
         recipe = with_rows(recipe, run, encoded.train)
@@ -114,7 +115,7 @@ READ = ("train.seq_len", "train.micro_batch_size")
 """what a head that is solved reads of the settings of training"""
 
 
-def say_unread(run: Run) -> None:
+def report_unread_settings(run: Run) -> None:
     given = {key: v for key, v in flattened(run.request.given).items() if v is not None and key not in READ}
     keys = [key for key in given if key.startswith(("optim.", "schedule.", "train."))]
     without = f"; no effect: {', '.join(keys)}" if keys else ""
@@ -189,13 +190,13 @@ def peak_of_probe(recipe: Recipe, head: HeadOptions | None, split: EncodedSplit)
     """Bytes while the features of all examples are held; 0 where no head begins so."""
     if head is None or not recipe.adapt.probe:
         return 0
-    return usable_bytes() - space_beside(recipe, head) + feature_bytes(recipe, split, head)
+    return model_bytes(recipe, head) + feature_bytes(recipe, split, head)
 
 
-def space_beside(recipe: Recipe, head: HeadOptions | None) -> int:
-    """Bytes that can be used beside the model and the process."""
+def model_bytes(recipe: Recipe, head: HeadOptions | None) -> int:
+    """Of the process and the weights, before anything is computed."""
     memory = memory_of(recipe, head, 1, False)
-    return usable_bytes() - memory.process - memory.weights
+    return memory.process + memory.weights
 
 
 READ_BY = {

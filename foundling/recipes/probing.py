@@ -28,8 +28,8 @@ COPIES, SCORES = 2, 4
 """how often the features and the scores of the classes are held at once, in float64: as they are, and a part of them,
 standardised; scores, their logarithms, gradients"""
 SOFTENED = 0.3
-"""LoRA on 100 package descriptions of 20 sections ends at an accuracy of 0.63 with it, 0.59 without, 0.64 from zero; on
-1,000, and on spans of names, it ends far below from zero (docs/benchmarks.md)"""
+"""factor on the scores: LoRA on 100 package descriptions of 20 sections ends at an accuracy of 0.63 with it, 0.59 at 1,
+0.64 from zero; with 1,000 descriptions, and for spans of names, starting from zero is far worse (docs/benchmarks.md)"""
 EVALUATIONS = 300
 """of the loss and its gradient, over all strengths, until L-BFGS has converged: 144 to 288 were seen, on 100 to 3,000
 vectors of 2 to 20 classes"""
@@ -73,20 +73,20 @@ def in_one_pass(recipe: Recipe, split: EncodedSplit, rows: int) -> Recipe:
     return replace(recipe, train=train)
 
 
-def _n_features(recipe: Recipe, split: EncodedSplit) -> int:
-    """Vectors, at most: of each example, or of each of its tokens."""
+def _n_vectors(recipe: Recipe, split: EncodedSplit) -> int:
+    """At most: one of each example, or of each of its tokens."""
     return int(split.lengths.sum()) if recipe.objective.kind == "tag" else len(split)
 
 
 def feature_bytes(recipe: Recipe, split: EncodedSplit, head: HeadOptions) -> int:
     d_model, n = recipe.model.fields["d_model"], len(head.labels)
     steps = 0 if head.kind == "regress" else (2 * HISTORY + 5) * n * d_model
-    return 8 * ((COPIES * d_model + SCORES * n) * _n_features(recipe, split) + steps)
+    return 8 * ((COPIES * d_model + SCORES * n) * _n_vectors(recipe, split) + steps)
 
 
 def seconds_to_solve(recipe: Recipe, split: EncodedSplit, head: HeadOptions, per_example: float) -> float:
     """Of a pass over the examples, and of the solution by the rate of one product of its kind."""
-    width, n = recipe.model.fields["d_model"], _n_features(recipe, split)
+    width, n = recipe.model.fields["d_model"], _n_vectors(recipe, split)
     columns, products = len(head.labels), 2 * EVALUATIONS
     if head.kind == "regress":
         columns, products = width, len(STRENGTHS) + 1

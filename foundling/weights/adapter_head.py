@@ -46,7 +46,7 @@ def read(model: Any, source: Source) -> Callable[[], list[str]]:
         options = from_dict(HeadOptions, about | {"labels": tuple(about.get("labels", ()))}, where=where)
         table = published_map(family_of(model), options.kind)
         if table is not None and f"{PREFIX}{table.names.get('dense')}" in source:
-            options = replace(options, pool="")  # a pool that is said by name is of a plain projection
+            options = replace(options, pool="")  # a dense layer is stored: the published layout
         with torch.device("meta"):
             head = head_for(model, options)
     except (AdaptError, ConfigError, TypeError) as error:

@@ -119,7 +119,7 @@ def stored_head(values: dict[str, Any], family: Family, tensors: Tensors, file: 
     if len(rows) != 2 or not 0 < rows[0] <= LABELS.high:
         raise WeightsError(f"{tensors.path}: '{names['weight']}' is {list(rows)}, expected a row for each label")
     options = _options(values, record, rows[0], file)
-    if "dense" in names:  # a pool that is said by name is of a plain projection
+    if "dense" in names:  # the published layout; a pool given by name means one projection
         options = replace(options, pool="")
     return StoredHead(options, names, published)
 

@@ -146,7 +146,7 @@ def test_a_head_alone_is_solved_on_cached_features(base: Path, labels: Path, fol
         done = foundling("finetune", base, labels, *settings, *more, *SETTINGS, "--out", folder / name)
         result = json.loads((folder / name / "foundling.json").read_text())["result"]
         assert result["steps"] == 3 and result["actual"]["accuracy"] > 0.8, "48 examples, 16 at a time"
-        assert ("train.patience" in done.stderr) == bool(more), "what has no effect is said"
+        assert ("train.patience" in done.stderr) == bool(more), "settings without effect are listed"
         hashes.add(weights(folder / name))
     assert len(hashes) == 1
     again = foundling("reproduce", folder / "probe", "--out", folder / "probe-again", "--json")
