@@ -91,14 +91,14 @@ def figure(results: Results, name: str = "sections") -> None:
         for method in METHODS:
             if (cell := results.values.get(f"{name} {method} {size}")) is None:
                 continue
-            places = (100 * trained[method], cell["minutes"], cell["peak GiB"])
-            for axis, x in zip(axes, places, strict=True):
+            places = (100 * trained[method], cell.get("minutes"), cell.get("peak GiB"))
+            for axis, x in ((axis, x) for axis, x in zip(axes, places, strict=True) if x is not None):
                 axis.plot(x, cell["score"], marker, color=f"C{METHODS.index(method)}")
                 axis.annotate(
                     f"{method} {size}", (x, cell["score"]), fontsize=6, xytext=(3, 3), textcoords="offset points"
                 )
     axes[0].set(xlabel="parameters trained, %", xscale="log", ylabel=f"{name}: score")
-    axes[1].set(xlabel="minutes", xscale="log")
+    axes[1].set(xlabel="minutes")
     axes[2].set(xlabel="peak memory, GiB")
     peers = read_json(DOCS / "results" / "baselines.json").get(name, {})
     for axis in axes:
