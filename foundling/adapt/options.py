@@ -43,6 +43,11 @@ class AdaptOptions:
     merged: bool = False
     """lora, qlora: write a whole model, the adapter merged into its base, instead of the adapter alone"""
 
+    @property
+    def added_tokens(self) -> int:
+        """how many stand before each text in a row"""
+        return self.n_virtual if self.method == "prompt" else 0
+
     def __post_init__(self) -> None:
         for name in ("rank", "n_virtual", "top_layers"):
             if getattr(self, name) < 1:

@@ -66,12 +66,11 @@ def template_text(asked: str | None) -> str | None:
 def choose_seq_len(asked: int | None, examples: Examples, framing: Framing, longest: int, options: AdaptOptions) -> int:
     """As asked, else what nearly all examples fit into. ConfigError for more than the `longest` that the model
     reads."""
-    virtual = options.n_virtual if options.method == "prompt" else 0
     if asked is not None:
-        if asked + virtual > longest:
+        if asked + options.added_tokens > longest:
             raise ConfigError(f"--seq-len {asked} is more than the {longest} tokens that the model reads (max_seq_len)")
         return asked
-    most = min(longest, MAX_SEQ_LEN) - virtual
+    most = min(longest, MAX_SEQ_LEN) - options.added_tokens
     lengths = example_lengths(examples.train, examples.kind, framing, most, classes=examples.labels, n=N_SAMPLED)
     return suggest_seq_len(lengths, most)
 

@@ -313,10 +313,11 @@ def fit_memory(recipe: Recipe, head: HeadOptions | None) -> Fit:
 
 def memory_of(recipe: Recipe, head: Any, micro: int, checkpointing: bool) -> MemoryEstimate:
     t, reads = recipe.train, head is None and FAMILIES[recipe.model.family].kind == "seq2seq"
+    length = t.seq_len + recipe.adapt.added_tokens
     return estimate_training_memory(
-        recipe.model.family, recipe.model.fields, micro_batch_size=micro, seq_len=t.seq_len,
+        recipe.model.family, recipe.model.fields, micro_batch_size=micro, seq_len=length,
         precision=recipe.runtime.precision, optim=recipe.optim, accumulates=micro < t.batch_size,
-        checkpointing=checkpointing, target_len=t.seq_len if reads else None, adapt=recipe.adapt,
+        checkpointing=checkpointing, target_len=length if reads else None, adapt=recipe.adapt,
         head=None if head is None else with_pool(head, recipe),
     )  # fmt: skip
 
