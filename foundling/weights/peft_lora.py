@@ -10,6 +10,7 @@ read expert by expert as well. What is published nowhere is written by our names
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -127,7 +128,7 @@ def write(model: Any, modules: dict[str, Any], tensors: dict[str, Tensor]) -> Wr
     every = [p.module for p in plan.places if p.n_experts is None] + [fused.module for fused in plan.experts]
     config = {
         **_ranks_config(ranks, every, modules),
-        "target_modules": short_names(targeted, every),
+        "target_modules": target_modules(targeted, every),
         "target_parameters": short_names(parameters, every) or None,
         "fan_in_fan_out": any(place.transposed for place in plan.places if {*place.parts} & modules.keys()),
     }
@@ -188,6 +189,16 @@ def short_names(names: Iterable[str], every: Iterable[str]) -> list[str]:
         if {name for name in every if _ends(name, endings)} == chosen:
             return sorted(endings)
     return sorted(chosen)
+
+
+def target_modules(names: Iterable[str], every: Iterable[str]) -> list[str] | str:
+    """`short_names`, or a regular expression of whole names where a name is the ending of another one: `layers.0` of a
+    decoder is that of `encoder.layers.0`."""
+    chosen, every = set(names), list(every)
+    endings = short_names(chosen, every)
+    if {name for name in every if _ends(name, endings)} == chosen:
+        return endings
+    return "|".join(re.escape(name) for name in sorted(chosen))
 
 
 def _ends(name: str, endings: Iterable[str]) -> bool:
