@@ -25,6 +25,6 @@ def bound(depth: int = 16, terms: int = 64) -> float:
 
 def close(a: Tensor, b: Tensor, tolerance: float | None = None, what: Any = "") -> None:
     """max|a − b| ≤ tolerance · max|b|, by default `bound()`, 2^-17."""
-    error = float((a - b).detach().abs().max() / b.detach().abs().max())
-    limit = bound() if tolerance is None else tolerance
-    assert error <= limit, f"{error:.2e} > {limit:.2e} {what}"
+    error, scale = float((a - b).detach().abs().max()), float(b.detach().abs().max())
+    limit = (bound() if tolerance is None else tolerance) * scale
+    assert error <= limit, f"{error:.2e} > {limit:.2e} at a scale of {scale:.2e} {what}"

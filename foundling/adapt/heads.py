@@ -115,6 +115,8 @@ def add_head(model: Any, options: HeadOptions, generator: torch.Generator) -> He
     starts at zero, so that all classes are equally likely; a dense layer below it is drawn from the generator. The
     model says on itself that it has a task, and no longer generates or fills gaps; its head over the vocabulary stays,
     frozen. AdaptError for a model that reads no text, or a `pool` that it does not have."""
+    if model.capabilities.mixes_layers:
+        model.mix_layers()
     head = head_for(model, options)
     if head.dense is not None:
         drawn = torch.randn(head.dense.shape, generator=generator) * head.dense.shape[1] ** -0.5

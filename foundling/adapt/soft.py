@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from foundling.adapt.added import Added, added, freeze_base
 from foundling.adapt.rewrite import rewrite
+from foundling.blocks.characters import CharacterCNN
 from foundling.blocks.init import Role
 from foundling.blocks.position import position_limit
 from foundling.errors import AdaptError
@@ -62,7 +63,7 @@ def token_embedding(model: Any) -> tuple[str, Any]:
     """The name and the module of what embeds the tokens of a model. AdaptError for one that reads none."""
     modules = dict(model.named_modules())
     for name in ("embedding", "text.embedding"):
-        if isinstance(modules.get(name), nn.Embedding | ExtendedEmbedding):
+        if isinstance(modules.get(name), nn.Embedding | CharacterCNN | ExtendedEmbedding):
             return name, modules[name]
     raise AdaptError(f"{type(model).__name__} reads no tokens, so it takes no virtual ones; adapt it by lora(…)")
 

@@ -127,8 +127,24 @@ class Attention(nn.Module):
         return self.o(self.attend(q, k, v, ctx.masks[self.kind]).transpose(1, 2).flatten(2))
 
 
-class CrossAttention(Attention):
-    """Queries from x, keys and values from a memory: projected here, or read from the cache."""
+class MemoryReader(nn.Module):
+    """A part of a layer that reads a memory by two projections of it, which are made once for all queries."""
+
+    def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """memory (B, S, D) -> (B, K, S, P) twice: keys and values, where it attends"""
+        raise NotImplementedError
+
+    def read(self, ctx: Context) -> tuple[Tensor, Tensor]:
+        """The two of the context's memory: projected here, or from the cache."""
+        if ctx.memory is not None:
+            return self.project(ctx.memory)
+        cache = ctx.layer_cache
+        assert cache is not None, "neither the context nor a cache holds the memory"
+        return cache.cross()
+
+
+class CrossAttention(MemoryReader, Attention):
+    """Queries from x, keys and values from a memory."""
 
     def slots(self) -> tuple[Slot, ...]:
         return (Cross(self.n_kv_heads, self.head_dim),)
@@ -144,12 +160,7 @@ class CrossAttention(Attention):
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """x (B, T, D) -> (B, T, D)"""
-        if ctx.memory is not None:
-            k, v = self.project(ctx.memory)
-        else:
-            cache = ctx.layer_cache
-            assert cache is not None, "neither the context nor a cache holds the memory"
-            k, v = cache.cross()
+        k, v = self.read(ctx)
         assert ctx.memory_mask is not None
         return self.o(self.attend(self.heads(self.q(x)), k, v, ctx.memory_mask).transpose(1, 2).flatten(2))
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foundling.blocks.context import Context
-from foundling.contracts.cache import Conv
+from foundling.contracts.cache import Conv, Slot
 
 
 def segments_of(documents: Tensor, previous: Tensor | None) -> Tensor:
@@ -32,6 +32,13 @@ def last_inputs(x: Tensor, past: Tensor, documents: Tensor, segments: Tensor | N
     s = F.pad(segments, (width, 0))
     current = s.gather(1, (real + width - 1)[:, None])
     return torch.where((s.gather(1, index) == current)[..., None], last, 0)
+
+
+def with_past(x: Tensor, segments: Tensor | None, past: Tensor | None, width: int) -> tuple[Tensor, Tensor | None]:
+    """x (B, T, C) after the `width` inputs before it, past (B, width, C) or zero, and the segments of all of them."""
+    x = F.pad(x, (0, 0, width, 0)) if past is None else torch.cat((past.to(x.dtype), x), dim=1)
+    # past inputs are in segment 0; if a boundary comes first, segments start at 1
+    return x, None if segments is None else F.pad(segments, (width, 0))
 
 
 def taps(x: Tensor, weight: Tensor, segments: Tensor | None) -> Tensor:
@@ -71,9 +78,29 @@ class CausalConv(nn.Module):
         return y
 
     def _convolved(self, x: Tensor, segments: Tensor | None, past: Tensor | None) -> Tensor:
-        """past (B, width − 1, C): the inputs before x"""
-        previous = self.width - 1
-        x = F.pad(x, (0, 0, previous, 0)) if past is None else torch.cat((past.to(x.dtype), x), dim=1)
-        # past inputs are in segment 0; if a boundary comes first, segments start at 1
-        padded_segments = None if segments is None else F.pad(segments, (previous, 0))
-        return taps(x, self.weight[:, 0], padded_segments) + self.bias
+        x, segments = with_past(x, segments, past, self.width - 1)
+        return taps(x, self.weight[:, 0], segments) + self.bias
+
+
+class Window(nn.Module):
+    """The last `width` tokens of each document side by side, the oldest first, zero before its first."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.channels, self.width = channels, width
+
+    def slots(self) -> tuple[Slot, ...]:
+        return (Conv(self.channels, self.width - 1),)
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        """x (B, T, C) -> (B, T, width · C)"""
+        cache, steps = ctx.layer_cache, x.shape[1]
+        past = None if cache is None else cache.get(Conv)
+        inputs, segments = with_past(x, ctx.segments, past, self.width - 1)
+        parts = [inputs[:, k : k + steps] for k in range(self.width)]
+        if segments is not None:
+            same = (segments[:, k : k + steps] == segments[:, self.width - 1 :] for k in range(self.width))
+            parts = [torch.where(visible[..., None], part, 0) for visible, part in zip(same, parts, strict=True)]
+        if cache is not None and past is not None and ctx.documents is not None:
+            cache.put(Conv, last_inputs(x, past, ctx.documents, ctx.segments))
+        return torch.cat(parts, -1)

@@ -22,7 +22,24 @@ from foundling.contracts.objective import Term
 from foundling.errors import ConfigError
 
 
-class Encoder(nn.Module):
+class TextEmbedder(nn.Module):
+    """Embeds texts by the mean of what `encode` gives."""
+
+    encode: Any
+
+    def embed(self, name: str, batch: Batch) -> Tensor:
+        """The vectors (B, D) of length 1 of the texts in `tokens` (B, T), one a row, −1 in `documents` (B, T) on its
+        right: the mean of the last layer's states over the tokens of a row, padding apart (Reimers & Gurevych 2019,
+        Sentence-BERT, section 3). `token_types` of the batch are read too. ConfigError for another name than "text"."""
+        if name != "text":
+            raise ConfigError(f"{type(self).__name__} embeds 'text', not '{name}'")
+        out = self.encode(
+            batch["tokens"], documents=batch.get("documents"), token_types=batch.get("token_types")
+        )  # fmt: skip
+        return F.normalize(row_means(out.states.float(), out.documents), dim=-1)
+
+
+class Encoder(TextEmbedder):
     """A normalised sum of embeddings, bidirectional layers, and a transformed state for the head (Devlin et al. 2019,
     sections 3 and A.2). The family builds the layers; `config` says which parts stand on top: `pooled`, `masked` (the
     head over the vocabulary) and `n_classes` (those of pretraining, beside it).
@@ -104,17 +121,6 @@ class Encoder(nn.Module):
             raise ConfigError(f"{type(self).__name__} has no token_types; leave them out")
         y, aux = self.forward_layers(self.widen(self.dropout(self.embedding_norm(y))), documents, places)
         return EncoderOutput(y, documents, self.pool(y, documents), aux)
-
-    def embed(self, name: str, batch: Batch) -> Tensor:
-        """The vectors (B, D) of length 1 of the texts in `tokens` (B, T), one a row, −1 in `documents` (B, T) on its
-        right: the mean of the last layer's states over the tokens of a row, padding apart (Reimers & Gurevych 2019,
-        Sentence-BERT, section 3). `token_types` of the batch are read too. ConfigError for another name than "text"."""
-        if name != "text":
-            raise ConfigError(f"{type(self).__name__} embeds 'text', not '{name}'")
-        out = self.encode(
-            batch["tokens"], documents=batch.get("documents"), token_types=batch.get("token_types")
-        )  # fmt: skip
-        return F.normalize(row_means(out.states.float(), out.documents), dim=-1)
 
     def forward_layers(self, x: Tensor, documents: Tensor | None, positions: Tensor) -> tuple[Tensor, dict[str, Term]]:
         """x (B, T, D), documents (B, T), positions (B or 1, T) -> (B, T, D), and the losses that arise in the layers"""

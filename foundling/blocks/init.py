@@ -18,6 +18,8 @@ from foundling.blocks.moe import GroupedLinear
 BASE_WIDTH = 128
 """The width for which a learning rate is given."""
 EMBEDDING_STD = 0.02
+EMBEDDING_GAIN = 10.0
+"""`start_gain` of an embedding that no norm follows, which a recurrent layer would hardly notice otherwise"""
 INTO_RESIDUAL = ("mixer.o", "cross.o", "ffn.down", "ffn.shared.down")
 
 Kind = Literal["embedding", "hidden", "head", "vector", "conv", "adapter"]
@@ -74,19 +76,20 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
             p.copy_(_normal(p, generator) * std * getattr(modules[path], "start_gain", 1.0))
     if "head" in modules and modules["head"].weight is params.get("embedding.weight"):
         # like a zero head: logits start small, whatever the width
-        norm = _last_norm(modules)
         gain = (BASE_WIDTH / modules["embedding"].embedding_dim) ** 0.5  # pyright: ignore
-        norm.weight.fill_(gain - getattr(norm, "offset", 0.0))  # pyright: ignore
+        if norm := _last_norm(modules):
+            norm.weight.fill_(gain - getattr(norm, "offset", 0.0))  # pyright: ignore
     for _, module in sorted(modules.items()):
         if hasattr(module, "initialise"):
             module.initialise(generator)  # pyright: ignore[reportCallIssue]
 
 
-def _last_norm(modules: dict[str, nn.Module]) -> nn.Module:
-    """The norm before the head: the final norm, or that of the last post-norm layer."""
+def _last_norm(modules: dict[str, nn.Module]) -> nn.Module | None:
+    """The norm before the head: the final norm, or that of the last post-norm layer; None where states are bounded and
+    none is needed, as those of an LSTM."""
     if hasattr(modules["norm"], "weight"):
         return modules["norm"]
-    return modules[f"layers.{len(modules['layers']) - 1}.ffn_norm"]  # pyright: ignore[reportArgumentType]
+    return modules.get(f"layers.{len(modules['layers']) - 1}.ffn_norm")  # pyright: ignore[reportArgumentType]
 
 
 def _norm_starts_at_zero(modules: dict[str, nn.Module], path: str) -> bool:

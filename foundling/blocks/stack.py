@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foundling.blocks.attention import CrossAttention, reaches_of
+from foundling.blocks.attention import MemoryReader, reaches_of
 from foundling.blocks.cache import ModelCache
 from foundling.blocks.context import Context, build_masks
 from foundling.blocks.conv import segments_of
@@ -32,12 +32,19 @@ class Decoder(nn.Module):
     causal = True
 
     def __init__(
-        self, config: Any, layers: list[nn.Module], norm: nn.Module, *, rope: RoPE | None = None, dropout: float = 0.0
+        self,
+        config: Any,
+        layers: list[nn.Module],
+        norm: nn.Module,
+        *,
+        rope: RoPE | None = None,
+        dropout: float = 0.0,
+        d_embed: int | None = None,
     ) -> None:
-        """`dropout` is of the embeddings, in training."""
+        """`dropout` is of the embeddings, in training; `d_embed` their width, where it is not that of the layers."""
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model if d_embed is None else d_embed)
         self.rope = rope
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(layers)
@@ -47,7 +54,7 @@ class Decoder(nn.Module):
             self.head.weight = self.embedding.weight
         self.reaches = reaches_of(layers)
         self.is_recurrent = any(isinstance(slot, Conv | State) for slots in self.cache_spec() for slot in slots)
-        self.reads_memory = any(isinstance(module, CrossAttention) for module in self.modules())
+        self.reads_memory = any(isinstance(module, MemoryReader) for module in self.modules())
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """(B, T) -> (B, T, D)"""
@@ -183,7 +190,7 @@ class Decoder(nn.Module):
         if memory is None:
             weight = self.embedding.weight
             return ModelCache(self.cache_spec(), batch_size, max_seq_len, dtype=weight.dtype, device=weight.device)
-        cross = [m.project(memory.states) for m in self.layers.modules() if isinstance(m, CrossAttention)]
+        cross = [m.project(memory.states) for m in self.layers.modules() if isinstance(m, MemoryReader)]
         return ModelCache(
             self.cache_spec(), batch_size, max_seq_len, dtype=memory.states.dtype, device=memory.states.device,
             cross=cross, memory_documents=memory.documents,

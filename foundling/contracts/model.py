@@ -62,6 +62,10 @@ class Capabilities(NamedTuple):
     """what it reads: text, image, audio"""
     takes_head: bool = False
     """a head for a Task can stand on it: has `head_layout(task) -> HeadLayout`"""
+    mixes_layers: bool = False
+    """`encode` gives a mix of its layers, which a head may learn: has `mix_layers()`"""
+    spells: bool = False
+    """makes the vectors of tokens from their bytes: has `spell(texts)`"""
     task: Task | Literal[""] = ""
     """what its head `score` predicts, read by blocks.heads.scores; "" without one"""
 

@@ -65,12 +65,18 @@ FAMILIES: dict[str, Entry] = {
     "modernbert": Entry(
         "foundling.models.encoder.modernbert", "ModernBERT", "ModernBERTConfig", "encoder", "modernbert"
     ),
+    "elmo": Entry("foundling.models.encoder.elmo", "ELMo", "ELMoConfig", "encoder", "elmo"),
     "rwkv": Entry("foundling.models.recurrent.rwkv", "RWKV", "RWKVConfig", "decoder", "rwkv"),
+    "lstm": Entry("foundling.models.recurrent.lstm", "LSTMModel", "LSTMConfig", "decoder", "lstm"),
+    "ffn_lm": Entry("foundling.models.decoder.ffn_lm", "FFNLM", "FFNLMConfig", "decoder", "ffn_lm"),
     "s4": Entry("foundling.models.recurrent.s4", "S4", "S4Config", "decoder", "s4"),
     "h3": Entry("foundling.models.recurrent.h3", "H3", "H3Config", "decoder", "h3"),
     "t5": Entry("foundling.models.seq2seq.t5", "T5", "T5Config", "seq2seq", "t5"),
     "transformer": Entry(
         "foundling.models.seq2seq.transformer", "Transformer", "TransformerConfig", "seq2seq", "transformer"
+    ),
+    "lstm_seq2seq": Entry(
+        "foundling.models.seq2seq.lstm_seq2seq", "LSTMSeq2Seq", "LSTMSeq2SeqConfig", "seq2seq", "lstm_seq2seq"
     ),
     "bart": Entry("foundling.models.seq2seq.bart", "BART", "BARTConfig", "seq2seq", "bart"),
     "clip": Entry("foundling.models.multimodal.clip", "CLIP", "CLIPConfig", "dual_encoder", "clip"),

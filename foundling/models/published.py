@@ -132,6 +132,6 @@ def check_heads(config: Any, n_rotated: int = 0) -> None:
 
 def check_dropout(config: Any) -> None:
     """Raises ConfigError unless its rates of dropout are probabilities below 1."""
-    for name in ("dropout", "attention_dropout", "ffn_dropout", "classifier_dropout"):
-        if not 0 <= getattr(config, name, 0.0) < 1:
+    for name in (name for name in type(config).__dataclass_fields__ if name.endswith("dropout")):
+        if not 0 <= getattr(config, name) < 1:
             raise ConfigError(f"{name} is {getattr(config, name)}; expected at least 0 and below 1")

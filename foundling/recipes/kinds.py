@@ -19,7 +19,7 @@ from foundling.weights.manifest import read_manifest
 
 SCRIPTS = {
     "causal": "foundling.recipes.pretrain:pretrain",
-    "masked": "foundling.recipes.masked:masked",
+    **dict.fromkeys(("masked", "bilm"), "foundling.recipes.masked:masked"),
     "span": "foundling.recipes.seq2seq:seq2seq",
     "infill": "foundling.recipes.seq2seq:seq2seq",
     "distill": "foundling.recipes.distill:distill",

@@ -13,6 +13,7 @@ from foundling.data.transforms.infill import InfillBatches
 from foundling.data.transforms.mask import MaskedBatches
 from foundling.data.transforms.span import SpanBatches
 from foundling.data.transforms.special import mask_id, sentinel_ids
+from foundling.objectives.bilm import BiLM
 from foundling.objectives.causal import Causal
 from foundling.objectives.distill import Distill
 from foundling.recipes.recipe import ObjectiveSpec, Recipe
@@ -21,7 +22,7 @@ from foundling.weights.directory import load
 
 NGRAM_BESIDE = ("causal", "distill")
 """objectives that are measured in bits per byte, beside an n-gram model"""
-POSITIONS = {"masked": 500}
+POSITIONS: dict[str, int] = dict.fromkeys(("masked", "bilm"), 500)
 """held-out tokens that pseudo-perplexity masks, one row each"""
 EVALUATE_ROWS, EVALUATE_STRIDE = 16, 2
 """Held-out windows overlap by half: each token is predicted with at least half a window before it."""
@@ -58,6 +59,8 @@ def learning_of(
             seed=seed, mask=mask_id(tokenizer), vocab_size=tokenizer.vocab_size, rate=spec.mask_rate
         )
         return Learning(Causal(), lambda batches: MaskedBatches(batches, never=tuple(tokenizer.opening), **hidden))
+    if spec.kind == "bilm":
+        return Learning(BiLM())
     target = target_len(spec, seq_len)
     if target is None:
         return Learning(Causal())

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Raise an encoder by masked language modelling (Devlin et al. 2019): `foundling raise DATA --family bert`."""
+"""Raise an encoder by masked language modelling (Devlin et al. 2019), `foundling raise DATA --family bert`, or by what
+both sides predict of a token (Peters et al. 2018), `--family elmo`."""
 
 from __future__ import annotations
 
@@ -17,34 +18,43 @@ from foundling.recipes.run import Run
 from foundling.recipes.text import make_tokenizer, packed_batches, prepare_text
 from foundling.recipes.training import runtime_of
 
-MASKED_LOSS = Metric(
-    "loss", "nats per masked token", True,
-    "The mean negative log-probability of a token that is hidden, given all that stands on both sides of it.",
-)  # fmt: skip
+METRICS = {
+    "masked": Metric(
+        "loss", "nats per masked token", True,
+        "The mean negative log-probability of a token that is hidden, given all that stands on both sides of it.",
+    ),
+    "bilm": Metric(
+        "loss", "nats per token and direction", True,
+        "The mean negative log-probability of a token, given what stands before it and given what stands after it.",
+    ),
+}  # fmt: skip
+KIND = {"masked": "masked language model", "bilm": "bidirectional language model"}
 
 
 def masked(run: Run) -> dict[str, Any]:
     corpus = run.corpus()
     recipe, tokenizer = run.settle(corpus, lambda: prepare_text(run, corpus), make_tokenizer)
-    tokens, model = run.tokens(corpus, tokenizer), run.model()
+    tokens, model, metric = run.tokens(corpus, tokenizer), run.model(), METRICS[recipe.objective.kind]
+    if model.capabilities.spells:
+        model.spell(tokenizer.spellings())
     learning = learning_for(recipe, tokenizer)
     run.train(model, learning.objective, learning.transform(packed_batches(recipe, tokens.train)))
-    with run.measuring("measuring the held-out masked loss and pseudo-perplexity"):
+    with run.measuring("measuring the held-out loss and pseudo-perplexity"):
         seq_len, runtime = recipe.train.seq_len, runtime_of(recipe)
         windows = evaluation_batches(tokens.held_out, seq_len=seq_len, batch_size=EVALUATE_ROWS, stride=seq_len)
         held_out = corrupted_score(model, learning.objective, learning.transform, windows, runtime)
         rows = [row.tolist() for batch in windows for row in batch["tokens"]]
         pseudo = pseudo_perplexity(
-            model, rows, mask_id(tokenizer), runtime=runtime, kept=tokenizer.opening, max_positions=POSITIONS["masked"],
-            seed=recipe.seed,
+            model, rows, mask_id(tokenizer), runtime=runtime, kept=tokenizer.opening,
+            max_positions=POSITIONS[recipe.objective.kind], seed=recipe.seed,
         )  # fmt: skip
-    run.progress.line(f"held out: {held_out.loss:.3f} nats a masked token after {run.seconds:.0f} s")
+    run.progress.line(f"held out: {held_out.loss:.3f} {metric.name} after {run.seconds:.0f} s")
     filler = MaskFiller(model, tokenizer)
     return run.publish(
         Outcome(
-            kind="masked language model", model=model, tokenizer=tokenizer, data=DataRead.of_corpus(corpus, tokens),
-            metric=MASKED_LOSS, figures={"loss": held_out.loss, "pseudo_perplexity": pseudo.value or math.nan},
-            loss_unit="nats per masked token", results=[pseudo], samples=gaps(filler, corpus.held_out[0].text),
+            kind=KIND[recipe.objective.kind], model=model, tokenizer=tokenizer, data=DataRead.of_corpus(corpus, tokens),
+            metric=metric, figures={"loss": held_out.loss, "pseudo_perplexity": pseudo.value or math.nan},
+            loss_unit=metric.name, results=[pseudo], samples=gaps(filler, corpus.held_out[0].text),
             pipeline_tag="fill-mask", next_commands=[("foundling fill {} 'a ___ in the text'", "fill a gap")],
         )
     )  # fmt: skip

@@ -29,11 +29,12 @@ OBJECTIVES = {
 """kind of family -> objectives that it is raised by, the usual one first"""
 READS = {
     "causal": (), "masked": ("mask_rate",), "span": ("mask_rate", "mean_span"),
-    "infill": ("infill_rate", "mean_span"), "distill": ("teacher", "teacher_hash", "temperature", "alpha"),
+    "infill": ("infill_rate", "mean_span"), "bilm": (), "distill": ("teacher", "teacher_hash", "temperature", "alpha"),
 }  # fmt: skip
 """objective -> fields of its section that it reads"""
-INFILLED = ("bart",)
-"""families whose usual objective is to write the whole text again (Lewis et al. 2019)"""
+OWN = {"bart": ("infill", "span"), "elmo": ("bilm",)}
+"""families that are raised by other objectives than their kind, or first by another (Lewis et al. 2019; Peters et al.
+2018)"""
 PATTERN_CHARS = 1 << 14
 """of the pattern of what is pruned, in a foundling.json"""
 RESTORE = "restore it, or give `foundling reproduce` --parent DIR, where it is now"
@@ -199,10 +200,10 @@ def objective_for(request: Request) -> str:
     if kind not in OBJECTIVES:
         known = ", ".join(n for n, entry in FAMILIES.items() if entry.kind in OBJECTIVES)
         raise ConfigError(f"family '{name}' is not raised from text; use one of {known}")
-    usual = "distill" if teacher else "infill" if name in INFILLED else OBJECTIVES[kind][0]
-    chosen = given or usual
-    if chosen not in OBJECTIVES[kind]:
-        raise ConfigError(f"objective '{chosen}' is not for {name}; known: {', '.join(OBJECTIVES[kind])}")
+    known = OWN.get(name, OBJECTIVES[kind])
+    chosen = given or ("distill" if teacher else known[0])
+    if chosen not in known:
+        raise ConfigError(f"objective '{chosen}' is not for {name}; known: {', '.join(known)}")
     if (chosen == "distill") != bool(teacher):
         raise ConfigError("distillation needs a teacher: give --teacher DIR, and no other objective")
     return chosen

@@ -26,7 +26,7 @@ Precision = Literal["float32", "bfloat16"]
 ExampleKind = Literal["chat", "text", "classify", "tag", "regress", "seq2seq"]
 """of finetuning"""
 ObjectiveKind = Literal[
-    "causal", "masked", "span", "infill", "distill", "chat", "text", "classify", "tag", "regress", "seq2seq"
+    "causal", "masked", "bilm", "span", "infill", "distill", "chat", "text", "classify", "tag", "regress", "seq2seq"
 ]
 
 

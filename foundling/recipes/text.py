@@ -40,7 +40,7 @@ def make_tokenizer(recipe: Recipe, corpus: Corpus) -> Tokenizer:
 
 def named(tokenizer: Tokenizer, objective: ObjectiveSpec) -> Tokenizer:
     """With the mask's name, where the objective hides tokens behind one: who fills gaps looks for it."""
-    if objective.kind not in ("masked", "infill") or tokenizer.mask is not None:
+    if objective.kind not in ("masked", "bilm", "infill") or tokenizer.mask is not None:
         return tokenizer
     mask = tokenizer.backend.id_to_token(mask_id(tokenizer))
     assert mask is not None

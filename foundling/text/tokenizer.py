@@ -305,6 +305,10 @@ class Tokenizer:
             text = text.replace(spaced, clean)
         return text
 
+    def spellings(self) -> list[bytes]:
+        """Each token as the vocabulary has it."""
+        return [(self.backend.id_to_token(i) or "").encode() for i in range(self.vocab_size)]
+
     def piece(self, token: int) -> str:
         """One token as text, without WordPiece's continuation prefix (##)."""
         return self.decode([token]).removeprefix("##")

@@ -45,7 +45,7 @@ def text_batch(rows: int, n: int) -> Batch:
     }
 
 
-UNTIED = {name: {"tie_embeddings": False} for name in ("gpt", "gemma", "gemma2", "gemma3", "bloom", "bart")}
+UNTIED = {name: {"tie_embeddings": False} for name in ("gpt", "gemma", "gemma2", "gemma3", "bloom", "bart", "lstm")}
 """Their inputs, or what norms add, are large, so that a random tied head would say one token and nothing else."""
 
 

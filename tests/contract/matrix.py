@@ -73,7 +73,7 @@ WITHOUT: dict[tuple[str, str], str] = {
 }
 """(kind, method) -> why there is nothing to test"""
 WITHOUT_STATE = "it has no recurrent state"
-WITHOUT_ATTENTION = "it has no attention, whose keys and values a prefix is"
+WITHOUT_ATTENTION = "it has no self-attention, whose keys and values a prefix is"
 WITHOUT_OTHERS = "no library else has it; see tests/parity or tests/blocks"
 
 
@@ -84,11 +84,11 @@ def why_not(name: str, method: str) -> str | None:
 
         slots = [type(slot) for slots in case(name).tiny().cache_spec() for slot in slots]
         return None if State in slots else WITHOUT_STATE
-    if method == "prefix" and FAMILIES[name].kind == "decoder":
-        from foundling.blocks.attention import Attend
+    if method == "prefix" and FAMILIES[name].kind in ("decoder", "encoder", "seq2seq"):
         from tests.contract.cases import case
 
-        return None if any(isinstance(m, Attend) for m in case(name).tiny().modules()) else WITHOUT_ATTENTION
+        paths = [path for path, _ in case(name).tiny().named_modules()]
+        return None if any(path.endswith("mixer.attend") for path in paths) else WITHOUT_ATTENTION
     if method == "exchange" and ours_alone(name):
         return WITHOUT_OTHERS
     return WITHOUT.get((FAMILIES[name].kind, method))

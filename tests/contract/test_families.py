@@ -70,7 +70,9 @@ def test_each_token_sees_both_sides(name: str) -> None:
     model, x = of.tiny(), tokens()
     other = x.clone()
     other[:, 15] = (other[:, 15] + 1) % VOCAB
-    assert (of.hidden(model, x) - of.hidden(model, other)).abs().amax(-1).min() > 0
+    changed = (of.hidden(model, x) - of.hidden(model, other)).abs().amax(-1) > 0
+    changed[:, 15] = True  # what predicts a token may not have read it
+    assert changed.all()
 
 
 @covers("packing")
@@ -155,7 +157,7 @@ def test_the_chunked_form_equals_the_recurrent_form(name: str) -> None:
     model, x = of.tiny(**chunks), tokens(2, 30)
     documents = torch.tensor([[0] * 11 + [1] * 19, [0] * 30])
     whole = of.hidden(model, x, documents=documents)
-    cache = model.new_cache(2, 30)
+    cache = new_cache(of, model, 2, 30)
     steps = [model(x[:, n : n + 1], documents=documents[:, n : n + 1], cache=cache).hidden for n in range(30)]
     close(torch.cat(steps, 1), whole, bound(depth=30))  # a state goes through 30 steps
     assert any(isinstance(slot, State) for slots in model.cache_spec() for slot in slots)
@@ -351,7 +353,8 @@ ROUNDED = {
     "gpt3-6.7b": 6.66e9, "gpt3-13b": 12.9e9, "gpt3-175b": 175e9,  # Brown et al. 2020, table D.1
     "llama-4-scout": 109e9 - 0.9e9, "llama-4-maverick": 401e9 - 0.9e9,  # less the encoder of images and its adapter
     "ada": 356e6, "babbage": 1.32e9, "curie": 6.66e9, "davinci": 175e9, "jamba-1.5-large": 398e9,
-    "transformer-big": 213e6,
+    "transformer-big": 213e6, "awd-lstm": 24e6,  # Merity et al. 2018, table 1
+    "elmo": 93.6e6,  # of the released model, without its softmax
 }  # fmt: skip
 """as papers state them"""
 ACTIVE = {
