@@ -14,7 +14,17 @@ from torch import Tensor, nn
 
 from foundling.blocks.attention import MemoryReader
 from foundling.blocks.context import Context
+from foundling.blocks.mask import compute_dtype
 from foundling.contracts.cache import Cross, Slot, State
+
+PADDED = 2.0
+"""At most so many times the tokens of a batch are computed for documents as sequences of one length."""
+
+
+def is_trained(x: Tensor) -> bool:
+    """Whether this is a real pass that gradients are taken of: neither traced for a graph nor planned on tensors
+    without numbers."""
+    return torch.is_grad_enabled() and type(x) is Tensor and not torch.compiler.is_compiling()
 
 
 def cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,9 +179,13 @@ class LSTM(nn.Module):
         start = x.new_zeros(2, rows, self.d_hidden, dtype=torch.float32)
         if cache is not None:
             start = cache.get(State).transpose(0, 1)
-        carry = carried(x, ctx, self.reverse).t()[..., None]
+        carry = carried(x, ctx, self.reverse)
         x = x.flip(1) if self.reverse else x
-        gates = self.x(x).transpose(0, 1)
+        if cache is None and self.is_plain and is_trained(x):
+            y = self._by_library(x, carry, begin)
+            if y is not None:
+                return y.flip(1) if self.reverse else y
+        gates, carry = self.x(x).transpose(0, 1), carry.t()[..., None]
         begins = start.new_zeros(0, 2, rows, self.d_hidden)
         if begin is not None:
             begins = begin.permute(1, 2, 0, 3).float().contiguous()
@@ -189,6 +203,31 @@ class LSTM(nn.Module):
     def is_plain(self) -> bool:
         """Whether nothing stands in place of its recurrent matrices (an adapter, integers)."""
         return type(self.h) is nn.Linear and (self.proj is None or type(self.proj) is nn.Linear)
+
+    def _by_library(self, x: Tensor, carry: Tensor, begin: Tensor | None) -> Tensor | None:
+        """By torch's operator, which is one kernel where ours is a call for each step: in float32, each document a
+        sequence of its own. None where their lengths differ so much that padding them would cost more than it saves."""
+        fresh = ~carry.flatten()
+        first, number = fresh.nonzero()[:, 0], fresh.cumsum(0) - 1
+        index = torch.arange(len(fresh), device=x.device) - first[number]
+        n, length = len(first), int(index.max()) + 1
+        if n * length > PADDED * len(fresh):
+            return None
+        values, index = x.float().flatten(0, 1), index + number * length
+        values = values.new_zeros(n * length, x.shape[2]).index_copy(0, index, values)
+        h, c = values.new_zeros(2, 1, n, self.d_hidden)
+        if begin is not None:
+            h, c = begin.float().flatten(0, 1)[first].transpose(0, 1)[:, None].contiguous()
+        assert self.x.bias is not None
+        weight = F.dropout(self.h.weight, self.weight_dropout, self.training)
+        weights = [w.float() for w in (self.x.weight, weight, self.x.bias, torch.zeros_like(self.x.bias))]
+        with torch.autocast(x.device.type, enabled=False):
+            if self.proj is not None:
+                weights.append(self.proj.weight.float())
+                h = F.linear(h, weights[-1])
+            settings = (True, 1, 0.0, True, False, True)  # biases, layers, dropout, train, both directions, batch first
+            y, _, _ = torch.lstm(values.view(n, length, -1), (h, c), weights, *settings)
+        return y.flatten(0, 1)[index].view(*x.shape[:2], -1).to(compute_dtype(x))
 
     def _fused(self, gates: Tensor, start: Tensor, carry: Tensor, begin: Tensor) -> tuple[Tensor, Tensor]:
         weight = F.dropout(self.h.weight, self.weight_dropout, self.training).to(gates.dtype)

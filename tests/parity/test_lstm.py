@@ -124,26 +124,30 @@ def test_without_attention_the_last_state_is_all_that_is_read() -> None:
     assert torch.equal(model(x, memory=memory).hidden, model(x, memory=changed).hidden)
 
 
-def test_step_by_step_through_its_modules_is_the_operator_with_its_gradients() -> None:
-    """What adapters take; with borders, and states that documents begin with."""
+def test_three_ways_to_compute_a_layer_are_one() -> None:
+    """By our operator, step by step through the modules (which adapters take), and by torch's operator with documents
+    as sequences: outputs and gradients, with borders and states that documents begin with."""
     draw = torch.Generator().manual_seed(0)
     documents = torch.tensor([[0] * 5 + [1] * 4, [0] * 9])
     for d_out in (None, 6):
         layer = LSTM(8, 10, d_out=d_out)
         found = []
-        for run in (layer._fused, layer._by_modules):
+        for run in (layer._fused, layer._by_modules, None):
             layer.zero_grad()
             x = torch.randn(2, 9, 8, generator=draw.manual_seed(1)).requires_grad_()
             begin = torch.randn(2, 9, 2, 10, generator=draw).requires_grad_()
-            layer._fused = run  # type: ignore[method-assign]
+            if run is not None:
+                layer._by_library, layer._fused = (lambda *_: None), run  # type: ignore[method-assign]
             y = layer(x, Context(documents=documents), begin)
             (y * torch.randn(y.shape, generator=draw)).sum().backward()
             found.append([y.detach(), x.grad, begin.grad, *weights(layer, "grad").values()])
-            del layer._fused
-        assert torch.equal(found[0][0], found[1][0])
-        for a, b in zip(*found, strict=True):
-            assert isinstance(a, Tensor) and isinstance(b, Tensor)
-            close(a, b)
+            if run is not None:
+                del layer._fused, layer._by_library
+        assert torch.equal(found[0][0], found[1][0]), "adapters that change nothing change no bit"
+        for other in found[1:]:
+            for a, b in zip(found[0], other, strict=True):
+                assert isinstance(a, Tensor) and isinstance(b, Tensor)
+                close(a, b)
         begins = torch.zeros(2, 9, dtype=torch.bool)
         begins[0, [0, 5]] = begins[1, 0] = True
         gradient = found[0][2]
