@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foundling.adapt.added import Added
+from foundling.blocks.heads import pooled_width
 from foundling.blocks.init import Role
 from foundling.contracts.model import HeadLayout, Pool, Task
 from foundling.errors import AdaptError
@@ -159,7 +160,8 @@ def head_for(model: Any, options: HeadOptions) -> Head:
     if not model.capabilities.takes_head:
         raise AdaptError(f"{type(model).__name__} reads no text on its own, so it takes no head; use a text model")
     layout = layout_for(model, options)
-    return Head(options, layout, model.config.d_model, model.config.d_model)
+    d_model = model.config.d_model
+    return Head(options, layout, d_model, pooled_width(layout.pool, d_model))
 
 
 def is_projection(layout: HeadLayout) -> bool:

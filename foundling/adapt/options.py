@@ -34,7 +34,7 @@ class AdaptOptions:
     """prompt, prefix: number of virtual tokens"""
     top_layers: int = 2
     """top-k: number of layers that are trained"""
-    pool: Literal["first", "last", "mean", "published"] | None = None
+    pool: Literal["first", "last", "mean", "concat", "published"] | None = None
     """of a new head on texts: the states that it reads by one projection, or the head of the family's published
     classifiers (default: the mean; the last on a decoder that is trained with it)"""
     probe: bool | None = None

@@ -24,12 +24,20 @@ def last_states(states: Tensor, documents: Tensor | None) -> Tensor:
 
 
 def pooled(states: Tensor, documents: Tensor | None, pool: Pool) -> Tensor:
-    """states (B, T, D), documents (B, T) -> (B, D), or (B, T, D) for "every" """
+    """states (B, T, D), documents (B, T) -> (B, D), (B, T, D) for "every", (B, 3 D) for "concat" """
     if pool == "every":
         return states
+    if pool == "concat":
+        real = states if documents is None else states.masked_fill((documents < 0)[..., None], -torch.inf)
+        return torch.cat((last_states(states, documents), real.amax(1), row_means(states, documents)), -1)
     if pool == "mean":
         return row_means(states, documents)
     return states[:, 0] if pool == "first" else last_states(states, documents)
+
+
+def pooled_width(pool: Pool, d_model: int) -> int:
+    """Numbers of what a head of this pool reads of one text."""
+    return 3 * d_model if pool == "concat" else d_model
 
 
 def head_states(model: Any, batch: Batch, pool: Pool, *, every: bool) -> ModelOutput:

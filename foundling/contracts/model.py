@@ -24,9 +24,10 @@ class ModelOutput(NamedTuple):
 
 Task = Literal["classify", "tag", "regress"]
 """what a head predicts: a class of a text, a class of each token, or values of a text"""
-Pool = Literal["model", "first", "last", "mean", "every"]
+Pool = Literal["model", "first", "last", "mean", "concat", "every"]
 """what a head reads. model: what the model itself makes for it (a pooled vector, transformed states); first, last: the
-state of a row's first or last token; mean: the mean of its states; every: all of them"""
+state of a row's first or last token; mean: the mean of its states; concat: the last one, the largest numbers and the
+mean side by side (Howard & Ruder 2018, ULMFiT, section 3.3); every: all of them"""
 
 
 class HeadLayout(NamedTuple):

@@ -12,12 +12,15 @@ from typing import Any
 
 import torch
 
-from foundling.adapt.heads import HeadOptions, is_projection
+from foundling.adapt.heads import HeadOptions, is_projection, layout_for
 from foundling.adapt.probe import HISTORY, STRENGTHS, fit_probe
+from foundling.blocks.heads import pooled_width
 from foundling.contracts.model import HeadLayout
 from foundling.data.encoded import EncodedSplit
 from foundling.data.transforms.examples import example_batches
 from foundling.errors import ConfigError
+from foundling.plan.flops import skeleton
+from foundling.recipes.adapting import with_pool
 from foundling.recipes.finetune_data import start_id, with_virtual
 from foundling.recipes.recipe import Recipe
 from foundling.recipes.training import runtime_of
@@ -78,15 +81,21 @@ def _n_vectors(recipe: Recipe, split: EncodedSplit) -> int:
     return int(split.lengths.sum()) if recipe.objective.kind == "tag" else len(split)
 
 
+def _feature_width(recipe: Recipe, head: HeadOptions) -> int:
+    """Numbers of each vector that the head reads."""
+    layout = layout_for(skeleton(recipe.model.family, recipe.model.fields), with_pool(head, recipe))
+    return pooled_width(layout.pool, recipe.model.fields["d_model"])
+
+
 def feature_bytes(recipe: Recipe, split: EncodedSplit, head: HeadOptions) -> int:
-    d_model, n = recipe.model.fields["d_model"], len(head.labels)
-    steps = 0 if head.kind == "regress" else (2 * HISTORY + 5) * n * d_model
-    return 8 * ((COPIES * d_model + SCORES * n) * _n_vectors(recipe, split) + steps)
+    width, n = _feature_width(recipe, head), len(head.labels)
+    steps = 0 if head.kind == "regress" else (2 * HISTORY + 5) * n * width
+    return 8 * ((COPIES * width + SCORES * n) * _n_vectors(recipe, split) + steps)
 
 
 def seconds_to_solve(recipe: Recipe, split: EncodedSplit, head: HeadOptions, per_example: float) -> float:
     """Of a pass over the examples, and of the solution by the rate of one product of its kind."""
-    width, n = recipe.model.fields["d_model"], _n_vectors(recipe, split)
+    width, n = _feature_width(recipe, head), _n_vectors(recipe, split)
     columns, products = len(head.labels), 2 * EVALUATIONS
     if head.kind == "regress":
         columns, products = width, len(STRENGTHS) + 1

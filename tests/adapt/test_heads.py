@@ -292,7 +292,7 @@ def test_a_head_for_the_same_labels_is_trained_on(tmp_path: Path) -> None:
 
 
 def test_options_of_a_head_are_checked() -> None:
-    with pytest.raises(AdaptError, match="the pool of the head is 'middle'; expected model, first, last, mean, every"):
+    with pytest.raises(AdaptError, match="the pool of the head is 'middle'; expected model, first, last, mean, concat"):
         HeadOptions("classify", ("a", "b"), pool="middle")  # pyright: ignore[reportArgumentType]
     compared = 0
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foundling.blocks.context import Context
+from foundling.blocks.heads import pooled
 from foundling.blocks.lstm import LSTM
 from foundling.contracts.cache import State
 from foundling.objectives.bilm import BiLM
@@ -255,3 +256,9 @@ def test_learns_what_a_window_cannot_hold() -> None:
         steps = list(train(state, Causal(), Repeats(), Schedule(120), TrainOptions(32), Runtime()))
         losses[name] = sum(step.loss for step in steps[-10:]) / 10
     assert losses["lstm"] < 0.3 and losses["ffn_lm"] > 1.9, losses
+
+
+def test_a_text_is_its_last_state_the_largest_and_the_mean() -> None:
+    states, documents = torch.tensor([[[1.0, 5.0], [3.0, -1.0], [9.0, 9.0]]]), torch.tensor([[0, 0, -1]])
+    assert pooled(states, documents, "concat").tolist() == [[3.0, -1.0, 3.0, 5.0, 2.0, 2.0]]
+    assert torch.equal(pooled(states[:, :2], None, "concat"), pooled(states, documents, "concat"))

@@ -14,6 +14,7 @@ from foundling.blocks.init import EMBEDDING_GAIN
 from foundling.blocks.lstm import LSTM, LockedDropout, LSTMBlock
 from foundling.blocks.stack import Decoder
 from foundling.contracts.checkpoint_map import ConfigMap, Key
+from foundling.contracts.model import HeadLayout, Task
 from foundling.models import published
 
 
@@ -73,6 +74,10 @@ class LSTMModel(Decoder):
 
     def embed_positions(self, x: Tensor, positions: Tensor) -> Tensor:
         return self.input_dropout(x)
+
+    def head_layout(self, task: Task) -> HeadLayout:
+        """A text is the last state, the largest numbers and the mean side by side (ULMFiT, section 3.3)."""
+        return HeadLayout("every" if task == "tag" else "concat", dropout=self.config.dropout)
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:
