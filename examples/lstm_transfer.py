@@ -6,9 +6,9 @@ python -m examples.lstm_transfer [--small] [--minutes 30]
 Both models are pretrained on the descriptions of Debian packages, without labels, and finetuned on 100 of 20 sections.
 ULMFiT (Howard & Ruder 2018) has slanted triangular rates (a rise over the first steps, then a linear fall), rates that
 fall by 2.6 a layer, layers that are unfrozen one by one from the top, and a text as its last state, the largest numbers
-and the mean side by side; each is left out once. ELMo (Peters et al. 2018) learns a mix of its layers; beside it stands
-their mean. From scratch means the same finetuning of random weights. The share of 488 held-out descriptions that are
-told right is measured, each cell with one seed; its interval is ± 0.044.
+and the mean side by side; each is left out once. ELMo (Peters et al. 2018) learns a mix of its layers; the probe reads
+their mean, frozen. From scratch means the same finetuning of random weights. What is measured is the accuracy on 488
+held-out descriptions, each cell with one seed; its interval is ± 0.044.
 """
 
 from __future__ import annotations

@@ -71,7 +71,8 @@ def _is_within(value: float, low: float, high: float) -> bool:
 
 def limit_of_size(name: str) -> Limit:
     """Of a field of a family's configuration, by its name."""
-    return LAYERS if name.endswith(("_layers", "_blocks")) else TOKENS if name == "vocab_size" else SIZE
+    own = {"vocab_size": TOKENS, "max_word_len": WORD_LEN, "n_highway": FILTER_WIDTHS}
+    return own.get(name, LAYERS if name.endswith(("_layers", "_blocks")) else SIZE)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -97,6 +98,9 @@ TOKEN_ID = Limit((1 << 31) - 1, "an id of a token in a file", low=0)
 LAYERS = Limit(1 << 12, "layers or blocks of a stack; the deepest models in use have about two hundred")
 SIZE = Limit(1 << 24, "widths, heads, experts, rows, positions and other sizes of a model")
 
+WORD_LEN = Limit(256, "bytes of a word that is read by its characters; those in use have fifty", low=3)
+FILTER_WIDTHS = Limit(64, "widths of convolutions over characters, or highways above them")
+FILTERS = Limit(1 << 16, "convolutions of one width over characters")
 LABELS = Limit(1 << 16, "labels of a head; one has a row of the projection")
 
 # --- a run -----------------------------------------------------------------------------------------------------------

@@ -63,6 +63,8 @@ class Head(Added):
     dense_bias: nn.Parameter | None
     norm_weight: nn.Parameter | None
     bias: nn.Parameter | None
+    mix: nn.Parameter | None
+    mix_scale: nn.Parameter | None
 
     def __init__(self, options: HeadOptions, layout: HeadLayout, d_model: int, d_states: int) -> None:
         """d_states: width of what it reads"""
@@ -74,6 +76,9 @@ class Head(Added):
         def parameter(there: bool, *shape: int) -> nn.Parameter | None:
             return nn.Parameter(torch.zeros(shape)) if there else None
 
+        self.mix, self.mix_scale = parameter(layout.n_mixed > 0, layout.n_mixed), parameter(layout.n_mixed > 0, 1)
+        if self.mix_scale is not None:
+            nn.init.ones_(self.mix_scale)
         self.dense = parameter(dense, width, d_states)
         self.dense_bias = parameter(dense and layout.dense_bias, width)
         self.norm_weight = parameter(bool(layout.norm_eps), width)
@@ -95,7 +100,10 @@ class Head(Added):
         return {part: matrices.get(part, Role("vector", 1)) for part in self.parts}
 
     def features(self, states: Tensor) -> Tensor:
-        """states (..., D) -> what the projection reads, without dropout"""
+        """states (..., D), or (..., L, D) of the layers that it mixes -> what the projection reads, without dropout"""
+        if self.mix is not None and self.mix_scale is not None:
+            weights = self.mix_scale.float() * torch.softmax(self.mix.float(), 0)
+            states = (weights[:, None] * states.float()).sum(-2).to(states.dtype)
         if self.dense is not None:
             states = ACTIVATIONS[self.layout.activation](F.linear(states, self.dense, self.dense_bias))
         if self.norm_weight is not None:
@@ -116,8 +124,6 @@ def add_head(model: Any, options: HeadOptions, generator: torch.Generator) -> He
     starts at zero, so that all classes are equally likely; a dense layer below it is drawn from the generator. The
     model says on itself that it has a task, and no longer generates or fills gaps; its head over the vocabulary stays,
     frozen. AdaptError for a model that reads no text, or a `pool` that it does not have."""
-    if model.capabilities.mixes_layers:
-        model.mix_layers()
     head = head_for(model, options)
     if head.dense is not None:
         drawn = torch.randn(head.dense.shape, generator=generator) * head.dense.shape[1] ** -0.5
@@ -175,7 +181,7 @@ def layout_for(model: Any, options: HeadOptions) -> HeadLayout:
         return published
     if options.kind == "tag" or options.pool in ("every", "model"):
         raise AdaptError(f"pool {options.pool!r} of a head to {options.kind}; this model has {published.pool!r}")
-    return HeadLayout(options.pool, dropout=published.dropout)
+    return HeadLayout(options.pool, dropout=published.dropout, n_mixed=published.n_mixed)
 
 
 def register(model: Any, head: Head) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from foundling.adapt.added import Added, added
 from foundling.adapt.rewrite import rewrite
 from foundling.adapt.soft import ExtendedEmbedding, VirtualTokens, token_embedding
+from foundling.blocks.characters import CharacterCNN
 from foundling.blocks.init import Role
 from foundling.errors import AdaptError
 from foundling.text.tokenizer import Tokenizer
@@ -124,6 +125,8 @@ def extend_vocabulary(
 def check_extensible(model: Any, first: int) -> None:
     """AdaptError for a model that cannot get new tokens from the id `first` on."""
     _, base = token_embedding(model)
+    if isinstance(base, CharacterCNN):
+        raise AdaptError(f"{type(model).__name__} makes words from their characters; new tokens have no rows to add")
     if kinds := [type(m).__name__ for m in added(model).values() if isinstance(m, ExtendedEmbedding)]:
         way = "extend first, prompt_tuning comes after" if kinds == [VirtualTokens.__name__] else "merge first"
         raise AdaptError(f"the model's vocabulary has {kinds[0]} already; {way}")

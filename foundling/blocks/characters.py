@@ -64,8 +64,12 @@ class CharacterCNN(nn.Module):
         self.widths, total = [width for width, _ in filters], sum(n for _, n in filters)
         self.highways = nn.ModuleList([Highway(total) for _ in range(n_highway)])
         self.proj = nn.Linear(total, embedding_dim)
-        rows = spelled([str(i).encode() for i in range(num_embeddings)], max_word_len)
-        self.register_buffer("spelling", rows.to(self.proj.weight.device))
+        device = self.proj.weight.device
+        if device.type == "meta":
+            rows = torch.empty(num_embeddings, max_word_len, dtype=torch.int32, device=device)
+        else:
+            rows = spelled([str(i).encode() for i in range(num_embeddings)], max_word_len).to(device)
+        self.register_buffer("spelling", rows)
 
     @property
     def weight(self) -> Tensor:
@@ -75,6 +79,16 @@ class CharacterCNN(nn.Module):
     def spell(self, texts: Sequence[bytes]) -> None:
         """Says the bytes of the first tokens."""
         self.spelling[: len(texts)] = spelled(texts, self.max_word_len).to(self.spelling.device)
+
+    def has_characters(self) -> bool:
+        """Whether the spellings, which a file may have brought, are characters."""
+        return self.spelling.numel() == 0 or (int(self.spelling.min()) >= 0 and int(self.spelling.max()) < N_CHARS)
+
+    def sequence_flops(self, seq_len: int, *, causal: bool = True) -> int:
+        """Forward, per token, besides its projections: each convolution runs at every place of a word. Fewer where a
+        batch has more tokens than the vocabulary, whose words are then made once."""
+        places = (self.max_word_len - width for width in self.widths)  # one is counted as a projection
+        return sum(2 * n * f.in_features * f.out_features for n, f in zip(places, self.filters, strict=True))  # pyright: ignore
 
     def words(self, spelling: Tensor) -> Tensor:
         """(N, W) characters -> (N, D)"""

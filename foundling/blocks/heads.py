@@ -28,8 +28,11 @@ def pooled(states: Tensor, documents: Tensor | None, pool: Pool) -> Tensor:
     if pool == "every":
         return states
     if pool == "concat":
-        real = states if documents is None else states.masked_fill((documents < 0)[..., None], -torch.inf)
-        return torch.cat((last_states(states, documents), real.amax(1), row_means(states, documents)), -1)
+        largest = states.amax(1)
+        if documents is not None:
+            real = (documents >= 0)[..., None]
+            largest = torch.where(real.any(1), states.masked_fill(~real, -torch.inf).amax(1), 0)
+        return torch.cat((last_states(states, documents), largest, row_means(states, documents)), -1)
     if pool == "mean":
         return row_means(states, documents)
     return states[:, 0] if pool == "first" else last_states(states, documents)
@@ -41,7 +44,8 @@ def pooled_width(pool: Pool, d_model: int) -> int:
 
 
 def head_states(model: Any, batch: Batch, pool: Pool, *, every: bool) -> ModelOutput:
-    """What a head of this `pool` reads: hidden (B, D), or with `every` (B, T, D); and the losses that arise inside.
+    """What a head of this `pool` reads: hidden (B, D), or with `every` (B, T, D), of a model whose layers it mixes
+    (…, L, D); and the losses that arise inside.
 
     `tokens` and `documents` (B, T) of the batch: a text a row, −1 as padding on its right; of an encoder `token_types`
     too. An encoder-decoder encodes the text; where its last state is asked for, its decoder reads the text again,
@@ -51,6 +55,9 @@ def head_states(model: Any, batch: Batch, pool: Pool, *, every: bool) -> ModelOu
     if encoded and every and pool == "model":
         out = model(tokens, documents=documents, token_types=batch.get("token_types"))
         return ModelOutput(out.hidden, out.aux)
+    if can.mixes_layers:
+        layers = model.layer_states(tokens, documents)
+        return ModelOutput(torch.stack([pooled(states, documents, pool) for states in layers], -2), {})
     if encoded:
         memory = model.encode(tokens, documents=documents, token_types=batch.get("token_types"))
         states = memory.pooled if pool == "model" else pooled(memory.states, documents, pool)

@@ -17,14 +17,24 @@ from foundling.blocks.context import Context
 from foundling.blocks.mask import compute_dtype
 from foundling.contracts.cache import Cross, Slot, State
 
-PADDED = 2.0
-"""At most so many times the tokens of a batch are computed for documents as sequences of one length."""
+PADDED = 1.25
+"""Documents of a batch are computed as sequences of one length where that takes at most so many times its tokens."""
+RESERVED = 12
+"""Numbers for each of h that torch's operator keeps for its backward pass, beside those of ours: 738 MiB for 4 layers
+of 256 at 16,384 tokens."""
 
 
-def is_trained(x: Tensor) -> bool:
-    """Whether this is a real pass that gradients are taken of: neither traced for a graph nor planned on tensors
-    without numbers."""
-    return torch.is_grad_enabled() and type(x) is Tensor and not torch.compiler.is_compiling()
+class _Reserve(torch.autograd.Function):
+    """Keeps `n` numbers for the backward pass, for whoever counts them."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, n: int) -> Tensor:
+        ctx.save_for_backward(y.new_empty(n))
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad, None
 
 
 def cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,39 +184,50 @@ class LSTM(nn.Module):
 
     def forward(self, x: Tensor, ctx: Context, begin: Tensor | None = None) -> Tensor:
         """x (B, T, D) -> (B, T, H), or its projection. begin (B, T, 2, H): h and c that a document begins with at a
-        token, zero by default. The state is float32."""
+        token, zero by default. State and products are float32, also under autocast, whatever computes them."""
         cache, rows = ctx.layer_cache, len(x)
         start = x.new_zeros(2, rows, self.d_hidden, dtype=torch.float32)
         if cache is not None:
             start = cache.get(State).transpose(0, 1)
         carry = carried(x, ctx, self.reverse)
         x = x.flip(1) if self.reverse else x
-        if cache is None and self.is_plain and is_trained(x):
+        by_library = cache is None and self.is_plain and self.proj is None and torch.is_grad_enabled()
+        if by_library and type(x) is Tensor and not torch.compiler.is_compiling():
             y = self._by_library(x, carry, begin)
             if y is not None:
                 return y.flip(1) if self.reverse else y
-        gates, carry = self.x(x).transpose(0, 1), carry.t()[..., None]
+        gates, carry = self._gates(x).transpose(0, 1), carry.t()[..., None]
         begins = start.new_zeros(0, 2, rows, self.d_hidden)
         if begin is not None:
             begins = begin.permute(1, 2, 0, 3).float().contiguous()
         run = self._fused if self.is_plain else self._by_modules
         hs, cs = run(gates, start, carry, begins)
+        if by_library and type(x) is not Tensor:  # a plan on tensors without numbers
+            hs = _Reserve.apply(hs, RESERVED * hs.numel())
         if cache is not None and ctx.documents is not None:  # the state after the last real token
             after = torch.cat((start[:, None], torch.stack((hs, cs))), 1)
             real, every = (ctx.documents >= 0).sum(1), torch.arange(rows, device=x.device)
             cache.put(State, after[:, real, every].transpose(0, 1))
-        y = hs.transpose(0, 1).to(gates.dtype)
+        y = hs.transpose(0, 1).to(compute_dtype(x))
         y = y if self.proj is None else self.proj(y)
         return y.flip(1) if self.reverse else y
 
     @property
     def is_plain(self) -> bool:
-        """Whether nothing stands in place of its recurrent matrices (an adapter, integers)."""
-        return type(self.h) is nn.Linear and (self.proj is None or type(self.proj) is nn.Linear)
+        """Whether nothing stands in place of its matrices (an adapter, integers)."""
+        return all(part is None or type(part) is nn.Linear for part in (self.x, self.h, self.proj))
+
+    def _gates(self, x: Tensor) -> Tensor:
+        """What the inputs add to the gates, (B, T, G)"""
+        if not torch.is_autocast_enabled(x.device.type) or type(self.x) is not nn.Linear:
+            return self.x(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.float(), self.x.weight.float(), None if self.x.bias is None else self.x.bias.float())
 
     def _by_library(self, x: Tensor, carry: Tensor, begin: Tensor | None) -> Tensor | None:
         """By torch's operator, which is one kernel where ours is a call for each step: in float32, each document a
-        sequence of its own. None where their lengths differ so much that padding them would cost more than it saves."""
+        sequence of its own. None where their lengths differ so much that padding them would cost more than it saves.
+        It has no kernel for projections."""
         fresh = ~carry.flatten()
         first, number = fresh.nonzero()[:, 0], fresh.cumsum(0) - 1
         index = torch.arange(len(fresh), device=x.device) - first[number]
@@ -221,11 +242,8 @@ class LSTM(nn.Module):
         assert self.x.bias is not None
         weight = F.dropout(self.h.weight, self.weight_dropout, self.training)
         weights = [w.float() for w in (self.x.weight, weight, self.x.bias, torch.zeros_like(self.x.bias))]
-        with torch.autocast(x.device.type, enabled=False):
-            if self.proj is not None:
-                weights.append(self.proj.weight.float())
-                h = F.linear(h, weights[-1])
-            settings = (True, 1, 0.0, True, False, True)  # biases, layers, dropout, train, both directions, batch first
+        settings = (True, 1, 0.0, True, False, True)  # biases, layers, dropout, train, both directions, batch first
+        with torch.autocast(x.device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             y, _, _ = torch.lstm(values.view(n, length, -1), (h, c), weights, *settings)
         return y.flatten(0, 1)[index].view(*x.shape[:2], -1).to(compute_dtype(x))
 

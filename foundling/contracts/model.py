@@ -43,6 +43,8 @@ class HeadLayout(NamedTuple):
     """of the projection"""
     dropout: float = 0.0
     """of what the projection reads"""
+    n_mixed: int = 0
+    """how many states it mixes first, by weights of its own: γ Σ softmax(s)_j h_j (Peters et al. 2018, equation 1)"""
 
 
 class Capabilities(NamedTuple):
@@ -64,7 +66,7 @@ class Capabilities(NamedTuple):
     takes_head: bool = False
     """a head for a Task can stand on it: has `head_layout(task) -> HeadLayout`"""
     mixes_layers: bool = False
-    """`encode` gives a mix of its layers, which a head may learn: has `mix_layers()`"""
+    """its heads learn a mix of its layers: has `layer_states(x, documents)`, (B, T, D) of the words and of each"""
     spells: bool = False
     """makes the vectors of tokens from their bytes: has `spell(texts)`"""
     task: Task | Literal[""] = ""

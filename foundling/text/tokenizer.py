@@ -58,6 +58,13 @@ NAMED = ("bos_token", "eos_token", "sep_token", "mask_token")
 NAMES_CODE = "auto_map"
 """The key by which transformers finds code to execute; it is always removed."""
 
+_PRINTED = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+BYTE_OF = {chr(byte): byte for byte in _PRINTED} | {
+    chr(0x100 + n): byte for n, byte in enumerate(byte for byte in range(256) if byte not in _PRINTED)
+}
+"""Character of ByteLevel's alphabet -> the byte that it stands for (Radford et al. 2019, section 2.2): printable ones
+are themselves, the others the characters from U+0100 on."""
+
 
 @contextmanager
 def _library(action: str) -> Iterator[None]:
@@ -306,8 +313,17 @@ class Tokenizer:
         return text
 
     def spellings(self) -> list[bytes]:
-        """Each token as the vocabulary has it."""
-        return [(self.backend.id_to_token(i) or "").encode() for i in range(self.vocab_size)]
+        """The bytes of each token, special ones as they are written; b"" for an id without one."""
+        level, found = isinstance(self.backend.decoder, decoders.ByteLevel), list[bytes]()
+        for i in range(self.vocab_size):
+            token = self.backend.id_to_token(i) or ""
+            if level and all(char in BYTE_OF for char in token):
+                found.append(bytes(BYTE_OF[char] for char in token))
+            elif i in self.byte_ids:
+                found.append(bytes([int(token[3:5], 16)]))
+            else:
+                found.append(token.replace("\u2581", " ").encode())
+        return found
 
     def piece(self, token: int) -> str:
         """One token as text, without WordPiece's continuation prefix (##)."""

@@ -21,6 +21,7 @@ from foundling.adapt.digest import base_digest, derived_buffers, hash_of, whole
 from foundling.adapt.frozen import FROZEN, Rounded
 from foundling.adapt.heads import Head
 from foundling.adapt.quantised import QuantisedWeight
+from foundling.blocks.characters import CharacterCNN
 from foundling.contracts.checkpoint_map import ConfigMap
 from foundling.errors import ConfigError, WeightsError
 from foundling.limits import SHARD_BYTES, shown
@@ -152,6 +153,8 @@ def load(directory: str | Path, *, dtype: torch.dtype = torch.float32, device: s
         for name, tensor in _read(tensors, family, model, dtype).items():
             _assign(model, name, tensor)
         _rebuild_buffers(model, device)
+        if any(isinstance(m, CharacterCNN) and not m.has_characters() for m in model.modules()):
+            raise WeightsError(f"{directory}: 'embedding.spelling' holds numbers that are no characters")
         if head is not None:
             heads.restore_head(model, *head, lambda tensor, name: converted(tensor, dtype, name).contiguous())
     if getattr(config, "tie_embeddings", False) and model.head is not None:

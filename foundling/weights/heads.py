@@ -28,7 +28,7 @@ KEYS = (RECORD, "id2label", "label2id", "num_labels", "problem_type")
 TOKENS, TEXTS = "ForTokenClassification", "ForSequenceClassification"
 SUFFIXES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForPreTraining", "ForMaskedLM", "Model")
 """what the classes of transformers end with, after the name of the model"""
-PARTS = ("weight", "bias", "dense", "dense_bias", "norm_weight")
+PARTS = ("weight", "bias", "dense", "dense_bias", "norm_weight", "mix", "mix_scale")
 OURS = HeadMap("", {part: f"{SCORE}.{part}" for part in PARTS})
 RECORDED = ("kind", "pool", "mean", "std")
 

@@ -177,7 +177,11 @@ def _pattern(values: dict[str, Any], common: Any, every: list[str]) -> dict[str,
     """Module -> value, for those that differ from `common`; several modules of one name by that name."""
     pattern = {}
     for value in {v: None for v in values.values() if v != common}:
-        pattern |= dict.fromkeys(short_names([n for n, v in values.items() if v == value], every), value)
+        names = {n for n, v in values.items() if v == value}
+        endings = short_names(names, every)
+        if {name for name in every if _ends(name, endings)} != names:  # `layers.0` also ends `encoder.layers.0`
+            endings = [f"^{re.escape(name)}" for name in sorted(names)]
+        pattern |= dict.fromkeys(endings, value)
     return pattern
 
 

@@ -14,6 +14,7 @@ from foundling.contracts.data import Batch
 from foundling.contracts.denoise import Condition
 from foundling.diffusion.schedule import NoiseSchedule
 from foundling.models import FAMILIES, build, family
+from foundling.objectives.bilm import BiLM
 from foundling.objectives.causal import Causal
 from foundling.objectives.contrastive import Contrastive
 from foundling.objectives.denoise import Denoise
@@ -97,7 +98,11 @@ class Case:
 
 
 class Encoder(Case):
-    """Learns to fill gaps: every third token is hidden, and asked for where it stands."""
+    """Learns to fill gaps: every third token is hidden, and asked for where it stands. An ELMo learns each token from
+    both sides."""
+
+    def objective(self) -> Any:
+        return BiLM() if self.name == "elmo" else super().objective()
 
     def batch(self, n: int, rows: int = ROWS) -> Batch:
         batch = text_batch(rows, n)

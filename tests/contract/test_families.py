@@ -71,7 +71,8 @@ def test_each_token_sees_both_sides(name: str) -> None:
     other = x.clone()
     other[:, 15] = (other[:, 15] + 1) % VOCAB
     changed = (of.hidden(model, x) - of.hidden(model, other)).abs().amax(-1) > 0
-    changed[:, 15] = True  # what predicts a token may not have read it
+    if name == "elmo":
+        changed[:, 15] = True  # what predicts a token has not read it
     assert changed.all()
 
 

@@ -54,7 +54,9 @@ def test_adapters_train_alone_are_saved_alone_and_merge(name: str, tmp_path) -> 
     model.requires_grad_(False)  # as adapters leave it: torch multiplies by weights that get no gradient another way
     before, base, objective = of.outputs(model), weights_hash(model), of.objective()
     names = lora(model, EVERY, generator("lora"))
-    assert len(names) >= 2 and torch.equal(of.outputs(model), before), "nothing changes at first"
+    assert len(names) >= (2 if name == "ffn_lm" else 4) and torch.equal(of.outputs(model), before), (
+        "nothing changes at first"
+    )
     trainable = {n for n, p in model.named_parameters() if p.requires_grad}
     assert trainable == adapter_tensors(model).keys()
 
@@ -112,7 +114,7 @@ def quantised(name: str, path, kind: Kind, worst: float, spread: float) -> None:
         change = model.get_submodule(n).dequantized_weight() - weights[f"{n}.weight"]  # pyright: ignore
         assert change.norm() <= spread * weights[f"{n}.weight"].norm(), n
     assert (rounded - exact).norm() < spread * len(names) ** 0.5 * exact.norm()
-    assert len(names) >= 2
+    assert len(names) >= (2 if name == "ffn_lm" else 4)
     base = weights_hash(model)
 
     lora(model, EVERY, generator("lora"))

@@ -3,14 +3,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foundling.adapt.heads import HeadOptions, add_head
+from foundling.adapt.quantize import quantize
 from foundling.blocks.context import Context
-from foundling.blocks.heads import pooled
+from foundling.blocks.heads import head_states, pooled, scores
 from foundling.blocks.lstm import LSTM
 from foundling.contracts.cache import State
 from foundling.objectives.bilm import BiLM
@@ -74,7 +80,7 @@ def test_elmos_directions_are_torchs_with_projections() -> None:
     """Each document from both ends; packed rows as documents apart."""
     model, x = case("elmo").tiny(), tokens(1, 18)
     documents = (torch.arange(18) > 10).long()[None]
-    states = model.states(x, documents)
+    states = model.layer_states(x, documents)
     for document in (0, 1):
         piece = model.embed_tokens(x[documents == document][None]).detach()
         ahead = back = piece
@@ -125,34 +131,77 @@ def test_without_attention_the_last_state_is_all_that_is_read() -> None:
     assert torch.equal(model(x, memory=memory).hidden, model(x, memory=changed).hidden)
 
 
-def test_three_ways_to_compute_a_layer_are_one() -> None:
-    """By our operator, step by step through the modules (which adapters take), and by torch's operator with documents
-    as sequences: outputs and gradients, with borders and states that documents begin with."""
-    draw = torch.Generator().manual_seed(0)
-    documents = torch.tensor([[0] * 5 + [1] * 4, [0] * 9])
-    for d_out in (None, 6):
-        layer = LSTM(8, 10, d_out=d_out)
-        found = []
-        for run in (layer._fused, layer._by_modules, None):
-            layer.zero_grad()
-            x = torch.randn(2, 9, 8, generator=draw.manual_seed(1)).requires_grad_()
-            begin = torch.randn(2, 9, 2, 10, generator=draw).requires_grad_()
-            if run is not None:
-                layer._by_library, layer._fused = (lambda *_: None), run  # type: ignore[method-assign]
-            y = layer(x, Context(documents=documents), begin)
-            (y * torch.randn(y.shape, generator=draw)).sum().backward()
-            found.append([y.detach(), x.grad, begin.grad, *weights(layer, "grad").values()])
-            if run is not None:
-                del layer._fused, layer._by_library
-        assert torch.equal(found[0][0], found[1][0]), "adapters that change nothing change no bit"
-        for other in found[1:]:
-            for a, b in zip(found[0], other, strict=True):
-                assert isinstance(a, Tensor) and isinstance(b, Tensor)
-                close(a, b)
-        begins = torch.zeros(2, 9, dtype=torch.bool)
-        begins[0, [0, 5]] = begins[1, 0] = True
-        gradient = found[0][2]
-        assert (gradient[~begins] == 0).all() and (gradient[begins] != 0).any(-1).all()
+PATHS = ("library", "operator", "modules")
+
+
+@contextmanager
+def forced(path: str) -> Iterator[list[str]]:
+    """Within it every LSTM layer is computed in one of the three ways that there are, which are listed as they run."""
+    ran: list[str] = []
+
+    def listed(name: str, method: Any) -> Any:
+        def run(*args: Any) -> Any:
+            ran.append(name)
+            return method(*args)
+
+        return run
+
+    ways = {
+        "_by_library": listed("library", LSTM._by_library) if path == "library" else lambda *_: None,
+        "_fused": listed("operator", LSTM._fused) if path == "operator" else listed("modules", LSTM._by_modules),
+    }
+    with mock.patch.multiple(LSTM, **ways):
+        yield ran
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("d_out", [None, 6])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_layer_is_torchs_whatever_computes_it(path: str, d_out: int | None, reverse: bool) -> None:
+    """Two documents of a row, a padded row, a row of padding alone; states that documents begin with. torch's operator
+    has no kernel for projections, so they go another way."""
+    layer, draw = LSTM(8, 10, d_out=d_out, reverse=reverse), generator("paths")
+    documents = torch.tensor([[0] * 5 + [1] * 4, [0] * 7 + [-1] * 2, [-1] * 9])
+    x = torch.randn(3, 9, 8, generator=draw).requires_grad_()
+    begin = torch.randn(3, 9, 2, 10, generator=draw).requires_grad_()
+    pull = torch.randn(3, 9, d_out or 10, generator=draw) * (documents >= 0)[..., None]
+    with mock.patch("foundling.blocks.lstm.PADDED", 9.0), forced(path) as ran:
+        y = layer(x, Context(documents=documents), begin)
+    (y * pull).sum().backward()
+    assert ran == ["modules" if path == "library" and d_out else path]
+    theirs, a, b = oracle(layer), x.detach().clone().requires_grad_(), begin.detach().clone().requires_grad_()
+    for row, first, end in ((0, 0, 5), (0, 5, 9), (1, 0, 7)):
+        piece, start = a[row : row + 1, first:end], b[row, 9 - end if reverse else first]
+        h = start[0] if layer.proj is None else start[0] @ layer.proj.weight.T
+        out, _ = theirs(piece.flip(1) if reverse else piece, (h[None, None], start[1][None, None]))
+        out = out.flip(1) if reverse else out
+        close(y[row, first:end], out[0], ORACLE)
+        (out[0] * pull[row, first:end]).sum().backward(retain_graph=True)
+    for mine, other in ((x, a), (begin, b)):
+        assert mine.grad is not None and other.grad is not None
+        close(mine.grad, other.grad, ORACLE * 4)
+    for name, gradient in weights(layer, "grad").items():
+        if name != "weight_hr_l0":  # part of its gradient is that of `h` above
+            close(gradient, getattr(theirs, name).grad, ORACLE * 4, name)
+
+
+def test_the_operator_and_its_modules_give_the_same_bits() -> None:
+    """So that an adapter that changes nothing changes no bit."""
+    layer, x = LSTM(8, 10), torch.randn(2, 9, 8)
+    with torch.no_grad():
+        with forced("operator"):
+            plain = layer(x, Context())
+        with forced("modules"):
+            assert torch.equal(layer(x, Context()), plain)
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_quantised_matrix_is_called_and_not_read(kind: Any) -> None:
+    model, x = case("lstm").tiny(), tokens(2, 12)
+    quantize(model, "layers.*.mixer.x", kind)
+    with torch.no_grad():
+        expected = model(x).hidden
+    close(model(x).hidden, expected)
 
 
 def test_a_feed_forward_model_reads_a_few_words() -> None:
@@ -169,7 +218,7 @@ def test_both_sides_by_the_causal_loss_of_each() -> None:
     model, batch = case("elmo").tiny(), text_batch(2, 0)
     batch["loss_mask"] = torch.ones_like(batch["loss_mask"])
     term = BiLM()(model, batch)["loss"]
-    ahead, back = model.states(batch["tokens"], batch["documents"])[-1].chunk(2, -1)
+    ahead, back = model.layer_states(batch["tokens"], batch["documents"])[-1].chunk(2, -1)
     x, nats = batch["tokens"], 0.0
     for begin, end in ((0, 10), (10, 24)):
         for states, targets in (
@@ -262,3 +311,20 @@ def test_a_text_is_its_last_state_the_largest_and_the_mean() -> None:
     states, documents = torch.tensor([[[1.0, 5.0], [3.0, -1.0], [9.0, 9.0]]]), torch.tensor([[0, 0, -1]])
     assert pooled(states, documents, "concat").tolist() == [[3.0, -1.0, 3.0, 5.0, 2.0, 2.0]]
     assert torch.equal(pooled(states[:, :2], None, "concat"), pooled(states, documents, "concat"))
+    assert pooled(states, torch.full((1, 3), -1), "concat").isfinite().all()
+
+
+def test_a_head_learns_a_mix_of_the_layers() -> None:
+    """Equation 1 by hand; at first the mean."""
+    model, batch = case("elmo").tiny(), {"tokens": tokens(2, 9)}
+    head = add_head(model, HeadOptions("classify", ("a", "b")), generator("head"))
+    assert head.mix is not None and head.mix_scale is not None and len(head.mix) == 3
+    layers = torch.stack(model.layer_states(batch["tokens"], None)).mean(2)
+    close(head.features(head_states(model, batch, "mean", every=False).hidden), layers.mean(0))
+    with torch.no_grad():
+        head.mix.copy_(torch.tensor([1.0, 2.0, 3.0]).log())
+        head.mix_scale.fill_(3.0)
+        head.weight.normal_()
+    mixed = (layers[0] + 2 * layers[1] + 3 * layers[2]) / 2
+    assert head.bias is not None
+    close(scores(model, batch), mixed @ head.weight.T + head.bias)

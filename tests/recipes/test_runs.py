@@ -21,7 +21,8 @@ from foundling.text import Tokenizer
 from tests.e2e.test_bad_input import fails
 from tests.e2e.tools import TINY, corpus, files, foundling, kill_after_checkpoint, raised, start, weights
 
-KINDS = {"llama": "causal", "mamba2": "causal", "bert": "masked", "t5": "span", "bart": "infill"}
+KINDS = {"llama": "causal", "mamba2": "causal", "bert": "masked", "t5": "span", "bart": "infill", "lstm": "causal",
+         "elmo": "bilm", "lstm_seq2seq": "span"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def test_one_family_of_each_kind_is_raised_killed_resumed_and_reproduced(
     assert result["actual"][result["metric"]] > 0 and result["params"] > 0
     assert ("loss" in about["prediction"]) == (KINDS[family] == "causal")
     assert foundling("check", out).returncode == 0
-    if KINDS[family] == "masked":
+    if KINDS[family] in ("masked", "bilm"):
         filled = foundling("fill", out, "the model ___ data", "--json")
         assert filled.returncode == 0, filled.stderr
         assert len(json.loads(filled.stdout)["gaps"]) == 1

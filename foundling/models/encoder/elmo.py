@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from foundling.blocks.lstm import LSTM
 from foundling.contracts.checkpoint_map import ConfigMap, Key
 from foundling.contracts.model import Capabilities, EncoderOutput, HeadLayout, ModelOutput, Task
 from foundling.errors import ConfigError
+from foundling.limits import FILTER_WIDTHS, FILTERS, WORD_LEN, shown
 from foundling.models import published
 
 
@@ -40,8 +40,6 @@ class ELMoConfig:
     """bytes of a word that are read, with a mark before and one after them"""
     masked: bool = True
     """whether it has a head over its vocabulary"""
-    mixed: bool = False
-    """whether it has learnt a mix of its layers; without, their mean stands for it"""
     max_seq_len: int = 1 << 20
     dropout: float = 0.0
     """on what each layer reads, in training"""
@@ -50,8 +48,14 @@ class ELMoConfig:
         published.check_dropout(self)
         if self.d_model % 2:
             raise ConfigError(f"d_model {self.d_model} is odd; each direction has half of it")
-        if not self.filters or max(width for width, _ in self.filters) > self.max_word_len:
-            raise ConfigError(f"filters {self.filters} do not fit into max_word_len {self.max_word_len}")
+        WORD_LEN.check(self.max_word_len, "max_word_len", ConfigError)
+        FILTER_WIDTHS.check(len(self.filters), "the number of widths in filters", ConfigError)
+        for width, n in self.filters:
+            FILTERS.check(n, f"filters of {shown(width)} characters: their number", ConfigError)
+            if not 1 <= width <= self.max_word_len:
+                raise ConfigError(
+                    f"filters of {shown(width)} characters, expected 1 to max_word_len {self.max_word_len}"
+                )
 
 
 class BiLSTM(nn.Module):
@@ -71,24 +75,6 @@ class BiLSTM(nn.Module):
         return x + y if self.residual else y
 
 
-class LayerMix(nn.Module):
-    """γ Σ softmax(s)_j h_j, of the words (j = 0) and of each layer (equation 1)."""
-
-    def __init__(self, n_layers: int) -> None:
-        super().__init__()
-        self.scale, self.weights = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(n_layers + 1))
-
-    @torch.no_grad()
-    def initialise(self, generator: torch.Generator) -> None:
-        self.scale.fill_(1.0)
-
-    def forward(self, states: list[Tensor]) -> Tensor:
-        weights = self.scale.float() * torch.softmax(self.weights.float(), 0)
-        mixed = sum(w * h.float() for w, h in zip(weights, states, strict=True))
-        assert isinstance(mixed, Tensor)
-        return mixed.to(states[-1].dtype)
-
-
 class ELMo(TextEmbedder):
     """What `logits` reads of a token is what both directions know of it without having read it: the forward state
     before it plus the backward state after it, so that the product of both predictions fills a gap."""
@@ -104,21 +90,14 @@ class ELMo(TextEmbedder):
             max_word_len=c.max_word_len,
         )  # fmt: skip
         self.layers = nn.ModuleList([BiLSTM(c, residual=layer > 0) for layer in range(c.n_layers)])
-        self.mix = LayerMix(c.n_layers) if c.mixed else None
         self.head = nn.Linear(c.d_model // 2, c.vocab_size, bias=False) if c.masked else None
         self.capabilities = self.capabilities._replace(fills=c.masked)
-
-    def mix_layers(self) -> None:
-        """Gives it a mix to learn, which begins as the mean."""
-        if self.mix is None:
-            self.mix = LayerMix(self.config.n_layers).to(self.embedding.weight)
-            self.config = dataclasses.replace(self.config, mixed=True)
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """(B, T) -> (B, T, D/2)"""
         return self.embedding(tokens)
 
-    def states(self, x: Tensor, documents: Tensor | None) -> list[Tensor]:
+    def layer_states(self, x: Tensor, documents: Tensor | None) -> list[Tensor]:
         """x (B, T) ids or (B, T, D/2) embeddings -> (B, T, D) each: words twice, and what each layer gives"""
         x = x if x.is_floating_point() else self.embed_tokens(x)
         states, ctx = [torch.cat((x, x), -1)], Context(documents=documents)
@@ -130,17 +109,16 @@ class ELMo(TextEmbedder):
         self, x: Tensor, *, documents: Tensor | None = None, positions: Tensor | None = None,
         token_types: Tensor | None = None,
     ) -> EncoderOutput:  # fmt: skip
-        """x (B, T) ids or (B, T, D/2) embeddings -> the mix of its layers' states. ConfigError for token_types."""
+        """x (B, T) ids or (B, T, D/2) embeddings -> the mean of the words and of all layers' states. ConfigError for
+        token_types."""
         if token_types is not None:
             raise ConfigError(f"{type(self).__name__} has no token_types; leave them out")
-        states = self.states(x, documents)
-        mixed = torch.stack(states).mean(0) if self.mix is None else self.mix(states)
-        return EncoderOutput(mixed, documents)
+        return EncoderOutput(torch.stack(self.layer_states(x, documents)).mean(0), documents)
 
     def directions(self, x: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x as of `encode` -> (B, T, D/2) twice: the forward state of the token before each one and the backward state
         of the token after it, zero where its document has none"""
-        ahead, back = self.states(x, documents)[-1].chunk(2, -1)
+        ahead, back = self.layer_states(x, documents)[-1].chunk(2, -1)
         ahead, back = F.pad(ahead, (0, 0, 1, 0))[:, :-1], F.pad(back, (0, 0, 0, 1))[:, 1:]
         if documents is None:
             return ahead, back
@@ -161,13 +139,18 @@ class ELMo(TextEmbedder):
         assert self.head is not None
         return self.head(hidden)
 
+    def sequence_flops(self, seq_len: int, *, causal: bool = True) -> int:
+        """Forward, per token, besides its projections: the head is read once for each direction."""
+        return 0 if self.head is None else 2 * self.head.in_features * self.head.out_features
+
     def spell(self, texts: Sequence[bytes]) -> None:
         """Says how the first tokens of the vocabulary are spelled."""
         self.embedding.spell(texts)
 
     def head_layout(self, task: Task) -> HeadLayout:
-        """One projection of the mix (section 3.3), of its mean over a text."""
-        return HeadLayout("every" if task == "tag" else "mean", dropout=self.config.dropout)
+        """One projection of a mix of the words and all layers (section 3.3), of its mean over a text."""
+        pool, n_mixed = "every" if task == "tag" else "mean", self.config.n_layers + 1
+        return HeadLayout(pool, dropout=self.config.dropout, n_mixed=n_mixed)
 
 
 def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dict[str, Any]:
@@ -194,8 +177,6 @@ KEYS = [
             for side in ("ahead", "back")
             for part in ("x.weight", "x.bias", "h.weight", "proj.weight")
         ],
-        "mix.scale",
-        "mix.weights",
         "head.weight",
     )
 ]
@@ -205,5 +186,5 @@ CONFIG = ConfigMap(
     architecture="",
     fields={name: name for name in ELMoConfig.__dataclass_fields__},
     derived=published.without_dropout("dropout"),
-    parts={"mixed": ("mix.scale",), "masked": ("head.weight",)},
+    parts={"masked": ("head.weight",)},
 )

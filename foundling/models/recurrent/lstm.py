@@ -27,7 +27,7 @@ class LSTMConfig:
     d_hidden: int
     """of the other layers"""
     residual: bool = False
-    """layers add to what they read, where its width is theirs"""
+    """layers after the first add to what they read, where its width is theirs"""
     max_seq_len: int = 1 << 20
     tie_embeddings: bool = True
     dropout: float = 0.0
@@ -56,7 +56,7 @@ class LSTMModel(Decoder):
             layers.append(
                 LSTMBlock(
                     LSTM(width, d_hidden, weight_dropout=c.weight_dropout),
-                    residual=c.residual and width == d_hidden,
+                    residual=c.residual and layer > 0 and width == d_hidden,
                     dropout=c.dropout if last else c.hidden_dropout,
                 )
             )
@@ -91,7 +91,7 @@ def sized(vocab_size: int, max_seq_len: int, d_model: int, n_layers: int) -> dic
 # of word-level Penn Treebank (Merity et al. 2018, section 5), whose head has a bias besides
 PRESETS: dict[str, dict[str, Any]] = {
     "awd-lstm": dict(
-        vocab_size=10000, d_model=400, n_layers=3, d_hidden=1150, dropout=0.4, hidden_dropout=0.25,
+        vocab_size=10000, d_model=400, n_layers=3, d_hidden=1150, dropout=0.4, hidden_dropout=0.3,
         input_dropout=0.4, embedding_dropout=0.1, weight_dropout=0.5,
     )
 }  # fmt: skip
