@@ -162,7 +162,8 @@ def induction_scores(
     start: int | None = None,
 ) -> InductionScores:  # fmt: skip
     """`rows` texts of `length` random tokens and the same tokens again. `ids`: the tokens to draw from, by default the
-    whole vocabulary; `start`: a token before each text. InterpretError for a model that is no decoder with attention."""
+    whole vocabulary; `start`: a token before each text. InterpretError for a model that is no decoder with
+    attention."""
     check_attends(model)
     if not model.capabilities.generates or model.capabilities.reads_source:
         raise InterpretError(f"{type(model).__name__} is no decoder that reads tokens alone")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -32,8 +33,8 @@ def skipping(layers: Any, output: Tensor | None = None) -> Iterator[None]:
 
 @torch.no_grad()
 def logit_lens(model: Any, record: Trace, positions: Tensor | slice = slice(None)) -> Iterator[Tensor]:
-    """The logits (B, n, V) that the model would give if it ended before its first layer, after its first layer, …, after
-    its last layer (nostalgebraist 2020, "interpreting GPT: the logit lens"). The last ones are the model's logits.
+    """The logits (B, n, V) that the model would give if it ended before its first layer, after its first layer, …,
+    after its last layer (nostalgebraist 2020, "interpreting GPT: the logit lens"). The last ones are the model's.
 
     `positions`: of the n tokens to read, all by default. InterpretError for a model without a head over its
     vocabulary, and for one whose layers differ in width."""
@@ -101,8 +102,8 @@ def _parts(module: nn.Module, layer: LayerRecord, row: int, position: int) -> li
 def _head_vectors(record: HeadsRecord, row: int, position: int) -> Tensor:
     """(H, D) in float32"""
     at = position % record.z.shape[2]
-    one = HeadsRecord(record.name, record.module, record.q, record.k, record.mask, record.z[row : row + 1, :, at : at + 1])
-    return one.outputs()[0, :, 0].float()
+    z = record.z[row : row + 1, :, at : at + 1]
+    return replace(record, z=z).outputs()[0, :, 0].float()
 
 
 def _direction(model: Any, hidden: Tensor, token: int, versus: int | None) -> tuple[Tensor, float]:

@@ -26,7 +26,7 @@ ROUNDINGS = 32
 """by so many roundings may the parts of a layer differ from what it added"""
 
 
-@dataclass
+@dataclass(eq=False)
 class HeadsRecord:
     """The heads of one attention, as they were called."""
 
@@ -72,7 +72,7 @@ class HeadsRecord:
         return torch.stack(parts, 1)
 
 
-@dataclass
+@dataclass(eq=False)
 class LayerRecord:
     """One call of a layer."""
 
@@ -112,7 +112,7 @@ class LayerRecord:
         return bool((error.abs() <= ROUNDINGS * torch.finfo(error.dtype).eps * size).all())
 
 
-@dataclass
+@dataclass(eq=False)
 class Trace:
     layers: list[LayerRecord] = field(default_factory=list)
     """in the order that they were called: of an encoder–decoder first those of the encoder"""
@@ -185,7 +185,9 @@ def trace(model: Any, tokens: Tensor, *, documents: Tensor | None = None, source
     check_reads_text(model)
     can = model.capabilities
     if can.reads_source != (source is not None):
-        raise InterpretError(f"{type(model).__name__} reads {'a source: give one' if can.reads_source else 'no source'}")
+        raise InterpretError(
+            f"{type(model).__name__} reads {'a source: give one' if can.reads_source else 'no source'}"
+        )
     with evaluation_mode(model), recording(model) as record:
         record.tokens, record.inputs = tokens, {"documents": documents}
         if source is not None:
@@ -201,7 +203,9 @@ def check_reads_text(model: Any) -> None:
     """InterpretError for a model that reads no text by layers."""
     can = model.capabilities
     if can.denoises or can.modalities != ("text",):
-        raise InterpretError(f"{type(model).__name__} reads no text by one stack of layers, so there is none to look at")
+        raise InterpretError(
+            f"{type(model).__name__} reads no text by one stack of layers, so there is none to look at"
+        )
 
 
 def check_attends(model: Any) -> None:
