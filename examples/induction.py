@@ -2,7 +2,7 @@
 """Induction heads: they appear in a 2-layer attention-only model within a few steps, and with them in-context learning
 (Olsson et al. 2022, "In-context Learning and Induction Heads"). Then the same scores on SmolLM2-135M.
 
-python -m examples.induction [--steps 1200] [--layers 2,1] [--repeated 0.8] [--minutes 10]
+python -m examples.induction [--steps 1700] [--layers 2,1] [--repeated 0.8] [--minutes 10]
 
 The text is the standard library of Python, in tokens of a BPE of VOCAB tokens; a share of the rows is random tokens
 that are repeated. Along training, on held-out text: the loss, and the in-context score (the loss of the tokens around
@@ -35,6 +35,7 @@ from foundling.blocks.stack import Decoder
 from foundling.contracts.data import Batch
 from foundling.interpret import Head, composition, in_context_score, induction_scores, trace
 from foundling.interpret.circuits import token_losses
+from foundling.interpret.look import token_name
 from foundling.objectives.causal import Causal
 from foundling.report.look import HeadMap, heads_svg
 from foundling.runtime.device import Runtime
@@ -198,7 +199,7 @@ def draw_heads(model: Any, tokenizer: Tokenizer, opening: int, chosen: list[Head
         HeadMap(layer, head, tuple(map(tuple, record.heads[layer].weights()[0, head].tolist())))
         for layer, head in chosen
     ]
-    svg = heads_svg([tokenizer.piece(i) for i in ids], maps)
+    svg = heads_svg([token_name(tokenizer, i) for i in ids], maps)
     svg = svg.replace('style="', 'style="background: #fcfbf8; color: #1f2328; ', 1)
     (DOCS / "attention_heads.svg").write_text(svg, encoding="utf-8")
 
@@ -243,7 +244,7 @@ def figure(results: Results) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=1700)
     parser.add_argument("--layers", default="2,1")
     parser.add_argument("--repeated", type=float, default=0.8, help="share of the rows that are repeated random tokens")
     parser.add_argument("--minutes", type=float, default=10)

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foundling.blocks.attention import Attention
 from foundling.blocks.norm import LayerNorm, RMSNorm
 from foundling.blocks.stack import Decoder
 from foundling.errors import InterpretError
@@ -137,8 +136,10 @@ def _checked(record: HeadsRecord, head: Head) -> HeadsRecord:
 
 
 class InductionScores(NamedTuple):
-    """Of each attention layer and head (N, H), on random tokens that are repeated once."""
+    """Of each layer that attends and each of its heads (N, H), on random tokens that are repeated once."""
 
+    layers: tuple[int, ...]
+    """the numbers of these layers in the model"""
     prefix_matching: Tensor
     """the mean weight from a token of the second copy to the token that followed it in the first one (Olsson et al.
     2022, "prefix matching")"""
@@ -150,10 +151,9 @@ class InductionScores(NamedTuple):
     """nats a token in the second copy, without its first token"""
 
     def best(self) -> tuple[Head, float]:
-        """The head of the highest prefix-matching score, by number of attention layer."""
-        at = int(self.prefix_matching.argmax())
-        layer, head = divmod(at, self.prefix_matching.shape[1])
-        return Head(layer, head), float(self.prefix_matching.flatten()[at])
+        """The head of the highest prefix-matching score, and the score."""
+        row, head = divmod(int(self.prefix_matching.argmax()), self.prefix_matching.shape[1])
+        return Head(self.layers[row], head), float(self.prefix_matching[row, head])
 
 
 @torch.no_grad()
@@ -178,6 +178,7 @@ def induction_scores(
     assert record.hidden is not None
     losses = token_losses(model, record.hidden, tokens)
     return InductionScores(
+        tuple(number for number, layer in enumerate(record.stack) for _ in layer.heads),
         torch.stack([w[:, :, second, second - length + 1].mean((0, 2)) for w in maps]).float().cpu(),
         torch.stack([w[:, :, later, later - 1].mean((0, 2)) for w in maps]).float().cpu(),
         float(losses[:, : n + length - 1].mean()),
@@ -207,8 +208,3 @@ def token_losses(model: Any, hidden: Tensor, tokens: Tensor) -> Tensor:
             for states, targets in zip(hidden, tokens, strict=True)
         ]
     )
-
-
-def attention_layers(model: Any) -> list[int]:
-    """The numbers of the layers that attend to tokens, in the order of the rows of InductionScores."""
-    return [at for at, layer in enumerate(model.layers) if isinstance(getattr(layer, "mixer", None), Attention)]

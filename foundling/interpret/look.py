@@ -51,7 +51,7 @@ def look(directory: str | Path, text: str, *, layer: int | None = None, base: st
         record = trace(model, torch.tensor([ids]))
     stack = [one for one in record.layers if one.name.startswith("encoder.")] if source else record.stack
     heads = _heads(stack, ids, layer)
-    pieces = tuple(tokenizer.piece(i) for i in ids)
+    pieces = tuple(token_name(tokenizer, i) for i in ids)
     position = 0 if source else len(ids) - 1
     if model.capabilities.fills and tokenizer.mask in ids:
         position = ids.index(tokenizer.mask)
@@ -59,6 +59,12 @@ def look(directory: str | Path, text: str, *, layer: int | None = None, base: st
     return LookRecord(
         str(directory), family_of(model).name, text, pieces, predicted, position, heads, lens, contributions, notes
     )
+
+
+def token_name(tokenizer: Tokenizer, token: int) -> str:
+    """Its text, or its name in the vocabulary where it is special or no text."""
+    text = "" if token in tokenizer.special else tokenizer.piece(token)
+    return text or tokenizer.backend.id_to_token(token) or f"#{token}"
 
 
 def _masked(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -131,7 +137,8 @@ def _prediction(model: Any, tokenizer: Tokenizer, record: Trace, position: int) 
     lens = []
     for name, logits in zip(names, rows, strict=True):
         top = logits.softmax(-1).topk(min(SHOWN_TOKENS, len(logits)))
-        best = tuple((tokenizer.piece(i), p) for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True))
+        pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        best = tuple((token_name(tokenizer, i), p) for i, p in pairs)
         lens.append(LensRow(name, best, 1 + int((logits > logits[token]).sum())))
     contributions, notes = list[tuple[str, float]](), list[str]()
     if isinstance(model, Decoder):
@@ -140,4 +147,4 @@ def _prediction(model: Any, tokenizer: Tokenizer, record: Trace, position: int) 
             contributions = [(one.name, one.value) for one in found[:SHOWN_PARTS]]
         except InterpretError as error:
             notes.append(f"no contributions: {error}")
-    return tokenizer.piece(token), tuple(lens), tuple(contributions), tuple(notes)
+    return token_name(tokenizer, token), tuple(lens), tuple(contributions), tuple(notes)
