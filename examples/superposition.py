@@ -7,7 +7,8 @@ x (n features, each 0 but with probability `density`, then uniform on [0, 1]) is
 again: ReLU(Wᵀ W x + b), trained by Adam on Σ importance · (x − x̂)². Many models are trained at once, each from several
 starts, of which the one of the lowest loss counts.
 
-Pentagon: five features of equal importance in two dimensions, at three densities. Phase diagram: two features in one
+Pentagon: five features in two dimensions: dense, of importance 0.9ⁱ (of equal importance any two directions would do),
+and sparse, of equal importance. Phase diagram: two features in one
 dimension, by density and importance of the second; beside it the phase with the lowest loss on paper. Features against
 dimensions: how many of 20 features have a direction, in 2, 5 and 10 dimensions.
 """
@@ -27,11 +28,11 @@ from benchmarks.runs import DOCS, Results
 from foundling.runtime.rng import generator
 
 BATCH, RATE = 256, 0.01
-GRID, STARTS = 20, 6
+GRID, STARTS = 16, 4
 PHASES = ("not represented", "own dimension", "superposition")
 REPRESENTED = 0.5
 """a feature has a direction where the length of its column of W is above this"""
-PENTAGON_STEPS, PHASE_STEPS, COUNT_STEPS = 4000, 2000, 3000
+PENTAGON_STEPS, PHASE_STEPS, COUNT_STEPS = 4000, 1500, 3000
 
 
 class Fitted:
@@ -73,9 +74,11 @@ def best_of(values: Tensor, loss: Tensor, starts: int) -> Tensor:
     return values.unflatten(0, (-1, starts))[torch.arange(len(chosen)), chosen]
 
 
-def pentagon(density: float, starts: int = 32, steps: int = PENTAGON_STEPS) -> dict[str, Any]:
-    """Five features in two dimensions: columns of W, the angles between neighbours, and their lengths."""
-    fitted = Fitted(5, 2, torch.full((starts,), density), torch.ones(starts, 5), steps)
+def pentagon(density: float, decay: float = 1.0, starts: int = 32, steps: int = PENTAGON_STEPS) -> dict[str, Any]:
+    """Five features in two dimensions, of importance 1, `decay`, decay², …: columns of W, the angles between neighbours
+    that have a direction, and their lengths."""
+    importance = (decay ** torch.arange(5)).expand(starts, 5)
+    fitted = Fitted(5, 2, torch.full((starts,), density), importance, steps)
     w = best_of(fitted.w, fitted.loss, starts)[0]
     angles = torch.atan2(w[1], w[0])[w.norm(dim=0) > REPRESENTED].rad2deg() % 360
     ordered = angles.sort().values
@@ -174,8 +177,8 @@ def main() -> None:
     torch.set_num_threads(1)
     results, start = Results("superposition", minutes=args.minutes), time.monotonic()
     measured = len(results.values)
-    for density in (1.0, 0.2, 0.05):
-        results.get(f"pentagon, density {density}", lambda density=density: pentagon(density))
+    for density, decay in ((1.0, 0.9), (0.2, 1.0), (0.05, 1.0)):
+        results.get(f"pentagon, density {density}", lambda density=density, decay=decay: pentagon(density, decay))
     for m in (2, 5, 10):
         results.get(f"features in {m} dimensions", lambda m=m: counts(m))
     results.get("phases", phases)

@@ -70,7 +70,7 @@ def test_sparse_features_make_a_pentagon_and_dense_ones_do_not() -> None:
     sparse = superposition.pentagon(0.05, starts=16, steps=2500)
     assert len(sparse["angles between neighbours"]) == 5
     assert max(abs(angle - 72) for angle in sparse["angles between neighbours"]) < 4
-    dense = superposition.pentagon(1.0, starts=4, steps=1500)
+    dense = superposition.pentagon(1.0, 0.9, starts=8, steps=2000)
     assert sum(length > superposition.REPRESENTED for length in dense["lengths"]) == 2
 
 
