@@ -33,7 +33,16 @@ from foundling.blocks.norm import RMSNorm
 from foundling.blocks.position import RoPE
 from foundling.blocks.stack import Decoder
 from foundling.contracts.data import Batch
-from foundling.interpret import Head, composition, in_context_score, induction_scores, trace
+from foundling.interpret import (
+    Head,
+    composition,
+    in_context_score,
+    induction_scores,
+    ov_reading,
+    patch_effects,
+    sites_of,
+    trace,
+)
 from foundling.interpret.circuits import token_losses
 from foundling.interpret.look import token_name
 from foundling.objectives.causal import Causal
@@ -187,8 +196,35 @@ def real() -> dict[str, Any]:
         "best previous-token head": [layer, number], "previous token": round(float(scores.previous_token.max()), 4),
         "loss of the first copy": round(scores.first_loss, 3), "loss of the second copy": round(scores.second_loss, 3),
         "in-context score": round(in_context_score(model, torch.tensor(rows), early=50, late=500, width=10), 3),
+        "copying": copying(model, head, ids), "patching": patching(model, tokenizer, opening),
         "minutes": round((time.monotonic() - start) / 60, 2),
     }  # fmt: skip
+
+
+def copying(model: Any, head: Head, ids: torch.Tensor, n: int = 256) -> dict[str, float]:
+    """Of how many random tokens the head's OV reading raises the token itself by most, and among its ten first; by
+    chance 1 and 10 of the vocabulary."""
+    chosen = ids[torch.randperm(len(ids), generator=generator("copying", 0))[:n]]
+    logits = ov_reading(model, head, chosen)
+    rank = (logits > logits.gather(1, chosen[:, None])).sum(1)
+    return {"first": round(float((rank == 0).float().mean()), 3), "ten": round(float((rank < 10).float().mean()), 3)}
+
+
+def patching(model: Any, tokenizer: Tokenizer, opening: int) -> dict[str, float]:
+    """Which heads at the last token bring back " hill" over " gate", when the text says that the fox ran over the gate:
+    the share of the difference of the logits that each restores alone, the five largest."""
+    clean, corrupted = (
+        torch.tensor([[opening, *tokenizer.encode(SENTENCE.replace("hill", word))]]) for word in ("hill", "gate")
+    )
+    hill, gate = (tokenizer.encode(" " + word)[0] for word in ("hill", "gate"))
+    sites = sites_of(model, heads=True, positions=[clean.shape[1] - 1])
+
+    def score(logits: torch.Tensor) -> float:
+        return float(logits[0, hill] - logits[0, gate])
+
+    effects = patch_effects(model, clean, corrupted, sites, score)
+    best = sorted(effects, key=lambda site: -effects[site])[:5]
+    return {f"{site.module} {site.head}": round(effects[site], 3) for site in best}
 
 
 def draw_heads(model: Any, tokenizer: Tokenizer, opening: int, chosen: list[Head]) -> None:

@@ -14,7 +14,8 @@ EXAMPLES = [
     'foundling look runs/encoder "the ___ of the text" --json',
 ]
 DEFAULT_OUT = "look.html"
-SHOWN_PARTS = 6
+SHOWN_ROWS, SHOWN_PARTS = 8, 6
+"""of the lens, the last one besides, and of the contributions; the page has more"""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +36,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         note(f"note: {text}")
     if not args.json:
         say(f"{record.model} ({record.family}), {len(record.tokens)} tokens; predicted: {record.predicted!r}")
-        for row in record.lens:
+        n, step = len(record.lens), max(1, len(record.lens) // SHOWN_ROWS)
+        for row in (record.lens[at] for at in sorted({*range(0, n, step), *range(n - 1, n)} - {-1})):
             best = "  ".join(f"{token!r} {p:.0%}" for token, p in row.best[:3])
             say(f"  {row.name:12} rank {row.rank:>6,}  {best}")
         for name, value in record.contributions[:SHOWN_PARTS]:

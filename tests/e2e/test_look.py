@@ -35,6 +35,9 @@ def directory(tmp_path_factory) -> Path:
         torch.manual_seed(0)
         foundling.save(foundling.build(name, **fields), root / name)
         tokenizer.save(root / name)
+    torch.manual_seed(0)
+    foundling.save(foundling.build("bert", **case("bert").family.module.sized(320, 64, 32, 2)), root / "bert")
+    tokenizer.naming(mask_token="<|spare_0|>").save(root / "bert")
     fields = case("llama").family.module.sized(320, 512, 32, 1)
     foundling.save(foundling.build("llama", **fields), root / "long")
     tokenizer.save(root / "long")
@@ -111,6 +114,13 @@ def test_post_norm_models_and_encoder_decoders(directory) -> None:
     found = look(directory / "t5", TEXT)
     assert found.heads[0].rows[0][-1] > 0, "an encoder's heads see what comes later"
     assert found.position == 0 and found.lens and found.contributions
+
+
+def test_an_encoder_is_looked_at_where_it_fills_the_first_gap(directory) -> None:
+    found = look(directory / "bert", "the ___ reads a ___ and learns", layer=0)
+    assert found.tokens.count("<|spare_0|>") == 2 and found.tokens[found.position] == "<|spare_0|>"
+    assert "<|spare_0|>" not in found.tokens[: found.position]
+    assert len(found.lens) == 3 and not found.contributions and {head.layer for head in found.heads} == {0}
 
 
 def test_bad_input(directory, tmp_path, capsys) -> None:
