@@ -2,8 +2,6 @@
 """The programs of examples/: what is quick of them, and their claims at a small setting (slow)."""
 
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,13 +21,13 @@ def test_an_example_says_how_to_call_it(name: str) -> None:
     assert f"python -m examples.{name}" in text
 
 
-def test_bad_flags_are_one_line_and_exit_code_2() -> None:
-    for name in ("induction", "superposition"):
-        done = subprocess.run(
-            [sys.executable, "-m", f"examples.{name}", "--steps", "many"], cwd=ROOT, capture_output=True, text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False,
-        )  # fmt: skip
-        assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(f"{name}.py: error"), done.stderr
+@pytest.mark.parametrize("program", [induction, superposition])
+def test_bad_flags_are_one_line_and_exit_code_2(program, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["program", "--minutes", "many"])
+    with pytest.raises(SystemExit) as caught:
+        program.main()
+    said = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 2 and said[-1] == "program: error: argument --minutes: invalid float value: 'many'"
 
 
 def test_repeated_rows_repeat_and_others_are_text() -> None:
