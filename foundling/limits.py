@@ -136,6 +136,11 @@ CACHE_BYTES = Limit(1 << 50, "bytes of an engine's keys and values", low=0)
 PREDICTIONS = Limit(1000, "most likely tokens for a gap")
 TEXTS_AT_ONCE = Limit(4096, "texts that are classified at once")
 
+# --- looking inside ---------------------------------------------------------------------------------------------------
+
+LOOK_TOKENS = Limit(256, "tokens of a text that is looked at", "shorten it")
+LOOK_WEIGHTS = Limit(1 << 24, "attention weights on a page", "choose one --layer, or shorten the text")
+
 # --- programs in a model directory ------------------------------------------------------------------------------------
 
 TEMPLATE_CHARS = Limit(1 << 20, "characters of a chat template")

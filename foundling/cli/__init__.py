@@ -39,6 +39,7 @@ GROUPS = {
     "move and inspect models": {
         "import": ("foundling.cli.import_", "import a directory of transformers or diffusers, or a GGUF file"),
         "export": ("foundling.cli.export", "export a directory for transformers or diffusers, or a GGUF file"),
+        "look": ("foundling.cli.look", "look inside a model as it reads a text: attention, logit lens, contributions"),
         "inspect": ("foundling.cli.inspect", "show modules, shapes, parameters and bytes without reading the weights"),
         "push": ("foundling.cli.push", "upload a model directory to the Hugging Face hub"),
         "check": ("foundling.cli.check", "compare every file of a model directory with its hash"),

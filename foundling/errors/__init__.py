@@ -44,6 +44,10 @@ class GenerationError(FoundlingError, ValueError):
     """A request to generate that contradicts itself or does not fit the model."""
 
 
+class InterpretError(FoundlingError, ValueError):
+    """A reading of a model's inner states that the model does not allow, or a text that is too long for it."""
+
+
 class BusyError(FoundlingError, RuntimeError):
     """Another process is writing to the same directory."""
 

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The programs of examples/: what is quick of them, and their claims at a small setting (slow)."""
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from examples import induction, superposition
+from foundling.runtime.rng import generator
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py") if not path.stem.startswith("__"))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_says_how_to_call_it(name: str) -> None:
+    text = (ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8")
+    assert f"python -m examples.{name}" in text
+
+
+@pytest.mark.parametrize("program", [induction, superposition])
+def test_bad_flags_are_one_line_and_exit_code_2(program, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["program", "--minutes", "many"])
+    with pytest.raises(SystemExit) as caught:
+        program.main()
+    said = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 2 and said[-1] == "program: error: argument --minutes: invalid float value: 'many'"
+
+
+def test_repeated_rows_repeat_and_others_are_text() -> None:
+    text = torch.arange(100_000) % 300
+    rows = induction.Rows(text, 0.5)[3]
+    tokens, targets = rows["tokens"], rows["targets"]
+    assert tokens.shape == (induction.ROWS, induction.T) and torch.equal(tokens[:, 1:], targets[:, :-1])
+    for row in tokens[: induction.ROWS // 2]:
+        assert any((row[n:] == row[:-n]).all() for n in range(10, induction.T // 2))
+    assert ((tokens[induction.ROWS // 2 :].diff(dim=1) % 300) == 1).all()
+
+
+def test_the_phase_change_is_found() -> None:
+    curve = {
+        str(step): {"prefix matching": [[value]], "text loss": 1, "in-context score": 0, "loss of the second copy": 0}
+        for step, value in ((0, 0.02), (10, 0.03), (20, 0.04), (30, 0.1), (40, 0.5), (50, 0.9))
+    }
+    found = induction.summary(curve)
+    assert {name: part["step"] for name, part in found.items()} == {"before": 20, "change": 40, "after": 50}
+    assert found["before"]["best prefix matching"] == 0.04
+
+
+def test_expected_phases_are_the_losses_of_the_best_options() -> None:
+    """Against the mean over samples of each option's loss."""
+    draw = generator("test", 0)
+    for p, importance in ((1.0, 0.3), (0.1, 1.0), (0.3, 5.0)):
+        x = superposition.features(torch.tensor([p]), 2, 200_000, draw)[0]
+        h = x[:, 0] - x[:, 1]
+        both = torch.stack([torch.relu(h), torch.relu(-h)], 1)
+        weights = torch.tensor([1.0, importance])
+        losses = [importance * x[:, 1].var(), x[:, 0].var(), ((x - both) ** 2).mean(0) @ weights]
+        expected = superposition.expected_phases(torch.tensor([p]), torch.tensor([importance]))
+        assert int(torch.stack(losses).argmin()) == int(expected)
+
+
+@pytest.mark.slow
+def test_sparse_features_make_a_pentagon_and_dense_ones_do_not() -> None:
+    sparse = superposition.pentagon(0.05, starts=16, steps=2500)
+    assert len(sparse["angles between neighbours"]) == 5
+    assert max(abs(angle - 72) for angle in sparse["angles between neighbours"]) < 4
+    dense = superposition.pentagon(1.0, 0.9, starts=8, steps=2000)
+    assert sum(length > superposition.REPRESENTED for length in dense["lengths"]) == 2
+
+
+@pytest.mark.slow
+def test_induction_appears_in_two_layers(monkeypatch) -> None:
+    """On repeated random tokens alone, which is faster than beside text; the unigram loss stays in the first copy."""
+    text = torch.randint(induction.VOCAB, (20_000,), generator=generator("text", 0))
+    monkeypatch.setattr(induction, "text_tokens", lambda: (text, text))
+    monkeypatch.setattr(induction, "EVERY", 100)
+    found = induction.summary(induction.trained(2, 700, 1.0)["curve"])
+    assert found["before"]["best prefix matching"] < 0.1 and found["after"]["best prefix matching"] >= 0.8
+    assert found["after"]["loss of the second copy"] < 1 < math.log(induction.VOCAB) / 2
