@@ -63,9 +63,10 @@ def parse(sentence: str) -> tuple[str, int, int]:
 
 def check(triple: Any) -> Triple:
     """A triple of the form of the question; DataError for any other."""
-    if not isinstance(triple, dict) or set(triple) != {"a", "b", "c"} or not all(map(str.__instancecheck__, triple)):
+    keys = set(triple) if isinstance(triple, dict) else None
+    if keys != {"a", "b", "c"} or not all(isinstance(sentence, str) for sentence in triple.values()):
         raise DataError(f"{json.dumps(triple)[:80]} is no triple: expected sentences under a, b and c")
-    words = [text[start:stop].lower() for text, start, stop in map(parse, triple.values())]
+    words = [text[start:stop].lower() for text, start, stop in (parse(triple[key]) for key in "abc")]
     if words[0] != words[1] or words[1] == words[2]:
         raise DataError(f"the marked words are {', '.join(words)}: a and b mark one word, c another")
     return triple
@@ -155,7 +156,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m examples.bat")
+    parser = argparse.ArgumentParser(prog="python -m examples.bat", allow_abbrev=False)
     parser.add_argument("--triples", type=Path, default=TRIPLES, help="a JSON list of {a, b, c}")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(arguments)

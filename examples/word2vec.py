@@ -121,7 +121,8 @@ class Model:
 
     def __init__(self, n_words: int, o: Options, draw: torch.Generator) -> None:
         self.options = o
-        self.inputs = (torch.rand(n_words, o.width, generator=draw) - 0.5) / o.width
+        # as in gensim; twice as wide as word2vec.c, which CBOW at few epochs is the worse for
+        self.inputs = (2 * torch.rand(n_words, o.width, generator=draw) - 1) / o.width
         self.outputs = torch.zeros(n_words, o.width)
         self.masks = reach_masks(o.window, o.block).flatten(0, 2)
         ones = torch.full((o.shared,), o.negatives / o.shared)

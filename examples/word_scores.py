@@ -72,15 +72,24 @@ class Vectors:
             return float(a == b)
         return float(self.unit[self.index[a]] @ self.unit[self.index[b]])
 
-    def nearest(self, plus: list[str], minus: list[str], n: int) -> list[tuple[str, float]]:
-        """The words nearest to the sum of `plus` without `minus`, by cosine; those given are left out."""
+    def _cosines(self, plus: list[str], minus: list[str]) -> Tensor:
+        """(V,) of all words with the sum of `plus` without `minus`; −1 for those given."""
         assert self.unit is not None
-        query = sum((self.unit[self.index[word]] for word in plus), torch.zeros(()))
-        query = query - sum((self.unit[self.index[word]] for word in minus), torch.zeros(()))
+        query = self.unit[[self.index[word] for word in plus]].sum(0)
+        query = query - self.unit[[self.index[word] for word in minus]].sum(0)
         cosines = self.unit @ normalize(query, dim=0)
-        cosines[[self.index[word] for word in plus + minus]] = -torch.inf
-        best = cosines.topk(n)
+        cosines[[self.index[word] for word in plus + minus]] = -1
+        return cosines
+
+    def nearest(self, plus: list[str], minus: list[str], n: int) -> list[tuple[str, float]]:
+        """The `n` words nearest to the sum of `plus` without `minus`, by cosine; those given are left out."""
+        best = self._cosines(plus, minus).topk(n)
         return [(self.words[int(at)], round(float(value), 3)) for value, at in zip(best.values, best.indices)]
+
+    def rank(self, word: str, plus: list[str], minus: list[str]) -> int:
+        """1 for the nearest."""
+        cosines = self._cosines(plus, minus)
+        return 1 + int((cosines > cosines[self.index[word]]).sum())
 
 
 def credit(scores: Tensor, answers: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ from foundling.errors import ConfigError, FoundlingError
 PARTS = ("generated", "published", "text", "speed", "map")
 SEEDS = (1, 2, 3)
 KINDS = {"skip-gram": False, "CBOW": True}
-EPOCHS = 3
+EPOCHS = 2
 NEIGHBOURS = ("king", "river", "iron", "oak", "fever", "winter", "france", "red")
 GROUPS = {
     "trees": "oak elm maple birch pine willow cedar poplar",
@@ -87,11 +87,16 @@ def published_vectors() -> Vectors:
     return Vectors.of(list(chosen), table[list(chosen.values())])
 
 
+def royalty(vectors: Vectors) -> dict[str, Any]:
+    given = ["king", "woman"], ["man"]
+    return {"king − man + woman": vectors.nearest(*given, 6), "rank of queen": vectors.rank("queen", *given)}
+
+
 def published() -> dict[str, Any]:
     vectors = published_vectors()
     return {
         "words": len(vectors.words),
-        "king − man + woman": vectors.nearest(["king", "woman"], ["man"], 5),
+        **royalty(vectors),
         "paris − france + italy": vectors.nearest(["paris", "italy"], ["france"], 5),
         **score(vectors),
     }
@@ -191,7 +196,8 @@ def project(vectors: Vectors, words: Sequence[str]) -> Tensor:
 
 
 def neighbours(vectors: Vectors) -> dict[str, Any]:
-    return {word: [other for other, _ in vectors.nearest([word], [], 6)] for word in NEIGHBOURS}
+    nearest = {word: [other for other, _ in vectors.nearest([word], [], 6)] for word in NEIGHBOURS}
+    return {**nearest, **royalty(vectors)}
 
 
 def draw_map(file: Path) -> None:
@@ -259,6 +265,8 @@ def measure(args: argparse.Namespace) -> Results:
     if "map" in parts and "text" not in parts and not (FOLDER / "skip-gram.safetensors").exists():
         raise ConfigError("map draws the vectors that the part text trains; name text too")
     out = FOLDER / "small.json" if args.small and args.out == OUT else args.out
+    if args.small and args.out == OUT:
+        out.unlink(missing_ok=True)
     results = Results("word_vectors", out, minutes=args.minutes)
     if "generated" in parts:
         results.get("generated, small" if args.small else "generated", lambda: generated(args.small))
@@ -278,11 +286,8 @@ OUT = DOCS / "results" / "word_vectors.json"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(
-        prog="python -m examples.word_vectors",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("python -m examples.word_vectors", allow_abbrev=False, description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--peers", type=Path, help="the folder that gensim was installed to")
