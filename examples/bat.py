@@ -27,7 +27,9 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import resource
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -165,10 +167,14 @@ def main(arguments: list[str] | None = None) -> int:
     except FoundlingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    start = time.perf_counter()
     result = measure(triples)
     if args.triples == TRIPLES:
         results = Results("bat")
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         results.values["all-MiniLM-L6-v2"] = result
+        results.values["seconds"] = round(time.perf_counter() - start, 1)
+        results.values["peak memory (MB)"] = round(peak / 1e6)
         results.save()
     print(json.dumps(result, ensure_ascii=False) if args.json else table(result))
     return 0

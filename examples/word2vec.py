@@ -121,7 +121,7 @@ class Model:
 
     def __init__(self, n_words: int, o: Options, draw: torch.Generator) -> None:
         self.options = o
-        # as in gensim; twice as wide as word2vec.c, which CBOW at few epochs is the worse for
+        # the range of gensim, twice that of word2vec.c: CBOW of a few epochs scores higher with it
         self.inputs = (2 * torch.rand(n_words, o.width, generator=draw) - 1) / o.width
         self.outputs = torch.zeros(n_words, o.width)
         self.masks = reach_masks(o.window, o.block).flatten(0, 2)

@@ -55,7 +55,10 @@ GROUPS = {
     "family": "father mother brother sister son daughter uncle aunt",
     "time": "monday tuesday friday sunday january april july october",
 }
-CAPITALS = "France Paris Germany Berlin Italy Rome Spain Madrid Russia Moscow England London Japan Tokyo Poland Warsaw"
+CAPITALS = (
+    "France Paris Germany Berlin Italy Rome Spain Madrid Russia Moscow England London Japan Tokyo Greece Athens "
+    "Ireland Dublin Austria Vienna"
+)
 
 
 def generated(small: bool) -> dict[str, Any]:
@@ -205,8 +208,10 @@ def draw_map(file: Path) -> None:
 
     plt.rcParams["svg.hashsalt"] = "words"
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6))
-    words = CAPITALS.lower().split()
-    points = project(published_vectors(), words)
+    known, names = published_vectors(), CAPITALS.lower().split()
+    pairs = [pair for pair in zip(names[::2], names[1::2], strict=True) if all(word in known.index for word in pair)]
+    words = [word for pair in pairs for word in pair]
+    points = project(known, words)
     for at in range(0, len(words), 2):
         left.plot(points[at : at + 2, 0], points[at : at + 2, 1], "o-", color=f"C{at // 2}", markersize=3)
     left.set_title("published vectors: countries and capitals")
@@ -232,7 +237,7 @@ def table(values: dict[str, Any]) -> str:
         f"{'vectors':24} {'analogies %':>11} {'WordSim':>8} {'SimLex':>7} {'words/s':>9} {'words/cpu-s':>11} {'MB':>6}"
     ]
     for name, entry in values.items():
-        if isinstance(entry, dict) and "analogies %" in entry and "WordSim" in entry and "difference" not in entry:
+        if isinstance(entry, dict) and "analogies %" in entry and "WordSim" in entry and not name.endswith("compared"):
             speed = (
                 f"{entry['words/s']:9,} {entry['words/cpu-s']:11,} {entry['peak memory (MB)']:6}"
                 if "words/s" in entry
