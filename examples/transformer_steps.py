@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Transformer's encoder built up, a part at a time, on one task that has a question for each part.
 
-python -m examples.transformer_steps [--small] [--seeds 3] [--minutes 60]
+python -m examples.transformer_steps [--small] [--seeds 2] [--minutes 60]
 
 A row has twelve tokens. Each has a key, which no other token of the row has, a value, and the keys of four others.
 Asked of each token are the values of those four tokens (whom to read follows from what stands in the tokens, and four
@@ -40,6 +40,7 @@ from foundling.blocks.position import sinusoids
 from foundling.blocks.seq2seq import SourceEncoder
 from foundling.contracts.data import Batch
 from foundling.contracts.objective import Loss, Term
+from foundling.errors import DivergedError
 from foundling.runtime.device import Runtime, available_threads
 from foundling.runtime.rng import generator
 from foundling.train.loop import train
@@ -196,14 +197,18 @@ def measure(
     state = TrainState.build(model, OptimOptions(optimizer="adamw", learning_rate=learning_rate))
     begun, losses = time.monotonic(), []
     schedule, options = Schedule(steps, warmup_steps=steps // 20), TrainOptions(rows)
-    for record in train(state, Answers(), Rows(rows, seed), schedule, options, runtime):
-        if record.n % max(1, steps // 10) == 0:
-            losses.append(round(record.loss, 4))
+    try:
+        for record in train(state, Answers(), Rows(rows, seed), schedule, options, runtime):
+            if record.n % max(1, steps // 10) == 0:
+                losses.append(round(record.loss, 4))
+    except DivergedError as error:  # what norms are for; the weights are those before
+        print(f"  {error}", flush=True)
     model.eval()
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "minutes": round((time.monotonic() - begun) / 60, 2),
         "losses": losses,
+        "steps": state.step,
         "skipped steps": state.skipped,
         "accuracy": accuracy(model, items),
         "before training": before,
@@ -214,8 +219,16 @@ def measure(
 # ------------------------------------------------------------------------------------------------------------- results
 
 
+DEEP = ((3, 0.003, "without norms"), (3, 0.0003, "without norms"), (4, 0.003, "with norms"))
+"""steps and learning rates of the deep models: a tenth of the rate of all others may save what has no norms"""
+
+
 def name_of(step: int, seed: int, layers: int) -> str:
     return f"{STEPS[step]}, {layers} layers, seed {seed}"
+
+
+def deep_name(step: int, rate: float, layers: int) -> str:
+    return f"{name_of(step, 0, layers)}, learning rate {rate}"
 
 
 def step_table(results: Results, seeds: Sequence[int], layers: int) -> str:
@@ -231,23 +244,13 @@ def step_table(results: Results, seeds: Sequence[int], layers: int) -> str:
 
 def depth_table(results: Results, layers: int) -> str:
     """The deep models with positions, without norms and with them."""
-    rows: list[list[Any]] = [
-        [
-            f"{layers} layers",
-            "all",
-            "loss at the end",
-            "deviation before training, first to last layer",
-            "after training",
-            "mean at the last layer, before training",
-            "after training",
-        ]
-    ]
-    for step, title in ((3, "without norms"), (4, "with norms")):
-        run = results.values[name_of(step, 0, layers)]
-        ends = [(run[when][0], run[when][-1]) for when in ("before training", "after training")]
-        grown = [f"{first['deviation']:.3g} to {last['deviation']:.3g}" for first, last in ends]
-        means = [f"{last['mean']:.3g}" for _, last in ends]
-        rows.append([title, run["accuracy"]["all"], run["losses"][-1], *grown, *means])
+    head = [f"{layers} layers", "learning rate", "all", "steps", "of them not finite"]
+    when = ("before training", "after training")
+    rows: list[list[Any]] = [[*head, *(f"deviation {name}, first to last" for name in when)]]
+    for step, rate, title in DEEP:
+        run = results.values[deep_name(step, rate, layers)]
+        grown = [f"{run[name][0]['deviation']:.3g} to {run[name][-1]['deviation']:.3g}" for name in when]
+        rows.append([title, rate, run["accuracy"]["all"], run["steps"], run["skipped steps"], *grown])
     return table(rows)
 
 
@@ -266,12 +269,12 @@ def figure(results: Results, seeds: Sequence[int], layers: int, deep: int, file:
     axes[0].axhline(1 / VALUES, color="black", linestyle=":", linewidth=1)
     axes[0].set_xticks(range(len(STEPS)), [title.replace(" ", "\n", 1) for title in STEPS], fontsize=7)
     axes[0].set(ylabel="accuracy", ylim=(0, 1.02), title=f"{layers} layers")
-    for step, title, color in ((3, "without norms", "C3"), (4, "with norms", "C0")):
-        run = results.values[name_of(step, 0, deep)]
+    for (step, rate, title), color in zip(DEEP, ("C3", "C1", "C0")):
+        run = results.values[deep_name(step, rate, deep)]
         for when, style in (("before training", "--"), ("after training", "-")):
             for axis, name in ((axes[1], "mean"), (axes[2], "deviation")):
                 values = [entry[name] for entry in run[when]]
-                axis.plot(range(deep + 1), values, style, color=color, label=f"{title}, {when}")
+                axis.plot(range(deep + 1), values, style, color=color, label=f"{title}, rate {rate}, {when}")
     axes[1].set(xlabel="layers read", title=f"mean of activations, {deep} layers", yscale="symlog")
     axes[2].set(xlabel="layers read", title=f"deviation, {deep} layers", yscale="log")
     axes[0].legend(fontsize=7)
@@ -289,27 +292,27 @@ def check(results: Results, seeds: Sequence[int], layers: int, deep: int) -> Non
         by_key = [share["by key"] for share in shares]
         assert by_key[1] > by_key[0] + 0.2 and by_key[2] > by_key[1] + 0.05, by_key
         assert shares[3]["before"] > shares[2]["before"] + 0.2, shares
-    without, with_norms = (results.values[name_of(step, 0, deep)] for step in (3, 4))
-    assert with_norms["accuracy"]["all"] > without["accuracy"]["all"] + 0.05, (with_norms, without)
-    assert without["before training"][-1]["deviation"] > 3 * with_norms["before training"][-1]["deviation"]
+    *without, with_norms = (results.values[deep_name(step, rate, deep)] for step, rate, _ in DEEP)
+    assert all(with_norms["accuracy"]["all"] > run["accuracy"]["all"] + 0.02 for run in without)
+    assert without[0]["before training"][-1]["deviation"] > 10 * with_norms["before training"][-1]["deviation"]
 
 
 def main() -> None:
     parser = Parser("transformer_steps", __doc__)
     args = parser.parse_args()
-    seeds = seeds_of(args, 1 if args.small else 3)
+    seeds = seeds_of(args, 1 if args.small else 2)
     sizes = {"d_model": 64, "n_heads": 4, "n_layers": 2}
-    settings = {"steps": 300 if args.small else 1600, "rows": 32, "items": 1000, "learning_rate": 0.003}
-    deep = {"n_layers": 4 if args.small else 12}, {"steps": 60 if args.small else 500}
+    settings = {"steps": 300 if args.small else 1200, "rows": 32, "items": 1000, "learning_rate": 0.003}
+    deep = {"n_layers": 4 if args.small else 12}, {"steps": 60 if args.small else 300}
     results, picture = parser.results(args, {"sizes": sizes, "training": settings, "deep": deep})
     layers = sizes["n_layers"]
+    for step, rate, _ in DEEP:
+        shape, training = sizes | deep[0], settings | deep[1] | {"learning_rate": rate}
+        name = deep_name(step, rate, shape["n_layers"])
+        results.get(name, lambda s=step, a=shape, b=training: measured(measure, s, 0, sizes=a, **b))
     for seed, step in itertools.product(seeds, range(len(STEPS))):
         name = name_of(step, seed, layers)
         results.get(name, lambda s=step, n=seed: measured(measure, s, n, sizes=sizes, **settings))
-    for step in (3, 4):
-        shape, training = sizes | deep[0], settings | deep[1]
-        name = name_of(step, 0, shape["n_layers"])
-        results.get(name, lambda s=step, a=shape, b=training: measured(measure, s, 0, sizes=a, **b))
     if not results.complete:
         print("the time is over; the same command goes on from here")
         return
