@@ -160,7 +160,7 @@ def test_without_attention_the_right_dates_fall_with_the_length_of_the_line(cale
     monkeypatch.setattr(translation, "Dates", lambda: Dates(calendars, ("en", "xx")))
     falls = {}
     for model in MODELS:
-        scores = measure_dates(model, 0, most=3, steps=500, rows=32, items=100)["by dates"]
+        scores = measure_dates(model, 0, most=3, steps=450, rows=32, items=100)["by dates"]
         falls[model] = scores["1"]["dates"]["value"] - scores["3"]["dates"]["value"]
         assert scores["1"]["dates"]["value"] > 0.4, (model, scores)
     assert falls[LSTM] > 0.25, falls
