@@ -5,6 +5,7 @@ measurements in a process of their own."""
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import resource
 import sys
@@ -43,6 +44,7 @@ class Parser(argparse.ArgumentParser):
             raise ConfigError(f"--out is '{file}', expected the name of a file that ends in .json")
         file.parent.mkdir(parents=True, exist_ok=True)
         results = Results(self.name, file, minutes=args.minutes)
+        settings = json.loads(json.dumps(settings))  # as a file gives them again: a list for a tuple
         known = results.values.setdefault("settings", settings)
         if known != settings:
             raise ConfigError(f"{file} has results of other settings; remove it, or give another --out")

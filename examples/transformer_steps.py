@@ -223,6 +223,9 @@ DEEP = ((3, 0.003, "without norms"), (3, 0.0003, "without norms"), (4, 0.003, "w
 """steps and learning rates of the deep models: a tenth of the rate of all others may save what has no norms"""
 
 
+TWICE = "norms, twice as many steps"
+
+
 def name_of(step: int, seed: int, layers: int) -> str:
     return f"{STEPS[step]}, {layers} layers, seed {seed}"
 
@@ -233,8 +236,9 @@ def deep_name(step: int, rate: float, layers: int) -> str:
 
 def step_table(results: Results, seeds: Sequence[int], layers: int) -> str:
     rows = [["step", "parameters", "values by key", "value before", "all", "minutes", "peak memory (MB)"]]
-    for step, title in enumerate(STEPS):
-        runs = [results.values[name_of(step, seed, layers)] for seed in seeds]
+    lines = {title: [name_of(step, seed, layers) for seed in seeds] for step, title in enumerate(STEPS)}
+    for title, names in (lines | {"norms, twice as many steps, one seed": [TWICE]}).items():
+        runs = [results.values[name] for name in names]
         shares = [spread([run["accuracy"][name] for run in runs]) for name in ("by key", "before", "all")]
         minutes = sum(run["minutes"] for run in runs) / len(runs)
         memory = max(run["peak memory (MB)"] for run in runs)
@@ -303,7 +307,7 @@ def main() -> None:
     seeds = seeds_of(args, 1 if args.small else 2)
     sizes = {"d_model": 64, "n_heads": 4, "n_layers": 2}
     settings = {"steps": 300 if args.small else 1200, "rows": 32, "items": 1000, "learning_rate": 0.003}
-    deep = {"n_layers": 4 if args.small else 12}, {"steps": 60 if args.small else 300}
+    deep = {"n_layers": 4 if args.small else 12}, {"steps": 60 if args.small else 800}
     results, picture = parser.results(args, {"sizes": sizes, "training": settings, "deep": deep})
     layers = sizes["n_layers"]
     for step, rate, _ in DEEP:
@@ -313,6 +317,8 @@ def main() -> None:
     for seed, step in itertools.product(seeds, range(len(STEPS))):
         name = name_of(step, seed, layers)
         results.get(name, lambda s=step, n=seed: measured(measure, s, n, sizes=sizes, **settings))
+    longer = settings | {"steps": 2 * settings["steps"]}
+    results.get(TWICE, lambda: measured(measure, len(STEPS) - 1, 0, sizes=sizes, **longer))
     if not results.complete:
         print("the time is over; the same command goes on from here")
         return
