@@ -261,7 +261,7 @@ def depth_table(results: Results, layers: int) -> str:
 def figure(results: Results, seeds: Sequence[int], layers: int, deep: int, file: Path) -> None:
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(1, 3, figsize=(11, 3.4))
+    fig, axes = plt.subplots(1, 3, figsize=(11, 3.8), layout="constrained")
     for offset, name in ((-0.2, "by key"), (0.2, "before")):
         runs = [
             [results.values[name_of(s, seed, layers)]["accuracy"][name] for seed in seeds] for s in range(len(STEPS))
@@ -282,8 +282,7 @@ def figure(results: Results, seeds: Sequence[int], layers: int, deep: int, file:
     axes[1].set(xlabel="layers read", title=f"mean of activations, {deep} layers", yscale="symlog")
     axes[2].set(xlabel="layers read", title=f"deviation, {deep} layers", yscale="log")
     axes[0].legend(fontsize=7)
-    axes[2].legend(fontsize=7)
-    fig.tight_layout()
+    fig.legend(*axes[2].get_legend_handles_labels(), loc="outside lower right", ncols=3, fontsize=7)
     fig.savefig(file, metadata={"Date": None})
     plt.close(fig)
 
