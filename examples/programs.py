@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         )  # fmt: skip
         self.name = name
-        self.add_argument("--small", action="store_true", help="a run of a minute or two, below runs/ if no --out")
+        self.add_argument("--small", action="store_true", help="a run of a few minutes, below runs/ if no --out")
         self.add_argument("--seeds", type=int, help="trainings of each model, 1 to 10")
         self.add_argument("--minutes", type=float, default=math.inf, help="begin no measurement after so many")
         self.add_argument("--out", type=Path, help="JSON file of the results; a figure with the same name stands by it")
