@@ -3,7 +3,7 @@
 
 python -m examples.language_models bits    bits per byte against compute, on the Python library
 python -m examples.language_models cost    seconds of a training token and peak memory, 256 to 16,384 tokens
-python -m examples.language_models recall  which of them still know a token after many others
+python -m examples.language_models recall  which of them still know one token, or eight, after many others
                                            [--small] [--minutes 30] [--threads 1]
 
 A second call goes on where the first one ended. `cost` is to be run alone; each of its cells is a process of its own.
@@ -50,6 +50,8 @@ TOKENS = 16384
 """of a training step, in rows of each length"""
 DISTANCES = (1, 4, 8, 16, 32, 64, 128)
 SYMBOLS, FILLERS, ROWS, STEPS = 16, 16, 64, 1500
+COPIED = (1, 8)
+"""symbols that are asked for, all in their order"""
 
 
 # --- bits per byte ---------------------------------------------------------------------------------------------------
@@ -134,38 +136,39 @@ def cost_apart(name: str, seq_len: int, threads: int) -> dict[str, Any]:
 # --- recall by distance ---------------------------------------------------------------------------------------------
 
 
-def recall_rows(n: int, distance: int, draw: torch.Generator) -> Tensor:
-    """(n, 3 + distance): a mark, a symbol, `distance` fillers, a mark that asks for it, and the symbol."""
-    symbol = torch.randint(SYMBOLS, (n, 1), generator=draw)
+def recall_rows(n: int, distance: int, copied: int, draw: torch.Generator) -> Tensor:
+    """(n, 1 + 2 · copied + distance): symbols, fillers, a mark that asks for the symbols, and these again."""
+    symbols = torch.randint(SYMBOLS, (n, copied), generator=draw)
     fillers = SYMBOLS + torch.randint(FILLERS, (n, distance), generator=draw)
     ask = torch.full((n, 1), SYMBOLS + FILLERS)
-    return torch.cat((symbol, fillers, ask, symbol), 1)
+    return torch.cat((symbols, fillers, ask, symbols), 1)
 
 
 class Recall:
     """One distance a batch, all by turns."""
 
-    def __init__(self, distances: tuple[int, ...]) -> None:
-        self.distances = distances
+    def __init__(self, distances: tuple[int, ...], copied: int) -> None:
+        self.distances, self.copied = distances, copied
 
     def __getitem__(self, n: int) -> Batch:
-        rows = recall_rows(ROWS, self.distances[n % len(self.distances)], generator("recall", 0, n))
+        distance = self.distances[n % len(self.distances)]
+        rows = recall_rows(ROWS, distance, self.copied, generator("recall", 0, n))
         counted = torch.zeros(ROWS, rows.shape[1] - 1, dtype=torch.bool)
-        counted[:, -1] = True
+        counted[:, -self.copied :] = True
         return causal_batch(rows, counted)
 
 
 @torch.inference_mode()
-def recall(name: str, distances: tuple[int, ...], steps: int) -> dict[str, float]:
-    """distance -> share of 1,024 new rows whose symbol is the likeliest, of a model trained on all distances"""
-    config = family(name).module.sized(SYMBOLS + FILLERS + 1, max(distances) + 3, 64, 2)
+def recall(name: str, distances: tuple[int, ...], steps: int, copied: int) -> dict[str, float]:
+    """distance -> share of 1,024 new rows whose symbols are all the likeliest, of a model trained on all distances"""
+    config = family(name).module.sized(SYMBOLS + FILLERS + 1, max(distances) + 2 * copied + 1, 64, 2)
     with torch.inference_mode(False):
-        model = train_model(name, config, Recall(distances), steps)
+        model = train_model(name, config, Recall(distances, copied), steps)
     found = {}
     for distance in distances:
-        rows = recall_rows(1024, distance, generator("held out", 0, distance))
-        answer = model.logits(model(rows[:, :-1]).hidden[:, -1]).argmax(-1)
-        found[str(distance)] = round(float((answer == rows[:, -1]).float().mean()), 4)
+        rows = recall_rows(1024, distance, copied, generator("held out", 0, distance))
+        answers = model.logits(model(rows[:, :-1]).hidden[:, -copied:]).argmax(-1)
+        found[str(distance)] = round(float((answers == rows[:, -copied:]).all(1).float().mean()), 4)
     return found
 
 
@@ -192,10 +195,10 @@ def figure(values: dict[str, Any], file: Path) -> None:
             if points:
                 axis.plot(*zip(*points, strict=True), "o-", label=name)
                 axis.set(xscale="log", yscale="log", xlabel="tokens in a row", ylabel=key)
-    for name, cell in values["recall"].items():
-        if name in KINDS:
+    for name in KINDS:
+        if cell := values["recall"].get(f"{name} {COPIED[-1]}"):
             axes[3].plot([int(d) for d in cell], list(cell.values()), "o-", label=name)
-    axes[3].set(xscale="log", xlabel="tokens in between", ylabel="symbol recalled")
+    axes[3].set(xscale="log", xlabel="tokens in between", ylabel=f"{COPIED[-1]} symbols recalled")
     for axis in axes[1:]:
         axis.legend(fontsize=6)
     fig.tight_layout()
@@ -223,8 +226,8 @@ def main() -> None:
     else:
         torch.set_num_threads(args.threads)
         distances, steps = (DISTANCES[:3], STEPS // 10) if args.small else (DISTANCES, STEPS)
-        for name in KINDS:
-            results.get(name, lambda name=name: recall(name, distances, steps))
+        for copied, name in itertools.product(COPIED, KINDS):
+            results.get(f"{name} {copied}", lambda name=name, copied=copied: recall(name, distances, steps, copied))
     every = {part: Results(f"language_models_{part}").values for part in ("bits", "cost", "recall")}
     if not args.small:
         figure(every, DOCS / "language_models.svg")
