@@ -71,7 +71,7 @@ def bits(data: TokenizedCorpus, name: str, budget: str, threads: int) -> dict[st
 def ngram(data: TokenizedCorpus, order: int, n_bytes: int) -> dict[str, Any]:
     """Of the first `n_bytes` of the training documents, on the held-out bytes that the others are measured on."""
     start, texts, size = time.monotonic(), [], 0
-    for document in data.corpus.train:
+    for document in data.corpus.train():
         text = document.text.encode()
         texts.append(text[: n_bytes - size])
         size += len(texts[-1])
@@ -195,10 +195,11 @@ def figure(values: dict[str, Any], file: Path) -> None:
             if points:
                 axis.plot(*zip(*points, strict=True), "o-", label=name)
                 axis.set(xscale="log", yscale="log", xlabel="tokens in a row", ylabel=key)
-    for name in KINDS:
-        if cell := values["recall"].get(f"{name} {COPIED[-1]}"):
-            axes[3].plot([int(d) for d in cell], list(cell.values()), "o-", label=name)
-    axes[3].set(xscale="log", xlabel="tokens in between", ylabel=f"{COPIED[-1]} symbols recalled")
+    for copied, style in zip(COPIED, ("o-", "s--"), strict=True):
+        for name in KINDS:
+            if cell := values["recall"].get(f"{name} {copied}"):
+                axes[3].plot([int(d) for d in cell], list(cell.values()), style, label=f"{name}, {copied}")
+    axes[3].set(xscale="log", xlabel="tokens in between", ylabel="all symbols recalled")
     for axis in axes[1:]:
         axis.legend(fontsize=6)
     fig.tight_layout()
