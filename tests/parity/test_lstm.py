@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,8 +18,10 @@ from foundling.adapt.heads import HeadOptions, add_head
 from foundling.adapt.quantize import quantize
 from foundling.blocks.context import Context
 from foundling.blocks.heads import head_states, pooled, scores
+from foundling.blocks.init import initialise
 from foundling.blocks.lstm import LSTM
 from foundling.contracts.cache import State
+from foundling.models import build, family
 from foundling.objectives.bilm import BiLM
 from foundling.objectives.causal import Causal
 from foundling.runtime.device import Runtime
@@ -328,3 +331,13 @@ def test_a_head_learns_a_mix_of_the_layers() -> None:
     mixed = (layers[0] + 2 * layers[1] + 3 * layers[2]) / 2
     assert head.bias is not None
     close(scores(model, batch), mixed @ head.weight.T + head.bias)
+
+
+def test_a_deep_tied_model_starts_by_knowing_nothing() -> None:
+    """Its own input must not pass unchanged to the head that is its embedding."""
+    model = build("lstm", **family("lstm").module.sized(512, 32, 256, 4))
+    initialise(model, generator("init"))
+    batch = text_batch(4, 0)
+    with torch.no_grad():
+        term = Causal()(model, batch)["loss"]
+    assert abs(float(term.sum) / int(term.count) - math.log(512)) < 0.5
