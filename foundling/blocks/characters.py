@@ -48,7 +48,7 @@ class Highway(nn.Module):
 class CharacterCNN(nn.Module):
     """ids of words -> their vectors, made of how they are spelled (Peters et al. 2018, section 3.4).
 
-    `spelling` (V, W) is part of the model: the bytes of each token. Until `spell` says them, those of its number."""
+    `spelling` (V, W) is part of the model: the bytes of each token. Until `spell` sets them, those of its number."""
 
     spelling: Tensor
 
@@ -77,7 +77,7 @@ class CharacterCNN(nn.Module):
         return self.proj.weight
 
     def spell(self, texts: Sequence[bytes]) -> None:
-        """Says the bytes of the first tokens."""
+        """Sets the bytes of the first tokens: one text a token, b"" for none."""
         self.spelling[: len(texts)] = spelled(texts, self.max_word_len).to(self.spelling.device)
 
     def has_characters(self) -> bool:
@@ -93,11 +93,11 @@ class CharacterCNN(nn.Module):
     def words(self, spelling: Tensor) -> Tensor:
         """(N, W) characters -> (N, D)"""
         chars = self.chars(spelling.long())  # (N, W, d_char)
-        found = []
+        features = []
         for width, convolution in zip(self.widths, self.filters, strict=True):
             windows = chars.unfold(1, width, 1).transpose(2, 3).flatten(2)  # (N, W − width + 1, width · d_char)
-            found.append(F.relu(convolution(windows).amax(1)))
-        x = torch.cat(found, -1)
+            features.append(F.relu(convolution(windows).amax(1)))
+        x = torch.cat(features, -1)
         for highway in self.highways:
             x = highway(x)
         return self.proj(x)

@@ -184,7 +184,8 @@ class LSTM(nn.Module):
 
     def forward(self, x: Tensor, ctx: Context, begin: Tensor | None = None) -> Tensor:
         """x (B, T, D) -> (B, T, H), or its projection. begin (B, T, 2, H): h and c that a document begins with at a
-        token, zero by default. State and products are float32, also under autocast, whatever computes them."""
+        token, zero by default. The state is float32, and under autocast the products are too, but for matrices that
+        are adapted or quantised, which compute in the type of autocast."""
         cache, rows = ctx.layer_cache, len(x)
         start = x.new_zeros(2, rows, self.d_hidden, dtype=torch.float32)
         if cache is not None:

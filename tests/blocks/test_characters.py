@@ -105,7 +105,8 @@ def test_a_vocabulary_of_characters_is_not_extended() -> None:
 
 
 def test_the_operations_of_an_elmo_are_counted() -> None:
-    """By the shapes of all products of one forward pass: three times its multiplications and additions."""
+    """By the shapes of all products of one forward pass: three times its multiplications and additions. What h adds is
+    no call of a module; tokens without a neighbour, under a hundredth of all products, are not predicted."""
     of = case("elmo")
     model, batch = of.tiny(), text_batch(2, 0)
     batch["loss_mask"] = torch.ones_like(batch["loss_mask"])
@@ -120,8 +121,8 @@ def test_the_operations_of_an_elmo_are_counted() -> None:
             module.register_forward_hook(counted)
     with torch.no_grad():
         BiLM()(model, batch)
-    recurrent = [m for name, m in model.named_modules() if "layers" in name and name.endswith((".h", ".proj"))]
+    recurrent = [m for name, m in model.named_modules() if "layers" in name and name.endswith(".h")]
     hidden = sum(2 * n * m.in_features * m.out_features for m in recurrent)
     cnn = [m for name, m in model.named_modules() if name.startswith("embedding.") and isinstance(m, torch.nn.Linear)]
     assert cnn
-    assert training_flops_per_token(model, 24) == pytest.approx(3 * (count + hidden) / n, rel=0.25)
+    assert training_flops_per_token(model, 24) == pytest.approx(3 * (count + hidden) / n, rel=0.01)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The comparison of language models: what is asked of them, and what is forgotten."""
+"""The comparison of language models: its rows, its budgets, and which tokens each model recalls."""
 
 from __future__ import annotations
 

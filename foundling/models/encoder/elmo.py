@@ -129,6 +129,7 @@ class ELMo(TextEmbedder):
         self, x: Tensor, *, documents: Tensor | None = None, positions: Tensor | None = None,
         token_types: Tensor | None = None,
     ) -> ModelOutput:  # fmt: skip
+        """As `encode`, but gives what `logits` reads, (B, T, D/2); ConfigError without a head over the vocabulary."""
         if self.head is None:
             raise ConfigError("this ELMo has no head over its vocabulary; use encode(…)")
         ahead, back = self.directions(x, documents)
@@ -144,7 +145,7 @@ class ELMo(TextEmbedder):
         return 0 if self.head is None else 2 * self.head.in_features * self.head.out_features
 
     def spell(self, texts: Sequence[bytes]) -> None:
-        """Says how the first tokens of the vocabulary are spelled."""
+        """Sets how the first tokens of the vocabulary are spelled, in bytes."""
         self.embedding.spell(texts)
 
     def head_layout(self, task: Task) -> HeadLayout:
