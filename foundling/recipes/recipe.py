@@ -108,8 +108,8 @@ class ObjectiveSpec:
     mean_span: float = 3.0
     """span, infill: mean length of a hidden span in tokens"""
     teacher: str | None = None
-    """distill: model directory of the teacher, whose tokenizer the student takes; an encoder takes its sizes and every
-    other layer too"""
+    """distill: model directory of the teacher, whose tokenizer the student takes; an encoder has
+    its sizes and half of its layers, where they are not given, and starts from these"""
     teacher_hash: str | None = None
     """hash of the teacher's weights; filled in when the recipe is resolved"""
     temperature: float = 2.0
