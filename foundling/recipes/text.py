@@ -116,7 +116,10 @@ def tokenizer_for(run: Run, corpus: Corpus, origin: Origin, objective: Objective
     if parent := origin.directory or objective.teacher:
         if (asked := run.request.get("data.vocab_size")) is not None:
             raise ConfigError(f"the tokenizer of {parent} is used as it is; leave vocab_size {asked} out")
-        return Tokenizer.load(parent)
+        tokenizer, teacher = Tokenizer.load(parent), objective.teacher
+        if teacher and tokenizer.backend.get_vocab() != Tokenizer.load(teacher).backend.get_vocab():
+            raise ConfigError(f"{parent} and its teacher {teacher} have different tokens; both need the same tokenizer")
+        return tokenizer
     rows = (origin.fields or origin.overrides).get("vocab_size")
     if rows is not None:
         vocab_size = cap_vocab_size(rows, corpus.train_bytes)
