@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foundling.blocks.attention import Attention
 from foundling.blocks.stack import Decoder
 from foundling.errors import InterpretError
 from foundling.interpret.lens import linear_part, skipping
@@ -47,14 +48,15 @@ class DirectPath:
         if not 0 <= layer < len(model.layers):
             raise InterpretError(f"there is no layer {layer}; the model has {len(model.layers)}, counted from 0")
         self.model, self.others = model, [other for at, other in enumerate(model.layers) if at != layer]
+        if not any(isinstance(module, Attention) for module in model.layers[layer].modules()):
+            raise InterpretError(f"layer {layer} of {type(model).__name__} has no attention")
         token = torch.zeros(1, 1, dtype=torch.int64, device=model.embedding.weight.device)
         with skipping(self.others):
             record = trace(model, token).stack[layer]
-        if not record.heads:
-            raise InterpretError(f"layer {layer} of {type(model).__name__} has no attention")
         record.heads[0].weights()  # refuses a prefix
         record.writes()  # refuses post-norm
-        self.module, self.like = record.heads[0].module, record.before[0]
+        self.module = record.heads[0].module
+        self.like = record.before[0]  # (1, D), in the type and on the device of the residual stream
         order, (behind, part) = list(record.outputs), (record.writer_of("mixer"), model.layers[layer])
         reads_norm = "mixer_norm" in order and order.index("mixer_norm") < order.index("mixer")
         self.before = linear_part(part.get_submodule("mixer_norm") if reads_norm else nn.Identity())
@@ -160,8 +162,8 @@ def skip_trigrams(
 def composition(model: Any, earlier: Head, later: Head) -> dict[str, float]:
     """How much of what an earlier head writes a later one reads, as q, k and v: ‖A B‖ / (‖A‖ ‖B‖) in Frobenius norms,
     with B = W_O W_V of the earlier head and A the later one's W_Kᵀ W_Q, W_Qᵀ W_K or W_O W_V (Elhage et al. 2021,
-    "Composition"), norms before and behind included as in DirectPath, rotations left out. Heads that have nothing to do
-    with each other give about 1/√D: random directions share so much."""
+    "Composition"), norms before and behind included as in DirectPath, those of queries and keys and rotations left out.
+    Heads that have nothing to do with each other give about 1/√D: random directions share so much."""
     if not earlier.layer < later.layer:
         raise InterpretError(f"layer {earlier.layer} is not before layer {later.layer}")
     first, second = DirectPath(model, earlier.layer), DirectPath(model, later.layer)

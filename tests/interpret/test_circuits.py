@@ -268,6 +268,8 @@ def test_bad_requests() -> None:
         induction_scores(case("mamba").tiny(), generator("test", 0))
     with pytest.raises(InterpretError, match="layer 0 of Mamba has no attention"):
         ov_reading(case("mamba").tiny(), Head(0, 0), torch.tensor([1]))
+    with pytest.raises(InterpretError, match="layer 1 of FFNLM has no attention"):
+        ov_reading(case("ffn_lm").tiny(), Head(1, 0), torch.tensor([1]))
     with pytest.raises(InterpretError, match="no tokens 50 and 500"):
         in_context_score(model, torch.zeros(1, 20, dtype=torch.int64))
     for ids in ([], [-1], [V]):
