@@ -8,9 +8,9 @@ again: ReLU(Wᵀ W x + b), trained by Adam on Σ importance · (x − x̂)². Ma
 starts, of which the one of the lowest loss counts.
 
 Pentagon: five features in two dimensions: dense, of importance 0.9ⁱ (of equal importance any two directions would do),
-and sparse, of equal importance. Phase diagram: two features in one
-dimension, by density and importance of the second; beside it the phase with the lowest loss on paper. Features against
-dimensions: how many of 20 features have a direction, in 2, 5 and 10 dimensions.
+and sparse, of equal importance. Phase diagram: two features in one dimension, by density and importance of the second;
+beside it the one of three options with the lowest loss on paper. Features against dimensions: how many of 20 features
+have a direction, in 2, 5 and 10 dimensions.
 """
 
 from __future__ import annotations
@@ -114,9 +114,9 @@ def phases(steps: int = PHASE_STEPS, starts: int = STARTS) -> dict[str, Any]:
 
 
 def expected_phases(density: Tensor, importance: Tensor) -> Tensor:
-    """The option of the lowest loss. One feature alone: the other is predicted by its mean, and costs its variance
-    p/3 − p²/4. Both, as 1 and −1: min(x₁, x₂) is lost of each where both are active, and E min² = 1/6 (Elhage et al.
-    2022, section "The phase change", with the bias)."""
+    """The one of three options with the lowest loss; weights between them may have a lower one. One feature alone: the
+    other is predicted by its mean, and costs its variance p/3 − p²/4. Both, as 1 and −1: min(x₁, x₂) is lost of each
+    where both are active, and E min² = 1/6 (Elhage et al. 2022, section "The phase change", with the bias)."""
     variance = density / 3 - density**2 / 4
     losses = torch.stack([importance * variance, variance, (1 + importance) * density**2 / 6], 1)
     return losses.argmin(1)
