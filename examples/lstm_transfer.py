@@ -117,10 +117,11 @@ def cells() -> dict[str, tuple[str, bool, list[str]]]:
     }  # fmt: skip
 
 
-def measure(name: str, flops: float = FLOPS, work: Path = WORK) -> dict[str, Any]:
+def measure(name: str, flops: float = FLOPS, work: Path = WORK, more: Sequence[str] = ()) -> dict[str, Any]:
+    """`more`: options of finetuning, which win."""
     family, from_scratch, options = cells()[name]
     base = pretrained(family, flops, work)
-    return finetuned(random_weights(base) if from_scratch else base, options)
+    return finetuned(random_weights(base) if from_scratch else base, [*options, *more])
 
 
 def accuracy_table(values: dict[str, Any]) -> str:
