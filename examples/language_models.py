@@ -208,33 +208,39 @@ PARTS = {"bits": bits_tables, "cost": cost_table, "recall": recall_table}
 
 
 def figure(values: dict[str, Any], file: Path) -> None:
+    """Of what was measured so far."""
     import matplotlib.pyplot as plt
 
     fig, axes = plt.subplots(1, 4, figsize=(14, 3.3))
+
+    def draw(axis: Any, points: list[tuple[float, float]], style: str, label: str) -> None:
+        if points:
+            axis.plot(*zip(*points, strict=True), style, label=label)
+
+    bits_of, cost_of_token, recalled = (values[part] for part in ("bits", "cost", "recall"))
     for name, label in KINDS.items():
-        cells = [(float(b), values["bits"].get(f"{name} {b}")) for b in BUDGETS]
-        axes[0].plot(*zip(*[(x, c["bits per byte"]) for x, c in cells if c], strict=True), "o-", label=label)
+        cells = [(float(budget), bits_of.get(f"{name} {budget}")) for budget in BUDGETS]
+        draw(axes[0], [(x, cell["bits per byte"]) for x, cell in cells if cell], "o-", label)
+        for copied, style in zip(COPIED, ("o-", "s--"), strict=True):
+            if cell := recalled.get(f"{name} {copied}"):
+                points = [(n, cell[str(n)]) for n in recalled["settings"]["distances"]]
+                draw(axes[3], points, style, f"{name}, {copied}")
     for order in ORDERS:
-        if cell := values["bits"].get(f"{order}-gram"):
+        if cell := bits_of.get(f"{order}-gram"):
             axes[0].axhline(cell["bits per byte"], color="gray", linewidth=0.7)
             axes[0].annotate(f"{order}-gram", (2e11, cell["bits per byte"]), fontsize=6)
-    axes[0].set(xscale="log", xlabel="training FLOPs", ylabel="bits per byte")
-    axes[0].legend(fontsize=6)
     for name in COSTED:
-        cells = [(n, cell) for n in LENGTHS if (cell := values["cost"].get(f"{name} {n}"))]
-        x = [n for n, _ in cells]
-        axes[1].plot(x, [cell["µs a token"] for _, cell in cells], "o-", label=name)
-        axes[2].plot(x, [gib(cell) for _, cell in cells], "o-", label=name)
-    for axis, label in ((axes[1], "µs a token"), (axes[2], "peak GiB")):
-        axis.set(xscale="log", yscale="log", xlabel="tokens in a row", ylabel=label)
-    for copied, style in zip(COPIED, ("o-", "s--"), strict=True):
-        for name in KINDS:
-            if cell := values["recall"].get(f"{name} {copied}"):
-                distances = values["recall"]["settings"]["distances"]
-                axes[3].plot(distances, [cell[str(n)] for n in distances], style, label=f"{name}, {copied}")
-    axes[3].set(xscale="log", xlabel="tokens in between", ylabel="all symbols recalled")
-    for axis in axes[1:]:
-        axis.legend(fontsize=6)
+        cells = [(n, cell) for n in LENGTHS if (cell := cost_of_token.get(f"{name} {n}"))]
+        draw(axes[1], [(n, cell["µs a token"]) for n, cell in cells], "o-", name)
+        draw(axes[2], [(n, gib(cell)) for n, cell in cells], "o-", name)
+    titles = (
+        ("training FLOPs", "bits per byte", "linear"), ("tokens in a row", "µs a token", "log"),
+        ("tokens in a row", "peak GiB", "log"), ("tokens in between", "all symbols recalled", "linear"),
+    )  # fmt: skip
+    for axis, (below, beside, scale) in zip(axes, titles, strict=True):
+        if axis.lines:  # an empty axis has no logarithm
+            axis.set(xscale="log", yscale=scale, xlabel=below, ylabel=beside)
+            axis.legend(fontsize=6)
     save_figure(fig, file)
 
 
@@ -244,9 +250,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=number(int, 1, 64), default=available_threads())
     args = parser.parse_args(arguments)
     part, threads, small = args.part, args.threads, args.small
-    budgets, (distances, steps) = list(BUDGETS)[: 1 if small else None], (DISTANCES, STEPS)
-    if small:
-        distances, steps = DISTANCES[:3], STEPS // 10
+    budgets = list(BUDGETS)[: 1 if small else None]
+    distances, steps = (DISTANCES[:3], STEPS // 10) if small else (DISTANCES, STEPS)
     settings = {
         "bits": {"vocab_size": VOCAB, "budgets": {budget: BUDGETS[budget] for budget in budgets}},
         "cost": {"vocab_size": VOCAB, "tokens a step": TOKENS, "threads": threads},

@@ -85,11 +85,6 @@ def finetuned(base: Path, options: Sequence[str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def rate(factor: float) -> list[str]:
-    """The learning rate of full finetuning, times a factor."""
-    return ["--learning-rate", f"{factor * LEARNING_RATES['full']:g}"]
-
-
 def ulmfit(leave_out: str = "") -> list[str]:
     options: list[str] = []
     for name, flags in ULMFIT.items():
@@ -108,7 +103,7 @@ def cells() -> dict[str, tuple[str, bool, list[str]]]:
         "all weights at once, concat pooling": ("lstm", False, concat),
         **{
             f"from scratch, all weights at once, concat pooling{f', {n} times the rate' if n > 1 else ''}":
-            ("lstm", True, [*concat, *rate(n)])
+            ("lstm", True, [*concat, "--learning-rate", f"{n * LEARNING_RATES['full']:g}"])
             for n in (1, 3, 10, 30)
         },
         "ELMo": ("elmo", False, []),

@@ -8,9 +8,9 @@ again: ReLU(Wᵀ W x + b), trained by Adam on Σ importance · (x − x̂)². Ma
 starts, of which the one of the lowest loss counts.
 
 Pentagon: five features in two dimensions: dense, of importance 0.9ⁱ (of equal importance any two directions would do),
-and sparse, of equal importance. Phase diagram: two features in one
-dimension, by density and importance of the second; beside it the phase with the lowest loss on paper. Features against
-dimensions: how many of 20 features have a direction, in 2, 5 and 10 dimensions.
+and sparse, of equal importance. Phase diagram: two features in one dimension, by density and importance of the second;
+beside it the phase with the lowest loss on paper. Features against dimensions: how many of 20 features have a
+direction, in 2, 5 and 10 dimensions.
 """
 
 from __future__ import annotations
