@@ -48,12 +48,20 @@ def _reference() -> Iterator[str]:
         yield "\n\n".join(filter(None, (ast.get_docstring(node) for node in nodes if isinstance(node, kinds))))
 
 
+def _sections() -> Iterator[str]:
+    """Descriptions of packages, those of benchmarks.datasets that are not for testing."""
+    from benchmarks.datasets import part, read
+
+    yield from (row["text"] for row in read(part("sections", "train")))
+
+
 GENERATORS = {
     "reference": _reference,  # English about Python, 1 MB
     "sympy": lambda: _files("sympy", ".py"),  # mathematics in Python
     "headers": lambda: _files("torch/include", ".h", ".hpp", ".cuh"),  # C++
     "stubs": lambda: _files("basedpyright", ".pyi"),  # types of Python's libraries
     "packages": _descriptions,  # English in Markdown and reStructuredText
+    "sections": _sections,  # English about Debian's packages
 }
 
 

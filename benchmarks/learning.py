@@ -40,7 +40,8 @@ from foundling.train.options import OptimOptions, TrainOptions
 from foundling.train.schedule import Schedule
 from foundling.train.state import TrainState
 
-MICRO_BATCH_SIZE = 16
+MICRO_BATCH_SIZE = {"cpu": 16, "cuda": 64}
+"""device -> rows at once"""
 
 
 @dataclass(frozen=True)
@@ -128,20 +129,20 @@ class TokenizedCorpus:
 
 def run(
     data: TokenizedCorpus, d_model: int, n_layers: int, tokens: float, seed: int, threads: int,
-    setting: Setting = Setting(),
+    setting: Setting = Setting(), device: str = "cpu",
 ) -> dict[str, Any]:  # fmt: skip
-    """Trains a model on about `tokens` tokens, in float32 on the CPU, and measures it on the held-out text."""
+    """Trains a model on about `tokens` tokens, in float32, and measures it on the held-out text."""
     seq_len = setting.seq_len
     batch_size = max(1, round(batch_rows(tokens, seq_len) * setting.batch_scale))
     steps = round(tokens / (batch_size * seq_len))
-    runtime = Runtime(threads=threads)
+    runtime = Runtime(device, threads=threads)
     runtime.setup()
-    model = build(setting.family, **setting.config(d_model, n_layers))
+    model = build(setting.family, device=device, **setting.config(d_model, n_layers))
     initialise(model, generator("init", seed))
     batches = PackedBatches(data.train, seq_len=seq_len, batch_size=batch_size, seed=seed)
     state = TrainState.build(model, setting.optim)
     schedule = replace(setting.schedule, total_steps=steps, warmup_steps=steps // 50)
-    options = TrainOptions(min(batch_size, MICRO_BATCH_SIZE))
+    options = TrainOptions(min(batch_size, MICRO_BATCH_SIZE[device]))
     start = time.monotonic()
     losses = [step.loss for step in train(state, Causal(), batches, schedule, options, runtime)]
     seconds = time.monotonic() - start

@@ -27,7 +27,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
 from contextlib import redirect_stdout
 from hashlib import sha256
 from pathlib import Path
@@ -158,11 +157,11 @@ def answers_table(result: dict[str, Any]) -> str:
     return table(rows)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = Parser("bat", __doc__)
+def main() -> None:
+    parser = Parser("bat", __doc__, small="", seeds=False)
     parser.add_argument("--triples", type=Path, default=TRIPLES, help="a JSON list of {a, b, c}; needs --out")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    args = parser.parse_args(arguments)
+    args = parser.parse_args()
     triples = read_triples(args.triples)
     results, _ = parser.results(args, {"triples": sha256(args.triples.read_bytes()).hexdigest()})
     with redirect_stdout(sys.stderr):  # stdout has the answers alone

@@ -1,28 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mixture of experts against dense models at equal training FLOPs: where it crosses, or that it does not.
 
-python -m examples.experts [--small] [--minutes 30] [--threads 1]
+python -m examples.experts [--small] [--seeds 3] [--minutes 30] [--device cuda]
 
 Both read the same bytes of the Python library. A mixture has as many multiplications a token as the dense model beside
 it (two of eight experts, each half as wide as the dense feed-forward layer), and some four times the parameters of its
-feed-forward layers; its router's loss is part of its training. Three budgets, one size of model each, three seeds.
+feed-forward layers; its router's loss is part of its training. With the budget either the model grows, so that it reads
+about as many tokens for each of its weights, or one small size reads more and more. On a GPU the growing models go on
+to larger budgets, in a file of their own.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+from pathlib import Path
 from typing import Any
 
-from benchmarks.learning import Setting, TokenizedCorpus, run
-from benchmarks.runs import DOCS, Results
+from benchmarks.learning import Setting, TokenizedCorpus
+from benchmarks.learning import run as train_and_score
+from benchmarks.runs import Results
+from examples.programs import Parser, measured, run, seeds_of, table
 from foundling.models import build, count_parameters, family
 from foundling.runtime.device import available_threads
 
-BUDGETS = {"2e11": (64, 2), "8e11": (96, 3), "3.2e12": (128, 4)}
+GROWING = {"2e11": (64, 2), "8e11": (96, 3), "3.2e12": (128, 4)}
 """FLOPs -> width and depth"""
-VOCAB, SEEDS = 2048, (0, 1, 2)
+LARGER = {"1.3e13": (192, 5), "5.1e13": (256, 6), "2e14": (384, 8)}
+"""for a GPU"""
+FIXED = {"8e11": (64, 2), "3.2e12": (64, 2)}
+"""one size, beside the smallest that grows"""
+VOCAB, HELD_OUT = 2048, 200_000
 DENSE, MIXTURE = "llama", "mixtral"
+
+Grid = list[tuple[str, tuple[int, int]]]
 
 
 def settings(d_model: int, n_layers: int) -> dict[str, Setting]:
@@ -33,61 +44,90 @@ def settings(d_model: int, n_layers: int) -> dict[str, Setting]:
     return {DENSE: Setting(family=DENSE, vocab_size=VOCAB), MIXTURE: Setting(MIXTURE, mixture, VOCAB)}
 
 
-def measure(data: TokenizedCorpus, name: str, budget: str, seed: int, threads: int) -> dict[str, Any]:
-    size = BUDGETS[budget]
-    setting = settings(*size)[name]
-    result = run(data, *size, float(budget) / setting.flops_per_token(*size), seed, threads, setting)
+def measure(name: str, budget: str, size: tuple[int, int], seed: int, device: str) -> dict[str, Any]:
+    setting, data = settings(*size)[name], TokenizedCorpus("stdlib", VOCAB, HELD_OUT)
+    tokens = float(budget) / setting.flops_per_token(*size)
+    result = train_and_score(data, *size, tokens, seed, available_threads(), setting, device)
     counted = count_parameters(build(name, device="meta", **setting.config(*size)))
     return {
         "parameters": counted["total"], "active": counted["active"], "tokens": result["tokens"],
-        "bits per byte": result["bits_per_byte"], "seconds": result["seconds"],
+        "bits per byte": result["bits_per_byte"], "minutes": round(result["seconds"] / 60, 2),
     }  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="the smallest budget with one seed")
-    parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--threads", type=int, default=available_threads())
-    args = parser.parse_args()
-    results, data = Results("experts", minutes=args.minutes), TokenizedCorpus("stdlib", VOCAB, 200_000)
-    for budget in list(BUDGETS)[: 1 if args.small else None]:
-        for seed in SEEDS[: 1 if args.small else None]:
-            for name in (DENSE, MIXTURE):
+def key(name: str, budget: str, size: tuple[int, int], seed: int) -> str:
+    return f"{name} {size[0]}x{size[1]}, {budget}, seed {seed}"
+
+
+def compared(results: Results, grid: Grid, seeds: range, device: str) -> list[dict[str, Any]]:
+    """A row for each budget and size of which both models have all seeds."""
+    rows = []
+    for budget, size in grid:
+        cells = {
+            name: [
                 results.get(
-                    f"{name} {budget} {seed}",
-                    lambda name=name, budget=budget, seed=seed: measure(data, name, budget, seed, args.threads),
+                    key(name, budget, size, seed),
+                    lambda name=name, budget=budget, size=size, seed=seed: measured(
+                        measure, name, budget, size, seed, device
+                    ),
                 )
-    print(f"{'FLOPs':>8}  {'dense':>8}  {'mixture':>8}  mixture − dense, seed by seed")
-    for budget in BUDGETS:
-        cells = [[results.values.get(f"{name} {budget} {seed}") for name in (DENSE, MIXTURE)] for seed in SEEDS]
-        pairs = [[cell["bits per byte"] for cell in row] for row in cells if all(row)]
-        if pairs:
-            means = [statistics.fmean(column) for column in zip(*pairs, strict=True)]
-            apart = ", ".join(f"{b - a:+.4f}" for a, b in pairs)
-            print(f"{budget:>8}  {means[0]:8.4f}  {means[1]:8.4f}  {apart}")
-    if not args.small:
-        figure(results.values)
+                for seed in seeds
+            ]
+            for name in (DENSE, MIXTURE)
+        }
+        if all(all(column) for column in cells.values()):
+            bits = {name: [cell["bits per byte"] for cell in column] for name, column in cells.items()}
+            apart = [b - a for a, b in zip(bits[DENSE], bits[MIXTURE], strict=True)]
+            rows.append({"FLOPs": budget, "size": size, "cells": cells, "bits": bits, "apart": apart})
+    return rows
 
 
-def figure(values: dict[str, Any]) -> None:
+def printed(rows: list[dict[str, Any]]) -> str:
+    head = ("FLOPs", "size", "tokens", "parameters, dense and mixture", "dense", "mixture", "mixture − dense by seed")
+    lines: list[tuple[Any, ...]] = [head]
+    for row in rows:
+        dense, mixture = (row["cells"][name][0] for name in (DENSE, MIXTURE))
+        lines.append((
+            row["FLOPs"], "×".join(map(str, row["size"])), f"{dense['tokens'] / 1e6:.2f} M",
+            f"{dense['parameters'] / 1e6:.2f} M, {mixture['parameters'] / 1e6:.2f} M",
+            *(f"{statistics.fmean(row['bits'][name]):.4f}" for name in (DENSE, MIXTURE)),
+            ", ".join(f"{value:+.4f}" for value in row["apart"]),
+        ))  # fmt: skip
+    return table(lines)
+
+
+def draw(parts: dict[str, list[dict[str, Any]]], file: Path) -> None:
     import matplotlib.pyplot as plt
 
-    fig, axis = plt.subplots(figsize=(4.5, 3.2))
-    for name, label in ((DENSE, "dense"), (MIXTURE, "mixture of experts")):
-        points = [
-            (float(b), cell["bits per byte"])
-            for b in BUDGETS
-            for seed in SEEDS
-            if (cell := values.get(f"{name} {b} {seed}"))
-        ]
-        if points:
-            axis.plot(*zip(*points, strict=True), "o", label=label)
-    axis.set(xscale="log", xlabel="training FLOPs", ylabel="bits per byte")
-    axis.legend()
+    fig, axis = plt.subplots(figsize=(5, 3.2))
+    for colour, (name, rows) in enumerate(parts.items()):
+        points = [(float(row["FLOPs"]), value) for row in rows for value in row["apart"]]
+        axis.plot(*zip(*points, strict=True), "o", color=f"C{colour}", label=name, alpha=0.7)
+        axis.plot(*zip(*((float(r["FLOPs"]), statistics.fmean(r["apart"])) for r in rows), strict=True), f"C{colour}")
+    axis.axhline(0, color="0.5", lw=0.8)
+    axis.set(xscale="log", xlabel="training FLOPs", ylabel="bits per byte, mixture − dense")
+    axis.legend(fontsize=8)
     fig.tight_layout()
-    fig.savefig(DOCS / "experts.svg", metadata={"Date": None})
+    fig.savefig(file, metadata={"Date": None})
+    plt.close(fig)
+
+
+def main() -> None:
+    parser = Parser("experts", __doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    args: argparse.Namespace = parser.parse_args()
+    results, figure = parser.results(args, {"vocabulary": VOCAB, "corpus": "stdlib"})
+    seeds, growing = seeds_of(args, 1 if args.small else 3), list(GROWING.items())
+    parts: dict[str, Grid] = {"models that grow": growing[:1] if args.small else growing}
+    if args.device == "cuda":
+        parts["models that grow"] += LARGER.items()
+    elif not args.small:
+        parts["one size, 64 × 2"] = [growing[0], *FIXED.items()]
+    rows = {name: compared(results, grid, seeds, args.device) for name, grid in parts.items()}
+    for name, of in rows.items():
+        print(f"\n{name}\n\n{printed(of)}")
+    draw({name: of for name, of in rows.items() if of}, figure)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -5,16 +5,17 @@
 python -m examples.induction [--steps 1700] [--layers 2,1] [--repeated 0.8] [--minutes 10] [--out FILE]
 
 The text is the standard library of Python, in tokens of a BPE of VOCAB tokens; a share of the rows is random tokens
-that are repeated. Along training, on held-out text: the loss, and the in-context score (the loss of the tokens around
-the LATE-th minus that of those around the EARLY-th); on random tokens that are repeated once: their loss, and the
-prefix-matching score of each head. A model of one layer, which cannot compose heads, is trained beside it.
+that are repeated. Along training, on held-out text: the loss, and the in-context score (the mean loss of WIDTH tokens
+from the LATE-th on minus that of as many from the EARLY-th on); on random tokens that are repeated once: their loss,
+and the prefix-matching score of each head. A model of one layer, which cannot compose heads, is trained beside it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import time
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,10 @@ from foundling.interpret import (
     ov_reading,
     patch_effects,
     sites_of,
+    skip_trigrams,
     trace,
 )
-from foundling.interpret.circuits import token_losses
+from foundling.interpret.circuits import SkipTrigrams, token_losses
 from foundling.interpret.look import token_name
 from foundling.objectives.causal import Causal
 from foundling.report.look import HeadMap, heads_svg
@@ -237,6 +239,70 @@ def draw_heads(model: Any, tokenizer: Tokenizer, opening: int, heads: list[Head]
     file.write_text(svg, encoding="utf-8")
 
 
+SOURCES = (" raise", " try", "coding", "(self", "def", " for", "args", "file", " is", " len", " return", "class")
+
+
+def layer_on_text(steps: int, vocab_size: int) -> tuple[Decoder, Tokenizer, torch.Tensor, torch.Tensor, float]:
+    """One layer of 8 heads without positions, so that skip trigrams are all that its heads do; its tokenizer, the text
+    and held-out text, and the mean loss of the last 50 steps."""
+    corpus, runtime = corpus_of("stdlib"), Runtime(threads=1)
+    runtime.setup()
+    texts = [document.text for document in islice(corpus.train(), 500)]
+    tokenizer = Tokenizer.train(texts[:TOKENIZER_TEXTS], vocab_size)
+    held_out = [document.text for document in corpus.held_out][:40]
+    text, unseen = (
+        torch.tensor([i for ids in tokenizer.encode_batch(some) for i in [tokenizer.eos, *ids]])
+        for some in (texts, held_out)
+    )
+    model = attention_only(AttentionOnlyConfig(vocab_size=vocab_size, d_model=128, n_layers=1, n_heads=8))
+    model.rope = None
+    initialise(model, generator("init", 0))
+    state, schedule = TrainState.build(model, OptimOptions()), Schedule(steps, warmup_steps=steps // 40)
+    losses = [r.loss for r in train(state, Causal(), Rows(text, 0.0), schedule, TrainOptions(ROWS), runtime)]
+    return model.eval(), tokenizer, text, unseen, sum(losses[-50:]) / len(losses[-50:])
+
+
+@torch.no_grad()
+def probabilities(model: Decoder, one: SkipTrigrams, windows: torch.Tensor) -> list[float]:
+    """Of the first output after the first destination, behind windows (n, 31) that lack the source, and with the source
+    as their eleventh token."""
+    rows = windows[(windows != one.source).all(1)][:256]
+    rows = torch.cat([rows, torch.full((len(rows), 1), one.destinations[0][0])], 1)
+    with_source = rows.clone()
+    with_source[:, 10] = one.source
+    logits = [model.logits(model(some).hidden[:, -1]) for some in (rows, with_source)]
+    return [round(float(some.softmax(-1)[:, one.outputs[0][0]].mean()), 4) for some in logits]
+
+
+def skip_trigram_table(steps: int = 2000, vocab_size: int = 1024, common: int = 500, file: Path | None = None) -> None:
+    """docs/results/skip_trigrams.json: of each of SOURCES the head whose best destination and best output have the
+    largest product, among the tokens that the text has `common` times, and what the model then predicts.
+
+    python -c "from examples.induction import skip_trigram_table as table; table()"
+    """
+    start = time.monotonic()
+    model, tokenizer, text, unseen, loss = layer_on_text(steps, vocab_size)
+    results = Results("skip_trigrams", file)
+    ids = torch.nonzero(torch.bincount(text, minlength=vocab_size) >= common).flatten()
+    encoded = [tokenizer.encode(word) for word in SOURCES]
+    sources = torch.tensor([word[0] for word in encoded if len(word) == 1])
+    by_head = [skip_trigrams(model, Head(0, head), sources, n=3, ids=ids) for head in range(8)]
+    table = []
+    for choices in zip(*by_head, strict=True):
+        one = max(choices, key=lambda each: each.destinations[0][1] * each.outputs[0][1])
+        without, with_source = probabilities(model, one, unseen[: len(unseen) // 31 * 31].view(-1, 31))
+        table.append({
+            "source": token_name(tokenizer, one.source), "head": choices.index(one),
+            "destinations": [(token_name(tokenizer, token), round(score, 2)) for token, score in one.destinations],
+            "outputs": [(token_name(tokenizer, token), round(logit, 2)) for token, logit in one.outputs],
+            "probability": without, "probability with the source": with_source,
+        })  # fmt: skip
+        print(json.dumps(table[-1], ensure_ascii=False), flush=True)
+    results.values |= results.measured() | {"steps": steps, "loss": round(loss, 3), "table": table}
+    results.values["minutes"] = round((time.monotonic() - start) / 60, 2)
+    results.save()
+
+
 def check(results: Results) -> None:
     """The best head of two layers is below 0.1 before and at least 0.8 after the change, and the context helps by more
     after it; the heads of one layer stay below 0.1."""
@@ -273,21 +339,21 @@ def figure(results: Results, file: Path) -> None:
     save_figure(fig, file)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = Parser("induction", __doc__)
+def main() -> None:
+    parser = Parser("induction", __doc__, small="", seeds=False)
     parser.add_argument("--steps", type=number(int, 1), default=STEPS)
     parser.add_argument("--layers", default="2,1", help="2, 1 or both: models to train")
     parser.add_argument("--repeated", type=number(float, 0, 1), default=REPEATED, help="share of rows that repeat")
-    args = parser.parse_args(arguments)
+    args = parser.parse_args()
     layers = [int(n) for n in chosen(args.layers, ("2", "1"), "--layers")]
     settings = {"steps": args.steps, "repeated": args.repeated, "vocab_size": VOCAB, "rows": ROWS}
-    results, figures = parser.results(args, settings)
+    results, picture = parser.results(args, settings)
     for n in layers:
         results.get(f"{n} layers", lambda n=n: measured(trained, n, args.steps, args.repeated, threads=1))
-    results.get("SmolLM2-135M-Instruct", lambda: measured(real, figures / "attention_heads.svg", threads=1))
+    results.get("SmolLM2-135M-Instruct", lambda: measured(real, picture.with_name("attention_heads.svg"), threads=1))
     require_all(results)
     print(cost_of(results))
-    figure(results, figures / "induction.svg")
+    figure(results, picture)
     if "2 layers" in results.values:
         results.values["summary"] = summary(results.values["2 layers"]["curve"])
         results.save()

@@ -244,11 +244,13 @@ def figure(values: dict[str, Any], file: Path) -> None:
     save_figure(fig, file)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = Parser("language_models", __doc__, small="the smallest budget, two lengths, or a tenth of the steps")
+def main() -> None:
+    parser = Parser(
+        "language_models", __doc__, small="the smallest budget, two lengths, or a tenth of the steps", seeds=False
+    )
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--threads", type=number(int, 1, 64), default=available_threads())
-    args = parser.parse_args(arguments)
+    args = parser.parse_args()
     part, threads, small = args.part, args.threads, args.small
     budgets = list(BUDGETS)[: 1 if small else None]
     distances, steps = (DISTANCES[:3], STEPS // 10) if small else (DISTANCES, STEPS)
@@ -257,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "cost": {"vocab_size": VOCAB, "tokens a step": TOKENS, "threads": threads},
         "recall": {"distances": distances, "steps": steps, "rows": ROWS, "symbols": SYMBOLS, "fillers": FILLERS},
     }
-    results, figures = parser.results(args, settings[part], part)
+    results, picture = parser.results(args, settings[part], part)
     if part == "bits":
         measure_bits(results, budgets, threads)
     elif part == "cost":
@@ -270,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("\n" + PARTS[part](results.values) + "\n\n" + cost_of(results))
     files = {name: results.file.with_name(f"language_models_{name}.json") for name in PARTS}
     every = {name: read_json(file) if file.exists() else {} for name, file in files.items()}
-    figure(every | {part: results.values}, figures / "language_models.svg")
+    figure(every | {part: results.values}, picture.with_name("language_models.svg"))
     require_all(results)
 
 

@@ -124,9 +124,9 @@ def accuracy_table(values: dict[str, Any]) -> str:
     return table([("finetuning", "accuracy"), *rows])
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = Parser("lstm_transfer", __doc__, small="a twentieth of the pretraining")
-    args = parser.parse_args(arguments)
+def main() -> None:
+    parser = Parser("lstm_transfer", __doc__, small="a twentieth of the pretraining", seeds=False)
+    args = parser.parse_args()
     flops = FLOPS_SMALL if args.small else FLOPS
     results, _ = parser.results(args, {"pretraining FLOPs": flops, "sizes": SIZE, "finetuning": FINETUNE})
     for name in cells():

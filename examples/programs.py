@@ -25,24 +25,28 @@ from foundling.runtime.device import available_threads
 class Parser(argparse.ArgumentParser):
     """Bad arguments are one line, and exit code 2. A program adds its own arguments to those that all have."""
 
-    def __init__(self, name: str, description: str | None, *, small: str = "") -> None:
-        """`small` says what the program does less of; without it there is no --small."""
+    def __init__(
+        self, name: str, description: str | None, *, small: str = "a run of a few minutes", seeds: bool = True
+    ) -> None:
+        """`small` says what --small does, "" that there is none; a program that has one seed has no --seeds."""
         super().__init__(
             prog=f"python -m examples.{name}", description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         )  # fmt: skip
         self.name = name
-        self.set_defaults(small=False)
+        self.set_defaults(small=False, seeds=None)
         if small:
             self.add_argument("--small", action="store_true", help=f"{small}; results in runs/ if no --out")
+        if seeds:
+            self.add_argument("--seeds", type=number(int, 1, 10), help="trainings of each model, 1 to 10")
         self.add_argument("--minutes", type=number(float), default=math.inf, help="begin no measurement after so many")
-        self.add_argument("--out", type=Path, help="JSON file of the results, with the figures in the same folder")
+        self.add_argument("--out", type=Path, help="JSON file of the results; a figure with the same name stands by it")
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; --help says more\n")
 
     def results(self, args: argparse.Namespace, settings: dict[str, Any], part: str = "") -> tuple[Results, Path]:
-        """The results and the folder of figures. ConfigError where the file has results of other settings."""
+        """The results, and where their figure goes. ConfigError where the file has those of other settings."""
         name = f"{self.name}_{part}" if part else self.name
         file: Path = args.out or (Path("runs") if args.small else DOCS / "results") / f"{name}.json"
         if file.suffix != ".json" or file.is_dir():
@@ -58,7 +62,7 @@ class Parser(argparse.ArgumentParser):
             results.values["settings"] = settings
         if results.values.get("settings") != settings:
             raise ConfigError(f"{file} has results of other settings; remove it, or give another --out")
-        return results, file.parent if args.out or args.small else DOCS
+        return results, file.with_suffix(".svg") if args.out or args.small else DOCS / f"{name}.svg"
 
 
 def number(kind: type[int] | type[float], low: float = 0, high: float = math.inf) -> Callable[[str], Any]:
@@ -84,10 +88,14 @@ def chosen(text: str, allowed: Sequence[str], flag: str) -> list[str]:
     return [name for name in allowed if name in names]
 
 
-def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> None:
+def seeds_of(args: argparse.Namespace, default: int) -> range:
+    return range(args.seeds or default)
+
+
+def run(main: Callable[[], None]) -> None:
     """What a user can cause ends in one line and its exit code."""
     try:
-        main(arguments)
+        main()
     except FoundlingError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None

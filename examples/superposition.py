@@ -9,13 +9,12 @@ starts, of which the one of the lowest loss counts.
 
 Pentagon: five features in two dimensions: dense, of importance 0.9ⁱ (of equal importance any two directions would do),
 and sparse, of equal importance. Phase diagram: two features in one dimension, by density and importance of the second;
-beside it the phase with the lowest loss on paper. Features against dimensions: how many of 20 features have a
-direction, in 2, 5 and 10 dimensions.
+beside it the one of three options with the lowest loss on paper. Features against dimensions: how many of 20 features
+have a direction, in 2, 5 and 10 dimensions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +112,9 @@ def phases(steps: int = PHASE_STEPS, starts: int = STARTS) -> dict[str, Any]:
 
 
 def expected_phases(density: Tensor, importance: Tensor) -> Tensor:
-    """The option of the lowest loss. One feature alone: the other is predicted by its mean, and costs its variance
-    p/3 − p²/4. Both, as 1 and −1: min(x₁, x₂) is lost of each where both are active, and E min² = 1/6 (Elhage et al.
-    2022, section "The phase change", with the bias)."""
+    """The one of three options with the lowest loss; weights between them may have a lower one. One feature alone: the
+    other is predicted by its mean, and costs its variance p/3 − p²/4. Both, as 1 and −1: min(x₁, x₂) is lost of each
+    where both are active, and E min² = 1/6 (Elhage et al. 2022, section "The phase change", with the bias)."""
     variance = density / 3 - density**2 / 4
     losses = torch.stack([importance * variance, variance, (1 + importance) * density**2 / 6], 1)
     return losses.argmin(1)
@@ -167,11 +166,11 @@ def figure(results: Results, file: Path) -> None:
     save_figure(fig, file)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = Parser("superposition", __doc__)
-    args = parser.parse_args(arguments)
+def main() -> None:
+    parser = Parser("superposition", __doc__, small="", seeds=False)
+    args = parser.parse_args()
     settings = {"pentagon steps": PENTAGON_STEPS, "phase steps": PHASE_STEPS, "count steps": COUNT_STEPS, "grid": GRID}
-    results, figures = parser.results(args, settings)
+    results, picture = parser.results(args, settings)
     for density, decay in ((1.0, 0.9), (0.2, 1.0), (0.05, 1.0)):
         name = f"pentagon, density {density}"
         results.get(name, lambda density=density, decay=decay: measured(pentagon, density, decay, threads=1))
@@ -180,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results.get("phases", lambda: measured(phases, threads=1))
     require_all(results)
     print(cost_of(results))
-    figure(results, figures / "superposition.svg")
+    figure(results, picture)
     check(results)
 
 

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.runs import Results
-from examples.programs import Parser, cost_of, measured, number, require_all, run, save_figure, spread, table
+from examples.programs import Parser, cost_of, measured, require_all, run, save_figure, seeds_of, spread, table
 from foundling.blocks.attention import Attention
 from foundling.blocks.context import Context
 from foundling.blocks.init import initialise
@@ -295,15 +295,14 @@ def check(results: Results, seeds: Sequence[int], layers: int, deep: int) -> Non
     assert without[0]["before training"][-1]["deviation"] > 10 * with_norms["before training"][-1]["deviation"]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     parser = Parser("transformer_steps", __doc__, small="a quarter of the steps, one seed")
-    parser.add_argument("--seeds", type=number(int, 1, 10), help="trainings of each model of two layers")
-    args = parser.parse_args(arguments)
-    seeds = range(args.seeds or (1 if args.small else 2))
+    args = parser.parse_args()
+    seeds = seeds_of(args, 1 if args.small else 2)
     sizes = {"d_model": 64, "n_heads": 4, "n_layers": 2}
     settings: dict[str, Any] = {"steps": 300 if args.small else 1200, "rows": 32, "items": 1000, "learning_rate": 0.003}
     deep = {"n_layers": 4 if args.small else 12}, {"steps": 60 if args.small else 800}
-    results, figures = parser.results(args, {"sizes": sizes, "training": settings, "deep": deep})
+    results, picture = parser.results(args, {"sizes": sizes, "training": settings, "deep": deep})
     layers = sizes["n_layers"]
     for step, rate, _ in DEEP:
         shape, training = sizes | deep[0], settings | deep[1] | {"learning_rate": rate}
@@ -317,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     require_all(results)
     print("\n" + step_table(results, seeds, layers) + "\n\n" + depth_table(results, deep[0]["n_layers"]))
     print("\n" + cost_of(results))
-    figure(results, seeds, layers, deep[0]["n_layers"], figures / "transformer_steps.svg")
+    figure(results, seeds, layers, deep[0]["n_layers"], picture)
     if not args.small:
         check(results, seeds, layers, deep[0]["n_layers"])
 

@@ -29,7 +29,7 @@ from torch.nn.functional import cross_entropy
 from benchmarks.fetch import fetch
 from benchmarks.runs import Results, train_model
 from examples.pairs import END, DateBatches, Dates, Ids, Pair, PairBatches, aligned, pair_batch
-from examples.programs import Parser, chosen, cost_of, measured, number, require_all, run, save_figure, spread, table
+from examples.programs import Parser, chosen, cost_of, measured, require_all, run, save_figure, seeds_of, spread, table
 from foundling.decode.generate import generate
 from foundling.errors import ConfigError
 from foundling.evaluate.intervals import interval_of
@@ -267,18 +267,17 @@ def check(results: Results, seeds: Sequence[int]) -> None:
         assert all(falls[LSTM] > falls[model] + 0.1 for model in (ATTENTION, TRANSFORMER)), falls
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     parser = Parser("translation", __doc__, small="fewer steps, one seed")
-    parser.add_argument("--seeds", type=number(int, 1, 10), help="trainings of each model on dates")
     parser.add_argument("--tasks", default="dates,help")
-    args = parser.parse_args(arguments)
-    tasks, seeds = chosen(args.tasks, TASKS, "--tasks"), range(args.seeds or (1 if args.small else 3))
+    args = parser.parse_args()
+    tasks, seeds = chosen(args.tasks, TASKS, "--tasks"), seeds_of(args, 1 if args.small else 3)
     full = {"dates": {"most": 4, "steps": 700, "rows": 32, "items": 400},
             "help": {"steps": 1000, "rows": 32, "items": 800}}  # fmt: skip
     small = {"dates": {"most": 3, "steps": 250, "rows": 32, "items": 100},
              "help": {"steps": 40, "rows": 32, "items": 40}}  # fmt: skip
     settings = small if args.small else full
-    results, figures = parser.results(args, settings)
+    results, picture = parser.results(args, settings)
     for seed, model in itertools.product(seeds, MODELS if "dates" in tasks else ()):
         name = f"dates, {model}, seed {seed}"
         results.get(name, lambda m=model, s=seed: measured(measure_dates, m, s, **settings["dates"]))
@@ -287,7 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     require_all(results)
     if "dates" in tasks:
         print("\n" + date_tables(results, seeds))
-        figure(results, seeds, figures / "translation.svg")
+        figure(results, seeds, picture)
     if "help" in tasks:
         print("\n" + help_tables(results))
     print("\n" + cost_of(results))

@@ -245,11 +245,11 @@ def results_table(values: dict[str, Any]) -> str:
     return table(rows)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = Parser("word_vectors", __doc__, small="the part generated alone, on a smaller text")
+def main() -> None:
+    parser = Parser("word_vectors", __doc__, small="the part generated alone, on a smaller text", seeds=False)
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--peers", type=Path, help="the folder that gensim was installed to")
-    args = parser.parse_args(arguments)
+    args = parser.parse_args()
     parts = chosen(",".join(args.parts or (PARTS[:1] if args.small else PARTS)), PARTS, "PART")
     if args.small and parts != ["generated"]:
         raise ConfigError("--small has the part generated alone; leave out --small, or the other parts")
@@ -257,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise ConfigError("map draws the vectors that the part text trains; name text too")
     size = (10_000, 500) if args.small else (40_000, 5000)
     settings = {"generated": size, "text": asdict(Options(epochs=EPOCHS)), "seeds": SEEDS, "min_count": MIN_COUNT}
-    results, figures = parser.results(args, settings)
+    results, picture = parser.results(args, settings)
     if "generated" in parts:
         results.get("generated", lambda: measured(generated, *size, threads=1))
     if "published" in parts:
@@ -275,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "map" in parts:
         results.get("neighbours", lambda: neighbours(saved_vectors(SAVED)))
         require_all(results)
-        draw_map(figures / "words.svg")
+        draw_map(picture.with_name("words.svg"))
 
 
 if __name__ == "__main__":

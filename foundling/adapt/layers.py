@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from foundling.adapt.added import added
 from foundling.contracts.model import named_layers
@@ -42,26 +44,95 @@ def take_layers(model: Any, indices: Sequence[int]) -> Any:
             )
     first = next(model.parameters())
     smaller.to(device=first.device, dtype=first.dtype)
+    smaller.load_state_dict(_tensors(model, indices))
+    smaller.inert = dict(getattr(model, "inert", {}))
+    return smaller.train(model.training)
+
+
+ABOVE = ("pooler", "classifier", "score")
+"""what stands on the states beside the head over the vocabulary"""
+
+
+@torch.no_grad()
+def start_from_layers(student: Any, teacher: Any) -> list[int]:
+    """Copies evenly spaced layers of one encoder into another, with the embeddings and the head over the vocabulary,
+    and returns their numbers. What stands on the states beside that head stays the student's own where the teacher has
+    none of its shape. A student without the teacher's token types has type 0, which all text has by default, in its
+    positions; so one with as many layers computes the same. AdaptError, and nothing is changed, where they do not
+    fit."""
+    n, available = len(student.layers), len(teacher.layers)
+    if n > available:
+        raise AdaptError(f"it has {n} layers, its teacher {available}")
+    taken = evenly_spaced(n, available)
+    for place, index in enumerate(taken):
+        if _settings(student.layers[place]) != _settings(teacher.layers[index]):
+            raise AdaptError(f"its layer {place} computes in another way than its teacher's layer {index}")
+    tied = student.config.tie_embeddings, teacher.config.tie_embeddings
+    if student.activation is not teacher.activation or tied[0] != tied[1]:
+        raise AdaptError("its head over the vocabulary computes in another way than its teacher's")
+    ours = student.state_dict()
+    theirs = _with_positions(_tensors(teacher, taken), ours, student, teacher)
+    unlike = {name for name, _ in _shapes(ours) ^ _shapes(theirs)}
+    for name in sorted(unlike):
+        if name.partition(".")[0] not in ABOVE:
+            raise AdaptError(f"its tensor {name} is not of its teacher's shape")
+    student.load_state_dict({name: t if name in unlike else theirs[name] for name, t in ours.items()})
+    return taken
+
+
+def evenly_spaced(n: int, available: int) -> list[int]:
+    """n of the numbers below `available`, the first and the last among them; 6 of 12 are 0 2 4 7 9 11, as in the
+    reference code of DistilBERT (transformers, research_projects/distillation/scripts/extract_distilbert.py)."""
+    return [round(place * (available - 1) / max(1, n - 1)) for place in range(n)]
+
+
+def _with_positions(
+    tensors: dict[str, Tensor], ours: dict[str, Tensor], student: Any, teacher: Any
+) -> dict[str, Tensor]:
+    """The teacher's tensors with tables of positions and token types of the student's shapes."""
+    table, types = "position_embedding.weight", "type_embedding.weight"
+    if table not in tensors or table not in ours:
+        return tensors
+    tensors = dict(tensors)
+    rows = tensors[table][teacher.position_embedding.first :][: student.position_embedding.max_positions]
+    kinds = tensors.pop(types, None)
+    if types in ours and kinds is not None and kinds.shape == ours[types].shape:
+        tensors[types] = kinds
+    else:
+        rows = rows if kinds is None else rows + kinds[0]
+        tensors |= {types: torch.zeros_like(ours[types])} if types in ours else {}
+    tensors[table] = torch.cat([ours[table][: student.position_embedding.first].to(rows), rows])
+    return tensors
+
+
+def _shapes(tensors: dict[str, Tensor]) -> set[tuple[str, torch.Size]]:
+    return {(name, t.shape) for name, t in tensors.items()}
+
+
+def _tensors(model: Any, indices: Sequence[int]) -> dict[str, Tensor]:
+    """Of a model with these of its layers alone, in this order."""
     rest = {name: t for name, t in model.state_dict().items() if not name.startswith("layers.")}
     of_layers = {
         f"layers.{place}.{name}": t
         for place, index in enumerate(indices)
         for name, t in model.layers[index].state_dict().items()
     }
-    smaller.load_state_dict(rest | of_layers)
-    smaller.inert = dict(getattr(model, "inert", {}))
-    return smaller.train(model.training)
+    return rest | of_layers
 
 
 def _settings(layer: nn.Module) -> dict[str, Any]:
-    """What a layer computes: the classes, sizes and plain settings of its modules."""
-    plain = (bool, int, float, str, type(None))
+    """What a layer computes outside training: the classes, sizes, functions and plain settings of its modules."""
+    plain = (bool, int, float, str, type(None), FunctionType, BuiltinFunctionType)
     return {
         name: (
             type(module),
-            {key: value for key, value in vars(module).items() if key[0] != "_" and isinstance(value, plain)}
-            | {"training": None},
+            {
+                key: value
+                for key, value in vars(module).items()
+                if key[0] != "_" and key not in ("training", "dropout") and isinstance(value, plain)
+            },
             {key: p.shape for key, p in module.named_parameters(recurse=False)},
         )
         for name, module in layer.named_modules()
+        if not isinstance(module, nn.Dropout)
     }

@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for text in record.notes:
         note(f"note: {text}")
     if not args.json:
-        say(f"{record.model} ({record.family}), {len(record.tokens)} tokens; predicted: {record.predicted!r}")
+        say(f"{record.model} ({record.family}), {len(record.tokens)} tokens")
+        say(f"predicted {record.place}: {record.predicted!r}")
         n, step = len(record.lens), max(1, len(record.lens) // SHOWN_ROWS)
         for row in (record.lens[at] for at in sorted({*range(0, n, step), *range(n - 1, n)} - {-1})):
             best = "  ".join(f"{token!r} {p:.0%}" for token, p in row.best[:3])
@@ -46,4 +47,5 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             kinds = ", ".join(f"{kind} {weight:.2f}" for kind, weight in head.kinds.items())
             say(f"  layer {head.layer}, head {head.head}: {kinds}")
         say(f"page: {args.out}")
+        return {}  # the weights as JSON take more memory than all else: only for who asks
     return record.as_json() | {"page": args.out}

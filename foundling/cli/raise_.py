@@ -18,6 +18,7 @@ EXAMPLES = [
     "foundling raise notes/ --preset gpt2 --model.n-layers 2       # a published size, with a change",
     "foundling raise notes/ --from runs/notes --out runs/more      # continue pretraining a model directory",
     "foundling raise notes/ --teacher runs/notes --d-model 128     # distil it into a smaller one",
+    "foundling raise notes/ --family distilbert --teacher runs/encoder  # half of an encoder's layers",
     "foundling raise --out runs/notes --resume                     # continue after a crash, bit for bit",
 ]
 

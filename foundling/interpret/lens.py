@@ -15,20 +15,23 @@ from torch import Tensor, nn
 from foundling.blocks.norm import LayerNorm, RMSNorm
 from foundling.blocks.stack import Decoder
 from foundling.errors import InterpretError
-from foundling.interpret.trace import HeadsRecord, LayerRecord, Trace
+from foundling.interpret.trace import HeadsRecord, LayerRecord, Trace, check_tokens
 from foundling.runtime.mode import evaluation_mode
 
 
 @contextmanager
 def skipping(layers: Any, output: Tensor | None = None) -> Iterator[None]:
     """Inside, each of these layers returns what it reads, or `output`."""
-    for layer in layers:
+    before = [(layer, vars(layer).get("forward")) for layer in layers]
+    for layer, _ in before:
         layer.forward = (lambda x, ctx: x) if output is None else (lambda x, ctx: output)
     try:
         yield
     finally:
-        for layer in layers:
+        for layer, forward in before:
             del layer.forward  # that of its class again
+            if forward is not None:  # or what stood there
+                layer.forward = forward
 
 
 @torch.no_grad()
@@ -65,19 +68,23 @@ def attribute(
     2022, section 3.1): what the embedding, each head and each feed-forward part adds to the logit of `token` at a
     position, or to its difference to that of `versus`. The scale of the final norm is that of this pass (frozen), so
     that the contributions sum to the logit; `rest` is what is added after the residual stream: biases of the final norm
-    and of the head, and what a cap on logits takes.
+    and of the head, and what a cap on logits takes, which is nothing that a part of the model adds.
 
-    InterpretError for a model that is no decoder, and for one that normalises its residual stream (post-norm)."""
+    InterpretError for a model that is no decoder, for one that normalises its residual stream (post-norm), and for a
+    token that it has not."""
     if not isinstance(model, Decoder) or record.hidden is None:
         raise InterpretError(f"{type(model).__name__} is no decoder; logits are attributed in decoders")
-    direction, logit = _direction(model, record.hidden[row, position], token, versus)
-    final = record.stack[-1].after[row, position]
-    read = frozen_norm(model.norm, final)
+    check_tokens(model, torch.tensor([token] if versus is None else [token, versus]))
+    logits, direction = model.logits(record.hidden[row, position]).float(), _row(model, record.hidden, token)
+    logit = logits[token]
+    if versus is not None:
+        logit, direction = logit - logits[versus], direction - _row(model, record.hidden, versus)
+    read = frozen_norm(model.norm, record.stack[-1].after[row, position])
     parts = [("embedding", record.stack[0].before[row, position])]
     for layer in record.stack:
         parts += _parts(model.get_submodule(layer.name), layer, row, position)
-    found = [Contribution(name, float(read(vector) @ direction)) for name, vector in parts]
-    return [*found, Contribution("rest", logit - sum(part.value for part in found))]
+    contributions = [Contribution(name, float(read(vector) @ direction)) for name, vector in parts]
+    return [*contributions, Contribution("rest", float(logit) - sum(part.value for part in contributions))]
 
 
 def _parts(module: nn.Module, layer: LayerRecord, row: int, position: int) -> list[tuple[str, Tensor]]:
@@ -90,12 +97,13 @@ def _parts(module: nn.Module, layer: LayerRecord, row: int, position: int) -> li
         if record is None:
             parts.append((name, vector))
             continue
-        through: Callable[[Tensor], Tensor] = lambda x: x  # noqa: E731
+        through = frozen_norm(nn.Identity(), vector)
         if (writer := layer.writer_of(part)) != part:
             through = frozen_norm(module.get_submodule(writer), layer.outputs[part][row, position])
         vectors = through(_head_vectors(record, row, position))
         parts += [(f"{name}.head.{head}", each) for head, each in enumerate(vectors)]
-        parts.append((f"{name}.bias", vector - vectors.sum(0)))
+        nothing = record.z.new_zeros(record.z.shape[1] * record.z.shape[3])
+        parts.append((f"{name}.bias", through(record.module.o(nothing))))  # no difference, which would hide errors
     return parts
 
 
@@ -106,26 +114,31 @@ def _head_vectors(record: HeadsRecord, row: int, position: int) -> Tensor:
     return replace(record, z=z).outputs()[0, :, 0].float()
 
 
-def _direction(model: Any, hidden: Tensor, token: int, versus: int | None) -> tuple[Tensor, float]:
-    """The gradient (D,) of the logit, or of the difference of two, by what the head reads, and its value."""
+def _row(model: Any, hidden: Tensor, token: int) -> Tensor:
+    """(D,) in float32: the gradient of a token's logit by what the head reads, at 0, where a cap does not bend it."""
     with torch.enable_grad(), evaluation_mode(model):
-        hidden = hidden.detach().float().requires_grad_()
-        logits = model.logits(hidden)
-        value = logits[token] - (logits[versus] if versus is not None else 0.0)
-        (gradient,) = torch.autograd.grad(value, hidden)
-    return gradient, float(value)
+        nothing = torch.zeros_like(hidden[0, 0], requires_grad=True)
+        (gradient,) = torch.autograd.grad(model.logits(nothing)[token], nothing)
+    return gradient.float()
 
 
-def frozen_norm(norm: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """The linear map of vectors (..., D) that a norm is at x (D,) when its scale stays that of x; its bias is left out.
+def linear_part(norm: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What a norm does to vectors (..., D) besides its scale and its bias: centring and gain, in float32.
     InterpretError for another norm than those of blocks."""
-    x = x.float()
     if isinstance(norm, nn.Identity):
         return lambda v: v.float()
     if isinstance(norm, RMSNorm):
-        gain = (norm.weight.float() + norm.offset) * torch.rsqrt(x.pow(2).mean() + norm.eps)
-        return lambda v: v.float() * gain
+        return lambda v: v.float() * (norm.weight.float() + norm.offset)
     if isinstance(norm, LayerNorm):
-        gain = norm.weight.float() * torch.rsqrt(x.var(unbiased=False) + norm.eps)
-        return lambda v: (v.float() - v.float().mean(-1, keepdim=True)) * gain
-    raise InterpretError(f"a final norm of the kind {type(norm).__name__} cannot be frozen")
+        return lambda v: (v.float() - v.float().mean(-1, keepdim=True)) * norm.weight.float()
+    raise InterpretError(f"a norm of the kind {type(norm).__name__} cannot be frozen")
+
+
+def frozen_norm(norm: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """The linear map of vectors (..., D) that a norm is at x (D,) when its scale stays that of x; its bias is left
+    out."""
+    linear, scale = linear_part(norm), 1.0
+    if isinstance(norm, RMSNorm | LayerNorm):
+        centred = x.float() - x.float().mean() if isinstance(norm, LayerNorm) else x.float()
+        scale = torch.rsqrt(centred.pow(2).mean() + norm.eps)
+    return lambda v: linear(v) * scale

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from foundling.interpret.trace import LayerRecord, Trace, check_attends, trace
 from foundling.limits import LOOK_TOKENS, LOOK_WEIGHTS
 from foundling.models import family_of
 from foundling.report.look import HeadMap, LensRow, LookRecord
-from foundling.runtime.hub import local_directory
+from foundling.runtime.hub import local_directory, place_name
 from foundling.text import Tokenizer
 from foundling.text.framing import Framing
+from foundling.text.tokenizer import BYTE_OF
 from foundling.weights.loading import files_of, load
 from foundling.weights.text_spec import read_text_spec
 
@@ -27,14 +29,14 @@ GAP = "___"
 
 
 def look(directory: str | Path, text: str, *, layer: int | None = None, base: str | Path | None = None) -> LookRecord:
-    """Reads the text with the model of a directory. `layer`: the one whose heads are kept, all of them by default.
+    """Reads the text with the model of a directory. `layer`: the one whose heads are shown, all by default.
 
     Lens and contributions are of the prediction after the last token, and of an encoder's first masked token, or else
     its last token. An encoder–decoder reads the text as its source and begins its answer: the heads are its encoder's.
     InterpretError for a text that is empty or too long, a model without attention, and a layer that it has not."""
     if not text.strip():
         raise InterpretError("the text is empty; give some words to look at")
-    directory = local_directory(directory)
+    name, directory = place_name(directory), local_directory(directory)
     model = load(directory, base=base, merged=True)
     try:
         check_attends(model)
@@ -53,18 +55,30 @@ def look(directory: str | Path, text: str, *, layer: int | None = None, base: st
     heads = _heads(stack, ids, layer)
     pieces = tuple(token_name(tokenizer, i) for i in ids)
     position = 0 if source else len(ids) - 1
-    if model.capabilities.fills and tokenizer.mask in ids:
-        position = ids.index(tokenizer.mask)
+    place = "as the first token of the answer" if source else f"after token {position}"
+    if model.capabilities.fills:
+        place = f"at token {position}"
+        if tokenizer.mask is not None and tokenizer.mask in ids:
+            position = ids.index(tokenizer.mask)
+            place = f"for the gap at token {position}"
     predicted, lens, contributions, notes = _prediction(model, tokenizer, record, position)
     return LookRecord(
-        str(directory), family_of(model).name, text, pieces, predicted, position, heads, lens, contributions, notes
-    )
+        name or directory.resolve().name, family_of(model).name, text, tuple(ids), pieces, predicted, position, place,
+        heads, lens, contributions, notes,
+    )  # fmt: skip
 
 
 def token_name(tokenizer: Tokenizer, token: int) -> str:
-    """Its text, or its name in the vocabulary where it is special or no text."""
+    """Its text, with <0xF0> for a byte that is no whole character; its name in the vocabulary where it is special or no
+    text."""
     text = "" if token in tokenizer.special else tokenizer.piece(token)
-    return text or tokenizer.backend.id_to_token(token) or f"#{token}"
+    name = tokenizer.backend.id_to_token(token) or f"#{token}"
+    if "\ufffd" not in text:
+        return text or name
+    if not all(char in BYTE_OF for char in name):  # a tokenizer that falls back to bytes names them so itself
+        return name
+    marked = bytes(BYTE_OF[char] for char in name).decode("utf-8", "surrogateescape")
+    return "".join(f"<0x{ord(char) - 0xDC00:02X}>" if 0xDC80 <= ord(char) <= 0xDCFF else char for char in marked)
 
 
 def _masked(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -97,14 +111,14 @@ def _heads(stack: list[LayerRecord], ids: list[int], layer: int | None) -> tuple
             f"{n_weights:,} attention weights; a page holds at most {LOOK_WEIGHTS.high:,}: choose one --layer or "
             "shorten the text"
         )
-    found: list[HeadMap] = []
+    maps: list[HeadMap] = []
     for number, record in numbered:
         weights = record.weights()[0].float().cpu()
         kinds = head_kinds(weights, torch.tensor(ids))
         for head, rows in enumerate(weights):
-            rounded = tuple(tuple(round(w, 4) for w in row) for row in rows.tolist())
-            found.append(HeadMap(number, head, rounded, {k: round(float(v[head]), 4) for k, v in kinds.items()}))
-    return tuple(found)
+            packed = tuple(array("f", row) for row in rows.tolist())  # float objects would take eight times as much
+            maps.append(HeadMap(number, head, packed, {k: round(float(v[head]), 4) for k, v in kinds.items()}))
+    return tuple(maps)
 
 
 def head_kinds(weights: Tensor, ids: Tensor) -> dict[str, Tensor]:
@@ -143,8 +157,8 @@ def _prediction(model: Any, tokenizer: Tokenizer, record: Trace, position: int) 
     contributions, notes = list[tuple[str, float]](), list[str]()
     if isinstance(model, Decoder):
         try:
-            found = sorted(attribute(model, record, token, position=position), key=lambda one: -abs(one.value))
-            contributions = [(one.name, one.value) for one in found[:SHOWN_PARTS]]
+            largest = sorted(attribute(model, record, token, position=position), key=lambda one: -abs(one.value))
+            contributions = [(one.name, one.value) for one in largest[:SHOWN_PARTS]]
         except InterpretError as error:
             notes.append(f"no contributions: {error}")
     return token_name(tokenizer, token), tuple(lens), tuple(contributions), tuple(notes)

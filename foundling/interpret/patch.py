@@ -34,14 +34,14 @@ class Site(NamedTuple):
 @torch.no_grad()
 def activations(model: Any, tokens: Tensor, sites: Iterable[Site], **inputs: Any) -> dict[Site, Tensor]:
     """What stands at the sites while `tokens` (B, T) are read: (B, n, D) of its positions each, (B, n, P) of a head."""
-    found: dict[Site, Tensor] = {}
+    values: dict[Site, Tensor] = {}
 
     def keep(site: Site, value: Tensor) -> None:
-        found[site] = value[:, _at(site)].detach().clone()
+        values[site] = value[:, _at(site, value)].detach().clone()
 
     with evaluation_mode(model), _hooked(model, sites, keep):
         model(tokens, **inputs)
-    return found
+    return values
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def patched(model: Any, values: Mapping[Site, Tensor]) -> Iterator[None]:
 
     def put(site: Site, value: Tensor) -> Tensor:
         changed = value.clone()
-        changed[:, _at(site)] = values[site].to(value.dtype)
+        changed[:, _at(site, value)] = values[site].to(value.dtype)
         return changed
 
     with _hooked(model, values, put):
@@ -88,21 +88,25 @@ def patch_effects(
 def sites_of(model: Any, *, heads: bool = False, positions: Iterable[int] | None = None) -> list[Site]:
     """The mixer, cross-attention and feed-forward of every layer, or every head of its self-attentions; at all tokens
     together, or at each of `positions` alone."""
-    found = []
+    sites = []
     for name, module in model.named_modules():
         parent, _, part = name.rpartition(".")
         if parent.rpartition(".")[0] != "layers" or part not in ("mixer", "cross", "ffn"):
             continue
         if not heads:
-            found.append(Site(name))
+            sites.append(Site(name))
         elif part == "mixer" and isinstance(module, Attention):
-            found += [Site(name, head) for head in range(module.n_heads)]
+            sites += [Site(name, head) for head in range(module.n_heads)]
     if positions is None:
-        return found
-    return [site._replace(positions=(position,)) for site in found for position in positions]
+        return sites
+    return [site._replace(positions=(position,)) for site in sites for position in positions]
 
 
-def _at(site: Site) -> slice | list[int]:
+def _at(site: Site, value: Tensor) -> slice | list[int]:
+    n = value.shape[1]
+    for position in site.positions or ():
+        if not -n <= position < n:
+            raise InterpretError(f"'{site.module}' has no token {position}; the input has {n}, counted from 0")
     return slice(None) if site.positions is None else list(site.positions)
 
 

@@ -96,13 +96,13 @@ class LayerRecord:
         """part -> (B, T, D), what each part added to the residual stream; their sum is after − before.
 
         InterpretError for a layer whose output is no such sum, as with norms after the sums (post-norm)."""
-        found = {part: self.outputs[self.writer_of(part)] for part in PARTS if part in self.outputs}
-        if not self._is_sum(list(found.values())):
+        written = {part: self.outputs[self.writer_of(part)] for part in PARTS if part in self.outputs}
+        if not self._is_sum(list(written.values())):
             raise InterpretError(
                 f"{self.name} does not add its parts to a residual stream (as with a norm after each sum), so logits "
                 "are no sum over parts; choose a model with norms before its parts"
             )
-        return found
+        return written
 
     def _is_sum(self, parts: list[Tensor]) -> bool:
         if any(x.shape != self.after.shape for x in (self.before, *parts)):
@@ -136,7 +136,7 @@ class Trace:
 
 @contextmanager
 def recording(model: nn.Module) -> Generator[Trace]:
-    """Inside, every forward pass of the model adds to the trace that is given."""
+    """Inside, every forward pass of the model adds to the trace."""
     trace, hooks, inside = Trace(), list[Any](), list[LayerRecord]()
     names = {module: name for name, module in model.named_modules()}
 
@@ -213,6 +213,14 @@ def check_attends(model: Any) -> None:
     check_reads_text(model)
     if not any(isinstance(module, Attention) for layer in named_layers(model).values() for module in layer.modules()):
         raise InterpretError(f"{type(model).__name__} has no attention: its layers mix tokens by other means")
+
+
+def check_tokens(model: Any, tokens: Tensor) -> None:
+    """InterpretError for no tokens, and for one that the model has not."""
+    n = model.embedding.num_embeddings
+    if not tokens.numel() or int(tokens.min()) < 0 or int(tokens.max()) >= n:
+        shown = ", ".join(map(str, tokens.flatten()[:5].tolist())) or "none"
+        raise InterpretError(f"the tokens are {shown}; give some of the {n:,} of the model, from 0 to {n - 1:,}")
 
 
 def first_tensor(output: Any) -> Tensor:

@@ -315,10 +315,11 @@ def _saved(
 
 def serving_bytes(family: str, config: dict[str, Any], *, rows: int, seq_len: int) -> dict[str, int]:
     """Bytes of the weights in float32, bfloat16 and int8 (see adapt.quantize), and of the float32 cache for `rows`
-    sequences of `seq_len` tokens."""
+    sequences of `seq_len` tokens, which an encoder has none of."""
     model, cache = skeleton(family, config), 0
     n = count_parameters(model)["total"]
-    for slot in (slot for slots in model.cache_spec() for slot in slots):  # pyright: ignore
+    slots: Any = model.cache_spec() if model.capabilities.generates else ()
+    for slot in (slot for of_layer in slots for slot in of_layer):
         if isinstance(slot, KV):
             cache += 2 * slot.n_kv_heads * slot.head_dim * seq_len
         elif isinstance(slot, State):

@@ -20,12 +20,12 @@ from foundling.plan.memory import process_bytes, spare_memory
 from foundling.plan.plan import cap_vocab_size
 from foundling.plan.probe import PROXY_SIZE, PROXY_STEP_TOKENS, StepSpec, choose_precision, estimate_step
 from foundling.recipes.learning import learning_of, target_len
-from foundling.recipes.models import Origin, find_origin, objective_for, objective_of, parent_vocab_size
+from foundling.recipes.models import Origin, find_origin, objective_for, objective_of, parent_config
 from foundling.recipes.probes import corpus_facts
 from foundling.recipes.progress import Progress
 from foundling.recipes.recipe import ObjectiveSpec, Request
 from foundling.recipes.run import Run
-from foundling.recipes.sizes import check_seq_len, max_seq_len, size_fields
+from foundling.recipes.sizes import check_seq_len, max_seq_len, size_fields, student_origin
 from foundling.recipes.text import prepare_text, tokenizer_for
 from foundling.runtime.clock import Clock
 from foundling.runtime.device import Runtime, available_threads, default_device, resolve_device
@@ -41,14 +41,15 @@ SEQ_LEN, VOCAB_SIZE = 512, 4096
 def shape_of(request: Request, ranks: int = 1) -> tuple[Shape, Origin, ObjectiveSpec]:
     """The size that a request states; ConfigError for what is missing or does not fit."""
     RANKS.check(ranks, "--ranks")
-    origin, train = find_origin(request.get("model", {})), request.get("train", {})
-    objective = objective_of(request)
+    objective, train = objective_of(request), request.get("train", {})
+    origin = student_origin(find_origin(request.get("model", {})), objective)
     if origin.fields is None and not {"d_model", "n_layers"} <= origin.overrides.keys():
         raise ConfigError("the size is missing: give --d-model and --n-layers, or --preset (foundling families)")
     seq_len = train.get("seq_len", max_seq_len(origin) or SEQ_LEN)
     if "seq_len" in train:
         check_seq_len(seq_len, origin, objective)
-    rows = parent_vocab_size(objective.teacher) if objective.teacher else request.get("data.vocab_size", VOCAB_SIZE)
+    teacher, vocab_size = objective.teacher, request.get("data.vocab_size", VOCAB_SIZE)
+    rows = parent_config(teacher).vocab_size if teacher else vocab_size
     fields = origin.fields or size_fields(origin, rows, seq_len, objective)[0]
     optim = from_dict(OptimOptions, request.get("optim", {}), where="optim")
     precision = request.get("runtime.precision") or choose_precision(default_device())[0]

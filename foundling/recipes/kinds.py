@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from foundling.recipes import start
-from foundling.recipes.models import objective_for, pinned_request
+from foundling.recipes.models import family_for, measured_as, objective_for, pinned_request
 from foundling.recipes.progress import Progress
 from foundling.recipes.publish import is_complete
 from foundling.recipes.recipe import ExampleKind, Request
@@ -28,9 +28,16 @@ SCRIPTS = {
 """objective -> the kind of run that learns it"""
 
 
-def script_of(objective: str) -> Script:
-    module, _, name = SCRIPTS[objective].partition(":")
+def script_of(objective: str, family: str) -> Script:
+    """A student that reads masked text is raised by the script of that."""
+    as_masked = measured_as(objective, family) == "masked"
+    module, _, name = SCRIPTS["masked" if as_masked else objective].partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def script_for(request: Request) -> Script:
+    objective = "chat" if request.command == "finetune" else objective_for(request)
+    return script_of(objective, family_for(request.get("model", {})))
 
 
 def raise_model(
@@ -39,7 +46,7 @@ def raise_model(
     """Raises a model of any kind into the directory `out`, which must be new or empty, and returns what
     `foundling raise --json` prints."""
     request = pinned_request(request)
-    return start.start(script_of(objective_for(request)), request, out, progress=progress, clock=clock)
+    return start.start(script_for(request), request, out, progress=progress, clock=clock)
 
 
 def finetune_model(
@@ -47,7 +54,8 @@ def finetune_model(
 ) -> dict[str, Any]:
     """Finetunes the model of the request on its examples into the directory `out`, which must be new or empty, and
     returns what `foundling finetune --json` prints."""
-    return start.start(script_of("chat"), pinned_request(request), out, progress=progress, clock=clock)
+    request = pinned_request(request)
+    return start.start(script_of("chat", ""), request, out, progress=progress, clock=clock)
 
 
 def resume_model(out: str | Path, *, progress: Progress | None = None, clock: Clock | None = None) -> dict[str, Any]:
@@ -58,8 +66,7 @@ def resume_model(out: str | Path, *, progress: Progress | None = None, clock: Cl
         result = read_manifest(out).get("result")  # an imported directory has none
         return result if isinstance(result, dict) else {}
     request = start.stored_request(out)
-    script = script_of("chat" if request.command == "finetune" else objective_for(request))
-    return start.start(script, request, out, resume=True, progress=progress, clock=clock)
+    return start.start(script_for(request), request, out, resume=True, progress=progress, clock=clock)
 
 
 def reproduce(

@@ -15,13 +15,12 @@ from foundling.data.transforms.span import SpanBatches
 from foundling.data.transforms.special import mask_id, sentinel_ids
 from foundling.objectives.bilm import BiLM
 from foundling.objectives.causal import Causal
+from foundling.objectives.distil_bert import DistilBERTLoss
 from foundling.objectives.distill import Distill
 from foundling.recipes.recipe import ObjectiveSpec, Recipe
 from foundling.text import Tokenizer
 from foundling.weights.directory import load
 
-NGRAM_BESIDE = ("causal", "distill")
-"""objectives that are measured in bits per byte, beside an n-gram model"""
 POSITIONS: dict[str, int] = dict.fromkeys(("masked", "bilm"), 500)
 """held-out tokens that pseudo-perplexity masks, one row each"""
 EVALUATE_ROWS, EVALUATE_STRIDE = 16, 2
@@ -36,6 +35,13 @@ class Learning:
     """packed batches -> what the objective reads"""
     target_len: int | None = None
     """columns of the target, where a source is read"""
+    teacher: Any = None
+    """frozen, of a student"""
+
+    @property
+    def measure(self) -> Any:
+        """The Objective that held-out text is measured by: of a student it is the loss of the text alone."""
+        return self.objective if self.teacher is None else Causal()
 
 
 def target_len(spec: ObjectiveSpec, seq_len: int) -> int | None:
@@ -49,16 +55,19 @@ def target_len(spec: ObjectiveSpec, seq_len: int) -> int | None:
 def learning_of(
     spec: ObjectiveSpec, tokenizer: Tokenizer, fields: dict[str, Any], seq_len: int, seed: int, device: str = "cpu"
 ) -> Learning:
-    """`fields`: of the model's configuration; `device`: of a teacher. The loss of all but distillation is
-    cross-entropy: what differs is which tokens are read and which are predicted."""
-    if spec.kind == "distill":
-        assert spec.teacher
-        return Learning(Distill(load(spec.teacher, device=device), temperature=spec.temperature, alpha=spec.alpha))
-    if spec.kind == "masked":
+    """`fields`: of the model's configuration; `device`: of a teacher, which says what its student reads: masked text
+    where it fills gaps. The loss of all but distillation is cross-entropy: what differs is which tokens are read and
+    which are predicted."""
+    teacher = load(spec.teacher, device=device) if spec.teacher else None
+    if teacher is not None and not teacher.capabilities.fills:
+        return Learning(Distill(teacher, temperature=spec.temperature, alpha=spec.alpha), teacher=teacher)
+    if spec.kind == "masked" or teacher is not None:
         hidden: dict[str, Any] = dict(
             seed=seed, mask=mask_id(tokenizer), vocab_size=tokenizer.vocab_size, rate=spec.mask_rate
         )
-        return Learning(Causal(), lambda batches: MaskedBatches(batches, never=tuple(tokenizer.opening), **hidden))
+        objective = Causal() if teacher is None else DistilBERTLoss(teacher, temperature=spec.temperature)
+        transform = lambda batches: MaskedBatches(batches, never=tuple(tokenizer.opening), **hidden)  # noqa: E731
+        return Learning(objective, transform, teacher=teacher)
     if spec.kind == "bilm":
         return Learning(BiLM())
     target = target_len(spec, seq_len)

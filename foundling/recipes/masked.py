@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Raise an encoder by masked language modelling (Devlin et al. 2019), `foundling raise DATA --family bert`, or by what
-both sides predict of a token (Peters et al. 2018), `--family elmo`."""
+both sides predict of a token (Peters et al. 2018), `--family elmo`; or distil it from a larger one (Sanh et al. 2019),
+`--family distilbert --teacher DIR`."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from foundling.data.transforms.special import mask_id
 from foundling.decode.fill import MaskFiller
 from foundling.evaluate.perplexity import corrupted_score, pseudo_perplexity
 from foundling.recipes.learning import EVALUATE_ROWS, POSITIONS, learning_for
+from foundling.recipes.models import measured_as
 from foundling.recipes.publish import DataRead, Outcome
 from foundling.recipes.run import Run
 from foundling.recipes.text import make_tokenizer, packed_batches, prepare_text
@@ -34,7 +36,8 @@ KIND = {"masked": "masked language model", "bilm": "bidirectional language model
 def masked(run: Run) -> dict[str, Any]:
     corpus = run.corpus()
     recipe, tokenizer = run.settle(corpus, lambda: prepare_text(run, corpus), make_tokenizer)
-    tokens, model, metric = run.tokens(corpus, tokenizer), run.model(), METRICS[recipe.objective.kind]
+    measured = measured_as(recipe.objective.kind, recipe.model.family)
+    tokens, model, metric = run.tokens(corpus, tokenizer), run.model(), METRICS[measured]
     if model.capabilities.spells:
         model.spell(tokenizer.spellings())
     learning = learning_for(recipe, tokenizer)
@@ -42,19 +45,26 @@ def masked(run: Run) -> dict[str, Any]:
     with run.measuring("measuring the held-out loss and pseudo-perplexity"):
         seq_len, runtime = recipe.train.seq_len, runtime_of(recipe)
         windows = evaluation_batches(tokens.held_out, seq_len=seq_len, batch_size=EVALUATE_ROWS, stride=seq_len)
-        held_out = corrupted_score(model, learning.objective, learning.transform, windows, runtime)
+        figures = {
+            name: corrupted_score(m, learning.measure, learning.transform, windows, runtime).loss
+            for name, m in (("loss", model), ("teacher", learning.teacher)) if m is not None
+        }  # fmt: skip
         rows = [row.tolist() for batch in windows for row in batch["tokens"]]
         pseudo = pseudo_perplexity(
             model, rows, mask_id(tokenizer), runtime=runtime, kept=tokenizer.opening,
-            max_positions=POSITIONS[recipe.objective.kind], seed=recipe.seed,
+            max_positions=POSITIONS[measured], seed=recipe.seed,
         )  # fmt: skip
-    run.progress.line(f"held out: {held_out.loss:.3f} {metric.name} after {run.seconds:.0f} s")
+    loss, baselines = figures.pop("loss"), figures
+    beside = "".join(f", {name} {value:.3f}" for name, value in baselines.items())
+    run.progress.line(f"held out: {loss:.3f}{beside} {metric.name} after {run.seconds:.0f} s")
     filler = MaskFiller(model, tokenizer)
     return run.publish(
         Outcome(
-            kind=KIND[recipe.objective.kind], model=model, tokenizer=tokenizer, data=DataRead.of_corpus(corpus, tokens),
-            metric=metric, figures={"loss": held_out.loss, "pseudo_perplexity": pseudo.value or math.nan},
-            loss_unit=metric.name, results=[pseudo], samples=gaps(filler, corpus.held_out[0].text),
+            kind=("distilled " if baselines else "") + KIND[measured], model=model, tokenizer=tokenizer,
+            data=DataRead.of_corpus(corpus, tokens), metric=metric, baselines=baselines,
+            figures={"loss": loss, "pseudo_perplexity": pseudo.value or math.nan},
+            loss_unit=metric.name + (" (log: teacher and text mixed)" if baselines else ""),
+            results=[pseudo], samples=gaps(filler, corpus.held_out[0].text),
             pipeline_tag="fill-mask", next_commands=[("foundling fill {} 'a ___ in the text'", "fill a gap")],
         )
     )  # fmt: skip

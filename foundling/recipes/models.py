@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from foundling.adapt.layers import start_from_layers
 from foundling.adapt.prune import keep_zeros
 from foundling.blocks.init import initialise
 from foundling.config import from_dict, merged, nearest, to_dict
-from foundling.errors import ConfigError, MismatchError, WeightsError
+from foundling.errors import AdaptError, ConfigError, MismatchError, WeightsError
 from foundling.models import FAMILIES, build, check_sizes, configuration, family, family_of, recognise
 from foundling.recipes.recipe import ModelSpec, ObjectiveSpec, Recipe, Request, ScheduleSpec
 from foundling.runtime.files import read_json
@@ -24,20 +25,34 @@ from foundling.weights.loading import is_adapter, load
 from foundling.weights.manifest import MANIFEST, read_manifest
 
 OBJECTIVES = {
-    "decoder": ("causal", "distill"), "encoder": ("masked",), "seq2seq": ("span", "infill"),
+    "decoder": ("causal", "distill"), "encoder": ("masked", "distill"), "seq2seq": ("span", "infill"),
 }  # fmt: skip
 """kind of family -> objectives that it is raised by, the usual one first"""
 READS = {
     "causal": (), "masked": ("mask_rate",), "span": ("mask_rate", "mean_span"),
-    "infill": ("infill_rate", "mean_span"), "bilm": (), "distill": ("teacher", "teacher_hash", "temperature", "alpha"),
+    "infill": ("infill_rate", "mean_span"), "bilm": (), "distill": ("teacher", "teacher_hash", "temperature"),
 }  # fmt: skip
 """objective -> fields of its section that it reads"""
+STUDENT_READS = {"causal": ("alpha",), "masked": READS["masked"]}
+"""what a student is measured as -> fields that it reads besides; DistilBERT's losses have weights of their own"""
 OWN = {"bart": ("infill", "span"), "elmo": ("bilm",)}
 """families that are raised by other objectives than their kind, or first by another (Lewis et al. 2019; Peters et al.
 2018)"""
 PATTERN_CHARS = 1 << 14
 """of the pattern of what is pruned, in a foundling.json"""
 RESTORE = "restore it, or give `foundling reproduce` --parent DIR, where it is now"
+
+
+def measured_as(objective: str, family: str) -> str:
+    """The objective by whose batches a model learns and by whose figures it is measured: of a student, the one that its
+    family is usually raised by."""
+    return OBJECTIVES[FAMILIES[family].kind][0] if objective == "distill" else objective
+
+
+def fields_read(objective: str, family: str) -> tuple[str, ...]:
+    """Fields of the objective's section that it reads with this family; none of finetuning."""
+    besides = STUDENT_READS[measured_as(objective, family)] if objective == "distill" else ()
+    return (*READS.get(objective, ()), *besides)
 
 
 @dataclass(frozen=True)
@@ -143,8 +158,22 @@ def build_model(recipe: Recipe) -> Any:
     if spec.directory:
         return load_start(spec.directory, device=recipe.runtime.device)
     model = build(spec.family, device=recipe.runtime.device, **spec.fields)
-    initialise(model, generator("init", recipe.seed))
+    draw_start(model, recipe)
     return model
+
+
+def draw_start(model: Any, recipe: Recipe) -> str:
+    """Gives a new model the weights that training starts from: random ones, and those of a teacher that reads masked
+    text where they fit (Sanh et al. 2019, section 3). Returns what to say of it."""
+    initialise(model, generator("init", recipe.seed))
+    teacher = recipe.objective.teacher
+    if not teacher or measured_as(recipe.objective.kind, recipe.model.family) != "masked":
+        return ""
+    try:
+        taken = start_from_layers(model, load(teacher))
+    except AdaptError as error:
+        return f"note: the student starts at random: {error}"
+    return f"the student starts from the teacher's embeddings, head and layers {', '.join(map(str, taken))}"
 
 
 def check_parents(recipe: Recipe) -> None:
@@ -211,23 +240,41 @@ def objective_for(request: Request) -> str:
 
 def objective_of(request: Request) -> ObjectiveSpec:
     """With what was given of its section, and the hash of a teacher's weights."""
-    kind, given = objective_for(request), request.get("objective", {})
-    for name, value in given.items():
-        if name not in ("kind", *READS[kind]) and value != getattr(ObjectiveSpec, name):  # a written recipe has all
-            raise ConfigError(f"--{name.replace('_', '-')} is not for the objective '{kind}'; leave it out")
-    if kind not in ("causal", "distill") and request.get("data.fim_rate"):
+    kind, given, name = objective_for(request), request.get("objective", {}), family_for(request.get("model", {}))
+    reads, measured = fields_read(kind, name), measured_as(kind, name)
+    for field, value in given.items():
+        if field not in ("kind", *reads) and value != getattr(ObjectiveSpec, field):  # a written recipe has all
+            whose = "" if measured == kind else f" of a model of the kind '{FAMILIES[name].kind}'"
+            raise ConfigError(f"--{field.replace('_', '-')} is not for the objective '{kind}'{whose}; leave it out")
+    if measured != "causal" and request.get("data.fim_rate"):
         raise ConfigError(f"--fim-rate is not for the objective '{kind}'; leave it out")
     values = {**given, "kind": kind}
     if teacher := given.get("teacher"):
-        values["teacher_hash"] = weights_hash(load(teacher))
+        model = load(teacher)
+        check_teacher(teacher, model, name)
+        values["teacher_hash"] = weights_hash(model)
         check_hash(teacher, values["teacher_hash"], given.get("teacher_hash"))
     return from_dict(ObjectiveSpec, values, where="objective")
 
 
-def parent_vocab_size(directory: str) -> int:
-    """Rows of the embedding of a model directory, by its config.json."""
+def check_teacher(directory: str, model: Any, student: str) -> None:
+    """ConfigError where `model`, loaded from there, cannot teach a model of the family `student`."""
+    found, kind = family_of(model), FAMILIES[student].kind
+    if found.kind != kind:
+        raise ConfigError(
+            f"the teacher {directory} is of the kind '{found.kind}' ({found.name}), its student of the kind '{kind}' "
+            f"({student}); both need the same"
+        )
+    if "distill" not in OWN.get(found.name, OBJECTIVES[kind]):
+        raise ConfigError(f"the teacher {directory} is of the family '{found.name}', which is not distilled")
+    if model.head is None:
+        raise ConfigError(f"the teacher {directory} has no head over its vocabulary; take a model that has one")
+
+
+def parent_config(directory: str) -> Any:
+    """The configuration in the config.json of a model directory, without what its weights alone tell."""
     file = local_directory(directory) / "config.json"
-    return read_config(read_json(file), str(file))[1].vocab_size
+    return read_config(read_json(file), str(file))[1]
 
 
 def check_unused(given: dict[str, Any]) -> None:

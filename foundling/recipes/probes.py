@@ -31,9 +31,9 @@ from foundling.plan.probe import (
     proxy_run,
     step_seconds,
 )
-from foundling.recipes.learning import EVALUATE_ROWS, EVALUATE_STRIDE, NGRAM_BESIDE, POSITIONS
-from foundling.recipes.models import Origin
-from foundling.recipes.recipe import ObjectiveSpec
+from foundling.recipes.learning import EVALUATE_ROWS, EVALUATE_STRIDE, POSITIONS
+from foundling.recipes.models import Origin, draw_start, measured_as
+from foundling.recipes.recipe import ObjectiveSpec, Recipe
 from foundling.recipes.run import Run
 from foundling.recipes.sizes import rows_for
 from foundling.runtime.rng import generator
@@ -59,6 +59,7 @@ class TextProbes:
         self, run: Run, corpus: Corpus, tokenizer: Tokenizer, spec: StepSpec, origin: Origin, objective: ObjectiveSpec
     ) -> None:
         self.run, self.corpus, self.spec, self.origin, self.kind = run, corpus, spec, origin, objective.kind
+        self.measured = measured_as(objective.kind, spec.family)
         self.model: Any = None
         self.buffers: dict[str, Any] = {}
         self.per_token = bytes_per_token(corpus, tokenizer)
@@ -73,16 +74,21 @@ class TextProbes:
                 self.facts = law.Corpus(corpus.train_bytes, self.per_token, scale, law.TYPICAL * scale)
             self.frozen = 0.0  # seconds a token of a teacher, whatever the student
             if self.kind == "distill":
-                alone = replace(small, objective=Causal()), replace(large, objective=Causal())
-                tokens = small.batch_size * small.seq_len
-                both, seconds = (step_seconds(s, least_seconds=0.2) for s in (small, alone[0]))
-                self.frozen, (small, large) = max(0.0, both - seconds) / tokens, alone
+                # the states of an encoder are compared with its teacher's: no proxy of another width can be
+                own = small if self.measured == "causal" else self._shaped(spec.fields)
+                both, alone = (step_seconds(s, least_seconds=0.2) for s in (own, replace(own, objective=Causal())))
+                self.frozen = max(0.0, both - alone) / (own.batch_size * own.seq_len)
+                small, large = (replace(s, objective=Causal()) for s in (small, large))
             self.slope, self.per_width = fit_step_time(small, large, seconds)
 
     def _sized(self, d_model: int, n_layers: int, tokenizer: Tokenizer, objective: ObjectiveSpec) -> StepSpec:
-        rows = max(1, PROXY_STEP_TOKENS // self.spec.seq_len)
         longest = max(self.spec.seq_len, self.spec.target_len or 0)
-        fields = family(self.spec.family).module.sized(rows_for(tokenizer, objective), longest, d_model, n_layers)
+        return self._shaped(
+            family(self.spec.family).module.sized(rows_for(tokenizer, objective), longest, d_model, n_layers)
+        )
+
+    def _shaped(self, fields: dict[str, Any]) -> StepSpec:
+        rows = max(1, PROXY_STEP_TOKENS // self.spec.seq_len)
         return replace(self.spec, fields=fields, batch_size=rows, micro_batch_size=rows)
 
     def elapsed(self) -> float:
@@ -133,20 +139,21 @@ class TextProbes:
             start = time.perf_counter()
             score(self.model, self.spec.objective, held_out * 2, 1, self.spec.runtime)
             seconds = (time.perf_counter() - start) / 2
-        stride = EVALUATE_STRIDE if self.kind in NGRAM_BESIDE else 1
-        rows = tokens * stride / self.spec.seq_len + POSITIONS.get(self.kind, 0)
+        stride = EVALUATE_STRIDE if self.measured == "causal" else 1
+        rows = tokens * stride / self.spec.seq_len + POSITIONS.get(self.measured, 0)
         return seconds * math.ceil(rows / EVALUATE_ROWS)
 
     def peak_bytes(self) -> int:
         self.run.memory.sample()
         return self.run.memory.peak
 
-    def restored(self, seed: int) -> Any:
+    def restored(self, recipe: Recipe) -> Any:
         """The model that was timed (and compiled), with the weights that training starts from."""
         for name, buffer in self.model.named_buffers():  # steps on noise may have counted
             buffer.copy_(self.buffers[name])
         if self.origin.directory is None:
-            initialise(self.model, generator("init", seed))
+            if note := draw_start(self.model, recipe):
+                self.run.progress.line(note)
         else:
             self.model.load_state_dict(load(self.origin.directory).state_dict())
         return self.model

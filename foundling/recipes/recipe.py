@@ -102,19 +102,20 @@ class ObjectiveSpec:
     kind: ObjectiveKind
     """what is learnt; follows from the family, or when finetuning from the columns of the data"""
     mask_rate: float = 0.15
-    """masked, span: share of the tokens that are hidden"""
+    """masked, span, distill of an encoder: share of the tokens that are hidden"""
     infill_rate: float = 0.3
     """infill: share of the tokens that are hidden"""
     mean_span: float = 3.0
     """span, infill: mean length of a hidden span in tokens"""
     teacher: str | None = None
-    """distill: model directory of the teacher, whose tokenizer the student takes"""
+    """distill: model directory of the teacher, whose tokenizer the student takes; an encoder has
+    its sizes and half of its layers, where they are not given, and starts from these"""
     teacher_hash: str | None = None
     """hash of the teacher's weights; filled in when the recipe is resolved"""
     temperature: float = 2.0
     """distill: softens both distributions"""
     alpha: float = 0.5
-    """distill: weight of the teacher; the text itself has 1 - alpha"""
+    """distill of a decoder: weight of the teacher; the text itself has 1 - alpha"""
 
     def __post_init__(self) -> None:
         _share(self, "alpha")

@@ -30,7 +30,7 @@ from foundling.plan.energy import Meter
 from foundling.plan.memory import MemoryEstimate, estimate_training_memory, spare_memory
 from foundling.recipes.journal import CORPUS, ENCODED, EXAMPLES, LOG, PREDICTION, RECIPE, TOKENIZER, TOKENS, Journal
 from foundling.recipes.learning import target_len
-from foundling.recipes.models import READS, build_model, check_parents, no_prediction
+from foundling.recipes.models import build_model, check_parents, fields_read, no_prediction
 from foundling.recipes.progress import Progress
 from foundling.recipes.publish import Outcome, publish_run
 from foundling.recipes.recipe import ExampleKind, Recipe, Request, code_version
@@ -339,7 +339,9 @@ def announce(recipe: Recipe, prediction: dict[str, Any], progress: Progress) -> 
         if isinstance(section, dict):
             values = section | section.pop("fields", {}) if name == "model" else section
             if name == "objective":
-                values = {key: values[key] for key in ("kind", *READS.get(recipe.objective.kind, ()))}
+                values = {
+                    key: values[key] for key in ("kind", *fields_read(recipe.objective.kind, recipe.model.family))
+                }
             unsaid = ("source", "weights_hash", "teacher_hash", "chat_template")
             unsaid += ("share", "fim_rate", "field") if tuned else ()
             if name == "adapt" and not tuned:

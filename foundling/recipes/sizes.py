@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from foundling.config import to_dict
 from foundling.errors import BudgetError, ConfigError
 from foundling.models import family
 from foundling.plan.choose import ladder
 from foundling.recipes.learning import target_len
-from foundling.recipes.models import Origin, check_fields, parent_vocab_size
+from foundling.recipes.models import Origin, check_fields, measured_as, parent_config
 from foundling.recipes.recipe import ObjectiveSpec
 from foundling.text import Tokenizer
 
@@ -18,7 +20,33 @@ LEAST_SEQ_LEN = 8
 
 def rows_for(tokenizer: Tokenizer, objective: ObjectiveSpec) -> int:
     """Rows of the embedding: a student has as many as its teacher, which may have more than there are tokens."""
-    return parent_vocab_size(objective.teacher) if objective.teacher else tokenizer.vocab_size
+    return parent_config(objective.teacher).vocab_size if objective.teacher else tokenizer.vocab_size
+
+
+def student_origin(origin: Origin, objective: ObjectiveSpec) -> Origin:
+    """A student that reads masked text has the sizes of its teacher and half of the layers, where they are not given;
+    any other origin is as it was. ConfigError where the two do not fit each other."""
+    if not objective.teacher or measured_as(objective.kind, origin.family) != "masked":
+        return origin
+    teacher, found = to_dict(parent_config(objective.teacher)), family(origin.family)
+    if origin.fields is None:
+        names = ("vocab_size", "max_seq_len", "d_model", "n_layers")
+        fields = found.module.sized(**{name: teacher[name] for name in names})
+        fields |= {name: teacher[name] for name in found.module.CONFIG.fields.values() if name in teacher}
+        fields["n_layers"] = max(1, teacher["n_layers"] // 2)
+        origin = replace(origin, fields=check_fields(origin.family, fields | origin.overrides))
+    ours = origin.fields or {}
+    if not ours["masked"]:
+        raise ConfigError("the student has no head over its vocabulary; give --model.masked true")
+    for name, fits in (
+        ("vocab_size", ours["vocab_size"] == teacher["vocab_size"]), ("d_model", ours["d_model"] == teacher["d_model"]),
+        ("max_seq_len", ours["max_seq_len"] <= teacher["max_seq_len"]),
+    ):  # fmt: skip
+        if not fits:
+            flag = f"--model.{name.replace('_', '-')} {teacher[name]}"
+            way = "continue another model" if origin.directory else f"give {flag}"
+            raise ConfigError(f"the student has {name} {ours[name]}, its teacher {teacher[name]}; {way}")
+    return origin
 
 
 def max_seq_len(origin: Origin) -> int | None:

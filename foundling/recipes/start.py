@@ -114,7 +114,7 @@ def _require(manifest: dict[str, Any], directory: Path, *keys: str) -> None:
 
 
 def reproduce(
-    script_of: Callable[[str], Script],
+    script_of: Callable[[str, str], Script],
     directory: str | Path,
     *,
     data: str | None = None,
@@ -124,8 +124,8 @@ def reproduce(
     clock: Clock | None = None,
 ) -> dict[str, Any]:
     """Runs the recipe of the model in `directory` again, into `out`, and compares the hashes of the weights.
-    `script_of`: the script of an objective's name. `parents`: where the models are now that it starts from, if they
-    have moved; which is which is known by their weights.
+    `script_of`: the script of an objective and a family, by name. `parents`: where the models are now that it starts
+    from, if they have moved; which is which is known by their weights.
 
     MismatchError where the data, the code or a parent is not what it was; another machine is reported, and tried."""
     progress, place, directory = progress or Progress(False), directory, local_directory(directory)
@@ -156,8 +156,8 @@ def reproduce(
         begun = None if is_complete(out) else Journal.load(out / "run")
         resume = begun is not None and begun.reproduces == manifest["weights_hash"]
         result = start(
-            script_of(recipe.objective.kind), request, out, resume=resume, progress=progress, clock=clock,
-            reproduced=manifest | {"recipe": recipe},
+            script_of(recipe.objective.kind, recipe.model.family), request, out, resume=resume, progress=progress,
+            clock=clock, reproduced=manifest | {"recipe": recipe},
         )  # fmt: skip
     again = read_manifest(out)["weights_hash"]
     same = again == manifest["weights_hash"]

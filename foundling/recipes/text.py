@@ -17,13 +17,13 @@ from foundling.plan import law
 from foundling.plan.flops import matmul_parameters
 from foundling.plan.plan import Plan, PlanInputs, cap_vocab_size, make_plan, text_sizes
 from foundling.plan.probe import StepSpec, choose_precision
-from foundling.recipes.learning import NGRAM_BESIDE, learning_of
-from foundling.recipes.models import Origin, check_unused, find_origin, objective_of
+from foundling.recipes.learning import learning_of
+from foundling.recipes.models import Origin, check_unused, find_origin, measured_as, objective_of
 from foundling.recipes.probes import TextProbes
 from foundling.recipes.publish import MAX_NGRAM_BYTES, NGRAM_BYTES_PER_BYTE, TRIMMED_BYTES
 from foundling.recipes.recipe import ObjectiveSpec, Recipe
 from foundling.recipes.run import Prepared, Run
-from foundling.recipes.sizes import fit_seq_len, rows_for, size_fields
+from foundling.recipes.sizes import fit_seq_len, rows_for, size_fields, student_origin
 from foundling.runtime.device import Runtime, available_threads, compiler_missing, default_device, resolve_device
 from foundling.runtime.memory import anonymous_bytes, free_memory
 from foundling.text import Tokenizer
@@ -33,14 +33,13 @@ from foundling.train.options import OptimOptions
 def make_tokenizer(recipe: Recipe, corpus: Corpus) -> Tokenizer:
     """The tokenizer of a resolved recipe: a parent's, or trained on the data."""
     parent = recipe.model.directory or recipe.objective.teacher
-    return named(
-        Tokenizer.load(parent) if parent else train_tokenizer(corpus, recipe.data.vocab_size or 0), recipe.objective
-    )
+    tokenizer = Tokenizer.load(parent) if parent else train_tokenizer(corpus, recipe.data.vocab_size or 0)
+    return named(tokenizer, measured_as(recipe.objective.kind, recipe.model.family))
 
 
-def named(tokenizer: Tokenizer, objective: ObjectiveSpec) -> Tokenizer:
-    """With the mask's name, where the objective hides tokens behind one: who fills gaps looks for it."""
-    if objective.kind not in ("masked", "bilm", "infill") or tokenizer.mask is not None:
+def named(tokenizer: Tokenizer, measured: str) -> Tokenizer:
+    """With the mask's name, where what is read hides tokens behind one: who fills gaps looks for it."""
+    if measured not in ("masked", "bilm", "infill") or tokenizer.mask is not None:
         return tokenizer
     mask = tokenizer.backend.id_to_token(mask_id(tokenizer))
     assert mask is not None
@@ -58,7 +57,9 @@ def prepare_text(run: Run, corpus: Corpus) -> Prepared:
     if request.budget.unit == "epochs":
         raise BudgetError("a budget in epochs is for finetuning; give --minutes, --flops or --tokens")
     check_unused(given)
-    origin, objective = find_origin(given.get("model", {})), objective_of(request)
+    objective = objective_of(request)
+    origin = student_origin(find_origin(given.get("model", {})), objective)
+    measured = measured_as(objective.kind, origin.family)
     runtime_given, train_given = given.get("runtime", {}), given.get("train", {})
     device = resolve_device(runtime_given.get("device", default_device()))
     threads = runtime_given.get("threads", available_threads())
@@ -67,7 +68,7 @@ def prepare_text(run: Run, corpus: Corpus) -> Prepared:
         precision, rate = choose_precision(device)
     runtime = Runtime(device, runtime_given.get("precision", precision), threads)
     vocab_size, seq_len = text_sizes(request.budget, rate, corpus.train_bytes)
-    tokenizer = named(tokenizer_for(run, corpus, origin, objective, vocab_size), objective)
+    tokenizer = named(tokenizer_for(run, corpus, origin, objective, vocab_size), measured)
     share = request.get("data.share", 1.0)
     train_tokens = share * corpus.train_bytes / bytes_per_token(corpus, tokenizer)
     seq_len = fit_seq_len(train_tokens, origin, objective, seq_len, train_given.get("seq_len"))
@@ -78,7 +79,7 @@ def prepare_text(run: Run, corpus: Corpus) -> Prepared:
         origin.family, sizes[0], learning.objective, runtime, optim, 1, 1, seq_len, transform=learning.transform,
         target_len=learning.target_len, ema_decay=train_given.get("ema_decay"),
     )  # fmt: skip
-    teacher = learning.objective.teacher if objective.kind == "distill" else None
+    teacher = learning.teacher
     probes = TextProbes(run, corpus, tokenizer, spec, origin, objective)
     inputs = PlanInputs(
         budget=request.budget, family=origin.family, sizes=sizes, law=law.load_law(),
@@ -89,14 +90,14 @@ def prepare_text(run: Run, corpus: Corpus) -> Prepared:
         compiler_missing=compiler_missing(device), target_len=spec.target_len,
         given=train_given | {k: runtime_given[k] for k in ("compile",) if k in runtime_given}
         | {k: given["data"][k] for k in ("share",) if k in given.get("data", {})},
-        later_bytes=later_bytes(corpus.train_bytes) if objective.kind in NGRAM_BESIDE else 0,
+        later_bytes=later_bytes(corpus.train_bytes) if measured == "causal" else 0,
         frozen_flops=0.0 if teacher is None else 2.0 * matmul_parameters(teacher),
     )  # fmt: skip
     plan = make_plan(inputs, probes)
     for note in plan.notes:
         run.progress.line(f"note: {note}")
     recipe = _recipe(run, origin, objective, optim, runtime, tokenizer, seq_len, plan)
-    model = probes.restored(recipe.seed)
+    model = probes.restored(recipe)
     return Prepared(recipe, plan.prediction | {"considered": _considered(plan)}, tokenizer, model)
 
 
@@ -115,7 +116,10 @@ def tokenizer_for(run: Run, corpus: Corpus, origin: Origin, objective: Objective
     if parent := origin.directory or objective.teacher:
         if (asked := run.request.get("data.vocab_size")) is not None:
             raise ConfigError(f"the tokenizer of {parent} is used as it is; leave vocab_size {asked} out")
-        return Tokenizer.load(parent)
+        tokenizer, teacher = Tokenizer.load(parent), objective.teacher
+        if teacher and tokenizer.backend.get_vocab() != Tokenizer.load(teacher).backend.get_vocab():
+            raise ConfigError(f"{parent} and its teacher {teacher} have different tokens; both need the same tokenizer")
+        return tokenizer
     rows = (origin.fields or origin.overrides).get("vocab_size")
     if rows is not None:
         vocab_size = cap_vocab_size(rows, corpus.train_bytes)

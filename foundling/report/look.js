@@ -1,6 +1,6 @@
 // The weights of a head, and how strongly the token under the pointer attends to each token.
 "use strict";
-const text = document.getElementById("text"), said = document.getElementById("said");
+const text = document.getElementById("text"), caption = document.getElementById("caption");
 const layer = document.getElementById("layer"), head = document.getElementById("head");
 const spans = [...text.querySelectorAll("span")], maps = new Map();
 for (const map of document.querySelectorAll("#maps data"))
@@ -31,7 +31,7 @@ function show(query) {
     span.classList.toggle("query", key === query);
     span.title = weight.toFixed(2);
   });
-  said.textContent = "token " + query + " of " + (spans.length - 1);
+  caption.textContent = "token " + query + " of " + (spans.length - 1);
 }
 
 spans.forEach((span, at) => {

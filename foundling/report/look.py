@@ -7,7 +7,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from os import PathLike
 from pathlib import Path
@@ -29,8 +29,8 @@ class HeadMap:
     layer: int
     """by number, from 0"""
     head: int
-    rows: tuple[tuple[float, ...], ...]
-    """of each query, the weight of each key"""
+    rows: Sequence[Sequence[float]]
+    """of each query, the weight of each key; arrays where they are many"""
     kinds: dict[str, float] = field(default_factory=dict)
     """mean weight on: the token before (previous), the first one, the token itself, and what followed the same token
     earlier (induction)"""
@@ -51,13 +51,16 @@ class LookRecord:
     """What was read of a model in one forward pass."""
 
     model: str
+    """the name of its directory, without the path: a page is there to be shown to others"""
     family: str
     text: str
+    ids: tuple[int, ...]
     tokens: tuple[str, ...]
     predicted: str
-    """the token that the model predicts after the last one, or for a masked token"""
     position: int
-    """the token that lens and contributions are of"""
+    """the token at which lens and contributions are read; of an encoder–decoder among those of the answer"""
+    place: str
+    """where `predicted` stands, in words: after token 5"""
     heads: tuple[HeadMap, ...]
     lens: tuple[LensRow, ...] = ()
     contributions: tuple[tuple[str, float], ...] = ()
@@ -66,7 +69,12 @@ class LookRecord:
     """what could not be read, and why"""
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Weights to four digits."""
+        heads = [
+            {"layer": head.layer, "head": head.head, "rows": [[round(w, 4) for w in row] for row in head.rows],
+             "kinds": head.kinds} for head in self.heads
+        ]  # fmt: skip
+        return asdict(replace(self, heads=())) | {"heads": heads}
 
 
 def write_look(record: LookRecord, path: str | PathLike[str]) -> None:
@@ -101,12 +109,12 @@ def look_html(record: LookRecord) -> str:
 def striking_heads(heads: Sequence[HeadMap]) -> list[HeadMap]:
     """Two heads to show first: the one with the most weight on what followed the same token earlier, and the one with
     the most on the token before; of one layer or several."""
-    found: list[HeadMap] = []
+    striking: list[HeadMap] = []
     for kind in ("induction", "previous", "itself"):
-        rest = [head for head in heads if head not in found]
-        if rest and len(found) < 2 and any(head.kinds.get(kind, 0.0) > 0 for head in rest):
-            found.append(max(rest, key=lambda head: head.kinds.get(kind, 0.0)))
-    return found or list(heads[:2])
+        rest = [head for head in heads if head not in striking]
+        if rest and len(striking) < 2 and any(head.kinds.get(kind, 0.0) > 0 for head in rest):
+            striking.append(max(rest, key=lambda head: head.kinds.get(kind, 0.0)))
+    return striking or list(heads[:2])
 
 
 def heads_svg(tokens: Sequence[str], heads: Sequence[HeadMap]) -> str:
@@ -126,31 +134,31 @@ def heads_svg(tokens: Sequence[str], heads: Sequence[HeadMap]) -> str:
 def _head(tokens: Sequence[str], head: HeadMap) -> str:
     names = [shown_token(token, limit=TOKEN_CHARS) for token in tokens]
     left, right, top = 110, 110 + STEP_X, 40
-    found = [f'<text x="0" y="14" fill="currentColor" font-weight="600">layer {head.layer}, head {head.head}</text>']
-    found += [f'<text x="{x}" y="30" fill="currentColor" opacity=".65" text-anchor="{anchor}">{word}</text>'
+    drawn = [f'<text x="0" y="14" fill="currentColor" font-weight="600">layer {head.layer}, head {head.head}</text>']
+    drawn += [f'<text x="{x}" y="30" fill="currentColor" opacity=".65" text-anchor="{anchor}">{word}</text>'
               for x, anchor, word in ((left - 6, "end", "query"), (right + 6, "start", "key"))]  # fmt: skip
     for i, name in enumerate(names):
         y = top + STEP_Y * i
-        found.append(f'<text x="{left - 6}" y="{y + 4}" fill="currentColor" text-anchor="end">{name}</text>')
-        found.append(f'<text x="{right + 6}" y="{y + 4}" fill="currentColor">{name}</text>')
+        drawn.append(f'<text x="{left - 6}" y="{y + 4}" fill="currentColor" text-anchor="end">{name}</text>')
+        drawn.append(f'<text x="{right + 6}" y="{y + 4}" fill="currentColor">{name}</text>')
     matrix = right + 140
     for i, row in enumerate(head.rows):
         for j, weight in enumerate(row[: len(tokens)]):
             if weight >= FAINT:
-                found.append(
+                drawn.append(
                     f'<line x1="{left}" y1="{top + STEP_Y * i}" x2="{right}" y2="{top + STEP_Y * j}" '
                     f'stroke="#1f6f78" stroke-width="{0.6 + 2.4 * weight:.2f}" opacity="{min(1.0, weight):.2f}"/>'
                 )
-                found.append(
+                drawn.append(
                     f'<rect x="{matrix + SIDE * j}" y="{top + SIDE * i}" width="{SIDE}" height="{SIDE}" '
                     f'fill="#1f6f78" opacity="{min(1.0, weight):.2f}"><title>{names[i]} → {names[j]}: {weight:.2f}'
                     "</title></rect>"
                 )
     n = SIDE * len(tokens)
-    found.append(
+    drawn.append(
         f'<rect x="{matrix}" y="{top}" width="{n}" height="{n}" fill="none" stroke="currentColor" opacity=".4"/>'
     )
-    return "".join(found)
+    return "".join(drawn)
 
 
 def shown_token(token: str, *, limit: int = 60) -> Markup:

@@ -2,12 +2,13 @@
 """Merging tensors, worked by hand, and shallower models."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from foundling.adapt.combine import average, slerp, task, ties
-from foundling.adapt.layers import take_layers
+from foundling.adapt.layers import evenly_spaced, start_from_layers, take_layers
 from foundling.adapt.lora import LoRAOptions, lora
 from foundling.errors import AdaptError
 from foundling.runtime.rng import generator
@@ -81,3 +82,68 @@ def test_layers_that_cannot_be_taken_are_refused() -> None:
     lora(model, LoRAOptions("*.q"), generator("lora"))
     with pytest.raises(AdaptError, match="merge them first"):
         take_layers(model, [0])
+
+
+def test_evenly_spaced_layers() -> None:
+    assert evenly_spaced(6, 12) == [0, 2, 4, 7, 9, 11], "as DistilBERT's reference code"
+    assert evenly_spaced(2, 4) == [0, 3] and evenly_spaced(1, 4) == [0]
+    assert evenly_spaced(4, 4) == [0, 1, 2, 3]
+
+
+def logits(model: Any) -> torch.Tensor:
+    batch = case("bert").batch(0)  # of two documents a row
+    return model.logits(model(batch["tokens"], documents=batch["documents"]).hidden)
+
+
+STARTS = [
+    ("bert", "distilbert"), ("bert", "bert"), ("distilbert", "bert"), ("roberta", "roberta"), ("albert", "albert"),
+    ("modernbert", "modernbert"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("teacher", "student"), STARTS)
+@torch.no_grad()
+def test_a_student_of_as_many_layers_starts_as_its_teacher(teacher: str, student: str) -> None:
+    theirs, ours = case(teacher).tiny(n_layers=3), case(student).tiny(seed=1, n_layers=3)
+    before = logits(theirs)
+    assert (logits(ours) - before).abs().max() > 1
+    assert start_from_layers(ours, theirs) == list(range(len(theirs.layers)))
+    torch.testing.assert_close(logits(ours), before, rtol=1e-5, atol=2e-5)
+    for p in ours.parameters():
+        p.add_(1)
+    assert torch.equal(logits(theirs), before), "nothing is shared"
+
+
+@torch.no_grad()
+def test_a_student_starts_from_the_first_and_the_last_of_four_layers() -> None:
+    teacher = case("bert").tiny(n_layers=4, pooled=True, n_classes=2, dropout=0.1)
+    student = case("distilbert").tiny(seed=1)
+    assert start_from_layers(student, teacher) == [0, 3]
+    del teacher.layers[2], teacher.layers[1]
+    torch.testing.assert_close(logits(student), logits(teacher), rtol=1e-5, atol=2e-5)
+    deeper = case("roberta").tiny(n_layers=4)
+    shorter = case("roberta").tiny(seed=1, pooled=True, max_seq_len=30)  # its rows of positions begin at 2
+    pooler = shorter.pooler.weight.clone()
+    start_from_layers(shorter, deeper)
+    del deeper.layers[2], deeper.layers[1]
+    assert torch.equal(logits(shorter), logits(deeper)) and torch.equal(shorter.pooler.weight, pooler)
+
+
+@pytest.mark.parametrize(
+    ("name", "teacher", "student", "says"),
+    [
+        ("bert", {}, {"n_layers": 3}, "it has 3 layers, its teacher 2"),
+        ("bert", {}, {"n_heads": 1}, "its layer 0 computes in another way than its teacher's layer 0"),
+        ("albert", {}, {"activation": "gelu"}, "its layer 0 computes in another way"),
+        ("modernbert", {"n_layers": 4}, {}, "its layer 1 computes in another way than its teacher's layer 3"),
+        ("bert", {"tie_embeddings": False}, {}, "its head over the vocabulary"),
+        ("bert", {}, {"vocab_size": 80}, "its tensor embedding.weight"),
+        ("bert", {}, {"max_seq_len": 80}, "its tensor position_embedding.weight"),
+    ],
+)
+def test_a_student_that_does_not_fit_stays_as_it_was(name: str, teacher: dict, student: dict, says: str) -> None:
+    model = case(name).tiny(seed=1, **student)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    with pytest.raises(AdaptError, match=says):
+        start_from_layers(model, case(name).tiny(**teacher))
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())

@@ -37,27 +37,30 @@ def test_the_triples_are_of_the_form_of_the_question() -> None:
         (json.dumps([{"a": "a **bat**", "b": "a **bat**", "c": "the **Bat**"}]), "a and b mark one word"),
     ],
 )
-def test_bad_triples_are_one_line(content, line, tmp_path, capsys) -> None:
+def test_bad_triples_are_one_line(content, line, tmp_path, capsys, monkeypatch) -> None:
     file = tmp_path / "triples.json"
     file.write_text(content)
+    monkeypatch.setattr("sys.argv", ["bat", "--triples", str(file)])
     with pytest.raises(SystemExit) as ended:
-        run(bat.main, ["--triples", str(file)])
+        run(bat.main)
     printed = capsys.readouterr()
     assert ended.value.code == 2
     assert line in printed.err and printed.err.count("\n") == 1 and not printed.out
 
 
-def test_a_missing_file_is_one_line(tmp_path, capsys) -> None:
+def test_a_missing_file_is_one_line(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", ["bat", "--triples", str(tmp_path / "no.json")])
     with pytest.raises(SystemExit) as ended:
-        run(bat.main, ["--triples", str(tmp_path / "no.json")])
+        run(bat.main)
     assert ended.value.code == 2 and "No such file" in capsys.readouterr().err
 
 
-def test_other_triples_are_not_written_over_the_published_ones(tmp_path, capsys) -> None:
+def test_other_triples_are_not_written_over_the_published_ones(tmp_path, capsys, monkeypatch) -> None:
     file = tmp_path / "triples.json"
     file.write_text(json.dumps([bat.QUESTION]))
+    monkeypatch.setattr("sys.argv", ["bat", "--triples", str(file)])
     with pytest.raises(SystemExit) as ended:
-        run(bat.main, ["--triples", str(file)])
+        run(bat.main)
     assert ended.value.code == 2 and "bat.json has results of other settings" in capsys.readouterr().err
 
 

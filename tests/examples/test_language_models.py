@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.runs import DOCS
-from examples.experts import BUDGETS, DENSE, MIXTURE, settings
+from examples.experts import DENSE, GROWING, MIXTURE, settings
 from examples.language_models import FILLERS, PARTS, SYMBOLS, Recall, recall, recall_rows, recall_table
 from foundling.runtime.files import read_json
 from foundling.runtime.rng import generator
@@ -40,7 +40,7 @@ def test_a_table_says_what_was_not_measured() -> None:
 
 
 def test_a_mixture_multiplies_as_much_as_the_dense_model_beside_it() -> None:
-    for size in BUDGETS.values():
+    for size in GROWING.values():
         both = settings(*size)
         dense, mixture = (both[name].flops_per_token(*size) for name in (DENSE, MIXTURE))
         assert 1.0 < mixture / dense < 1.02, "the router alone is more"

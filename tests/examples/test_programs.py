@@ -20,12 +20,19 @@ NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py") if "import Parser" in
 PART = {"language_models": ["bits"]}
 
 
-def error_of(name: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as ended:
-        run(import_module(f"examples.{name}").main, arguments)
-    printed = capsys.readouterr()
-    assert ended.value.code == 2 and printed.err.count("\n") == 1 and not printed.out
-    return printed.err
+@pytest.fixture
+def error_of(capsys, monkeypatch):
+    """(name, arguments) -> the one line that a program ends with"""
+
+    def call(name: str, arguments: list[str]) -> str:
+        monkeypatch.setattr("sys.argv", [name, *arguments])
+        with pytest.raises(SystemExit) as ended:
+            run(import_module(f"examples.{name}").main)
+        printed = capsys.readouterr()
+        assert ended.value.code == 2 and printed.err.count("\n") == 1 and not printed.out
+        return printed.err
+
+    return call
 
 
 @pytest.mark.parametrize(
@@ -40,8 +47,8 @@ def error_of(name: str, arguments: list[str], capsys: pytest.CaptureFixture[str]
     ],
 )
 @pytest.mark.parametrize("name", NAMES)
-def test_bad_input_is_one_line_and_exit_code_2(name, arguments, message, capsys) -> None:
-    assert message in error_of(name, [*PART.get(name, []), *arguments], capsys)
+def test_bad_input_is_one_line_and_exit_code_2(name, arguments, message, error_of) -> None:
+    assert message in error_of(name, [*PART.get(name, []), *arguments])
 
 
 @pytest.mark.parametrize(
@@ -61,16 +68,16 @@ def test_bad_input_is_one_line_and_exit_code_2(name, arguments, message, capsys)
         ("word_vectors", ["--small", "text"], "--small has the part generated alone"),
     ],
 )
-def test_bad_input_of_one_program_is_one_line_too(name, arguments, message, capsys) -> None:
-    assert message in error_of(name, arguments, capsys)
+def test_bad_input_of_one_program_is_one_line_too(name, arguments, message, error_of) -> None:
+    assert message in error_of(name, arguments)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_program_goes_on_from_results_of_other_settings(name, tmp_path, capsys) -> None:
+def test_no_program_goes_on_from_results_of_other_settings(name, tmp_path, error_of) -> None:
     file = tmp_path / "old.json"
     for settings in ({"settings": {"steps": 1}}, {}):
         file.write_text(json.dumps(settings | {"a cell": 1}))
-        error = error_of(name, [*PART.get(name, []), "--out", str(file), "--minutes", "0"], capsys)
+        error = error_of(name, [*PART.get(name, []), "--out", str(file), "--minutes", "0"])
         assert "old.json has results of other settings" in error
         assert json.loads(file.read_text()) == settings | {"a cell": 1}
 
@@ -79,8 +86,8 @@ def test_a_second_call_goes_on_and_machine_and_date_are_those_of_the_measurement
     file = tmp_path / "a.json"
     parser = Parser("a", "")
     args = parser.parse_args(["--out", str(file)])
-    results, figures = parser.results(args, {"sizes": (1, 2)})
-    assert results.get("a", lambda: 7) == 7 and figures == tmp_path
+    results, figure = parser.results(args, {"sizes": (1, 2)})
+    assert results.get("a", lambda: 7) == 7 and figure == tmp_path / "a.svg"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"machine": {"cpu": "another"}, "date": "2026-01-01"}))
     again, _ = parser.results(args, {"sizes": (1, 2)})
     assert again.get("a", lambda: pytest.fail("measured again")) == 7
@@ -103,8 +110,8 @@ def test_no_measurement_begins_after_the_minutes(tmp_path, capsys) -> None:
 def test_small_results_are_not_the_published_ones(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     parser = Parser("a", "", small="less")
-    results, figures = parser.results(parser.parse_args(["--small"]), {}, "part")
-    assert str(results.file) == "runs/a_part.json" and str(figures) == "runs"
+    results, figure = parser.results(parser.parse_args(["--small"]), {}, "part")
+    assert str(results.file) == "runs/a_part.json" and str(figure) == "runs/a_part.svg"
     full = parser.results(parser.parse_args([]), {})[0].file
     assert full == programs.DOCS / "results" / "a.json" and not full.exists()
 

@@ -201,9 +201,10 @@ def test_bad_options_are_named(wrong) -> None:
 
 
 @pytest.mark.slow
-def test_analogies_of_known_relations_are_right_and_one_hot_vectors_guess(tmp_path, capsys) -> None:
+def test_analogies_of_known_relations_are_right_and_one_hot_vectors_guess(tmp_path, capsys, monkeypatch) -> None:
     out = tmp_path / "words.json"
-    word_vectors.main(["--small", "--out", str(out)])
+    monkeypatch.setattr("sys.argv", ["word_vectors", "--small", "--out", str(out)])
+    word_vectors.main()
     measured = json.loads(out.read_text())["generated"]
     assert measured["skip-gram"] >= 90 and measured["CBOW"] >= 90
     assert measured["one-hot"] == pytest.approx(measured["chance"], abs=0.001)

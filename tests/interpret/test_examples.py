@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The programs of examples/: what is quick of them, and their claims at a small setting (slow)."""
 
+import json
 import math
 from pathlib import Path
 
@@ -31,14 +32,48 @@ def test_repeated_rows_repeat_and_others_are_text() -> None:
     assert ((tokens[induction.ROWS // 2 :].diff(dim=1) % 300) == 1).all()
 
 
-def test_the_phase_change_is_found() -> None:
+def test_the_phase_change_is_recognised() -> None:
     curve = {
         str(step): {"prefix matching": [[value]], "text loss": 1, "in-context score": 0, "loss of the second copy": 0}
         for step, value in ((0, 0.02), (10, 0.03), (20, 0.04), (30, 0.1), (40, 0.5), (50, 0.9))
     }
-    found = induction.summary(curve)
-    assert {name: part["step"] for name, part in found.items()} == {"before": 20, "change": 40, "after": 50}
-    assert found["before"]["best prefix matching"] == 0.04
+    phases = induction.summary(curve)
+    assert {name: part["step"] for name, part in phases.items()} == {"before": 20, "change": 40, "after": 50}
+    assert phases["before"]["best prefix matching"] == 0.04
+
+
+def skip_trigram_row(row: dict) -> str:
+    """A line of the table in docs/interpret.md."""
+
+    def cell(pairs: list) -> str:
+        return ", ".join(f"{shown(token)} {value:.1f}" for token, value in pairs)
+
+    def shown(token: str) -> str:
+        return f"`{token.replace(' ', '·').replace(chr(10), '↵')}`"
+
+    before, after = row["probability"], row["probability with the source"]
+    return (
+        f"| {shown(row['source'])} | {row['head']} | {cell(row['destinations'])} | {cell(row['outputs'])} | "
+        f"{before:.4f} | {after:.4f} |"
+    )
+
+
+def test_the_table_of_skip_trigrams_is_that_of_its_results() -> None:
+    table = json.loads((ROOT / "docs/results/skip_trigrams.json").read_text(encoding="utf-8"))["table"]
+    docs = (ROOT / "docs/interpret.md").read_text(encoding="utf-8")
+    assert "\n".join(map(skip_trigram_row, table)) in docs
+    effects = {row["source"]: (row["probability"], row["probability with the source"]) for row in table}
+    assert all(effects[word][1] > max(0.5, 5 * effects[word][0]) for word in (" try", " is", " len"))
+
+
+@pytest.mark.slow
+def test_a_skip_trigram_that_is_read_is_what_the_model_predicts(tmp_path) -> None:
+    """With half of the steps: `try`, some text and an indent make `except` many times as likely."""
+    induction.skip_trigram_table(steps=1000, file=tmp_path / "table.json")
+    table = json.loads((tmp_path / "table.json").read_text(encoding="utf-8"))["table"]
+    (row,) = (row for row in table if row["source"] == " try")
+    assert row["outputs"][0][0] == " except" and not row["destinations"][0][0].strip()
+    assert row["probability with the source"] > 5 * row["probability"]
 
 
 def test_expected_phases_are_the_losses_of_the_best_options() -> None:
@@ -69,6 +104,6 @@ def test_induction_appears_in_two_layers(monkeypatch) -> None:
     text = torch.randint(induction.VOCAB, (20_000,), generator=generator("text", 0))
     monkeypatch.setattr(induction, "text_tokens", lambda: (text, text))
     monkeypatch.setattr(induction, "EVERY", 100)
-    found = induction.summary(induction.trained(2, 700, 1.0)["curve"])
-    assert found["before"]["best prefix matching"] < 0.1 and found["after"]["best prefix matching"] >= 0.8
-    assert found["after"]["loss of the second copy"] < 1 < math.log(induction.VOCAB) / 2
+    phases = induction.summary(induction.trained(2, 700, 1.0)["curve"])
+    assert phases["before"]["best prefix matching"] < 0.1 and phases["after"]["best prefix matching"] >= 0.8
+    assert phases["after"]["loss of the second copy"] < 1 < math.log(induction.VOCAB) / 2

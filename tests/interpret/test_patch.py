@@ -59,8 +59,8 @@ def test_effects_are_shares_of_the_difference() -> None:
 def test_sites_of_heads_and_positions() -> None:
     model = case("llama").tiny()
     assert len(sites_of(model, heads=True)) == 2 * model.config.n_heads
-    found = sites_of(model, positions=[3, 4])
-    assert Site("layers.1.ffn", None, (4,)) in found and len(found) == 8
+    sites = sites_of(model, positions=[3, 4])
+    assert Site("layers.1.ffn", None, (4,)) in sites and len(sites) == 8
     assert str(Site("layers.1.mixer", 2, (4,))) == "layers.1.mixer.head.2 at 4"
 
 
@@ -70,6 +70,8 @@ def test_bad_requests() -> None:
         (Site("layers.9"), "no module 'layers.9'"),
         (Site("layers.0.mixer", 99), "no head 99"),
         (Site("layers.0.ffn", 0), "no head 0"),
+        (Site("layers.0.ffn", positions=(12,)), "'layers.0.ffn' has no token 12; the input has 12, counted from 0"),
+        (Site("layers.0.mixer", 0, (-13,)), "no token -13"),
     ):
         with pytest.raises(InterpretError, match=says):
             activations(model, CLEAN, [site])

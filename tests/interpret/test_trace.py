@@ -5,10 +5,13 @@ import pytest
 import torch
 
 import foundling
+from foundling.adapt.lora import LoRAOptions, lora
+from foundling.adapt.quantize import quantize
 from foundling.errors import InterpretError
-from foundling.interpret import Trace, attribute, logit_lens, trace
+from foundling.interpret import Site, Trace, attribute, logit_lens, patched, trace
 from foundling.interpret.lens import frozen_norm
 from foundling.models import FAMILIES
+from foundling.runtime.rng import generator
 from tests.contract.cases import VOCAB, case, tokens
 from tests.parity.references import randomise
 
@@ -65,8 +68,98 @@ def test_contributions_sum_to_the_logit(name: str) -> None:
         names = [part.name for part in parts]
         assert names[0] == "embedding" and names[-1] == "rest" and len(set(names)) == len(names)
     bias = model.norm.bias if getattr(model.norm, "bias", None) is not None else torch.zeros(len(record.hidden[0, 0]))
-    rest = float((model.head(bias)[5] - model.head(bias)[9]).detach())  # nothing else is left over
-    assert name == "gemma2" or parts[-1].value == pytest.approx(rest, abs=2e-4)
+    with torch.no_grad():
+        uncapped = model.head(record.hidden[1, 11]) if name == "gemma2" else logits
+        rest = model.head(bias)[5] - model.head(bias)[9] + (logits - uncapped)[5] - (logits - uncapped)[9]
+    assert parts[-1].value == pytest.approx(float(rest), abs=2e-4), "something else is left over"
+
+
+@torch.no_grad()
+def test_a_cap_on_logits_is_in_the_rest() -> None:
+    """A head of 60 times the size: the cap takes nearly all of the logit, and the parts sum to what was before it."""
+    model = case("gemma2").tiny()
+    model.head.weight.mul_(60)
+    record = trace(model, tokens())
+    before, after = model.head(record.hidden[0, -1]), model.logits(record.hidden[0, -1])
+    token = int(before.argmax())
+    *parts, rest = attribute(model, record, token)
+    assert float(before[token]) > 200 and float(after[token]) == pytest.approx(30, abs=1e-2)
+    assert sum(part.value for part in parts) == pytest.approx(float(before[token]), rel=1e-4)
+    assert rest.value == pytest.approx(float(after[token] - before[token]), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "gemma2", "olmo2", "gpt_oss"])
+@torch.no_grad()
+def test_a_head_contributes_what_its_ablation_takes_away(name: str) -> None:
+    """The same pass with the head's mean of values at zero, through the norms at their points of the first pass; the
+    other parts by what they wrote, each under its own name."""
+    model, record = traced(name)
+    values = {part.name: part.value for part in attribute(model, record, 5, position=11, row=1)}
+    final = frozen_norm(model.norm, record.stack[-1].after[1, 11])
+
+    def logit(vector: torch.Tensor) -> float:
+        return float(final(vector) @ model.head.weight[5])
+
+    assert values["embedding"] == pytest.approx(logit(record.stack[0].before[1, 11]), abs=1e-4)
+    for number, layer in enumerate(record.stack):
+        mixer, written = model.layers[number].mixer, layer.outputs["mixer"][1, 11]
+        norm, ffn = {
+            "gemma2": ("mixer_post_norm", "ffn_post_norm"), "olmo2": ("mixer_norm", "ffn_norm")
+        }.get(name, (None, "ffn"))  # fmt: skip
+        behind = frozen_norm(model.layers[number].get_submodule(norm) if norm else torch.nn.Identity(), written)
+        for head in range(mixer.n_heads):
+            site = Site(f"layers.{number}.mixer", head)
+            with patched(model, {site: torch.zeros(2, 24, mixer.head_dim)}):
+                without = trace(model, tokens()).stack[number].outputs["mixer"][1, 11]
+            expected = logit(behind(written - without))
+            assert values[f"layers.{number}.mixer.head.{head}"] == pytest.approx(expected, abs=1e-4)
+        bias = torch.zeros(model.config.d_model) if mixer.o.bias is None else mixer.o.bias
+        assert values[f"layers.{number}.mixer.bias"] == pytest.approx(logit(behind(bias)), abs=1e-4)
+        assert values[f"layers.{number}.ffn"] == pytest.approx(logit(layer.outputs[ffn][1, 11]), abs=1e-4)
+    assert len(values) == 2 + sum(2 + layer.mixer.n_heads for layer in model.layers)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+def test_contributions_of_a_bfloat16_model_are_those_of_the_same_in_float32(name: str) -> None:
+    model = case(name).tiny().to(torch.bfloat16)
+    low = attribute(model, trace(model, tokens()), 5, versus=9)
+    model = model.float()
+    for part, expected in zip(low, attribute(model, trace(model, tokens()), 5, versus=9), strict=True):
+        assert part.name == expected.name and part.value == pytest.approx(expected.value, abs=0.25)
+
+
+@pytest.mark.parametrize("kind", ["lora", "int8", "nf4"])
+def test_contributions_through_adapters_and_quantised_weights_sum_to_the_logit(kind: str) -> None:
+    model = case("llama").tiny()
+    if kind == "lora":
+        for name in lora(model, LoRAOptions(rank=4), generator("lora", 0)):
+            torch.nn.init.normal_(model.get_submodule(name).b, 0.0, 0.1, generator=generator(name, 0))
+    else:
+        quantize(model, kind=kind)
+    record = trace(model, tokens())
+    assert all(heads.weights().shape == (2, model.config.n_heads, 24, 24) for heads in record.heads)
+    *parts, rest = attribute(model, record, 5)
+    logits = model.logits(record.hidden).detach()
+    assert sum(part.value for part in parts) == pytest.approx(float(logits[0, -1, 5]), abs=1e-3)
+    assert rest.value == pytest.approx(0, abs=1e-3)
+    assert torch.equal([*logit_lens(model, record)][-1], logits)
+
+
+def test_a_replaced_forward_of_a_layer_is_there_again_after_the_lens() -> None:
+    model, record = traced("llama")
+    layer, calls = model.layers[0], []
+    forward = layer.forward
+    layer.forward = lambda x, ctx: calls.append(1) or forward(x, ctx)
+    assert torch.equal([*logit_lens(model, record)][-1], model.logits(record.hidden)) and not calls
+    model(tokens())
+    assert calls == [1]
+
+
+def test_a_token_outside_the_vocabulary_is_refused() -> None:
+    model, record = traced("llama")
+    for bad in (dict(token=VOCAB), dict(token=-1), dict(token=5, versus=VOCAB)):
+        with pytest.raises(InterpretError, match=f"give some of the {VOCAB} of the model, from 0 to {VOCAB - 1}"):
+            attribute(model, record, **bad)
 
 
 def test_post_norm_layers_are_no_sum_and_encoders_have_no_attribution() -> None:

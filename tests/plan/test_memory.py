@@ -110,3 +110,8 @@ def test_serving_is_what_a_cache_and_quantised_weights_take(name: str) -> None:
     quantize(model)
     held = {t.data_ptr(): t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()]}
     assert said["int8"] == sum(held.values()) < said["float32"]
+
+
+def test_an_encoder_has_no_cache() -> None:
+    said = serving_bytes("bert", sized("bert"), rows=2, seq_len=48)
+    assert said["cache"] == 0 and said["float32"] == 4 * count_parameters(build("bert", **sized("bert")))["total"]

@@ -217,7 +217,11 @@ def test_the_source_is_read_once(data: Path, llama: Path) -> None:
 
 
 def test_what_does_not_fit_together_is_refused(capsys, data: Path, llama: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(llama, tmp_path / "other")
+    tokens = (other / "tokenizer.json").read_text().replace("<|spare_1|>", "<|unlike|>")
+    (other / "tokenizer.json").write_text(tokens)
     for args, says in (
+        (["--from", llama, "--teacher", other], "have different tokens; both need the same tokenizer"),
         (["--family", "gpt2", "--preset", "llama-3-8b"], "leave one out"),
         (["--from", llama, "--model.n-layers", "3"], "leave --model.n-layers out"),
         (["--from", llama, "--vocab-size", "512"], "leave vocab_size 512 out"),
@@ -226,7 +230,7 @@ def test_what_does_not_fit_together_is_refused(capsys, data: Path, llama: Path, 
         (["--family", "t5", "--model.n-heads", "0"], "'n_heads' is 0, out of range"),
         (["--objective", "masked"], "is not for llama"),
         (["--objective", "distill"], "--teacher"),
-        (["--family", "bert", "--teacher", llama], "is not for bert"),
+        (["--family", "elmo", "--teacher", llama], "objective 'distill' is not for elmo"),
         (["--model.n-layer", "3"], "did you mean 'n_layers'"),
         (["--preset", "gpt-2"], "did you mean 'gpt2'"),
         (["--from", tmp_path / "nowhere"], "nowhere"),

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DistilBERT: half of the layers, most of what the teacher knows (Sanh et al. 2019).
+
+python -m examples.distilbert [--small] [--minutes 30]
+
+The teacher is a BERT of six layers, raised on the descriptions of Debian packages. The student takes every other one of
+its layers and learns from it, without labels; a control of the student's size begins at random weights and learns from
+the text alone, for as many FLOPs. All are finetuned on the same labelled texts. What is compared: accuracy, parameters,
+and the time to encode rows of 128 tokens, measured in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import foundling
+from benchmarks.corpora import WORK
+from benchmarks.datasets import part
+from benchmarks.finetune_labels import held_out
+from benchmarks.runs import Results, foundling_json
+from examples.programs import Parser, run, table
+from foundling.errors import ConfigError
+from foundling.models import count_parameters
+from foundling.runtime.device import available_threads
+from foundling.runtime.rng import generator
+
+MODELS = {
+    "teacher": ("bert", 6, 1e13),
+    "student": ("distilbert", 3, 4e12),
+    "control": ("distilbert", 3, 4e12),
+}
+"""name -> family, layers, FLOPs of training"""
+D_MODEL, SEQ_LEN, VOCAB = 192, 128, 2048
+LABELS = {"sections": 1000, "spam": 1000}
+EPOCHS, ROWS = 4, 8
+ROUNDS = 15
+"""of the timing"""
+
+
+def directory(name: str, small: bool) -> Path:
+    return WORK / "distilbert" / (name + ("-small" if small else ""))
+
+
+def raised(name: str, small: bool) -> dict[str, Any]:
+    family, n_layers, flops = MODELS[name]
+    out = directory(name, small)
+    shutil.rmtree(out, ignore_errors=True)
+    options = ["--teacher", directory("teacher", small)] if name == "student" else ["--vocab-size", str(VOCAB)]
+    result = foundling_json(
+        "raise", part("sections", "train"), "--field", "text", "--family", family, "--d-model", str(D_MODEL),
+        "--n-layers", str(n_layers), "--flops", str(flops / (20 if small else 1)), "--seq-len", str(SEQ_LEN),
+        *options, "--out", out,
+    )  # fmt: skip
+    actual = result["actual"]
+    return {
+        "parameters": count_parameters(foundling.load(out, device="meta"))["total"],
+        "nats per masked token": round(actual["loss"], 4), "minutes": round(actual["seconds"] / 60, 2),
+        "peak GiB": round(actual["peak_bytes"] / 2**30, 3),
+    }  # fmt: skip
+
+
+def finetuned(name: str, task: str, small: bool) -> dict[str, Any]:
+    out = directory(f"{name}-{task}", small)
+    shutil.rmtree(out, ignore_errors=True)
+    result = foundling_json(
+        "finetune", directory(name, small), part(task, f"train-{LABELS[task]}"), "--as", "classify", "--method", "full",
+        "--epochs", str(1 if small else EPOCHS), "--batch-size", str(ROWS), "--seq-len", str(SEQ_LEN),
+        "--held-out", held_out(task), "--out", out,
+    )  # fmt: skip
+    shutil.rmtree(out, ignore_errors=True)
+    actual = result["actual"]
+    return {"accuracy": actual[result["metric"]], "minutes": round(actual["seconds"] / 60, 2)}
+
+
+@torch.inference_mode()
+def speeds(small: bool) -> dict[str, float]:
+    """Median milliseconds for 8 rows, teacher and student in turn."""
+    torch.set_num_threads(available_threads())
+    models = {name: foundling.load(directory(name, small)).eval() for name in ("teacher", "student")}
+    rows = torch.randint(VOCAB, (ROWS, SEQ_LEN), generator=generator("speed"))
+    taken: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(ROUNDS):
+        for name, model in models.items():
+            start = time.perf_counter()
+            model.encode(rows)
+            taken[name].append(time.perf_counter() - start)
+    return {name: round(1000 * statistics.median(times[2:]), 3) for name, times in taken.items()}
+
+
+def report(results: Results, small: bool) -> None:
+    rows: list[tuple[Any, ...]] = [("", "layers", "parameters", "nats per masked token", *LABELS)]
+    for name, (_, n_layers, _) in MODELS.items():
+        cell = results.get(name, lambda name=name: raised(name, small))
+        scores = [
+            results.get(f"{name}, {task}", lambda name=name, task=task: finetuned(name, task, small)) for task in LABELS
+        ]
+        if cell and all(scores):
+            accuracies = [f"{score['accuracy']:.3f}" for score in scores if score]
+            loss, size = cell["nats per masked token"], f"{cell['parameters'] / 1e6:.2f} M"
+            rows.append((name, n_layers, size, f"{loss:.3f}", *accuracies))
+    print(table(rows))
+    taken = results.get("milliseconds of 8 rows of 128 tokens", lambda: speeds(small))
+    values = results.values
+    if taken and all(f"student, {task}" in values for task in LABELS):
+        kept = [values[f"student, {task}"]["accuracy"] / values[f"teacher, {task}"]["accuracy"] for task in LABELS]
+        print(
+            f"\nThe student keeps {', '.join(f'{share:.1%}' for share in kept)} of its teacher's accuracy at "
+            f"{values['student']['parameters'] / values['teacher']['parameters']:.1%} of its parameters and "
+            f"{taken['teacher'] / taken['student']:.2f} times its speed."
+        )
+
+
+def main() -> None:
+    parser = Parser("distilbert", __doc__)
+    args: argparse.Namespace = parser.parse_args()
+    if args.seeds not in (None, 1):
+        raise ConfigError(f"--seeds is {args.seeds}; this program trains one model of each kind")
+    scale = 20 if args.small else 1
+    settings = {"FLOPs": {name: flops / scale for name, (_, _, flops) in MODELS.items()}, "d_model": D_MODEL}
+    results, _ = parser.results(args, settings | {"labels": LABELS, "epochs": 1 if args.small else EPOCHS})
+    report(results, args.small)
+
+
+if __name__ == "__main__":
+    run(main)
