@@ -126,8 +126,8 @@ def cost_of(results: Results) -> str:
     """Of the measurements that state theirs: minutes together and of the longest, and the largest memory."""
     cells = [cell for cell in results.values.values() if isinstance(cell, dict)]
     minutes, memory = ([c[name] for c in cells if name in c] for name in ("minutes", "peak memory (MB)"))
-    time_taken = f"{sum(minutes):.1f} minutes of measurements, the longest {max(minutes):.1f}. " if minutes else ""
-    return time_taken + (f"Peak memory {max(memory):,} MB." if memory else "")
+    time_taken = f"{sum(minutes):.1f} minutes of measurements, the longest {max(minutes):.1f}." if minutes else ""
+    return time_taken + (f" Peak memory {max(memory):,} MB." if memory else "")
 
 
 def save_figure(figure: Any, file: Path) -> None:
