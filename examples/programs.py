@@ -55,12 +55,9 @@ class Parser(argparse.ArgumentParser):
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"--out is '{file}', whose folder cannot be made: {error.strerror}") from None
-        is_new = not file.exists()
+        settings, is_new = json.loads(json.dumps(settings)), not file.exists()  # as a file has them: a list for a tuple
         results = Results(name, file, minutes=args.minutes)
-        settings = json.loads(json.dumps(settings))  # as a file gives them again: a list for a tuple
-        if is_new:
-            results.values["settings"] = settings
-        if results.values.get("settings") != settings:
+        if results.values.setdefault("settings", settings if is_new else None) != settings:
             raise ConfigError(f"{file} has results of other settings; remove it, or give another --out")
         return results, file.with_suffix(".svg") if args.out or args.small else DOCS / f"{name}.svg"
 
