@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.runs import resident_peak
 from benchmarks.sides import Side, answer_calls
 from foundling.adapt.added import adapter_tensors
 from foundling.adapt.frozen import store_frozen
@@ -137,11 +138,6 @@ def same_start(model: Any, directory: str) -> None:
         place = f"self_attn.{places[leaf]}" if part == "mixer" else f"mlp.{leaf}_proj"
         to = named[f"base_model.model.model.layers.{layer}.{place}.lora_{which.upper()}.default.weight"]
         to.data.copy_(value)
-
-
-def resident_peak() -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def serve(name: str, directory: str) -> None:

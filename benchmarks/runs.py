@@ -36,7 +36,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 class Results:
-    """A JSON file of docs/results: name -> what was measured. Each is written when it is there."""
+    """A JSON file of docs/results: name -> what was measured. Each is written when it is there; machine and date are
+    those of the last measurement, whatever is read or derived later."""
 
     def __init__(self, name: str, file: Path | None = None, *, minutes: float = math.inf) -> None:
         """No new measurement begins after `minutes`."""
@@ -44,23 +45,33 @@ class Results:
         self.values: dict[str, Any] = read_json(self.file) if self.file.exists() else {}
         self.until, self.lock = time.monotonic() + 60 * minutes, threading.Lock()
         self.complete = True
-        self.values |= {"machine": machine(), "date": datetime.date.today().isoformat()}
+        self.values = self.measured() | self.values
+
+    @staticmethod
+    def measured() -> dict[str, Any]:
+        return {"machine": machine(), "date": datetime.date.today().isoformat()}
 
     def get(self, name: str, measure: Callable[[], Any]) -> Any:
         """None where the time is over."""
         if name not in self.values:
-            if time.monotonic() > self.until:
+            if time.monotonic() >= self.until:
                 self.complete = False
                 return None
             value = measure()
             with self.lock:  # of several threads
-                self.values[name] = value
+                self.values |= {name: value, **self.measured()}
                 self.save()
             print(f"{name}: {json.dumps(value)[:400]}", flush=True)
         return self.values[name]
 
     def save(self) -> None:
         write_json(self.file, self.values)
+
+
+def resident_peak() -> int:
+    """The most bytes that this process had in memory. ru_maxrss of a child would begin with what its parent had."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def foundling_json(*arguments: str | Path) -> dict[str, Any]:
@@ -89,10 +100,17 @@ def bits_per_byte(model: Any, tokenizer: Tokenizer, texts: list[str], *, longest
 
 
 def train_model(
-    name: str, config: dict[str, Any], batches: Any, steps: int, *, seed: int = 0, optim: OptimOptions | None = None
+    name: str,
+    config: dict[str, Any],
+    batches: Any,
+    steps: int,
+    *,
+    seed: int = 0,
+    optim: OptimOptions | None = None,
+    threads: int | None = None,
 ) -> Any:
     """A model of a family trained on `batches` by next-token prediction, in float32."""
-    runtime = Runtime(threads=available_threads())
+    runtime = Runtime(threads=threads or available_threads())
     runtime.setup()
     model = build(name, **config)
     initialise(model, generator("init", seed))

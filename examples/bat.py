@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bat question: which two of three marked words mean the most similar things?
 
-python -m examples.bat [--triples FILE] [--json]
+python -m examples.bat [--triples FILE] [--json] [--out FILE]
 
 A: "I am so excited to use my new **bat** at the baseball game tomorrow."
 B: "The favorite food of this species of **bat** is mosquitoes."
@@ -24,12 +24,11 @@ of the sense of B. The question above is not among them.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
-import resource
 import sys
-import time
+from contextlib import redirect_stdout
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +38,8 @@ from torch.nn.functional import normalize
 
 import foundling
 from benchmarks.baselines import minilm
-from benchmarks.runs import Results
-from foundling.errors import DataError, FoundlingError
+from examples.programs import Parser, measured, require_all, run, table
+from foundling.errors import DataError
 from foundling.evaluate.intervals import wilson
 from foundling.text import Tokenizer
 
@@ -50,6 +49,8 @@ QUESTION = {
     "c": "The **cardinal** isn't just a lawn decoration; the species makes themselves useful by eating mosquitoes.",
 }
 TRIPLES = Path(__file__).with_name("bat_triples.json")
+MODEL = "all-MiniLM-L6-v2"
+POOLINGS = ("word", "change", "context", "sentence")
 PAIRS = {"A–B": (0, 1), "A–C": (0, 2), "B–C": (1, 2)}
 Triple = dict[str, str]
 
@@ -146,39 +147,28 @@ def measure(triples: list[Triple]) -> dict[str, Any]:
     return result
 
 
-def table(result: dict[str, Any]) -> str:
-    lines = ["pooling   layer  A–B    A–C    B–C    closest  triples right, 95 % interval"]
-    for pooling, layers in result.items():
-        for layer, entry in layers.items():
-            pairs, triples = entry["cosines"], entry["triples"]
-            numbers = "  ".join(f"{pairs[name]:.3f}" for name in PAIRS)
-            interval = f"{triples['right']:.2f} ({triples['low']:.2f} to {triples['high']:.2f}) of {triples['of']}"
-            lines.append(f"{pooling:9} {layer:5}  {numbers}  {entry['question']:7}  {interval}")
-    return "\n".join(lines)
+def answers_table(result: dict[str, Any]) -> str:
+    rows = [["pooling", "layer", *PAIRS, "says", "triples right"]]
+    for pooling in POOLINGS:
+        for layer, entry in result[pooling].items():
+            right, low, high = (f"{100 * entry['triples'][name]:.0f}" for name in ("right", "low", "high"))
+            cosine = [f"{entry['cosines'][name]:.3f}" for name in PAIRS]
+            rows.append([pooling, layer, *cosine, entry["question"], f"{right} % ({low} to {high})"])
+    return table(rows)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m examples.bat", allow_abbrev=False)
-    parser.add_argument("--triples", type=Path, default=TRIPLES, help="a JSON list of {a, b, c}")
+def main() -> None:
+    parser = Parser("bat", __doc__, small="", seeds=False)
+    parser.add_argument("--triples", type=Path, default=TRIPLES, help="a JSON list of {a, b, c}; needs --out")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    args = parser.parse_args(arguments)
-    try:
-        triples = read_triples(args.triples)
-    except FoundlingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    start = time.perf_counter()
-    result = measure(triples)
-    if args.triples == TRIPLES:
-        results = Results("bat")
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        results.values["all-MiniLM-L6-v2"] = result
-        results.values["seconds"] = round(time.perf_counter() - start, 1)
-        results.values["peak memory (MB)"] = round(peak / 1e6)
-        results.save()
-    print(json.dumps(result, ensure_ascii=False) if args.json else table(result))
-    return 0
+    args = parser.parse_args()
+    triples = read_triples(args.triples)
+    results, _ = parser.results(args, {"triples": sha256(args.triples.read_bytes()).hexdigest()})
+    with redirect_stdout(sys.stderr):  # stdout has the answers alone
+        result = results.get(MODEL, lambda: measured(measure, triples))
+    require_all(results)
+    print(json.dumps(result, ensure_ascii=False) if args.json else answers_table(result))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

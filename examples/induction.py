@@ -2,7 +2,7 @@
 """Induction heads: they appear in a 2-layer attention-only model within a few steps, and with them in-context learning
 (Olsson et al. 2022, "In-context Learning and Induction Heads"). Then the same scores on SmolLM2-135M.
 
-python -m examples.induction [--steps 1700] [--layers 2,1] [--repeated 0.8] [--minutes 10]
+python -m examples.induction [--steps 1700] [--layers 2,1] [--repeated 0.8] [--minutes 10] [--out FILE]
 
 The text is the standard library of Python, in tokens of a BPE of VOCAB tokens; a share of the rows is random tokens
 that are repeated. Along training, on held-out text: the loss, and the in-context score (the mean loss of WIDTH tokens
@@ -12,10 +12,7 @@ and the prefix-matching score of each head. A model of one layer, which cannot c
 
 from __future__ import annotations
 
-import argparse
 import json
-import math
-import resource
 import time
 from dataclasses import dataclass
 from itertools import islice
@@ -27,7 +24,8 @@ import torch
 import foundling
 from benchmarks.chat_task import smollm2
 from benchmarks.corpora import corpus_of
-from benchmarks.runs import DOCS, Results, causal_batch
+from benchmarks.runs import Results, causal_batch
+from examples.programs import Parser, chosen, cost_of, measured, number, require_all, run, save_figure
 from foundling.blocks.attention import Attention
 from foundling.blocks.init import initialise
 from foundling.blocks.layer import MixerBlock
@@ -61,6 +59,7 @@ from foundling.train.state import TrainState
 VOCAB, T, ROWS = 320, 128, 16
 EARLY, LATE, WIDTH = 10, 90, 20
 TEXT_BYTES, TOKENIZER_TEXTS = 3_000_000, 200
+STEPS, WARMUP, REPEATED = 1700, 50, 0.8
 EVERY = 25
 """steps between two measurements"""
 SENTENCE = "The fox ran over the hill. The owl saw the moon. The fox ran over the"
@@ -136,23 +135,23 @@ def measure(model: Decoder, held_out: torch.Tensor) -> dict[str, Any]:
 
 def trained(n_layers: int, steps: int, repeated: float, seed: int = 0) -> dict[str, Any]:
     """Measurements along training, and which heads compose at its end."""
-    start, runtime = time.monotonic(), Runtime(threads=1)
+    runtime = Runtime(threads=1)
     runtime.setup()
-    known, unseen = text_tokens()
-    held_out = unseen[: 32 * T].view(32, T)
+    train_tokens, test_tokens = text_tokens()
+    held_out = test_tokens[: 32 * T].view(32, T)
     model = attention_only(AttentionOnlyConfig(n_layers=n_layers))
     initialise(model, generator("init", seed))
     state = TrainState.build(model, OptimOptions())
     curve = {"0": measure(model, held_out)}
-    schedule = Schedule(steps, warmup_steps=50)
-    for record in train(state, Causal(), Rows(known, repeated), schedule, TrainOptions(ROWS), runtime):
-        if record.n % EVERY == 0:
+    schedule = Schedule(steps, warmup_steps=min(WARMUP, steps // 2))
+    for record in train(state, Causal(), Rows(train_tokens, repeated), schedule, TrainOptions(ROWS), runtime):
+        if record.n % EVERY == 0 or record.n == steps:
             curve[str(record.n)] = measure(model, held_out)
             best = max(map(max, curve[str(record.n)]["prefix matching"]))
             print(f"  step {record.n}: loss {record.loss:.3f}, best prefix matching {best:.3f}", flush=True)
-    result: dict[str, Any] = {"curve": curve, "minutes": round((time.monotonic() - start) / 60, 2)}
+    result: dict[str, Any] = {"curve": curve}
     if n_layers == 2:
-        induction = int(torch.tensor(curve[str(record.n)]["prefix matching"][1]).argmax())
+        induction = int(torch.tensor(curve[str(steps)]["prefix matching"][1]).argmax())
         heads = range(AttentionOnlyConfig.n_heads)
         result["k-composition"] = [
             round(composition(model, Head(0, head), Head(1, induction))["k"], 4) for head in heads
@@ -179,9 +178,8 @@ def summary(curve: dict[str, Any]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def real() -> dict[str, Any]:
+def real(drawing: Path) -> dict[str, Any]:
     """The same scores of SmolLM2-135M-Instruct, and a drawing of its strongest induction and previous-token heads."""
-    start = time.monotonic()
     directory = smollm2()
     model, tokenizer = foundling.load(directory).eval(), Tokenizer.load(directory)
     opening = tokenizer.eos if tokenizer.bos is None else tokenizer.bos
@@ -191,7 +189,7 @@ def real() -> dict[str, Any]:
     rows = [row for row in (tokenizer.encode(text[:4000])[:512] for text in texts[:60]) if len(row) == 512][:8]
     head, best = scores.best()
     layer, number = divmod(int(scores.previous_token.argmax()), scores.previous_token.shape[1])
-    draw_heads(model, tokenizer, opening, [head, Head(layer, number)])
+    draw_heads(model, tokenizer, opening, [head, Head(layer, number)], drawing)
     strong = int((scores.prefix_matching > 0.4).sum())
     return {
         "best induction head": [*head], "prefix matching": round(best, 4), "heads above 0.4": strong,
@@ -200,7 +198,6 @@ def real() -> dict[str, Any]:
         "loss of the first copy": round(scores.first_loss, 3), "loss of the second copy": round(scores.second_loss, 3),
         "in-context score": round(in_context_score(model, torch.tensor(rows), early=50, late=500, width=10), 3),
         "copying": copying(model, head, ids), "patching": patching(model, tokenizer, opening),
-        "minutes": round((time.monotonic() - start) / 60, 2),
     }  # fmt: skip
 
 
@@ -230,17 +227,16 @@ def patching(model: Any, tokenizer: Tokenizer, opening: int) -> dict[str, float]
     return {f"{site.module} {site.head}": round(effects[site], 3) for site in best}
 
 
-def draw_heads(model: Any, tokenizer: Tokenizer, opening: int, chosen: list[Head]) -> None:
-    """docs/attention_heads.svg"""
+def draw_heads(model: Any, tokenizer: Tokenizer, opening: int, heads: list[Head], file: Path) -> None:
     ids = [opening, *tokenizer.encode(SENTENCE)]
     record = trace(model, torch.tensor([ids]))
     maps = [
         HeadMap(layer, head, tuple(map(tuple, record.heads[layer].weights()[0, head].tolist())))
-        for layer, head in chosen
+        for layer, head in heads
     ]
     svg = heads_svg([token_name(tokenizer, i) for i in ids], maps)
     svg = svg.replace('style="', 'style="background: #fcfbf8; color: #1f2328; ', 1)
-    (DOCS / "attention_heads.svg").write_text(svg, encoding="utf-8")
+    file.write_text(svg, encoding="utf-8")
 
 
 SOURCES = (" raise", " try", "coding", "(self", "def", " for", "args", "file", " is", " len", " return", "class")
@@ -302,7 +298,7 @@ def skip_trigram_table(steps: int = 2000, vocab_size: int = 1024, common: int = 
             "probability": without, "probability with the source": with_source,
         })  # fmt: skip
         print(json.dumps(table[-1], ensure_ascii=False), flush=True)
-    results.values |= {"steps": steps, "loss": round(loss, 3), "table": table}
+    results.values |= results.measured() | {"steps": steps, "loss": round(loss, 3), "table": table}
     results.values["minutes"] = round((time.monotonic() - start) / 60, 2)
     results.save()
 
@@ -319,10 +315,9 @@ def check(results: Results) -> None:
         assert max(max(values["prefix matching"][0]) for values in one) < 0.1
 
 
-def figure(results: Results) -> None:
+def figure(results: Results, file: Path) -> None:
     import matplotlib.pyplot as plt
 
-    plt.rcParams["svg.hashsalt"] = "induction"
     fig, axes = plt.subplots(1, 3, figsize=(11, 3.2))
     for n, style in ((2, "-"), (1, "--")):
         if f"{n} layers" not in results.values:
@@ -341,34 +336,31 @@ def figure(results: Results) -> None:
     for axis, title in zip(axes, titles, strict=True):
         axis.set(title=title, xlabel="step")
         axis.legend(fontsize=7)
-    fig.tight_layout()
-    fig.savefig(DOCS / "induction.svg", metadata={"Date": None})
+    save_figure(fig, file)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=1700)
-    parser.add_argument("--layers", default="2,1")
-    parser.add_argument("--repeated", type=float, default=0.8, help="share of the rows that are repeated random tokens")
-    parser.add_argument("--minutes", type=float, default=10)
+    parser = Parser("induction", __doc__, small="", seeds=False)
+    parser.add_argument("--steps", type=number(int, 1), default=STEPS)
+    parser.add_argument("--layers", default="2,1", help="2, 1 or both: models to train")
+    parser.add_argument("--repeated", type=number(float, 0, 1), default=REPEATED, help="share of rows that repeat")
     args = parser.parse_args()
-    results = Results("induction", minutes=args.minutes)
-    results.values["settings"] = {"steps": args.steps, "repeated": args.repeated, "vocab_size": VOCAB, "rows": ROWS}
-    for n in map(int, args.layers.split(",")):
-        results.get(f"{n} layers", lambda n=n: trained(n, args.steps, args.repeated))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    results.values.setdefault("peak MiB of the small models", math.ceil(peak))
-    results.save()
-    results.get("SmolLM2-135M-Instruct", real)
-    if not results.complete:
-        raise SystemExit("the time is over; call again to go on")
-    results.values.setdefault("peak MiB", math.ceil(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
-    results.values["summary"] = summary(results.values["2 layers"]["curve"])
-    results.save()
-    print(json.dumps(results.values["summary"], indent=1))
-    figure(results)
-    check(results)
+    layers = [int(n) for n in chosen(args.layers, ("2", "1"), "--layers")]
+    settings = {"steps": args.steps, "repeated": args.repeated, "vocab_size": VOCAB, "rows": ROWS}
+    results, picture = parser.results(args, settings)
+    for n in layers:
+        results.get(f"{n} layers", lambda n=n: measured(trained, n, args.steps, args.repeated, threads=1))
+    results.get("SmolLM2-135M-Instruct", lambda: measured(real, picture.with_name("attention_heads.svg"), threads=1))
+    require_all(results)
+    print(cost_of(results))
+    figure(results, picture)
+    if "2 layers" in results.values:
+        results.values["summary"] = summary(results.values["2 layers"]["curve"])
+        results.save()
+        print(json.dumps(results.values["summary"], indent=1))
+        if (args.steps, args.repeated) == (STEPS, REPEATED):
+            check(results)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Superposition: more features than dimensions (Elhage et al. 2022, "Toy Models of Superposition").
 
-python -m examples.superposition [--minutes 5]
+python -m examples.superposition [--minutes 5] [--out FILE]
 
 x (n features, each 0 but with probability `density`, then uniform on [0, 1]) is written into m dimensions and read
 again: ReLU(Wᵀ W x + b), trained by Adam on Σ importance · (x − x̂)². Many models are trained at once, each from several
@@ -15,16 +15,14 @@ have a direction, in 2, 5 and 10 dimensions.
 
 from __future__ import annotations
 
-import argparse
-import math
-import resource
-import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.runs import DOCS, Results
+from benchmarks.runs import Results
+from examples.programs import Parser, cost_of, measured, require_all, run, save_figure
 from foundling.runtime.rng import generator
 
 BATCH, RATE = 256, 0.01
@@ -145,15 +143,14 @@ def check(results: Results) -> None:
     assert len(dense["angles between neighbours"]) == 2, dense
     assert values["phases"]["agreement"] > 0.9, values["phases"]["agreement"]
     for m in (2, 5, 10):
-        found = values[f"features in {m} dimensions"]
-        assert found["1.0"]["features"] == m < found["0.01"]["features"], found
+        by_density = values[f"features in {m} dimensions"]
+        assert by_density["1.0"]["features"] == m < by_density["0.01"]["features"], by_density
 
 
-def figure(results: Results) -> None:
+def figure(results: Results, file: Path) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.colors import ListedColormap
 
-    plt.rcParams["svg.hashsalt"] = "superposition"
     fig, axes = plt.subplots(1, 5, figsize=(13, 3.0), width_ratios=[1, 1, 1, 1.1, 1.1])
     for axis, density in zip(axes, (1.0, 0.2, 0.05), strict=False):
         for x, y in results.values[f"pentagon, density {density}"]["columns"]:
@@ -166,31 +163,25 @@ def figure(results: Results) -> None:
     for colour, name in zip(colours(range(3)), PHASES, strict=True):
         axes[4].plot([], [], "s", color=colour, label=name)
     axes[4].legend(fontsize=7, loc="upper left")
-    fig.tight_layout()
-    fig.savefig(DOCS / "superposition.svg", metadata={"Date": None})
+    save_figure(fig, file)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--minutes", type=float, default=5)
+    parser = Parser("superposition", __doc__, small="", seeds=False)
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    results, start = Results("superposition", minutes=args.minutes), time.monotonic()
-    measured = len(results.values)
+    settings = {"pentagon steps": PENTAGON_STEPS, "phase steps": PHASE_STEPS, "count steps": COUNT_STEPS, "grid": GRID}
+    results, picture = parser.results(args, settings)
     for density, decay in ((1.0, 0.9), (0.2, 1.0), (0.05, 1.0)):
-        results.get(f"pentagon, density {density}", lambda density=density, decay=decay: pentagon(density, decay))
+        name = f"pentagon, density {density}"
+        results.get(name, lambda density=density, decay=decay: measured(pentagon, density, decay, threads=1))
     for m in (2, 5, 10):
-        results.get(f"features in {m} dimensions", lambda m=m: counts(m))
-    results.get("phases", phases)
-    if not results.complete:
-        raise SystemExit("the time is over; call again to go on")
-    if len(results.values) > measured + 1:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        results.values["cost"] = {"minutes": round((time.monotonic() - start) / 60, 2), "peak MiB": math.ceil(peak)}
-        results.save()
-    figure(results)
+        results.get(f"features in {m} dimensions", lambda m=m: measured(counts, m, threads=1))
+    results.get("phases", lambda: measured(phases, threads=1))
+    require_all(results)
+    print(cost_of(results))
+    figure(results, picture)
     check(results)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -19,7 +19,6 @@ Besides, a figure of the mean and deviation of activations by depth, with and wi
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.runs import Results
-from examples.programs import Parser, measured, run, seeds_of, spread, table
+from examples.programs import Parser, cost_of, measured, require_all, run, save_figure, seeds_of, spread, table
 from foundling.blocks.attention import Attention
 from foundling.blocks.context import Context
 from foundling.blocks.init import initialise
@@ -61,9 +60,9 @@ def rows_of(n: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
     stands its last."""
     keys = torch.rand(n, KEYS, generator=draw).argsort(1)[:, :TOKENS]
     values = torch.randint(VALUES, (n, TOKENS), generator=draw)
-    asked = torch.randint(TOKENS, (LOOKUPS, n, TOKENS), generator=draw)
-    x = torch.stack([keys, values, *(keys.gather(1, place) for place in asked)], -1)
-    y = torch.stack([*(values.gather(1, place) for place in asked), values.roll(1, 1)], -1)
+    places = torch.randint(TOKENS, (LOOKUPS, n, TOKENS), generator=draw)
+    x = torch.stack([keys, values, *(keys.gather(1, place) for place in places)], -1)
+    y = torch.stack([*(values.gather(1, place) for place in places), values.roll(1, 1)], -1)
     return x, y
 
 
@@ -195,7 +194,7 @@ def measure(
     model = fresh(step, seed, **sizes)
     before = activations(model.eval())
     state = TrainState.build(model, OptimOptions(optimizer="adamw", learning_rate=learning_rate))
-    begun, losses = time.monotonic(), []
+    losses = []
     schedule, options = Schedule(steps, warmup_steps=steps // 20), TrainOptions(rows)
     try:
         for record in train(state, Answers(), Rows(rows, seed), schedule, options, runtime):
@@ -206,7 +205,6 @@ def measure(
     model.eval()
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "minutes": round((time.monotonic() - begun) / 60, 2),
         "losses": losses,
         "steps": state.step,
         "skipped steps": state.skipped,
@@ -221,8 +219,6 @@ def measure(
 
 DEEP = ((3, 0.003, "without norms"), (3, 0.0003, "without norms"), (4, 0.003, "with norms"))
 """steps and learning rates of the deep models: a tenth of the rate of all others may save what has no norms"""
-
-
 TWICE = "norms, twice as many steps"
 
 
@@ -283,8 +279,7 @@ def figure(results: Results, seeds: Sequence[int], layers: int, deep: int, file:
     axes[2].set(xlabel="layers read", title=f"deviation, {deep} layers", yscale="log")
     axes[0].legend(fontsize=7)
     fig.legend(*axes[2].get_legend_handles_labels(), loc="outside lower right", ncols=3, fontsize=7)
-    fig.savefig(file, metadata={"Date": None})
-    plt.close(fig)
+    save_figure(fig, file)
 
 
 def check(results: Results, seeds: Sequence[int], layers: int, deep: int) -> None:
@@ -301,11 +296,11 @@ def check(results: Results, seeds: Sequence[int], layers: int, deep: int) -> Non
 
 
 def main() -> None:
-    parser = Parser("transformer_steps", __doc__)
+    parser = Parser("transformer_steps", __doc__, small="a quarter of the steps, one seed")
     args = parser.parse_args()
     seeds = seeds_of(args, 1 if args.small else 2)
     sizes = {"d_model": 64, "n_heads": 4, "n_layers": 2}
-    settings = {"steps": 300 if args.small else 1200, "rows": 32, "items": 1000, "learning_rate": 0.003}
+    settings: dict[str, Any] = {"steps": 300 if args.small else 1200, "rows": 32, "items": 1000, "learning_rate": 0.003}
     deep = {"n_layers": 4 if args.small else 12}, {"steps": 60 if args.small else 800}
     results, picture = parser.results(args, {"sizes": sizes, "training": settings, "deep": deep})
     layers = sizes["n_layers"]
@@ -318,10 +313,9 @@ def main() -> None:
         results.get(name, lambda s=step, n=seed: measured(measure, s, n, sizes=sizes, **settings))
     longer = settings | {"steps": 2 * settings["steps"]}
     results.get(TWICE, lambda: measured(measure, len(STEPS) - 1, 0, sizes=sizes, **longer))
-    if not results.complete:
-        print("the time is over; the same command goes on from here")
-        return
+    require_all(results)
     print("\n" + step_table(results, seeds, layers) + "\n\n" + depth_table(results, deep[0]["n_layers"]))
+    print("\n" + cost_of(results))
     figure(results, seeds, layers, deep[0]["n_layers"], picture)
     if not args.small:
         check(results, seeds, layers, deep[0]["n_layers"])

@@ -18,8 +18,8 @@ results of the first.
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,9 @@ from torch.nn.functional import cross_entropy
 from benchmarks.fetch import fetch
 from benchmarks.runs import Results, train_model
 from examples.pairs import END, DateBatches, Dates, Ids, Pair, PairBatches, aligned, pair_batch
-from examples.programs import Parser, chosen, measured, run, seeds_of, spread, table
+from examples.programs import Parser, chosen, cost_of, measured, require_all, run, save_figure, seeds_of, spread, table
 from foundling.decode.generate import generate
+from foundling.errors import ConfigError
 from foundling.evaluate.intervals import interval_of
 from foundling.runtime.rng import generator
 from foundling.text import Tokenizer
@@ -115,21 +116,22 @@ def nats_per_token(model: Any, pairs: Sequence[Ids]) -> float:
     return nats / tokens
 
 
+def sacrebleu() -> Any:
+    try:
+        return import_module("sacrebleu")
+    except ImportError:
+        raise ConfigError("chrF and BLEU are computed by sacrebleu; install it: pip install sacrebleu") from None
+
+
 def overlap(targets: list[str], answers: list[str]) -> dict[str, float]:
     """chrF (Popović 2015) and BLEU (Papineni et al. 2002) of the whole, with sacrebleu's tokens."""
-    try:
-        import sacrebleu  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise SystemExit("chrF and BLEU are computed by sacrebleu; install it: pip install sacrebleu") from None
-    chrf, bleu = sacrebleu.corpus_chrf(answers, [targets]), sacrebleu.corpus_bleu(answers, [targets])
+    chrf, bleu = sacrebleu().corpus_chrf(answers, [targets]), sacrebleu().corpus_bleu(answers, [targets])
     return {"chrF": round(chrf.score, 2), "BLEU": round(bleu.score, 2)}
 
 
 def chrf_interval(targets: list[str], answers: list[str]) -> dict[str, float]:
     """Of the mean of the sentences' own chrF: the corpus figure has no items to draw."""
-    import sacrebleu  # pyright: ignore[reportMissingImports]
-
-    return figure_of([sacrebleu.sentence_chrf(a, [t]).score for a, t in zip(answers, targets)])
+    return figure_of([sacrebleu().sentence_chrf(a, [t]).score for a, t in zip(answers, targets)])
 
 
 def help_scores(model: Any, tokenizer: Tokenizer, pairs: list[Pair]) -> dict[str, Any]:
@@ -141,9 +143,9 @@ def help_scores(model: Any, tokenizer: Tokenizer, pairs: list[Pair]) -> dict[str
     result["sentence chrF"] = chrf_interval(targets, answers)
     result["by length"] = {}
     for low, high in LENGTHS:
-        chosen = [i for i, (source, _) in enumerate(pairs) if low <= len(source.split()) <= high]
-        if len(chosen) > 1:
-            part = [targets[i] for i in chosen], [answers[i] for i in chosen]
+        rows = [i for i, (source, _) in enumerate(pairs) if low <= len(source.split()) <= high]
+        if len(rows) > 1:
+            part = [targets[i] for i in rows], [answers[i] for i in rows]
             result["by length"][f"{low}–{high}"] = overlap(*part) | {"sentence chrF": chrf_interval(*part)}
     result["samples"] = [[*pairs[i], answers[i]] for i in range(0, len(pairs), len(pairs) // 3)]
     return result
@@ -154,12 +156,10 @@ def help_scores(model: Any, tokenizer: Tokenizer, pairs: list[Pair]) -> dict[str
 
 def trained(model: str, task: str, vocab_size: int, batches: Any, steps: int, seed: int) -> tuple[Any, dict[str, Any]]:
     family, fields = config_of(model, task, vocab_size)
-    begun = time.monotonic()
     net = train_model(family, fields, batches, steps, seed=seed)
     cost = {
         "parameters": sum(p.numel() for p in net.parameters()),
         "target tokens": sum(int(batches[n]["loss_mask"].sum()) for n in range(steps)),
-        "minutes": round((time.monotonic() - begun) / 60, 2),
     }
     return net, cost
 
@@ -177,6 +177,7 @@ def help_pairs() -> tuple[list[Pair], list[Pair]]:
 
 
 def measure_help(model: str, seed: int, *, steps: int, rows: int, items: int) -> dict[str, Any]:
+    sacrebleu()  # before minutes of training
     train, held_out = help_pairs()
     tokenizer = Tokenizer.train((text for pair in train for text in pair), VOCAB)
     encoded = [(tokenizer.encode(source), tokenizer.encode(target)) for source, target in train]
@@ -200,9 +201,11 @@ def over_seeds(results: Results, model: str, seeds: Sequence[int]) -> dict[int, 
 
 
 def cost_columns(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """Tokens and minutes are means over the runs."""
     minutes = sum(run["minutes"] for run in runs) / len(runs)
     memory = max(run["peak memory (MB)"] for run in runs)
-    return [f"{runs[0]['parameters']:,}", f"{runs[0]['target tokens']:,}", f"{minutes:.1f}", f"{memory:,}"]
+    tokens = sum(run["target tokens"] for run in runs) / len(runs)
+    return [f"{runs[0]['parameters']:,}", f"{tokens:,.0f}", f"{minutes:.1f}", f"{memory:,}"]
 
 
 COST = ["parameters", "target tokens", "minutes", "peak memory (MB)"]
@@ -249,9 +252,7 @@ def figure(results: Results, seeds: Sequence[int], file: Path) -> None:
         axis.set(xlabel="tokens of the source", title=title, ylim=(-0.02, 1.04))
     axes[0].set(ylabel="exact match, held-out days")
     axes[1].legend()
-    fig.tight_layout()
-    fig.savefig(file, metadata={"Date": None})
-    plt.close(fig)
+    save_figure(fig, file)
 
 
 def check(results: Results, seeds: Sequence[int]) -> None:
@@ -267,7 +268,7 @@ def check(results: Results, seeds: Sequence[int]) -> None:
 
 
 def main() -> None:
-    parser = Parser("translation", __doc__)
+    parser = Parser("translation", __doc__, small="fewer steps, one seed")
     parser.add_argument("--tasks", default="dates,help")
     args = parser.parse_args()
     tasks, seeds = chosen(args.tasks, TASKS, "--tasks"), seeds_of(args, 1 if args.small else 3)
@@ -282,14 +283,13 @@ def main() -> None:
         results.get(name, lambda m=model, s=seed: measured(measure_dates, m, s, **settings["dates"]))
     for model in MODELS if "help" in tasks else ():
         results.get(f"help, {model}", lambda m=model: measured(measure_help, m, 0, **settings["help"]))
-    if not results.complete:
-        print("the time is over; the same command goes on from here")
-        return
+    require_all(results)
     if "dates" in tasks:
         print("\n" + date_tables(results, seeds))
         figure(results, seeds, picture)
     if "help" in tasks:
         print("\n" + help_tables(results))
+    print("\n" + cost_of(results))
     if "dates" in tasks and not args.small:
         check(results, seeds)
 

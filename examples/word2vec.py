@@ -3,8 +3,10 @@
 
 A step takes `blocks` blocks of `block` consecutive positions and makes its gradients by matrix products
 (foundling.objectives.skipgram). The updates of one step are summed; with more blocks a step is faster, and its
-gradients are older. Every pair counts once, and `negatives` times as a negative, as in word2vec.c; but a block draws
-`shared` negatives, each of which counts negatives / shared for each of the block's pairs.
+gradients are older. Every pair counts once, and `negatives` times as a negative, as in word2vec.c, with two
+differences. A block draws `shared` negatives, each of which counts negatives / shared for each of the block's pairs.
+And word2vec.c skips a negative that is the word of the pair itself; here it counts, so that such a word gets both
+gradients.
 """
 
 from __future__ import annotations
@@ -64,11 +66,11 @@ class Text:
             raise ConfigError(f"{len(self.words)} words occur {min_count} times or more, expected at least 2")
         self.index = {word: at for at, word in enumerate(self.words)}
         self.counts = torch.tensor([counts[word] for word in self.words])
-        known = [[at for word in row if (at := self.index.get(word)) is not None] for row in rows]
+        ids = [[at for word in row if (at := self.index.get(word)) is not None] for row in rows]
         self.n_words = counts.total()
         """of the text, those left out too"""
-        self.lengths = torch.tensor([len(row) for row in known])
-        self.ids = torch.tensor(list(chain.from_iterable(known)))
+        self.lengths = torch.tensor([len(row) for row in ids])
+        self.ids = torch.tensor(list(chain.from_iterable(ids)))
 
 
 @dataclass
@@ -90,9 +92,9 @@ class Positions:
 def draw_positions(text: Text, o: Options, noise: Tensor, draw: torch.Generator) -> Positions:
     """Words are dropped before windows are laid, so that windows reach further where words were dropped. A position's
     reach is uniform over 1 … window, and ends with its sentence."""
-    kept = torch.rand(len(text.ids), generator=draw) < keep_probability(text.counts, o.sample)[text.ids]
-    ids = text.ids[kept]
-    ends = torch.cat([kept.new_zeros(1, dtype=torch.long), kept.cumsum(0)])[text.lengths.cumsum(0)]
+    keep = torch.rand(len(text.ids), generator=draw) < keep_probability(text.counts, o.sample)[text.ids]
+    ids = text.ids[keep]
+    ends = torch.cat([keep.new_zeros(1, dtype=torch.long), keep.cumsum(0)])[text.lengths.cumsum(0)]
     lengths = ends.diff(prepend=ends.new_zeros(1))
     before = torch.arange(len(ids)) - torch.repeat_interleave(ends - lengths, lengths)
     after = torch.repeat_interleave(lengths, lengths) - 1 - before

@@ -103,15 +103,15 @@ def credit(scores: Tensor, answers: Tensor) -> Tensor:
 def analogies(vectors: Vectors, sections: dict[str, list[Question]], n_words: int = 300_000) -> dict[str, float]:
     """Accuracy of 3CosAdd, as gensim's evaluate_word_analogies has it: questions with a word outside the `n_words` most
     frequent ones are left out, and the answer is the nearest word to b − a + c that is none of the three."""
-    known = [q for part in sections.values() for q in part if all(vectors.index.get(w, n_words) < n_words for w in q)]
-    right = torch.zeros(len(known))
-    for at in range(0, len(known), BATCH):
-        a, b, c, d = torch.tensor([[vectors.index[w] for w in q] for q in known[at : at + BATCH]]).T
+    covered = [q for part in sections.values() for q in part if all(vectors.index.get(w, n_words) < n_words for w in q)]
+    right = torch.zeros(len(covered))
+    for at in range(0, len(covered), BATCH):
+        a, b, c, d = torch.tensor([[vectors.index[w] for w in q] for q in covered[at : at + BATCH]]).T
         scores = vectors.analogy_scores(a, b, c)
         scores[:, n_words:] = -torch.inf
         scores.scatter_(1, torch.stack([a, b, c], 1), -torch.inf)
         right[at : at + BATCH] = credit(scores, d)
-    return {"accuracy": float(right.mean()), "questions": len(known)}
+    return {"accuracy": float(right.mean()), "questions": len(covered)}
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
@@ -130,9 +130,9 @@ def spearman(x: list[float], y: list[float]) -> float:
 
 def similarity(vectors: Vectors, rows: list[tuple[str, str, float]]) -> dict[str, float]:
     """Spearman's correlation of cosines with people's ratings, over the pairs whose words both have vectors."""
-    known = [row for row in rows if row[0] in vectors.index and row[1] in vectors.index]
-    cosines = [vectors.similarity(a, b) for a, b, _ in known]
-    return {"spearman": spearman(cosines, [rating for _, _, rating in known]), "pairs": len(known)}
+    covered = [row for row in rows if row[0] in vectors.index and row[1] in vectors.index]
+    cosines = [vectors.similarity(a, b) for a, b, _ in covered]
+    return {"spearman": spearman(cosines, [rating for _, _, rating in covered]), "pairs": len(covered)}
 
 
 def score(vectors: Vectors) -> dict[str, float]:
@@ -149,6 +149,6 @@ def score(vectors: Vectors) -> dict[str, float]:
     result = {f"{kind} %": round(100 * part["accuracy"], 2) for kind, part in parts.items()}
     result |= {"analogies %": round(100 * right / n, 3), "questions": n}
     for name, file in (("WordSim", "wordsim353.tsv"), ("SimLex", "simlex999.txt")):
-        found = similarity(vectors, ratings(file))
-        result |= {name: round(found["spearman"], 4), f"{name} pairs": found["pairs"]}
+        agreement = similarity(vectors, ratings(file))
+        result |= {name: round(agreement["spearman"], 4), f"{name} pairs": agreement["pairs"]}
     return result

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One training of word vectors on a text, by this library or by gensim, each in a process of its own: its time, memory
-and scores."""
+"""One training of word vectors on a text, by this library or by gensim: its time and scores."""
 
 from __future__ import annotations
 
@@ -9,9 +8,6 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -53,21 +49,6 @@ def read_sentences(file: Path) -> list[list[str]]:
         raise DataError(f"{file}: {why}; give a text file with one sentence a line") from None
 
 
-def apart(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """What the function gives in a process of its own, with that process's peak memory."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_with_memory, function, arguments).result()
-
-
-def _with_memory(function: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]) -> dict[str, Any]:
-    torch.set_num_threads(1)
-    result = function(*arguments)
-    # of this program alone: ru_maxrss of a child begins with what its parent had
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    peak = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    return result | {"peak memory (MB)": round(peak / 1e6)}
-
-
 class Stopwatch:
     """Seconds on the clock and of the processor (all threads), and the number of processes that wanted one."""
 
@@ -79,11 +60,13 @@ class Stopwatch:
         self.clock = time.perf_counter() - self.clock
         self.processor = time.process_time() - self.processor
 
-    def speed(self, n_words: int) -> dict[str, Any]:
+    def speed(self, n_words: int, o: Options) -> dict[str, Any]:
+        """Of a training on a text of `n_words`."""
+        read = n_words * o.epochs
         return {
             "seconds": round(self.clock, 2), "cpu seconds": round(self.processor, 2),
-            "words/s": round(n_words / self.clock), "words/cpu-s": round(n_words / self.processor),
-            "load": round(os.getloadavg()[0], 1),
+            "words/s": round(read / self.clock), "words/cpu-s": round(read / self.processor),
+            "load": round(os.getloadavg()[0], 1), "threads": o.threads,
         }  # fmt: skip
 
 
@@ -92,7 +75,7 @@ def train_ours(file: Path, o: Options, save: Path | None = None, *, scored: bool
         text = Text(read_sentences(file), MIN_COUNT)
     with Stopwatch() as trained:
         table = train(text, o)
-    result = {"preparation (s)": round(prepared.clock, 1), **trained.speed(text.n_words * o.epochs)}
+    result = {"preparation (s)": round(prepared.clock, 1), **trained.speed(text.n_words, o)}
     if save:
         save_file({"vectors": table}, save)
         save.with_suffix(".txt").write_text("\n".join(text.words), encoding="utf-8")
@@ -132,7 +115,7 @@ def train_gensim(
     n_words = model.corpus_total_words
     with Stopwatch() as trained:
         model.train(total_examples=model.corpus_count, total_words=n_words, epochs=o.epochs, **source)
-    result = {"preparation (s)": round(prepared.clock, 1), **trained.speed(n_words * o.epochs)}
+    result = {"preparation (s)": round(prepared.clock, 1), **trained.speed(n_words, o)}
     table = torch.from_numpy(model.wv.vectors)
     return result | (score(Vectors.of(model.wv.index_to_key, table)) if scored else {})
 

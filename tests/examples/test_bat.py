@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from examples import bat
+from examples.programs import run
 from foundling.errors import DataError
 
 
@@ -36,17 +37,31 @@ def test_the_triples_are_of_the_form_of_the_question() -> None:
         (json.dumps([{"a": "a **bat**", "b": "a **bat**", "c": "the **Bat**"}]), "a and b mark one word"),
     ],
 )
-def test_bad_triples_are_one_line(content, line, tmp_path, capsys) -> None:
+def test_bad_triples_are_one_line(content, line, tmp_path, capsys, monkeypatch) -> None:
     file = tmp_path / "triples.json"
     file.write_text(content)
-    assert bat.main(["--triples", str(file)]) == 2
+    monkeypatch.setattr("sys.argv", ["bat", "--triples", str(file)])
+    with pytest.raises(SystemExit) as ended:
+        run(bat.main)
     printed = capsys.readouterr()
+    assert ended.value.code == 2
     assert line in printed.err and printed.err.count("\n") == 1 and not printed.out
 
 
-def test_a_missing_file_is_one_line(tmp_path, capsys) -> None:
-    assert bat.main(["--triples", str(tmp_path / "no.json")]) == 2
-    assert "No such file" in capsys.readouterr().err
+def test_a_missing_file_is_one_line(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", ["bat", "--triples", str(tmp_path / "no.json")])
+    with pytest.raises(SystemExit) as ended:
+        run(bat.main)
+    assert ended.value.code == 2 and "No such file" in capsys.readouterr().err
+
+
+def test_other_triples_are_not_written_over_the_published_ones(tmp_path, capsys, monkeypatch) -> None:
+    file = tmp_path / "triples.json"
+    file.write_text(json.dumps([bat.QUESTION]))
+    monkeypatch.setattr("sys.argv", ["bat", "--triples", str(file)])
+    with pytest.raises(SystemExit) as ended:
+        run(bat.main)
+    assert ended.value.code == 2 and "bat.json has results of other settings" in capsys.readouterr().err
 
 
 def test_the_closest_pair_has_the_largest_cosine() -> None:
@@ -65,9 +80,7 @@ def test_the_share_has_an_interval() -> None:
 @pytest.mark.slow
 def test_what_a_real_encoder_says() -> None:
     result = bat.measure(bat.read_triples(bat.TRIPLES))
-    assert set(result) == {"word", "change", "context", "sentence"} and all(
-        len(layers) == 7 for layers in result.values()
-    )
+    assert tuple(result) == bat.POOLINGS and all(len(layers) == 7 for layers in result.values())
     assert all(layer["question"] == "A–B" for layer in result["word"].values())  # its own state remembers the word
     for pooling in ("context", "sentence"):
         assert all(layer["question"] == "B–C" for layer in result[pooling].values())

@@ -6,8 +6,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from examples.experts import BUDGETS, DENSE, MIXTURE, settings
-from examples.language_models import FILLERS, SYMBOLS, Recall, main, recall, recall_rows
+from benchmarks.runs import DOCS
+from examples.experts import DENSE, GROWING, MIXTURE, settings
+from examples.language_models import FILLERS, PARTS, SYMBOLS, Recall, recall, recall_rows, recall_table
+from foundling.runtime.files import read_json
 from foundling.runtime.rng import generator
 
 
@@ -23,15 +25,22 @@ def test_a_row_asks_for_its_first_symbol() -> None:
     assert several.shape == (3, 13) and torch.equal(several[:, :5], several[:, -5:])
 
 
-def test_an_unknown_part_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["language_models", "speed"])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    assert caught.value.code == 2 and "invalid choice: 'speed'" in capsys.readouterr().err
+@pytest.mark.parametrize("part", PARTS)
+def test_the_tables_of_the_docs_are_those_of_the_results(part) -> None:
+    values = read_json(DOCS / "results" / f"language_models_{part}.json")
+    assert PARTS[part](values) in (DOCS / "language_models.md").read_text(encoding="utf-8")
+
+
+def test_a_table_says_what_was_not_measured() -> None:
+    values = {"settings": {"distances": [1, 4]}, "lstm 8": {"1": 1.0, "4": 0.256, "minutes": 3}}
+    table, missing = recall_table(values).split("\n\n")
+    assert table.splitlines()[2:] == ["| LSTM | 8 | 1.00 | 0.26 |"]
+    assert missing.startswith("Not measured: ") and missing.count(";") == 8 and "LSTM, 8" not in missing
+    assert "LSTM, 1 symbol;" in missing and missing.endswith("state space, Mamba-2, 8 symbols.")
 
 
 def test_a_mixture_multiplies_as_much_as_the_dense_model_beside_it() -> None:
-    for size in BUDGETS.values():
+    for size in GROWING.values():
         both = settings(*size)
         dense, mixture = (both[name].flops_per_token(*size) for name in (DENSE, MIXTURE))
         assert 1.0 < mixture / dense < 1.02, "the router alone is more"
@@ -40,6 +49,6 @@ def test_a_mixture_multiplies_as_much_as_the_dense_model_beside_it() -> None:
 @pytest.mark.slow
 def test_a_window_forgets_and_a_state_does_not() -> None:
     near, far = "4", "16"
-    found = {name: recall(name, (4, 16), 300, 1) for name in ("ffn_lm", "lstm")}
-    assert found["ffn_lm"][near] > 0.95 and found["ffn_lm"][far] < 3 / SYMBOLS, found
-    assert found["lstm"][near] > 0.95 and found["lstm"][far] > 0.95, found
+    shares = {name: recall(name, (4, 16), 300, 1) for name in ("ffn_lm", "lstm")}
+    assert shares["ffn_lm"][near] > 0.95 and shares["ffn_lm"][far] < 3 / SYMBOLS, shares
+    assert shares["lstm"][near] > 0.95 and shares["lstm"][far] > 0.95, shares

@@ -6,8 +6,6 @@ import itertools
 import pytest
 import torch
 
-from examples import transformer_steps
-from examples.programs import Parser
 from examples.transformer_steps import (
     LOOKUPS,
     QUESTIONS,
@@ -23,7 +21,6 @@ from examples.transformer_steps import (
     rows_of,
 )
 from foundling.blocks.context import Context
-from foundling.errors import ConfigError
 from foundling.runtime.rng import generator
 
 SIZES = {"d_model": 32, "n_layers": 2, "n_heads": 4}
@@ -92,24 +89,6 @@ def test_activations_are_noted_before_each_layer_and_the_head() -> None:
 def test_a_model_that_knows_nothing_guesses() -> None:
     shares = accuracy(fresh(0, 0, **SIZES).eval(), 200)
     assert all(abs(share - 1 / VALUES) < 0.05 for share in shares.values())
-
-
-def test_bad_input_is_one_line_and_exit_code_2(capsys, monkeypatch) -> None:
-    monkeypatch.setattr("sys.argv", ["transformer_steps", "--seeds", "11"])
-    with pytest.raises(SystemExit) as ended:
-        transformer_steps.run(transformer_steps.main)
-    assert ended.value.code == 2 and capsys.readouterr().err == "error: --seeds is 11, expected 1 to 10\n"
-
-
-def test_a_second_call_goes_on_from_results_of_the_same_settings(tmp_path) -> None:
-    parser = Parser("transformer_steps", "")
-    args = parser.parse_args(["--out", str(tmp_path / "a.json")])
-    results, figure = parser.results(args, {"sizes": (1, 2)})
-    results.get("a", lambda: 7)
-    again, _ = parser.results(args, {"sizes": (1, 2)})
-    assert again.get("a", lambda: pytest.fail("measured again")) == 7 and figure == tmp_path / "a.svg"
-    with pytest.raises(ConfigError, match="has results of other settings"):
-        parser.results(args, {"sizes": (1, 3)})
 
 
 @pytest.mark.slow

@@ -11,7 +11,16 @@ import torch
 from benchmarks.datasets import is_test
 from examples import translation
 from examples.pairs import END, START, Calendar, Dates, PairBatches, aligned, group_of, pair_batch
-from examples.translation import ATTENTION, LSTM, MODELS, TRANSFORMER, config_of, dates_right, measure_dates
+from examples.translation import (
+    ATTENTION,
+    LSTM,
+    MODELS,
+    TRANSFORMER,
+    config_of,
+    cost_columns,
+    dates_right,
+    measure_dates,
+)
 from foundling.errors import DataError
 from foundling.models import build
 from foundling.runtime.rng import generator
@@ -128,30 +137,9 @@ def test_the_models_have_within_a_tenth_as_many_parameters(task) -> None:
     assert max(sizes) < 1.1 * min(sizes), sizes
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--tasks", "poems"], "error: --tasks is 'poems', expected some of dates, help"),
-        (["--seeds", "0"], "error: --seeds is 0, expected 1 to 10"),
-        (["--seeds", "many"], "python -m examples.translation: argument --seeds: invalid int value: 'many'"),
-        (["--out", "here"], "error: --out is 'here', expected the name of a file that ends in .json"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_code_2(arguments, message, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("sys.argv", ["translation", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        translation.run(translation.main)
-    printed = capsys.readouterr().err
-    assert ended.value.code == 2 and printed.startswith(message) and printed.count("\n") == 1
-
-
-def test_results_of_other_settings_are_not_gone_on_from(tmp_path, capsys, monkeypatch) -> None:
-    file = tmp_path / "old.json"
-    file.write_text('{"settings": {"dates": {"steps": 1}}}')
-    monkeypatch.setattr("sys.argv", ["translation", "--out", str(file)])
-    with pytest.raises(SystemExit) as ended:
-        translation.run(translation.main)
-    assert ended.value.code == 2 and "old.json has results of other settings" in capsys.readouterr().err
+def test_cost_is_the_mean_over_seeds() -> None:
+    runs = [{"parameters": 9, "target tokens": n, "minutes": n / 100, "peak memory (MB)": n} for n in (100, 400)]
+    assert cost_columns(runs) == ["9", "250", "2.5", "400"]
 
 
 @pytest.mark.slow

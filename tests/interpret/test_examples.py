@@ -3,7 +3,6 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,15 +20,6 @@ EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py") if "__m
 def test_an_example_says_how_to_call_it(name: str) -> None:
     text = (ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8")
     assert f"python -m examples.{name}" in text
-
-
-@pytest.mark.parametrize("program", [induction, superposition])
-def test_bad_flags_are_one_line_and_exit_code_2(program, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(sys, "argv", ["program", "--minutes", "many"])
-    with pytest.raises(SystemExit) as caught:
-        program.main()
-    printed = capsys.readouterr().err.splitlines()
-    assert caught.value.code == 2 and printed[-1] == "program: error: argument --minutes: invalid float value: 'many'"
 
 
 def test_repeated_rows_repeat_and_others_are_text() -> None:
