@@ -12,7 +12,6 @@ to larger budgets, in a file of their own.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 from benchmarks.learning import Setting, TokenizedCorpus
 from benchmarks.learning import run as train_and_score
 from benchmarks.runs import Results
-from examples.programs import Parser, measured, run, seeds_of, table
+from examples.programs import Parser, cost_of, measured, require_all, run, save_figure, seeds_of, table
 from foundling.models import build, count_parameters, family
 from foundling.runtime.device import available_threads
 
@@ -51,7 +50,7 @@ def measure(name: str, budget: str, size: tuple[int, int], seed: int, device: st
     counted = count_parameters(build(name, device="meta", **setting.config(*size)))
     return {
         "parameters": counted["total"], "active": counted["active"], "tokens": result["tokens"],
-        "bits per byte": result["bits_per_byte"], "minutes": round(result["seconds"] / 60, 2),
+        "bits per byte": result["bits_per_byte"],
     }  # fmt: skip
 
 
@@ -107,15 +106,13 @@ def draw(parts: dict[str, list[dict[str, Any]]], file: Path) -> None:
     axis.axhline(0, color="0.5", lw=0.8)
     axis.set(xscale="log", xlabel="training FLOPs", ylabel="bits per byte, mixture − dense")
     axis.legend(fontsize=8)
-    fig.tight_layout()
-    fig.savefig(file, metadata={"Date": None})
-    plt.close(fig)
+    save_figure(fig, file)
 
 
 def main() -> None:
-    parser = Parser("experts", __doc__)
+    parser = Parser("experts", __doc__, small="the smallest models and budget with one seed")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    args: argparse.Namespace = parser.parse_args()
+    args = parser.parse_args()
     results, figure = parser.results(args, {"vocabulary": VOCAB, "corpus": "stdlib"})
     seeds, growing = seeds_of(args, 1 if args.small else 3), list(GROWING.items())
     parts: dict[str, Grid] = {"models that grow": growing[:1] if args.small else growing}
@@ -127,6 +124,8 @@ def main() -> None:
     for name, of in rows.items():
         print(f"\n{name}\n\n{printed(of)}")
     draw({name: of for name, of in rows.items() if of}, figure)
+    print("\n" + cost_of(results))
+    require_all(results)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from benchmarks.corpora import WORK
 from benchmarks.datasets import part
 from benchmarks.finetune_labels import held_out
 from benchmarks.runs import foundling_json
-from examples.programs import Parser, cost_of, require_all, run, table
+from examples.programs import Parser, cost_of, finetuned, require_all, run, table
 from foundling.blocks.init import initialise
 from foundling.recipes.finetune_plan import LEARNING_RATES
 from foundling.runtime.rng import generator
@@ -72,19 +72,6 @@ def random_weights(base: Path) -> Path:
     return out
 
 
-def finetuned(base: Path, options: Sequence[str]) -> dict[str, Any]:
-    out = base.with_name(f"{base.name}-finetuned")
-    shutil.rmtree(out, ignore_errors=True)
-    data = [part("sections", "train-100"), "--held-out", held_out("sections")]
-    result = foundling_json("finetune", base, *data, *FINETUNE, *options, "--out", out)
-    shutil.rmtree(out, ignore_errors=True)
-    actual = result["actual"]
-    return {
-        "accuracy": actual[result["metric"]], "minutes": round(actual["seconds"] / 60, 2),
-        "peak memory (MB)": round(actual["peak_bytes"] / 1e6),
-    }  # fmt: skip
-
-
 def ulmfit(leave_out: str = "") -> list[str]:
     options: list[str] = []
     for name, flags in ULMFIT.items():
@@ -116,7 +103,8 @@ def measure(name: str, flops: float = FLOPS, work: Path = WORK, more: Sequence[s
     """`more`: options of finetuning, which win."""
     family, from_scratch, options = cells()[name]
     base = pretrained(family, flops, work)
-    return finetuned(random_weights(base) if from_scratch else base, [*options, *more])
+    start = random_weights(base) if from_scratch else base
+    return finetuned(start, part("sections", "train-100"), held_out("sections"), [*FINETUNE, *options, *more])
 
 
 def accuracy_table(values: dict[str, Any]) -> str:

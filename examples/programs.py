@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from benchmarks.runs import DOCS, Results, resident_peak
+from benchmarks.runs import DOCS, Results, foundling_json, resident_peak
 from foundling.errors import ConfigError, FoundlingError
 from foundling.runtime.device import available_threads
 
@@ -111,6 +112,20 @@ def _measured(function: Callable[..., dict[str, Any]], args: Any, options: Any, 
     value = function(*args, **options)
     cost = {"minutes": round((time.monotonic() - start) / 60, 2), "peak memory (MB)": round(resident_peak() / 1e6)}
     return {"threads": torch.get_num_threads()} | value | cost
+
+
+def finetuned(base: Path, data: Path, held_out: Path, options: Sequence[str]) -> dict[str, Any]:
+    """`foundling finetune` of the model directory; its score on the held-out examples, minutes and peak memory. What it
+    writes is removed."""
+    out = base.with_name(f"{base.name}-finetuned")
+    shutil.rmtree(out, ignore_errors=True)
+    result = foundling_json("finetune", base, data, "--held-out", held_out, *options, "--out", out)
+    shutil.rmtree(out, ignore_errors=True)
+    actual = result["actual"]
+    return {
+        result["metric"]: actual[result["metric"]], "minutes": round(actual["seconds"] / 60, 2),
+        "peak memory (MB)": round(actual["peak_bytes"] / 1e6),
+    }  # fmt: skip
 
 
 def require_all(results: Results) -> None:

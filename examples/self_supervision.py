@@ -12,9 +12,7 @@ sections, and so are the same models from random weights: supervised against sel
 
 from __future__ import annotations
 
-import argparse
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +25,8 @@ from benchmarks.corpora import WORK
 from benchmarks.datasets import part
 from benchmarks.finetune_labels import held_out
 from benchmarks.learning import TokenizedCorpus
-from benchmarks.runs import Results, foundling_json
-from examples.programs import Parser, chosen, measured, run, table
+from benchmarks.runs import Results
+from examples.programs import Parser, chosen, cost_of, finetuned, measured, require_all, run, table
 from foundling.adapt.heads import HeadOptions, add_head
 from foundling.blocks.heads import scores
 from foundling.blocks.init import initialise
@@ -39,6 +37,7 @@ from foundling.models import build, family
 from foundling.objectives.replaced import LABELS, Electra, ReplacedTokens
 from foundling.plan.flops import skeleton, training_flops_per_token
 from foundling.plan.plan import batch_rows
+from foundling.recipes.finetune_plan import LEARNING_RATES
 from foundling.recipes.learning import Learning, learning_of
 from foundling.recipes.recipe import ObjectiveSpec
 from foundling.runtime.device import Runtime, available_threads
@@ -60,14 +59,18 @@ KINDS: dict[str, tuple[str, Any, int]] = {
 """objective -> family, its name in a recipe, layers (of encoder and decoder each, where there are two)"""
 CORPUS, VOCAB, SEQ_LEN, D_MODEL, FLOPS = "sections", 2048, 128, 128, 6e12
 MASK_RATE = 0.3
-"""of masked tokens: more of them than BERT's 0.15 teach more in a short training (Wettig et al. 2023)"""
+"""of masked and replaced tokens: more of them than BERT's 0.15 teach more in a short training (Wettig et al. 2023)"""
 MAX_LEN = SEQ_LEN + 16
 """positions: the target of denoising has the text and a margin (recipes.learning.target_len)"""
+SAME_SCRATCH = ("replaced tokens",)
+"""objectives whose untrained model is another's"""
 GENERATOR_LAYERS = 1
 """a quarter of the discriminator's (Clark et al. 2020, section 3.2: a quarter to a half of its size)"""
-EPOCHS = {100: 20, 1000: 6}
+EPOCHS = {100: 20, 1000: 4}
 """labels -> epochs of finetuning"""
-ROWS = 8
+FINETUNE = ["--as", "classify", "--method", "full", "--pool", "concat", "--batch-size", "8", "--seq-len", str(SEQ_LEN)]
+TIMES = (1, 10)
+"""the default rate that finetunes random weights, which need more of it"""
 
 
 def directory(name: str, small: bool) -> Path:
@@ -91,9 +94,9 @@ def fresh(name: str) -> tuple[Any, dict[str, Any]]:
 def learning(name: str, tokenizer: Tokenizer, fields: dict[str, Any]) -> Learning:
     objective = KINDS[name][1]
     kind = "masked" if objective == "replaced" else objective
-    rate = MASK_RATE if objective == "masked" else ObjectiveSpec.mask_rate
+    rate = MASK_RATE if kind == "masked" else ObjectiveSpec.mask_rate
     made = learning_of(ObjectiveSpec(kind, mask_rate=rate), tokenizer, fields, SEQ_LEN, seed=0)
-    return replace(made, objective=ReplacedTokens(seed=0)) if objective == "replaced" else made
+    return replace(made, objective=ReplacedTokens(seed=0, weight=1)) if objective == "replaced" else made
 
 
 def flops_per_token(name: str, fields: dict[str, Any], target_len: int | None) -> int:
@@ -122,14 +125,12 @@ def pretrained(name: str, small: bool) -> dict[str, Any]:
     steps = round(tokens / (rows * SEQ_LEN))
     batches = made.transform(PackedBatches(data.train, seq_len=SEQ_LEN, batch_size=rows, seed=0))
     windows = evaluation_batches(data.held_out, seq_len=SEQ_LEN, batch_size=16, stride=SEQ_LEN)
-    began = time.monotonic()
     before = corrupted_score(model, made.objective, made.transform, windows, runtime)
     state, schedule = TrainState.build(model, OptimOptions()), Schedule(steps, warmup_steps=steps // 50)
     for record in train(state, made.objective, batches, schedule, TrainOptions(64), runtime):
         if record.n % max(1, steps // 5) == 0:
             print(f"  {name}, step {record.n} of {steps}: {record.loss:.3f}", flush=True)
     after = corrupted_score(model, made.objective, made.transform, windows, runtime)
-    seconds = time.monotonic() - began
     asked = made.transform(windows)
     extra: dict[str, Any] = {}
     if isinstance(model, Electra):
@@ -142,7 +143,7 @@ def pretrained(name: str, small: bool) -> dict[str, Any]:
     foundling.save(model, out, tokenizer=data.tokenizer)
     figures = {"before": before.loss, "after": after.loss, "best constant": constant, **extra}
     return {
-        "tokens": steps * rows * SEQ_LEN, "steps": steps, "minutes": round(seconds / 60, 2),
+        "tokens": steps * rows * SEQ_LEN, "steps": steps,
         "interval of after": [round(end, 4) for end in (after.low, after.high) if end is not None],
         **{key: round(value, 4) for key, value in figures.items()},
     }  # fmt: skip
@@ -174,20 +175,6 @@ def random_weights(name: str) -> Path:
     return out
 
 
-def finetuned(base: Path, size: int) -> dict[str, Any]:
-    """Accuracy on the held-out descriptions."""
-    out = base.with_name(f"{base.name}-{size}")
-    shutil.rmtree(out, ignore_errors=True)
-    result = foundling_json(
-        "finetune", base, part(CORPUS, f"train-{size}"), "--as", "classify", "--method", "full",
-        "--epochs", str(EPOCHS[size]), "--batch-size", str(ROWS), "--seq-len", str(SEQ_LEN),
-        "--held-out", held_out(CORPUS), "--out", out,
-    )  # fmt: skip
-    shutil.rmtree(out, ignore_errors=True)
-    actual = result["actual"]
-    return {"accuracy": actual[result["metric"]], "minutes": round(actual["seconds"] / 60, 2)}
-
-
 def objectives(results: Results, small: bool) -> None:
     rows: list[tuple[Any, ...]] = [("objective", "model", "tokens", "before", "after", "best constant", "of replaced")]
     for name in KINDS:
@@ -196,35 +183,48 @@ def objectives(results: Results, small: bool) -> None:
             counted = f"{cell['tokens'] / 1e3:.0f}k"
             values = [f"{cell[key]:.3f}" for key in ("before", "after", "best constant")]
             rows.append((name, KINDS[name][0], counted, *values, told))
-    print(table(rows))
+    print("\n" + table(rows))
+
+
+def starts(name: str, small: bool) -> dict[str, tuple[Path, list[str]]]:
+    """How a row of `labels` begins -> its directory, and options of finetuning."""
+    rates = {f", from scratch, rate × {n}": ["--learning-rate", f"{n * LEARNING_RATES['full']:g}"] for n in TIMES}
+    scratch = {key: (random_weights(name), options) for key, options in rates.items()}
+    return {"": (directory(name, small), [])} | (scratch if name not in SAME_SCRATCH else {})
 
 
 def labels(results: Results, small: bool) -> None:
     sizes = list(EPOCHS)[: 1 if small else None]
-    rows: list[tuple[Any, ...]] = [("objective", "model", *(f"{size:,} labels" for size in sizes), "from scratch")]
+    rows: list[tuple[Any, ...]] = [("start", "model", *(f"{size:,} labels" for size in sizes))]
     for name in KINDS:
         if name not in results.values:
             continue
-        shown = []
-        for start, base in (("", directory(name, small)), (", from scratch", random_weights(name))):
-            cells = [
-                results.get(f"{name}, {size}{start}", lambda base=base, size=size: finetuned(base, size))
-                for size in sizes
-            ]
-            shown.append([f"{cell['accuracy']:.3f}" if cell else "" for cell in cells])
-        rows.append((name, KINDS[name][0], *shown[0], ", ".join(shown[1])))
-    print(table(rows))
+        for start, (base, options) in starts(name, small).items():
+            cells = []
+            for size in sizes:
+                data, more = part(CORPUS, f"train-{size}"), [*FINETUNE, "--epochs", str(EPOCHS[size]), *options]
+                cells.append(
+                    results.get(
+                        f"{name}, {size}{start}",
+                        lambda base=base, data=data, more=more: finetuned(base, data, held_out(CORPUS), more),
+                    )
+                )
+            label = start.removeprefix(", ") or name
+            rows.append((label, KINDS[name][0], *(f"{cell['accuracy']:.3f}" if cell else "" for cell in cells)))
+    print("\n" + table(rows))
 
 
 def main() -> None:
-    parser = Parser("self_supervision", __doc__)
+    parser = Parser("self_supervision", __doc__, small="a twentieth of the training", seeds=False)
     parser.add_argument("parts", nargs="?", default=",".join(PARTS), help=f"some of {', '.join(PARTS)}")
-    args: argparse.Namespace = parser.parse_args()
+    args = parser.parse_args()
     parts = chosen(args.parts, PARTS, "parts")
     settings = {"FLOPs": FLOPS / (20 if args.small else 1), "d_model": D_MODEL, "vocabulary": VOCAB, "seq_len": SEQ_LEN}
     results, _ = parser.results(args, settings)
     for name in parts:
         {"objectives": objectives, "labels": labels}[name](results, args.small)
+    print("\n" + cost_of(results))
+    require_all(results)
 
 
 if __name__ == "__main__":

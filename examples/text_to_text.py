@@ -10,7 +10,6 @@ prefix decides shows where one held-out date is asked for both ways. A control r
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from collections.abc import Iterator
@@ -24,10 +23,9 @@ from benchmarks.corpora import WORK
 from benchmarks.datasets import part, read
 from benchmarks.runs import Results, foundling_json
 from examples.pairs import Dates
-from examples.programs import Parser, run, table
+from examples.programs import Parser, cost_of, require_all, run, table
 from examples.self_supervision import directory, pretrained
 from foundling.decode.plain import generate
-from foundling.errors import ConfigError
 from foundling.evaluate.intervals import wilson
 from foundling.runtime.rng import generator
 from foundling.text import Tokenizer
@@ -111,7 +109,7 @@ def measure(small: bool, prefixed: bool) -> dict[str, Any]:
     shutil.rmtree(out, ignore_errors=True)
     return {
         "right": figures, "examples": examples, "minutes": round(actual["seconds"] / 60, 2),
-        "peak GiB": round(actual["peak_bytes"] / 2**30, 3),
+        "peak memory (MB)": round(actual["peak_bytes"] / 1e6),
     }  # fmt: skip
 
 
@@ -138,12 +136,12 @@ def report(results: Results, small: bool) -> None:
 
 
 def main() -> None:
-    parser = Parser("text_to_text", __doc__)
-    args: argparse.Namespace = parser.parse_args()
-    if args.seeds not in (None, 1):
-        raise ConfigError(f"--seeds is {args.seeds}; this program trains one model of each kind")
+    parser = Parser("text_to_text", __doc__, small="one epoch, from a twentieth of the pretraining", seeds=False)
+    args = parser.parse_args()
     results, _ = parser.results(args, {"examples": TRAIN, "epochs": 1 if args.small else EPOCHS, "letters": LETTERS})
     report(results, args.small)
+    print("\n" + cost_of(results))
+    require_all(results)
 
 
 if __name__ == "__main__":
