@@ -305,7 +305,7 @@ def main() -> None:
     results, picture = parser.results(args, {"sizes": sizes, "training": settings, "deep": deep})
     layers = sizes["n_layers"]
     for step, rate, _ in DEEP:
-        shape, training = sizes | deep[0], settings | deep[1] | {"learning_rate": rate}
+        shape, training = sizes | deep[0], {**settings, **deep[1], "learning_rate": rate}
         name = deep_name(step, rate, shape["n_layers"])
         results.get(name, lambda s=step, a=shape, b=training: measured(measure, s, 0, sizes=a, **b))
     for seed, step in itertools.product(seeds, range(len(STEPS))):
