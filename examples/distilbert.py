@@ -24,7 +24,7 @@ import foundling
 from benchmarks.corpora import WORK
 from benchmarks.datasets import part
 from benchmarks.finetune_labels import held_out
-from benchmarks.runs import Results, foundling_json
+from benchmarks.runs import foundling_json
 from examples.programs import Parser, cost_of, finetuned, require_all, run, table
 from foundling.models import count_parameters
 from foundling.runtime.device import available_threads
@@ -39,6 +39,7 @@ LABELS = {"sections": 1000, "spam": 1000}
 EPOCHS, ROWS = 4, 8
 FINETUNE = ["--as", "classify", "--method", "full", "--pool", "mean", "--batch-size", str(ROWS)]
 FINETUNE += ["--seq-len", str(SEQ_LEN)]
+SPEED = "milliseconds of 8 rows of 128 tokens"
 ROUNDS = 15
 """of the timing"""
 
@@ -86,27 +87,25 @@ def speeds(small: bool) -> dict[str, float]:
     return {name: round(1000 * statistics.median(times[2:]), 3) for name, times in taken.items()}
 
 
-def report(results: Results, small: bool) -> None:
+def model_table(values: dict[str, Any]) -> str:
     rows: list[tuple[Any, ...]] = [("", "layers", "parameters", "nats per masked token", *LABELS)]
     for name, (n_layers, _) in MODELS.items():
-        cell = results.get(name, lambda name=name: raised(name, small))
-        scores = [
-            results.get(f"{name}, {task}", lambda name=name, task=task: scored(name, task, small)) for task in LABELS
-        ]
-        if cell and all(scores):
-            accuracies = [f"{score['accuracy']:.3f}" for score in scores if score]
-            loss, size = cell["nats per masked token"], f"{cell['parameters'] / 1e6:.2f} M"
-            rows.append((name, n_layers, size, f"{loss:.3f}", *accuracies))
-    print(table(rows))
-    taken = results.get("milliseconds of 8 rows of 128 tokens", lambda: speeds(small))
-    values = results.values
-    if taken and all(f"student, {task}" in values for task in LABELS):
-        kept = [values[f"student, {task}"]["accuracy"] / values[f"teacher, {task}"]["accuracy"] for task in LABELS]
-        print(
-            f"\nThe student keeps {', '.join(f'{share:.1%}' for share in kept)} of its teacher's accuracy at "
-            f"{values['student']['parameters'] / values['teacher']['parameters']:.1%} of its parameters and "
-            f"{taken['teacher'] / taken['student']:.2f} times its speed."
-        )
+        if cell := values.get(name):
+            scores = [values.get(f"{name}, {task}") for task in LABELS]
+            accuracies = [f"{score['accuracy']:.3f}" if score else "" for score in scores]
+            size = f"{cell['parameters'] / 1e6:.2f} M"
+            rows.append((name, n_layers, size, f"{cell['nats per masked token']:.3f}", *accuracies))
+    return table(rows)
+
+
+def summary(values: dict[str, Any]) -> str:
+    kept = [values[f"student, {task}"]["accuracy"] / values[f"teacher, {task}"]["accuracy"] for task in LABELS]
+    taken, size = values[SPEED], values["student"]["parameters"] / values["teacher"]["parameters"]
+    return (
+        f"The student keeps {' and '.join(f'{share:.1%}' for share in kept)} of its teacher's accuracy "
+        f"({', '.join(LABELS)}) at {size:.1%} of its parameters and {taken['teacher'] / taken['student']:.2f} times "
+        "its speed."
+    )
 
 
 def main() -> None:
@@ -115,9 +114,14 @@ def main() -> None:
     scale = 20 if args.small else 1
     settings = {"FLOPs": {name: flops / scale for name, (_, flops) in MODELS.items()}, "d_model": D_MODEL}
     results, _ = parser.results(args, settings | {"labels": LABELS, "epochs": 1 if args.small else EPOCHS})
-    report(results, args.small)
-    print("\n" + cost_of(results))
+    for name in MODELS:
+        results.get(name, lambda name=name: raised(name, args.small))
+        for task in LABELS:
+            results.get(f"{name}, {task}", lambda name=name, task=task: scored(name, task, args.small))
+    results.get(SPEED, lambda: speeds(args.small))
+    print("\n" + model_table(results.values) + "\n")
     require_all(results)
+    print(summary(results.values) + "\n\n" + cost_of(results))
 
 
 if __name__ == "__main__":

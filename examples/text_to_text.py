@@ -21,10 +21,10 @@ import torch
 import foundling
 from benchmarks.corpora import WORK
 from benchmarks.datasets import part, read
-from benchmarks.runs import Results, foundling_json
+from benchmarks.runs import foundling_json
 from examples.pairs import Dates
 from examples.programs import Parser, cost_of, require_all, run, table
-from examples.self_supervision import directory, pretrained
+from examples.self_supervision import FLOPS, SMALL, directory, pretrained
 from foundling.decode.plain import generate
 from foundling.evaluate.intervals import wilson
 from foundling.runtime.rng import generator
@@ -34,6 +34,7 @@ TASKS = ("section", "spam", "iso", "german")
 TRAIN, HELD_OUT = {"section": 1000, "spam": 1000, "iso": 2000, "german": 2000}, 200
 """examples of each task"""
 LETTERS, SEQ_LEN, EPOCHS = 250, 128, 6
+MODELS = {"with prefixes": True, "without prefixes": False}
 Item = tuple[str, str]
 """a text and what is to be written for it"""
 
@@ -87,9 +88,10 @@ def answers(model: Any, tokenizer: Tokenizer, texts: list[str]) -> list[str]:
 
 
 def measure(small: bool, prefixed: bool) -> dict[str, Any]:
-    base = directory("spans", small)
+    flops = FLOPS * (SMALL if small else 1)
+    base = directory("spans", flops)
     if not base.exists():
-        pretrained("spans", small)
+        pretrained("spans", flops)
     out = WORK / "self-supervision" / f"text-to-text-{'prefixed' if prefixed else 'plain'}"
     shutil.rmtree(out, ignore_errors=True)
     result = foundling_json(
@@ -121,26 +123,24 @@ def most_frequent(task: str) -> float:
     return sum(target == best for _, target in asked) / len(asked)
 
 
-def report(results: Results, small: bool) -> None:
-    cells = {
-        name: results.get(name, lambda name=name: measure(small, name == "with prefixes"))
-        for name in ("with prefixes", "without prefixes")
-    }
-    base = results.get("most frequent answer", lambda: {task: most_frequent(task) for task in TASKS})
-    rows: list[tuple[Any, ...]] = [("task", *cells, "most frequent answer")]
+def task_table(values: dict[str, Any]) -> str:
+    """The share that each model writes exactly, with its interval, by task."""
+    named = [name for name in MODELS if name in values]
+    rows: list[tuple[Any, ...]] = [("task", *named, "most frequent answer")]
     for task in TASKS:
-        shares = [cell["right"][task] if cell else None for cell in cells.values()]
-        shown = ["" if s is None else "{:.3f} ({:.3f}–{:.3f})".format(s, *wilson(s, HELD_OUT)) for s in shares]
-        rows.append((task, *shown, f"{base[task]:.3f}" if base else ""))
-    print(table(rows))
+        shares = [values[name]["right"][task] for name in named]
+        shown = ["{:.3f} ({:.3f}–{:.3f})".format(share, *wilson(share, HELD_OUT)) for share in shares]
+        rows.append((task, *shown, f"{most_frequent(task):.3f}"))
+    return table(rows)
 
 
 def main() -> None:
     parser = Parser("text_to_text", __doc__, small="one epoch, from a twentieth of the pretraining", seeds=False)
     args = parser.parse_args()
     results, _ = parser.results(args, {"examples": TRAIN, "epochs": 1 if args.small else EPOCHS, "letters": LETTERS})
-    report(results, args.small)
-    print("\n" + cost_of(results))
+    for name in MODELS:
+        results.get(name, lambda name=name: measure(args.small, MODELS[name]))
+    print("\n" + task_table(results.values) + "\n\n" + cost_of(results))
     require_all(results)
 
 

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Self-supervision: what a constant prediction can reach, that every objective goes below it, tasks by prefix, and what
+a student keeps."""
+
+from __future__ import annotations
+
+from math import log
+
+import pytest
+import torch
+
+from benchmarks.runs import DOCS
+from examples import distilbert, self_supervision, text_to_text
+from examples.self_supervision import KINDS, constant_nats, label_table, objective_table, pretrained
+from foundling.runtime.files import read_json
+
+PAGE = (DOCS / "self_supervision.md").read_text(encoding="utf-8")
+
+
+def results(name: str):
+    return read_json(DOCS / "results" / f"{name}.json")
+
+
+def test_no_constant_prediction_is_better_than_the_frequencies() -> None:
+    targets = torch.tensor([3, 3, 3, 7])
+    assert constant_nats(targets) == pytest.approx(-0.75 * log(0.75) - 0.25 * log(0.25))
+    other = torch.tensor([0.6, 0.4]).log()  # of 3 and of 7
+    assert -float(other[0] * 0.75 + other[1] * 0.25) > constant_nats(targets)
+
+
+def test_the_tables_of_the_docs_are_those_of_the_results() -> None:
+    assert objective_table(results("self_supervision")) in PAGE
+    assert label_table(results("self_supervision")) in PAGE
+    assert distilbert.model_table(results("distilbert")) in PAGE
+    assert distilbert.summary(results("distilbert")) in " ".join(PAGE.split())
+
+
+def test_every_objective_learns_more_than_frequencies() -> None:
+    cells = [results("self_supervision")[name] for name in KINDS]
+    assert all(cell["interval of after"][1] < cell["best constant"] for cell in cells)
+
+
+@pytest.mark.slow
+def test_the_tasks_are_those_of_the_docs_and_share_no_item() -> None:
+    assert text_to_text.task_table(results("text_to_text")) in PAGE
+    for task in text_to_text.TASKS:
+        trained, asked = (text_to_text.items(task, held_out=held_out) for held_out in (False, True))
+        assert len(trained) == text_to_text.TRAIN[task] and len(asked) == text_to_text.HELD_OUT
+        assert not {text for text, _ in trained} & {text for text, _ in asked}
+    iso, german = (text_to_text.items(task, held_out=True) for task in ("iso", "german"))
+    assert [text for text, _ in iso] == [text for text, _ in german]  # the prefix alone tells what is asked
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "flops"), [("next token", 3e11), ("spans", 3e11), ("denoising", 1e12)])
+def test_an_objective_learns(name, flops, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(self_supervision, "directory", lambda name, flops: tmp_path / name)
+    cell = pretrained(name, flops)
+    assert cell["interval of after"][1] < cell["best constant"]
+
+
+@pytest.mark.slow
+def test_masked_tokens_are_learnt_and_replaced_ones_after_them(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(self_supervision, "directory", lambda name, flops: tmp_path / name)
+    masked, replaced = (pretrained(name, 1.5e12) for name in ("masked tokens", "replaced tokens"))
+    assert masked["interval of after"][1] < masked["best constant"]
+    assert replaced["interval of after"][1] < replaced["best constant"]
+    assert replaced["AUC"] > 0.6
