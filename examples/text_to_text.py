@@ -69,7 +69,7 @@ def mixture(prefixed: bool) -> Path:
     file = WORK / "self-supervision" / f"mixture-{'prefixed' if prefixed else 'plain'}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     rows = [
-        {"text": f"{task}: {text}" if prefixed else text, "target": target}
+        {"source": f"{task}: {text}" if prefixed else text, "target": target}
         for task in TASKS
         for text, target in items(task, held_out=False)
     ]
@@ -95,7 +95,7 @@ def measure(small: bool, prefixed: bool) -> dict[str, Any]:
     out = WORK / "self-supervision" / f"text-to-text-{'prefixed' if prefixed else 'plain'}"
     shutil.rmtree(out, ignore_errors=True)
     result = foundling_json(
-        "finetune", base, mixture(prefixed), "--as", "seq2seq", "--target", "target", "--method", "full",
+        "finetune", base, mixture(prefixed), "--as", "seq2seq", "--method", "full",
         "--epochs", str(1 if small else EPOCHS), "--seq-len", str(SEQ_LEN), "--out", out,
     )  # fmt: skip
     model, tokenizer = foundling.load(out), Tokenizer.load(out)

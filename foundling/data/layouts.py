@@ -161,9 +161,19 @@ def _matches(kind: Kind | None, values: Mapping[str, list[Any]], columns: Column
     matches = [match for match, use in zip(matches, uses, strict=True) if not any(use < other for other in uses)]
     if kind is None and len(matches) > 1:
         matches = [match for match in matches if "text" not in match.shape.kinds]
+    matches = _distinct(kind, matches)
     if not matches and kind in (None, "classify", "regress") and (guess := _guess(values, columns, n)):
         return [Match(SHAPES[-2], guess)]
     return matches
+
+
+def _distinct(kind: Kind | None, matches: Sequence[Match]) -> list[Match]:
+    """Without those that make the same of the same columns as one before: flags name columns for several shapes."""
+    ways: dict[Any, Match] = {}
+    for match in matches:
+        made = tuple(match.shape.kinds.items()) if kind is None else match.shape.kinds[kind]
+        ways.setdefault((made, tuple(match.roles.items())), match)
+    return list(ways.values())
 
 
 def _match(shape: Shape, values: Mapping[str, list[Any]], columns: Columns) -> Match | None:

@@ -92,6 +92,15 @@ def test_two_columns_of_any_name_are_a_text_and_a_label_where_that_is_plain():
     assert detect([row | {"n": 3} for row in rows], columns=Columns(field="v2", label="v1")).kind == "classify"
 
 
+def test_flags_that_name_all_columns_leave_no_choice_but_of_the_kind():
+    row, columns = {"text": "a", "other": "b"}, Columns(field="text", target="other")
+    layout = detect([row] * 3, "seq2seq", columns)
+    assert layout.convert(row) == {"source": "a", "target": "b"}
+    assert detect([row] * 3, "chat", columns).kind == "chat"
+    with pytest.raises(ConfigError, match=r"as chat \('text', 'other'\) or seq2seq \('text', 'other'\): .*--as$"):
+        detect([row] * 3, None, columns)
+
+
 @pytest.mark.parametrize(
     ("row", "kind", "columns", "says"),
     [
