@@ -36,8 +36,31 @@ def test_the_tables_of_the_docs_are_those_of_the_results() -> None:
 
 
 def test_every_objective_learns_more_than_frequencies() -> None:
-    cells = [results("self_supervision")[name] for name in KINDS]
+    values = results("self_supervision")
+    cells = [values[name] for name in KINDS]
     assert all(cell["interval of after"][1] < cell["best constant"] for cell in cells)
+    assert values["replaced tokens"]["AUC"] > 0.75
+
+
+def test_a_student_keeps_what_the_issue_asks_for() -> None:
+    values = results("distilbert")
+    for task in distilbert.LABELS:
+        assert values[f"student, {task}"]["accuracy"] >= 0.95 * values[f"teacher, {task}"]["accuracy"]
+    assert values["student"]["parameters"] <= 0.6 * values["teacher"]["parameters"]
+    assert values[distilbert.SPEED]["teacher"] >= 1.5 * values[distilbert.SPEED]["student"]
+
+
+def test_one_model_does_its_tasks_by_their_prefixes() -> None:
+    right = {name: results("text_to_text")[name]["right"] for name in text_to_text.MODELS}
+    frequent = text_to_text.FREQUENT
+    with_prefixes, without = right["with prefixes"], right["without prefixes"]
+    assert sum(with_prefixes[task] > share + 0.1 for task, share in results("text_to_text")[frequent].items()) >= 3
+    assert with_prefixes["iso"] + with_prefixes["german"] > without["iso"] + without["german"] + 0.3
+
+
+def test_sentinels_are_not_counted() -> None:
+    batch = {"targets": torch.tensor([[9, 4, 5]]), "loss_mask": torch.tensor([[True, True, False]])}
+    assert self_supervision.Uncounted([batch], [9, 5])[0]["loss_mask"].tolist() == [[False, True, False]]
 
 
 @pytest.mark.slow

@@ -70,6 +70,24 @@ def test_gradients_are_the_same_in_any_micro_batches_and_reach_both() -> None:
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
 
 
+def test_padding_counts_nothing() -> None:
+    model, batch, objective = electra(), case("bert").batch(0), ReplacedTokens(seed=3)
+    pad = torch.zeros_like(batch["tokens"][:, :2])
+    filled = {"tokens": pad, "targets": pad, "documents": pad - 1, "loss_mask": pad.bool()}
+    padded = batch | {name: torch.cat([batch[name], more], 1) for name, more in filled.items()}
+    assert objective.normalizers(padded) == objective.normalizers(batch)
+    longer, plain = objective(model, padded), objective(model, batch)
+    for name in ("loss", "accuracy", "generator"):
+        assert int(longer[name].count) == int(plain[name].count)
+    masked = model.generator(batch["tokens"], documents=batch["documents"]).hidden
+    told, wider = (
+        objective.rewritten(model, hidden, of)
+        for hidden, of in ((masked, batch), (torch.cat([masked, masked[:, :2]], 1), padded))
+    )
+    assert not wider["targets"][:, -2:].any() and not wider["loss_mask"][:, -2:].any()
+    assert told["loss_mask"].all()
+
+
 def test_a_discriminator_without_scores_begins_at_chance() -> None:
     of = case("bert")
     discriminator = of.tiny()
