@@ -27,18 +27,17 @@ from examples.programs import Parser, cost_of, require_all, run, table
 from examples.self_supervision import FLOPS, SMALL, directory, pretrained
 from foundling.decode.plain import generate
 from foundling.evaluate.intervals import wilson
-from foundling.recipes.finetune_plan import LEARNING_RATES
 from foundling.runtime.rng import generator
 from foundling.text import Tokenizer
 
 TASKS = ("section", "spam", "iso", "german")
 TRAIN, HELD_OUT = {"section": 1000, "spam": 1000, "iso": 2000, "german": 2000}, 200
 """examples of each task"""
-LETTERS, SEQ_LEN, EPOCHS = 250, 128, 6
-FREQUENT = "most frequent answer"
-RATE = ["--learning-rate", f"{10 * LEARNING_RATES['full']:g}"]
-"""ten times the default, at which this small model learnt none of the dates"""
+LETTERS, SEQ_LEN, EPOCHS = 120, 64, 10
 MODELS = {"with prefixes": True, "without prefixes": False}
+FREQUENT = "most frequent answer"
+OPTIONS = ["--method", "full", "--optimizer", "muon", "--learning-rate", "0.01", "--matrix-learning-rate", "0.01"]
+OPTIONS += ["--batch-size", "32", "--seq-len", str(SEQ_LEN)]
 Item = tuple[str, str]
 """a text and what is to be written for it"""
 
@@ -99,8 +98,8 @@ def measure(small: bool, prefixed: bool) -> dict[str, Any]:
     out = WORK / "self-supervision" / f"text-to-text-{'prefixed' if prefixed else 'plain'}"
     shutil.rmtree(out, ignore_errors=True)
     result = foundling_json(
-        "finetune", base, mixture(prefixed), "--as", "seq2seq", "--method", "full",
-        *RATE, "--epochs", str(1 if small else EPOCHS), "--seq-len", str(SEQ_LEN), "--out", out,
+        "finetune", base, mixture(prefixed), "--as", "seq2seq", *OPTIONS, "--epochs", str(1 if small else EPOCHS),
+        "--out", out,
     )  # fmt: skip
     model, tokenizer = foundling.load(out), Tokenizer.load(out)
     model.eval()
@@ -141,15 +140,8 @@ def task_table(values: dict[str, Any]) -> str:
 def main() -> None:
     parser = Parser("text_to_text", __doc__, small="one epoch, from a twentieth of the pretraining", seeds=False)
     args = parser.parse_args()
-    results, _ = parser.results(
-        args,
-        {
-            "examples": TRAIN,
-            "epochs": 1 if args.small else EPOCHS,
-            "letters": LETTERS,
-            "rate": RATE,
-        },
-    )
+    settings = {"examples": TRAIN, "epochs": 1 if args.small else EPOCHS, "letters": LETTERS, "finetuning": OPTIONS}
+    results, _ = parser.results(args, settings)
     for name in MODELS:
         results.get(name, lambda name=name: measure(args.small, MODELS[name]))
     results.get(FREQUENT, lambda: {task: most_frequent(task) for task in TASKS})
