@@ -10,15 +10,22 @@ import pytest
 import torch
 
 import foundling as library
+from foundling.blocks.init import initialise
 from foundling.config import from_dict
 from foundling.contracts.records import RunRecord
+from foundling.data.loader import PackedBatches
+from foundling.data.shards import TokenArray
+from foundling.models import build
 from foundling.plan.estimate import estimate_memory
 from foundling.plan.flops import matmul_parameters, training_flops_per_token
 from foundling.plan.memory import NO_TEACHER
 from foundling.recipes.estimate import memory_estimate, shape_of
+from foundling.recipes.learning import learning_for
 from foundling.recipes.models import build_model, find_origin, objective_of
 from foundling.recipes.recipe import Recipe, Request
 from foundling.recipes.sizes import student_origin
+from foundling.runtime.rng import generator
+from foundling.text import Tokenizer
 from tests.contract.cases import case
 from tests.e2e.test_bad_input import fails
 from tests.e2e.tools import TINY, corpus, foundling, kill_after_checkpoint, raised, weights
@@ -53,6 +60,19 @@ def manifest(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "foundling.json").read_text())
 
 
+def first_losses(recipe: Recipe, data: Path, started: Any) -> list[float]:
+    """Of the text before any step: of the model as training starts, and of one with random weights."""
+    assert recipe.objective.teacher
+    tokenizer = Tokenizer.load(recipe.objective.teacher)
+    learning = learning_for(recipe, tokenizer)
+    tokens = TokenArray([file.read_text() for file in sorted(data.rglob("*.txt"))], tokenizer)
+    batch = learning.transform(PackedBatches(tokens, seq_len=recipe.train.seq_len, batch_size=32, seed=0))[0]
+    random = build(recipe.model.family, **recipe.model.fields)
+    initialise(random, generator("init", recipe.seed))
+    terms = [learning.objective(model, batch)["loss"] for model in (started, random)]
+    return [float(term.sum.detach()) / int(term.count) for term in terms]
+
+
 def test_a_student_has_half_of_its_teachers_layers(data: Path, bert: Path, tmp_path: Path) -> None:
     out = tmp_path / "student"
     done = foundling(
@@ -73,6 +93,9 @@ def test_a_student_has_half_of_its_teachers_layers(data: Path, bert: Path, tmp_p
     for place, layer in enumerate((0, 3)):
         for name, p in theirs.layers[layer].named_parameters():
             assert torch.equal(ours.layers[place].get_parameter(name), p)
+    first = json.loads((out / "log.jsonl").read_text().splitlines()[0])["loss"]
+    started, random = first_losses(recipe, data, ours)
+    assert first == pytest.approx(started, rel=0.3) and random > 2 * started, "training began there"
     filled = foundling("fill", out, "the model ___ data", "--json")
     assert filled.returncode == 0 and len(json.loads(filled.stdout)["gaps"]) == 1, filled.stderr
 
