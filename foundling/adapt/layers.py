@@ -55,18 +55,18 @@ ABOVE = ("pooler", "classifier", "score")
 
 @torch.no_grad()
 def start_from_layers(student: Any, teacher: Any) -> list[int]:
-    """Copies evenly spaced layers of one encoder into another, with the embeddings and the head over the vocabulary,
-    and returns their numbers. What stands on the states beside that head stays the student's own where the teacher has
-    none of its shape. A student without the teacher's token types has type 0, which all text has by default, in its
-    positions; so one with as many layers computes the same. AdaptError, and nothing is changed, where they do not
-    fit."""
+    """Copies evenly spaced layers of one encoder into another, or those next to them of the same kind
+    (`spaced_layers`), with the embeddings and the head over the vocabulary, and returns their numbers. What stands on
+    the states beside that head stays the student's own where the teacher has none of its shape. A student without the
+    teacher's token types has type 0, which all text has by default, in its positions; so one with as many layers
+    computes the same. AdaptError, and nothing is changed, where they do not fit."""
     n, available = len(student.layers), len(teacher.layers)
     if n > available:
         raise AdaptError(f"it has {n} layers, its teacher {available}")
-    taken = evenly_spaced(n, available)
-    for place, index in enumerate(taken):
-        if _settings(student.layers[place]) != _settings(teacher.layers[index]):
-            raise AdaptError(f"its layer {place} computes in another way than its teacher's layer {index}")
+    taken = spaced_layers(student.layers, teacher.layers)
+    rotations = [_settings(getattr(model, "ropes", nn.Module())) for model in (student, teacher)]
+    if rotations[0] != rotations[1]:
+        raise AdaptError("its positions are rotated in another way than its teacher's (rope_theta)")
     tied = student.config.tie_embeddings, teacher.config.tie_embeddings
     if student.activation is not teacher.activation or tied[0] != tied[1]:
         raise AdaptError("its head over the vocabulary computes in another way than its teacher's")
@@ -84,6 +84,28 @@ def evenly_spaced(n: int, available: int) -> list[int]:
     """n of the numbers below `available`, the first and the last among them; 6 of 12 are 0 2 4 7 9 11, as in the
     reference code of DistilBERT (transformers, research_projects/distillation/scripts/extract_distilbert.py)."""
     return [round(place * (available - 1) / max(1, n - 1)) for place in range(n)]
+
+
+def spaced_layers(student: Sequence[nn.Module], teacher: Sequence[nn.Module]) -> list[int]:
+    """For each layer of the student, the number of one of the teacher's that computes in the same way. The numbers
+    rise, and are the nearest to evenly spaced ones by the sum of distances: where kinds of layers alternate, evenly
+    spaced ones are of the wrong kind. AdaptError where no such numbers rise."""
+    theirs, wanted = [_settings(layer) for layer in teacher], evenly_spaced(len(student), len(teacher))
+    # best[k]: (distance, numbers) for the student's layers so far among the teacher's first k, or None
+    best: list[tuple[int, list[int]] | None] = [(0, [])] * (len(theirs) + 1)
+    for place, ours in enumerate(map(_settings, student)):
+        longer: list[tuple[int, list[int]] | None] = [None]
+        for index, before in enumerate(best[:-1]):
+            with_index = None
+            if before and ours == theirs[index]:
+                with_index = before[0] + abs(index - wanted[place]), [*before[1], index]
+            longer.append(min((choice for choice in (longer[-1], with_index) if choice), default=None))
+        if longer[-1] is None:
+            first = next(k for k, choice in enumerate(best) if choice)
+            raise AdaptError(f"its layer {place} computes in another way than its teacher's layers from {first} on")
+        best = longer
+    assert best[-1]
+    return best[-1][1]
 
 
 def _with_positions(

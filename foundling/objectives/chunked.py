@@ -121,8 +121,9 @@ def _add_product(into: Tensor, by: Tensor, given: Tensor) -> None:
 
 
 def _slices(length: int, most: int) -> list[slice]:
-    """Slices of nearly equal length, none longer than `most`."""
-    size = max(1, -(-length // max(1, -(-length // most))))
+    """Slices of nearly equal length, none longer than `most`, a multiple of ROWS; so are all but the last one."""
+    size = -(-length // max(1, -(-length // most)))
+    size = max(1, -(-size // ROWS)) * ROWS
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
@@ -150,9 +151,16 @@ def counted(loss_mask: Tensor, *of: Tensor) -> list[Tensor]:
     return [t.flatten(0, 1).index_select(0, places) for t in of]
 
 
+def filled(loss_mask: Tensor, targets: Tensor, *of: Tensor) -> list[Tensor]:
+    """`counted` of targets (B, T) and of each (B, T, D); on a CPU more than ROWS tokens are filled up to a multiple of
+    ROWS by rows of zeros, whose target IGNORED says that they count nothing."""
+    targets, *rows = counted(loss_mask, targets, *of)
+    if targets.device.type == "cpu" and (fill := -len(targets) % ROWS) and len(targets) > ROWS:
+        targets, rows = F.pad(targets, (0, fill), value=IGNORED), [F.pad(t, (0, 0, 0, fill)) for t in rows]
+    return [targets, *rows]
+
+
 def chunked_cross_entropy(model: Any, hidden: Tensor, targets: Tensor, loss_mask: Tensor) -> Tensor:
     """() Σ −log p(target) over the tokens of loss_mask. hidden (B, T, D), targets and loss_mask (B, T)."""
-    hidden, targets = counted(loss_mask, hidden, targets)
-    if hidden.device.type == "cpu" and (fill := -len(targets) % ROWS) and len(targets) > ROWS:
-        hidden, targets = F.pad(hidden, (0, 0, 0, fill)), F.pad(targets, (0, fill), value=IGNORED)
+    targets, hidden = filled(loss_mask, targets, hidden)
     return chunked_sum(model, hidden, lambda logits, rows: cross_entropy_sum(logits, targets[rows]))

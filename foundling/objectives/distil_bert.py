@@ -13,7 +13,7 @@ from torch import Tensor
 from foundling.contracts.data import Batch
 from foundling.contracts.objective import Loss, Term
 from foundling.errors import ConfigError
-from foundling.objectives.chunked import chunked_sum, counted
+from foundling.objectives.chunked import IGNORED, chunked_sum, counted, filled
 from foundling.objectives.distill import check_vocabulary, distillation_sum
 
 
@@ -60,8 +60,8 @@ class DistilBERTLoss:
             theirs = self.teacher.encode(tokens, documents=documents).states
         out = model.encode(tokens, documents=documents)
         real = documents >= 0
-        apart = cosine_loss_sum(out.states[real], theirs[real])
-        states, teacher_states, targets = counted(mask, out.states, theirs, batch["targets"])
+        apart = cosine_loss_sum(*counted(real, out.states, theirs))
+        targets, states, teacher_states = filled(mask, batch["targets"], out.states, theirs)
         hidden = model.transformed(states)
         with torch.no_grad():
             teacher_hidden = self.teacher.transformed(teacher_states)
@@ -69,8 +69,9 @@ class DistilBERTLoss:
         def loss_of(logits: Tensor, rows: slice) -> Tensor:
             with torch.no_grad():
                 soft_targets = self.teacher.logits(teacher_hidden[rows])
-            soft = distillation_sum(logits, soft_targets, self.temperature)
-            return self.soft * soft + self.hard * F.cross_entropy(logits.float(), targets[rows], reduction="sum")
+            soft = distillation_sum(logits, soft_targets, self.temperature, targets[rows] != IGNORED)
+            hard = F.cross_entropy(logits.float(), targets[rows], reduction="sum", ignore_index=IGNORED)
+            return self.soft * soft + self.hard * hard
 
         return {
             "loss": Term(chunked_sum(model, hidden, loss_of), mask.sum()),

@@ -13,15 +13,16 @@ from foundling.contracts.data import Batch
 from foundling.contracts.objective import Loss, Term
 from foundling.errors import ConfigError
 from foundling.objectives.causal import read
-from foundling.objectives.chunked import chunked_sum, counted
+from foundling.objectives.chunked import IGNORED, chunked_sum, filled
 
 
-def distillation_sum(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def distillation_sum(student: Tensor, teacher: Tensor, temperature: float, weights: Tensor | None = None) -> Tensor:
     """T² Σ KL(teacher ‖ student) over tokens, both at temperature T (section 2.1: T² keeps the gradient's size).
-    `student` and `teacher` are logits (N, V)."""
+    `student` and `teacher` are logits (N, V); `weights` (N,) of the tokens, else 1."""
     ours = torch.log_softmax(student.float() / temperature, dim=-1)
     theirs = torch.log_softmax(teacher.float() / temperature, dim=-1)
-    return temperature**2 * (theirs.exp() * (theirs - ours)).sum()
+    nats = (theirs.exp() * (theirs - ours)).sum(dim=-1)
+    return temperature**2 * (nats if weights is None else nats * weights).sum()
 
 
 def check_vocabulary(teacher: Any, student: Any) -> None:
@@ -54,13 +55,13 @@ class Distill:
         with torch.no_grad():
             teacher_hidden = read(self.teacher, batch).hidden
         out = read(model, batch)
-        hidden, teacher_hidden, targets = counted(batch["loss_mask"], out.hidden, teacher_hidden, batch["targets"])
+        targets, hidden, teacher_hidden = filled(batch["loss_mask"], batch["targets"], out.hidden, teacher_hidden)
 
         def loss_of(logits: Tensor, rows: slice) -> Tensor:
             with torch.no_grad():
                 theirs = self.teacher.logits(teacher_hidden[rows])
-            soft = distillation_sum(logits, theirs, self.temperature)
-            hard = F.cross_entropy(logits.float(), targets[rows], reduction="sum")
+            soft = distillation_sum(logits, theirs, self.temperature, targets[rows] != IGNORED)
+            hard = F.cross_entropy(logits.float(), targets[rows], reduction="sum", ignore_index=IGNORED)
             return self.alpha * soft + (1 - self.alpha) * hard
 
         return {"loss": Term(chunked_sum(model, hidden, loss_of), batch["loss_mask"].sum()), **out.aux}

@@ -15,7 +15,14 @@ from foundling.models import count_parameters
 from foundling.plan.energy import estimate
 from foundling.plan.flops import matmul_parameters, skeleton, training_flops_per_token
 from foundling.plan.law import Corpus, LossLaw
-from foundling.plan.memory import MemoryEstimate, estimate_training_memory, largest_fit, serving_bytes
+from foundling.plan.memory import (
+    NO_TEACHER,
+    FrozenCost,
+    MemoryEstimate,
+    estimate_training_memory,
+    largest_fit,
+    serving_bytes,
+)
 from foundling.plan.plan import batch_rows
 from foundling.plan.probe import StepEstimate
 from foundling.runtime.device import Precision
@@ -38,13 +45,15 @@ class Shape:
     activation_checkpointing: bool | None = None
     ranks: int = 1
     target_len: int | None = None
+    frozen: FrozenCost = NO_TEACHER
+    """of a teacher beside it"""
 
     def counts(self) -> dict[str, Any]:
         model = skeleton(self.family, self.fields)
         return {
             "family": self.family, "params": count_parameters(model)["total"],
             "active": count_parameters(model)["active"],
-            "flops_per_token": training_flops_per_token(model, self.seq_len, self.target_len),
+            "flops_per_token": training_flops_per_token(model, self.seq_len, self.target_len) + self.frozen.flops,
         }  # fmt: skip
 
     def memory(self, process: int, **changes: Any) -> MemoryEstimate:
@@ -57,7 +66,7 @@ class Shape:
         return estimate_training_memory(
             self.family, self.fields, seq_len=self.seq_len, precision=self.precision, optim=self.optim,
             process=process, target_len=self.target_len, accumulates=settings["micro_batch_size"] < batch_size,
-            **settings,
+            frozen_bytes=self.frozen.bytes, **settings,
         )  # fmt: skip
 
 
@@ -97,6 +106,7 @@ def settle_shape(shape: Shape, tokens: float, *, held: int, process: int) -> tup
         fit = largest_fit(
             shape.family, shape.fields, memory_bytes=int(0.9 * held), batch_size=batch_size, seq_len=shape.seq_len,
             precision=shape.precision, optim=shape.optim, process=process, target_len=shape.target_len,
+            frozen_bytes=shape.frozen.bytes,
         )  # fmt: skip
     if fit is not None:
         return replace(shape, micro_batch_size=fit[0], activation_checkpointing=fit[1]), steps, fit[2]

@@ -27,7 +27,7 @@ from foundling.blocks.moe import GroupedLinear
 from foundling.contracts.cache import KV, Conv, State
 from foundling.models import build, count_parameters
 from foundling.objectives.chunked import CHUNK_LOGITS
-from foundling.plan.flops import skeleton
+from foundling.plan.flops import skeleton, training_flops_per_token
 from foundling.runtime.device import Precision
 from foundling.runtime.memory import anonymous_bytes, free_memory, return_freed_memory
 from foundling.train.optim import STACKED, count_state
@@ -86,12 +86,13 @@ def estimate_training_memory(
     ema: bool = False,
     adapt: AdaptOptions | None = None,
     head: HeadOptions | None = None,
+    frozen_bytes: int = 0,
 ) -> MemoryEstimate:
     """Memory of a language model in this library's training step. With `ranks`, parameters, gradients and optimiser
     state are sharded. For a model that reads a source, `seq_len` is the length of the source, `target_len` of the
     target. With `adapt`, of the adapted model: gradients and optimiser state of what it trains alone, its frozen
     weights in the type that they are stored in; with `head`, of a model that answers by that in place of its
-    vocabulary."""
+    vocabulary. `frozen_bytes`: of a teacher beside it, which every rank has whole."""
     model, optim = skeleton(family, config), optim or OptimOptions()
     if adapt is not None:
         model = _adapted(build(family, device="meta", **config), adapt, precision, head)
@@ -107,13 +108,13 @@ def estimate_training_memory(
         shapes[p.shape] = max(p.numel(), min(STACKED, shapes.get(p.shape, 0) + p.numel()))
     rows = micro_batch_size * (seq_len if target_len is None else target_len)
     buffers = sum(b.nbytes for b in model.buffers())  # not sharded
-    gathered = 0
+    whole = buffers + frozen_bytes
     if ranks > 1:  # two layers and all parameters outside the layers are gathered on every rank
         layers = sum(p.nbytes for p in model.layers.parameters())
-        gathered = sum(p.nbytes for p in model.parameters()) - layers + 2 * layers // len(model.layers)
+        whole += sum(p.nbytes for p in model.parameters()) - layers + 2 * layers // len(model.layers)
     return MemoryEstimate(
         process=PROCESS_BYTES if process is None else process,
-        weights=(stored.frozen - buffers + stored.trainable * (2 if ema else 1)) // ranks + buffers + gathered,
+        weights=(stored.frozen - buffers + stored.trainable * (2 if ema else 1)) // ranks + whole,
         gradients=4 * n // ranks,
         optimizer=4 * count_state(model, optim) // ranks,
         activations=activation_bytes(
@@ -146,6 +147,22 @@ class StoredBytes(NamedTuple):
 def stored_bytes(model: nn.Module) -> StoredBytes:
     trainable = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     return StoredBytes(sum(t.nbytes for t in [*model.parameters(), *model.buffers()]) - trainable, trainable)
+
+
+class FrozenCost(NamedTuple):
+    """Of a model beside the one that is trained."""
+
+    bytes: int = 0
+    flops: int = 0
+    """per token, of its forward pass"""
+
+
+NO_TEACHER = FrozenCost()
+
+
+def frozen_cost(model: nn.Module, seq_len: int) -> FrozenCost:
+    """Of a teacher as it is built, all of it trainable: a forward pass is a third of training."""
+    return FrozenCost(sum(stored_bytes(model)), training_flops_per_token(model, seq_len) // 3)
 
 
 def _adapted(model: Any, options: AdaptOptions, precision: Precision, head: HeadOptions | None) -> Any:

@@ -16,7 +16,7 @@ from foundling.plan.budget import Budget
 from foundling.plan.choose import Choice, candidate, choose
 from foundling.plan.energy import estimate
 from foundling.plan.law import Corpus, LossLaw
-from foundling.plan.memory import MemoryEstimate, estimate_training_memory, largest_fit
+from foundling.plan.memory import NO_TEACHER, FrozenCost, MemoryEstimate, estimate_training_memory, largest_fit
 from foundling.runtime.device import Precision
 from foundling.text.tokenizer import MULTIPLE, SMALLEST
 from foundling.train.options import OptimOptions
@@ -90,8 +90,8 @@ class PlanInputs:
     """columns of the target, for a model that reads a source"""
     later_bytes: int = 0
     """memory that the process holds after training, for baselines"""
-    frozen_flops: float = 0.0
-    """per token, of models that are read and not trained: a teacher"""
+    frozen: FrozenCost = NO_TEACHER
+    """of a model that is read and not trained: a teacher"""
 
 
 @dataclass(frozen=True)
@@ -189,6 +189,7 @@ def _memory_settings(inputs: PlanInputs) -> dict[str, Any]:
     return {
         "seq_len": inputs.seq_len, "precision": inputs.precision, "optim": inputs.optim,
         "target_len": inputs.target_len, "ema": inputs.given.get("ema_decay") is not None,
+        "frozen_bytes": inputs.frozen.bytes,
     }  # fmt: skip
 
 
@@ -210,7 +211,7 @@ def _choose(inputs: PlanInputs, probes: Probes, usable: int) -> tuple[Choice, li
     return choose(
         left, inputs.family, inputs.sizes, inputs.corpus, inputs.law, seconds_per_token=probes.seconds_per_token,
         least_bytes=least_bytes, memory_bytes=usable, seq_len=inputs.seq_len, target_len=inputs.target_len,
-        frozen_flops=inputs.frozen_flops,
+        frozen_flops=inputs.frozen.flops,
     )  # fmt: skip
 
 
@@ -232,7 +233,7 @@ def _prediction(
         "peak_bytes": peak,
         "joules": estimate(seconds, inputs.threads, peak),
         **loss,
-        "flops": (final.flops_per_token + inputs.frozen_flops) * tokens,
+        "flops": (final.flops_per_token + inputs.frozen.flops) * tokens,
         "params": final.parameters,
         "tokens": tokens,
         "step_seconds": round(step, 4),
@@ -262,7 +263,7 @@ def _steps(
                 f"{budget} leaves {max(0, steps)} steps; the least that works here is {math.ceil(least * 10) / 10:g}"
             )
         return steps
-    flops = choice.flops_per_token + inputs.frozen_flops
+    flops = choice.flops_per_token + inputs.frozen.flops
     tokens = budget.value if budget.unit == "tokens" else budget.value / flops
     steps = round(tokens / tokens_per_step)
     if steps < 1:

@@ -20,7 +20,7 @@ from foundling.plan.memory import process_bytes, spare_memory
 from foundling.plan.plan import cap_vocab_size
 from foundling.plan.probe import PROXY_SIZE, PROXY_STEP_TOKENS, StepSpec, choose_precision, estimate_step
 from foundling.recipes.learning import learning_of, target_len
-from foundling.recipes.models import Origin, find_origin, objective_for, objective_of, parent_config
+from foundling.recipes.models import Origin, find_origin, objective_for, objective_of, parent_config, teacher_cost
 from foundling.recipes.probes import corpus_facts
 from foundling.recipes.progress import Progress
 from foundling.recipes.recipe import ObjectiveSpec, Request
@@ -55,7 +55,7 @@ def shape_of(request: Request, ranks: int = 1) -> tuple[Shape, Origin, Objective
     precision = request.get("runtime.precision") or choose_precision(default_device())[0]
     shape = Shape(
         origin.family, fields, seq_len, precision, optim, train.get("batch_size"), train.get("micro_batch_size"),
-        train.get("activation_checkpointing"), ranks, target_len(objective, seq_len),
+        train.get("activation_checkpointing"), ranks, target_len(objective, seq_len), teacher_cost(objective, seq_len),
     )  # fmt: skip
     return shape, origin, objective
 
@@ -96,7 +96,7 @@ def run_estimate(request: Request, progress: Progress, clock: Clock) -> dict[str
                 facts = proxy_facts(corpus, tokenizer, step)
             return estimate_run(
                 shape, steps, memory,
-                lambda flops: estimate_step(step, flops_per_token=flops, memory_bytes=held),
+                lambda flops: estimate_step(step, flops_per_token=flops, memory_bytes=held - shape.frozen.bytes),
                 facts, load_law(), threads,
             )  # fmt: skip
 

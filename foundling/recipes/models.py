@@ -13,7 +13,9 @@ from foundling.adapt.prune import keep_zeros
 from foundling.blocks.init import initialise
 from foundling.config import from_dict, merged, nearest, to_dict
 from foundling.errors import AdaptError, ConfigError, MismatchError, WeightsError
-from foundling.models import FAMILIES, build, check_sizes, configuration, family, family_of, recognise
+from foundling.models import FAMILIES, Family, build, check_sizes, configuration, family, family_of, recognise
+from foundling.plan.flops import skeleton
+from foundling.plan.memory import NO_TEACHER, FrozenCost, frozen_cost
 from foundling.recipes.recipe import ModelSpec, ObjectiveSpec, Recipe, Request, ScheduleSpec
 from foundling.runtime.files import read_json
 from foundling.runtime.hub import is_hub, local_directory, pinned
@@ -273,8 +275,20 @@ def check_teacher(directory: str, model: Any, student: str) -> None:
 
 def parent_config(directory: str) -> Any:
     """The configuration in the config.json of a model directory, without what its weights alone tell."""
+    return _parent(directory)[1]
+
+
+def _parent(directory: str) -> tuple[Family, Any]:
     file = local_directory(directory) / "config.json"
-    return read_config(read_json(file), str(file))[1]
+    return read_config(read_json(file), str(file))[:2]
+
+
+def teacher_cost(objective: ObjectiveSpec, seq_len: int) -> FrozenCost:
+    """Memory and FLOPs per token that a teacher, where there is one, adds to a step."""
+    if objective.teacher is None:
+        return NO_TEACHER
+    found, config = _parent(objective.teacher)
+    return frozen_cost(skeleton(found.name, to_dict(config)), seq_len)
 
 
 def check_unused(given: dict[str, Any]) -> None:

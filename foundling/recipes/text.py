@@ -14,11 +14,10 @@ from foundling.data.tokens import bytes_per_token, train_tokenizer
 from foundling.data.transforms.special import mask_id
 from foundling.errors import BudgetError, ConfigError
 from foundling.plan import law
-from foundling.plan.flops import matmul_parameters
 from foundling.plan.plan import Plan, PlanInputs, cap_vocab_size, make_plan, text_sizes
 from foundling.plan.probe import StepSpec, choose_precision
 from foundling.recipes.learning import learning_of
-from foundling.recipes.models import Origin, check_unused, find_origin, measured_as, objective_of
+from foundling.recipes.models import Origin, check_unused, find_origin, measured_as, objective_of, teacher_cost
 from foundling.recipes.probes import TextProbes
 from foundling.recipes.publish import MAX_NGRAM_BYTES, NGRAM_BYTES_PER_BYTE, TRIMMED_BYTES
 from foundling.recipes.recipe import ObjectiveSpec, Recipe
@@ -79,19 +78,18 @@ def prepare_text(run: Run, corpus: Corpus) -> Prepared:
         origin.family, sizes[0], learning.objective, runtime, optim, 1, 1, seq_len, transform=learning.transform,
         target_len=learning.target_len, ema_decay=train_given.get("ema_decay"),
     )  # fmt: skip
-    teacher = learning.teacher
     probes = TextProbes(run, corpus, tokenizer, spec, origin, objective)
     inputs = PlanInputs(
         budget=request.budget, family=origin.family, sizes=sizes, law=law.load_law(),
         corpus=replace(probes.facts, train_bytes=int(share * corpus.train_bytes)),
         predicts_loss=objective.kind == "causal" and origin.directory is None, train_tokens=train_tokens,
         held_out_bytes=corpus.held_out_bytes, seq_len=seq_len, optim=optim, precision=runtime.precision,
-        threads=threads, free_bytes=free_memory() + anonymous_bytes(os.getpid()) - _bytes_of(teacher),
+        threads=threads, free_bytes=free_memory() + anonymous_bytes(os.getpid()),
         compiler_missing=compiler_missing(device), target_len=spec.target_len,
         given=train_given | {k: runtime_given[k] for k in ("compile",) if k in runtime_given}
         | {k: given["data"][k] for k in ("share",) if k in given.get("data", {})},
         later_bytes=later_bytes(corpus.train_bytes) if measured == "causal" else 0,
-        frozen_flops=0.0 if teacher is None else 2.0 * matmul_parameters(teacher),
+        frozen=teacher_cost(objective, seq_len),
     )  # fmt: skip
     plan = make_plan(inputs, probes)
     for note in plan.notes:
@@ -104,10 +102,6 @@ def prepare_text(run: Run, corpus: Corpus) -> Prepared:
 def later_bytes(train_bytes: int) -> int:
     """Memory of the process after training: what is left of it, and a byte n-gram as baseline."""
     return TRIMMED_BYTES + NGRAM_BYTES_PER_BYTE * min(train_bytes, MAX_NGRAM_BYTES)
-
-
-def _bytes_of(model: Any) -> int:
-    return 0 if model is None else sum(p.numel() * p.element_size() for p in model.parameters())
 
 
 def tokenizer_for(run: Run, corpus: Corpus, origin: Origin, objective: ObjectiveSpec, vocab_size: int) -> Tokenizer:

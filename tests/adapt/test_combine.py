@@ -2,15 +2,18 @@
 """Merging tensors, worked by hand, and shallower models."""
 
 import math
+from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import pytest
 import torch
 
 from foundling.adapt.combine import average, slerp, task, ties
-from foundling.adapt.layers import evenly_spaced, start_from_layers, take_layers
+from foundling.adapt.layers import evenly_spaced, spaced_layers, start_from_layers, take_layers
 from foundling.adapt.lora import LoRAOptions, lora
 from foundling.errors import AdaptError
+from foundling.models import build, family
 from foundling.runtime.rng import generator
 from tests.contract.cases import case
 
@@ -90,6 +93,42 @@ def test_evenly_spaced_layers() -> None:
     assert evenly_spaced(4, 4) == [0, 1, 2, 3]
 
 
+SPACED = [
+    (22, 11, [0, 2, 4, 6, 8, 10, 12, 14, 17, 18, 20]),
+    (28, 14, [0, 2, 4, 6, 8, 10, 12, 14, 17, 18, 20, 23, 24, 26]),
+    (12, 6, [0, 2, 4, 6, 8, 11]), (10, 5, [0, 2, 4, 6, 8]), (8, 4, [0, 2, 5, 6]), (4, 2, [0, 2]), (4, 1, [0]),
+]  # fmt: skip
+"""layers of a teacher and its student, and those taken: 0 alone has no norm, and each third has global attention"""
+
+
+@pytest.mark.parametrize(("available", "n", "expected"), SPACED)
+def test_layers_beside_evenly_spaced_ones_where_kinds_alternate(available: int, n: int, expected: list[int]) -> None:
+    sizes = family("modernbert").module.sized(64, 64, 32, 1)
+    teacher, student = (build("modernbert", device="meta", **sizes | {"n_layers": k}) for k in (available, n))
+    assert spaced_layers(student.layers, teacher.layers) == expected
+
+    def kind(index: int) -> int:
+        return 0 if index == 0 else 1 + bool(index % 3)
+
+    assert [kind(index) for index in expected] == [kind(place) for place in range(n)]
+
+    def distance(of: Sequence[int]) -> int:
+        return sum(abs(index - at) for index, at in zip(of, evenly_spaced(n, available), strict=True))
+
+    if available <= 12:  # few enough to try all
+        rising = (c for c in combinations(range(available), n) if all(kind(i) == kind(k) for k, i in enumerate(c)))
+        assert distance(expected) == min(map(distance, rising))
+
+
+def test_a_student_of_half_of_modernberts_layers_starts_from_its_teacher() -> None:
+    teacher, student = case("modernbert").tiny(n_layers=22, period=3), case("modernbert").tiny(1, n_layers=11, period=3)
+    taken = start_from_layers(student, teacher)
+    assert taken == SPACED[0][2]
+    for place, index in enumerate(taken):
+        for name, p in teacher.layers[index].named_parameters():
+            assert torch.equal(student.layers[place].get_parameter(name), p), (place, name)
+
+
 def logits(model: Any) -> torch.Tensor:
     batch = case("bert").batch(0)  # of two documents a row
     return model.logits(model(batch["tokens"], documents=batch["documents"]).hidden)
@@ -133,9 +172,15 @@ def test_a_student_starts_from_the_first_and_the_last_of_four_layers() -> None:
     ("name", "teacher", "student", "says"),
     [
         ("bert", {}, {"n_layers": 3}, "it has 3 layers, its teacher 2"),
-        ("bert", {}, {"n_heads": 1}, "its layer 0 computes in another way than its teacher's layer 0"),
+        ("bert", {}, {"n_heads": 1}, "its layer 0 computes in another way than its teacher's layers from 0 on"),
         ("albert", {}, {"activation": "gelu"}, "its layer 0 computes in another way"),
-        ("modernbert", {"n_layers": 4}, {}, "its layer 1 computes in another way than its teacher's layer 3"),
+        (
+            "modernbert",
+            {"n_layers": 4, "period": 3},
+            {"n_layers": 4, "period": 2},
+            "its layer 3 computes in another way",
+        ),
+        ("modernbert", {}, {"rope_theta": 100.0}, "its positions are rotated in another way"),
         ("bert", {"tie_embeddings": False}, {}, "its head over the vocabulary"),
         ("bert", {}, {"vocab_size": 80}, "its tensor embedding.weight"),
         ("bert", {}, {"max_seq_len": 80}, "its tensor position_embedding.weight"),

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from foundling.errors import ConfigError
 from foundling.objectives import causal, chunked
+from foundling.objectives.distil_bert import DistilBERTLoss
 from foundling.objectives.distill import Distill, distillation_sum
 from tests.contract.cases import build, case, family
 
@@ -71,4 +72,34 @@ def test_logits_are_never_whole_of_either(name: str, monkeypatch) -> None:
         model.head.register_forward_hook(lambda m, x, y: rows.append(y.shape[:-1].numel()))
     Distill(teacher)(student, batch)["loss"].sum.backward()
     places = int(batch["loss_mask"].sum())
-    assert sum(rows) == 2 * places and max(rows) <= 64 < places
+    assert sum(rows) == 2 * (places + -places % 64) and max(rows) <= 64 < places
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_rows_are_filled_to_a_multiple_of_64_and_count_nothing(name: str, monkeypatch) -> None:
+    """At any number of tokens: a compiled product and memory are used again at the next step."""
+    of, rows = case(name), []
+    teacher, student, batch = of.tiny(seed=2), of.tiny(), of.batch(0)
+    objective = Distill(teacher, temperature=2.0) if name == "llama" else DistilBERTLoss(teacher)
+    monkeypatch.setattr(chunked, "CHUNK_LOGITS", 128 * student.head.out_features)
+    for model in (teacher, student):
+        with torch.no_grad():
+            model.head.bias = torch.nn.Parameter(torch.randn(model.head.out_features))  # the logits of a row of zeros
+        model.head.register_forward_hook(lambda m, x, y: rows.append(y.shape[:-1].numel()))
+
+    def value_and_gradients() -> tuple[float, list[torch.Tensor]]:
+        rows.clear()
+        student.zero_grad()
+        loss = objective(student, batch)["loss"]
+        loss.sum.backward()
+        return float(loss.sum.detach()), [p.grad.clone() for p in student.parameters()]
+
+    for places in (132, 120, 66):
+        batch["loss_mask"] = (torch.arange(batch["tokens"].numel()) < places).view_as(batch["tokens"])
+        monkeypatch.setattr(chunked, "ROWS", 64)
+        value, gradients = value_and_gradients()
+        assert all(n % 64 == 0 for n in rows) and sum(rows) == 2 * (places + -places % 64)
+        monkeypatch.setattr(chunked, "ROWS", 1)
+        unfilled, expected = value_and_gradients()
+        assert sum(rows) == 2 * places and value == pytest.approx(unfilled, rel=1e-6)
+        torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-5)

@@ -11,6 +11,7 @@ from foundling.plan.budget import Budget
 from foundling.plan.choose import ladder
 from foundling.plan.flops import matmul_parameters, skeleton, training_flops_per_token
 from foundling.plan.law import Corpus, load_law
+from foundling.plan.memory import FrozenCost
 from foundling.plan.plan import ENCODE_SECONDS, PlanInputs, make_plan
 from foundling.train.options import OptimOptions
 
@@ -68,7 +69,7 @@ def test_a_budget_of_tokens_or_flops_is_kept_to_a_step() -> None:
     assert abs(plan.total_steps * per_step - 1e6) <= per_step / 2
     plan = make_plan(inputs(Budget("flops", 1e13)), Measured(64))
     assert plan.prediction["flops"] == pytest.approx(1e13, rel=0.02)
-    with_teacher = make_plan(inputs(Budget("flops", 1e13), frozen_flops=3e6), Measured(64))
+    with_teacher = make_plan(inputs(Budget("flops", 1e13), frozen=FrozenCost(0, 3_000_000)), Measured(64))
     assert with_teacher.prediction["flops"] == pytest.approx(1e13, rel=0.02)
     assert with_teacher.total_steps < plan.total_steps or with_teacher.shape.fields != plan.shape.fields
 

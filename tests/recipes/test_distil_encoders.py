@@ -2,6 +2,7 @@
 """Encoders distilled by DistilBERT's losses, through the real command line."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,22 @@ import pytest
 import torch
 
 import foundling as library
+from foundling.blocks.init import initialise
 from foundling.config import from_dict
 from foundling.contracts.records import RunRecord
+from foundling.data.loader import PackedBatches
+from foundling.data.shards import TokenArray
+from foundling.models import build
+from foundling.plan.estimate import estimate_memory
+from foundling.plan.flops import matmul_parameters, training_flops_per_token
+from foundling.plan.memory import NO_TEACHER
+from foundling.recipes.estimate import memory_estimate, shape_of
+from foundling.recipes.learning import learning_for
 from foundling.recipes.models import build_model, find_origin, objective_of
 from foundling.recipes.recipe import Recipe, Request
 from foundling.recipes.sizes import student_origin
+from foundling.runtime.rng import generator
+from foundling.text import Tokenizer
 from tests.contract.cases import case
 from tests.e2e.test_bad_input import fails
 from tests.e2e.tools import TINY, corpus, foundling, kill_after_checkpoint, raised, weights
@@ -48,6 +60,19 @@ def manifest(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "foundling.json").read_text())
 
 
+def first_losses(recipe: Recipe, data: Path, started: Any) -> list[float]:
+    """Of the text before any step: of the model as training starts, and of one with random weights."""
+    assert recipe.objective.teacher
+    tokenizer = Tokenizer.load(recipe.objective.teacher)
+    learning = learning_for(recipe, tokenizer)
+    tokens = TokenArray([file.read_text() for file in sorted(data.rglob("*.txt"))], tokenizer)
+    batch = learning.transform(PackedBatches(tokens, seq_len=recipe.train.seq_len, batch_size=32, seed=0))[0]
+    random = build(recipe.model.family, **recipe.model.fields)
+    initialise(random, generator("init", recipe.seed))
+    terms = [learning.objective(model, batch)["loss"] for model in (started, random)]
+    return [float(term.sum.detach()) / int(term.count) for term in terms]
+
+
 def test_a_student_has_half_of_its_teachers_layers(data: Path, bert: Path, tmp_path: Path) -> None:
     out = tmp_path / "student"
     done = foundling(
@@ -62,13 +87,15 @@ def test_a_student_has_half_of_its_teachers_layers(data: Path, bert: Path, tmp_p
     assert about["kind"] == "distilled masked language model" and result["metric"] == "loss"
     teacher = manifest(bert)["result"]["actual"]["loss"]
     assert result["baselines"] == {"teacher": pytest.approx(teacher, abs=2e-5)}, "on the same masks"
-    assert result["actual"]["loss"] < 1.1 * teacher
     record = RunRecord.from_dict(json.loads((out / "report.json").read_text()))
     assert record.samples and [r.metric for r in record.results] == ["pseudo-perplexity"]
     theirs, ours = library.load(bert), build_model(recipe)  # as training starts
     for place, layer in enumerate((0, 3)):
         for name, p in theirs.layers[layer].named_parameters():
             assert torch.equal(ours.layers[place].get_parameter(name), p)
+    first = json.loads((out / "log.jsonl").read_text().splitlines()[0])["loss"]
+    started, random = first_losses(recipe, data, ours)
+    assert first == pytest.approx(started, rel=0.3) and random > 2 * started, "training began there"
     filled = foundling("fill", out, "the model ___ data", "--json")
     assert filled.returncode == 0 and len(json.loads(filled.stdout)["gaps"]) == 1, filled.stderr
 
@@ -100,12 +127,43 @@ def test_a_student_of_another_shape_starts_at_random(data: Path, bert: Path, tmp
 
 @pytest.mark.slow
 def test_plans_of_a_student(data: Path, bert: Path) -> None:
-    student = ["--family", "distilbert", "--teacher", bert, "--seq-len", "32", "--batch-size", "4"]
+    """They count the teacher: its weights, and the FLOPs of its forward pass."""
+    teacher = library.load(bert)  # frozen, so that training it is its forward pass
+    stored = sum(p.nbytes for p in teacher.parameters())
+    forward = training_flops_per_token(teacher.requires_grad_(False), 32)
+    sizes = ("--seq-len", "32", "--batch-size", "4", "--vocab-size", str(teacher.config.vocab_size))
+    alone = ["--family", "distilbert", "--d-model", "32", "--n-layers", "2", "--model.max-seq-len", "32", *sizes]
+    student = ["--family", "distilbert", "--teacher", bert, *sizes[:4]]
     for what, more in (("memory", []), ("run", [data, "--tokens", "3072"]), ("optimal", [data, "--tokens", "3072"])):
-        done = foundling("plan", what, *more, *student, "--json")
-        assert done.returncode == 0, done.stderr
-        found = json.loads(done.stdout)
-        assert what == "optimal" or found["params"] < manifest(bert)["result"]["params"]
+        done = [foundling("plan", what, *more, *args, "--json") for args in (student, alone)]
+        assert [d.returncode for d in done] == [0, 0], done[0].stderr + done[1].stderr
+        found, without = (json.loads(d.stdout) for d in done)
+        if what == "optimal":
+            found, without = found["prediction"], without["prediction"]
+            own = without["flops"] / without["tokens"]
+            assert found["flops"] / found["tokens"] == pytest.approx(own + forward)
+            continue
+        assert found["params"] == without["params"] < manifest(bert)["result"]["params"]
+        part = "training" if what == "memory" else "memory"
+        assert found[part]["weights"] == without[part]["weights"] + stored
+        assert found["flops_per_token"] == without["flops_per_token"] + forward
+        assert what == "memory" or found["flops"] == found["flops_per_token"] * found["tokens"]
+
+
+def test_a_teacher_costs_its_weights_and_a_forward_pass(untrained: Path) -> None:
+    for name in ("llama", "bert"):
+        teacher = library.load(untrained / name).requires_grad_(False)
+        stored, forward = sum(p.nbytes for p in teacher.parameters()), training_flops_per_token(teacher, 16)
+        assert forward > 2 * matmul_parameters(teacher), "attention counts too"
+        model = {"family": name, "fields": {"d_model": 64, "n_layers": 1}}
+        given = {"model": model, "objective": {"teacher": str(untrained / name)}, "train": {"seq_len": 16}}
+        found = memory_estimate(request := Request("builtin:stdlib", given=given))
+        shape = replace(shape_of(request)[0], frozen=NO_TEACHER)
+        alone = estimate_memory(shape, free=2**30, held=2**30, process=found["training"]["process"])
+        assert found["params"] == alone["params"]
+        for part in ("weights", "peak"):
+            assert found["training"][part] == alone["training"][part] + stored
+        assert found["flops_per_token"] == alone["flops_per_token"] + forward
 
 
 def test_the_sizes_of_students(untrained: Path) -> None:
