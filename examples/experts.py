@@ -109,18 +109,22 @@ def draw(parts: dict[str, list[dict[str, Any]]], file: Path) -> None:
     save_figure(fig, file)
 
 
+def grids(device: str, small: bool = False) -> dict[str, Grid]:
+    growing = list(GROWING.items())
+    if small:
+        return {"models that grow": growing[:1]}
+    if device == "cuda":
+        return {"models that grow": [*growing, *LARGER.items()]}
+    return {"models that grow": growing, "one size, 64 × 2": [growing[0], *FIXED.items()]}
+
+
 def main() -> None:
     parser = Parser("experts", __doc__, small="the smallest models and budget with one seed")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args()
     results, figure = parser.results(args, {"vocabulary": VOCAB, "corpus": "stdlib"})
-    seeds, growing = seeds_of(args, 1 if args.small else 3), list(GROWING.items())
-    parts: dict[str, Grid] = {"models that grow": growing[:1] if args.small else growing}
-    if args.device == "cuda":
-        parts["models that grow"] += LARGER.items()
-    elif not args.small:
-        parts["one size, 64 × 2"] = [growing[0], *FIXED.items()]
-    rows = {name: compared(results, grid, seeds, args.device) for name, grid in parts.items()}
+    seeds = seeds_of(args, 1 if args.small else 3)
+    rows = {name: compared(results, grid, seeds, args.device) for name, grid in grids(args.device, args.small).items()}
     for name, of in rows.items():
         print(f"\n{name}\n\n{printed(of)}")
     draw({name: of for name, of in rows.items() if of}, figure)

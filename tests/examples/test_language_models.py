@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.runs import DOCS
-from examples.experts import DENSE, GROWING, MIXTURE, settings
+from benchmarks.runs import DOCS, Results
+from examples.experts import DENSE, GROWING, MIXTURE, compared, grids, printed, settings
 from examples.language_models import FILLERS, PARTS, SYMBOLS, Recall, recall, recall_rows, recall_table
 from foundling.runtime.files import read_json
 from foundling.runtime.rng import generator
@@ -37,6 +37,14 @@ def test_a_table_says_what_was_not_measured() -> None:
     assert table.splitlines()[2:] == ["| LSTM | 8 | 1.00 | 0.26 |"]
     assert missing.startswith("Not measured: ") and missing.count(";") == 8 and "LSTM, 8" not in missing
     assert "LSTM, 1 symbol;" in missing and missing.endswith("state space, Mamba-2, 8 symbols.")
+
+
+@pytest.mark.parametrize(("name", "device"), [("experts", "cpu"), ("experts_gpu", "cuda")])
+def test_the_tables_of_the_mixture_are_those_of_the_results(name, device) -> None:
+    results, page = Results(name, minutes=0), (DOCS / "language_models.md").read_text(encoding="utf-8")
+    for grid in grids(device).values():
+        rows = compared(results, grid, range(3), device)
+        assert printed(rows) in page and len(rows) >= 2
 
 
 def test_a_mixture_multiplies_as_much_as_the_dense_model_beside_it() -> None:
