@@ -4,13 +4,14 @@
 python -m examples.text_to_text [--small] [--minutes 30]
 
 It is pretrained on spans (examples.self_supervision) and finetuned on a mixture of four tasks at once: the section of a
-package by its description, whether an e-mail is spam, and two of the same dates: to ISO 8601, and to German. That the
-prefix decides shows where one held-out date is asked for both ways. A control reads the same mixture without prefixes.
+package by its description, whether an e-mail is spam, and of the same dates the day, and the German month. That the
+prefix decides shows where one text is asked for two ways: each date, descriptions for spam, e-mails for a section.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,12 +31,15 @@ from foundling.evaluate.intervals import wilson
 from foundling.runtime.rng import generator
 from foundling.text import Tokenizer
 
-TASKS = ("section", "spam", "iso", "german")
-TRAIN, HELD_OUT = {"section": 1000, "spam": 1000, "iso": 2000, "german": 2000}, 200
+TASKS = ("section", "spam", "day", "month")
+TRAIN, HELD_OUT = {"section": 1000, "spam": 1000, "day": 2000, "month": 2000}, 200
 """examples of each task"""
-LETTERS, SEQ_LEN, EPOCHS = 120, 64, 10
-MODELS = {"with prefixes": True, "without prefixes": False}
-FREQUENT = "most frequent answer"
+LETTERS, SEQ_LEN, EPOCHS = 120, 64, 8
+MODEL, FREQUENT = "with prefixes", "most frequent answer"
+FORMS = {"spam": "spam|ham", "day": r"\d\d?", "month": r"[^\W\d]+"}
+"""task -> what its answers look like; those of `section` are the sections of the training examples"""
+SWAPPED = (("section", "spam"), ("spam", "section"), ("day", "month"), ("month", "day"))
+"""texts of one task that are asked for another"""
 OPTIONS = ["--method", "full", "--optimizer", "muon", "--learning-rate", "0.01", "--matrix-learning-rate", "0.01"]
 OPTIONS += ["--batch-size", "32", "--seq-len", str(SEQ_LEN)]
 Item = tuple[str, str]
@@ -57,22 +61,22 @@ def dates(task: str, held_out: bool, n: int) -> Iterator[Item]:
     for _ in range(n):
         day = days[int(torch.randint(len(days), (), generator=draw))]
         pattern = int(torch.randint(len(english.patterns), (), generator=draw))
-        answer = day.isoformat() if task == "iso" else german.write(day, german.patterns[1])
+        answer = str(day.day) if task == "day" else german.write(day, "MMMM")
         yield english.write(day, english.patterns[pattern]), answer
 
 
 def items(task: str, *, held_out: bool) -> list[Item]:
     n = HELD_OUT if held_out else TRAIN[task]
-    if task in ("iso", "german"):
+    if task in ("day", "month"):
         return list(dates(task, held_out, n))
     return list(labelled("sections" if task == "section" else task, held_out))[:n]
 
 
-def mixture(prefixed: bool) -> Path:
-    file = WORK / "self-supervision" / f"mixture-{'prefixed' if prefixed else 'plain'}.jsonl"
+def mixture() -> Path:
+    file = WORK / "self-supervision" / "mixture.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     rows = [
-        {"source": f"{task}: {text}" if prefixed else text, "target": target}
+        {"source": f"{task}: {text}", "target": target}
         for task in TASKS
         for text, target in items(task, held_out=False)
     ]
@@ -90,32 +94,38 @@ def answers(model: Any, tokenizer: Tokenizer, texts: list[str]) -> list[str]:
     return written
 
 
-def measure(small: bool, prefixed: bool) -> dict[str, Any]:
+def measure(small: bool) -> dict[str, Any]:
     flops = FLOPS * (SMALL if small else 1)
     base = directory("spans", flops)
     if not base.exists():
         pretrained("spans", flops)
-    out = WORK / "self-supervision" / f"text-to-text-{'prefixed' if prefixed else 'plain'}"
+    out = WORK / "self-supervision" / "text-to-text"
     shutil.rmtree(out, ignore_errors=True)
-    result = foundling_json(
-        "finetune", base, mixture(prefixed), "--as", "seq2seq", *OPTIONS, "--epochs", str(1 if small else EPOCHS),
-        "--out", out,
-    )  # fmt: skip
-    model, tokenizer = foundling.load(out), Tokenizer.load(out)
-    model.eval()
-    figures: dict[str, Any] = {}
-    examples: list[list[str]] = []
+    epochs = str(1 if small else EPOCHS)
+    actual = foundling_json(
+        "finetune", base, mixture(), "--as", "seq2seq", *OPTIONS, "--epochs", epochs, "--out", out
+    )["actual"]  # fmt: skip
+    scored = evaluate(foundling.load(out).eval(), Tokenizer.load(out))
+    shutil.rmtree(out, ignore_errors=True)
+    cost = {"minutes": round(actual["seconds"] / 60, 2), "peak memory (MB)": round(actual["peak_bytes"] / 1e6)}
+    return scored | cost
+
+
+def evaluate(model: Any, tokenizer: Tokenizer) -> dict[str, Any]:
+    """`right`: task -> share of whole answers; `form`: share of answers of the form of what was asked for, where the
+    text is another task's; and an example of each task."""
+    right, form, examples = dict[str, float](), dict[str, float](), list[list[str]]()
     for task in TASKS:
         asked = items(task, held_out=True)
-        written = answers(model, tokenizer, [f"{task}: {text}" if prefixed else text for text, _ in asked])
-        figures[task] = sum(a == b for a, (_, b) in zip(written, asked, strict=True)) / len(asked)
+        written = answers(model, tokenizer, [f"{task}: {text}" for text, _ in asked])
+        right[task] = sum(a == b for a, (_, b) in zip(written, asked, strict=True)) / len(asked)
         examples.append([f"{task}: {asked[0][0][:60]}", asked[0][1], written[0]])
-    actual = result["actual"]
-    shutil.rmtree(out, ignore_errors=True)
-    return {
-        "right": figures, "examples": examples, "minutes": round(actual["seconds"] / 60, 2),
-        "peak memory (MB)": round(actual["peak_bytes"] / 1e6),
-    }  # fmt: skip
+    sections = "|".join(re.escape(name) for name in {target for _, target in items("section", held_out=False)})
+    for of, task in SWAPPED:
+        written = answers(model, tokenizer, [f"{task}: {text}" for text, _ in items(of, held_out=True)])
+        pattern = FORMS.get(task, sections)
+        form[f"{of} texts, asked for {task}"] = sum(bool(re.fullmatch(pattern, a)) for a in written) / len(written)
+    return {"right": right, "form": form, "examples": examples}
 
 
 def most_frequent(task: str) -> float:
@@ -127,14 +137,19 @@ def most_frequent(task: str) -> float:
 
 
 def task_table(values: dict[str, Any]) -> str:
-    """The share that each model writes exactly, with its interval, by task."""
-    named = [name for name in MODELS if name in values]
-    rows: list[tuple[Any, ...]] = [("task", *named, FREQUENT)]
+    """The share of whole answers, with its interval, by task."""
+    rows: list[tuple[Any, ...]] = [("task", "right", FREQUENT)]
     for task in TASKS:
-        shares = [values[name]["right"][task] for name in named]
-        shown = ["{:.3f} ({:.3f}–{:.3f})".format(share, *wilson(share, HELD_OUT)) for share in shares]
-        rows.append((task, *shown, f"{values[FREQUENT][task]:.3f}"))
+        share = values[MODEL]["right"][task]
+        low, high = wilson(share, HELD_OUT)
+        rows.append((task, f"{share:.3f} ({low:.3f}–{high:.3f})", f"{values[FREQUENT][task]:.3f}"))
     return table(rows)
+
+
+def form_table(values: dict[str, Any]) -> str:
+    return table(
+        [("texts and prefix", "answers of that form"), *((k, f"{v:.3f}") for k, v in values[MODEL]["form"].items())]
+    )
 
 
 def main() -> None:
@@ -142,11 +157,10 @@ def main() -> None:
     args = parser.parse_args()
     settings = {"examples": TRAIN, "epochs": 1 if args.small else EPOCHS, "letters": LETTERS, "finetuning": OPTIONS}
     results, _ = parser.results(args, settings)
-    for name in MODELS:
-        results.get(name, lambda name=name: measure(args.small, MODELS[name]))
+    results.get(MODEL, lambda: measure(args.small))
     results.get(FREQUENT, lambda: {task: most_frequent(task) for task in TASKS})
-    print("\n" + task_table(results.values) + "\n\n" + cost_of(results))
     require_all(results)
+    print("\n" + task_table(results.values) + "\n\n" + form_table(results.values) + "\n\n" + cost_of(results))
 
 
 if __name__ == "__main__":
