@@ -81,7 +81,7 @@ EPOCHS = {100: 20, 1000: 4}
 """labels -> epochs of finetuning"""
 FINETUNE = ["--as", "classify", "--method", "full", "--pool", "concat", "--batch-size", "8", "--seq-len", str(SEQ_LEN)]
 TIMES = (1, 10)
-"""the default learning rate"""
+"""factors on the default learning rate of finetuning"""
 
 
 def directory(name: str, flops: float) -> Path:
@@ -142,7 +142,7 @@ class Uncounted:
         return batch | {"loss_mask": batch["loss_mask"] & ~torch.isin(batch["targets"], self.tokens)}
 
 
-def asked(made: Learning, tokenizer: Tokenizer, name: str, batches: Batches) -> Batches:
+def scored_batches(made: Learning, tokenizer: Tokenizer, name: str, batches: Batches) -> Batches:
     """What is measured: held-out batches as the objective reads them, without the loss of sentinels."""
     return Uncounted(made.transform(batches), sentinel_ids(tokenizer) if KINDS[name][1] == "span" else ())
 
@@ -159,13 +159,13 @@ def pretrained(name: str, flops: float = FLOPS) -> dict[str, Any]:
     steps = round(tokens / (rows * SEQ_LEN))
     batches = made.transform(PackedBatches(data.train, seq_len=SEQ_LEN, batch_size=rows, seed=0))
     windows = evaluation_batches(data.held_out, seq_len=SEQ_LEN, batch_size=16, stride=SEQ_LEN)
-    measure = partial(corrupted_score, model, made.objective, partial(asked, made, data.tokenizer, name))
+    measure = partial(corrupted_score, model, made.objective, partial(scored_batches, made, data.tokenizer, name))
     before = measure(windows, runtime)
     state, schedule = TrainState.build(model, rates(factor)), Schedule(steps, warmup_steps=steps // 50)
     for record in train(state, made.objective, batches, schedule, TrainOptions(64), runtime):
         if record.n % max(1, steps // 5) == 0:
             print(f"  {name}, step {record.n} of {steps}: {record.loss:.3f}", flush=True)
-    after, test = measure(windows, runtime), asked(made, data.tokenizer, name, windows)
+    after, test = measure(windows, runtime), scored_batches(made, data.tokenizer, name, windows)
     held_out = [test[n] for n in range(len(windows))]
     if isinstance(model, Electra):
         constant, extra = replaced_figures(model, made.objective, held_out)
@@ -190,10 +190,10 @@ def replaced_figures(model: Electra, objective: ReplacedTokens, batches: list[An
     labels, margins, nats = list[Tensor](), list[Tensor](), list[Term]()
     for batch in batches:
         hidden = model.generator(batch["tokens"], documents=batch["documents"]).hidden
-        told = objective.rewritten(model, hidden, batch)
+        rewritten = objective.rewritten(model, hidden, batch)
         nats.append(objective(model, batch)["generator"])
-        labels.append(told["targets"][told["loss_mask"]])
-        margins.append(scores(model.discriminator, told).diff(dim=-1)[..., 0][told["loss_mask"]])
+        labels.append(rewritten["targets"][rewritten["loss_mask"]])
+        margins.append(scores(model.discriminator, rewritten).diff(dim=-1)[..., 0][rewritten["loss_mask"]])
     label, margin = torch.cat(labels), torch.cat(margins)
     call, ranks = margin > 0, rankdata(margin.numpy())
     n = int(label.sum())

@@ -118,10 +118,10 @@ def evaluate(model: Any, tokenizer: Tokenizer) -> dict[str, Any]:
     text is another task's; and an example of each task."""
     right, form, examples = dict[str, float](), dict[str, float](), list[list[str]]()
     for task in TASKS:
-        asked = items(task, held_out=True)
-        written = answers(model, tokenizer, [f"{task}: {text}" for text, _ in asked])
-        right[task] = sum(a == b for a, (_, b) in zip(written, asked, strict=True)) / len(asked)
-        examples.append([f"{task}: {asked[0][0][:60]}", asked[0][1], written[0]])
+        test_items = items(task, held_out=True)
+        written = answers(model, tokenizer, [f"{task}: {text}" for text, _ in test_items])
+        right[task] = sum(a == b for a, (_, b) in zip(written, test_items, strict=True)) / len(test_items)
+        examples.append([f"{task}: {test_items[0][0][:60]}", test_items[0][1], written[0]])
     sections = "|".join(re.escape(name) for name in {target for _, target in items("section", held_out=False)})
     for of, task in SWAPPED:
         written = answers(model, tokenizer, [f"{task}: {text}" for text, _ in items(of, held_out=True)])
@@ -134,8 +134,8 @@ def most_frequent(task: str) -> float:
     """The share that the likeliest training answer gets right."""
     seen = [target for _, target in items(task, held_out=False)]
     best = max(set(seen), key=seen.count)
-    asked = items(task, held_out=True)
-    return sum(target == best for _, target in asked) / len(asked)
+    test_items = items(task, held_out=True)
+    return sum(target == best for _, target in test_items) / len(test_items)
 
 
 def task_table(values: dict[str, Any]) -> str:

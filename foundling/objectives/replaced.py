@@ -62,8 +62,8 @@ class ReplacedTokens:
         masked = batch["loss_mask"]
         hidden = model.generator(batch["tokens"], documents=batch["documents"]).hidden
         nats = chunked_cross_entropy(model.generator, hidden, batch["targets"], masked)
-        told = self.tag(model.discriminator, self.rewritten(model, hidden, batch))
-        return told | {"generator": Term(nats, masked.sum(), self.weight)}
+        terms = self.tag(model.discriminator, self.rewritten(model, hidden, batch))
+        return terms | {"generator": Term(nats, masked.sum(), self.weight)}
 
     @torch.no_grad()
     def rewritten(self, model: Electra, hidden: Tensor, batch: Batch) -> Batch:

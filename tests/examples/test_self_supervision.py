@@ -71,7 +71,7 @@ def test_the_tasks_are_those_of_the_docs_and_share_no_item() -> None:
         assert len(trained) == text_to_text.TRAIN[task] and len(asked) == text_to_text.HELD_OUT
         assert not {text for text, _ in trained} & {text for text, _ in asked}
     day, month = (text_to_text.items(task, held_out=True) for task in ("day", "month"))
-    assert [text for text, _ in day] == [text for text, _ in month]  # the prefix alone tells what is asked
+    assert [text for text, _ in day] == [text for text, _ in month]  # so the prefix alone decides the answer
 
 
 @pytest.mark.slow

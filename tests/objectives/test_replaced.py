@@ -80,12 +80,12 @@ def test_padding_counts_nothing() -> None:
     for name in ("loss", "accuracy", "generator"):
         assert int(longer[name].count) == int(plain[name].count)
     masked = model.generator(batch["tokens"], documents=batch["documents"]).hidden
-    told, wider = (
+    plain_text, wider = (
         objective.rewritten(model, hidden, of)
         for hidden, of in ((masked, batch), (torch.cat([masked, masked[:, :2]], 1), padded))
     )
     assert not wider["targets"][:, -2:].any() and not wider["loss_mask"][:, -2:].any()
-    assert told["loss_mask"].all()
+    assert plain_text["loss_mask"].all()
 
 
 def test_a_discriminator_without_scores_begins_at_chance() -> None:
