@@ -80,6 +80,8 @@ def limit_of_size(name: str) -> Limit:
 JSON_BYTES = Limit(32 << 20, "bytes of a configuration, an index or a manifest")
 COMPANION_BYTES = Limit(64 << 20, "bytes of a tokenizer's file or a text that is copied along")
 RECIPE_BYTES = Limit(1 << 20, "bytes of a YAML recipe")
+MAX_LINE_BYTES = 64 << 20
+"""of a line of a JSON Lines file: an example, an answer"""
 HEADER_BYTES = Limit(64 << 20, "bytes of the header of a safetensors or GGUF file")
 JSON_DEPTH = Limit(64, "arrays and objects inside each other; the files of models in use have fewer than ten")
 SHARD_BYTES = Limit(1 << 50, "bytes of tensors in one file that is written")

@@ -142,7 +142,55 @@ class Result:
     scores: list[float] = field(default_factory=list)
     """of each item, in the task's order: what `evaluate.compare` pairs"""
     hashes: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of "model", "task" (its items), "prompt" (as rendered) and "code" (what rendered and scored)"""
+    """SHA-256 of "model", "task" (its items), "prompt" (as rendered) and "code" (what rendered and scored); "template"
+    (how prompts are framed) and "backend" (library, dtype, kernels) of a model that was asked"""
+    figures: dict[str, tuple[float | None, float | None, float | None]] = field(default_factory=dict)
+    """more figures of the same items: name -> (value, low, high)"""
+    cost: dict[str, float] = field(default_factory=dict)
+    """what the answers took: "seconds", "prompt_tokens", "new_tokens" """
+    weights: list[float] = field(default_factory=list)
+    """of each item in the mean; [] where all weigh the same"""
+
+
+class Item(TypedDict):
+    """One example of an evaluation, for a reader and for comparisons."""
+
+    id: str
+    prompt: str
+    """as rendered"""
+    target: str
+    """what is right; "" where nothing says so"""
+    answer: str
+    """the generated text, or the continuation that was preferred"""
+    score: float
+    choices: NotRequired[list[tuple[str, float]]]
+    """of a choice: the texts and their log-probabilities"""
+    cut: NotRequired[bool]
+    """the answer reached its length before its own end"""
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """All that one evaluation of one subject measured: `evaluation.json` of its directory, with the items beside it."""
+
+    subject: str
+    created: str
+    """ISO date and time"""
+    command: str
+    results: list[Result]
+    items: dict[str, list[Item]] = field(default_factory=dict)
+    """by name of the task; in files of their own, `items/N.jsonl`"""
+    settings: dict[str, Any] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+    """of the model: family, params, bytes, directory"""
+    notes: list[str] = field(default_factory=list)
+    """what a reader should know: items left out, contamination, a template that is missing"""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EvaluationRecord:
+        results = [Result(**r) if isinstance(r, Mapping) else r for r in values.get("results", [])]
+        return cls(**{**values, "results": results})
 
 
 @dataclass(frozen=True)

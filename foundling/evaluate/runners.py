@@ -1,212 +1,128 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a task: by the log-probabilities of given continuations, by generation, or over texts that are there already."""
+"""Run a task: ask a subject, or judge texts that are there already."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-
-from foundling.contracts.records import Result
-from foundling.decode import plain
-from foundling.decode.prompts import pad_prompts
-from foundling.decode.request import Completion, Request, build_sampling, sample_seed
-from foundling.errors import ConfigError, DataError, GenerationError
-from foundling.evaluate.intervals import interval_of
-from foundling.evaluate.task import Continuation, GeneratedText, Task
-from foundling.text import Tokenizer
-from foundling.text.framing import Framing
-from foundling.weights.directory import weights_hash
-from foundling.weights.text_spec import text_spec
-
-BATCH_SIZE = 64
-_LOGIT_ROWS = 256  # positions whose logits are held at once
+from foundling.contracts.records import Item, Result
+from foundling.decode.request import sample_seed
+from foundling.errors import DataError
+from foundling.evaluate.intervals import BOOTSTRAP, bootstrap, interval_of
+from foundling.evaluate.subject import (
+    Continuation,
+    GeneratedText,
+    GenerateRequest,
+    LikelihoodRequest,
+    Subject,
+    prompt_text,
+)
+from foundling.evaluate.task import Task, best
 
 
-def loglikelihood(
-    model: Any,
-    text: Framing | Tokenizer,
-    task: Task[Any],
-    *,
-    batch_size: int = BATCH_SIZE,
-    subject: str = "model",
-    model_hash: str | None = None,
-) -> Result:
-    """Scores each example by the log-probabilities of its continuations, given its prompt.
+class Evaluated(NamedTuple):
+    result: Result
+    items: list[Item]
+    answers: list[Any]
+    """as the task's score reads them"""
 
-    Prompt and continuation are tokenized together; from the first token that differs from the prompt's own, all count,
-    so that no character of the continuation goes uncounted where a token spans the border. `model_hash` saves hashing
-    the weights. Raises ConfigError for a task without continuations, GenerationError for a model that does not predict
-    the next token, DataError for an example that is longer than the model reads.
-    """
+
+def run(task: Task[Any], subject: Subject, *, on_answer: Callable[[int], None] | None = None) -> Evaluated:
+    """Asks the subject for an answer to each example and scores it. Example i draws by sample_seed(seed, i) of the
+    task's decoding. `on_answer` is called with the number of answers that each step adds.
+
+    Raises DataError for a task without examples, GenerationError for what the subject cannot do or read."""
+    if not task.examples:
+        raise DataError(f"task {task.name!r} has no examples; give at least one")
+    start = time.perf_counter()
+    answers = _ask(task, subject, on_answer or (lambda n: None))
+    seconds = time.perf_counter() - start
+    evaluated = score(task, answers, subject=subject.name, hashes=subject.hashes)
+    counted = [part for answer in answers for part in (answer if isinstance(answer, list) else [answer])]
+    cost = {
+        "seconds": seconds,
+        "prompt_tokens": float(sum(part.n_prompt for part in counted)),
+        "new_tokens": float(sum(part.n_tokens for part in counted if isinstance(part, GeneratedText))),
+    }
+    return evaluated._replace(result=replace(evaluated.result, cost=cost))
+
+
+def _ask(task: Task[Any], subject: Subject, on_answer: Callable[[int], None]) -> list[Any]:
+    prompts = [task.prompt(example) for example in task.examples]
+    if task.rolling:
+        return _in_order(subject.rolling([prompt_text(prompt) for prompt in prompts]), len(prompts), on_answer)
     if task.continuations is None:
-        raise ConfigError(f"task {task.name!r} has no continuations to compare; give them, or run it by generation")
-    framing = frame(model, text)
-    texts = [list(task.continuations(example)) for example in task.examples]
-    pairs = [
-        encode_pair(framing, task.prompt(example), option)
-        for example, options in zip(task.examples, texts, strict=True)
-        for option in options
-    ]
-    found = iter(continuation_logprobs(model, pairs, batch_size=batch_size))
-    scores = []
-    for example, options in zip(task.examples, texts, strict=True):
-        answers = [Continuation(text, sum(logprobs := next(found)), len(logprobs)) for text in options]
-        scores.append(float(task.score(example, answers)))
-    return result_of(task, scores, subject, model_hash or weights_hash(model), loglikelihood)
+        sampled = task.decoding.temperature > 0  # greedy answers do not depend on their place
+        requests = [
+            GenerateRequest(prompt, replace(task.decoding, seed=sample_seed(task.decoding.seed, i) if sampled else 0))
+            for i, prompt in enumerate(prompts)
+        ]
+        return _in_order(subject.generate(requests), len(requests), on_answer)
+    options = [list(task.continuations(example)) for example in task.examples]
+    pairs = [LikelihoodRequest(prompt, text) for prompt, texts in zip(prompts, options) for text in texts]
+    answers = iter(_in_order(subject.loglikelihood(pairs), len(pairs), on_answer))
+    return [[next(answers) for _ in texts] for texts in options]
 
 
-def generate(
-    model: Any,
-    text: Framing | Tokenizer,
-    task: Task[Any],
-    *,
-    max_tokens: int,
-    seed: int = 0,
-    stop_strings: Sequence[str] = (),
-    batch_size: int = BATCH_SIZE,
-    subject: str = "model",
-    model_hash: str | None = None,
-    **sampling: Any,
-) -> Result:
-    """Scores what the model generates for each example's prompt. `sampling`: fields of decode's Sampling; by default
-    the likeliest token is taken (temperature 0)."""
-    answers = complete(
-        model,
-        text,
-        [task.prompt(example) for example in task.examples],
-        max_tokens=max_tokens,
-        seed=seed,
-        stop_strings=stop_strings,
-        batch_size=batch_size,
-        **({"temperature": 0.0} | sampling),
-    )
-    return judge(task, answers, subject=subject, model_hash=model_hash or weights_hash(model))
+def _in_order(answers: Iterable[tuple[int, Any]], n: int, on_answer: Callable[[int], None]) -> list[Any]:
+    by_index = dict[int, Any]()
+    for index, answer in answers:
+        by_index[index] = answer
+        on_answer(1)
+    assert len(by_index) == n, "a subject answers every request once"
+    return [by_index[i] for i in range(n)]
 
 
 def judge(
     task: Task[Any], answers: Sequence[GeneratedText], *, subject: str = "model", model_hash: str | None = None
 ) -> Result:
     """Scores texts that are there already, one an example, whoever wrote them."""
+    return score(task, answers, subject=subject, hashes={"model": model_hash} if model_hash else {}).result
+
+
+def score(task: Task[Any], answers: Sequence[Any], *, subject: str = "model", hashes: dict[str, str] = {}) -> Evaluated:
+    """The figure, its interval and the items of answers, one an example."""
     if len(answers) != len(task.examples):
         raise DataError(f"task {task.name!r} has {len(task.examples)} examples and got {len(answers)} answers")
     scores = [float(task.score(example, answer)) for example, answer in zip(task.examples, answers, strict=True)]
-    return result_of(task, scores, subject, model_hash, judge)
+    items = [_item(task, i, answer, scores[i]) for i, answer in enumerate(answers)]
+    figures = {name: (f.value, f.low, f.high) for name, f in task.figures(task.examples, answers).items()} \
+        if task.figures else {}  # fmt: skip
+    result = replace(result_of(task, scores, subject, None), figures=figures)
+    return Evaluated(replace(result, hashes={**hashes, **result.hashes}), items, list(answers))
 
 
-def complete(
-    model: Any,
-    text: Framing | Tokenizer,
-    prompts: Sequence[str],
-    *,
-    max_tokens: int,
-    seed: int = 0,
-    stop_strings: Sequence[str] = (),
-    batch_size: int = BATCH_SIZE,
-    **sampling: Any,
-) -> list[GeneratedText]:
-    """A text for each prompt, until an end that the model or its tokenizer declares. Prompt i draws by
-    sample_seed(seed, i), whatever the batch."""
-    framing = frame(model, text)
-    values = build_sampling(None, sampling)
-    never = dict.fromkeys(framing.unnamed_rows(), float("-inf"))
-    values = replace(values, logit_bias=never | dict(values.logit_bias))
-    stop = (*framing.ends, *framing.stops(stop_strings))
-    requests = [
-        Request(ids, max_tokens, values, sample_seed(seed, i), stop, stop_strings, framing.answer(ids))
-        for i, ids in enumerate(map(framing.prompt, prompts))
-    ]
-    answers = list[Completion]()
-    with torch.compiler.set_stance("force_eager"):
-        for start in range(0, len(requests), batch_size):
-            answers += plain.complete(model, requests[start : start + batch_size])
-    return [GeneratedText(answer.text or "", answer.finish_reason == "length") for answer in answers]
+def _item(task: Task[Any], i: int, answer: Any, score: float) -> Item:
+    example = task.examples[i]
+    item = Item(
+        id=str(example.get("id", i) if isinstance(example, dict) else i),
+        prompt=prompt_text(task.prompt(example)), target=task.target(example) if task.target else "",
+        answer="", score=score,
+    )  # fmt: skip
+    if isinstance(answer, GeneratedText):
+        item["answer"], item["cut"] = answer.text, answer.cut
+    elif isinstance(answer, list):
+        item["answer"] = answer[best(answer, task.scale)].text
+        item["choices"] = [(option.text, option.logprob) for option in answer]
+    elif isinstance(answer, Continuation):
+        item["choices"] = [("", answer.logprob)]
+    return item
 
 
-def frame(model: Any, text: Framing | Tokenizer) -> Framing:
-    """How this model's texts are framed: as its directory says, or by the tokenizer alone."""
-    return text if isinstance(text, Framing) else Framing(text, text_spec(model))
-
-
-def encode_pair(framing: Framing, prompt: str, continuation: str) -> tuple[list[int], list[int]]:
-    """The ids of the prompt and those that count. GenerationError where nothing stands before the first that counts."""
-    if framing.spec.reads_source:
-        return framing.prompt(prompt), framing.tokenizer.encode(continuation)
-    before, whole = framing.beginning(prompt), framing.beginning(prompt + continuation)
-    same = next((i for i, (a, b) in enumerate(zip(before, whole)) if a != b), min(len(before), len(whole)))
-    if not same:
-        raise GenerationError("the prompt is empty and the tokenizer has no opening token; give a prompt")
-    return whole[:same], whole[same:]
-
-
-@torch.inference_mode()
-def continuation_logprobs(
-    model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = BATCH_SIZE
-) -> list[list[float]]:
-    """Of each (prompt, continuation) in ids, ln p of every token of the continuation given all before it."""
-    can = model.capabilities
-    if not can.generates:
-        raise GenerationError(
-            f"{type(model).__name__} does not predict the next token; see evaluate.perplexity.pseudo_perplexity"
-        )
-    rows = [([], [model.config.start_id, *after]) if can.reads_source else (list(before), list(after))
-            for before, after in pairs]  # fmt: skip
-    for before, after in rows:
-        if len(before) + len(after) - 1 > model.config.max_seq_len:
-            raise DataError(
-                f"an example takes {len(before) + len(after) - 1} tokens, the model reads at most "
-                f"{model.config.max_seq_len}; shorten its prompt"
-            )
-    found: list[list[float]] = [[] for _ in pairs]
-    order = sorted(range(len(pairs)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
-    model.eval()
-    with torch.compiler.set_stance("force_eager"):
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            sources = [pairs[i][0] for i in chosen] if can.reads_source else None
-            for i, logprobs in zip(chosen, _batch_logprobs(model, [rows[i] for i in chosen], sources), strict=True):
-                found[i] = logprobs
-    return found
-
-
-def _batch_logprobs(
-    model: Any, rows: Sequence[tuple[list[int], list[int]]], sources: Sequence[Sequence[int]] | None
-) -> list[list[float]]:
-    """rows: (what stands before, what counts); where there are sources, the first that "counts" is the start id."""
-    device = next(model.parameters()).device
-    ids, documents = pad_prompts([[*before, *after][:-1] for before, after in rows], device)
-    if sources is None:
-        hidden, first = model(ids, documents=documents).hidden, [len(before) for before, _ in rows]
+def result_of(task: Task[Any], scores: list[float], subject: str, model_hash: str | None, runner: Any = None) -> Result:
+    weights = [task.weight(example) for example in task.examples] if task.weight else []
+    if weights:
+        products = [score * weight for score, weight in zip(scores, weights, strict=True)]
+        value = sum(products) / sum(weights)
+        low, high, method = (*(bootstrap(products, weights) or (None, None)), BOOTSTRAP)
     else:
-        read, source_documents = pad_prompts(sources, device)
-        memory = model.encode(read, documents=source_documents)
-        hidden, first = model(ids, documents=documents, memory=memory).hidden, [1] * len(rows)
-    targets = [[*before, *after][at:] for (before, after), at in zip(rows, first, strict=True)]
-    counted = torch.cat([hidden[row, at - 1 : at - 1 + len(t)]
-                         for row, (at, t) in enumerate(zip(first, targets, strict=True))])  # fmt: skip
-    wanted = torch.tensor([token for t in targets for token in t], device=device, dtype=torch.int64)
-    logprobs = torch.cat([
-        model.logits(part).float().log_softmax(-1).gather(-1, of[:, None])[:, 0]
-        for part, of in zip(counted.split(_LOGIT_ROWS), wanted.split(_LOGIT_ROWS), strict=True)
-    ]).tolist()  # fmt: skip
-    ends = torch.tensor([len(t) for t in targets]).cumsum(0).tolist()
-    return [logprobs[end - len(t) : end] for end, t in zip(ends, targets, strict=True)]
-
-
-def result_of(task: Task[Any], scores: list[float], subject: str, model_hash: str | None, runner: Any) -> Result:
-    low, high, method = interval_of(scores)
+        value = sum(scores) / len(scores) if scores else None
+        low, high, method = interval_of(scores)
     return Result(
-        task=task.name,
-        metric=task.metric,
-        value=sum(scores) / len(scores) if scores else None,
-        n=len(scores),
-        subject=subject,
-        low=low,
-        high=high,
-        interval=method,
-        lower_is_better=task.lower_is_better,
-        scores=scores,
-        hashes={**({"model": model_hash} if model_hash else {}), **task.hashes(runner)},
-    )
+        task=task.name, metric=task.metric, value=value, n=len(scores), subject=subject, low=low, high=high,
+        interval=method, lower_is_better=task.lower_is_better, scores=scores, weights=weights,
+        hashes={**({"model": model_hash} if model_hash else {}), **task.hashes(*([runner] if runner else []))},
+    )  # fmt: skip

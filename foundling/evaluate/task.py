@@ -10,46 +10,42 @@ import inspect
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 from foundling.errors import DataError
+from foundling.evaluate.metrics import Figure
+from foundling.evaluate.subject import Continuation, Decoding, GeneratedText, Prompt
 
 E = TypeVar("E")
-
-
-class GeneratedText(NamedTuple):
-    """What a generating subject answered."""
-
-    text: str
-    cut: bool = False
-    """it reached its length before its own end"""
-
-
-class Continuation(NamedTuple):
-    """What a model makes of a text that could follow the prompt."""
-
-    text: str
-    logprob: float
-    """natural log-probability of the whole, given the prompt"""
-    n_tokens: int
 
 
 @dataclass(frozen=True)
 class Task(Generic[E]):
     """`score(example, answer)` is a number per example, and their mean is the task's figure.
 
-    For the runner `generate` an answer is a GeneratedText. For `loglikelihood` it is a list with a Continuation for
-    each text of `continuations(example)`.
+    An answer is the GeneratedText that follows the prompt; with `continuations` a list with a Continuation for each of
+    these texts; with `rolling` the Continuation of the prompt itself, a whole text.
     """
 
     name: str
     examples: Sequence[E]
     """plain data (numbers, strings, lists, dicts, dataclasses): they are hashed"""
-    prompt: Callable[[E], str]
+    prompt: Callable[[E], Prompt]
     score: Callable[[E, Any], float]
     continuations: Callable[[E], Sequence[str]] | None = None
     metric: str = "accuracy"
     lower_is_better: bool = False
+    rolling: bool = False
+    decoding: Decoding = Decoding()
+    """how answers are generated"""
+    target: Callable[[E], str] | None = None
+    """what is right, for a reader"""
+    weight: Callable[[E], float] | None = None
+    """of an example in the mean: the bytes of a text, for a score in bits per byte"""
+    figures: Callable[[Sequence[E], Sequence[Any]], dict[str, Figure]] | None = None
+    """more figures of all examples and answers, by name: calibration, F1"""
+    scale: Callable[[Continuation], float] | None = None
+    """what the log-probability of a continuation is divided by before options are compared; None for 1"""
 
     def hashes(self, *runner: Callable[..., Any]) -> dict[str, str]:
         """SHA-256 of the examples with the task's name, of the rendered prompts and continuations, and of the source
@@ -62,29 +58,34 @@ class Task(Generic[E]):
         code = sorted({_source(function) for function in functions})
         return {
             "task": _digest([self.name, self.metric, [_plain(example) for example in self.examples]], self.name),
-            "prompt": _digest(rendered, self.name),
+            "prompt": _digest([rendered, dataclasses.asdict(self.decoding)], self.name),
             "code": _digest(code, self.name),
         }
 
 
 def choice(answer: Callable[[Any], int]) -> Callable[[Any, list[Continuation]], float]:
     """Scores 1 where the likeliest continuation is number answer(example)."""
-    return lambda example, found: float(_best([c.logprob for c in found]) == answer(example))
+    return lambda example, options: float(best(options) == answer(example))
 
 
 def choice_per_byte(answer: Callable[[Any], int]) -> Callable[[Any, list[Continuation]], float]:
     """`choice` by log-probability per UTF-8 byte, so that length does not decide (lm-evaluation-harness: acc_norm)."""
-    return lambda example, found: float(
-        _best([c.logprob / max(1, len(c.text.encode())) for c in found]) == answer(example)
-    )
+    return lambda example, options: float(best(options, per_byte) == answer(example))
 
 
 def exact_match(answer: Callable[[Any], str]) -> Callable[[Any, GeneratedText], float]:
     """Scores 1 where the generated text is answer(example), white space at either end aside."""
-    return lambda example, found: float(found.text.strip() == answer(example).strip())
+    return lambda example, generated: float(generated.text.strip() == answer(example).strip())
 
 
-def _best(values: list[float]) -> int:
+def per_byte(option: Continuation) -> float:
+    """The UTF-8 bytes of a continuation: a `scale`."""
+    return max(1, len(option.text.encode()))
+
+
+def best(options: Sequence[Continuation], scale: Callable[[Continuation], float] | None = None) -> int:
+    """The index of the likeliest, the first of equal ones."""
+    values = [c.logprob / (scale(c) if scale else 1) for c in options]
     return max(range(len(values)), key=values.__getitem__)
 
 
