@@ -90,7 +90,7 @@ def make_parser(command: str | None = None) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    from foundling.cli.version import release
+    from foundling.runtime.release import release
 
     parser.add_argument("--version", action="version", version=f"foundling {release()}")
     commands = parser.add_subparsers(

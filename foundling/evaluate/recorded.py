@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,11 +34,13 @@ class Recorded:
     """A subject whose answers are taken from `path` where they are recorded there, and are recorded there otherwise.
     Without `subject` only recorded answers exist: GenerationError for a request that was never made."""
 
-    def __init__(self, path: Path, subject: Subject | None = None, *, name: str = "", hashes: dict[str, str] = {}):
+    def __init__(
+        self, path: Path, subject: Subject | None = None, *, name: str = "", hashes: Mapping[str, str] | None = None
+    ) -> None:
         """`name` and `hashes` say who is replayed where there is no subject. DataError for a damaged file."""
         self.path, self.subject = path, subject
         self.name = subject.name if subject else name
-        self.hashes = subject.hashes if subject else dict(hashes)
+        self.hashes = subject.hashes if subject else dict(hashes or {})
         self.answers = {line["key"]: line["answer"] for line in read_answers(path)}
         self.n_replayed = 0
         """answers that came from the file"""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -83,7 +83,9 @@ def judge(
     return score(task, answers, subject=subject, hashes={"model": model_hash} if model_hash else {}).result
 
 
-def score(task: Task[Any], answers: Sequence[Any], *, subject: str = "model", hashes: dict[str, str] = {}) -> Evaluated:
+def score(
+    task: Task[Any], answers: Sequence[Any], *, subject: str = "model", hashes: Mapping[str, str] | None = None
+) -> Evaluated:
     """The figure, its interval and the items of answers, one an example."""
     if len(answers) != len(task.examples):
         raise DataError(f"task {task.name!r} has {len(task.examples)} examples and got {len(answers)} answers")
@@ -92,7 +94,7 @@ def score(task: Task[Any], answers: Sequence[Any], *, subject: str = "model", ha
     figures = {name: (f.value, f.low, f.high) for name, f in task.figures(task.examples, answers).items()} \
         if task.figures else {}  # fmt: skip
     result = replace(result_of(task, scores, subject, None), figures=figures)
-    return Evaluated(replace(result, hashes={**hashes, **result.hashes}), items, list(answers))
+    return Evaluated(replace(result, hashes={**(hashes or {}), **result.hashes}), items, list(answers))
 
 
 def _item(task: Task[Any], i: int, answer: Any, score: float) -> Item:

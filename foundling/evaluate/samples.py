@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from foundling.contracts.records import Result
+from foundling.decode.engine.engine import EngineOptions
+from foundling.decode.request import sample_seed
 from foundling.evaluate.baselines.ngram import ByteNGram
-from foundling.evaluate.runners import complete, judge
-from foundling.evaluate.task import GeneratedText, Task
+from foundling.evaluate.local import LocalModel
+from foundling.evaluate.runners import judge
+from foundling.evaluate.subject import Decoding, GeneratedText, GenerateRequest
+from foundling.evaluate.task import Task
 from foundling.evaluate.tasks import N_SAMPLES
 
 
@@ -24,16 +29,10 @@ def sample_texts(
     seed: int = 0,
 ) -> list[GeneratedText]:
     """n texts that begin with the tokenizer's opening token alone, in one batch; each draws by a seed of its own."""
-    return complete(
-        model,
-        tokenizer,
-        [""] * n,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        batch_size=n,
-    )
+    subject = LocalModel(model, tokenizer, engine=EngineOptions(native=False, max_num_seqs=n), model_hash="")
+    decoding = Decoding(max_tokens=max_tokens, temperature=temperature, top_p=top_p)
+    requests = [GenerateRequest("", replace(decoding, seed=sample_seed(seed, i))) for i in range(n)]
+    return [text for _, text in sorted(subject.generate(requests))]
 
 
 def ngram_texts(ngram: ByteNGram, samples: Sequence[GeneratedText], temperature: float = 1.0) -> list[GeneratedText]:

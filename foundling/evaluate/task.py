@@ -9,7 +9,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from foundling.errors import DataError
@@ -36,7 +36,7 @@ class Task(Generic[E]):
     metric: str = "accuracy"
     lower_is_better: bool = False
     rolling: bool = False
-    decoding: Decoding = Decoding()
+    decoding: Decoding = field(default_factory=Decoding)
     """how answers are generated"""
     target: Callable[[E], str] | None = None
     """what is right, for a reader"""

@@ -23,7 +23,8 @@ from foundling.decode.request import Request, build_sampling
 from foundling.evaluate.metrics import span_f1
 from foundling.evaluate.perplexity import score
 from foundling.evaluate.runners import judge
-from foundling.evaluate.task import GeneratedText, Task, exact_match
+from foundling.evaluate.subject import GeneratedText
+from foundling.evaluate.task import Task, exact_match
 from foundling.evaluate.tasks.labels import classify, label_task, tag_task, value_task
 from foundling.recipes.finetune_data import with_virtual
 from foundling.runtime.device import Runtime

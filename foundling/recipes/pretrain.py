@@ -15,7 +15,7 @@ from foundling.evaluate.baselines import measure_baselines
 from foundling.evaluate.baselines.ngram import ByteNGram
 from foundling.evaluate.perplexity import score
 from foundling.evaluate.samples import judge_samples, sample_texts
-from foundling.evaluate.task import GeneratedText
+from foundling.evaluate.subject import GeneratedText
 from foundling.evaluate.tasks import tasks_for
 from foundling.objectives.causal import Causal
 from foundling.recipes.learning import EVALUATE_ROWS, EVALUATE_STRIDE

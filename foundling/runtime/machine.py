@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from foundling.runtime.release import release
+
 
 def machine() -> dict[str, Any]:
     """What bitwise reproduction depends on, and what a reader wants to know of the machine."""
@@ -20,6 +22,11 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
+
+
+def versions() -> str:
+    """Of what computes: this library and torch."""
+    return f"foundling {release()}, torch {torch.__version__}"
 
 
 def _cpu_name() -> str:

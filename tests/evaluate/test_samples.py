@@ -13,7 +13,7 @@ from foundling.evaluate.baselines import compression, measure_baselines
 from foundling.evaluate.baselines.ngram import ByteNGram
 from foundling.evaluate.intervals import wilson
 from foundling.evaluate.samples import held_out_texts, judge_samples, ngram_texts, sample_texts
-from foundling.evaluate.task import GeneratedText
+from foundling.evaluate.subject import GeneratedText
 from foundling.evaluate.tasks import tasks_for
 from foundling.evaluate.tasks.python_source import NOTHING_OPEN, UP_TO_THE_CUT
 from foundling.models import build, family
@@ -47,7 +47,7 @@ def test_samples_are_those_of_decode_for_the_same_seed() -> None:
     rows = generate(
         model.eval(), [[tokenizer.eos]] * 4, max_tokens=20, temperature=0.7, top_p=0.95, seed=5, stop=[tokenizer.eos]
     )
-    assert found == [(tokenizer.decode(row.tokens), row.finish_reason == "length") for row in rows]
+    assert found == [(tokenizer.decode(r.tokens), r.finish_reason == "length", 1, len(r.tokens)) for r in rows]
 
 
 def test_shares_are_counted_at_equal_lengths_for_all_subjects() -> None:
@@ -66,13 +66,13 @@ def test_shares_are_counted_at_equal_lengths_for_all_subjects() -> None:
     assert (share.value, share.low, share.high) == (0.75, *wilson(0.75, 4))
     assert by[UP_TO_THE_CUT, "held_out"].value == 1.0  # real programs, cut anywhere
 
-    lengths = [max(1, len(text.encode())) for text, _ in samples]
+    lengths = [max(1, len(text.encode())) for text, *_ in samples]
     theirs = ngram_texts(ngram, samples, 0.7)
-    assert [text for text, _ in theirs] == [
+    assert [text for text, *_ in theirs] == [
         ngram.sample(i, n, 0.7).decode(errors="replace") for i, n in enumerate(lengths)
     ]
-    assert all(cut == (len(ngram.sample(i, n, 0.7)) == n) for i, (n, (_, cut)) in enumerate(zip(lengths, theirs)))
-    assert [len(text.encode()) for text, _ in held_out_texts(SOURCE, samples)] == lengths
+    assert all(cut == (len(ngram.sample(i, n, 0.7)) == n) for i, (n, (_, cut, *_)) in enumerate(zip(lengths, theirs)))
+    assert [len(text.encode()) for text, *_ in held_out_texts(SOURCE, samples)] == lengths
     assert judge_samples([], samples) == [] and len(judge_samples(tasks_for("python", n=4), samples)) == 2
 
 

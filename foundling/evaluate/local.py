@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model on this machine as the subject of an evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foundling.decode.engine.engine import Engine, EngineOptions
+from foundling.decode.likelihood import BATCH_TOKENS, continuation_scores
+from foundling.decode.native.build import is_built
+from foundling.decode.native.decoder import unsupported_reason
+from foundling.decode.request import Request, check_generates, max_completion
+from foundling.decode.sampling import Sampling
+from foundling.errors import ConfigError, GenerationError
+from foundling.evaluate.subject import Continuation, GeneratedText, GenerateRequest, LikelihoodRequest, Prompt
+from foundling.limits import SEQ_LEN, STEP_TOKENS
+from foundling.runtime.hub import local_directory
+from foundling.runtime.machine import versions
+from foundling.text import Tokenizer
+from foundling.text.framing import Framing
+from foundling.weights.directory import weights_hash
+from foundling.weights.loading import files_of, load
+from foundling.weights.text_spec import read_text_spec, text_spec
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_AT_ONCE = 512  # requests that an engine is given at once
+
+
+class LocalModel:
+    """`chat`: a text is a user's message, framed by the chat template; a conversation always is. `window`: tokens that
+    a whole text is read in; `stride`: of these how many each window scores anew (a smaller stride gives each token more
+    context: at least window − stride). `truncate`: a prompt that is too long loses its beginning; without, it is
+    refused. `batch_tokens`: of a forward pass."""
+
+    def __init__(
+        self,
+        model: Any,
+        text: Framing | Tokenizer,
+        *,
+        name: str = "model",
+        chat: bool = False,
+        engine: EngineOptions | None = None,
+        model_hash: str | None = None,
+        window: int | None = None,
+        stride: int | None = None,
+        truncate: bool = False,
+        batch_tokens: int = BATCH_TOKENS,
+    ) -> None:
+        check_generates(model)
+        self.model, self.name, self.chat, self.truncate = model, name, chat, truncate
+        self.framing = text if isinstance(text, Framing) else Framing(text, text_spec(model))
+        self.engine_options = engine or EngineOptions()
+        self.batch_tokens = STEP_TOKENS.check(batch_tokens, "batch_tokens")
+        longest = model.config.max_seq_len
+        self.window = min(SEQ_LEN.check(longest if window is None else window, "window"), longest)
+        self.stride = SEQ_LEN.check(self.window if stride is None else stride, "stride")
+        if self.stride > self.window:
+            raise ConfigError(f"the stride is {self.stride}, the window {self.window}; a stride is at most a window")
+        self._model_hash, self._engine = model_hash, None
+        if chat and self.framing.tokenizer.chat_template is None:
+            raise ConfigError(f"{name} has no chat template; leave out chat")
+
+    @classmethod
+    def load(
+        cls,
+        directory: str | Path,
+        *,
+        base: str | Path | None = None,
+        chat: bool | None = None,
+        dtype: str = "float32",
+        device: str = "cpu",
+        name: str | None = None,
+        **options: Any,
+    ) -> LocalModel:
+        """From a model directory or an adapter's. `chat` None: False. WeightsError for what is no model directory."""
+        directory = local_directory(directory)
+        if dtype not in DTYPES:
+            raise ConfigError(f"dtype {dtype!r} is unknown; use {', '.join(DTYPES)}")
+        model = load(directory, base=base, merged=True).to(device)
+        digest = weights_hash(model)
+        files = files_of(directory, base)
+        framing = Framing(Tokenizer.load(files), read_text_spec(files, model))
+        name = name or Path(directory).resolve().name
+        model = model.to(DTYPES[dtype])
+        return cls(model, framing, name=name, chat=bool(chat), model_hash=digest, **options)
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        if self._model_hash is None:
+            self._model_hash = weights_hash(self.model)
+        tokenizer, parameter = self.framing.tokenizer, next(self.model.parameters())
+        template = [
+            tokenizer.backend.to_str(), tokenizer.chat_template if self.chat else None, self.chat,
+            repr(self.framing.spec), self.window, self.stride, self.truncate,
+        ]  # fmt: skip
+        options, dtype = self.engine_options, str(parameter.dtype).removeprefix("torch.")
+        native = options.native or options.weights
+        if options.native is None and not native:
+            native = is_built() and not unsupported_reason(self.model)
+        kernels = f"native {options.weights or dtype}" if native else f"torch {dtype}"
+        return {
+            "model": self._model_hash,
+            "template": hashlib.sha256(json.dumps(template).encode()).hexdigest(),
+            "backend": f"{versions()}, {dtype} on {parameter.device.type}; generates by {kernels}",
+        }
+
+    # --- likelihoods --------------------------------------------------------------------------------------------------
+
+    def loglikelihood(self, requests: Sequence[LikelihoodRequest]) -> Iterator[tuple[int, Continuation]]:
+        """Prompt and continuation are tokenized together; from the first token that differs from the prompt's own, all
+        count, so that no character of the continuation goes uncounted where a token spans the border."""
+        pairs = self._within([self._encode_pair(prompt, text) for prompt, text in requests])
+        for index, scores in continuation_scores(self.model, pairs, batch_tokens=self.batch_tokens):
+            text, n_prompt = requests[index].continuation, len(pairs[index][0])
+            yield index, Continuation(text, sum(scores.logprobs), len(scores.logprobs), scores.greedy, n_prompt)
+
+    def rolling(self, texts: Sequence[str]) -> Iterator[tuple[int, Continuation]]:
+        windows = [self._windows(text) for text in texts]
+        flat = [(index, pair) for index, of_text in enumerate(windows) for pair in of_text]
+        left, sums = [len(of_text) for of_text in windows], [(0.0, 0, True)] * len(texts)
+        yield from ((i, Continuation(texts[i], 0.0, 0, True)) for i, n in enumerate(left) if not n)
+        pairs = [pair for _, pair in flat]
+        for place, scores in continuation_scores(self.model, pairs, batch_tokens=self.batch_tokens):
+            index = flat[place][0]
+            total, n, greedy = sums[index]
+            sums[index] = total + sum(scores.logprobs), n + len(scores.logprobs), greedy and scores.greedy
+            left[index] -= 1
+            if not left[index]:
+                yield index, Continuation(texts[index], *sums[index])
+
+    def _windows(self, text: str) -> list[tuple[list[int], list[int]]]:
+        """(context, tokens that count) of each window; every token of the text counts once."""
+        ids = self.framing.tokenizer.encode(text)
+        whole = [*self.framing.beginning(""), *ids] if self.framing.beginning("") else [self._opening, *ids]
+        n_opening = len(whole) - len(ids)
+        pairs = list[tuple[list[int], list[int]]]()
+        at = n_opening
+        while at < len(whole):
+            first = at == n_opening
+            end = min(at + (self.window - n_opening + 1 if first else self.stride), len(whole))
+            pairs.append((whole[max(0, end - self.window - 1) : at], whole[at:end]))
+            at = end
+        return pairs
+
+    @property
+    def _opening(self) -> int:
+        tokenizer = self.framing.tokenizer
+        return tokenizer.eos if tokenizer.bos is None else tokenizer.bos
+
+    def _encode_pair(self, prompt: Prompt, continuation: str) -> tuple[list[int], list[int]]:
+        if self.chat or not isinstance(prompt, str):
+            return self._encode(prompt), self.framing.tokenizer.encode(continuation)
+        return encode_pair(self.framing, prompt, continuation)
+
+    def _within(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[list[int], list[int]]]:
+        """The pairs; those that are too long lose the beginning of their prompt. GenerationError unless `truncate`."""
+        longest, source = self.model.config.max_seq_len, self.model.capabilities.reads_source
+        if source:
+            return pairs
+        n_long = sum(len(before) + len(after) - 1 > longest for before, after in pairs)
+        if n_long and not self.truncate:
+            raise GenerationError(
+                f"{n_long} of {len(pairs)} prompts with their answers are longer than the {longest} tokens that the "
+                "model reads; use fewer examples in the prompt, or --truncate to cut the beginning of these"
+            )
+        cut = [max(0, len(before) + len(after) - 1 - longest) for before, after in pairs]
+        return [(before[min(n, len(before) - 1) :], after) for (before, after), n in zip(pairs, cut)]
+
+    # --- generation ---------------------------------------------------------------------------------------------------
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, GeneratedText]]:
+        ready = [self._request(prompt, decoding) for prompt, decoding in requests]
+        if self._engine is None:
+            self._engine = Engine(self.model, self.engine_options)
+        with torch.compiler.set_stance("force_eager"):
+            for start in range(0, len(ready), _AT_ONCE):
+                for output in self._engine.stream(ready[start : start + _AT_ONCE]):
+                    if output.completion is not None:
+                        index, done = start + output.request_id, output.completion
+                        if done.finish_reason == "error":
+                            raise GenerationError(f"an answer failed: {done.error}")
+                        cut, n_prompt = done.finish_reason == "length", len(ready[index].prompt)
+                        yield index, GeneratedText(done.text or "", cut, n_prompt, len(done.tokens))
+
+    def _request(self, prompt: Prompt, decoding: Any) -> Request:
+        ids = self._encode(prompt)
+        room = self.model.config.max_seq_len - decoding.max_tokens
+        if not self.model.capabilities.reads_source and len(ids) > room:
+            if not self.truncate or room < 1:
+                raise GenerationError(
+                    f"a prompt of {len(ids)} tokens and {decoding.max_tokens} of an answer are more than the "
+                    f"{self.model.config.max_seq_len} that the model reads; lower max_tokens, use fewer examples in "
+                    "the prompt, or --truncate to cut its beginning"
+                )
+            ids = ids[len(ids) - room :]
+        most = max_completion(self.model, ids)
+        values = Sampling(
+            temperature=decoding.temperature, top_p=decoding.top_p,
+            logit_bias=dict.fromkeys(self.framing.unnamed_rows(), float("-inf")),
+        )  # fmt: skip
+        stop = (*self.framing.ends, *self.framing.stops(decoding.stop))
+        n = decoding.max_tokens if most is None else min(decoding.max_tokens, most)
+        return Request(ids, n, values, decoding.seed, stop, decoding.stop, self.framing.answer(ids))
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        if not isinstance(prompt, str):
+            return self.framing.chat(prompt)
+        return self.framing.chat([{"role": "user", "content": prompt}]) if self.chat else self.framing.prompt(prompt)
+
+
+def encode_pair(framing: Framing, prompt: str, continuation: str) -> tuple[list[int], list[int]]:
+    """The ids of the prompt and those that count. An empty prompt begins with the tokenizer's bos or eos."""
+    if framing.spec.reads_source:
+        return framing.prompt(prompt), framing.tokenizer.encode(continuation)
+    before, whole = framing.beginning(prompt), framing.beginning(prompt + continuation)
+    same = next((i for i, (a, b) in enumerate(zip(before, whole)) if a != b), min(len(before), len(whole)))
+    if not same:
+        tokenizer = framing.tokenizer
+        return [tokenizer.eos if tokenizer.bos is None else tokenizer.bos], whole
+    return whole[:same], whole[same:]
