@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from foundling.contracts.cache import KV, Conv, Cross, LayerCache, RowCache, Slot, State
@@ -125,20 +126,31 @@ class ModelCache(RowCache):
     def advance(self) -> None:
         self.write(self._lengths, self.lengths + (self.documents >= 0).sum(1))
 
-    def select(self, rows: Tensor) -> Self:
+    def select(self, rows: Tensor, max_seq_len: int | None = None) -> Self:
         """A memory is shared, not copied."""
         chosen = copy.copy(self)
         rows, chosen.rows = self.base(rows), None
         chosen._lengths, chosen._documents = self._lengths[rows], self._documents[rows]
+        chosen.max_seq_len = size = self.max_seq_len if max_seq_len is None else max_seq_len
+        n_used = size  # columns that are copied
+        if size != self.max_seq_len:
+            n_used = min(size, int(chosen._lengths.max()))
+            chosen._documents = F.pad(chosen._documents[:, :n_used], (0, size - n_used), value=-1)
         chosen.memory_rows = self.memory_rows[rows]
         chosen.read_rows = chosen.memory_rows if self._n_memory else None
         chosen.tensors = [
             [
-                tensors if isinstance(slot, Cross) else tuple(t[rows] for t in tensors)
+                tensors
+                if isinstance(slot, Cross)
+                else tuple(
+                    t[rows] if not isinstance(slot, KV) or n_used == size
+                    else F.pad(t[:, :, :n_used][rows], (0, 0, 0, size - n_used))
+                    for t in tensors
+                )
                 for slot, tensors in zip(slots, of_slots, strict=True)
             ]
             for slots, of_slots in zip(self.spec, self.tensors, strict=True)
-        ]
+        ]  # fmt: skip
         return chosen
 
     def view(self, rows: Tensor) -> Self:

@@ -98,8 +98,9 @@ class Cache(Protocol):
 class RowCache(Cache, Protocol):
     """A cache whose rows a caller rearranges between forward passes. `rows` are int64 indices."""
 
-    def select(self, rows: Tensor) -> Self:
-        """A new cache of these rows, copied; a row may come more than once."""
+    def select(self, rows: Tensor, max_seq_len: int | None = None) -> Self:
+        """A new cache of these rows, copied; a row may come more than once. `max_seq_len`: the tokens that a row of it
+        can hold, as many as here by default."""
         ...
 
     def view(self, rows: Tensor) -> Self:

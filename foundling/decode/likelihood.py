@@ -20,10 +20,12 @@ from foundling.decode.request import check_generates
 from foundling.errors import DataError
 from foundling.runtime.mode import evaluation_mode
 
-BATCH_TOKENS, BATCH_ROWS = 2048, 64
+BATCH_TOKENS, BATCH_ROWS = 2048, 128
 """of one forward pass, padding included"""
-BATCH_KEYS = 1 << 16
-"""tokens in the caches of one batch"""
+BATCH_KEYS = 1 << 14
+"""tokens in the cache of one batch whose rows go on from shared beginnings"""
+PASS_TOKENS = 128
+"""what a forward pass costs beside its tokens, in tokens"""
 MIN_SHARED = 16
 """tokens of a beginning that are worth a pass of their own"""
 _LOGIT_ROWS = 256  # positions whose logits are held at once
@@ -41,6 +43,9 @@ class TokenScores(NamedTuple):
     """whether each is the likeliest token"""
 
 
+Scores = Iterator[tuple[int, TokenScores]]
+
+
 class _Row(NamedTuple):
     """A context and the pairs (index, continuation) that follow it."""
 
@@ -51,7 +56,7 @@ class _Row(NamedTuple):
 @torch.inference_mode()
 def continuation_scores(
     model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_tokens: int = BATCH_TOKENS
-) -> Iterator[tuple[int, TokenScores]]:
+) -> Scores:
     """(index, scores) of each (context, continuation) in ids, in the order in which they are computed. For an
     encoder–decoder the context is the source. An empty continuation has no scores.
 
@@ -74,6 +79,19 @@ def continuation_scores(
             return
         for start, stop, n_shared in shared_prefixes([row.context for row in rows]):
             yield from _from_prefix(model, rows[start:stop], n_shared, batch_tokens)
+
+
+def count_tokens(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], reads_source: bool = False) -> int:
+    """Tokens that `continuation_scores` computes for these pairs, padding aside."""
+    by_context = dict[Ids, list[int]]()
+    for before, after in pairs:
+        by_context.setdefault(tuple(before), []).append(len(after))
+    contexts = sorted(by_context)
+    tails = sum(max(0, n - (not reads_source)) for lengths in by_context.values() for n in lengths)
+    if reads_source:
+        return sum(map(len, contexts)) + tails
+    saved = sum((stop - start - 1) * n for start, stop, n in shared_prefixes(contexts))
+    return sum(map(len, contexts)) - saved + tails
 
 
 def _check_length(model: Any, before: Sequence[int], after: Sequence[int]) -> None:
@@ -115,41 +133,39 @@ def _n_common(a: Ids, b: Ids) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
-def _batches(lengths: Sequence[int], batch_tokens: int, keys: int = 0) -> Iterator[list[int]]:
-    """Indices, those of about one length together; `keys`: tokens that a row's cache holds."""
-    batch = list[int]()
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        n = len(batch) + 1
-        if batch and (n > BATCH_ROWS or n * lengths[i] > batch_tokens or n * keys > BATCH_KEYS):
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
+def _batches(lengths: Sequence[int], batch_tokens: int, batch_rows: int = BATCH_ROWS) -> Iterator[list[int]]:
+    """Indices in batches, those of about one length together: of all ways to cut the sorted lengths, the one with the
+    fewest tokens, padding and PASS_TOKENS for each batch included."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    best, cuts = [0] * (len(order) + 1), [0] * (len(order) + 1)
+    for stop in range(1, len(order) + 1):
+        longest = max(1, lengths[order[stop - 1]])
+        first = max(0, stop - max(1, min(batch_rows, batch_tokens // longest)))
+        best[stop], cuts[stop] = min((best[at] + (stop - at) * longest + PASS_TOKENS, at) for at in range(first, stop))
+    batches, stop = list[list[int]](), len(order)
+    while stop:
+        batches.append(order[cuts[stop] : stop])
+        stop = cuts[stop]
+    yield from reversed(batches)
 
 
-def _from_prefix(
-    model: Any, rows: Sequence[_Row], n_shared: int, batch_tokens: int
-) -> Iterator[tuple[int, TokenScores]]:
+def _from_prefix(model: Any, rows: Sequence[_Row], n_shared: int, batch_tokens: int) -> Scores:
     """Rows whose contexts share their first n_shared tokens."""
     device = next(model.parameters()).device
-    longest = max(len(row.context) + len(after) for row in rows for _, after in row.pairs)
-    prefix = None
-    if n_shared:
-        prefix = model.new_cache(1, longest)
-        for at in range(0, n_shared, batch_tokens):
-            part = rows[0].context[at : min(at + batch_tokens, n_shared)]
-            model(torch.tensor([part], device=device), cache=prefix)
     alone = [row.pairs[0][1] if len(row.pairs) == 1 else () for row in rows]  # is read together with its context
     texts = [(*row.context[n_shared:], *after[:-1]) for row, after in zip(rows, alone, strict=True)]
-    keys = longest if prefix is not None or any(len(row.pairs) > 1 for row in rows) else 0
-    for chosen in _batches([len(text) for text in texts], batch_tokens, keys):
-        branches = any(len(after) > 1 for i in chosen if len(rows[i].pairs) > 1 for _, after in rows[i].pairs)
+    lengths = [len(row.context) + max(len(after) for _, after in row.pairs) for row in rows]
+    prefix = None
+    if n_shared:
+        prefix = _Prefix(model, rows[0].context[:n_shared], max(lengths), batch_tokens)
+        batch_tokens = min(batch_tokens, BATCH_KEYS * max(map(len, texts)) // max(lengths))
+    for chosen in _batches([len(text) for text in texts], batch_tokens):
+        branches = any(len(rows[i].pairs) > 1 and any(len(after) > 1 for _, after in rows[i].pairs) for i in chosen)
         cache = None
         if prefix is not None:
-            cache = prefix.select(torch.zeros(len(chosen), dtype=torch.int64, device=device))
+            cache = prefix.rows(len(chosen))
         elif branches:
-            cache = model.new_cache(len(chosen), longest)
+            cache = model.new_cache(len(chosen), max(lengths[i] for i in chosen))
         ids, documents = pad_prompts([texts[i] for i in chosen], device)
         hidden = model(ids, documents=documents, cache=cache).hidden
         starts = [len(rows[i].context) - n_shared - 1 for i in chosen]
@@ -164,23 +180,49 @@ def _from_prefix(
         if branches:
             tails = [(place, index, after) for place, i in enumerate(chosen) if len(rows[i].pairs) > 1
                      for index, after in rows[i].pairs if len(after) > 1]  # fmt: skip
-            for part in _batches([len(after) - 1 for _, _, after in tails], batch_tokens, keys):
-                _add(scores, _branch(model, cache, [tails[i] for i in part]))
+            _add(scores, _branches(model, cache, tails, [len(rows[i].context) for i in chosen], batch_tokens))
         yield from ((index, scores.get(index, TokenScores([], True))) for i in chosen for index, _ in rows[i].pairs)
 
 
-def _branch(model: Any, cache: Any, tails: Sequence[tuple[int, int, Ids]]) -> dict[int, TokenScores]:
-    """Of (row of the cache, index, continuation), the tokens after the first one, whose row goes on once for each."""
-    device = next(model.parameters()).device
-    ids, documents = pad_prompts([after[:-1] for _, _, after in tails], device)
-    branched = cache.select(torch.tensor([place for place, _, _ in tails], device=device))
-    hidden = model(ids, documents=documents, cache=branched).hidden
-    targets = [(row, step, index, token) for row, (_, index, after) in enumerate(tails)
-              for step, token in enumerate(after[1:])]  # fmt: skip
-    return _score(model, hidden, targets)
+class _Prefix:
+    """A beginning that is read once; `rows` gives a cache of that many rows, each of which goes on from it."""
+
+    def __init__(self, model: Any, ids: Ids, length: int, batch_tokens: int) -> None:
+        self.device = next(model.parameters()).device
+        self.one = model.new_cache(1, length)
+        for at in range(0, len(ids), batch_tokens):
+            model(torch.tensor([ids[at : at + batch_tokens]], device=self.device), cache=self.one)
+        self.n, self.cache, self.snapshot = 0, self.one, None
+
+    def rows(self, n: int) -> Any:
+        if n != self.n:
+            self.n, self.cache = n, self.one.select(torch.zeros(n, dtype=torch.int64, device=self.device))
+            self.snapshot = self.cache.snapshot(torch.arange(n, device=self.device))
+        else:  # the keys of the batch before are written over
+            self.cache.restore(self.snapshot, torch.arange(n, device=self.device))
+        return self.cache
 
 
-def _from_sources(model: Any, rows: Sequence[_Row], batch_tokens: int) -> Iterator[tuple[int, TokenScores]]:
+def _branches(
+    model: Any, cache: Any, tails: Sequence[tuple[int, int, Ids]], lengths: Sequence[int], batch_tokens: int
+) -> dict[int, TokenScores]:
+    """Of (row of the cache, index, continuation), the tokens after the first one: the row goes on once for each.
+    `lengths`: the tokens of each row of the cache."""
+    device, scores = next(model.parameters()).device, dict[int, TokenScores]()
+    sizes = [lengths[row] + len(after) for row, _, after in tails]
+    most = BATCH_KEYS // max(sizes, default=1)
+    for part in _batches([len(after) - 1 for _, _, after in tails], batch_tokens, max(1, most)):
+        here, size = [tails[i] for i in part], max(sizes[i] for i in part)
+        ids, documents = pad_prompts([after[:-1] for _, _, after in here], device)
+        branched = cache.select(torch.tensor([row for row, _, _ in here], device=device), size)
+        hidden = model(ids, documents=documents, cache=branched).hidden
+        targets = [(row, step, index, token) for row, (_, index, after) in enumerate(here)
+                   for step, token in enumerate(after[1:])]  # fmt: skip
+        scores |= _score(model, hidden, targets)
+    return scores
+
+
+def _from_sources(model: Any, rows: Sequence[_Row], batch_tokens: int) -> Scores:
     """A batch of sources, each encoded once; its continuations begin with the start id."""
     device = next(model.parameters()).device
     ids, documents = pad_prompts([row.context for row in rows], device)
@@ -188,10 +230,9 @@ def _from_sources(model: Any, rows: Sequence[_Row], batch_tokens: int) -> Iterat
     longest = max(len(after) for row in rows for _, after in row.pairs)
     cache = model.new_cache(len(rows), longest + 1, memory=memory)
     start = model.config.start_id
-    tails = [(place, index, (start, *after)) for place, row in enumerate(rows) for index, after in row.pairs]
-    for chosen in _batches([len(after) for _, _, after in tails], batch_tokens):
-        scores = _branch(model, cache, [tails[i] for i in chosen])
-        yield from ((tails[i][1], scores.get(tails[i][1], TokenScores([], True))) for i in chosen)
+    tails = [(place, index, (start, *after)) for place, row in enumerate(rows) for index, after in row.pairs if after]
+    scores = _branches(model, cache, tails, [0] * len(rows), batch_tokens)
+    yield from ((index, scores.get(index, TokenScores([], True))) for row in rows for index, _ in row.pairs)
 
 
 def _score(model: Any, hidden: Tensor, targets: Sequence[tuple[int, int, int, int]]) -> dict[int, TokenScores]:

@@ -12,13 +12,22 @@ from typing import Any
 import torch
 
 from foundling.decode.engine.engine import Engine, EngineOptions
-from foundling.decode.likelihood import BATCH_TOKENS, continuation_scores
+from foundling.decode.likelihood import BATCH_TOKENS, continuation_scores, count_tokens
 from foundling.decode.native.build import is_built
 from foundling.decode.native.decoder import unsupported_reason
 from foundling.decode.request import Request, check_generates, max_completion
 from foundling.decode.sampling import Sampling
 from foundling.errors import ConfigError, GenerationError
-from foundling.evaluate.subject import Continuation, GeneratedText, GenerateRequest, LikelihoodRequest, Prompt
+from foundling.evaluate.subject import (
+    Continuation,
+    Decoding,
+    GeneratedText,
+    GenerateRequest,
+    LikelihoodRequest,
+    Prompt,
+    prompt_text,
+)
+from foundling.evaluate.task import Task
 from foundling.limits import SEQ_LEN, STEP_TOKENS
 from foundling.runtime.hub import local_directory
 from foundling.runtime.machine import versions
@@ -36,7 +45,8 @@ class LocalModel:
     """`chat`: a text is a user's message, framed by the chat template; a conversation always is. `window`: tokens that
     a whole text is read in; `stride`: of these how many each window scores anew (a smaller stride gives each token more
     context: at least window − stride). `truncate`: a prompt that is too long loses its beginning; without, it is
-    refused. `batch_tokens`: of a forward pass."""
+    refused. `marked`: special tokens that are written out in a prompt are read as such, by default as plain text.
+    `batch_tokens`: of a forward pass."""
 
     def __init__(
         self,
@@ -50,10 +60,12 @@ class LocalModel:
         window: int | None = None,
         stride: int | None = None,
         truncate: bool = False,
+        marked: bool = False,
         batch_tokens: int = BATCH_TOKENS,
     ) -> None:
         check_generates(model)
         self.model, self.name, self.chat, self.truncate = model, name, chat, truncate
+        self.marked = marked
         self.framing = text if isinstance(text, Framing) else Framing(text, text_spec(model))
         self.engine_options = engine or EngineOptions()
         self.batch_tokens = STEP_TOKENS.check(batch_tokens, "batch_tokens")
@@ -97,7 +109,7 @@ class LocalModel:
         tokenizer, parameter = self.framing.tokenizer, next(self.model.parameters())
         template = [
             tokenizer.backend.to_str(), tokenizer.chat_template if self.chat else None, self.chat,
-            repr(self.framing.spec), self.window, self.stride, self.truncate,
+            repr(self.framing.spec), self.window, self.stride, self.truncate, self.marked,
         ]  # fmt: skip
         options, dtype = self.engine_options, str(parameter.dtype).removeprefix("torch.")
         native = options.native or options.weights
@@ -156,7 +168,7 @@ class LocalModel:
     def _encode_pair(self, prompt: Prompt, continuation: str) -> tuple[list[int], list[int]]:
         if self.chat or not isinstance(prompt, str):
             return self._encode(prompt), self.framing.tokenizer.encode(continuation)
-        return encode_pair(self.framing, prompt, continuation)
+        return encode_pair(self.framing, prompt, continuation, marked=self.marked)
 
     def _within(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[list[int], list[int]]]:
         """The pairs; those that are too long lose the beginning of their prompt. GenerationError unless `truncate`."""
@@ -171,6 +183,19 @@ class LocalModel:
             )
         cut = [max(0, len(before) + len(after) - 1 - longest) for before, after in pairs]
         return [(before[min(n, len(before) - 1) :], after) for (before, after), n in zip(pairs, cut)]
+
+    def count(self, task: Task[Any]) -> tuple[int, int]:
+        """(tokens that are computed for the prompts and options of a task, tokens that it generates, at most)"""
+        prompts = [task.prompt(example) for example in task.examples]
+        source = self.model.capabilities.reads_source
+        if task.rolling:
+            windows = [pair for prompt in prompts for pair in self._windows(prompt_text(prompt))]
+            return count_tokens(windows, source), 0
+        if task.continuations is None:
+            return sum(len(self._encode(prompt)) for prompt in prompts), len(prompts) * task.decoding.max_tokens
+        pairs = [self._encode_pair(prompt, text) for prompt, example in zip(prompts, task.examples)
+                 for text in task.continuations(example)]  # fmt: skip
+        return count_tokens(pairs, source), 0
 
     # --- generation ---------------------------------------------------------------------------------------------------
 
@@ -188,7 +213,7 @@ class LocalModel:
                         cut, n_prompt = done.finish_reason == "length", len(ready[index].prompt)
                         yield index, GeneratedText(done.text or "", cut, n_prompt, len(done.tokens))
 
-    def _request(self, prompt: Prompt, decoding: Any) -> Request:
+    def _request(self, prompt: Prompt, decoding: Decoding) -> Request:
         ids = self._encode(prompt)
         room = self.model.config.max_seq_len - decoding.max_tokens
         if not self.model.capabilities.reads_source and len(ids) > room:
@@ -211,14 +236,21 @@ class LocalModel:
     def _encode(self, prompt: Prompt) -> list[int]:
         if not isinstance(prompt, str):
             return self.framing.chat(prompt)
-        return self.framing.chat([{"role": "user", "content": prompt}]) if self.chat else self.framing.prompt(prompt)
+        if self.chat:
+            return self.framing.chat([{"role": "user", "content": prompt}])
+        special = self.framing.tokenizer.has_special(prompt) if self.marked else False
+        return self.framing.marked(prompt) if special else self.framing.prompt(prompt)
 
 
-def encode_pair(framing: Framing, prompt: str, continuation: str) -> tuple[list[int], list[int]]:
-    """The ids of the prompt and those that count. An empty prompt begins with the tokenizer's bos or eos."""
+def encode_pair(
+    framing: Framing, prompt: str, continuation: str, *, marked: bool = False
+) -> tuple[list[int], list[int]]:
+    """The ids of the prompt and those that count. An empty prompt begins with the tokenizer's bos or eos. `marked`:
+    special tokens in the prompt are read as such."""
     if framing.spec.reads_source:
         return framing.prompt(prompt), framing.tokenizer.encode(continuation)
-    before, whole = framing.beginning(prompt), framing.beginning(prompt + continuation)
+    encode = framing.marked if marked and framing.tokenizer.has_special(prompt) else framing.beginning
+    before, whole = encode(prompt), encode(prompt + continuation)
     same = next((i for i, (a, b) in enumerate(zip(before, whole)) if a != b), min(len(before), len(whole)))
     if not same:
         tokenizer = framing.tokenizer

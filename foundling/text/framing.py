@@ -104,8 +104,21 @@ class Framing:
     ) -> list[int]:
         """The ids of a conversation by the chat template, whose special tokens are recognised. DataError where there is
         no template or it refuses the messages."""
+        return self.marked(self.render_chat(messages, tools=tools, add_generation_prompt=add_generation_prompt))
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Any] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """The text that the chat template makes of a conversation, special tokens written out."""
         template, names = self._template, self._names
-        text = render_chat(template, messages, tools=tools, add_generation_prompt=add_generation_prompt, names=names)
+        return render_chat(template, messages, tools=tools, add_generation_prompt=add_generation_prompt, names=names)
+
+    def marked(self, text: str) -> list[int]:
+        """The ids of a text in which special tokens are written out; none are added."""
         return [*self.spec.virtual, *self.tokenizer.encode_marked(text)]
 
     def chat_examples(

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One subject, several tasks, one directory: `evaluation.json`, items, recorded answers. An evaluation that was
+interrupted goes on where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from foundling.contracts.records import EvaluationRecord, Item, Result
+from foundling.errors import ConfigError, Interrupted
+from foundling.evaluate.recorded import Recorded
+from foundling.evaluate.runners import run
+from foundling.evaluate.subject import Subject
+from foundling.evaluate.task import Task
+
+ANSWERS = "answers.jsonl"
+Bar = Callable[[str, int], AbstractContextManager[Any]]
+"""(name, total) -> what shows progress and has `advance()`"""
+
+
+def evaluate(
+    subject: Subject,
+    tasks: Sequence[Task[Any]],
+    answers: Path,
+    *,
+    bar: Bar,
+    command: str = "",
+    settings: Mapping[str, Any] | None = None,
+    machine: Mapping[str, Any] | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> EvaluationRecord:
+    """Runs every task, with answers taken from and written to the file `answers`. Interrupted (exit code 75) is raised
+    by a signal: what was answered is kept."""
+    names = [task.name for task in tasks]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise ConfigError(f"two tasks have the name {sorted(repeated)[0]!r}; rename one")
+    recorded = Recorded(answers, subject)
+    results, items = list[Result](), dict[str, list[Item]]()
+    for task in tasks:
+        with bar(task.name, _n_answers(task)) as shown:
+            try:
+                evaluated = run(task, recorded, on_answer=lambda n, shown=shown: shown.advance())
+            except Interrupted as stop:
+                raise Interrupted(stop.number, f"in {task.name}", "the same command goes on") from None
+        results.append(evaluated.result)
+        items[task.name] = evaluated.items
+    notes = [f"{recorded.n_replayed:,} answers were recorded before"] if recorded.n_replayed else []
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return EvaluationRecord(
+        subject.name, created, command, results, items, dict(settings or {}), dict(machine or {}), dict(about or {}),
+        notes,
+    )  # fmt: skip
+
+
+def _n_answers(task: Task[Any]) -> int:
+    if task.continuations is None or task.rolling:
+        return len(task.examples)
+    return sum(len(task.continuations(example)) for example in task.examples)

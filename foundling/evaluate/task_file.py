@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A task as a small YAML file beside its data.
+
+name: capitals
+kind: choice
+data: capitals.jsonl
+prompt: "Question: {question}\nAnswer:"
+options: "{options}"
+answer: "{answer}"
+few_shot: {n: 3, data: examples.jsonl}
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from foundling.config import from_dict, load_yaml
+from foundling.data.rows import LIKE, SUFFIXES, read_rows
+from foundling.data.streams import Skip
+from foundling.errors import ConfigError, DataError
+from foundling.evaluate.scoring import SCORES, scorer
+from foundling.evaluate.subject import Decoding, Prompt
+from foundling.evaluate.task import Task, best, per_byte
+from foundling.limits import ITEMS, MAX_TOKENS, SEED, SHOTS
+from foundling.text.templates import LETTERS, fill, letter_of
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class FewShot:
+    n: int = 0
+    """solved examples before each item"""
+    data: str | None = None
+    """their file; by default the task's own, whose chosen ones are then no items"""
+    seed: int = 0
+    separator: str = "\n\n"
+    chosen: Literal["same", "first", "each"] = "same"
+    """same: drawn once, for all items, which is fastest; first: the first of their file; each: drawn for each item"""
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    name: str
+    data: str
+    """a file of rows beside this one: .jsonl, .json, .csv, .tsv, .parquet"""
+    kind: Literal["choice", "generate", "perplexity"] = "generate"
+    """choice: the likeliest of some options; generate: a text is written; perplexity: whole texts are scored"""
+    prompt: str = "{prompt}"
+    """what stands before the answer, with the fields of a row in braces"""
+    system: str | None = None
+    """a system message: prompt and answer then are turns of a conversation"""
+    answer: str = "{answer}"
+    """what is right: a text; of a choice the text, the letter or the number (from 0) of the right option"""
+    options: str | list[str] = ""
+    """of a choice: a field with a list, in braces, or templates"""
+    letters: bool = False
+    """of a choice: options are answered by their letters, and the prompt shows them"""
+    separator: str = " "
+    """between prompt and answer"""
+    score: str = ""
+    """how an answer is scored; by default accuracy of a choice, exact of a text"""
+    few_shot: FewShot = field(default_factory=FewShot)
+    stop: list[str] = field(default_factory=list)
+    max_tokens: int = 256
+    temperature: float = 0.0
+    seed: int = 0
+    about: str = ""
+    licence: str = ""
+    source: str = ""
+
+
+def load_task(path: str | Path, *, shots: int | None = None, seed: int | None = None, limit: int | None = None) -> Task:
+    """The task of a file; `shots`, `seed` and `limit` (the first items) instead of what it says. ConfigError or
+    DataError, with the file and the line, for what is wrong in it or its data."""
+    path = Path(path)
+    spec = from_dict(TaskSpec, load_yaml(path), where=str(path))
+    if shots is not None or seed is not None:
+        few = spec.few_shot
+        few = replace(few, n=few.n if shots is None else shots, seed=few.seed if seed is None else seed)
+        spec = replace(spec, few_shot=few, seed=spec.seed if seed is None else seed)
+    _check(spec, path)
+    items = read_items(path.parent / spec.data)
+    few = spec.few_shot
+    pool = read_items(path.parent / few.data) if few.data and few.n else items
+    return build_task(spec, items, pool, limit=limit, folder=path.parent)
+
+
+def _check(spec: TaskSpec, path: Path) -> None:
+    SHOTS.check(spec.few_shot.n, "few_shot.n", ConfigError)
+    SEED.check(spec.seed, "seed", ConfigError)
+    MAX_TOKENS.check(spec.max_tokens, "max_tokens", ConfigError)
+    if spec.kind == "choice" and not spec.options:
+        raise ConfigError(f"{path}: a choice needs options, a field such as '{{options}}' or a list")
+    scores = ("accuracy", "accuracy_per_byte") if spec.kind == "choice" else tuple(SCORES)
+    if spec.kind != "perplexity" and spec.score and spec.score not in scores:
+        raise ConfigError(f"{path}: score {spec.score!r} is unknown; use {', '.join(scores)}")
+
+
+def read_items(path: Path) -> list[Row]:
+    """The rows of a file, each with an `id`: its own, or its number. DataError for a bad row or a repeated id."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; a task's data is a file beside it ({', '.join(SUFFIXES)})")
+    rows, ids = list[Row](), set[str]()
+    for row in read_rows(path, like=LIKE):
+        if isinstance(row, Skip):
+            raise DataError(f"{path}: {row.detail or row.reason}")
+        fields = dict(row.fields)
+        fields["id"] = str(fields.get("id", len(rows)))
+        if fields["id"] in ids:
+            raise DataError(f"{path}, {row.where}: the id {fields['id']!r} comes twice; make ids unique")
+        ids.add(fields["id"])
+        rows.append(fields)
+        ITEMS.check(len(rows), f"the number of rows of {path}", DataError)
+    if not rows:
+        raise DataError(f"{path}: no rows; give at least one")
+    return rows
+
+
+def build_task(
+    spec: TaskSpec, items: Sequence[Row], pool: Sequence[Row], *, limit: int | None = None, folder: Path | None = None
+) -> Task[Row]:
+    """The task of these items, whose solved examples come from `pool`; one that is of the items is no item itself."""
+    few = spec.few_shot
+    if few.n > len(pool) - (few.chosen == "each" and pool is items):
+        raise DataError(f"task {spec.name!r}: {few.n} examples of {len(pool)} rows are too many; lower few_shot.n")
+    shown = list(pool[: few.n]) if few.chosen == "first" else random.Random(few.seed).sample(list(pool), few.n)
+    if pool is items and few.chosen != "each":
+        ids = {row["id"] for row in shown}
+        items = [row for row in items if row["id"] not in ids]
+    items = list(items)[:limit]
+    if not items:
+        raise DataError(f"task {spec.name!r}: no items are left beside its {few.n} examples; lower few_shot.n")
+    for i, row in enumerate([*shown, *items]):  # every template is filled once, before anything is computed
+        try:
+            fill(spec.prompt, _fields(spec, row))
+            _right(spec, row)
+        except DataError as error:
+            raise DataError(f"task {spec.name!r}, row {row.get('id', i)!r}: {error}") from None
+
+    def examples(row: Row) -> Sequence[Row]:
+        if few.chosen != "each":
+            return shown
+        others = [other for other in pool if other["id"] != row["id"] or pool is not items]
+        return random.Random(f"{few.seed} {row['id']}").sample(others, few.n)
+
+    return _TASKS[spec.kind](spec, items, lambda row: _prompt(spec, row, examples(row)), folder)
+
+
+def _choice(spec: TaskSpec, items: list[Row], prompt: Callable[[Row], Prompt], folder: Path | None) -> Task[Row]:
+    scale = per_byte if spec.score == "accuracy_per_byte" else None
+    return Task(
+        spec.name, items, prompt,
+        lambda row, options: float(best(options, scale) == _right_option(spec, row)),
+        continuations=lambda row: [spec.separator + text for text in _continuations(spec, row)],
+        metric="accuracy", target=lambda row: spec.separator + _right(spec, row), scale=scale,
+    )  # fmt: skip
+
+
+def _generate(spec: TaskSpec, items: list[Row], prompt: Callable[[Row], Prompt], folder: Path | None) -> Task[Row]:
+    metric, score = scorer(spec.score or "exact", folder)
+    decoding = Decoding(spec.max_tokens, tuple(spec.stop), spec.temperature, seed=spec.seed)
+    return Task(
+        spec.name, items, prompt, lambda row, answer: score(row, _right(spec, row), answer.text),
+        metric=metric, decoding=decoding, target=lambda row: _right(spec, row),
+    )  # fmt: skip
+
+
+def _perplexity(spec: TaskSpec, items: list[Row], prompt: Callable[[Row], Prompt], folder: Path | None) -> Task[Row]:
+    return text_task(spec.name, items, lambda row: fill(spec.prompt, row))
+
+
+_TASKS = {"choice": _choice, "generate": _generate, "perplexity": _perplexity}
+_LN2 = 0.6931471805599453
+
+
+def text_task(name: str, items: Sequence[Row], text: Callable[[Row], str]) -> Task[Row]:
+    """Bits per byte of whole texts, each weighted by its bytes."""
+
+    def n_bytes(row: Row) -> float:
+        return max(1, len(text(row).encode()))
+
+    return Task(
+        name, items, text, lambda row, answer: -answer.logprob / _LN2 / n_bytes(row),
+        metric="bits per byte", lower_is_better=True, rolling=True, weight=n_bytes,
+    )  # fmt: skip
+
+
+# --- rendering --------------------------------------------------------------------------------------------------------
+
+
+def _prompt(spec: TaskSpec, row: Row, examples: Sequence[Row]) -> Prompt:
+    """The examples with their answers, then the item; with a system message a conversation."""
+    if spec.system is None:
+        solved = [fill(spec.prompt, _fields(spec, e)) + spec.separator + _right(spec, e) for e in examples]
+        return spec.few_shot.separator.join([*solved, fill(spec.prompt, _fields(spec, row))])
+    turns = [("system", spec.system)]
+    for example in examples:
+        turns += [("user", fill(spec.prompt, _fields(spec, example))), ("assistant", _right(spec, example))]
+    turns.append(("user", fill(spec.prompt, _fields(spec, row))))
+    return [{"role": role, "content": content} for role, content in turns if content]
+
+
+def _fields(spec: TaskSpec, row: Row) -> Row:
+    return row | {"options": _options(spec, row)} if spec.kind == "choice" else row
+
+
+def _options(spec: TaskSpec, row: Row) -> list[str]:
+    if isinstance(spec.options, list):
+        return [fill(template, row) for template in spec.options]
+    name = spec.options.strip("{}")
+    values = row.get(name)
+    if not isinstance(values, list) or not values:
+        raise DataError(f"options is {spec.options!r}, and the row has no list {name!r}")
+    return [str(value) for value in values]
+
+
+def _continuations(spec: TaskSpec, row: Row) -> list[str]:
+    options = _options(spec, row)
+    return [letter_of(i) for i in range(len(options))] if spec.letters else options
+
+
+def _right(spec: TaskSpec, row: Row) -> str:
+    if spec.kind == "perplexity":
+        return ""
+    return _continuations(spec, row)[_right_option(spec, row)] if spec.kind == "choice" else fill(spec.answer, row)
+
+
+def _right_option(spec: TaskSpec, row: Row) -> int:
+    """The number of the right option, whose text, letter or number the answer is."""
+    options, name = _options(spec, row), spec.answer.strip("{}")
+    value = row[name] if name in row else fill(spec.answer, row)
+    if isinstance(value, int) and not isinstance(value, bool):
+        at = value
+    elif str(value) in options:
+        at = options.index(str(value))
+    elif len(text := str(value).strip()) == 1 and text in LETTERS:
+        at = LETTERS.index(text)
+    else:
+        at = int(text) if text.isdecimal() else -1
+    if not 0 <= at < len(options):
+        raise DataError(f"the answer {value!r} is none of the {len(options)} options, their letters or numbers")
+    return at
