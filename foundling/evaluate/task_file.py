@@ -12,6 +12,7 @@ few_shot: {n: 3, data: examples.jsonl}
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from typing import Any, Literal
 
 from foundling.config import from_dict, load_yaml
 from foundling.data.rows import LIKE, SUFFIXES, read_rows
+from foundling.data.sources import Source
 from foundling.data.streams import Skip
 from foundling.errors import ConfigError, DataError
 from foundling.evaluate.scoring import SCORES, scorer
@@ -245,3 +247,11 @@ def _right_option(spec: TaskSpec, row: Row) -> int:
     if not 0 <= at < len(options):
         raise DataError(f"the answer {value!r} is none of the {len(options)} options, their letters or numbers")
     return at
+
+
+def texts_of(path: str | Path, *, limit: int | None = None) -> Task[Row]:
+    """Bits per byte of the documents of a file or folder, as `foundling raise` reads it. DataError where there are
+    none."""
+    documents = list(itertools.islice(Source(path), limit))
+    rows = [{"id": document.name or str(i), "text": document.text} for i, document in enumerate(documents)]
+    return text_task(Path(path).name, rows, lambda row: row["text"])
