@@ -28,7 +28,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", help="directory of the results (default: runs/NAME-eval-N)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N items of each task")
     parser.add_argument(
-        "--shots", type=int, metavar="N", help="solved examples before each item (default: as the task)"
+        "--shots", type=int, metavar="N", help="solved examples before an item (default: the task's)"
     )
     parser.add_argument("--seed", type=int, help="of the examples and of sampling (default: as the task)")
     parser.add_argument("--chat", action="store_true", help="frame each prompt by the chat template")
@@ -38,7 +38,7 @@ def add(parser: argparse.ArgumentParser) -> None:
                         help="generate by native code with weights of this type")  # fmt: skip
     parser.add_argument("--window", type=int, metavar="N", help="tokens of a long text that are read at once")
     parser.add_argument("--stride", type=int, metavar="N",
-                        help="tokens that each window scores anew; smaller gives more context (default: window)")  # fmt: skip
+                        help="tokens that each window scores anew (default: all)")  # fmt: skip
     parser.add_argument("--truncate", action="store_true", help="cut the beginning of prompts that are too long")
     parser.add_argument("--plan", action="store_true", help="only say how many tokens and minutes it will take")
     parser.add_argument("--base-model", metavar="DIR", help="of an adapter's directory: where its base is now")
