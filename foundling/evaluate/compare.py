@@ -149,20 +149,36 @@ class _Paired:
         return float((self.raw * self.weights).mean())
 
     def draws(self) -> Any:
-        """The gain of resamples of the items, (RESAMPLES,)."""
+        """The gain of resamples of the items, (RESAMPLES,). Items of one gain and weight are drawn together where there
+        are few such kinds, as for scores of 0 and 1. Half a gain and half a loss are added to these (as Agresti & Min
+        2005 do for paired proportions): that none was seen among n items does not say that there is none."""
         generator, parts = np.random.default_rng(0), list[Any]()
-        top, rows = self.raw * self.weights, max(1, _CHUNK // self.n)
+        items = np.stack([self.raw * self.weights, self.weights])
+        kinds, counts = np.unique(items, axis=1, return_counts=True)
+        few = 4 * len(counts) < self.n or self.binary
+        if few and self.share:
+            kinds = np.concatenate([kinds, [[self.largest, -self.largest], [1.0, 1.0]]], axis=1)
+            counts = np.concatenate([counts, [0.5, 0.5]])
+        rows = max(1, _CHUNK // (len(counts) if few else self.n))
         for start in range(0, RESAMPLES, rows):
-            drawn = generator.integers(self.n, size=(min(rows, RESAMPLES - start), self.n))
-            parts.append(top[drawn].sum(1) / self.weights[drawn].sum(1))
+            size = min(rows, RESAMPLES - start)
+            if few:
+                drawn = generator.multinomial(self.n, counts / counts.sum(), size=size)
+                top, bottom = drawn @ kinds[0], drawn @ kinds[1]
+            else:
+                top, bottom = items[:, generator.integers(self.n, size=(size, self.n))].sum(-1)
+            parts.append(top / bottom)
         return np.concatenate(parts)
 
+    @property
+    def largest(self) -> float:
+        """Of the differences; 1 for scores between 0 and 1 of which none differs."""
+        return float(np.abs(self.raw * self.weights).max()) or float(self.share)
+
     def deviation(self) -> float:
-        """Of the mean gain, times √n. One discordant item more than was seen, as none would promise to show anything;
-        where no item differs in value, 0."""
+        """Of the mean gain, times √n, with one changed item more than was seen (see `draws`)."""
         values = self.raw * self.weights
-        size = float(np.abs(values).max()) or float(self.share)
-        return math.sqrt((float((values**2).sum()) + size**2) / (self.n + 1))
+        return math.sqrt((float((values**2).sum()) + self.largest**2) / (self.n + 1))
 
 
 class _Mean:
