@@ -145,6 +145,8 @@ TEXTS_AT_ONCE = Limit(4096, "texts that are classified at once")
 LOOK_TOKENS = Limit(256, "tokens of a text that is looked at", "shorten it")
 LOOK_WEIGHTS = Limit(1 << 24, "attention weights on a page", "choose one --layer, or shorten the text")
 
+LINEAGE_FOLDERS = Limit(20_000, "folders that are searched for models", "name the folders of the models themselves")
+
 # --- programs in a model directory ------------------------------------------------------------------------------------
 
 TEMPLATE_CHARS = Limit(1 << 20, "characters of a chat template")

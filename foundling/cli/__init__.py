@@ -38,6 +38,7 @@ GROUPS = {
     },
     "measure models": {
         "compare": ("foundling.cli.compare", "compare two evaluations item by item: better, worse or the same"),
+        "lineage": ("foundling.cli.lineage", "draw what models descend from: data, parents, adapters, evaluations"),
     },
     "move and inspect models": {
         "import": ("foundling.cli.import_", "import a directory of transformers or diffusers, or a GGUF file"),

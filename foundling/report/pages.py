@@ -24,18 +24,20 @@ MAX_TEXT = 1_600
 def page(template: str, script: str, **values: Any) -> str:
     """The page of a template in this package. It loads nothing and runs one script, which the page's policy names by
     its hash."""
+    source = files("foundling.report").joinpath(script).read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+    return styled_page(template, script=Markup(source), digest=digest, **values)
+
+
+def styled_page(template: str, **values: Any) -> str:
+    """The page of a template, in the styles that the pages share."""
     folder = files("foundling.report")
-    source, style = (folder.joinpath(name).read_text("utf-8") for name in (script, "viewer.css"))
     # every expression of the template passes through the one renderer of untrusted text
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
                               finalize=_shown)  # fmt: skip
-    environment.filters |= {
-        "count": units.count, "duration": units.duration, "block": block, "size": units.size, "head": head,
-    }  # fmt: skip
-    return environment.from_string(folder.joinpath(template).read_text("utf-8")).render(
-        script=Markup(source), style=Markup(style), **values,
-        digest=base64.b64encode(hashlib.sha256(source.encode()).digest()).decode(),
-    )  # fmt: skip
+    environment.filters |= {"count": units.count, "duration": units.duration, "block": block, "head": head}
+    style = Markup(folder.joinpath("viewer.css").read_text("utf-8"))
+    return environment.from_string(folder.joinpath(template).read_text("utf-8")).render(style=style, **values)
 
 
 def write_page(text: str, path: str | PathLike[str]) -> None:
