@@ -212,8 +212,8 @@ def _row(pair: Any, adjusted: float, weight: float, tolerance: float | None) -> 
         equivalence = (near, far)
         alpha = ALPHA * weight
         smallest = smallest_difference(pair.deviation(), pair.n, alpha=alpha) or None
-        if smallest and pair.test == MCNEMAR:  # fewer discordant items than this show nothing, however one-sided
-            smallest = max(smallest, math.ceil(math.log2(2 / alpha)) / pair.n)
+        if smallest and pair.test == MCNEMAR:  # fewer discordant items than the first number show nothing at all
+            smallest = max(math.ceil(math.log2(2 / alpha)) / pair.n, smallest + 1 / pair.n)
     return TaskComparison(
         task=pair.task, metric=pair.metric, n=pair.n, a=pair.a, b=pair.b, difference=pair.sign * pair.gain,
         low=low, high=high, equivalence=equivalence, p_value=pair.p_value, adjusted=adjusted, test=pair.test,

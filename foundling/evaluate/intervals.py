@@ -112,6 +112,7 @@ def smallest_difference(deviation: float, n: int, *, alpha: float = 0.05, power:
 def pairs_needed(difference: float, discordant: float, *, alpha: float = 0.05, power: float = 0.8) -> int:
     """Items that a comparison of 0/1 scores needs to show `difference` where a share `discordant` of the items is
     scored differently (Connor 1987, "Sample size for testing differences in proportions for the paired-sample design",
-    equation 3)."""
+    equation 3), and 1 / difference more, as the exact test is that much more careful (its continuity correction)."""
     alone, both = sqrt(discordant), sqrt(discordant - difference**2)
-    return ceil(((normal_quantile(1 - alpha / 2) * alone + normal_quantile(power) * both) / difference) ** 2)
+    root = normal_quantile(1 - alpha / 2) * alone + normal_quantile(power) * both
+    return ceil((root / difference) ** 2 + 1 / abs(difference))

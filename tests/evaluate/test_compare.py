@@ -59,11 +59,20 @@ def test_tasks_weigh_the_same_in_the_mean_whatever_their_items() -> None:
 
 
 def test_the_size_of_a_sample() -> None:
-    """Connor 1987: (1.96·√0.04 + 0.8416·√0.0399)² / 0.01² = 3137.2."""
+    """Connor 1987: (1.96·√0.04 + 0.8416·√0.0399)² / 0.01² = 3137.2, and 1 / 0.01 = 100 more."""
     by_hand = (1.959964 * 0.2 + 0.841621 * math.sqrt(0.0399)) ** 2 / 1e-4
-    assert pairs_needed(0.01, 0.04) == math.ceil(by_hand) == 3138
+    assert pairs_needed(0.01, 0.04) == math.ceil(by_hand + 100) == 3238
     deviation = math.sqrt(0.04 - 0.01**2)
     assert smallest_difference(deviation, 3137) == pytest.approx(0.01, rel=0.01)
+
+
+def test_the_power_is_what_is_promised() -> None:
+    """Pairs of which 10 % are discordant and 5 points are lost: the exact test, over draws of the discordant items."""
+    n = pairs_needed(0.05, 0.10)
+    generator = np.random.default_rng(0)
+    losses, gains = generator.binomial(n, 0.075, 2000), generator.binomial(n, 0.025, 2000)
+    shown = np.mean([sign_test(int(g), int(x)) <= 0.05 for g, x in zip(gains, losses, strict=True)])
+    assert 0.78 < shown < 0.85
 
 
 # --- verdicts ---------------------------------------------------------------------------------------------------------
