@@ -82,6 +82,8 @@ COMPANION_BYTES = Limit(64 << 20, "bytes of a tokenizer's file or a text that is
 RECIPE_BYTES = Limit(1 << 20, "bytes of a YAML recipe")
 MAX_LINE_BYTES = 64 << 20
 """of a line of a JSON Lines file: an example, an answer"""
+ITEMS_BYTES = Limit(1 << 30, "bytes of the items of one task of an evaluation")
+EVALUATION_ITEMS = Limit(1 << 20, "items of one task of an evaluation")
 HEADER_BYTES = Limit(64 << 20, "bytes of the header of a safetensors or GGUF file")
 JSON_DEPTH = Limit(64, "arrays and objects inside each other; the files of models in use have fewer than ten")
 SHARD_BYTES = Limit(1 << 50, "bytes of tensors in one file that is written")
@@ -147,6 +149,8 @@ SHOTS = Limit(1024, "solved examples in a prompt", low=0)
 
 LOOK_TOKENS = Limit(256, "tokens of a text that is looked at", "shorten it")
 LOOK_WEIGHTS = Limit(1 << 24, "attention weights on a page", "choose one --layer, or shorten the text")
+
+LINEAGE_FOLDERS = Limit(20_000, "folders that are searched for models", "name the folders of the models themselves")
 
 # --- programs in a model directory ------------------------------------------------------------------------------------
 

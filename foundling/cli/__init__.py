@@ -36,6 +36,10 @@ GROUPS = {
         "fill": ("foundling.cli.fill", "fill the gaps in a text with an encoder (fill-mask)"),
         "classify": ("foundling.cli.classify", "label texts, tag their words or predict a value"),
     },
+    "measure models": {
+        "compare": ("foundling.cli.compare", "compare two evaluations item by item: better, worse or the same"),
+        "lineage": ("foundling.cli.lineage", "draw what models descend from: data, parents, adapters, evaluations"),
+    },
     "move and inspect models": {
         "import": ("foundling.cli.import_", "import a directory of transformers or diffusers, or a GGUF file"),
         "export": ("foundling.cli.export", "export a directory for transformers or diffusers, or a GGUF file"),
@@ -145,8 +149,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs a command and exits: 0 done, 1 internal error, 2 user error, 75 stopped, resume it, 128 + the number of the
-    signal that stopped it where there is nothing to resume (130 interrupted)."""
+    """Runs a command and exits: 0 done, 1 internal error, 2 user error, 3 worse and 4 undecided (compare), 75 stopped,
+    resume it, 128 + the number of the signal that stopped it where there is nothing to resume (130 interrupted)."""
     # OpenMP threads wait in a busy loop. When other programs run, a step then takes five times as long
     # (docs/benchmarks.md). A shorter wait costs 5 % on an idle machine. It must be set before torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The only place that turns an exception into an exit code and one line.
 
-0 done · 1 a fault of foundling · 2 what the user or the system can mend · 75 stopped, to be resumed ·
+0 done · 1 a fault of foundling · 2 what the user or the system can mend · 3 a comparison says worse ·
+4 a comparison with a tolerance has too few items to tell · 75 stopped, to be resumed ·
 129, 130, 143 ended by SIGHUP, SIGINT or SIGTERM (128 and the signal's number).
 """
 
@@ -16,6 +17,8 @@ from typing import NamedTuple
 from foundling.errors import FoundlingError, render
 
 OURS, USER, INTERRUPTED = 1, 2, 130
+WORSE, UNDECIDED = 3, 4
+"""of `foundling compare`: apart from 1 and 2, so that a script tells a worse model from a command that failed"""
 SYSTEM = {
     errno.ENOSPC: "free some space, or choose another place to write to",
     errno.EDQUOT: "free some space, or choose another place to write to",

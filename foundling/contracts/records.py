@@ -243,6 +243,12 @@ class RunRecord:
     """the hub's word for what the model does: the card shows how to use it by this"""
     limits: list[str] = field(default_factory=list)
     """sentences for the card's section on limits, besides those of every model"""
+    intended_use: list[str] = field(default_factory=list)
+    """sentences of whoever trained it; [] where nothing was stated"""
+    out_of_scope: list[str] = field(default_factory=list)
+    """uses that whoever trained it excludes, besides those of every model"""
+    carbon: str = ""
+    """emissions as somebody stated them, with the source; "" where nobody did"""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunRecord:

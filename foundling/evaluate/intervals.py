@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import sqrt
+from math import ceil, sqrt
+from statistics import NormalDist
 
 import numpy as np
 
@@ -59,3 +60,59 @@ def sign_test(wins: int, losses: int) -> float:
         ways = ways * (n - k) // (k + 1)  # C(n, k + 1)
         tail += ways
     return min(1.0, 2 * tail / 2**n)
+
+
+def permutation_test(groups: Sequence[Sequence[float]], *, resamples: int = 9999, seed: int = 0) -> float:
+    """The two-sided p-value of Σ over groups of mean(differences): how often it is as far from 0 where the two members
+    of each pair change places at random (the paired randomization test; Noreen 1989, chapter 2; Monte Carlo with 1
+    added to both counts, Phipson & Smyth 2010). `groups` are the paired differences of one task each; on 0/1 scores of
+    one task it is McNemar's test. Differences of one size in one group are drawn together, as a binomial."""
+    generator = np.random.default_rng(seed)
+    observed, sums = 0.0, np.zeros(resamples)
+    for group in groups:
+        values = np.asarray(group, np.float64) / len(group)
+        observed += float(values.sum())
+        sizes, counts = np.unique(np.abs(values[values != 0]), return_counts=True)
+        often = counts > 1
+        for size, count in zip(sizes[often], counts[often], strict=True):
+            sums += size * (2.0 * generator.binomial(count, 0.5, resamples) - count)
+        single = sizes[~often]
+        rows = max(1, _CHUNK // max(1, len(single)))
+        for start in range(0, resamples if len(single) else 0, rows):
+            n = min(rows, resamples - start)
+            sums[start : start + n] += (2.0 * generator.integers(2, size=(n, len(single))) - 1) @ single
+    as_far = np.abs(sums) >= abs(observed) * (1 - 1e-9) - 1e-15
+    return float((1 + as_far.sum()) / (1 + resamples))
+
+
+def holm(p_values: Sequence[float], weights: Sequence[float] | None = None) -> list[float]:
+    """Adjusted p-values: rejecting those ≤ α rejects any true hypothesis with a probability of at most α, whatever the
+    dependence (Holm 1979; with `weights`, its section 4). Weights share α out before the first rejection."""
+    shares = [1.0] * len(p_values) if weights is None else list(weights)
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i] / shares[i])
+    adjusted, largest, rest = [0.0] * len(p_values), 0.0, sum(shares)
+    for i in order:
+        largest = max(largest, min(1.0, p_values[i] * rest / shares[i]))
+        adjusted[i] = largest
+        rest -= shares[i]
+    return adjusted
+
+
+def normal_quantile(share: float) -> float:
+    """Of the standard normal distribution."""
+    return NormalDist().inv_cdf(share)
+
+
+def smallest_difference(deviation: float, n: int, *, alpha: float = 0.05, power: float = 0.8) -> float:
+    """The mean difference of n pairs that a two-sided test at `alpha` shows with probability `power`, for paired
+    differences of that standard deviation (normal approximation)."""
+    return (normal_quantile(1 - alpha / 2) + normal_quantile(power)) * deviation / sqrt(n)
+
+
+def pairs_needed(difference: float, discordant: float, *, alpha: float = 0.05, power: float = 0.8) -> int:
+    """Items that a comparison of 0/1 scores needs to show `difference` where a share `discordant` of the items is
+    scored differently (Connor 1987, "Sample size for testing differences in proportions for the paired-sample design",
+    equation 3), and 1 / difference more, as the exact test is that much more careful (its continuity correction)."""
+    alone, both = sqrt(discordant), sqrt(discordant - difference**2)
+    root = normal_quantile(1 - alpha / 2) * alone + normal_quantile(power) * both
+    return ceil((root / difference) ** 2 + 1 / abs(difference))

@@ -5,9 +5,12 @@ It says what a stranger has to know before using a model, and marks what nobody 
 that somebody else wrote passes through `errors.render`.
 """
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 import yaml
 
-from foundling.contracts.records import RunRecord, Sample
+from foundling.contracts.records import Result, RunRecord, Sample
 from foundling.errors.render import markdown, markdown_code, shell, terminal
 from foundling.report import findings, units
 from foundling.report.definitions import definitions
@@ -40,6 +43,7 @@ def model_card(
     sections = [
         f"# {markdown(run.name)}\n\n{markdown(findings.verdict(run))}",
         _what(run),
+        _intended_use(run),
         _use(run, model_id),
         _sample(run.samples),
         _data(run, licence),
@@ -50,6 +54,20 @@ def model_card(
         _lineage(run, model_id),
     ]
     return "\n\n".join([_front_matter(run, licence), *(section for section in sections if section)]) + "\n"
+
+
+def with_results(run: RunRecord, results: Iterable[Result]) -> RunRecord:
+    """The record with the results of evaluations of its model, which take the place of older ones of the same task,
+    metric and prompts; of several the last. Its card and report show them."""
+    merged = {_what_was_measured(result): result for result in run.results}
+    for result in results:
+        own = replace(result, subject="model", scores=[])
+        merged[_what_was_measured(own)] = own
+    return replace(run, results=list(merged.values()))
+
+
+def _what_was_measured(result: Result) -> tuple[str, ...]:
+    return result.task, result.metric, result.subject, result.hashes.get("prompt", "")
 
 
 def _front_matter(run: RunRecord, licence: str | None) -> str:
@@ -75,6 +93,23 @@ def _what(run: RunRecord) -> str:
         f"trained with Foundling ({markdown(run.created)}) on {units.count(run.tokens)} tokens, "
         f"{units.size(run.bytes)} of text, in {units.duration(run.actual['seconds'])}. {usage(run.pipeline_tag).does}"
     ).strip()
+
+
+def _intended_use(run: RunRecord) -> str:
+    found = usage(run.pipeline_tag)
+    stated = [*map(markdown, run.intended_use)] or [
+        f"Whoever trained the model stated none. {found.does or 'It does what it was trained for.'} Whether it is good "
+        "enough for a use is for the user to measure, on data of that use.".strip()
+    ]
+    excluded = [
+        "Decisions about people, and advice on health, law, money or safety: it was not evaluated for any of them.",
+        "Passing off what it makes as a person's own words or as fact."
+        if found.generates
+        else "Inferring traits of persons from their texts.",
+        *map(markdown, run.out_of_scope),
+    ]
+    listed = "\n".join(f"- {sentence}" for sentence in stated)
+    return f"## Intended use\n\n{listed}\n\nOut of scope:\n\n" + "\n".join(f"- {sentence}" for sentence in excluded)
 
 
 def _use(run: RunRecord, model_id: str) -> str:
@@ -125,6 +160,7 @@ def _compute(run: RunRecord, flops: float) -> str:
         ("time", units.duration(run.actual["seconds"])),
         ("machine", machine),
         ("energy", energy or "neither measured nor estimated"),
+        ("carbon", markdown(run.carbon) or "not stated: it depends on where and when the energy was made"),
     ]
     if flops == run.flops or not units.known(flops):
         del rows[1]
@@ -143,7 +179,31 @@ def _scores(run: RunRecord) -> str:
             (markdown(row.task), *(markdown(value) for value in row.values), row.n) for row in findings.result_rows(run)
         ]
         parts += [_table(head, rows), f"In brackets 95 % intervals: {markdown(findings.intervals(run) or 'none')}."]
+        parts += [*_conditions(run.results)]
     return "\n\n".join(parts)
+
+
+def _conditions(results: list[Result]) -> Iterable[str]:
+    """What scores depend on besides the model: of each task that was asked of it by `foundling evaluate`."""
+    asked = [result for result in results if "template" in result.hashes or "backend" in result.hashes]
+    if asked:
+        hashes = {
+            f"{name} {markdown(result.hashes[name][:12])}"
+            for result in asked for name in ("template", "backend") if name in result.hashes
+        }  # fmt: skip
+        yield (
+            "Scores move with the prompt's template and the backend. These were measured with "
+            f"{', '.join(sorted(hashes))} (SHA-256); compare with results of the same alone."
+        )
+    figures = [
+        f"{markdown(result.task)}: {markdown(name)} {units.number(value, 3)}"
+        + (f" ({units.number(low, 3)}–{units.number(high, 3)})" if units.known(low) and units.known(high) else "")
+        for result in results
+        for name, (value, low, high) in result.figures.items()
+        if units.known(value)
+    ]
+    if figures:
+        yield "More figures of the same items:\n\n" + "\n".join(f"- {figure}" for figure in figures)
 
 
 def _limits(run: RunRecord) -> str:

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from foundling.contracts.records import Result
 from foundling.report import units
-from foundling.report.card import model_card
+from foundling.report.card import model_card, with_results
 from foundling.report.definitions import definitions
 from tests.report.runs import HOSTILE, bare, hostile, realistic
 
@@ -68,6 +69,7 @@ def test_card_says_what_a_stranger_needs():
     headings = re.findall(r"^## (.*)$", card, re.MULTILINE)
     assert headings == [
         "What it is",
+        "Intended use",
         "How to use it",
         "Data",
         "Compute and energy",
@@ -189,3 +191,33 @@ def test_the_command_that_trains_it_again_is_quoted():
         ("$(x)\n```\x1b", "$'\\044\\050x\\051\\012\\140\\140\\140\\033'"),
     ):
         assert f"\nfoundling reproduce {shown}\n" in card_of(model_id=name)
+
+
+def test_intended_use_and_carbon_are_not_guessed():
+    card = card_of()
+    assert "Whoever trained the model stated none. It continues text." in card and "Out of scope:" in card
+    assert ["carbon", "not stated: it depends on where and when the energy was made"] in table_rows(card)
+    run = replace(
+        realistic(),
+        intended_use=["Completes Python | `code`."],
+        out_of_scope=["Secrets."],
+        carbon="2 g, grid of FR 2025",
+    )
+    card = card_of(run)
+    assert "- Completes Python \\| \\`code\\`.\n" in card and "- Secrets.\n" in card and "stated none" not in card
+    assert ["carbon", "2 g, grid of FR 2025"] in table_rows(card)
+
+
+def test_results_of_evaluations_are_merged():
+    hashes = {"template": "t" * 64, "backend": "b" * 64, "prompt": "p"}
+    first = Result("arc easy", "accuracy", 0.5, 200, "runs/x", 0.43, 0.57, "Wilson", hashes=hashes, scores=[1.0],
+                   figures={"ECE": (0.04, 0.03, 0.06), "none": (None, None, None)})  # fmt: skip
+    again = replace(first, value=0.6, low=0.53, high=0.67)
+    other = replace(first, hashes={**hashes, "prompt": "q"}, value=0.7)
+    run = with_results(with_results(realistic(), [first]), [again, other])
+    assert [r.value for r in run.results if r.task == "arc easy"] == [0.6, 0.7]
+    assert all(r.subject == "model" and not r.scores for r in run.results if r.task == "arc easy")
+    card = card_of(run)
+    assert "60 % (53–67)" in card or "70 % (43–57)" in card
+    assert "backend bbbbbbbbbbbb, template tttttttttttt" in card and "- arc easy: ECE 0.040 (0.030–0.060)" in card
+    assert "More figures" not in card_of() and "template" not in card_of()
