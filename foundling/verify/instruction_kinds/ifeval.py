@@ -98,7 +98,9 @@ def json_format(text: str, prompt: str) -> bool:
 
 
 def title(text: str, prompt: str) -> bool:
-    return any(inner.strip("<> ") for inner in re.findall(r"<<([^\n]+?)>>", text))
+    """<<…>> in one line, not empty."""
+    lines = [line[max(line.find("<<"), 0) : line.rfind(">>") + 2] for line in text.split("\n") if ">>" in line]
+    return any(line.startswith("<<") and line.strip("<> ") for line in lines)
 
 
 def two_responses(text: str, prompt: str) -> bool:
