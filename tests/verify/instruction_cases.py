@@ -111,7 +111,11 @@ IFEVAL: dict[str, Case] = {
         ["{'a': 1}", 'Here: {"a": 1}'],
     ),
     "detectable_format:title": ({}, ["<<Poem of joy>>\nText.", "See <<A>>."], ["<Poem>", "<<>>", "<< >>"]),
-    "combination:two_responses": ({}, ["One.\n******\nTwo.", "A ****** B"], ["One.", "One.******One.", "A******B******C"]),
+    "combination:two_responses": (
+        {},
+        ["One.\n******\nTwo.", "A ****** B"],
+        ["One.", "One.******One.", "A******B******C"],
+    ),
     "combination:repeat_prompt": (
         {"prompt_to_repeat": "Name a colour."},
         ["Name a colour. Blue.", "name a colour.\nRed"],

@@ -10,6 +10,7 @@ from itertools import pairwise
 from foundling.verify.instruction_kinds.kind import Kind
 from foundling.verify.instruction_kinds.verbs import is_verb
 from foundling.verify.instruction_kinds.wording import (
+    PUNCTUATION,
     is_japanese,
     joined_words,
     sentences,
@@ -97,9 +98,9 @@ def words_position(text: str, prompt: str, keyword: str) -> bool:
 
 
 def words_japanese(text: str, prompt: str, N: int) -> bool:
-    """Every N-th word has Japanese characters; a number may stand there as well."""
-    every = text.split()[N - 1 :: N] if N else []
-    return bool(every) and all(is_japanese(word) or word.strip("!?.,:;()[]").isdigit() for word in every)
+    """Every N-th word has Japanese characters; a number or a mark may stand there as well."""
+    every = [word.strip(PUNCTUATION) for word in text.split()[N - 1 :: N]] if N else []
+    return bool(every) and all(not word or word.isdigit() or is_japanese(word) for word in every)
 
 
 def alliteration_increment(text: str, prompt: str) -> bool:
