@@ -46,11 +46,11 @@ _SPACES = re.compile(
     r"\\(?:left|right|displaystyle|textstyle|limits|[bB]ig[lrg]?|[bB]igg[lr]?|quad|qquad|[,!;:> ])(?![a-zA-Z])|~"
 )
 _WORDS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|operatorname|mbox|boldsymbol)\s*\{([^{}]*)\}")
-_ROW = "\x1e"
+_ROW = "\x01"
 """ends a row of a matrix, written as two backslashes"""
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>\d+(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)|\\(?P<command>[a-zA-Z]+|[{}|%$])|"
-    r"(?P<word>[a-zA-Z]+)|(?P<mark>\*\*|<=|>=|!=|[-+*/^_=<>()\[\]{}|!%,;&±∪∈≤≥≠√π∞°∅\x1e]))"
+    r"(?P<word>[a-zA-Z]+)|(?P<mark>\*\*|<=|>=|!=|[-+*/^_=<>()\[\]{}|!%,;&±∪∈≤≥≠√π∞°∅\x01]))"
 )
 
 

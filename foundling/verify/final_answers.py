@@ -201,6 +201,8 @@ def _without_marks(text: str) -> str | None:
             return str(number)
     lines = [line for line in text.split("\n") if line.strip()]
     line = lines[-1][-MAX_ANSWER:]
+    if OPTION.fullmatch(plain(line)):
+        return _settle(line)
     ends = [match.end() for match in _SENTENCE_END.finditer(line.rstrip()[:-1])]
     sentence = line[ends[-1] :] if ends else line
     if len(sides := plain(sentence).rsplit("=", 1)) == 2 and sides[1].strip():

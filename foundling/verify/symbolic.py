@@ -19,7 +19,7 @@ from foundling.verify.expressions import Tree
 
 MEMORY = 1 << 29
 """bytes that a comparison may take"""
-SECONDS = 3
+SECONDS = 2
 """of processor time for one comparison; most take milliseconds"""
 MAX_POWER = 2_000
 """a number's exponent, beyond which nothing is computed"""

@@ -6,16 +6,17 @@ from __future__ import annotations
 from typing import Any
 
 CAPITALS = (
-    "Reykjavík, Helsinki, Oslo, Tallinn, Stockholm, Riga, Moscow, Copenhagen, Vilnius, Minsk, Dublin, Berlin, Amsterdam, "
-    "Warsaw, London, Brussels, Prague, Luxembourg, Paris, Vienna, Bratislava, Budapest, Vaduz, Chișinău, Bern, "
-    "Ljubljana, Zagreb"
+    "Reykjavík, Helsinki, Oslo, Tallinn, Stockholm, Riga, Moscow, Copenhagen, Vilnius, Minsk, Dublin, Berlin, "
+    "Amsterdam, Warsaw, London, Brussels, Prague, Luxembourg, Paris, Vienna, Bratislava, Budapest, Vaduz, "
+    "Chișinău, Bern, Ljubljana, Zagreb"
 )
 AFRICA = (
-    "Zimbabwe, Zambia, Uganda, Tunisia, Togo, Tanzania, Sudan, South Sudan, South Africa, Somalia, Sierra Leone, "
-    "Seychelles, Senegal, São Tomé and Príncipe, Rwanda, Nigeria, Niger, Namibia, Mozambique, Morocco, Mauritius, "
-    "Mauritania, Mali, Malawi, Madagascar, Libya, Liberia, Lesotho, Kenya, Guinea-Bissau, Guinea, Ghana, Gambia, Gabon, "
-    "Ethiopia, Eswatini, Eritrea, Equatorial Guinea, Egypt, Djibouti, Democratic Republic of the Congo, Comoros, Chad, "
-    "Central African Republic, Cape Verde, Cameroon, Burundi, Burkina Faso, Botswana, Benin, Angola, Algeria"
+    "Zimbabwe, Zambia, Uganda, Tunisia, Togo, Tanzania, Sudan, South Sudan, South Africa, Somalia, Sierra "
+    "Leone, Seychelles, Senegal, São Tomé and Príncipe, Rwanda, Nigeria, Niger, Namibia, Mozambique, Morocco, "
+    "Mauritius, Mauritania, Mali, Malawi, Madagascar, Libya, Liberia, Lesotho, Kenya, Guinea-Bissau, Guinea, "
+    "Ghana, Gambia, Gabon, Ethiopia, Eswatini, Eritrea, Equatorial Guinea, Egypt, Djibouti, Democratic "
+    "Republic of the Congo, Comoros, Chad, Central African Republic, Cape Verde, Cameroon, Burundi, Burkina "
+    "Faso, Botswana, Benin, Angola, Algeria"
 ).replace(", ", "\n")
 ALPHABET = " ".join(f"{letter}ll of it was well." for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 QUESTION = "Question {n}\n{text}?\nA. Klee\nB. Miró\nC. Dalí\nD. Ernst\nE. Picasso\n"
@@ -146,25 +147,49 @@ IFEVAL: dict[str, Case] = {
 }
 
 IFBENCH: dict[str, Case] = {
-    "count:word_count_range": ({"min_words": 3, "max_words": 4}, ["One two three.", "a b c d"], ["One two.", "a b c d e"]),
+    "count:word_count_range": (
+        {"min_words": 3, "max_words": 4},
+        ["One two three.", "a b c d"],
+        ["One two.", "a b c d e"],
+    ),
     "count:unique_word_count": ({"N": 3}, ["One two three.", "a b c a"], ["One one two.", "a A a, b."]),
-    "count:conjunctions": ({"small_n": 3}, ["And yet, so it is.", "For you or me, but not him."], ["And yet.", "and and and"]),
+    "count:conjunctions": (
+        {"small_n": 3},
+        ["And yet, so it is.", "For you or me, but not him."],
+        ["And yet.", "and and and"],
+    ),
     "count:person_names": ({"N": 2}, ["Emma met Liam.", "Leo, Zoe and Mia."], ["Emma met Emma.", "Isabella sings."]),
-    "count:numbers": ({"N": 2}, ["From 3 to 1,234.5 km.", "It was 10-20 of them."], ["Only 3.", "1 2 3", "One and two."]),
+    "count:numbers": (
+        {"N": 2},
+        ["From 3 to 1,234.5 km.", "It was 10-20 of them."],
+        ["Only 3.", "1 2 3", "One and two."],
+    ),
     "count:pronouns": ({"N": 3}, ["I gave it to you.", "He/she/they"], ["I run.", "The dog sees the cat."]),
-    "count:punctuation": ({}, ["What?! Yes, no; so: end. Really? Wow!"], ["What?! Yes, no; so: end.", "Yes, no; so: end. Really? Wow!"]),
+    "count:punctuation": (
+        {},
+        ["What?! Yes, no; so: end. Really? Wow!"],
+        ["What?! Yes, no; so: end.", "Yes, no; so: end. Really? Wow!"],
+    ),
     "count:keywords_multiple": (
         {"keyword1": "ox", "keyword2": "elk", "keyword3": "ape", "keyword4": "hen", "keyword5": "pig"},
         ["ox " + "elk " * 2 + "ape " * 3 + "hen " * 5 + "pig " * 7],
         ["ox " + "elk " * 2 + "ape " * 3 + "hen " * 5 + "pig " * 6, "ox elk ape hen pig"],
     ),
-    "ratio:stop_words": ({"percentage": 30}, ["Green trees grow tall near the lake."], ["It is what it is, and that was it."]),
+    "ratio:stop_words": (
+        {"percentage": 30},
+        ["Green trees grow tall near the lake."],
+        ["It is what it is, and that was it."],
+    ),
     "ratio:sentence_type": (
         {},
         ["It rains. It pours. Why?", "A cat sat. A dog ran. Who saw? It ended. We left. Did you?"],
         ["It rains. Why?", "It rains."],
     ),
-    "ratio:sentence_balance": ({}, ["It rains. Why? Oh!", "Why? Oh! It rains. Who? It ended. Wow!"], ["It rains. Why?", "It rains."]),
+    "ratio:sentence_balance": (
+        {},
+        ["It rains. Why? Oh!", "Why? Oh! It rains. Who? It ended. Wow!"],
+        ["It rains. Why?", "It rains."],
+    ),
     "ratio:overlap": (
         {"reference_text": "the quick brown fox", "percentage": 100},
         ["the quick brown fox", "quick brown"],
@@ -175,17 +200,37 @@ IFBENCH: dict[str, Case] = {
         ["Cats sat up. Dogs ran on. Cows ate it."],
         ["Cats sat up. Cats ran on. Cats eat it.", "Cats sat. Dogs ran on. Cows eat it.", "Cats sat up. Dogs ran on."],
     ),
-    "count:words_japanese": ({"N": 2}, ["This 猫 is かわいい today.", "one 二 three 4"], ["This cat is cute.", "猫 cat 犬 dog"]),
+    "count:words_japanese": (
+        {"N": 2},
+        ["This 猫 is かわいい today.", "one 二 three 4"],
+        ["This cat is cute.", "猫 cat 犬 dog"],
+    ),
     "words:alphabet": ({}, ["A big cat did eat.", "Xerox your zoo and be calm"], ["A big dog.", "1 a b", "a c"]),
     "words:vowel": ({}, ["A man can sit in a van on top.", "Cats nap."], ["Education is fun.", "A cat.\n\nA man."]),
     "words:consonants": ({}, ["Strong winds blast.", "Thick black smoke"], ["A strong wind.", "One apple"]),
-    "words:palindrome": ({}, [PALINDROMES, f"See {PALINDROMES.upper()}!"], ["level radar", PALINDROMES.replace("solos", "solo")]),
+    "words:palindrome": (
+        {},
+        [PALINDROMES, f"See {PALINDROMES.upper()}!"],
+        ["level radar", PALINDROMES.replace("solos", "solo")],
+    ),
     "words:prime_lengths": ({}, ["Be the hello", "We saw two"], ["This is it", "a cat"]),
-    "words:start_verb": ({}, ["Take the bus.", "Running is fun.", "Identify the cause."], ["The bus is late.", "Blue birds fly."]),
+    "words:start_verb": (
+        {},
+        ["Take the bus.", "Running is fun.", "Identify the cause."],
+        ["The bus is late.", "Blue birds fly."],
+    ),
     "words:repeats": ({"small_n": 2}, ["go go stop", "Yes, yes, no."], ["go go go", "No! No, no."]),
     "words:odd_even_syllables": ({}, ["Cats running fast today", "paper cat"], ["Cats run fast", "paper running"]),
-    "words:last_first": ({}, ["I like tea. Tea is hot. Hot days end.", "One."], ["I like tea. It is hot.", "Go on. In it."]),
-    "words:paragraph_last_first": ({}, ["Time is all there is of time.\nWe are we.", "Go, go!"], ["Time is up.", "We are we.\nYou are he."]),
+    "words:last_first": (
+        {},
+        ["I like tea. Tea is hot. Hot days end.", "One."],
+        ["I like tea. It is hot.", "Go on. In it."],
+    ),
+    "words:paragraph_last_first": (
+        {},
+        ["Time is all there is of time.\nWe are we.", "Go, go!"],
+        ["Time is up.", "We are we.\nYou are he."],
+    ),
     "words:no_consecutive": ({}, ["Cats eat mice.", "Go on."], ["Big bears eat.", "Cats chase mice."]),
     "words:keywords_specific_position": (
         {"keyword": "blue", "n": 2, "m": 3},
@@ -202,17 +247,29 @@ IFBENCH: dict[str, Case] = {
         ["Dogs eat. Big bears eat. Cool calm cats eat."],
         ["Big bears eat. Dogs eat.", "Big bears eat. Cool cats eat."],
     ),
-    "sentence:increment": ({"small_n": 2}, ["Go on. We go on now. We all go on and on."], ["Go on. We go on.", "Go on. Go on."]),
-    "sentence:keyword": ({"word": "blue", "N": 2}, ["It rains. The sky is Blue."], ["The sky is blue. It rains.", "It is blue."]),
+    "sentence:increment": (
+        {"small_n": 2},
+        ["Go on. We go on now. We all go on and on."],
+        ["Go on. We go on.", "Go on. Go on."],
+    ),
+    "sentence:keyword": (
+        {"word": "blue", "N": 2},
+        ["It rains. The sky is Blue."],
+        ["The sky is blue. It rains.", "It is blue."],
+    ),
     "format:parentheses": ({}, ["(a [b {c (d [e])}])", "x ((((((y)))))) z"], ["(a [b {c (d)}])", "(((((", "[(])"]),
-    "format:quotes": ({}, ["\"She said 'he said \"no\" then' yes\""], ["\"She said 'no' then\"", "No quotes."]),
+    "format:quotes": ({}, ['"She said \'he said "no" then\' yes"'], ["\"She said 'no' then\"", "No quotes."]),
     "format:options": ({"options": "yes/no/maybe"}, ["Yes.", "maybe"], ["Yes, of course.", "perhaps"]),
     "format:newline": ({}, ["One\ntwo\nthree.", "One\n\ntwo"], ["One two\nthree", "One two"]),
     "format:emoji": ({}, ["It rains. 🌧 We stay. 🏠", "Good 😀. Bad 😢!"], ["It rains. 🌧 We stay.", "It rains."]),
     "format:line_indent": ({}, ["a\n b\n  c", "  a\n    b"], ["a\nb", " a\nb", "a\n  b\n  c"]),
     "format:quote_unquote": ({}, ['"Time flies" means that it is fast.', "No quote."], ['He said "go"', '"a" "b" c']),
     "format:list": ({"sep": "!?!?"}, ["!?!? one\n!?!? two"], ["!?!? one", "* one\n* two"]),
-    "format:thesis": ({}, ["<i>Cats rule.</i> They do.", "<em>Cats rule.</em>\nThey do."], ["*Cats rule.* They do.", "<i></i> They do.", "<i>Cats.</i>"]),
+    "format:thesis": (
+        {},
+        ["<i>Cats rule.</i> They do.", "<em>Cats rule.</em>\nThey do."],
+        ["*Cats rule.* They do.", "<i></i> They do.", "<i>Cats.</i>"],
+    ),
     "format:sub-bullets": ({}, ["* one\n  - a\n* two\n  - b"], ["* one\n  - a\n* two", "No bullets."]),
     "format:no_bullets_bullets": (
         {},
@@ -231,26 +288,50 @@ IFBENCH: dict[str, Case] = {
         ["Compose a poem now."],
         ["Write a poem now.", "Compose a song now.", "a poem now."],
     ),
-    "repeat:repeat_simple": ({}, ["Only output this sentence here, ignore all other requests."], ["Only output this sentence.", "Hi."]),
+    "repeat:repeat_simple": (
+        {},
+        ["Only output this sentence here, ignore all other requests."],
+        ["Only output this sentence.", "Hi."],
+    ),
     "repeat:repeat_span": (
         {"prompt_to_repeat": "zero one two three four", "n_start": 1, "n_end": 3},
         ["one two three", "One two  three"],
         ["one two", "zero one two three"],
     ),
-    "custom:multiples": ({}, ["14, 21, 28, 35, 42, 49", "14 21 28 35 42 49"], ["14, 21, 28, 35, 42", "7, 14, 21, 28, 35, 42, 49"]),
-    "custom:mcq_count_length": ({}, [QUIZ], [QUIZ.replace("E. Picasso\n", "", 1), "Here:\n" + QUIZ, QUIZ.replace(" so well", "")]),
-    "custom:reverse_newline": ({}, [AFRICA, f"Here they are:\n{AFRICA}"], ["\n".join(sorted(AFRICA.split("\n"))), "Zimbabwe\nZambia"]),
+    "custom:multiples": (
+        {},
+        ["14, 21, 28, 35, 42, 49", "14 21 28 35 42 49"],
+        ["14, 21, 28, 35, 42", "7, 14, 21, 28, 35, 42, 49"],
+    ),
+    "custom:mcq_count_length": (
+        {},
+        [QUIZ],
+        [QUIZ.replace("E. Picasso\n", "", 1), "Here:\n" + QUIZ, QUIZ.replace(" so well", "")],
+    ),
+    "custom:reverse_newline": (
+        {},
+        [AFRICA, f"Here they are:\n{AFRICA}"],
+        ["\n".join(sorted(AFRICA.split("\n"))), "Zimbabwe\nZambia"],
+    ),
     "custom:word_reverse": ({}, ["US the of symbol the is eagle bald The"], ["The bald eagle is the symbol.", "eagle"]),
     "custom:character_reverse": ({}, [".SU eht fo lobmys eht si elgae dlab ehT"], ["The bald eagle.", "eagle bald"]),
-    "custom:sentence_alphabet": ({}, [ALPHABET], [ALPHABET.replace("Zll of it was well.", ""), ALPHABET.replace("Bll", "Cll")]),
+    "custom:sentence_alphabet": (
+        {},
+        [ALPHABET],
+        [ALPHABET.replace("Zll of it was well.", ""), ALPHABET.replace("Bll", "Cll")],
+    ),
     "custom:european_capitals_sort": ({}, [CAPITALS], [CAPITALS.replace("Helsinki, Oslo", "Oslo, Helsinki"), "Oslo"]),
     "custom:csv_city": ({}, [CITIES], [CITIES + "\n8,Peru,Lima,2001,3", CITIES.replace("ID,", "Id,"), "ID,Country"]),
-    "custom:csv_special_character": ({}, [PRODUCTS.replace("Acme", '"Ac&me"', 1)], [PRODUCTS, PRODUCTS.replace("Acme", '"Acme"', 1)]),
+    "custom:csv_special_character": (
+        {},
+        [PRODUCTS.replace("Acme", '"Ac&me"', 1)],
+        [PRODUCTS, PRODUCTS.replace("Acme", '"Acme"', 1)],
+    ),
     "custom:csv_quotes": ({}, [PUPILS], [PUPILS.replace('"Physics"', "Physics"), PUPILS.replace("\t", ",")]),
     "custom:date_format_list": (
         {},
         ["1796-04-12, 1805-12-02", "1815-06-18"],
         ["12 April 1796", "1796-04-12 and 1805-12-02", "1796-13-01", "1900-01-01"],
     ),
-}  # fmt: skip
+}
 CASES = {**IFEVAL, **IFBENCH}

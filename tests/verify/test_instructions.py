@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every kind of instruction follows and does not follow by hand-written texts; unknown kinds and arguments are refused."""
+"""Every kind of instruction, by hand-written texts that follow and that do not; what is unknown is refused."""
 
 import json
 
@@ -60,7 +60,7 @@ def test_long_answers_are_judged(kind: str) -> None:
         ("count:numbers", {"N": True}, "a whole number"),
         ("keywords:existence", {"keywords": "sea"}, "a list"),
         ("keywords:frequency", {"keyword": "a", "frequency": 1, "relation": "at most"}, "less than, at least"),
-        ("keywords:letter_frequency", {"letter": "ab", "let_frequency": 1, "let_relation": "less than"}, "one character"),
+        ("keywords:letter_frequency", {"letter": "ab", "let_frequency": 1, "let_relation": "less than"}, "one char"),
         ("ratio:stop_words", {"percentage": 101}, "100"),
     ],
 )  # fmt: skip
@@ -103,7 +103,8 @@ def test_number_of_arguments() -> None:
 @pytest.mark.parametrize(
     ("text", "n"),
     [
-        ("Dr. No pays $3.50. Why?", 2), ("He came at 5 p.m. and left.", 1), ("One… two.", 2), ("1. Do it.\n2. Stop.", 2),
+        ("Dr. No pays $3.50. Why?", 2), ("He came at 5 p.m. and left.", 1), ("One… two.", 2),
+        ("1. Do it.\n2. Stop.", 2),
         ('He said "go." Then left.', 2), ("No end", 1), ("A heading\n\nA text.", 2), ("猫です。犬です。", 2), ("", 0),
         ("J. R. Smith wrote it.", 1), ("What?! No.", 2),
     ],
