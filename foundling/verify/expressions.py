@@ -13,6 +13,7 @@ FUNCTION, tree], ["interval", "[)", tree, tree], ["relation", "<=", tree, tree] 
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Any
 
 from foundling.verify.numbers import MAX_DIGITS, normalise, read_decimal
@@ -30,6 +31,7 @@ FUNCTIONS = {
     "abs", "sqrt", "floor", "ceiling", "binomial",
 }  # fmt: skip
 _CALLS = {*FUNCTIONS, "asin", "acos", "atan"} - {"floor", "ceiling", "binomial"}
+_NO_FACTORS = {*_CALLS, "and", "or"}
 _INVERSE = {"asin": "arcsin", "acos": "arccos", "atan": "arctan"}
 _CONSTANTS = {"pi": "pi", "infty": "infinity", "infinity": "infinity", "inf": "infinity", "oo": "infinity"}
 _GREEK = {
@@ -83,7 +85,11 @@ def _tokens(text: str) -> list[tuple[str, str]]:
             at = match.start(kind) + token.index(",")
             token = token[: token.index(",")]
         tokens.append((kind, token))
-    if not tokens:
+    # "so it" are words, "xy" and "x y" are products
+    pairs = [
+        a + b for (kind, a), (other, b) in pairwise(tokens) if kind == other == "word" and not {a, b} & _NO_FACTORS
+    ]
+    if not tokens or any(len(pair) > 2 for pair in pairs):
         raise NoExpression
     return tokens
 

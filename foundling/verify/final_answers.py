@@ -43,6 +43,12 @@ _FILLER = re.compile(
     re.IGNORECASE,
 )
 _TIME = re.compile(r"(?<![\d:])\d{1,2}:\d{2}(?::\d{2})?(?:\s?[ap]\.?m\b\.?)?(?!:?\d)", re.IGNORECASE)
+_CLAUSE = re.compile(
+    r"\b(?:is|are|was|were|has|have|had|gets?|costs?|pays?|makes?|equals|needs?|gives?|takes?|totals?|so|thus|therefore|"
+    r"it|he|she|they|we)\b",
+    re.IGNORECASE,
+)
+"""what "so it is 5" has, and "May 5" has not"""
 _WRAPPERS = (
     ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("__", "__"), ("`", "`"), ('"', '"'),
     ("“", "”"), ("'", "'"), ("*", "*"),
@@ -194,11 +200,9 @@ def _is_expression(text: str) -> bool:
 def _without_marks(text: str) -> str | None:
     if "\n" not in text and len(text) <= MAX_ANSWER:
         short = plain(text)
-        if OPTION.fullmatch(short) or _OPTION_AND_TEXT.match(short) or _is_expression(short) or len(short.split()) < 5:
+        few = len(short.split()) < 5 and not (_CLAUSE.search(short) and NUMBER.search(normalise(short)))
+        if OPTION.fullmatch(short) or _OPTION_AND_TEXT.match(short) or _is_expression(short) or few:
             return _settle(short)
-        number = read_quantity(short)
-        if number and len(short.split()) < 5:
-            return str(number)
     lines = [line for line in text.split("\n") if line.strip()]
     line = lines[-1][-MAX_ANSWER:]
     if OPTION.fullmatch(plain(line)):
