@@ -2,7 +2,7 @@
 """Arithmetic in exact fractions, and the calculator annotations of GSM8K: `<<48/2=24>>` (Cobbe et al. 2021,
 "Training Verifiers to Solve Math Word Problems", section 2 and appendix C)."""
 
-from __future__ import annotations
+from __future__ import annotations as _  # a function here has the name
 
 import re
 from dataclasses import dataclass

@@ -118,7 +118,10 @@ def plain(text: str) -> str:
         before = text
         text = _COMMAND.sub(r" \1 ", text).strip()
         text = text.replace("\\%", "%").replace("\\$", "$").replace("{,}", ",").replace("{:}", ":")
+        text = re.sub(r",\s*\\!\s*(?=\d{3})", ",", text)
         text = re.sub(r"\\[!,;:](?=\s|\d|\\|$|[a-z])|~", " " if "~" in text else "", text).strip()
+        if text.count("**") % 2:  # the other half stands outside
+            text = re.sub(r"^\*\*|\*\*$", "", text).strip()
         for left, right in _WRAPPERS:
             inner = text[len(left) : len(text) - len(right)]
             if len(text) > len(left + right) and text.startswith(left) and text.endswith(right) and left not in inner:
@@ -131,7 +134,7 @@ def plain(text: str) -> str:
 
 def _settle(content: str) -> str:
     """The one form of an answer, from the text that holds it and little else."""
-    text = plain(content)
+    text = re.sub(r"^(?:option|choice|letter)\s+(?=\S)", "", plain(content), flags=re.IGNORECASE)
     if option := OPTION.fullmatch(text):
         letter = option[1] or option[2]
         return letter.upper() if letter.lower() <= "j" else letter
@@ -148,8 +151,8 @@ def _settle(content: str) -> str:
     if not _is_words(text) and _is_expression(text):
         return " ".join(text.split())
     words, match = text.split(), NUMBER.match(normalise(text))
-    # a time or a date begins with a number, and is none
-    if match and not re.match(r"[:/\-]\d|[^\W\d]", normalise(text)[match.end() :]) and read_quantity(match[0]):
+    compound = r"[:/\-]\d|[^\W\d]|\s\w+(?:,|,?\sand)\s\d"  # a time, a date, 3 hours and 20 minutes
+    if match and not re.match(compound, normalise(text)[match.end() :]) and read_quantity(match[0]):
         return str(read_quantity(match[0]))
     numbers = NUMBER.findall(normalise(text))
     if len(numbers) == 1 and len(words) > 3 and (number := read_quantity(numbers[0])):
@@ -200,7 +203,9 @@ def _is_expression(text: str) -> bool:
 def _without_marks(text: str) -> str | None:
     if "\n" not in text and len(text) <= MAX_ANSWER:
         short = plain(text)
-        few = len(short.split()) < 5 and not (_CLAUSE.search(short) and NUMBER.search(normalise(short)))
+        few = len(short.split()) < (7 if NUMBER.match(normalise(short)) else 5) and not (
+            _CLAUSE.search(short) and NUMBER.search(normalise(short))
+        )
         if OPTION.fullmatch(short) or _OPTION_AND_TEXT.match(short) or _is_expression(short) or few:
             return _settle(short)
     lines = [line for line in text.split("\n") if line.strip()]

@@ -15,7 +15,7 @@ from typing import Any
 
 from foundling.config import nearest
 from foundling.errors import ConfigError, DataError
-from foundling.limits import Limit, shown
+from foundling.limits import ANSWER_CHARS, INSTRUCTIONS, shown
 from foundling.verify.instruction_kinds import (
     ifbench_counts,
     ifbench_custom,
@@ -24,9 +24,6 @@ from foundling.verify.instruction_kinds import (
     ifeval,
 )
 from foundling.verify.instruction_kinds.kind import Kind, problem
-
-CHARS = Limit(1 << 20, "characters of an answer that is checked", low=0)
-INSTRUCTIONS = Limit(100, "instructions of one prompt")
 
 KINDS: dict[str, Kind] = {
     **ifeval.KINDS,
@@ -124,7 +121,7 @@ def arguments_of(kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _follows(text: str, prompt: str, kind: str, fields: dict[str, Any]) -> bool:
-    return bool(text.strip()) and len(text) <= CHARS.high and KINDS[kind].check(text, prompt, **fields)
+    return bool(text.strip()) and len(text) <= ANSWER_CHARS.high and KINDS[kind].check(text, prompt, **fields)
 
 
 def score(results: Iterable[Followed]) -> Scores:

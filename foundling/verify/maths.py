@@ -27,7 +27,7 @@ from foundling.verify.calculator import Annotation, annotations, evaluate, witho
 from foundling.verify.exact import rational, value_of
 from foundling.verify.expressions import MAX_CHARS, NoExpression, Tree, parse
 from foundling.verify.final_answers import OPTION, final_answer, plain
-from foundling.verify.numbers import Quantity, normalise, read_quantity
+from foundling.verify.numbers import Quantity, normalise, read_quantity, without_unit
 
 __all__ = [
     "Annotation", "Comparison", "annotations", "compare", "equal", "evaluate", "final_answer", "without_annotations",
@@ -67,18 +67,28 @@ def compare(a: str, b: str) -> Comparison:
     a, b = plain(a), plain(b)
     if _key(a) == _key(b):
         return Comparison(True, "text")
-    numbers = read_quantity(a), read_quantity(b)
-    if numbers[0] and numbers[1]:
-        return Comparison(_equal_quantities(*numbers), "number")
-    if any(re.fullmatch(r"[^\W\d_]*(?:\s[^\W\d_]*)*", text) and not number for text, number in zip((a, b), numbers)):
-        return Comparison(False, "text")  # words; single letters are options or names
+    first, second = read_quantity(a), read_quantity(b)
+    if first and second:
+        return Comparison(_equal_quantities(first, second), "number")
+    if (not first and _is_words(a)) or (not second and _is_words(b)) or (_is_letter(a) and _is_letter(b)):
+        return Comparison(False, "text")
     judge, results = _Judge(), []
-    for left in _trees(a, numbers[0]):
-        for right in _trees(b, numbers[1]):
+    for left in _trees(a, first):
+        for right in _trees(b, second):
             results.append(judge.same(left, right))
     if not results:
         return Comparison(False, "text")
     return Comparison(any(results), "expression" if any(results) or not judge.reason else judge.reason)
+
+
+def _is_words(text: str) -> bool:
+    """No product of letters, and no constant."""
+    letters = all(character.isalpha() or character.isspace() for character in text)
+    return letters and len(text) != 1 and text.lower() not in ("pi", "inf", "infinity", "π")
+
+
+def _is_letter(text: str) -> bool:
+    return len(text) == 1 and text.isalpha()
 
 
 def _key(text: str) -> str:
@@ -106,7 +116,7 @@ def _trees(text: str, number: Quantity | None) -> list[Tree]:
         values = [number.value, number.value / 100] if number.percent else [number.value]
         return [["number", str(value)] for value in values]
     try:
-        return [_expand(parse(text))]
+        return [_expand(parse(without_unit(text)))]
     except NoExpression:
         return []
 
@@ -189,6 +199,8 @@ class _Judge:
         values = value_of(a), value_of(b)
         if values[0] is not None and values[1] is not None:
             return values[0] == values[1]
+        if {a[0], b[0]} <= {"symbol", "number"}:
+            return False
         self.decisions += 1
         if self.decisions > MAX_DECISIONS or self.reason:
             self.reason = self.reason or "undecided"

@@ -85,6 +85,7 @@ UNITS = {
     "volume": {"l": 1, "liter": 1, "liters": 1, "litre": 1, "litres": 1, "ml": Fraction(1, 1000)},
     "speed": {"km/h": 1, "kmh": 1, "kph": 1, "mph": Fraction("1.609344"), "m/s": Fraction("3.6")},
     "angle": {"°": 1, "degree": 1, "degrees": 1, "\\degree": 1, "^\\circ": 1, "^{\\circ}": 1, "^°": 1},
+    "celsius": {"°c": 1, "degrees celsius": 1}, "fahrenheit": {"°f": 1, "degrees fahrenheit": 1},
     "area": {"cm^2": Fraction(1, 10000), "m^2": 1, "km^2": 1_000_000},
 }  # fmt: skip
 """dimension -> unit -> how many of the dimension's first unit. Other words behind a number are no units."""
@@ -115,6 +116,12 @@ def show(value: Fraction, ratio: bool = False) -> str:
         return f"{value.numerator}/{value.denominator}"
     digits = str(abs(value.numerator) * (10**12 // value.denominator)).rjust(13, "0")
     return f"{'-' * (value < 0)}{digits[:-12]}.{digits[-12:].rstrip('0')}"
+
+
+def without_unit(text: str) -> str:
+    """An expression without the known unit behind it, for 3\\sqrt{2} cm."""
+    match = re.fullmatch(r"(.*[\d)}])\s*([^\W\d_]+(?:\^2|/[a-z]+)?|°[CF]?)", text, re.DOTALL)
+    return match[1] if match and match[2].lower() in _DIMENSIONS else text
 
 
 def normalise(text: str) -> str:
@@ -211,7 +218,7 @@ def read_quantity(text: str) -> Quantity | None:
         return None
     if len(rest) == 1 and not unit:  # a variable: 2x
         return None
-    if rest and unit and rest.lower() != unit and not re.fullmatch(r"[\w\s./^{}'°-]{1,60}", rest):
+    if unit and not re.fullmatch(r"[^\W\d]*|\s[^\d,;=]{0,60}", rest[len(unit) :]):  # "3 hours and 20 minutes"
         return None
     dimension, size = _DIMENSIONS.get(unit or name.lower(), ("", Fraction(1)))
     return Quantity(-value if "-" in (start[1], start[4]) else value, percent, dimension, size, "/" in body[0])

@@ -10,10 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from foundling.errors import DataError
-from foundling.limits import Limit, shown
-
-LINE_BYTES = Limit(16 << 20, "bytes of a line of a JSONL file")
-LINES = Limit(10_000_000, "lines of a JSONL file")
+from foundling.limits import SAMPLE_BYTES, SAMPLE_LINES, shown
 
 
 def read_tasks(path: str | Path, required: Sequence[str] = (), key: str = "task_id") -> dict[str, dict[str, Any]]:
@@ -64,12 +61,12 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         with open(path, "rb") as file:
             number = 0
-            while line := file.readline(LINE_BYTES.high + 1):
+            while line := file.readline(SAMPLE_BYTES.high + 1):
                 number += 1
                 where = f"{path}, line {number}"
-                if len(line) > LINE_BYTES.high:
-                    raise DataError(f"{where}: the line has over {LINE_BYTES.high:,} bytes")
-                LINES.check(number, f"the lines of {path}", DataError)
+                if len(line) > SAMPLE_BYTES.high:
+                    raise DataError(f"{where}: the line has over {SAMPLE_BYTES.high:,} bytes")
+                SAMPLE_LINES.check(number, f"the lines of {path}", DataError)
                 if line.strip():
                     yield where, _object(line, where)
     except OSError as error:

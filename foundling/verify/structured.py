@@ -17,11 +17,9 @@ from importlib.util import find_spec
 from typing import Any
 
 from foundling.errors import ConfigError, DataError
-from foundling.limits import JSON_DEPTH, Limit, shown
+from foundling.limits import ANSWER_CHARS, JSON_DEPTH, PATTERN_CHARS, shown
 from foundling.runtime.limited import LimitedProcess, LimitError
 
-CHARS = Limit(1 << 20, "characters of an answer that is checked", low=0)
-PATTERN_CHARS = Limit(1 << 16, "characters of a regular expression, a grammar or a schema", low=0)
 MEMORY = 1 << 29
 """bytes that a check may take"""
 SECONDS = 2
@@ -51,8 +49,8 @@ def json_value(text: str) -> Verdict:
     >>> json_value('```json\\n{"a": 1}\\n```').value, json_value('{"a": 1, "a": 2}').reason
     ({'a': 1}, "the key 'a' occurs twice")
     """
-    if len(text) > CHARS.high:
-        return Verdict(False, f"the answer has {len(text):,} characters; allowed are {CHARS.high:,}")
+    if len(text) > ANSWER_CHARS.high:
+        return Verdict(False, f"the answer has {len(text):,} characters; allowed are {ANSWER_CHARS.high:,}")
     fence = _FENCE.fullmatch(text)
     body = (fence[2] if fence else text).strip()
     if not body:
@@ -142,8 +140,8 @@ def matches_grammar(text: str, lark: str) -> Verdict:
 
 def _check_text(kind: str, text: str, pattern: str) -> Verdict:
     PATTERN_CHARS.check(len(pattern), f"the {kind}'s length", DataError)
-    if len(text) > CHARS.high:
-        return Verdict(False, f"the answer has {len(text):,} characters; allowed are {CHARS.high:,}")
+    if len(text) > ANSWER_CHARS.high:
+        return Verdict(False, f"the answer has {len(text):,} characters; allowed are {ANSWER_CHARS.high:,}")
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -166,12 +164,12 @@ def check_here(values: list[Any]) -> tuple[bool, str]:
 
 
 def _check_schema(value: Any, schema: Any) -> tuple[bool, str]:
-    import jsonschema
+    from jsonschema import Draft202012Validator, validators
     from jsonschema.exceptions import SchemaError
     from referencing import Registry
     from referencing.exceptions import Unresolvable
 
-    validator_class = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+    validator_class = validators.validator_for(schema, default=Draft202012Validator)
     try:
         validator_class.check_schema(schema)
     except SchemaError as error:

@@ -7,11 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from foundling.limits import Limit
+from foundling.limits import INSTRUCTION_CHARS, INSTRUCTION_COUNT
 
 Argument = Literal["count", "percentage", "text", "texts", "relation", "letter"]
-MAX_COUNT = Limit(1_000_000, "words, sentences or other things that an instruction counts", low=0)
-MAX_TEXT = Limit(1 << 16, "characters of an instruction's argument", low=0)
 RELATIONS = ("less than", "at least")
 
 
@@ -32,7 +30,7 @@ def compare(number: int, relation: str, threshold: int) -> bool:
 def problem(value: Any, argument: Argument) -> str:
     """What is wrong with an argument; "" where nothing is. Data sets write whole numbers as 5.0 as well."""
     if argument in ("count", "percentage"):
-        most = 100 if argument == "percentage" else MAX_COUNT.high
+        most = 100 if argument == "percentage" else INSTRUCTION_COUNT.high
         right = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
         return "" if right and value == int(value) else f"expected a whole number from 0 to {most:,}"
     if argument == "texts":
@@ -42,5 +40,5 @@ def problem(value: Any, argument: Argument) -> str:
         return "" if value in RELATIONS else f"expected one of {', '.join(RELATIONS)}"
     if argument == "letter":
         return "" if isinstance(value, str) and len(value.strip()) == 1 else "expected one character"
-    right = isinstance(value, str) and value.strip() and len(value) <= MAX_TEXT.high
-    return "" if right else f"expected a text of at most {MAX_TEXT.high:,} characters that is not empty"
+    right = isinstance(value, str) and value.strip() and len(value) <= INSTRUCTION_CHARS.high
+    return "" if right else f"expected a text of at most {INSTRUCTION_CHARS.high:,} characters that is not empty"
