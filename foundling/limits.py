@@ -152,6 +152,16 @@ LOOK_WEIGHTS = Limit(1 << 24, "attention weights on a page", "choose one --layer
 
 LINEAGE_FOLDERS = Limit(20_000, "folders that are searched for models", "name the folders of the models themselves")
 
+# --- verifying answers --------------------------------------------------------------------------------------------
+
+ANSWER_CHARS = Limit(1 << 20, "characters of an answer that is checked", low=0)
+PATTERN_CHARS = Limit(1 << 16, "characters of a regular expression, a grammar or a schema", low=0)
+INSTRUCTIONS = Limit(100, "instructions of one prompt")
+INSTRUCTION_COUNT = Limit(1_000_000, "words, sentences or other things that an instruction counts", low=0)
+INSTRUCTION_CHARS = Limit(1 << 16, "characters of an instruction's argument", low=0)
+SAMPLE_BYTES = Limit(16 << 20, "bytes of a line of tasks or samples")
+SAMPLE_LINES = Limit(10_000_000, "lines of tasks or samples")
+
 # --- programs in a model directory ------------------------------------------------------------------------------------
 
 TEMPLATE_CHARS = Limit(1 << 20, "characters of a chat template")

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks and samples in JSONL, and the two commands that read them: right input, and one line for what is wrong."""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foundling.cli import verify_instructions, verify_maths
+from foundling.errors import DataError
+from foundling.verify.samples import read_samples, read_tasks
+
+
+def write(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def run(module: Any, tasks: str, samples: str, as_json: bool = True) -> dict[str, Any]:
+    parser = argparse.ArgumentParser()
+    module.add(parser)
+    parser.add_argument("--json", action="store_true")
+    return module.run(parser.parse_args([tasks, samples, *["--json"] * as_json]))
+
+
+def test_tasks_and_samples(tmp_path) -> None:
+    tasks = read_tasks(write(tmp_path / "t", [{"task_id": "a", "x": 1}, "\n", {"task_id": 2}]))
+    assert list(tasks) == ["a", "2"]
+    samples = read_samples(write(tmp_path / "s", [{"task_id": 2, "completion": ""}] * 2), tasks)
+    assert [sample["task_id"] for sample in samples] == ["2", "2"]
+
+
+A = {"task_id": "a", "answer": "5"}
+S = {"task_id": "a", "completion": "#### 5"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([A, "{'a'}\n"], "line 2: no JSON"),
+        ([A, A], "line 2: the task_id 'a' occurs twice"),
+        ([A, "\n", "[1]\n"], r"line 3: expected a JSON object, met \[1\]"),
+        ([{"answer": 5}], "line 1: the field 'task_id' is None"),
+        ([{"task_id": True}], "line 1: the field 'task_id' is True"),
+        ([{"task_id": "a"}], "lacks the field 'answer'"),
+        ([], "no tasks"),
+        (["[" * 100_000 + "\n"], "line 1"),
+    ],
+)
+def test_wrong_tasks(tmp_path, rows, message) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        read_tasks(write(tmp_path / "t", rows), ("answer",))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([S, {"task_id": "b", "completion": ""}], "line 2: the task_id 'b' is not in the tasks"),
+        ([{"task_id": "a"}], "line 1: the sample has no text in the field 'completion'"),
+        ([{"task_id": "a", "completion": 5}], "no text"),
+        ([], "no samples"),
+        (["\x1b[2J\n"], "line 1: no JSON"),
+    ],
+)
+def test_wrong_samples(tmp_path, rows, message) -> None:
+    tasks = read_tasks(write(tmp_path / "t", [A]))
+    with pytest.raises(DataError, match=message):
+        read_samples(write(tmp_path / "s", rows), tasks)
+
+
+def test_files_that_cannot_be_read(tmp_path) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        read_tasks(tmp_path / "none")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_tasks(tmp_path)
+    (tmp_path / "t").write_bytes(b'{"task_id": "\xff"}\n')
+    with pytest.raises(DataError, match="line 1: the line is not UTF-8"):
+        read_tasks(tmp_path / "t")
+
+
+def test_maths(tmp_path, capsys) -> None:
+    tasks = write(
+        tmp_path / "t",
+        [
+            {"task_id": 0, "answer": "12 - 7 = <<12-7=5>>5\n#### 5"},
+            {"task_id": 1, "solution": r"so $\boxed{\frac{1}{2}}$."},
+            {"task_id": 2, "answer": 7},
+        ],
+    )
+    samples = write(
+        tmp_path / "s",
+        [
+            {"task_id": 0, "completion": "The answer is $5.00."},
+            {"task_id": 1, "completion": "So it is 50%."},
+            {"task_id": 2, "completion": "I do not know that, to be quite honest."},
+            {"task_id": 2, "completion": "#### 8"},
+        ],
+    )
+    result = run(verify_maths, tasks, samples)
+    assert (result["tasks"], result["samples"], result["right"], result["accuracy"]) == (3, 4, 2, 0.5)
+    assert [row["right"] for row in result["results"]] == [True, True, False, False]
+    assert result["decided_by"] == {"no answer": 1, "number": 2, "text": 1}
+    run(verify_maths, tasks, samples, as_json=False)
+    assert "2 of 4 samples are right (50.0%), 1 have no answer" in capsys.readouterr().out
+    with pytest.raises(DataError, match="no final answer in its field"):
+        run(verify_maths, write(tmp_path / "u", [{"task_id": 0}]), samples)
+
+
+PROMPTS = [
+    {
+        "key": "k", "prompt": "P", "instruction_id_list": ["punctuation:no_comma", "count:numbers"],
+        "kwargs": [{}, {"N": 1.0, "n": None}],
+    },
+    {"key": 7, "prompt": "Q", "instruction_id_list": ["format:no_whitespace"], "kwargs": [None]},
+]  # fmt: skip
+
+
+def test_instructions(tmp_path, capsys) -> None:
+    tasks = write(tmp_path / "t", PROMPTS)
+    samples = write(tmp_path / "s", [{"prompt": "P", "response": "1, yes"}, {"key": 7, "response": "Sure:\nyes"}])
+    result = run(verify_instructions, tasks, samples)
+    assert result["prompt_strict"] == 0 and result["prompt_loose"] == 0.5
+    assert result["instruction_strict"] == 1 / 3 and result["instruction_loose"] == 2 / 3
+    assert [row["strict"] for row in result["results"]] == [(False, True), (False,)]
+    assert result["unanswered"] == 0
+    run(verify_instructions, tasks, samples, as_json=False)
+    assert "prompts with all followed   strict   0.0%   loose  50.0%" in capsys.readouterr().out
+
+
+def _change(**fields: Any) -> Callable[[], list[Any]]:
+    return lambda: [{**PROMPTS[0], **fields}]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "samples", "message"),
+    [
+        (PROMPTS, [{"key": "x", "response": ""}], "line 1: the key 'x' is not in the tasks"),
+        (PROMPTS, [{"prompt": "x", "response": ""}], "line 1: the prompt 'x' is not in the tasks"),
+        (PROMPTS, [{"key": 7, "response": ""}] * 2, "line 2: the key '7' has two answers"),
+        (PROMPTS, [{"key": 7}], "no text in the field 'response'"),
+        (PROMPTS, [], "no samples"),
+        (_change(instruction_id_list=["no:kind"] * 2), [{"key": "k", "response": "a"}], "'no:kind' is unknown"),
+        (_change(kwargs=[{}]), [{"key": "k", "response": "a"}], "one for each"),
+        (_change(kwargs="x"), [{"key": "k", "response": "a"}], "not of IFEval's format"),
+        (_change(instruction_id_list=[5, 6]), [{"key": "k", "response": "a"}], "not of IFEval's format"),
+    ],
+)
+def test_wrong_instructions(tmp_path, tasks, samples, message) -> None:
+    rows = tasks() if callable(tasks) else tasks
+    with pytest.raises(DataError, match=message):
+        run(verify_instructions, write(tmp_path / "t", rows), write(tmp_path / "s", samples))
+
+
+def test_nothing_imports_torch() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, foundling.verify.maths, foundling.verify.instructions, foundling.verify.samples;"
+        "print({'torch', 'sympy', 'numpy', 'jsonschema', 'llguidance'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "set()"
