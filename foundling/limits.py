@@ -148,3 +148,14 @@ RENDERED_CHARS = Limit(1 << 24, "characters that a chat template renders")
 TEMPLATE_BYTES = Limit(256 << 20, "bytes of memory of the process that renders chat templates")
 TEMPLATE_SECONDS = Limit(1, "seconds of processor time that a chat template takes; one in use takes a millisecond")
 GROWTH = Limit(1024, "characters that a tokenizer makes of one character, before or after encoding")
+
+# --- programs that a model wrote ---------------------------------------------------------------------------------------
+
+SANDBOX_SECONDS = (0.05, 3600.0)
+"""of wall-clock time of one program"""
+SANDBOX_MEMORY = Limit(1 << 40, "bytes of memory of a program; Python itself takes 20 MB", low=32 << 20)
+SANDBOX_PROCESSES = Limit(1024, "processes and threads of a program")
+SANDBOX_OUTPUT = Limit(64 << 20, "bytes of what a program prints on stdout, and as many on stderr")
+SANDBOX_DISK = Limit(1 << 34, "bytes of the files of a program", low=1 << 16)
+SANDBOX_FILES = Limit(4096, "files and folders of a program")
+SANDBOX_INPUT = Limit(64 << 20, "bytes of a program, its input and its files")
