@@ -60,7 +60,7 @@ def launch(target: Machine, code: str, stdin: bytes, files: Mapping[str, bytes],
     watched, alive = os.pipe()
     inner = {
         "limits": bounds, "filter": filter_program(target, metadata=False).hex(),
-        "command": interpreter.command(str(environment / "bin" / "python"), str(folder / interpreter.MAIN)),
+        "command": interpreter.command(str(environment / "bin" / "python"), interpreter.MAIN),
         "environment": interpreter.environment(str(folder)),
     }  # fmt: skip
     options = {
