@@ -159,3 +159,6 @@ SANDBOX_OUTPUT = Limit(64 << 20, "bytes of what a program prints on stdout, and 
 SANDBOX_DISK = Limit(1 << 34, "bytes of the files of a program", low=1 << 16)
 SANDBOX_FILES = Limit(4096, "files and folders of a program")
 SANDBOX_INPUT = Limit(64 << 20, "bytes of a program, its input and its files")
+VERIFY_LINE = Limit(16 << 20, "bytes of a line of tasks or samples")
+VERIFY_LINES = Limit(10_000_000, "lines of tasks or samples")
+WORKERS = Limit(256, "programs at once")

@@ -192,7 +192,7 @@ EXHAUSTING: dict[str, tuple[str, set[str]]] = {
     "spin in children": ("import os\nfor _ in range(5): os.fork()\nwhile True: pass", {"time", "processes", "exited"}),
     "fork without end": ("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", {"time", "processes"}),
     "fork and end": (
-        "import os\nwhile True:\n    try:\n        if os.fork(): os._exit(0)\n    except OSError: pass",
+        "import os\nwhile True:\n    try:\n        if os.fork(): os._exit(3)\n    except OSError: pass",
         {"time", "processes", "exited"},
     ),
     "start threads": (
@@ -213,7 +213,7 @@ EXHAUSTING: dict[str, tuple[str, set[str]]] = {
         "import mmap, os, time\nfor _ in range(8):\n    if not os.fork():\n        m = mmap.mmap(-1, 60 << 20)\n"
         "        m.write(b'x' * (50 << 20))\n        time.sleep(1000)\ntime.sleep(1000)", {"memory", "exited"},
     ),
-    "recurse": ("import sys\nsys.setrecursionlimit(10**9)\ndef f(): return f() + 1\nf()", {"signal", "memory", "exited"}),
+    "recurse": ("import sys\nsys.setrecursionlimit(10**9)\ndef f(): return f() + 1\nf()", {"signal", "memory", "exited", "time"}),
     "write a large file": ("with open('a', 'wb') as f:\n    while True: f.write(bytes(1 << 20))", {"exited", "disk"}),
     "write a sparse file": ("import os\nf = open('a', 'wb'); os.truncate(f.fileno(), 1 << 40)", {"exited"}),
     "write several large files": (
