@@ -36,6 +36,9 @@ GROUPS = {
         "fill": ("foundling.cli.fill", "fill the gaps in a text with an encoder (fill-mask)"),
         "classify": ("foundling.cli.classify", "label texts, tag their words or predict a value"),
     },
+    "measure models": {
+        "verify": ("foundling.cli.verify", "judge what models wrote: code by its tests, SQL by its rows"),
+    },
     "move and inspect models": {
         "import": ("foundling.cli.import_", "import a directory of transformers or diffusers, or a GGUF file"),
         "export": ("foundling.cli.export", "export a directory for transformers or diffusers, or a GGUF file"),

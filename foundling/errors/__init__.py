@@ -52,6 +52,10 @@ class SandboxError(FoundlingError, RuntimeError):
     """Nothing on this machine confines a program, or what confines it failed; the program was not run."""
 
 
+class QueryError(FoundlingError, ValueError):
+    """A database query that cannot be executed, does more than read, or takes more than it may."""
+
+
 class BusyError(FoundlingError, RuntimeError):
     """Another process is writing to the same directory."""
 

@@ -62,25 +62,31 @@ def run(
     `timeout` in seconds; `memory`, `output` (each of stdout and stderr) and `disk` in bytes; `processes` counts threads
     as well. All processes of the program together may take that much. `backend`: the better one that works here.
     Any thread may call. Raises ConfigError for a value out of its limits, SandboxError where nothing confines."""
-    limits = Limits(
+    limits = checked_limits(timeout, memory, processes, output, disk, max_files)
+    contents = _contents(files or {}, limits)
+    given = stdin.encode("utf-8", "surrogatepass") if isinstance(stdin, str) else stdin
+    allowed.SANDBOX_INPUT.check(1 + len(code) + len(given), "code and stdin together")
+    return _run(choose() if backend is None else _require(backend), code, given, contents, limits)
+
+
+def checked_limits(
+    timeout: float = 10.0, memory: int = 512 << 20, processes: int = 16, output: int = 1 << 20, disk: int = 32 << 20,
+    max_files: int = 1000,
+) -> Limits:  # fmt: skip
+    """The limits of `run`. ConfigError for a value that is out of its own."""
+    return Limits(
         check_number(timeout, "timeout", *allowed.SANDBOX_SECONDS), allowed.SANDBOX_MEMORY.check(memory, "memory"),
         allowed.SANDBOX_PROCESSES.check(processes, "processes"), allowed.SANDBOX_OUTPUT.check(output, "output"),
         allowed.SANDBOX_DISK.check(disk, "disk"), allowed.SANDBOX_FILES.check(max_files, "max_files"),
     )  # fmt: skip
-    contents = _contents(files or {}, limits)
-    given = stdin.encode("utf-8", "surrogatepass") if isinstance(stdin, str) else stdin
-    allowed.SANDBOX_INPUT.check(1 + len(code) + len(given), "code and stdin together")
-    return _run(backend or choose(), code, given, contents, limits) if not backend else _checked(
-        backend, code, given, contents, limits
-    )
 
 
-def _checked(backend: Backend, code: str, stdin: bytes, files: dict[str, bytes], limits: Limits) -> Outcome:
+def _require(backend: str) -> str:
     if backend not in _LAUNCH:
         raise ConfigError(f"backend is {shown(backend)}; expected one of {', '.join(_LAUNCH)}")
     if reason := unusable(backend):
         raise SandboxError(f"{backend} does not confine here, and nothing was run: {reason}")
-    return _run(backend, code, stdin, files, limits)
+    return backend
 
 
 def _contents(files: Mapping[str, str | bytes], limits: Limits) -> dict[str, bytes]:
