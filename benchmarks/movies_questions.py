@@ -60,8 +60,12 @@ def read_values(path: Path) -> Values:
             "SELECT Director FROM omdb JOIN tomatoes USING (ID) WHERE Director <> '' AND Director NOT LIKE '%,%' AND Runtime IS NOT NULL "
             "AND BoxOffice IS NOT NULL AND Meter IS NOT NULL GROUP BY Director HAVING COUNT(*) >= 5 ORDER BY 1"
         )
-        years = column("SELECT Year FROM omdb WHERE Year IS NOT NULL GROUP BY Year HAVING COUNT(Metacritic) > 20 ORDER BY 1")
-        genres = column("SELECT Genre FROM omdb WHERE Genre NOT LIKE '%,%' AND Genre <> '' GROUP BY Genre HAVING COUNT(*) > 40 ORDER BY 1")
+        years = column(
+            "SELECT Year FROM omdb WHERE Year IS NOT NULL GROUP BY Year HAVING COUNT(Metacritic) > 20 ORDER BY 1"
+        )
+        genres = column(
+            "SELECT Genre FROM omdb WHERE Genre NOT LIKE '%,%' AND Genre <> '' GROUP BY Genre HAVING COUNT(*) > 40 ORDER BY 1"
+        )
         countries = column(
             "SELECT Country FROM omdb WHERE Country NOT LIKE '%,%' AND Country <> '' GROUP BY Country HAVING COUNT(*) > 40 ORDER BY 1"
         )
@@ -107,8 +111,16 @@ def _director(question: str, query: str) -> Template:
 
 def _year(question: str, query: str) -> Template:
     def fill(pick: Pick) -> tuple[str, str]:
-        numbers = {"year": pick.of("years"), "reviews": 10 * (1 + pick.number("reviews", 6)), "low": 70 + 5 * pick.number("low", 5)}
-        numbers |= {"high": numbers["low"] + 20, "later": numbers["year"] + 3, "letter": "ABCDFGHLMST"[pick.number("letter", 11)]}
+        numbers = {
+            "year": pick.of("years"),
+            "reviews": 10 * (1 + pick.number("reviews", 6)),
+            "low": 70 + 5 * pick.number("low", 5),
+        }
+        numbers |= {
+            "high": numbers["low"] + 20,
+            "later": numbers["year"] + 3,
+            "letter": "ABCDFGHLMST"[pick.number("letter", 11)],
+        }
         text = re.sub(r"\{(\w+)\}", lambda found: str(numbers[found[1]]), query)
         return question.format(**numbers), text
 
@@ -118,7 +130,9 @@ def _year(question: str, query: str) -> Template:
 def _genre(question: str, query: str) -> Template:
     def fill(pick: Pick) -> tuple[str, str]:
         genre, year = pick.of("genres"), pick.of("years")
-        return question.format(genre=genre, year=year), query.replace("{genre}", genre.replace("'", "''")).replace("{year}", str(year))
+        return question.format(genre=genre, year=year), query.replace("{genre}", genre.replace("'", "''")).replace(
+            "{year}", str(year)
+        )
 
     return fill
 
@@ -221,7 +235,9 @@ def main() -> None:
     args = parser.parse_args()
     tasks = [task for task in questions(database()) if args.split in (None, task["split"])]
     args.out.write_text("".join(json.dumps(task, ensure_ascii=False) + "\n" for task in tasks), encoding="utf-8")
-    print(f"{args.out}: {len(tasks)} questions from {len({task['template'] for task in tasks})} templates on {database()}")
+    print(
+        f"{args.out}: {len(tasks)} questions from {len({task['template'] for task in tasks})} templates on {database()}"
+    )
 
 
 if __name__ == "__main__":

@@ -75,7 +75,9 @@ def summarise(
     passed = sum(c for _, c in counts.values())
     reasons = dict(Counter(verdict["reason"] for verdict in verdicts).most_common())
     if not args.json:
-        say(f"{passed:,} of {len(samples):,} samples pass, {len(tasks) - without:,} of {len(tasks):,} tasks have samples")
+        say(
+            f"{passed:,} of {len(samples):,} samples pass, {len(tasks) - without:,} of {len(tasks):,} tasks have samples"
+        )
         if set(reasons) - {"passed"}:
             say("not passed: " + ", ".join(f"{reason} {n:,}" for reason, n in reasons.items() if reason != "passed"))
     if without:

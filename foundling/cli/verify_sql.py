@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from foundling.cli import verify_samples as shared
 from foundling.cli.stdio import say
 from foundling.errors import DataError, QueryError
+from foundling.limits import shown
 
 EXAMPLES = [
     "foundling verify sql questions.jsonl samples.jsonl --database movies.db",
@@ -33,22 +35,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     tasks = read_tasks(path, sql.parse_task)
     samples = read_samples(Path(args.samples), tasks, ["completion", "query"])
     limits = {"timeout": args.timeout, "memory": args.memory << 20}
-    gold = dict[str, tuple[str, sql.Rows]]()
-    for name in dict.fromkeys(sample.task_id for sample in samples):
-        task = tasks[name]
-        database = str(path.parent / task.database) if task.database else args.database
-        if not database:
-            raise DataError(f"task {name} names no database; give --database FILE")
+    databases = {name: _database(path, tasks[name], args.database) for name in {sample.task_id for sample in samples}}
+    keys = [sql.sample_key(tasks[s.task_id], s.text, databases[s.task_id], **limits) for s in samples]
+
+    @functools.cache
+    def reference(name: str) -> sql.Rows:
         try:
-            gold[name] = database, sql.execute(database, task.query, **limits)
+            return sql.execute(databases[name], tasks[name].query, **limits)
         except QueryError as error:
-            raise DataError(f"{path}: the reference query of task {name} fails: {error}") from None
-    keys = [sql.sample_key(tasks[s.task_id], s.text, gold[s.task_id][0], **limits) for s in samples]
+            raise DataError(f"{path}: the reference query of task {shown(name)} fails: {error}") from None
 
     def judge(sample: Sample) -> dict[str, Any]:
-        database, rows = gold[sample.task_id]
-        result = sql.check(tasks[sample.task_id], sample.text, rows, Path(database), **limits)
-        return {name: value for name, value in asdict(result).items() if name != "task_id"}
+        name = sample.task_id
+        result = sql.check(tasks[name], sample.text, reference(name), databases[name], **limits)
+        return {field: value for field, value in asdict(result).items() if field != "task_id"}
 
     verdicts = shared.judge_file(args, samples, keys, judge)
     summary = shared.summarise(args, tasks, samples, verdicts)
@@ -58,3 +58,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         shared.show_figure("execution accuracy", figure)
         say(f"verdicts: {summary['verdicts']}")
     return summary
+
+
+def _database(tasks: Path, task: Any, given: str | None) -> Path:
+    """The task's own, beside the file of tasks, or the one that was given."""
+    from foundling.verify.sql import require_database
+
+    if task.database:
+        return require_database(tasks.parent / task.database)
+    if given is None:
+        raise DataError(f"task {shown(task.task_id)} names no database; give --database FILE")
+    return require_database(Path(given))

@@ -21,7 +21,9 @@ from foundling.verify.samples import key_of, text_field
 
 JUDGE = Path(__file__).with_name("judge.py")
 TIMEOUT, MEMORY = 5.0, 512 << 20
-_FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(
+    r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
+)
 _PYTHON = ("", "python", "py", "python3")
 
 

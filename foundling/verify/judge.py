@@ -276,7 +276,12 @@ def judge(entry: str, names: list[str]) -> list[str]:
         first = json.loads(peer.source.readline() or '["failed", "", "the process ended"]')
         if first[0] != "ready":
             kind = str(first[1])
-            reason = {"SyntaxError": "syntax", "IndentationError": "syntax", "TabError": "syntax", "MemoryError": "memory"}
+            reason = {
+                "SyntaxError": "syntax",
+                "IndentationError": "syntax",
+                "TabError": "syntax",
+                "MemoryError": "memory",
+            }
             return [reason.get(kind, "exception" if kind else "crash"), f"{kind}: {first[2]}"[:300]]
         for name in names:
             if not hasattr(task, name):

@@ -112,7 +112,9 @@ def read_samples(path: Path, tasks: Mapping[str, object], fields: Sequence[str])
             raise DataError(f"{where}: task_id {shown(name)} is none of the {len(tasks):,} tasks")
         samples.append(Sample(number, name, text_field(record, fields, where)))
     if not samples:
-        raise DataError(f"{path}: has no samples; expected JSON lines with 'task_id' and {' or '.join(map(repr, fields))}")
+        raise DataError(
+            f"{path}: has no samples; expected JSON lines with 'task_id' and {' or '.join(map(repr, fields))}"
+        )
     return samples
 
 

@@ -195,7 +195,10 @@ print(json.dumps({"escapes": escapes + ["see a variable"] * ("FOUNDLING_PROBE" i
 def _escapes(backend: str) -> str | None:
     """Runs a program that tries to reach a file, a port, a process and a variable that are there, and says what it
     reached or why it did not run."""
-    with tempfile.TemporaryDirectory(prefix="foundling-probe-") as folder, socket.create_server(("127.0.0.1", 0)) as server:
+    with (
+        tempfile.TemporaryDirectory(prefix="foundling-probe-") as folder,
+        socket.create_server(("127.0.0.1", 0)) as server,
+    ):
         canary = Path(folder) / "canary"
         canary.write_text("untouched", encoding="ascii")
         for path in (folder, canary):  # nothing but the sandbox stands before them
@@ -212,5 +215,3 @@ def _escapes(backend: str) -> str | None:
         except (ValueError, KeyError, TypeError):
             return f"a first program did not run: {outcome.reason}, {render.message(outcome.stderr.strip()[-300:])}"
     return f"a program in it could {', '.join(escapes)}" if escapes else None
-
-

@@ -28,6 +28,7 @@ def main() -> None:
         os.setgroups([])
         os.setresgid(*[options["user"]] * 3)
         os.setresuid(*[options["user"]] * 3)
+        library.prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: or its own /proc entry stays root's, which sandlock reads
     for number in (options["status"], options["watched"]):
         os.set_inheritable(number, False)
     mapped: dict[str, Any] = {"uid": 65534, "gid": 65534} if options["mapped"] else {}

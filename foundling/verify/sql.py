@@ -62,7 +62,7 @@ def execute(
     way; `memory` in bytes. Any thread may call. QueryError for what the query is refused or fails for, in one line;
     DataError for a file that is no SQLite database."""
     order = {
-        "database": str(_require_database(Path(database))), "query": query,
+        "database": str(require_database(Path(database))), "query": query,
         "timeout": check_number(timeout, "timeout", 0.01, 3600.0), "max_rows": QUERY_ROWS.check(max_rows, "max_rows"),
         "max_bytes": QUERY_BYTES.check(max_bytes, "max_bytes"), "memory": QUERY_MEMORY.check(memory, "memory"),
     }  # fmt: skip
@@ -94,7 +94,8 @@ def _process(memory: int, seconds: int, max_bytes: int) -> LimitedProcess:
     return kept[key]
 
 
-def _require_database(path: Path) -> Path:
+def require_database(path: Path) -> Path:
+    """The whole path of a SQLite database. DataError for what is none."""
     try:
         if not path.is_file():
             raise DataError(f"{path}: no such file; expected a SQLite database")
@@ -138,7 +139,9 @@ def _order(row: Sequence[Value]) -> list[tuple[int, Any]]:
     ]  # fmt: skip
 
 
-_TOKEN = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?(?:\*/|\Z)|\w+|\S", re.DOTALL)
+_TOKEN = re.compile(
+    r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?(?:\*/|\Z)|\w+|\S", re.DOTALL
+)
 
 
 def is_ordered(query: str) -> bool:
@@ -154,13 +157,17 @@ def is_ordered(query: str) -> bool:
 # --- tasks -----------------------------------------------------------------------------------------------------------
 
 _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*\1|\Z)", re.DOTALL | re.MULTILINE)
-_BEGIN = re.compile(r"\b(?:SELECT|WITH(?:\s+RECURSIVE)?\s+[\w\"`\[\]]+\s*(?:\([^)]*\))?\s+AS\b|VALUES\s*\()", re.IGNORECASE)
+_BEGIN = re.compile(
+    r"\b(?:SELECT|WITH(?:\s+RECURSIVE)?\s+[\w\"`\[\]]+\s*(?:\([^)]*\))?\s+AS\b|VALUES\s*\()", re.IGNORECASE
+)
 
 
 def extract_query(text: str) -> str:
     """The query in what a model wrote: the first fenced block that is SQL or of no language; else from the first SELECT,
     WITH or VALUES. It ends at its semicolon, or at an empty line. Without any of these, the text itself."""
-    block = next((body for _, language, body in _FENCE.findall(text) if language.lower() in ("", "sql", "sqlite")), None)
+    block = next(
+        (body for _, language, body in _FENCE.findall(text) if language.lower() in ("", "sql", "sqlite")), None
+    )
     if block is not None:
         return _first_statement(block)
     begin = _BEGIN.search(text)

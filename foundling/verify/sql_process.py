@@ -67,7 +67,9 @@ def _connect(order: dict[str, Any], end: float) -> sqlite3.Connection:
 
 
 def _authorize(action: int, first: str | None, second: str | None, *_: Any) -> int:
-    allowed = action in _ALLOWED and not (action == sqlite3.SQLITE_FUNCTION and (second or "").lower() in _NOT_FUNCTIONS)
+    allowed = action in _ALLOWED and not (
+        action == sqlite3.SQLITE_FUNCTION and (second or "").lower() in _NOT_FUNCTIONS
+    )
     return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
 
 

@@ -6,9 +6,11 @@ import json
 import os
 import resource
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,11 +36,9 @@ both = pytest.mark.parametrize("backend", BACKENDS)
 class Targets:
     """Files, processes and sockets that a program might reach, open to everybody on this machine."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.content = folder, secrets.token_hex(8)
-        for path in (folder, *folder.parents):
-            with contextlib.suppress(PermissionError):
-                path.chmod(path.stat().st_mode | 0o755)
+    def __init__(self) -> None:
+        self.folder = folder = Path(tempfile.mkdtemp(prefix="foundling-targets-"))
+        self.content = secrets.token_hex(8)
         self.files = [folder / f"file{n}" for n in range(6)]
         for path in self.files:
             path.write_text(self.content, encoding="ascii")
@@ -100,6 +100,7 @@ class Targets:
             sleeper.wait()
         for item in self.sockets:
             item.close()
+        shutil.rmtree(self.folder)
 
 
 def results_of(text: str) -> dict[str, dict[str, Any]]:
@@ -107,8 +108,8 @@ def results_of(text: str) -> dict[str, dict[str, Any]]:
 
 
 class Escapes:
-    def __init__(self, backend: str, folder: Path) -> None:
-        self.targets = Targets(folder)
+    def __init__(self, backend: str) -> None:
+        self.targets = Targets()
         with open(self.targets.files[0], "rb") as inherited:
             os.set_inheritable(inherited.fileno(), True)
             given = json.dumps({**self.targets.about, "names": list(ATTEMPTS)})
@@ -122,13 +123,13 @@ class Escapes:
 
 
 @pytest.fixture(scope="module")
-def escapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Escapes]]:
+def escapes() -> Iterator[dict[str, Escapes]]:
     """All attempts, one program for each backend; made when a test asks first."""
     made = dict[str, Escapes]()
 
     class Lazy(dict[str, Escapes]):
         def __missing__(self, backend: str) -> Escapes:
-            made[backend] = self[backend] = Escapes(backend, tmp_path_factory.mktemp(backend))
+            made[backend] = self[backend] = Escapes(backend)
             return made[backend]
 
     yield Lazy()
@@ -156,7 +157,7 @@ def test_the_host_is_unharmed(escapes: dict[str, Escapes], backend: str) -> None
 
 def test_the_attempts_succeed_without_a_sandbox(tmp_path: Path) -> None:
     """On targets that may be lost. What needs root, or would change the machine, is not tried."""
-    targets = Targets(tmp_path)
+    targets = Targets()
     folder = tmp_path / "own"
     folder.mkdir()
     try:
@@ -173,6 +174,59 @@ def test_the_attempts_succeed_without_a_sandbox(tmp_path: Path) -> None:
         assert targets.received() == ["server", "unix", "abstract", "udp", "datagram"]
     finally:
         targets.close()
+
+
+AS_OTHERS = """
+import json, sys
+from foundling.verify import sandbox
+given = json.loads(sys.stdin.readline())
+for backend in ("bubblewrap", "sandlock"):
+    outcome = sandbox.run(open(given["attempts"]).read(), stdin=json.dumps(given), timeout=60, backend=backend)
+    print(json.dumps([backend, outcome.stdout, outcome.reason, outcome.exit_code, outcome.stderr[-500:]]))
+    forks = "import os, time\\nfor n in range(100): os.fork() or time.sleep(9)"
+    ended = sandbox.run(forks, processes=8, timeout=3, backend=backend)
+    print(json.dumps([backend, ended.reason, ended.exit_code]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("user", ["nobody", "this one"])
+def test_with_a_python_that_everybody_can_read(tmp_path: Path, user: str) -> None:
+    """As a user without privileges, and as this one, who is root on many machines: with a real change of the user."""
+    import sandlock
+
+    python = interpreter.EXECUTABLE
+    if not all(map(interpreter.is_open_to_others, interpreter.readable())):
+        python = "/usr/bin/python3"
+    public, targets = Path(tempfile.mkdtemp(prefix="foundling-public-")), Targets()
+    try:
+        public.chmod(0o755)
+        shutil.copytree(ROOT / "foundling", public / "foundling", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            Path(sandlock.__file__).parent, public / "sandlock", ignore=shutil.ignore_patterns("__pycache__")
+        )
+        (public / "attempts.py").write_text(SOURCE, encoding="utf-8")
+        given = {**targets.about, "names": list(ATTEMPTS), "attempts": str(public / "attempts.py")}
+        other: dict[str, Any] = (
+            {"user": 65534, "group": 65534, "extra_groups": []} if user == "nobody" and not os.geteuid() else {}
+        )
+        done = subprocess.run(
+            [python, "-B", "-c", AS_OTHERS], input=json.dumps(given), capture_output=True, text=True, cwd="/",
+            env={"PYTHONPATH": str(public), "PATH": os.environ["PATH"]}, check=False, **other,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        for backend, text, reason, code, stderr in lines[::2]:
+            results = results_of(text)
+            assert (reason, code) == ("exited", 0), stderr
+            assert len(results) == len(ATTEMPTS), backend
+            assert [name for name, line in results.items() if line["succeeded"]] == [], backend
+        for backend, reason, code in lines[1::2]:
+            assert (reason, code) in (("processes", None), ("exited", 1)), backend  # BlockingIOError
+        assert targets.state() == targets.before and targets.received() == []
+    finally:
+        targets.close()
+        shutil.rmtree(public)
 
 
 # --- exhaustion ------------------------------------------------------------------------------------------------------
@@ -246,8 +300,7 @@ EXHAUSTING: dict[str, tuple[str, set[str]]] = {
         "        raise SystemExit(0)\nraise SystemExit(7)", {"exited"},
     ),
 }  # fmt: skip
-QUICK = {"allocate at once", "flood stdout", "raise its limits", "write a sparse file", "write many files",
-         "allocate in children"}  # fmt: skip
+QUICK = {"allocate at once", "flood stdout", "raise its limits", "allocate in children"}
 
 
 def marked(token: str) -> list[int]:
@@ -284,6 +337,39 @@ def test_no_daemon_survives(backend: Any) -> None:
     )
     outcome = run(daemon, backend=backend)
     assert outcome.ok and outcome.stdout == "done\n"
+    assert marked(token) == []
+
+
+@pytest.mark.slow
+@both
+def test_nothing_survives_the_caller(backend: str, tmp_path: Path) -> None:
+    """The process that called run is killed, as by the kernel or an impatient user."""
+    token = secrets.token_hex(8)
+    daemon = (
+        "import os, sys, time\nif not os.fork():\n    os.setsid()\n"
+        f"    os.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(1000) # {token}'])\ntime.sleep(1000)"
+    )
+    caller = f"from foundling.verify.sandbox import run; run({daemon!r}, timeout=100, backend={backend!r})"
+    process = subprocess.Popen([sys.executable, "-c", caller], cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)})
+
+    def alive() -> list[int]:
+        return [
+            pid
+            for pid in marked(token)
+            if pid != process.pid and b"foundling" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+
+    for _ in range(600):
+        if alive():
+            break
+        time.sleep(0.05)
+    assert alive(), "the daemon has not started"
+    process.kill()
+    process.wait()
+    for _ in range(600):
+        if not marked(token):
+            break
+        time.sleep(0.05)
     assert marked(token) == []
 
 
@@ -327,8 +413,18 @@ PROGRAMS: dict[str, tuple[str, str, str]] = {
 }  # fmt: skip
 
 
-@both
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        pytest.param(
+            name,
+            backend,
+            marks=[] if backend == "bubblewrap" or name in ("own files", "processes") else pytest.mark.slow,
+        )
+        for name in PROGRAMS
+        for backend in BACKENDS
+    ],
+)
 def test_normal_programs_run(backend: Any, name: str) -> None:
     code, stdin, expected = PROGRAMS[name]
     if name == "surrogate":  # no file can hold it, and the line says where
@@ -356,7 +452,9 @@ def test_ends_are_told_apart(backend: Any) -> None:
 
 @both
 def test_bytes_that_are_no_text(backend: Any) -> None:
-    outcome = run("import os; os.write(1, b'\\xff\\x1b[31m'); os.write(1, os.read(0, 9))", stdin=b"\x00\xfe", backend=backend)
+    outcome = run(
+        "import os; os.write(1, b'\\xff\\x1b[31m'); os.write(1, os.read(0, 9))", stdin=b"\x00\xfe", backend=backend
+    )
     assert outcome.stdout == "\ufffd\x1b[31m\x00\ufffd"  # whoever shows it renders it
 
 
@@ -423,7 +521,9 @@ for backend in (None, "bubblewrap", "sandlock"):
 def test_nothing_runs_where_the_kernel_offers_nothing(tmp_path: Path) -> None:
     """A process whose kernel refuses Landlock, namespaces and mounts, as old ones and strict containers do."""
     tmp_path.chmod(0o777)
-    done = subprocess.run([sys.executable, "-c", CLOSED, str(tmp_path / "ran")], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSED, str(tmp_path / "ran")], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     errors = [json.loads(line) for line in done.stdout.splitlines()]
     assert [code for code, _ in errors] == [2, 2, 2]
     everything, first, second = (message for _, message in errors)
