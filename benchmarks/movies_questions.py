@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions about the films of movies.db (PyPI bokeh-sampledata), each with a query and its answer, from templates: tasks
-for `foundling verify sql`.
+"""Questions about the films of movies.db (PyPI bokeh-sampledata), each with a query and its answer, from templates:
+tasks for `foundling verify sql`.
 
 python -m benchmarks.movies_questions OUT.jsonl                every question; field `split` is "test" for a fifth
 python -m benchmarks.movies_questions OUT.jsonl --split test
@@ -26,8 +26,10 @@ MAX_ANSWER = 30
 """rows of an answer"""
 SCHEMA = (
     "omdb(ID, imdbID, Title, Year, Rating, Runtime, Genre, Released, Director, Writer, Cast, Metacritic, imdbRating, "
-    "imdbVotes, Language, Country, Awards, lastUpdated, Oscars), tomatoes(ID, Image, Rating, Meter, Reviews, Fresh, Rotten, "
-    "Consensus, userMeter, userRating, userReviews, DVD, BoxOffice, Production, Website, lastUpdated); omdb.ID = tomatoes.ID"
+    "imdbVotes, Language, Country, Awards, lastUpdated, Oscars), tomatoes(ID, Image, Rating, Meter, Reviews, Fresh, "
+    "Rotten, "
+    "Consensus, userMeter, userRating, userReviews, DVD, BoxOffice, Production, Website, lastUpdated); omdb.ID = "
+    "tomatoes.ID"
 )
 
 
@@ -53,21 +55,26 @@ def read_values(path: Path) -> Values:
             return [row[0] for row in connection.execute(query)]
 
         titles = column(
-            "SELECT Title FROM omdb JOIN tomatoes USING (ID) WHERE Director <> '' AND Reviews >= 20 AND Meter IS NOT NULL "
-            "AND Runtime IS NOT NULL AND Title IN (SELECT Title FROM omdb GROUP BY Title HAVING COUNT(*) = 1) ORDER BY 1"
+            "SELECT Title FROM omdb JOIN tomatoes USING (ID) WHERE Director <> '' AND Reviews >= 20 AND Meter IS "
+            "NOT NULL "
+            "AND Runtime IS NOT NULL AND Title IN (SELECT Title FROM omdb GROUP BY Title HAVING COUNT(*) = 1) ORDER "
+            "BY 1"
         )
         directors = column(
-            "SELECT Director FROM omdb JOIN tomatoes USING (ID) WHERE Director <> '' AND Director NOT LIKE '%,%' AND Runtime IS NOT NULL "
+            "SELECT Director FROM omdb JOIN tomatoes USING (ID) WHERE Director <> '' AND Director NOT LIKE '%,%' "
+            "AND Runtime IS NOT NULL "
             "AND BoxOffice IS NOT NULL AND Meter IS NOT NULL GROUP BY Director HAVING COUNT(*) >= 5 ORDER BY 1"
         )
         years = column(
             "SELECT Year FROM omdb WHERE Year IS NOT NULL GROUP BY Year HAVING COUNT(Metacritic) > 20 ORDER BY 1"
         )
         genres = column(
-            "SELECT Genre FROM omdb WHERE Genre NOT LIKE '%,%' AND Genre <> '' GROUP BY Genre HAVING COUNT(*) > 40 ORDER BY 1"
+            "SELECT Genre FROM omdb WHERE Genre NOT LIKE '%,%' AND Genre <> '' GROUP BY Genre HAVING COUNT(*) > 40 "
+            "ORDER BY 1"
         )
         countries = column(
-            "SELECT Country FROM omdb WHERE Country NOT LIKE '%,%' AND Country <> '' GROUP BY Country HAVING COUNT(*) > 40 ORDER BY 1"
+            "SELECT Country FROM omdb WHERE Country NOT LIKE '%,%' AND Country <> '' GROUP BY Country HAVING "
+            "COUNT(*) > 40 ORDER BY 1"
         )
     return Values(titles, directors, years, genres, countries)
 
@@ -139,68 +146,91 @@ def _genre(question: str, query: str) -> Template:
 
 JOINED = "omdb JOIN tomatoes ON omdb.ID = tomatoes.ID"
 TEMPLATES: dict[str, Template] = {
-    "lookup": _title("In which year was the film \"{title}\" released?", "SELECT Year FROM omdb WHERE Title = {title}"),
+    "lookup": _title('In which year was the film "{title}" released?', "SELECT Year FROM omdb WHERE Title = {title}"),
     "lookup two": _title(
-        "Who directed \"{title}\", and how many minutes does it take?", "SELECT Director, Runtime FROM omdb WHERE Title = {title}"),
+        'Who directed "{title}", and how many minutes does it take?',
+        "SELECT Director, Runtime FROM omdb WHERE Title = {title}",
+    ),
     "join": _title(
-        "What is the Tomatometer (Meter) of the film \"{title}\"?", f"SELECT Meter FROM {JOINED} WHERE Title = {{title}}"),
+        'What is the Tomatometer (Meter) of the film "{title}"?', f"SELECT Meter FROM {JOINED} WHERE Title = {{title}}"
+    ),
     "arithmetic": _title(
-        "What percentage of the reviews of \"{title}\" is fresh?",
-        f"SELECT 100.0 * Fresh / Reviews FROM {JOINED} WHERE Title = {{title}}"),
+        'What percentage of the reviews of "{title}" is fresh?',
+        f"SELECT 100.0 * Fresh / Reviews FROM {JOINED} WHERE Title = {{title}}",
+    ),
     "average": _director(
         "How many minutes do the films directed by {director} alone take on average?",
-        "SELECT AVG(Runtime) FROM omdb WHERE Director = {director}"),
+        "SELECT AVG(Runtime) FROM omdb WHERE Director = {director}",
+    ),
     "join and sum": _director(
         "What is the total box office of the films directed by {director} alone?",
-        f"SELECT SUM(BoxOffice) FROM {JOINED} WHERE Director = {{director}}"),
+        f"SELECT SUM(BoxOffice) FROM {JOINED} WHERE Director = {{director}}",
+    ),
     "list": _director(
         "List the titles of the films directed by {director} alone that have a Metacritic score.",
-        "SELECT Title FROM omdb WHERE Director = {director} AND Metacritic IS NOT NULL"),
+        "SELECT Title FROM omdb WHERE Director = {director} AND Metacritic IS NOT NULL",
+    ),
     "join and filter": _director(
         "Which films directed by {director} alone have a Tomatometer (Meter) of at least 60?",
-        f"SELECT Title FROM {JOINED} WHERE Director = {{director}} AND Meter >= 60"),
+        f"SELECT Title FROM {JOINED} WHERE Director = {{director}} AND Meter >= 60",
+    ),
     "span": _director(
         "What are the first and the last year of the films directed by {director} alone?",
-        "SELECT MIN(Year), MAX(Year) FROM omdb WHERE Director = {director}"),
+        "SELECT MIN(Year), MAX(Year) FROM omdb WHERE Director = {director}",
+    ),
     "nested": _director(
         "How many films directed by {director} alone take longer than the average of all films?",
-        "SELECT COUNT(*) FROM omdb WHERE Director = {director} AND Runtime > (SELECT AVG(Runtime) FROM omdb)"),
+        "SELECT COUNT(*) FROM omdb WHERE Director = {director} AND Runtime > (SELECT AVG(Runtime) FROM omdb)",
+    ),
     "count": _year("How many films are from the year {year}?", "SELECT COUNT(*) FROM omdb WHERE Year = {year}"),
     "maximum": _year(
         "What is the highest Metacritic score among the films of {year} that take at most {high} minutes?",
-        "SELECT MAX(Metacritic) FROM omdb WHERE Year = {year} AND Runtime <= {high}"),
+        "SELECT MAX(Metacritic) FROM omdb WHERE Year = {year} AND Runtime <= {high}",
+    ),
     "minimum": _year(
         "How many minutes does the shortest film of {year} with at least {reviews} reviews take?",
-        f"SELECT MIN(Runtime) FROM {JOINED} WHERE Year = {{year}} AND Reviews >= {{reviews}}"),
+        f"SELECT MIN(Runtime) FROM {JOINED} WHERE Year = {{year}} AND Reviews >= {{reviews}}",
+    ),
     "distinct": _year(
         "How many different directors (values of Director) do the films of {year} have?",
-        "SELECT COUNT(DISTINCT Director) FROM omdb WHERE Year = {year} AND Director <> ''"),
+        "SELECT COUNT(DISTINCT Director) FROM omdb WHERE Year = {year} AND Director <> ''",
+    ),
     "between": _year(
         "How many films of {year} take between {low} and {high} minutes, both included?",
-        "SELECT COUNT(*) FROM omdb WHERE Year = {year} AND Runtime BETWEEN {low} AND {high}"),
+        "SELECT COUNT(*) FROM omdb WHERE Year = {year} AND Runtime BETWEEN {low} AND {high}",
+    ),
     "like": _year(
         "How many films of {year} have a title that begins with {letter}?",
-        "SELECT COUNT(*) FROM omdb WHERE Year = {year} AND Title LIKE '{letter}%'"),
+        "SELECT COUNT(*) FROM omdb WHERE Year = {year} AND Title LIKE '{letter}%'",
+    ),
     "missing": _year(
         "How many films of {year} have no Metacritic score?",
-        "SELECT COUNT(*) FROM omdb WHERE Year = {year} AND Metacritic IS NULL"),
+        "SELECT COUNT(*) FROM omdb WHERE Year = {year} AND Metacritic IS NULL",
+    ),
     "group": _year(
         "How many films of {year} are there for each rating (Rating of omdb) that is not empty?",
-        "SELECT Rating, COUNT(*) FROM omdb WHERE Year = {year} AND Rating <> '' GROUP BY Rating"),
+        "SELECT Rating, COUNT(*) FROM omdb WHERE Year = {year} AND Rating <> '' GROUP BY Rating",
+    ),
     "order and limit": _year(
         "Which five films of {year} have the most reviews? Give the titles, most reviews first, ties by title.",
-        f"SELECT Title FROM {JOINED} WHERE Year = {{year}} ORDER BY Reviews DESC, Title LIMIT 5"),
+        f"SELECT Title FROM {JOINED} WHERE Year = {{year}} ORDER BY Reviews DESC, Title LIMIT 5",
+    ),
     "having": _year(
-        "Which directors (values of Director that are not empty) have at least 4 films from {year} to {later}? Give each with the count.",
-        "SELECT Director, COUNT(*) FROM omdb WHERE Year BETWEEN {year} AND {later} AND Director <> '' GROUP BY Director "
-        "HAVING COUNT(*) >= 4"),
+        "Which directors (values of Director that are not empty) have at least 4 films from {year} to {later}? Give "
+        "each with the count.",
+        "SELECT Director, COUNT(*) FROM omdb WHERE Year BETWEEN {year} AND {later} AND Director <> '' GROUP BY "
+        "Director "
+        "HAVING COUNT(*) >= 4",
+    ),
     "pattern": _genre(
         "How many films of {year} have {genre} among their genres?",
-        "SELECT COUNT(*) FROM omdb WHERE Year = {year} AND Genre LIKE '%{genre}%'"),
+        "SELECT COUNT(*) FROM omdb WHERE Year = {year} AND Genre LIKE '%{genre}%'",
+    ),
     "group and join": _genre(
         "What is the average Tomatometer (Meter) of the films of {year} that have {genre} among their genres?",
-        f"SELECT AVG(Meter) FROM {JOINED} WHERE Year = {{year}} AND Genre LIKE '%{{genre}}%'"),
-}  # fmt: skip
+        f"SELECT AVG(Meter) FROM {JOINED} WHERE Year = {{year}} AND Genre LIKE '%{{genre}}%'",
+    ),
+}
 
 
 def is_telling(rows: list[tuple[Any, ...]]) -> bool:

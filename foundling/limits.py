@@ -149,7 +149,7 @@ TEMPLATE_BYTES = Limit(256 << 20, "bytes of memory of the process that renders c
 TEMPLATE_SECONDS = Limit(1, "seconds of processor time that a chat template takes; one in use takes a millisecond")
 GROWTH = Limit(1024, "characters that a tokenizer makes of one character, before or after encoding")
 
-# --- programs that a model wrote ---------------------------------------------------------------------------------------
+# --- programs that a model wrote -------------------------------------------------------------------------------------
 
 SANDBOX_SECONDS = (0.05, 3600.0)
 """of wall-clock time of one program"""

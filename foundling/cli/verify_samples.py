@@ -76,7 +76,8 @@ def summarise(
     reasons = dict(Counter(verdict["reason"] for verdict in verdicts).most_common())
     if not args.json:
         say(
-            f"{passed:,} of {len(samples):,} samples pass, {len(tasks) - without:,} of {len(tasks):,} tasks have samples"
+            f"{passed:,} of {len(samples):,} samples pass, {len(tasks) - without:,} of {len(tasks):,} tasks have "
+            f"samples"
         )
         if set(reasons) - {"passed"}:
             say("not passed: " + ", ".join(f"{reason} {n:,}" for reason, n in reasons.items() if reason != "passed"))

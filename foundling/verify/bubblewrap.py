@@ -111,8 +111,8 @@ def _counts_in_namespace() -> bool:
 
 
 def sealed(content: bytes) -> int:
-    """A file in memory that nobody can change, open at its beginning. Writing it cannot wait for a reader, as writing to
-    a pipe can."""
+    """A file in memory that nobody can change, open at its beginning. Writing it cannot wait for a reader, as writing
+    to a pipe can."""
     number = os.memfd_create("input", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with open(number, "wb", closefd=False) as file:
         file.write(content)

@@ -30,8 +30,8 @@ _PYTHON = ("", "python", "py", "python3")
 @dataclass(frozen=True)
 class CodeTask:
     """`prompt`: the beginning of the program, which a completion continues; "" where a completion is all of it.
-    `tests`: a program that defines check(candidate). `entry_point`: the function that it gets, "" for none. `names`: what
-    the tests use of a completion beside it."""
+    `tests`: a program that defines check(candidate). `entry_point`: the function that it gets, "" for none. `names`:
+    what the tests use of a completion beside it."""
 
     task_id: str
     prompt: str
@@ -43,9 +43,9 @@ class CodeTask:
 
 @dataclass(frozen=True)
 class CodeResult:
-    """`reason`: "passed"; "wrong" (an assertion of the tests), "exception" (raised by the sample or by a test on what it
-    returned), "syntax", "crash" (its process ended), or the limit of the sandbox that it met. `detail`: one line of it,
-    which the sample may have written."""
+    """`reason`: "passed"; "wrong" (an assertion of the tests), "exception" (raised by the sample or by a test on what
+    it returned), "syntax", "crash" (its process ended), or the limit of the sandbox that it met. `detail`: one line of
+    it, which the sample may have written."""
 
     task_id: str
     passed: bool
@@ -115,8 +115,8 @@ def check(
     task: CodeTask, completion: str, *, timeout: float = TIMEOUT, memory: int = MEMORY,
     backend: sandbox.Backend | None = None,
 ) -> CodeResult:  # fmt: skip
-    """Runs the tests of a task on a completion (judge.py says how). `timeout` in seconds of wall-clock time, the start of
-    the sandbox included; `memory` in bytes, of both processes together. Raises what sandbox.run does."""
+    """Runs the tests of a task on a completion (judge.py says how). `timeout` in seconds of wall-clock time, the start
+    of the sandbox included; `memory` in bytes, of both processes together. Raises what sandbox.run does."""
     token = secrets.token_hex(16)
     order = json.dumps({"token": token, "entry": task.entry_point, "names": task.names})
     files = {"task.py": task.tests, "sample.py": program(task, completion)}

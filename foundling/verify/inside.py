@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The first program inside a sandbox: gives up what is left to give up, writes the files, starts the interpreter.
 
-It runs by its path, without site-packages and without the rest of this package, and imports what is built in, so that it
-starts within milliseconds. With a payload it is process 1 of a process namespace, which no process inside can kill: it
-reports how the program ended, and its own end ends everything that is still running. Without, it becomes the program.
+It runs by its path, without site-packages and without the rest of this package, and imports what is built in, so that
+it starts within milliseconds. With a payload it is process 1 of a process namespace, which no process inside can kill:
+it reports how the program ended, and its own end ends everything that is still running. Without, it becomes the
+program.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def main() -> None:
     options = json.loads(sys.argv[1])
     if "payload" not in options:
         _become(options)
-    import _signal
+    import _signal  # pyright: ignore[reportMissingImports]
 
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # which process 1 does not receive from inside
     with open(options["payload"], "rb") as stream:

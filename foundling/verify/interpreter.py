@@ -18,7 +18,7 @@ MAIN = "main.py"
 """the name of the program in its folder"""
 EXECUTABLE = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
 INSIDE = Path(__file__).with_name("inside.py")
-# A virtual environment without packages (PEP 405): the interpreter finds its standard library, and site-packages are not
+# A virtual environment without packages (PEP 405): the interpreter finds its standard library, and no site-packages are
 # on its path.
 LINK = "/python/bin/python"
 CONFIG = "/python/pyvenv.cfg"

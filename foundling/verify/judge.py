@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the tests of a task on the code of a sample, inside a sandbox and in two processes: this one has the tests and says
-the verdict, the other one, its child, has the sample. The tests call the sample's functions through a pipe on which plain
-values travel, so that no code of the sample runs where the verdict is made: it can print, exit, patch and compare as it
-likes, and can only answer calls or not answer.
+"""Runs the tests of a task on the code of a sample, inside a sandbox and in two processes: this one has the tests and
+says the verdict, the other one, its child, has the sample. The tests call the sample's functions through a pipe on
+which plain values travel, so that no code of the sample runs where the verdict is made: it can print, exit, patch and
+compare as it likes, and can only answer calls or not answer.
 
 The first process imports task.py, then removes it, then starts the second one, which imports sample.py. It runs by its
 path; nothing of the package is inside.
@@ -156,8 +156,8 @@ class Peer:
 
 
 class Handle:
-    """An object of the other side: it can be called and handed back, and its attributes be read. It equals itself alone:
-    the sample does not compare for the tests."""
+    """An object of the other side: it can be called and handed back, and its attributes be read. It equals itself
+    alone: the sample does not compare for the tests."""
 
     def __init__(self, peer: Peer, number: Any) -> None:
         self.peer, self.number = peer, number
@@ -305,7 +305,8 @@ def judge(entry: str, names: list[str]) -> list[str]:
 def main() -> None:
     if len(sys.argv) > 1:
         answer_calls(*map(int, sys.argv[1:]))
-    given = json.loads(sys.stdin.readline())
+    with open(0, "rb") as orders:
+        given = json.loads(orders.readline())
     text = json.dumps([given["token"], *judge(given["entry"], given["names"])]).encode() + b"\n"
     os.write(1, text)
     os._exit(0)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Confinement by Landlock and seccomp, with the package sandlock: no privilege and no namespaces, but Linux 6.12.
 
-The supervisor of sandlock runs in a process of its own (sandlock_helper.py), so that neither its faults nor its end reach
-the caller. The program has a temporary folder on this machine's disk.
+The supervisor of sandlock runs in a process of its own (sandlock_helper.py), so that neither its faults nor its end
+reach the caller. The program has a temporary folder on this machine's disk.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def installed() -> bool:
 
 def launch(target: Machine, code: str, stdin: bytes, files: Mapping[str, bytes], limits: Limits) -> Launch:
     """The interpreter on `code` in a new temporary folder."""
-    # As root: a user of its own where it can reach the interpreter, else root without any capability (a user namespace).
+    # As root: a user of its own where it can reach the interpreter, else root without capabilities (a user namespace).
     user = interpreter.free_user()
     reachable = all(interpreter.is_open_to_others(path) for path in interpreter.readable())
     mapped = os.geteuid() == 0 and not (user and reachable)

@@ -22,7 +22,6 @@ from foundling.errors import BusyError, DataError
 from foundling.limits import VERIFY_LINE, VERIFY_LINES, shown
 from foundling.runtime.files import is_shallow, output_errors
 
-
 Task = TypeVar("Task")
 
 
@@ -53,7 +52,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise DataError(f"{path}: damaged, its gzip stream ends or breaks ({error}); copy it again") from error
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> Any:
     if path.exists() and not path.is_file():
         raise DataError(f"{path}: not a file; expected JSON lines")
     return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
@@ -102,8 +101,8 @@ def read_tasks(path: Path, make: Callable[[dict[str, Any], str, str], Task]) -> 
 
 
 def read_samples(path: Path, tasks: Mapping[str, object], fields: Sequence[str]) -> list[Sample]:
-    """The samples, of which a task may have several, equal ones too. DataError for one of an unknown task, for one without
-    a text, and for a file without samples."""
+    """The samples, of which a task may have several, equal ones too. DataError for one of an unknown task, for one
+    without a text, and for a file without samples."""
     samples = []
     for number, record in read_lines(path):
         where = f"{path}:{number}"
@@ -187,8 +186,8 @@ def judge_all(
     samples: Sequence[Sample], keys: Sequence[str], judge: Callable[[Sample], Mapping[str, Any]], verdicts: Verdicts,
     workers: int, on_verdict: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """A verdict for each sample, in their order: from the file where its key is there, else judged by `workers` threads.
-    Equal samples are judged once. `on_verdict`: (verdicts, samples) after each."""
+    """A verdict for each sample, in their order: from the file where its key is there, else judged by `workers`
+    threads. Equal samples are judged once. `on_verdict`: (verdicts, samples) after each."""
     of_key = dict[str, list[Sample]]()
     for sample, key in zip(samples, keys, strict=True):
         of_key.setdefault(key, []).append(sample)

@@ -48,7 +48,8 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        """Whether it ended by itself with exit code 0. The program decides that: it is no proof that it did anything."""
+        """Whether it ended by itself with exit code 0. The program decides that: it is no proof that it did
+        anything."""
         return self.reason == "exited" and self.exit_code == 0
 
 
@@ -124,7 +125,7 @@ def _run(backend: str, code: str, stdin: bytes, files: dict[str, bytes], limits:
     return Outcome(stdout, stderr, status, None, "exited", ended.seconds)
 
 
-# --- which one ---------------------------------------------------------------------------------------------------------
+# --- which one -------------------------------------------------------------------------------------------------------
 
 _proven = set[str]()
 _lock = threading.Lock()
@@ -163,7 +164,8 @@ def _missing(backend: str) -> str | None:
     if not landlock.installed():
         return "not installed (pip install 'foundling[verify]')"
     if (version := landlock_version()) < LANDLOCK_ABI:
-        return f"needs Landlock ABI {LANDLOCK_ABI} (Linux 6.12); this kernel ({platform.release()}) has {version or 'none'}"
+        has = f"this kernel ({platform.release()}) has {version or 'none'}"
+        return f"needs Landlock ABI {LANDLOCK_ABI} (Linux 6.12); {has}"
     return None
 
 

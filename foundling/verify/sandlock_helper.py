@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process in which sandlock supervises one program; it runs by its path. Processes that lose their parent become its
-children, so that none outlives it, and it ends when the process that started it does."""
+"""The process in which sandlock supervises one program; it runs by its path. Processes that lose their parent become
+its children, so that none outlives it, and it ends when the process that started it does."""
 
 from __future__ import annotations
 

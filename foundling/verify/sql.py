@@ -4,6 +4,7 @@ bounded, and by comparison with the rows of a reference query."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import threading
@@ -112,11 +113,11 @@ def require_database(path: Path) -> Path:
 
 
 def equal(gold_rows: Sequence[Sequence[Value]], rows: Sequence[Sequence[Value]], ordered: bool) -> bool:
-    """Whether two answers are the same: execution accuracy, as Spider (Yu et al. 2018; test suites of Zhong et al. 2020)
-    and BIRD (Li et al. 2023) mean it. Rows are compared as a multiset, or as a list where `ordered`; names of columns do
-    not count, their order does. Numbers are equal by value, 1 and 1.0 and floats within RELATIVE; a text is no number;
-    NULL equals NULL. (BIRD's script compares sets, which forgives repeated rows; Spider's tries other orders of the
-    columns. Neither is done here.)"""
+    """Whether two answers are the same: execution accuracy, as Spider (Yu et al. 2018; test suites of Zhong et al.
+    2020) and BIRD (Li et al. 2023) mean it. Rows are compared as a multiset, or as a list where `ordered`; names of
+    columns do not count, their order does. Numbers are equal by value, 1 and 1.0 and floats within RELATIVE; a text is
+    no number; NULL equals NULL. (BIRD's script compares sets, which forgives repeated rows; Spider's tries other orders
+    of the columns. Neither is done here.)"""
     if len(gold_rows) != len(rows):
         return False
     pairs = zip(gold_rows, rows) if ordered else zip(sorted(gold_rows, key=_order), sorted(rows, key=_order))
@@ -151,7 +152,7 @@ def is_ordered(query: str) -> bool:
         depth += (token == "(") - (token == ")")
         if depth == 0:
             words.append(token.upper())
-    return any(pair == ("ORDER", "BY") for pair in zip(words, words[1:]))
+    return any(pair == ("ORDER", "BY") for pair in itertools.pairwise(words))
 
 
 # --- tasks -----------------------------------------------------------------------------------------------------------
@@ -163,8 +164,8 @@ _BEGIN = re.compile(
 
 
 def extract_query(text: str) -> str:
-    """The query in what a model wrote: the first fenced block that is SQL or of no language; else from the first SELECT,
-    WITH or VALUES. It ends at its semicolon, or at an empty line. Without any of these, the text itself."""
+    """The query in what a model wrote: the first fenced block that is SQL or of no language; else from the first
+    SELECT, WITH or VALUES. It ends at its semicolon, or at an empty line. Without any of these, the text itself."""
     block = next(
         (body for _, language, body in _FENCE.findall(text) if language.lower() in ("", "sql", "sqlite")), None
     )

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a confined program from outside: reads its output up to a limit, looks every few milliseconds at what its processes
-take together, and leaves none of them behind."""
+"""Runs a confined program from outside: reads its output up to a limit, looks every few milliseconds at what its
+processes take together, and leaves none of them behind."""
 
 from __future__ import annotations
 
@@ -95,7 +95,9 @@ def run(launch: Launch, limits: Limits) -> Ended:
             assert process.stdout and process.stderr
             process.stdout.close()
             process.stderr.close()
-        return Ended(*(bytes(text) for text in watch.texts), *watch.status(), reason, watch.seconds)
+        started_program, status = watch.status()
+        stdout, stderr = watch.texts
+        return Ended(bytes(stdout), bytes(stderr), started_program, status, reason, watch.seconds)
     finally:
         for number in launch.descriptors:
             os.close(number)

@@ -2,9 +2,9 @@
 """A seccomp filter that refuses the system calls that no verified program needs, in the classic BPF of
 Documentation/userspace-api/seccomp_filter.rst.
 
-It stands beside what confines files and processes (namespaces or Landlock), so that a call which these do not cover, such
-as io_uring or a keyring, is refused as well. Calls newer than the table do not exist inside (ENOSYS): the C library then
-uses the older ones.
+It stands beside what confines files and processes (namespaces or Landlock), so that a call which these do not cover,
+such as io_uring or a keyring, is refused as well. Calls newer than the table do not exist inside (ENOSYS): the C
+library then uses the older ones.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ METADATA: dict[str, tuple[int | None, int | None]] = {
     "futimesat": (261, None), "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7),
     "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16), "inotify_add_watch": (254, 27),
 }  # fmt: skip
-"""What Landlock does not bound: a program could change the permissions and times of the files of the user who runs it."""
+"""What Landlock does not bound: a program could change the permissions and times of the files of the user who runs
+it."""
 OWN_ONLY: dict[str, tuple[tuple[int, int], tuple[int, ...]]] = {
     "setpriority": ((141, 140), (0, 1)), "prlimit64": ((302, 261), (0,)), "sched_setparam": ((142, 118), (0,)),
     "sched_setscheduler": ((144, 119), (0,)), "sched_setaffinity": ((203, 122), (0,)),

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attempts to get out of a sandbox. It runs inside one as a program of its own, and without one on what the test may lose,
-so that an attempt that cannot succeed anywhere is noticed. Each attempt does something to a target, or raises.
+"""Attempts to get out of a sandbox. It runs inside one as a program of its own, and without one on what the test may
+lose, so that an attempt that cannot succeed anywhere is noticed. Each attempt does something to a target, or raises.
 
 stdin: a JSON object of targets and the names of the attempts. stdout: a line of JSON for each attempt.
 """
@@ -59,40 +59,45 @@ def in_child(function: Callable[[], object]) -> None:
         raise OSError("refused")
 
 
+def text_of(path: str) -> str:
+    with open(path) as file:
+        return file.read()
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
 @attempt(harmless=True)
 def read_a_file(targets: Targets) -> None:
-    assert open(targets["file"]).read() == targets["content"]
+    assert text_of(targets["file"]) == targets["content"]
 
 
 @attempt(harmless=True)
 def read_through_a_symlink(targets: Targets) -> None:
     os.symlink(targets["file"], "link")
-    assert open("link").read() == targets["content"]
+    assert text_of("link") == targets["content"]
 
 
 @attempt(harmless=True)
 def read_through_a_linked_folder(targets: Targets) -> None:
     os.symlink(os.path.dirname(targets["file"]), "folder")
-    assert open("folder/" + os.path.basename(targets["file"])).read() == targets["content"]
+    assert text_of("folder/" + os.path.basename(targets["file"])) == targets["content"]
 
 
 @attempt(harmless=True)
 def read_through_dots(targets: Targets) -> None:
-    assert open(os.path.relpath(targets["file"])).read() == targets["content"]
+    assert text_of(os.path.relpath(targets["file"])) == targets["content"]
 
 
 @attempt(harmless=True)
 def read_through_proc_root(targets: Targets) -> None:
-    assert open("/proc/self/root" + targets["file"]).read() == targets["content"]
+    assert text_of("/proc/self/root" + targets["file"]) == targets["content"]
 
 
 @attempt(harmless=True)
 def read_through_a_hard_link(targets: Targets) -> None:
     os.link(targets["file"], targets["folder"] + "/hard")
-    assert open(targets["folder"] + "/hard").read() == targets["content"]
+    assert text_of(targets["folder"] + "/hard") == targets["content"]
 
 
 @attempt(harmless=True)
@@ -156,12 +161,12 @@ def list_a_folder(targets: Targets) -> None:
 
 @attempt(harmless=True)
 def read_the_users(targets: Targets) -> None:
-    assert "root" in open("/etc/passwd").read()
+    assert "root" in text_of("/etc/passwd")
 
 
 @attempt()
 def read_the_passwords(targets: Targets) -> None:
-    assert open("/etc/shadow").read()
+    assert text_of("/etc/shadow")
 
 
 @attempt()
@@ -207,12 +212,12 @@ def see_a_variable(targets: Targets) -> None:
 
 @attempt(harmless=True)
 def see_variables_of_another_process(targets: Targets) -> None:
-    assert open(f"/proc/{targets['process']}/environ").read()
+    assert text_of(f"/proc/{targets['process']}/environ")
 
 
 @attempt(harmless=True)
 def see_the_command_of_another_process(targets: Targets) -> None:
-    assert open(f"/proc/{targets['process']}/cmdline").read()
+    assert text_of(f"/proc/{targets['process']}/cmdline")
 
 
 @attempt(harmless=True)
@@ -309,7 +314,7 @@ def open_its_own_memory(targets: Targets) -> None:
 @attempt()
 def become_root(targets: Targets) -> None:
     os.setuid(0)
-    assert open("/etc/shadow").read()
+    assert text_of("/etc/shadow")
 
 
 @attempt()

@@ -42,9 +42,10 @@ def verdict(completion: str, **changes: Any) -> str:
     return check(task(**changes), completion, **{"timeout": 20, **options}).reason
 
 
-# --- samples that cheat ------------------------------------------------------------------------------------------------
+# --- samples that cheat ----------------------------------------------------------------------------------------------
 
-EQUAL = "class Equal(int):\n    __eq__ = lambda self, other: True\n    __ne__ = lambda self, other: False\n    __hash__ = int.__hash__\n"
+EQUAL = "class Equal(int):\n    __eq__ = lambda self, other: True\n    __ne__ = lambda self, other: False\n"
+"    __hash__ = int.__hash__\n"
 FORGED = '[b\'["passed"]\\n\', b\'["answer", "value", ["int", "0x3"], ["list", []]]\\n\', b\'["ready"]\\n\', b\'\\n\']'
 CHEATS: dict[str, str] = {
     "exit at the import": "    return 0\nimport os\nos._exit(0)\n",
@@ -54,22 +55,29 @@ CHEATS: dict[str, str] = {
     "exit at the end": "    return 0\nimport atexit, os\natexit.register(os._exit, 0)\n",
     "equals everything": f"    return Equal(7)\n{EQUAL}",
     "equals everything, no number": "    return Equal()\nclass Equal:\n    __eq__ = lambda self, other: True\n",
-    "a false assertion error": "    return 0\nimport builtins\nbuiltins.AssertionError = type('Never', (Exception,), {})\n",
-    "another check": "    return 0\nimport sys\nfor m in list(sys.modules.values()):\n    try: m.check = lambda candidate: None\n"
+    "a false assertion error": "    return 0\nimport builtins\n"
+    "builtins.AssertionError = type('Never', (Exception,), {})\n",
+    "another check": "    return 0\nimport sys\nfor m in list(sys.modules.values()):\n"
+    "    try: m.check = lambda candidate: None\n"
     "    except Exception: pass\n",
     "another judge": "    return 0\nimport __main__, json\n__main__.judge = lambda *a: ['passed', '']\n"
     "__main__.Peer.request = lambda *a: ['answer', 'value', 3]\njson.dumps = lambda *a, **k: '[\"passed\"]'\n",
     "prints the verdict": "    return 0\nprint('passed', '[\"\", \"passed\", \"\"]', 'OK', 'True')\n",
-    "writes to every file": f"    return 0\nimport os\nfor n in range(64):\n    for text in {FORGED}:\n        try: os.write(n, text)\n"
+    "writes to every file": f"    return 0\nimport os\nfor n in range(64):\n    for text in {FORGED}:\n"
+    f"        try: os.write(n, text)\n"
     "        except OSError: pass\n",
     "writes to every file in the call": f"    import os\n    for n in range(3, 64):\n        for text in {FORGED}:\n"
     "            try: os.write(n, text)\n            except OSError: pass\n    os._exit(0)\n",
-    "changes the files": "    return 0\nimport glob\nfor name in ['task.py', 'main.py', 'json.py', 'decimal.py', 'collections.py', 'traceback.py']:\n"
+    "changes the files": "    return 0\nimport glob\n"
+    "for name in ['task.py', 'main.py', 'json.py', 'decimal.py', 'collections.py', 'traceback.py']:\n"
     "    open(name, 'w').write('import os; os.write(1, b\"passed\"); os._exit(0)')\n",
     "kills its parent": "    import os\n    os.kill(os.getppid(), 9)\n    return 3\n",
-    "ends its parent gently": "    return 0\nimport os\nfor n in (2, 15, 1):\n    try: os.kill(os.getppid(), n)\n    except OSError: pass\n",
-    "looks for the tests": "    import gc\n    for o in gc.get_objects():\n        if isinstance(o, str) and 'candidate(1, 2) == ' in o: return 3\n    return 0\n",
-    "reads the tests": "    import os\n    for name in os.listdir('.'):\n        if 'candidate(1, 2)' in open(name).read(): return 3\n    return 0\n",
+    "ends its parent gently": "    return 0\nimport os\nfor n in (2, 15, 1):\n    try: os.kill(os.getppid(), n)\n"
+    "    except OSError: pass\n",
+    "looks for the tests": "    import gc\n    for o in gc.get_objects():\n"
+    "        if isinstance(o, str) and 'candidate(1, 2) == ' in o: return 3\n    return 0\n",
+    "reads the tests": "    import os\n    for name in os.listdir('.'):\n"
+    "        if 'candidate(1, 2)' in open(name).read(): return 3\n    return 0\n",
     "reads what its parent reads": "    return 3 if 'check' in open(0).read() else 0\n",
     "raises an assertion": "    raise AssertionError('passed')\n",
     "raises what ends a program": "    raise KeyboardInterrupt\n",
@@ -79,10 +87,11 @@ CHEATS: dict[str, str] = {
     "nests without end": "    x = []\n    x.append(x)\n    return x\n",
     "nests deeply": "    x = []\n    for _ in range(10**5): x = [x]\n    return x\n",
     "a value that cannot be read": "    class D(dict):\n        items = lambda self: 1 / 0\n    return D()\n",
-    "calls what it was not given": f"    import os\n    for n in range(3, 64):\n        for text in [b'[\"get\", 0, [\"str\", \"__globals__\"]]\\n', "
-    "b'[\"call\", -1, [\"list\", []], [\"dict\", []]]\\n', b'[\"call\", \"check\", [], []]\\n', b'{}\\n', b'[]\\n']:\n"
+    "calls what it was not given": "    import os\n    for n in range(3, 64):\n"
+    '        for text in [b\'["get", 0, ["str", "__globals__"]]\\n\', '
+    'b\'["call", -1, ["list", []], ["dict", []]]\\n\', b\'["call", "check", [], []]\\n\', b\'{}\\n\', b\'[]\\n\']:\n'
     "            try: os.write(n, text)\n            except OSError: pass\n    return 0\n",
-}  # fmt: skip
+}
 PUBLISHED = {"exit at the import", "exit in the call", "SystemExit at the import", "equals everything",
              "equals everything, no number", "another check"}  # fmt: skip
 
@@ -98,8 +107,16 @@ def test_what_is_right_passes_and_what_is_wrong_does_not() -> None:
     assert check(task(), "    return a / 0\n").detail == "ZeroDivisionError: division by zero"
 
 
-QUICK = {"exit in the call", "equals everything", "another judge", "writes to every file in the call", "kills its parent",
-         "reads what its parent reads", "nests without end", "calls what it was not given"}  # fmt: skip
+QUICK = {
+    "exit in the call",
+    "equals everything",
+    "another judge",
+    "writes to every file in the call",
+    "kills its parent",
+    "reads what its parent reads",
+    "nests without end",
+    "calls what it was not given",
+}
 
 
 @pytest.mark.parametrize(
@@ -141,29 +158,49 @@ def test_no_cheat_passes_with_sandlock(name: str) -> None:
 @pytest.mark.parametrize(
     ("completion", "reasons"),
     [
-        ("    return [0] * 10**10\n", {"memory"}), ("    while True: print('x' * 1000)\n", {"output"}),
-        ("    while True: pass\n", {"time"}), ("    import ctypes; ctypes.string_at(0)\n", {"crash"}),
-        pytest.param("    import os\n    while True: os.fork()\n", {"processes", "exception", "crash"}, marks=pytest.mark.slow),
-        pytest.param("    for n in range(9): open(str(n), 'wb').write(bytes(9 << 20))\n", {"disk", "exception"}, marks=pytest.mark.slow),
+        ("    return [0] * 10**10\n", {"memory"}),
+        ("    while True: print('x' * 1000)\n", {"output"}),
+        ("    while True: pass\n", {"time"}),
+        ("    import ctypes; ctypes.string_at(0)\n", {"crash"}),
+        pytest.param(
+            "    import os\n    while True: os.fork()\n", {"processes", "exception", "crash"}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "    for n in range(9): open(str(n), 'wb').write(bytes(9 << 20))\n",
+            {"disk", "exception"},
+            marks=pytest.mark.slow,
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_takes_too_much_is_named(completion: str, reasons: set[str]) -> None:
     assert check(task(), completion, timeout=2, memory=256 << 20).reason in reasons
 
 
-# --- values that cross ---------------------------------------------------------------------------------------------------
+# --- values that cross -----------------------------------------------------------------------------------------------
 
 
 VALUES = [
-    ("[1, (2, 3), {'a': {4}}, None, True]", "== [1, (2, 3), {'a': {4}}, None, True]"), ("(1, 2)", "!= [1, 2]"),
-    ("float('nan')", "!= 0"), ("-0.0", "== 0 and str(value) == '-0.0'"), ("10**5000", "== 10**5000"),
-    ("1e308 * 10", "== float('inf')"), ("'é\\ud800'", "== 'é\\ud800'"), ("b'\\xff'", "== b'\\xff'"), ("1 + 2j", "== 1 + 2j"),
-    ("range(3)", "== range(3)"), ("map(str, [1, 2])", "is not None and list(value) == ['1', '2']"),
-    ("{1: 2}.keys()", "== [1]"), ("__import__('collections').Counter('aab')", "== {'a': 2, 'b': 1}"),
+    ("[1, (2, 3), {'a': {4}}, None, True]", "== [1, (2, 3), {'a': {4}}, None, True]"),
+    ("(1, 2)", "!= [1, 2]"),
+    ("float('nan')", "!= 0"),
+    ("-0.0", "== 0 and str(value) == '-0.0'"),
+    ("10**5000", "== 10**5000"),
+    ("1e308 * 10", "== float('inf')"),
+    ("'é\\ud800'", "== 'é\\ud800'"),
+    ("b'\\xff'", "== b'\\xff'"),
+    ("1 + 2j", "== 1 + 2j"),
+    ("range(3)", "== range(3)"),
+    ("map(str, [1, 2])", "is not None and list(value) == ['1', '2']"),
+    ("{1: 2}.keys()", "== [1]"),
+    ("__import__('collections').Counter('aab')", "== {'a': 2, 'b': 1}"),
     ("__import__('fractions').Fraction(1, 3)", "== __import__('fractions').Fraction(1, 3)"),
-    ("__import__('decimal').Decimal('0.1')", "== __import__('decimal').Decimal('0.1')"), ("True", "is True"),
-    ("{(1, 'a'): [2]}", "== {(1, 'a'): [2]}"), ("frozenset([1])", "== {1}"), ("1", "== 1.0"), ("'1'", "!= 1"),
-]  # fmt: skip
+    ("__import__('decimal').Decimal('0.1')", "== __import__('decimal').Decimal('0.1')"),
+    ("True", "is True"),
+    ("{(1, 'a'): [2]}", "== {(1, 'a'): [2]}"),
+    ("frozenset([1])", "== {1}"),
+    ("1", "== 1.0"),
+    ("'1'", "!= 1"),
+]
 
 
 def test_values_cross() -> None:
@@ -186,26 +223,35 @@ def test_values_cross() -> None:
     [
         ("    a.sort(); a.append(b)\n", "x = [3, 1]; candidate(x, 9); assert x == [1, 3, 9]"),
         ("    a.clear(); return b\n", "x = {1: 2}; candidate(x, 1); assert x == {}"),
-        ("    raise ValueError('no')\n", "\n    try:\n        candidate(1, 2)\n    except ValueError as error:\n        assert str(error) == 'no'\n    else:\n        assert False"),
+        (
+            "    raise ValueError('no')\n",
+            "\n    try:\n        candidate(1, 2)\n    except ValueError as error:\n"
+            "        assert str(error) == 'no'\n    else:\n        assert False",
+        ),
         ("    return a(a(b))\n", "assert candidate(lambda x: x * 2, 3) == 12"),
         ("    return sorted(a, key=b)\n", "assert candidate([1, -2, 0], abs) == [0, 1, -2]"),
         ("    return lambda c: a + b + c\n", "assert candidate(1, 2)(3) == 6"),
         ("    return a + b\n", "assert add(1, b=2) == 3"),
     ],
-)  # fmt: skip
+)
 def test_tests_do_what_tests_do(completion: str, body: str) -> None:
     assert verdict(completion, test=f"def check(candidate):\n    {body}\n") == "passed"
 
 
-# --- formats -------------------------------------------------------------------------------------------------------------
+# --- formats ---------------------------------------------------------------------------------------------------------
 
 MBPP = {
-    "task_id": 601, "text": "Write a function to find the longest chain of pairs.", "test_setup_code": "import math",
+    "task_id": 601,
+    "text": "Write a function to find the longest chain of pairs.",
+    "test_setup_code": "import math",
     "code": "class Pair(object):\n    def __init__(self, a, b):\n        self.a, self.b = a, b\n"
     "def max_chain_length(arr, n):\n    return sum(p.b > p.a for p in arr[:n])\n",
-    "test_list": ["assert max_chain_length([Pair(5, 24), Pair(15, 25)], 2) == 2", "assert math.isclose(max_chain_length([], 0), 0)",
-                  "assert Pair(1, 2).b == 2"],
-}  # fmt: skip
+    "test_list": [
+        "assert max_chain_length([Pair(5, 24), Pair(15, 25)], 2) == 2",
+        "assert math.isclose(max_chain_length([], 0), 0)",
+        "assert Pair(1, 2).b == 2",
+    ],
+}
 
 
 def test_mbpp() -> None:
@@ -237,7 +283,7 @@ def test_fences() -> None:
     assert verdict("```python\ndef add(a, b): return twice(a + b)\n```", **helper) == "passed"
 
 
-# --- pass@k ----------------------------------------------------------------------------------------------------------------
+# --- pass@k ----------------------------------------------------------------------------------------------------------
 
 
 def test_pass_at_k_by_hand() -> None:
@@ -266,7 +312,7 @@ def test_pass_at_k_equals_the_quotient_of_binomials(n: int, data: st.DataObject)
     assert pass_at_k(n, c, k) == pytest.approx(exact, abs=1e-9)
 
 
-# --- files -----------------------------------------------------------------------------------------------------------------
+# --- files -----------------------------------------------------------------------------------------------------------
 
 
 def write(path: Path, *lines: Any) -> Path:
@@ -283,17 +329,22 @@ SAMPLE = {"task_id": "own/add", "completion": RIGHT}
     [
         ([ADD, ADD], [SAMPLE], "tasks.jsonl:2: task_id 'own/add' is there twice, first in line 1"),
         ([ADD], [SAMPLE, {"task_id": "x", "completion": ""}], "samples.jsonl:2: task_id 'x' is none of the 1 tasks"),
-        ([ADD], [SAMPLE, "", "{"], "samples.jsonl:3: is no JSON"), ([ADD], ["[1]"], "samples.jsonl:1: is [1]; expected one JSON object"),
+        ([ADD], [SAMPLE, "", "{"], "samples.jsonl:3: is no JSON"),
+        ([ADD], ["[1]"], "samples.jsonl:1: is [1]; expected one JSON object"),
         ([ADD], [{"task_id": "own/add"}], "samples.jsonl:1: has no 'completion'; it has ['task_id']"),
         ([ADD], [{"task_id": "own/add", "completion": 3}], "'completion' is 3; expected text"),
-        ([ADD], [{"completion": "x"}], "samples.jsonl:1: has no 'task_id'"), ([ADD], [], "has no samples"), ([], [SAMPLE], "has no tasks"),
+        ([ADD], [{"completion": "x"}], "samples.jsonl:1: has no 'task_id'"),
+        ([ADD], [], "has no samples"),
+        ([], [SAMPLE], "has no tasks"),
         ([{**ADD, "test": "def other(): pass"}], [SAMPLE], "tasks.jsonl:1: 'test' defines no function check"),
         ([{**ADD, "test": "def check(:"}], [SAMPLE], "are no Python together"),
         ([{**ADD, "entry_point": "a.b"}], [SAMPLE], "entry_point is 'a.b'"),
-        ([{"task_id": 1, "test_list": []}], [SAMPLE], "test_list is []"), ([{"task_id": 1, "test_list": ["assert ("]}], [SAMPLE], "no Python"),
-        ([{"task_id": "a"}], [SAMPLE], "has no 'prompt'"), (["[" * 100 + "]" * 100], [SAMPLE], "tasks.jsonl:1"),
+        ([{"task_id": 1, "test_list": []}], [SAMPLE], "test_list is []"),
+        ([{"task_id": 1, "test_list": ["assert ("]}], [SAMPLE], "no Python"),
+        ([{"task_id": "a"}], [SAMPLE], "has no 'prompt'"),
+        (["[" * 100 + "]" * 100], [SAMPLE], "tasks.jsonl:1"),
     ],
-)  # fmt: skip
+)
 def test_files_that_are_wrong(tmp_path: Path, tasks: list[Any], samples: list[Any], words: str) -> None:
     a, b = write(tmp_path / "tasks.jsonl", *tasks), write(tmp_path / "samples.jsonl", *samples)
     with pytest.raises(DataError) as caught:
@@ -375,9 +426,12 @@ def test_without_a_sandbox_the_command_refuses(tmp_path: Path) -> None:
         "from foundling.cli import main; main(sys.argv[1:])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, "verify", "code", str(tasks), str(samples), "--json"], capture_output=True, text=True,
-        env=environment(), check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", code, "verify", "code", str(tasks), str(samples), "--json"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+    )
     assert done.returncode == 2 and "bubblewrap: not here. sandlock: not here" in json.loads(done.stdout)["error"]
     assert not (tmp_path / "samples.verdicts.jsonl").exists()
 

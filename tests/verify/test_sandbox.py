@@ -63,12 +63,22 @@ class Targets:
         for receiver in self.sockets:
             receiver.setblocking(False)
         self.about = {
-            "file": str(self.files[0]), "lost": [str(path) for path in self.files[1:]], "folder": str(folder),
-            "content": self.content, "process": self.sleepers[0].pid, "lost_process": self.sleepers[1].pid,
-            "port": self.server.getsockname()[1], "udp": self.udp.getsockname()[1], "home": str(Path.home()),
-            "home_names": sorted({path.name for path in Path.home().iterdir()} - set("/".join(interpreter.readable()).split("/"))),
-            "unix": str(folder / "socket"), "unix_datagram": str(folder / "datagram"), "abstract": name,
-        }  # fmt: skip
+            "file": str(self.files[0]),
+            "lost": [str(path) for path in self.files[1:]],
+            "folder": str(folder),
+            "content": self.content,
+            "process": self.sleepers[0].pid,
+            "lost_process": self.sleepers[1].pid,
+            "port": self.server.getsockname()[1],
+            "udp": self.udp.getsockname()[1],
+            "home": str(Path.home()),
+            "home_names": sorted(
+                {path.name for path in Path.home().iterdir()} - set("/".join(interpreter.readable()).split("/"))
+            ),
+            "unix": str(folder / "socket"),
+            "unix_datagram": str(folder / "datagram"),
+            "abstract": name,
+        }
         self.before = self.state()
 
     def state(self) -> dict[str, Any]:
@@ -239,8 +249,10 @@ EXHAUSTING: dict[str, tuple[str, set[str]]] = {
     "spin": ("while True: pass", {"time"}),
     "stop itself": ("import os; os.kill(os.getpid(), 19)", {"time"}),
     "ignore signals": (
-        "import signal, time\nfor n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)\n    except (OSError, ValueError): pass\n"
-        "while True: time.sleep(1)", {"time"},
+        "import signal, time\nfor n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)\n"
+        "    except (OSError, ValueError): pass\n"
+        "while True: time.sleep(1)",
+        {"time"},
     ),
     "close its output": ("import os, time\nfor n in (0, 1, 2): os.close(n)\ntime.sleep(1000)", {"time"}),
     "spin in children": ("import os\nfor _ in range(5): os.fork()\nwhile True: pass", {"time", "processes", "exited"}),
@@ -260,46 +272,67 @@ EXHAUSTING: dict[str, tuple[str, set[str]]] = {
     "allocate": ("x = []\nwhile True: x.append(bytearray(1 << 20))", {"memory", "exited"}),
     "allocate at once": ("x = bytearray(1 << 34)", {"exited"}),
     "allocate in children": (
-        "import os, time\nfor _ in range(8):\n    if not os.fork():\n        x = bytearray(b'x') * (60 << 20)\n        time.sleep(1000)\n"
-        "time.sleep(1000)", {"memory"},
+        "import os, time\nfor _ in range(8):\n    if not os.fork():\n        x = bytearray(b'x') * (60 << 20)\n"
+        "        time.sleep(1000)\n"
+        "time.sleep(1000)",
+        {"memory"},
     ),
     "allocate shared memory in children": (
         "import mmap, os, time\nfor _ in range(8):\n    if not os.fork():\n        m = mmap.mmap(-1, 60 << 20)\n"
-        "        m.write(b'x' * (50 << 20))\n        time.sleep(1000)\ntime.sleep(1000)", {"memory", "exited"},
+        "        m.write(b'x' * (50 << 20))\n        time.sleep(1000)\ntime.sleep(1000)",
+        {"memory", "exited"},
     ),
-    "recurse": ("import sys\nsys.setrecursionlimit(10**9)\ndef f(): return f() + 1\nf()", {"signal", "memory", "exited", "time"}),
+    "recurse": (
+        "import sys\nsys.setrecursionlimit(10**9)\ndef f(): return f() + 1\nf()",
+        {"signal", "memory", "exited", "time"},
+    ),
     "write a large file": ("with open('a', 'wb') as f:\n    while True: f.write(bytes(1 << 20))", {"exited", "disk"}),
     "write a sparse file": ("import os\nf = open('a', 'wb'); os.truncate(f.fileno(), 1 << 40)", {"exited"}),
     "write several large files": (
-        "for n in range(100):\n    with open(str(n), 'wb') as f: f.write(bytes(4 << 20))\nimport time; time.sleep(1000)",
+        "for n in range(100):\n    with open(str(n), 'wb') as f: f.write(bytes(4 << 20))\n"
+        "import time; time.sleep(1000)",
         {"disk", "exited"},
     ),
     "write files without a name": (
-        "import os, time\nkept = []\nfor n in range(30):\n    f = open('a', 'wb'); os.unlink('a'); f.write(bytes(4 << 20)); f.flush()\n"
-        "    kept.append(f)\ntime.sleep(1000)", {"disk", "exited"},
+        "import os, time\nkept = []\nfor n in range(30):\n"
+        "    f = open('a', 'wb'); os.unlink('a'); f.write(bytes(4 << 20)); f.flush()\n"
+        "    kept.append(f)\ntime.sleep(1000)",
+        {"disk", "exited"},
     ),
     "write many files": (
-        "for n in range(10**6): open(str(n), 'w').close()\nimport time; time.sleep(1000)", {"disk", "exited"},
+        "for n in range(10**6): open(str(n), 'w').close()\nimport time; time.sleep(1000)",
+        {"disk", "exited"},
     ),
     "make deep folders": (
-        "import os, time\ntry:\n    for n in range(10**5): os.mkdir('d'); os.chdir('d')\nexcept OSError: pass\ntime.sleep(1000)",
+        "import os, time\ntry:\n    for n in range(10**5): os.mkdir('d'); os.chdir('d')\nexcept OSError: pass\n"
+        "time.sleep(1000)",
         {"disk", "exited"},
     ),
     "open many files": ("x = [open('/dev/null') for _ in range(10**5)]", {"exited"}),
     "open many pipes": ("import os\nx = [os.pipe() for _ in range(10**5)]", {"exited"}),
-    "kill its parent": ("import os, time\nwhile True:\n    try: os.kill(os.getppid(), 9)\n    except OSError: pass", {"time"}),
-    "kill everything": ("import os\nwhile True:\n    try: os.kill(-1, 9)\n    except OSError: pass", {"time", "signal"}),
+    "kill its parent": (
+        "import os, time\nwhile True:\n    try: os.kill(os.getppid(), 9)\n    except OSError: pass",
+        {"time"},
+    ),
+    "kill everything": (
+        "import os\nwhile True:\n    try: os.kill(-1, 9)\n    except OSError: pass",
+        {"time", "signal"},
+    ),
     "interrupt its parent": (
-        "import os, time\nfor n in (2, 15, 1, 3, 6, 10, 20):\n    try: os.kill(os.getppid(), n)\n    except OSError: pass\n"
-        "time.sleep(1000)", {"time"},
+        "import os, time\nfor n in (2, 15, 1, 3, 6, 10, 20):\n    try: os.kill(os.getppid(), n)\n"
+        "    except OSError: pass\n"
+        "time.sleep(1000)",
+        {"time"},
     ),
     "raise its limits": (
         "import resource\nfor name in ('AS', 'NPROC', 'NOFILE', 'CPU', 'FSIZE'):\n"
         "    number = getattr(resource, 'RLIMIT_' + name)\n    soft, hard = resource.getrlimit(number)\n"
-        "    if hard != -1:\n        try: resource.setrlimit(number, (hard + 1, hard + 1))\n        except (ValueError, OSError): continue\n"
-        "        raise SystemExit(0)\nraise SystemExit(7)", {"exited"},
+        "    if hard != -1:\n        try: resource.setrlimit(number, (hard + 1, hard + 1))\n"
+        "        except (ValueError, OSError): continue\n"
+        "        raise SystemExit(0)\nraise SystemExit(7)",
+        {"exited"},
     ),
-}  # fmt: skip
+}
 QUICK = {"allocate at once", "flood stdout", "raise its limits", "allocate in children"}
 
 
@@ -347,7 +380,8 @@ def test_nothing_survives_the_caller(backend: str, tmp_path: Path) -> None:
     token = secrets.token_hex(8)
     daemon = (
         "import os, sys, time\nif not os.fork():\n    os.setsid()\n"
-        f"    os.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(1000) # {token}'])\ntime.sleep(1000)"
+        f"    os.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(1000) # {token}'])\n"
+        f"time.sleep(1000)"
     )
     caller = f"from foundling.verify.sandbox import run; run({daemon!r}, timeout=100, backend={backend!r})"
     process = subprocess.Popen([sys.executable, "-c", caller], cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)})
@@ -391,26 +425,45 @@ def test_a_daemon_survives_without_a_sandbox() -> None:
             os.kill(pid, 9)
 
 
-# --- programs that are meant to run ------------------------------------------------------------------------------------
+# --- programs that are meant to run ----------------------------------------------------------------------------------
 
 PROGRAMS: dict[str, tuple[str, str, str]] = {
     "prints": ("print('hello')", "", "hello\n"),
     "reads": ("import sys\nprint(sum(map(int, sys.stdin)))", "1\n2\n3\n", "6\n"),
     "unicode": ("print(input()[::-1])", "aé漢🙂", "🙂漢éa\n"),
     "library": (
-        "import collections, dataclasses, datetime, decimal, fractions, functools, heapq, itertools, json, math, random, re,"
-        "statistics, string, typing, hashlib, base64, bisect, copy, enum, operator, textwrap, unicodedata, zlib, sqlite3\n"
+        "import collections, dataclasses, datetime, decimal, fractions, functools, heapq, itertools, json, math, "
+        "random, re,"
+        "statistics, string, typing, hashlib, base64, bisect, copy, enum, operator, textwrap, unicodedata, zlib, "
+        "sqlite3\n"
         "print(math.gcd(12, 18), json.dumps({'a': 1}), re.sub('a', 'b', 'aa'), hashlib.md5(b'').hexdigest()[:4])",
-        "", '6 {"a": 1} bb d41d\n',
+        "",
+        '6 {"a": 1} bb d41d\n',
     ),
-    "files": ("open('out.txt', 'w').write('x'); import os; print(sorted(os.listdir('.')))", "", "['data', 'main.py', 'out.txt']\n"),
-    "own files": ("import sys; print(open('data/a.txt').read(), __name__, sys.argv)", "", "héllo __main__ ['main.py']\n"),
-    "threads": ("from concurrent.futures import ThreadPoolExecutor as T\nprint(list(T(4).map(abs, [-1, 2])))", "", "[1, 2]\n"),
-    "processes": ("import subprocess, sys\nprint(subprocess.check_output([sys.executable, '-c', 'print(1)']))", "", "b'1\\n'\n"),
+    "files": (
+        "open('out.txt', 'w').write('x'); import os; print(sorted(os.listdir('.')))",
+        "",
+        "['data', 'main.py', 'out.txt']\n",
+    ),
+    "own files": (
+        "import sys; print(open('data/a.txt').read(), __name__, sys.argv)",
+        "",
+        "héllo __main__ ['main.py']\n",
+    ),
+    "threads": (
+        "from concurrent.futures import ThreadPoolExecutor as T\nprint(list(T(4).map(abs, [-1, 2])))",
+        "",
+        "[1, 2]\n",
+    ),
+    "processes": (
+        "import subprocess, sys\nprint(subprocess.check_output([sys.executable, '-c', 'print(1)']))",
+        "",
+        "b'1\\n'\n",
+    ),
     "events": ("import asyncio\nasync def f(): return await asyncio.sleep(0, 5)\nprint(asyncio.run(f()))", "", "5\n"),
     "temporary": ("import tempfile\nwith tempfile.TemporaryDirectory() as d: print(len(d) > 3)", "", "True\n"),
     "surrogate": ("print(ascii('\udc80'))", "", "'\\udc80'\n"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
@@ -477,20 +530,28 @@ def test_threads_run_programs_at_once() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"timeout": 0}, "timeout is 0"), ({"timeout": float("inf")}, "timeout is inf"), ({"memory": 1}, "memory is 1;"),
-        ({"processes": 0}, "processes is 0"), ({"output": True}, "output is True"), ({"disk": 1 << 60}, "disk is"),
-        ({"files": {"../a": ""}}, "'../a'"), ({"files": {"/a": ""}}, "'/a'"), ({"files": {"main.py": ""}}, "main.py"),
-        ({"files": {"a": bytes(40 << 20)}}, "disk=33,554,432"), ({"files": {"": ""}}, "file ''"),
-        ({"backend": "none"}, "bubblewrap, sandlock"), ({"code": "#" * (65 << 20)}, "code and stdin"),
+        ({"timeout": 0}, "timeout is 0"),
+        ({"timeout": float("inf")}, "timeout is inf"),
+        ({"memory": 1}, "memory is 1;"),
+        ({"processes": 0}, "processes is 0"),
+        ({"output": True}, "output is True"),
+        ({"disk": 1 << 60}, "disk is"),
+        ({"files": {"../a": ""}}, "'../a'"),
+        ({"files": {"/a": ""}}, "'/a'"),
+        ({"files": {"main.py": ""}}, "main.py"),
+        ({"files": {"a": bytes(40 << 20)}}, "disk=33,554,432"),
+        ({"files": {"": ""}}, "file ''"),
+        ({"backend": "none"}, "bubblewrap, sandlock"),
+        ({"code": "#" * (65 << 20)}, "code and stdin"),
     ],
-)  # fmt: skip
+)
 def test_values_out_of_limits(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         run(**{"code": "pass", **arguments})
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-# --- without a kernel that confines ------------------------------------------------------------------------------------
+# --- without a kernel that confines ----------------------------------------------------------------------------------
 
 CLOSED = """
 import ctypes, json, os, struct, sys
