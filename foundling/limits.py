@@ -159,8 +159,6 @@ PATTERN_CHARS = Limit(1 << 16, "characters of a regular expression, a grammar or
 INSTRUCTIONS = Limit(100, "instructions of one prompt")
 INSTRUCTION_COUNT = Limit(1_000_000, "words, sentences or other things that an instruction counts", low=0)
 INSTRUCTION_CHARS = Limit(1 << 16, "characters of an instruction's argument", low=0)
-SAMPLE_BYTES = Limit(16 << 20, "bytes of a line of tasks or samples")
-SAMPLE_LINES = Limit(10_000_000, "lines of tasks or samples")
 
 # --- programs in a model directory ------------------------------------------------------------------------------------
 
@@ -169,3 +167,21 @@ RENDERED_CHARS = Limit(1 << 24, "characters that a chat template renders")
 TEMPLATE_BYTES = Limit(256 << 20, "bytes of memory of the process that renders chat templates")
 TEMPLATE_SECONDS = Limit(1, "seconds of processor time that a chat template takes; one in use takes a millisecond")
 GROWTH = Limit(1024, "characters that a tokenizer makes of one character, before or after encoding")
+
+# --- programs that a model wrote -------------------------------------------------------------------------------------
+
+SANDBOX_SECONDS = (0.05, 3600.0)
+"""of wall-clock time of one program"""
+SANDBOX_MEMORY = Limit(1 << 40, "bytes of memory of a program; Python itself takes 20 MB", low=32 << 20)
+SANDBOX_PROCESSES = Limit(1024, "processes and threads of a program")
+SANDBOX_OUTPUT = Limit(64 << 20, "bytes of what a program prints on stdout, and as many on stderr")
+SANDBOX_DISK = Limit(1 << 34, "bytes of the files of a program", low=1 << 16)
+SANDBOX_FILES = Limit(4096, "files and folders of a program")
+SANDBOX_INPUT = Limit(64 << 20, "bytes of a program, its input and its files")
+VERIFY_LINE = Limit(16 << 20, "bytes of a line of tasks or samples")
+VERIFY_LINES = Limit(10_000_000, "lines of tasks or samples")
+WORKERS = Limit(256, "programs at once")
+QUERY_CHARS = Limit(1 << 20, "characters of a query")
+QUERY_ROWS = Limit(10_000_000, "rows of the answer to a query")
+QUERY_BYTES = Limit(1 << 30, "bytes of the answer to a query, or of one value", low=1 << 10)
+QUERY_MEMORY = Limit(1 << 36, "bytes of memory of a query", low=16 << 20)

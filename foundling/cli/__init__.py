@@ -39,6 +39,8 @@ GROUPS = {
     "measure models": {
         "compare": ("foundling.cli.compare", "compare two evaluations item by item: better, worse or the same"),
         "lineage": ("foundling.cli.lineage", "draw what models descend from: data, parents, adapters, evaluations"),
+        "verify": ("foundling.cli.verify", "judge what models wrote: code, maths, SQL, instructions"),
+        "evaluate": ("foundling.cli.evaluate", "run tasks: choices, generated answers, bits per byte, with intervals"),
     },
     "move and inspect models": {
         "import": ("foundling.cli.import_", "import a directory of transformers or diffusers, or a GGUF file"),

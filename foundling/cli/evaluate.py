@@ -27,9 +27,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="DIR", help="directory of the results (default: runs/NAME-eval-N)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N items of each task")
-    parser.add_argument(
-        "--shots", type=int, metavar="N", help="solved examples before an item (default: the task's)"
-    )
+    parser.add_argument("--shots", type=int, metavar="N", help="solved examples before an item (default: the task's)")
     parser.add_argument("--seed", type=int, help="of the examples and of sampling (default: as the task)")
     parser.add_argument("--chat", action="store_true", help="frame each prompt by the chat template")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])

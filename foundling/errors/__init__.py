@@ -48,6 +48,14 @@ class InterpretError(FoundlingError, ValueError):
     """A reading of a model's inner states that the model does not allow, or a text that is too long for it."""
 
 
+class SandboxError(FoundlingError, RuntimeError):
+    """Nothing on this machine confines a program, or what confines it failed; the program was not run."""
+
+
+class QueryError(FoundlingError, ValueError):
+    """A database query that cannot be executed, does more than read, or takes more than it may."""
+
+
 class BusyError(FoundlingError, RuntimeError):
     """Another process is writing to the same directory."""
 

@@ -62,6 +62,11 @@ class LimitedProcess:
             raise getattr(errors, reply["error"])(reply["message"])
         return reply["value"]
 
+    def close(self) -> None:
+        """Ends the process; the next call starts another."""
+        with self.lock:
+            self._stop()
+
     def _start(self) -> None:
         arguments = [json.dumps(sys.path), self.function, str(self.memory), str(self.seconds), json.dumps(self.modules)]
         self.process = subprocess.Popen(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks and samples in JSONL, and the two commands that read them: right input, and one line for what is wrong."""
+"""Tasks and samples in JSONL, and two commands that read them: right input, and one line for what is wrong."""
 
 import argparse
 import json
@@ -14,23 +14,28 @@ from foundling.errors import DataError
 from foundling.verify.samples import read_samples, read_tasks
 
 
-def write(path: Path, rows: list[Any]) -> str:
+def write(path: Path, rows: list[Any]) -> Path:
     path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
-    return str(path)
+    return path
 
 
-def run(module: Any, tasks: str, samples: str, as_json: bool = True) -> dict[str, Any]:
+def run(module: Any, tasks: Path, samples: Path, as_json: bool = True) -> dict[str, Any]:
+    samples.with_suffix(".verdicts.jsonl").unlink(missing_ok=True)
     parser = argparse.ArgumentParser()
     module.add(parser)
     parser.add_argument("--json", action="store_true")
-    return module.run(parser.parse_args([tasks, samples, *["--json"] * as_json]))
+    return module.run(parser.parse_args([str(tasks), str(samples), *["--json"] * as_json]))
+
+
+def as_it_is(row: dict[str, Any], name: str, where: str) -> dict[str, Any]:
+    return row
 
 
 def test_tasks_and_samples(tmp_path) -> None:
-    tasks = read_tasks(write(tmp_path / "t", [{"task_id": "a", "x": 1}, "\n", {"task_id": 2}]))
+    tasks = read_tasks(write(tmp_path / "t", [{"task_id": "a", "x": 1}, "\n", {"task_id": 2}]), as_it_is)
     assert list(tasks) == ["a", "2"]
-    samples = read_samples(write(tmp_path / "s", [{"task_id": 2, "completion": ""}] * 2), tasks)
-    assert [sample["task_id"] for sample in samples] == ["2", "2"]
+    samples = read_samples(write(tmp_path / "s", [{"task_id": 2, "completion": ""}] * 2), tasks, ["completion"])
+    assert [sample.task_id for sample in samples] == ["2", "2"]
 
 
 A = {"task_id": "a", "answer": "5"}
@@ -40,46 +45,45 @@ S = {"task_id": "a", "completion": "#### 5"}
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([A, "{'a'}\n"], "line 2: no JSON"),
-        ([A, A], "line 2: the task_id 'a' occurs twice"),
-        ([A, "\n", "[1]\n"], r"line 3: expected a JSON object, met \[1\]"),
-        ([{"answer": 5}], "line 1: the field 'task_id' is None"),
-        ([{"task_id": True}], "line 1: the field 'task_id' is True"),
-        ([{"task_id": "a"}], "lacks the field 'answer'"),
+        ([A, "{'a'}\n"], ":2: is no JSON"),
+        ([A, A], ":2: task_id 'a' is there twice, first in line 1"),
+        ([A, "\n", "[1]\n"], r":3: is \[1\]; expected one JSON object"),
+        ([{"answer": 5}], ":1: has no 'task_id'"),
+        ([{"task_id": True}], ":1: 'task_id' is True"),
         ([], "no tasks"),
-        (["[" * 100_000 + "\n"], "line 1"),
+        (["[" * 100_000 + "\n"], ":1: is None; expected one JSON object"),
     ],
 )
 def test_wrong_tasks(tmp_path, rows, message) -> None:
     with pytest.raises(DataError, match=message) as caught:
-        read_tasks(write(tmp_path / "t", rows), ("answer",))
+        read_tasks(write(tmp_path / "t", rows), as_it_is)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([S, {"task_id": "b", "completion": ""}], "line 2: the task_id 'b' is not in the tasks"),
-        ([{"task_id": "a"}], "line 1: the sample has no text in the field 'completion'"),
-        ([{"task_id": "a", "completion": 5}], "no text"),
+        ([S, {"task_id": "b", "completion": ""}], ":2: task_id 'b' is none of the 1 tasks"),
+        ([{"task_id": "a"}], ":1: has no 'completion'"),
+        ([{"task_id": "a", "completion": 5}], ":1: 'completion' is 5; expected text"),
         ([], "no samples"),
-        (["\x1b[2J\n"], "line 1: no JSON"),
+        (["\x1b[2J\n"], ":1: is no JSON"),
     ],
 )
 def test_wrong_samples(tmp_path, rows, message) -> None:
-    tasks = read_tasks(write(tmp_path / "t", [A]))
+    tasks = read_tasks(write(tmp_path / "t", [A]), as_it_is)
     with pytest.raises(DataError, match=message):
-        read_samples(write(tmp_path / "s", rows), tasks)
+        read_samples(write(tmp_path / "s", rows), tasks, ["completion"])
 
 
 def test_files_that_cannot_be_read(tmp_path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
-        read_tasks(tmp_path / "none")
-    with pytest.raises(DataError, match="cannot be read"):
-        read_tasks(tmp_path)
+        read_tasks(tmp_path / "none", as_it_is)
+    with pytest.raises(DataError, match="not a file"):
+        read_tasks(tmp_path, as_it_is)
     (tmp_path / "t").write_bytes(b'{"task_id": "\xff"}\n')
-    with pytest.raises(DataError, match="line 1: the line is not UTF-8"):
-        read_tasks(tmp_path / "t")
+    with pytest.raises(DataError, match=":1: is no JSON"):
+        read_tasks(tmp_path / "t", as_it_is)
 
 
 def test_maths(tmp_path, capsys) -> None:
@@ -101,11 +105,15 @@ def test_maths(tmp_path, capsys) -> None:
         ],
     )
     result = run(verify_maths, tasks, samples)
-    assert (result["tasks"], result["samples"], result["right"], result["accuracy"]) == (3, 4, 2, 0.5)
-    assert [row["right"] for row in result["results"]] == [True, True, False, False]
-    assert result["decided_by"] == {"no answer": 1, "number": 2, "text": 1}
+    assert (result["tasks"], result["samples"], result["passed"]) == (3, 4, 2)
+    assert result["accuracy"]["value"] == 2 / 3 and result["by_task"]["2"] == {"samples": 2, "passed": 0}
+    assert result["reasons"] == {"passed": 2, "no answer": 1, "another answer": 1}
+    verdicts = [json.loads(line) for line in open(result["verdicts"])]
+    assert sorted((v["task_id"], v["answer"], v["passed"]) for v in verdicts if v["answer"]) == [
+        ("0", "5.00", True), ("1", "50%", True), ("2", "8", False),
+    ]  # fmt: skip
     run(verify_maths, tasks, samples, as_json=False)
-    assert "2 of 4 samples are right (50.0%), 1 have no answer" in capsys.readouterr().out
+    assert "2 of 4 samples pass" in capsys.readouterr().out
     with pytest.raises(DataError, match="no final answer in its field"):
         run(verify_maths, write(tmp_path / "u", [{"task_id": 0}]), samples)
 
@@ -125,8 +133,9 @@ def test_instructions(tmp_path, capsys) -> None:
     result = run(verify_instructions, tasks, samples)
     assert result["prompt_strict"] == 0 and result["prompt_loose"] == 0.5
     assert result["instruction_strict"] == 1 / 3 and result["instruction_loose"] == 2 / 3
-    assert [row["strict"] for row in result["results"]] == [(False, True), (False,)]
-    assert result["unanswered"] == 0
+    verdicts = [json.loads(line) for line in open(result["verdicts"])]
+    assert {v["task_id"]: v["strict"] for v in verdicts} == {"k": [False, True], "7": [False]}
+    assert result["tasks_without_samples"] == 0
     run(verify_instructions, tasks, samples, as_json=False)
     assert "prompts with all followed   strict   0.0%   loose  50.0%" in capsys.readouterr().out
 
@@ -138,10 +147,9 @@ def _change(**fields: Any) -> Callable[[], list[Any]]:
 @pytest.mark.parametrize(
     ("tasks", "samples", "message"),
     [
-        (PROMPTS, [{"key": "x", "response": ""}], "line 1: the key 'x' is not in the tasks"),
-        (PROMPTS, [{"prompt": "x", "response": ""}], "line 1: the prompt 'x' is not in the tasks"),
-        (PROMPTS, [{"key": 7, "response": ""}] * 2, "line 2: the key '7' has two answers"),
-        (PROMPTS, [{"key": 7}], "no text in the field 'response'"),
+        (PROMPTS, [{"key": "x", "response": ""}], ":1: key 'x' is none of the 2 tasks"),
+        (PROMPTS, [{"prompt": "x", "response": ""}], ":1: prompt 'x' is none of the 2 tasks"),
+        (PROMPTS, [{"key": 7}], ":1: has no 'response'"),
         (PROMPTS, [], "no samples"),
         (_change(instruction_id_list=["no:kind"] * 2), [{"key": "k", "response": "a"}], "'no:kind' is unknown"),
         (_change(kwargs=[{}]), [{"key": "k", "response": "a"}], "one for each"),
