@@ -138,6 +138,11 @@ CACHE_BYTES = Limit(1 << 50, "bytes of an engine's keys and values", low=0)
 PREDICTIONS = Limit(1000, "most likely tokens for a gap")
 TEXTS_AT_ONCE = Limit(4096, "texts that are classified at once")
 
+# --- models behind an API ---------------------------------------------------------------------------------------------
+
+RESPONSE_BYTES = Limit(32 << 20, "bytes of one answer of a server")
+WORKERS = Limit(256, "requests to a server at once")
+
 # --- looking inside ---------------------------------------------------------------------------------------------------
 
 LOOK_TOKENS = Limit(256, "tokens of a text that is looked at", "shorten it")
