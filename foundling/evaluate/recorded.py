@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,14 +37,16 @@ class Recorded:
     """A subject whose answers are taken from `path` where they are recorded there, and are recorded there otherwise.
     Without `subject` only recorded answers exist: GenerationError for a request that was never made."""
 
-    def __init__(self, path: Path, subject: Subject | None = None, *, name: str = "", hashes: dict[str, str] = {}):
+    def __init__(
+        self, path: Path, subject: Subject | None = None, *, name: str = "", hashes: Mapping[str, str] | None = None
+    ) -> None:
         """`name` and `hashes` say who is replayed where there is no subject. DataError for a damaged file."""
         self.path, self.subject = path, subject
         self.name = subject.name if subject else name
-        self._fixed = _fixed(subject.hashes if subject else hashes)
+        self._fixed = _fixed(subject.hashes if subject else hashes or {})
         self._reports = dict[tuple[str, str], None]()  # a set in order
         if not subject:
-            self._note(hashes)
+            self._note(hashes or {})
         self._lines = {line["key"]: line for line in read_answers(path)}
         self.n_replayed = 0
         """answers that came from the file"""
@@ -57,7 +59,7 @@ class Recorded:
             reports.setdefault(name, []).append(report)
         return self._fixed | {name: REPORTED + "; ".join(sorted(values)) for name, values in reports.items()}
 
-    def _note(self, hashes: dict[str, str]) -> None:
+    def _note(self, hashes: Mapping[str, str]) -> None:
         for name, value in hashes.items():
             if value.startswith(REPORTED):
                 self._reports |= dict.fromkeys((name, report) for report in value[len(REPORTED) :].split("; "))
@@ -129,7 +131,7 @@ def replay(path: Path, *, name: str | None = None) -> Recorded:
     return Recorded(path, name=model, hashes=json.loads(fixed))
 
 
-def _fixed(hashes: dict[str, str]) -> dict[str, str]:
+def _fixed(hashes: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in hashes.items() if not value.startswith(REPORTED)}
 
 

@@ -91,7 +91,7 @@ SHAPES: dict[str, Shape] = {
         Reply({"message": "Wrong API Key", "type": "invalid_request_error", "code": "wrong_api_key"}, 401), "Wrong API",
     ),
     "huggingface": Shape(  # usage is that of the provider behind the router, and may be missing
-        {"object": "chat.completion", "model": "m:provider", "usage": None} | choice({"content": "Paris."}, "eos_token"),
+        {"object": "chat.completion", "model": "m:x", "usage": None} | choice({"content": "Paris."}, "eos_token"),
         "Paris.", False, (0, 0), Reply({"error": "Invalid username or password."}, 401), "Invalid username",
     ),
     "ollama": Shape(

@@ -95,7 +95,11 @@ def serving(answer: Callable[[Seen, int], Any]) -> Iterator[Server]:
             pass
 
     closing = threading.Event()
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+
+    class Listening(ThreadingHTTPServer):
+        request_queue_size = 128  # of 5, connections beyond wait a second each
+
+    http = Listening(("127.0.0.1", 0), Handler)
     http.daemon_threads = True
     server = Server(f"http://127.0.0.1:{http.server_address[1]}")
     thread = threading.Thread(target=http.serve_forever, args=(0.01,))

@@ -37,9 +37,9 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def ask(url: str, requests: list[GenerateRequest] = [FRANCE], **options: Any) -> list[GeneratedText]:
+def ask(url: str, requests: list[GenerateRequest] | None = None, **options: Any) -> list[GeneratedText]:
     subject = Upstream(url, "m", **{"backoff": 0.001} | options)
-    return [answer for _, answer in sorted(subject.generate(requests))]
+    return [answer for _, answer in sorted(subject.generate(requests or [FRANCE]))]
 
 
 # --- providers -------------------------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def test_time_and_size_have_limits() -> None:
                 ask(server.url, **options)
             assert server.left.wait(20)  # the connection was closed within the answer
         hold.set()
-    with pytest.raises(GenerationError, match="no answer after 2 tries .*refused"):
+    with pytest.raises(GenerationError, match=r"no answer after 2 tries .*refused"):
         ask(server.url, retries=1)
 
 
