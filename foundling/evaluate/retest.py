@@ -51,7 +51,7 @@ def retest(
         raise DataError("a retest needs at least one text to judge twice")
     check_number(temperature, "temperature", 1e-6, 100)
     base = replace(judge.decoding, temperature=temperature)
-    written = judge if judge.by == "text" else Judge(judge.subject, criteria=judge.criteria, chat=judge.chat)
+    written = replace(judge, by="text")
     n = len(texts)
     fixed = [replace(base, seed=sample_seed(seed, i)) for i in range(n)]
     again = [replace(base, seed=sample_seed(seed + 1, i)) for i in range(n)]
@@ -68,7 +68,7 @@ def retest(
         CACHE: _compared(first, [graded for graded in cached if graded is not None]),
     }
     if logprobs:
-        likely = Judge(judge.subject, criteria=judge.criteria, by="logprobs", chat=judge.chat)
+        likely = replace(judge, by="logprobs")
         results[LOGPROBS] = _compared(*_twice(lambda reverse: _graded(likely, texts, greedy, reverse=reverse)))
     return results
 

@@ -189,6 +189,18 @@ def test_log_probabilities_need_no_parsing_and_the_margin_is_free_of_position() 
         Judge(judge.subject, by="vote")  # pyright: ignore[reportArgumentType]
 
 
+def test_a_model_that_continues_texts_ends_the_verdict_that_was_begun() -> None:
+    texts = iter(["7", " 10 ", "7.5", "3 because"])
+
+    def answer(seen: Seen, n: int) -> Any:
+        assert seen.body["prompt"].endswith("Verdict: [[") and "]]" in seen.body["stop"]
+        return chat("", choices=[{"text": next(texts), "finish_reason": "stop" if n < 3 else "length"}])
+
+    with serving(answer) as server:
+        judge = Judge(Upstream(server.url, "m", chat=False, workers=1), chat=False, explain=False)
+        assert [graded.grade for graded in judge.grade_all([("Q", "A")] * 4)] == [7, 10, None, None]
+
+
 def test_grades() -> None:
     texts = iter(["Good. [[7]]", "[[10]]", "[[11]]", "[[0]]", "7/10", "[[7.5]]"])
     with serving(lambda seen, n: chat(next(texts))) as server:
