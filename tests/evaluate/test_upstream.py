@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -87,6 +88,27 @@ def test_the_provider_of_a_name() -> None:
         with pytest.raises(ConfigError, match=reason) as caught:
             subject_of(spec)
         assert "secret" not in str(caught.value)
+
+
+DOCS = (Path(__file__).resolve().parents[2] / "docs" / "judging.md").read_text(encoding="utf-8")
+LINES = re.findall(r"^\| [^|]+ \| `subject_of\((.+)\)` \| (\S+) \| (\w*) ?\|$", DOCS, re.M)
+
+
+def test_every_provider_has_a_line_in_the_docs() -> None:
+    assert [line.split(":")[0].strip('"') for line, _, _ in LINES] == list(PROVIDERS)
+
+
+@pytest.mark.parametrize(("line", "url", "variable"), LINES)
+def test_lines_of_the_docs(line: str, url: str, variable: str) -> None:
+    provider, _, model = line.strip('"').partition(":")
+    subject = subject_of(f"{provider}:{model}")
+    assert (subject.endpoint.url, PROVIDERS[provider][1]) == (url, variable)
+    with serving(lambda seen, n: SHAPES[provider].answer) as server:
+        here = subject_of(f"{model}@{server.url}", key_env=variable, rename=subject.rename)
+        assert [answer.text for _, answer in here.generate([FRANCE])] == [SHAPES[provider].text]
+        assert server.requests[0].body["model"] == model
+        limit = "max_completion_tokens" if provider == "openai" else "max_tokens"
+        assert server.requests[0].body[limit] == 16
 
 
 def test_fields_of_a_request() -> None:
