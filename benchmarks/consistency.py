@@ -86,9 +86,9 @@ def words(directory: Path, count: int) -> dict[str, Any]:
     """The share of answers that are not those to the prompt as it is; a space more or less in the answer counts."""
     model, items = LocalModel.load(directory), held_out_items(count)
     torch.set_num_threads(1)
-    asked = [variants([{"role": "user", "content": item["prompt"]}]) for item in items]
-    requests = [GenerateRequest(prompt, Decoding(N_ANSWER)) for by_name in asked for prompt in by_name.values()]
-    answers, names = dict(model.generate(requests)), list(asked[0])
+    prompts = [variants([{"role": "user", "content": item["prompt"]}]) for item in items]
+    requests = [GenerateRequest(prompt, Decoding(N_ANSWER)) for by_name in prompts for prompt in by_name.values()]
+    answers, names = dict(model.generate(requests)), list(prompts[0])
     texts = {name: [answers[i * len(names) + j].text for i in range(count)] for j, name in enumerate(names)}
     return {"requests": count, "answers that differ": shares(agreement(texts))}
 

@@ -77,10 +77,10 @@ def read_key(variable: str, file: Path | None) -> Secret:
 def _read_private(file: Path) -> str:
     try:
         with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as handle:
-            found = os.fstat(handle.fileno())
-            if not stat.S_ISREG(found.st_mode):
+            status = os.fstat(handle.fileno())
+            if not stat.S_ISREG(status.st_mode):
                 raise ConfigError(f"{file}: not a file; give a file that holds the key alone")
-            if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+            if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
                 raise ConfigError(f"{file}: others can read or own this key; run `chmod 600` on a file of your own")
             return handle.read(KEY_BYTES + 1).decode("ascii", "replace")
     except OSError as error:
@@ -122,6 +122,7 @@ class Endpoint:
         self.n_requests = self.n_retries = 0
         self._context = ssl.create_default_context() if self.url.startswith("https:") else None
         self.lock, self._not_before = threading.Lock(), 0.0
+        self._active = dict[http.client.HTTPConnection, list[socket.socket]]()
 
     def post(
         self,
@@ -148,7 +149,7 @@ class Endpoint:
                 continue
             value = self._parse(response)
             code = response.status if response.status != 200 else _code_inside(value)
-            if code is None and not (reason := broken(value)):
+            if code is None and not (reason := self.key.removed(broken(value))):
                 return value
             if code is None:
                 continue
@@ -160,6 +161,13 @@ class Endpoint:
             f"{self.url}{path}: no answer after {self.retries + 1} tries ({reason}); run again later: what was answered"
             " and recorded is not asked again"
         )
+
+    def abort(self) -> None:
+        """Cuts the connections under way."""
+        with self.lock:
+            active = list(self._active.items())
+        for connection, sockets in active:
+            _cut(connection, sockets)
 
     def _wait(self, attempt: int, wait: float | None, reason: str, stop: threading.Event) -> None:
         """Until the next try; what one thread is told to wait holds for all."""
@@ -202,14 +210,16 @@ class Endpoint:
         watch = threading.Timer(self.timeout, _cut, [connection, sockets])
         watch.daemon = True
         watch.start()
+        with self.lock:
+            self._active[connection] = sockets
         try:
-            headers = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
+            sent = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
             path = urlunsplit(("", "", parts.path, parts.query, ""))
             connection.connect()
             sockets.append(connection.sock)  # the connection forgets it where the answer is its last
-            connection.request("POST", path, data, headers | {"User-Agent": "foundling"} | self.key.header())
+            connection.request("POST", path, data, sent | {"User-Agent": "foundling"} | self.key.header())
             response = connection.getresponse()
-            found = {name.lower(): value for name, value in response.getheaders()}
+            headers = {name.lower(): value for name, value in response.getheaders()}
             body = bytearray()
             while chunk := response.read1(1 << 16):
                 body += chunk
@@ -217,13 +227,15 @@ class Endpoint:
                     raise GenerationError(f"{self.url}: an answer of more than {RESPONSE_BYTES.high:,} bytes")
             if time.monotonic() >= until:  # an answer without a length ends where it was cut
                 raise TimeoutError
-            if found.get("content-length", str(len(body))) != str(len(body)):
+            if headers.get("content-length", str(len(body))) != str(len(body)):
                 raise http.client.IncompleteRead(bytes(body))
-            return Response(response.status, found, bytes(body))
+            return Response(response.status, headers, bytes(body))
         except (OSError, http.client.HTTPException) as error:
             raise TimeoutError if time.monotonic() >= until else error from None
         finally:
             watch.cancel()
+            with self.lock:
+                del self._active[connection]
             connection.close()
 
     def _connection(self, host: str, port: int | None) -> http.client.HTTPConnection:

@@ -92,7 +92,7 @@ def matthews(truth: Sequence[Any], found: Sequence[Any]) -> Figure:
     return _of_cells(truth, found, None, correlation)
 
 
-def cohen_kappa(truth: Sequence[Any], found: Sequence[Any]) -> Figure:
+def cohen_kappa(truth: Sequence[Any], predicted: Sequence[Any]) -> Figure:
     """The agreement of two raters beyond what their shares of classes give by chance (Cohen 1960): 1 for all equal, 0
     for what chance reaches, and for a single class."""
 
@@ -101,7 +101,7 @@ def cohen_kappa(truth: Sequence[Any], found: Sequence[Any]) -> Figure:
         chance = (rows * columns).sum(-1)
         return _ratio(n * hits.sum(-1) - chance, n**2 - chance)
 
-    return _of_cells(truth, found, None, kappa)
+    return _of_cells(truth, predicted, None, kappa)
 
 
 def span_f1(truth: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> Figure:

@@ -140,11 +140,11 @@ class Upstream:
             choice, usage = self._choice(self.endpoint.post(path, bodies[index], stop, _broken))
             text, cut = self._text_of(choice)
             for end in requests[index].decoding.stop:
-                text, found, _ = text.partition(end)
-                cut = cut and not found
+                text, stopped, _ = text.partition(end)
+                cut = cut and not stopped
             return GeneratedText(text, cut, *usage)
 
-        return in_parallel(ask, len(requests), self.workers)
+        return in_parallel(ask, len(requests), self.workers, self.endpoint.abort)
 
     def loglikelihood(self, requests: Sequence[LikelihoodRequest]) -> Iterator[tuple[int, Continuation]]:
         """GenerationError for a conversation, with chat, and where the server does not echo log-probabilities."""
@@ -153,7 +153,7 @@ class Upstream:
         def ask(index: int, stop: threading.Event) -> Continuation:
             return self._score(prompts[index], requests[index].continuation, stop)
 
-        return in_parallel(ask, len(requests), self.workers)
+        return in_parallel(ask, len(requests), self.workers, self.endpoint.abort)
 
     def rolling(self, texts: Sequence[str]) -> Iterator[tuple[int, Continuation]]:
         """Each text in one request: the server refuses those beyond its context."""
@@ -162,7 +162,7 @@ class Upstream:
         def ask(index: int, stop: threading.Event) -> Continuation:
             return self._score(self.start, texts[index], stop)
 
-        return in_parallel(ask, len(texts), self.workers)
+        return in_parallel(ask, len(texts), self.workers, self.endpoint.abort)
 
     def _generate_body(self, request: GenerateRequest) -> dict[str, Any]:
         prompt, decoding = request
@@ -267,9 +267,12 @@ def subject_of(spec: str, **options: Any) -> Upstream:
     return Upstream(url, model, **{"key_env": variable, "rename": RENAMED.get(provider, {})} | options)
 
 
-def in_parallel(ask: Callable[[int, threading.Event], Any], n: int, workers: int) -> Iterator[tuple[int, Any]]:
+def in_parallel(
+    ask: Callable[[int, threading.Event], Any], n: int, workers: int, abort: Callable[[], None]
+) -> Iterator[tuple[int, Any]]:
     """(i, ask(i, stop)) for i below n, as they come, from `workers` threads. After an error no further one begins,
-    those under way are waited for and yielded, and then it is raised. Where the caller leaves, `stop` is set."""
+    those under way are waited for and yielded, and then it is raised. Where the caller leaves, `stop` is set and
+    `abort` called, so that no thread keeps the process."""
     stop, failure = threading.Event(), None
     pool = ThreadPoolExecutor(workers, thread_name_prefix="upstream")
     running: dict[Future[Any], int] = {}
@@ -291,6 +294,8 @@ def in_parallel(ask: Callable[[int, threading.Event], Any], n: int, workers: int
                 yield index, value
     finally:
         stop.set()
+        if running:
+            abort()
         pool.shutdown(wait=False, cancel_futures=True)
     if failure is not None:
         raise failure

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 
@@ -55,8 +57,8 @@ class Server:
 
 
 @contextmanager
-def serving(answer: Callable[[Seen, int], Any]) -> Iterator[Server]:
-    """`answer(request, its number)` gives a Reply, or the JSON of one."""
+def serving(answer: Callable[[Seen, int], Any], certificate: Path | None = None) -> Iterator[Server]:
+    """`answer(request, its number)` gives a Reply, or the JSON of one. `certificate`: with its key, for https."""
     lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -102,6 +104,11 @@ def serving(answer: Callable[[Seen, int], Any]) -> Iterator[Server]:
     http = Listening(("127.0.0.1", 0), Handler)
     http.daemon_threads = True
     server = Server(f"http://127.0.0.1:{http.server_address[1]}")
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        http.socket = context.wrap_socket(http.socket, server_side=True, do_handshake_on_connect=False)
+        server.url = f"https://localhost:{http.server_address[1]}"
     thread = threading.Thread(target=http.serve_forever, args=(0.01,))
     thread.start()
     try:

@@ -25,13 +25,13 @@ class Model:
 
     def __init__(self) -> None:
         self.version: Callable[[str], str] = lambda key: "v1"
-        self.fingerprint, self.chance, self.asked = "fp_1", set[str](), dict[str, int]()
+        self.fingerprint, self.chance, self.times = "fp_1", set[str](), dict[str, int]()
 
     def __call__(self, seen: Seen, n: int) -> Any:
         key = KEYS[seen.body["messages"][0]["content"]]
         assert seen.body["temperature"] == 0
-        self.asked[key] = self.asked.get(key, 0) + 1
-        odd = " (odd)" if key in self.chance and self.asked[key] % 2 else ""
+        self.times[key] = self.times.get(key, 0) + 1
+        odd = " (odd)" if key in self.chance and self.times[key] % 2 else ""
         return chat(f"{key} by {self.version(key)}{odd}", system_fingerprint=self.fingerprint)
 
 

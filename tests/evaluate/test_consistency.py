@@ -18,20 +18,20 @@ from foundling.models import build, family
 
 def test_agreement_by_hand() -> None:
     answers = {"one": ["a", "b", "c", "d"], "two": ["a", "b", "x", "d"], "three": ["a", "y", "z", "d"]}
-    found = agreement(answers)
-    assert found.different[:3] == (0.5, *wilson(0.5, 4)) and found.n == 4
+    report = agreement(answers)
+    assert report.different[:3] == (0.5, *wilson(0.5, 4)) and report.n == 4
     # pairs: none of three, two of three, three of three, none of three
-    assert found.pairs == 5 / 12 == inconsistency(zip(*answers.values(), strict=True))
-    assert {name: figure.value for name, figure in found.by_condition.items()} == {"two": 0.25, "three": 0.5}
+    assert report.pairs == 5 / 12 == inconsistency(zip(*answers.values(), strict=True))
+    assert {name: figure.value for name, figure in report.by_condition.items()} == {"two": 0.25, "three": 0.5}
     for bad in ({}, {"one": ["a"]}, {"one": [], "two": []}, {"one": ["a"], "two": ["a", "b"]}):
         with pytest.raises(DataError, match="expected two or more"):
             agreement(bad)
 
 
 def test_changes_by_hand() -> None:
-    found = changes([-1.0, -2.0, -3.0, -float("inf")], [-1.5, -2.0, -2.0, -float("inf")])
-    assert (found.mean.value, found.largest, found.worst) == (0.375, 1.0, 2)
-    assert found.covered == pytest.approx(0.05**0.25)  # 0.473: of four requests little is known of the next
+    change = changes([-1.0, -2.0, -3.0, -float("inf")], [-1.5, -2.0, -2.0, -float("inf")])
+    assert (change.mean.value, change.largest, change.worst) == (0.375, 1.0, 2)
+    assert change.covered == pytest.approx(0.05**0.25)  # 0.473: of four requests little is known of the next
     assert changes([-1.0], [-1.25]).mean[:3] == (0.25, None, None)
     assert 1 - changes([0.0] * 59, [0.0] * 59).covered < 0.05 < 1 - changes([0.0] * 58, [0.0] * 58).covered
     with pytest.raises(DataError):

@@ -218,8 +218,8 @@ def test_grades() -> None:
 def test_kappa_by_hand() -> None:
     # Cohen 1960's arithmetic: 20 both yes, 15 both no, 5 + 10 apart: p_o = 0.7, p_e = 0.5 · 0.6 + 0.5 · 0.4 = 0.5
     truth = ["yes"] * 25 + ["no"] * 25
-    found = ["yes"] * 20 + ["no"] * 5 + ["yes"] * 10 + ["no"] * 15
-    figure = cohen_kappa(truth, found)
+    predicted = ["yes"] * 20 + ["no"] * 5 + ["yes"] * 10 + ["no"] * 15
+    figure = cohen_kappa(truth, predicted)
     assert figure.value == pytest.approx(0.4, abs=1e-12)
     assert figure.low is not None and figure.high is not None and figure.low < 0.4 < figure.high
     # the large-sample standard error of Fleiss, Cohen & Everitt 1969 is near 0.127 here

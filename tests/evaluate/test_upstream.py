@@ -244,6 +244,38 @@ def test_answers_under_way_come_before_an_error() -> None:
         assert sorted(got)[:5] == [0, 1, 2, 3, 4] and 5 not in got and len(server.requests) == len(got) + 1 < 40
 
 
+def test_whoever_leaves_early_leaves_no_thread() -> None:
+    go_on = threading.Event()
+    with serving(lambda seen, n: chat("ok") if n == 0 else go_on.wait(60)) as server:
+        answers = Upstream(server.url, "m", workers=3).generate([FRANCE] * 9)
+        next(answers)
+        answers.close()  # pyright: ignore[reportAttributeAccessIssue]
+        for thread in threading.enumerate():
+            if thread.name.startswith("upstream"):
+                thread.join(20)
+                assert not thread.is_alive()
+        go_on.set()
+        assert len(server.requests) <= 4
+
+
+def test_certificates_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = tmp_path / "pair.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2"]
+    command += ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(pair), "-out", str(tmp_path / "cert.pem")]
+    subprocess.run(command, check=True, capture_output=True)
+    pair.write_text(pair.read_text() + (tmp_path / "cert.pem").read_text())
+    replies: list[Any] = [chat("Paris."), Reply(chat("Paris."), drip=0.05)]
+    with serving(lambda seen, n: replies[n], certificate=pair) as server:
+        with pytest.raises(GenerationError, match="certificate is not valid"):
+            ask(server.url)
+        assert server.requests == []
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+        assert ask(server.url)[0].text == "Paris."
+        with pytest.raises(GenerationError, match="no whole answer within"):
+            ask(server.url, timeout=0.3, retries=0)
+        assert server.left.wait(20)
+
+
 def test_what_a_model_cannot_do_is_refused_by_name() -> None:
     chatting, plain = (Upstream("http://127.0.0.1:9", "m", chat=chat) for chat in (True, False))
     for call, reason in (
@@ -472,10 +504,10 @@ def test_a_killed_evaluation_goes_on_where_it_was(tmp_path: Path) -> None:
         with open(file, "ab") as handle:  # what a kill within a line leaves
             handle.write(b'{"key": "half')
         whole = sum(1 for _ in read_answers(file))
-        asked = len(server.requests)
-        assert 10 <= whole <= 11 and asked <= 13
+        n_asked = len(server.requests)
+        assert 10 <= whole <= 11 and n_asked <= 13
         subject = Recorded(file, Upstream(server.url, "m"))
         texts = dict(subject.generate([GenerateRequest(f"text {i}", Decoding(8)) for i in range(30)]))
         assert {i: text.text for i, text in texts.items()} == {i: f"TEXT {i}" for i in range(30)}
-        assert subject.n_replayed == whole and len(server.requests) - asked == 30 - whole
+        assert subject.n_replayed == whole and len(server.requests) - n_asked == 30 - whole
         assert KEY not in file.read_text()
