@@ -92,7 +92,7 @@ class Upstream:
         omit: Sequence[str] = (),
         rename: dict[str, str] | None = None,
         start: str = "",
-        **options: float,
+        **options: Any,
     ) -> None:
         if not model or not model.isprintable() or len(model) > 256:
             raise ConfigError(f"the model is {shown(model)}; expected its name as the server lists it")
@@ -196,7 +196,7 @@ class Upstream:
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             text = self.endpoint.key.removed(error_text(value, json.dumps(value)[:200].encode()))
             raise GenerationError(f"{self.endpoint.url}: an answer without choices ({shown(text)}); check the URL")
-        usage = value.get("usage") if isinstance(value.get("usage"), dict) else {}
+        usage: Any = value.get("usage") if isinstance(value.get("usage"), dict) else {}
         counts = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
         parts = [str(value[name])[:200] for name in ("model", "system_fingerprint") if value.get(name)]
         report = self.endpoint.key.removed(" ".join(parts).replace(";", ","))
