@@ -145,6 +145,11 @@ TEXTS_AT_ONCE = Limit(4096, "texts that are classified at once")
 ITEMS = Limit(1 << 22, "items of a task")
 SHOTS = Limit(1024, "solved examples in a prompt", low=0)
 
+# --- models behind an API ---------------------------------------------------------------------------------------------
+
+RESPONSE_BYTES = Limit(32 << 20, "bytes of one answer of a server")
+WORKERS = Limit(256, "requests to a server, or programs, at once")
+
 # --- looking inside ---------------------------------------------------------------------------------------------------
 
 LOOK_TOKENS = Limit(256, "tokens of a text that is looked at", "shorten it")
@@ -180,7 +185,6 @@ SANDBOX_FILES = Limit(4096, "files and folders of a program")
 SANDBOX_INPUT = Limit(64 << 20, "bytes of a program, its input and its files")
 VERIFY_LINE = Limit(16 << 20, "bytes of a line of tasks or samples")
 VERIFY_LINES = Limit(10_000_000, "lines of tasks or samples")
-WORKERS = Limit(256, "programs at once")
 QUERY_CHARS = Limit(1 << 20, "characters of a query")
 QUERY_ROWS = Limit(10_000_000, "rows of the answer to a query")
 QUERY_BYTES = Limit(1 << 30, "bytes of the answer to a query, or of one value", low=1 << 10)

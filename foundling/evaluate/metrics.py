@@ -92,6 +92,18 @@ def matthews(truth: Sequence[Any], found: Sequence[Any]) -> Figure:
     return _of_cells(truth, found, None, correlation)
 
 
+def cohen_kappa(truth: Sequence[Any], predicted: Sequence[Any]) -> Figure:
+    """The agreement of two raters beyond what their shares of classes give by chance (Cohen 1960): 1 for all equal, 0
+    for what chance reaches, and for a single class."""
+
+    def kappa(hits: Array, rows: Array, columns: Array) -> Array:
+        n = rows.sum(-1)
+        chance = (rows * columns).sum(-1)
+        return _ratio(n * hits.sum(-1) - chance, n**2 - chance)
+
+    return _of_cells(truth, predicted, None, kappa)
+
+
 def span_f1(truth: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> Figure:
     """F1 of spans, of tags a sentence: a span counts where its type and both its ends are right (conlleval; Tjong Kim
     Sang & De Meulder 2003). The interval draws sentences."""

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answers on disk: an evaluation that was interrupted goes on, and one of a model that is gone replays.
 
-One JSON line an answer, {"key", "kind", "request", "answer", "model", "date"}, appended as answers come. The key is the
-hash of the subject and the whole request (`subject.request_key`)."""
+One JSON line an answer, {"key", "kind", "request", "answer", "model", "hashes", "date"}, appended as answers come. The
+key is the hash of the subject and the whole request (`subject.request_key`). What a server reports with its answers
+(REPORTED) is recorded and is no part of the key, since nobody knows it before."""
 
 from __future__ import annotations
 
@@ -27,6 +28,8 @@ from foundling.evaluate.subject import (
 from foundling.limits import MAX_LINE_BYTES
 from foundling.runtime.files import output_errors
 
+REPORTED = "reported: "
+"""how a hash of a subject begins that it learns from its answers"""
 _ANSWERS: dict[str, type] = {"loglikelihood": Continuation, "rolling": Continuation, "generate": GeneratedText}
 
 
@@ -40,10 +43,26 @@ class Recorded:
         """`name` and `hashes` say who is replayed where there is no subject. DataError for a damaged file."""
         self.path, self.subject = path, subject
         self.name = subject.name if subject else name
-        self.hashes = subject.hashes if subject else dict(hashes or {})
-        self.answers = {line["key"]: line["answer"] for line in read_answers(path)}
+        self._fixed = _fixed(subject.hashes if subject else hashes or {})
+        self._reports = dict[tuple[str, str], None]()  # a set in order
+        if not subject:
+            self._note(hashes or {})
+        self._lines = {line["key"]: line for line in read_answers(path)}
         self.n_replayed = 0
         """answers that came from the file"""
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Those of the subject, with all that was reported with the answers of this object, recorded or new."""
+        reports: dict[str, list[str]] = {}
+        for name, report in self._reports:
+            reports.setdefault(name, []).append(report)
+        return self._fixed | {name: REPORTED + "; ".join(sorted(values)) for name, values in reports.items()}
+
+    def _note(self, hashes: Mapping[str, str]) -> None:
+        for name, value in hashes.items():
+            if value.startswith(REPORTED):
+                self._reports |= dict.fromkeys((name, report) for report in value[len(REPORTED) :].split("; "))
 
     def loglikelihood(self, requests: Sequence[LikelihoodRequest]) -> Iterator[tuple[int, Continuation]]:
         return self._run("loglikelihood", requests)
@@ -55,12 +74,13 @@ class Recorded:
         return self._run("generate", requests)
 
     def _run(self, kind: str, requests: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        keys = [request_key(self.hashes, kind, [r] if isinstance(r, str) else r) for r in requests]
+        keys = [request_key(self._fixed, kind, [r] if isinstance(r, str) else r) for r in requests]
         missing = list[int]()
         for index, key in enumerate(keys):
-            if key in self.answers:
+            if line := self._lines.get(key):
                 self.n_replayed += 1
-                yield index, _ANSWERS[kind](**self.answers[key])
+                self._note(line.get("hashes", {}))
+                yield index, _ANSWERS[kind](**line["answer"])
             else:
                 missing.append(index)
         if not missing:
@@ -74,15 +94,45 @@ class Recorded:
         with output_errors(self.path), open(self.path, "a", encoding="utf-8") as file:
             for place, answer in ask([requests[i] for i in missing]):
                 index = missing[place]
+                hashes = self.subject.hashes
+                self._note(hashes)
                 line = {
                     "key": keys[index], "kind": kind, "request": _plain(requests[index]), "answer": answer._asdict(),
-                    "model": self.name, "date": datetime.now(UTC).isoformat(timespec="seconds"),
+                    "model": self.name, "hashes": hashes,
+                    "date": datetime.now(UTC).isoformat(timespec="seconds"),
                 }  # fmt: skip
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
                 file.flush()
-                self.answers[keys[index]] = line["answer"]
+                self._lines[keys[index]] = line
                 yield index, answer
             os.fsync(file.fileno())
+
+
+def replay(path: Path, *, name: str | None = None) -> Recorded:
+    """The recorded answers alone: their model is gone, or is not asked. `name` chooses where a file has several models.
+
+    Raises DataError for a file that is missing or damaged, that has no answer, or several models and no `name`."""
+    if not path.is_file():
+        raise DataError(f"{path}: no file of recorded answers")
+    subjects: dict[tuple[str, str], dict[str, str]] = {}
+    for line in read_answers(path):
+        try:
+            model, hashes = str(line["model"]), {str(k): str(v) for k, v in line["hashes"].items()}
+        except (KeyError, AttributeError):
+            raise DataError(f"{path}: an answer without the hashes of its model; record the answers again") from None
+        if name in (None, model):
+            subjects.setdefault((model, json.dumps(_fixed(hashes), sort_keys=True)), hashes)
+    if not subjects:
+        raise DataError(f"{path}: no recorded answer{f' of {name!r}' if name else ''}; give the file of an evaluation")
+    if len(subjects) > 1:
+        models = ", ".join(sorted({model for model, _ in subjects}))
+        raise DataError(f"{path}: answers of {len(subjects)} subjects ({models}); name one, or keep a file for each")
+    ((model, fixed),) = subjects
+    return Recorded(path, name=model, hashes=json.loads(fixed))
+
+
+def _fixed(hashes: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in hashes.items() if not value.startswith(REPORTED)}
 
 
 def read_answers(path: Path) -> Iterator[dict[str, Any]]:

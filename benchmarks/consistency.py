@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What hardware and words change in a model's answers: dtype, threads and batch size against float32 on one thread, and
+the same task in other words and formats.
+
+python -m benchmarks.consistency [--model SmolLM2] [--count 60] [--out FILE]
+
+Tasks: held-out records of benchmarks.chat_task. Answers are greedy, N_ANSWER tokens; log-probabilities are those of the
+right record and of the next one's.
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from foundling.evaluate.local import LocalModel
+
+from benchmarks.chat_task import held_out_items, line_of, smollm2
+from benchmarks.judge_retest import rounded
+from benchmarks.runs import Results
+from foundling.evaluate.consistency import Consistency, agreement, measure, variants
+from foundling.evaluate.subject import Decoding, GenerateRequest, LikelihoodRequest
+
+N_ANSWER = 48
+ONE_ROW = 1
+"""tokens of a forward pass: less than any request has, so that each is alone"""
+
+
+class Threaded:
+    """A subject that computes on `threads` threads."""
+
+    def __init__(self, subject: LocalModel, threads: int) -> None:
+        self.subject, self.threads, self.name, self.hashes = subject, threads, subject.name, subject.hashes
+
+    def loglikelihood(self, requests: Sequence[LikelihoodRequest]) -> Iterator[tuple[int, Any]]:
+        torch.set_num_threads(self.threads)
+        return self.subject.loglikelihood(requests)
+
+    def rolling(self, texts: Sequence[str]) -> Iterator[tuple[int, Any]]:
+        torch.set_num_threads(self.threads)
+        return self.subject.rolling(texts)
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, Any]]:
+        torch.set_num_threads(self.threads)
+        return self.subject.generate(requests)
+
+
+def shares(consistency: Consistency) -> dict[str, list[float | None]]:
+    return {name: rounded(figure[:3]) for name, figure in consistency.by_condition.items()}
+
+
+def hardware(directory: Path, count: int) -> dict[str, Any]:
+    """Against float32 on one thread."""
+    items = held_out_items(count + 1)
+    prompts = [[{"role": "user", "content": item["prompt"]}] for item in items]
+    requests: list[GenerateRequest | LikelihoodRequest] = [
+        GenerateRequest(prompt, Decoding(N_ANSWER)) for prompt in prompts[:count]
+    ]
+    for i, prompt in enumerate(prompts[:count]):
+        requests += [LikelihoodRequest(prompt, line_of(item["answer"])) for item in (items[i], items[i + 1])]
+    plain = LocalModel.load(directory)
+    subjects: Mapping[str, Any] = {
+        "float32, 1 thread": Threaded(plain, 1),
+        "again": Threaded(plain, 1),
+        "2 threads": Threaded(plain, 2),
+        "one request at a time": Threaded(LocalModel.load(directory, batch_tokens=ONE_ROW), 1),
+        "bfloat16": Threaded(LocalModel.load(directory, dtype="bfloat16"), 1),
+    }
+    report = measure(subjects, requests)
+    assert report.answers and report.preferred
+    changes = {
+        name: {
+            "mean": rounded(change.mean[:3]), "largest": float(f"{change.largest:.3g}"),
+            "covers": round(change.covered, 4),
+        }
+        for name, change in report.logprobs.items()
+    }  # fmt: skip
+    return {
+        "requests": count, "answers that differ": shares(report.answers), "|Δ log-probability|, nats": changes,
+        "preferred records that differ": shares(report.preferred),
+    }  # fmt: skip
+
+
+def words(directory: Path, count: int) -> dict[str, Any]:
+    """The share of answers that are not those to the prompt as it is; a space more or less in the answer counts."""
+    model, items = LocalModel.load(directory), held_out_items(count)
+    torch.set_num_threads(1)
+    prompts = [variants([{"role": "user", "content": item["prompt"]}]) for item in items]
+    requests = [GenerateRequest(prompt, Decoding(N_ANSWER)) for by_name in prompts for prompt in by_name.values()]
+    answers, names = dict(model.generate(requests)), list(prompts[0])
+    texts = {name: [answers[i * len(names) + j].text for i in range(count)] for j, name in enumerate(names)}
+    return {"requests": count, "answers that differ": shares(agreement(texts))}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--count", type=int, default=60)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    results = Results("consistency", args.out)
+    results.get("hardware", lambda: hardware(args.model or smollm2(), args.count))
+    results.get("words", lambda: words(args.model or smollm2(), args.count))
