@@ -47,10 +47,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     summary = shared.summarise(args, tasks, samples, verdicts)
     scores = score(Followed(v["kinds"], v["strict"], v["loose"]) for v in verdicts)
     if not args.json:
-        say(f"prompts with all followed   strict {scores.prompt_strict:6.1%}   loose {scores.prompt_loose:6.1%}")
-        say(
-            f"instructions followed       strict {scores.instruction_strict:6.1%}   loose {scores.instruction_loose:6.1%}"
-        )
+        for name, strict, loose in (
+            ("prompts with all followed", scores.prompt_strict, scores.prompt_loose),
+            ("instructions followed", scores.instruction_strict, scores.instruction_loose),
+        ):
+            say(f"{name:27} strict {strict:6.1%}   loose {loose:6.1%}")
         for kind, (n, strict, loose) in scores.by_kind.items():
             say(f"  {kind:44} {n:5} {strict / n:7.1%} {loose / n:7.1%}")
     return summary | asdict(scores)

@@ -204,7 +204,8 @@ def test_hashes_tell_model_task_prompt_and_code_apart(model, tokenizer, tmp_path
     assert set(base) == {"model", "template", "backend", "task", "prompt", "code"}
     assert base["model"] == weights_hash(model) and "float32 on cpu" in base["backend"]
     assert base == run(task, LocalModel(model, tokenizer)).result.hashes
-    for other in (LocalModel(model, Tokenizer.train(["other words of another text, many of them"], 320)), LocalModel(model, tokenizer, chat=True)):
+    another = Tokenizer.train(["other words of another text, many of them"], 320)
+    for other in (LocalModel(model, another), LocalModel(model, tokenizer, chat=True)):
         hashes = run(task, other).result.hashes
         assert {name for name in hashes if hashes[name] != base[name]} == {"template"}
 

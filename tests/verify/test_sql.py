@@ -133,9 +133,11 @@ EXHAUSTING = {
 
 @pytest.mark.parametrize("query", EXHAUSTING, ids=lambda query: query[:40])
 def test_a_query_takes_no_more_than_it_may(database: Path, query: str) -> None:
+    bound = EXHAUSTING[query]
+    timeout = 0.5 if "0.5 s" in bound else 30.0  # a slow machine meets the other bounds later
     with pytest.raises(QueryError) as caught:
-        execute(database, query, timeout=0.5, max_rows=1000, max_bytes=100_000, memory=32 << 20)
-    assert EXHAUSTING[query] in str(caught.value)
+        execute(database, query, timeout=timeout, max_rows=1000, max_bytes=100_000, memory=32 << 20)
+    assert bound in str(caught.value)
 
 
 @pytest.mark.slow
