@@ -68,13 +68,13 @@ def final_answer(text: str) -> str | None:
     if not text:
         return None
     for marked in (_after_hashes(text), boxed(text)):
-        if marked is not None and plain(marked):
-            return _settle(marked)
+        if marked is not None and (answer := _settle(marked)):
+            return answer
     for match in reversed(list(_PHRASES.finditer(text))):
         content = text[match.end() :].lstrip()
         if content and (answer := _settle(_sentence(content))):
             return answer
-    return _without_marks(text)
+    return _without_marks(text) or None
 
 
 def _after_hashes(text: str) -> str | None:

@@ -25,8 +25,8 @@ from typing import Literal
 from foundling.verify import symbolic
 from foundling.verify.calculator import Annotation, annotations, evaluate, without_annotations
 from foundling.verify.exact import rational, value_of
-from foundling.verify.expressions import MAX_CHARS, NoExpression, Tree, parse
-from foundling.verify.final_answers import OPTION, final_answer, plain
+from foundling.verify.expressions import NoExpression, Tree, parse
+from foundling.verify.final_answers import MAX_ANSWER, OPTION, final_answer, plain
 from foundling.verify.numbers import Quantity, normalise, read_quantity, without_unit
 
 __all__ = [
@@ -62,7 +62,7 @@ def compare(a: str, b: str) -> Comparison:
     """`equal`, with the rule that decided."""
     if a == b:
         return Comparison(True, "text")
-    if max(len(a), len(b)) > 4 * MAX_CHARS:
+    if max(len(a), len(b)) > MAX_ANSWER:
         return Comparison(a.strip() == b.strip(), "text")
     a, b = plain(a), plain(b)
     if _key(a) == _key(b):

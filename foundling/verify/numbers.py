@@ -32,8 +32,8 @@ _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+
 _TABLE = str.maketrans(_CHARACTERS)
 
 CURRENCIES = "$€£¥₹₽฿"
-DIGITS = r"(?:\d{1,3}(?:[ ']\d{3})+(?!\d)(?:[.,]\d+)?|\d+(?:[.,]\d+)*|(?<![\d.,])[.]\d+)"
-"""digits with marks between them"""
+DIGITS = r"(?:\d{1,3}(?:[ ']\d{3})+(?!\d)(?:[.,]\d+)?|\d++(?:[.,]\d++)*|(?<![\d.,])[.]\d+)"
+"""digits with marks between them; a run of digits is not split, or 99…9:9 would take a time of its square"""
 _MIXED = re.compile(r"(\d+)\s+(?:and\s+)?(\d+)\s*/\s*(\d+)")
 _TIMES_TEN = r"(?:\*|x|\\times|\\cdot)\s*)?10\s*(?:\^|\*\*)\s*"
 _POWER = re.compile(rf"(?:({DIGITS})\s*{_TIMES_TEN}(?:\{{([+-]?\d+)\}}|\(?([+-]?\d+)\)?)")

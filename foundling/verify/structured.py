@@ -13,12 +13,16 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foundling.errors import ConfigError, DataError
 from foundling.limits import ANSWER_CHARS, JSON_DEPTH, PATTERN_CHARS, shown
 from foundling.runtime.limited import LimitedProcess, LimitError
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 MEMORY = 1 << 29
 """bytes that a check may take"""
@@ -39,7 +43,6 @@ class Verdict:
 
 
 _process = LimitedProcess("foundling.verify.structured:check_here", memory=MEMORY, seconds=SECONDS, answer=1 << 16)
-_FENCE = re.compile(r"\s*(`{3,}|~{3,})[ \t]*[\w+-]*[ \t]*\n(.*?)\n?[ \t]*\1\s*", re.DOTALL)
 
 
 def json_value(text: str) -> Verdict:
@@ -51,8 +54,7 @@ def json_value(text: str) -> Verdict:
     """
     if len(text) > ANSWER_CHARS.high:
         return Verdict(False, f"the answer has {len(text):,} characters; allowed are {ANSWER_CHARS.high:,}")
-    fence = _FENCE.fullmatch(text)
-    body = (fence[2] if fence else text).strip()
+    body = _without_fence(text).strip()
     if not body:
         return Verdict(False, "the answer is empty")
     if _depth(body) > JSON_DEPTH.high:
@@ -70,6 +72,15 @@ def json_value(text: str) -> Verdict:
     except (_RefusedError, RecursionError) as error:
         return Verdict(False, str(error))
     return Verdict(True, "", value)
+
+
+def _without_fence(text: str) -> str:
+    """What one Markdown fence holds; the text itself where it is no fence from its first line to its last."""
+    lines = text.strip().split("\n")
+    opening = re.match(r"(`{3,}|~{3,})[ \t]*[\w+-]*[ \t]*$", lines[0])
+    if len(lines) < 2 or not opening or lines[-1].strip() != opening[1]:
+        return text
+    return "\n".join(lines[1:-1])
 
 
 class _RefusedError(ValueError):
@@ -190,11 +201,11 @@ def _check_schema(value: Any, schema: Any) -> tuple[bool, str]:
 
 
 def _check_derivation(kind: str, text: str, rule: str) -> tuple[bool, str]:
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLMatcher
 
     make = LLMatcher.grammar_from_regex if kind == "regex" else LLMatcher.grammar_from_lark
     try:
-        matcher = LLMatcher(LLTokenizer("byte"), make(rule), log_level=0)
+        matcher = LLMatcher(_bytes_tokenizer(), make(rule), log_level=0)
     except ValueError as error:
         raise DataError(f"the {kind} is none: {_line(str(error))}") from None
     if matcher.is_error():
@@ -207,6 +218,14 @@ def _check_derivation(kind: str, text: str, rule: str) -> tuple[bool, str]:
         at = len(data[:n].decode(errors="ignore"))
         return False, f"character {at + 1} does not fit: {shown(text[at : at + 20])}"
     return (True, "") if matcher.is_accepting() else (False, "the text ends too early")
+
+
+@cache
+def _bytes_tokenizer() -> LLTokenizer:
+    """Its tokens are the bytes."""
+    from llguidance import LLTokenizer
+
+    return LLTokenizer("byte")
 
 
 def _line(text: str) -> str:

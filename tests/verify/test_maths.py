@@ -132,7 +132,8 @@ EQUAL = [
     ("x<3", r"(-\infty,3)"), (r"1 \le x < 4", "[1,4)"), ("3 > x", "x < 3"), ("(B)", "B"), ("(b)", "B"), ("yes", "Yes"),
     ("10!", "3628800"),
     ("pi", r"\pi"), ("x", "1x"),
-    (r"3\sqrt{2}\text{ cm}", r"3\sqrt{2}"), ("-5°C", "-5"), ("5 or 6", "6, 5"), (r"\binom{5}{2}", "10"), (r"|-3|", "3"), ("**42**", "42"), (r"$\text{Monday}$", "monday"),
+    (r"3\sqrt{2}\text{ cm}", r"3\sqrt{2}"), ("-5°C", "-5"), ("5 or 6", "6, 5"), (r"\binom{5}{2}", "10"),
+    (r"|-3|", "3"), ("**42**", "42"), (r"$\text{Monday}$", "monday"),
     ("1010_2", "10"), ("nan", "nan"), (r"3 \pm \sqrt2", r"3+\sqrt2, 3-\sqrt2"), ("five", "5"), ("1 e 3", "1 e 3"),
     (r"\begin{pmatrix} 1 \\ 1/2 \end{pmatrix}", r"\begin{pmatrix}1\\0.5\end{pmatrix}"), ("2^{10}", "1024"),
 ]  # fmt: skip
@@ -222,10 +223,17 @@ def test_what_takes_too_long_is_undecided_or_unequal(bomb: str) -> None:
 )
 def test_long_texts_end(unit: str) -> None:  # fmt: skip
     text = unit * (1_000_000 // len(unit))
+    assert final_answer(text + ":9") != ""
     answer = final_answer(text)
     assert answer is None or len(answer) <= 4_000
     assert equal(text, text)
     assert not equal(text, text + "1")
+
+
+def test_long_answers_are_compared_whole() -> None:
+    for n in (3_999, 4_000, 4_001, 9_000):
+        assert not equal("9" * n + "1", "9" * n + "2")
+        assert equal("9" * n, f" {'9' * n}")
 
 
 def test_no_text_is_evaluated(tmp_path) -> None:

@@ -4,7 +4,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foundling.errors import ConfigError, DataError
@@ -122,6 +122,7 @@ def test_regex(text: str, pattern: str, reason: str) -> None:
     assert verdict.reason.startswith(reason) or reason in verdict.reason
 
 
+@settings(max_examples=30)
 @given(st.text("ab", max_size=8))
 def test_regex_against_python(text: str) -> None:
     import re

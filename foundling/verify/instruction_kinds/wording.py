@@ -18,7 +18,7 @@ _ABBREVIATIONS = {
     "mr", "mrs", "ms", "dr", "prof", "st", "sr", "jr", "vs", "etc", "inc", "ltd", "co", "no", "vol", "fig", "e.g",
     "i.e", "a.m", "p.m", "u.s", "u.k", "ph.d", "capt", "lt", "gen", "rev", "approx", "dept", "est", "cf", "al",
 }  # fmt: skip
-_END = re.compile(r"[.!?…]+[\"'”’)\]*_]*(?=\s|$)|[。！？]+[」』”]?|\n\s*\n")
+_END = re.compile(r"(?<![.!?…])[.!?…]++[\"'”’)\]*_]*+(?=\s|$)|[。！？]+[」』”]?|\n\s*\n")
 _LAST_TOKEN = re.compile(r"\S+$")
 
 STOP_WORDS = frozenset(
@@ -70,7 +70,7 @@ def sentences(text: str) -> list[str]:
     >>> sentences("Dr. No pays 3.50. Why? ")
     ['Dr. No pays 3.50.', 'Why?']
     """
-    result, start = list[str](), 0
+    result, start, end = list[str](), 0, len(text.rstrip())
     for match in _END.finditer(text):
         before = _LAST_TOKEN.search(text[max(start, match.start() - 40) : match.start()])
         token = before[0].lstrip("(\"'“‘*_").lower() if before else ""
@@ -79,7 +79,7 @@ def sentences(text: str) -> list[str]:
             or re.fullmatch(r"[a-z]", token)
             or (token.isdigit() and not text[start : match.start() - len(token)].strip())
         )
-        if stops_here or not text[match.end() :].strip():
+        if stops_here or match.end() >= end:
             result.append(text[start : match.end()].strip())
             start = match.end()
     result.append(text[start:].strip())
