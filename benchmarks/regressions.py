@@ -10,6 +10,7 @@ item by the same share. Real pairs: two small models of one recipe and two seeds
 
 from __future__ import annotations
 
+import subprocess
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -133,9 +134,15 @@ def real() -> dict[str, Any]:
     return answer
 
 
+def commit() -> str:
+    words = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(words, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def main() -> None:
     results = Results("regressions")
     results.get("command", lambda: "OMP_NUM_THREADS=1 python -m benchmarks.regressions")
+    results.get("commit", commit)
     results.get("pairs", lambda: PAIRS)
     for name in SETTINGS:
         results.get(name, lambda name=name: setting(name))

@@ -234,8 +234,8 @@ def _verdict(gain: float, adjusted: float, equivalence: tuple[float, float] | No
 def _overall(rows: list[TaskComparison], mean: bool) -> Verdict:
     """A difference that was shown anywhere, the worse one first; else what the mean says, or without it the tasks."""
     order: tuple[Verdict, ...] = ("worse", "better", "undecided", "same")
-    overall = next(verdict for verdict in order if any(row.verdict == verdict for row in rows))
-    return rows[0].verdict if mean and overall in ("undecided", "same") else overall
+    overall: Verdict = next(verdict for verdict in order if any(row.verdict == verdict for row in rows))
+    return overall if overall in ("worse", "better") or not mean else rows[0].verdict
 
 
 def _changed(pair: Any) -> list[ChangedAnswer]:

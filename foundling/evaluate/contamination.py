@@ -106,13 +106,14 @@ def with_contamination(result: Result, items: Sequence[Item], measured: Contamin
     if len(items) != len(result.scores):
         raise DataError(f"task {result.task!r}: {len(result.scores)} scores and {len(items)} items; expected as many")
     dirty, figures = measured.contaminated, dict(result.figures)
-    for name, wanted_dirty in (("on clean items", False), ("on contaminated items", True)):
-        chosen = [i for i, item in enumerate(items) if (item["id"] in dirty) == wanted_dirty]
+    for name, in_corpus in (("on clean items", False), ("on contaminated items", True)):
+        chosen = [i for i, item in enumerate(items) if (item["id"] in dirty) == in_corpus]
         scores = [result.scores[i] for i in chosen]
         if result.weights and scores:
             weights = [result.weights[i] for i in chosen]
             products = [score * weight for score, weight in zip(scores, weights, strict=True)]
-            figures[name] = (sum(products) / sum(weights), *(bootstrap(products, weights) or (None, None)))
+            low, high = bootstrap(products, weights) or (None, None)
+            figures[name] = (sum(products) / sum(weights), low, high)
         elif scores:
             low, high, _ = interval_of(scores)
             figures[name] = (sum(scores) / len(scores), low, high)

@@ -66,7 +66,7 @@ def lineage(directories: Sequence[str | Path], applications: Sequence[str] = ())
             edges += [Edge(source, node.id, "used by") for source in used]
     for edge in edges:  # what is named, and of which nothing else is known
         if all(edge.source != node.id for node in nodes):
-            nodes.append(Node(edge.source, "model", edge.source[:12], known=False))
+            nodes.append(Node(edge.source, "model", edge.source[:12], present=False))
     return joined(nodes, edges, notes)
 
 
@@ -106,17 +106,17 @@ def _of_model(directory: Path) -> tuple[list[Node], list[Edge]]:
     for parent in _list(manifest.get("parents")):
         digest = _id(_dict(parent).get("weights_hash"))
         if digest:
-            nodes.append(Node(digest, "model", _base_name(_dict(parent).get("name")) or digest[:12], known=False))
+            nodes.append(Node(digest, "model", _base_name(_dict(parent).get("name")) or digest[:12], present=False))
             edges.append(Edge(digest, own, _relation(digest, manifest, recipe, is_adapter)))
     if base and all(edge.source != base for edge in edges):
-        nodes.append(Node(base, "model", _base_name(manifest.get("base_path")) or base[:12], known=False))
+        nodes.append(Node(base, "model", _base_name(manifest.get("base_path")) or base[:12], present=False))
         edges.append(Edge(base, own, "adapter of"))
     data = _id(manifest.get("data_hash"))
     if data:
-        said = manifest.get("licence") if isinstance(manifest.get("licence"), str) else None
+        terms = _text(manifest.get("licence"))
         source, n = _dict(recipe.get("data")).get("source"), result.get("source_bytes")
-        size = {"bytes": n} if isinstance(n, int) and n else {}
-        nodes.append(Node(data, "data", _base_name(source) or data[:12], said, access_of(said), size))
+        read: dict[str, float] = {"bytes": n} if isinstance(n, int) and n else {}
+        nodes.append(Node(data, "data", _base_name(source) or data[:12], terms, access_of(terms), read))
         edges.append(Edge(data, own, "trained on"))
     return nodes, edges
 
@@ -150,12 +150,12 @@ def _relation(parent: str, manifest: dict[str, Any], recipe: dict[str, Any], is_
 def _of_evaluation(directory: Path) -> tuple[list[Node], list[Edge]]:
     record = read_evaluation(directory)
     own = sha256(directory / RECORD)
-    counts = {"tasks": len(record.results), "items": sum(result.n for result in record.results)}
+    counts: dict[str, float] = {"tasks": len(record.results), "items": sum(result.n for result in record.results)}
     node = Node(own, "evaluation", directory.resolve().name, size=counts, created=record.created or None,
                 places=(str(directory),))  # fmt: skip
     nodes, edges = [node], list[Edge]()
     for digest, name, kind, relation in _measured(record):
-        nodes.append(Node(digest, kind, name, known=False))
+        nodes.append(Node(digest, kind, name, present=False))
         edges.append(Edge(digest, own, relation))
     tasks = {_id(r.hashes.get("task")): (r.task, r.n) for r in record.results if _id(r.hashes.get("task"))}
     if len(tasks) > MAX_TASKS:

@@ -96,15 +96,15 @@ def _what(run: RunRecord) -> str:
 
 
 def _intended_use(run: RunRecord) -> str:
-    found = usage(run.pipeline_tag)
+    purpose = usage(run.pipeline_tag)
     stated = [*map(markdown, run.intended_use)] or [
-        f"Whoever trained the model stated none. {found.does or 'It does what it was trained for.'} Whether it is good "
-        "enough for a use is for the user to measure, on data of that use.".strip()
+        f"Whoever trained the model stated none. {purpose.does or 'It does what it was trained for.'} Whether it is "
+        "good enough for a use is for the user to measure, on data of that use."
     ]
     excluded = [
         "Decisions about people, and advice on health, law, money or safety: it was not evaluated for any of them.",
         "Passing off what it makes as a person's own words or as fact."
-        if found.generates
+        if purpose.generates
         else "Inferring traits of persons from their texts.",
         *map(markdown, run.out_of_scope),
     ]
@@ -185,11 +185,11 @@ def _scores(run: RunRecord) -> str:
 
 def _conditions(results: list[Result]) -> Iterable[str]:
     """What scores depend on besides the model: of each task that was asked of it by `foundling evaluate`."""
-    asked = [result for result in results if "template" in result.hashes or "backend" in result.hashes]
-    if asked:
+    measured = [result for result in results if "template" in result.hashes or "backend" in result.hashes]
+    if measured:
         hashes = {
             f"{name} {markdown(result.hashes[name][:12])}"
-            for result in asked for name in ("template", "backend") if name in result.hashes
+            for result in measured for name in ("template", "backend") if name in result.hashes
         }  # fmt: skip
         yield (
             "Scores move with the prompt's template and the backend. These were measured with "

@@ -19,7 +19,7 @@ COLOURS = {"data": "#6b7a2a", "model": "#1f6f78", "adapter": "#4a5fa5", "judge":
            "application": "#b0562a"}  # fmt: skip
 
 Box = tuple[str, bool, str, str, str, str]
-"""kind, whether it is known, and four lines of text"""
+"""kind, whether its directory was given, and four lines of text"""
 Link = tuple[str, str, str]
 """source, target, label"""
 
@@ -180,9 +180,9 @@ def _edge(link: Link, path: list[str], closes: bool, x: Mapping[str, float], y: 
 
 
 def _box(box: Box, x: float, y: float) -> str:
-    kind, known, *lines = box
+    kind, present, *lines = box
     colour = COLOURS.get(kind, "#626b73")
-    dash = "" if known else ' stroke-dasharray="5 4"'
+    dash = "" if present else ' stroke-dasharray="5 4"'
     first, rest = ("--ink, #1f2328", 12, 600), ("--quiet, #626b73", 10, 400)
     texts = list[str]()
     for i, line in enumerate(lines):

@@ -44,7 +44,7 @@ class Node:
     size: dict[str, float] = field(default_factory=dict)
     """parameters, bytes, documents, tasks, items"""
     created: str | None = None
-    known: bool = True
+    present: bool = True
     """False: named by what descends from it, while its directory was not given"""
     places: tuple[str, ...] = ()
     """directories that hold it"""
@@ -78,16 +78,16 @@ def access_of(licence: str | None) -> str:
 
 
 def joined(nodes: Iterable[Node], edges: Iterable[Edge], notes: Iterable[str] = ()) -> Graph:
-    """The graph with one node an id: of several the known one, with the places of all. An edge from a node to itself is
-    left out, with a note."""
+    """The graph with one node an id: of several the one that is present, with the places of all. An edge from a node
+    to itself is left out, with a note."""
     by_id, words = dict[str, Node](), list(notes)
     for node in nodes:
         other = by_id.get(node.id)
         if other is None:
             by_id[node.id] = node
             continue
-        first, second = (other, node) if other.known or not node.known else (node, other)
-        kind = "judge" if "judge" in (first.kind, second.kind) and not first.known else first.kind
+        first, second = (other, node) if other.present or not node.present else (node, other)
+        kind = "judge" if "judge" in (first.kind, second.kind) and not first.present else first.kind
         by_id[node.id] = replace(
             first, kind=kind, places=tuple(dict.fromkeys(first.places + second.places)),
             licence=first.licence or second.licence, size=first.size or second.size,
@@ -120,7 +120,7 @@ def rows(graph: Graph) -> list[tuple[str, str, str, str, str, str, str]]:
         before.setdefault(edge.target, []).append(words)
     return [
         (
-            node.kind + ("" if node.known else ", not given"), node.name, short_id(node), node.licence or NOT_STATED,
+            node.kind + ("" if node.present else ", not given"), node.name, short_id(node), node.licence or NOT_STATED,
             node.access, size_words(node),
             "; ".join(before.get(node.id, ["–"])),
         )
@@ -151,7 +151,7 @@ def dot(graph: Graph) -> str:
     lines = ["digraph lineage {", "  rankdir=LR;", '  node [fontname="Helvetica", fontsize=10];']
     for node in graph.nodes:
         label = "\n".join([node.name, f"{node.kind} {short_id(node)}".strip(), size_words(node), node.access])
-        style = "solid" if node.known else "dashed"
+        style = "solid" if node.present else "dashed"
         lines.append(
             f"  {_quoted(node.id)} [label={_quoted(label)}, shape={shapes.get(node.kind, 'box')}, style={style}];"
         )
@@ -171,7 +171,7 @@ def lineage_svg(graph: Graph) -> str:
     """The drawing: from left to right in time. Its colours are variables of the page, or dark on light without one."""
     boxes = {
         node.id: (
-            node.kind, node.known, node.name, " · ".join(filter(None, [node.kind, short_id(node)])),
+            node.kind, node.present, node.name, " · ".join(filter(None, [node.kind, short_id(node)])),
             size_words(node) if node.size else f"size {NOT_STATED}",
 _terms(node),
         )

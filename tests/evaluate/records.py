@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from foundling.contracts.records import EvaluationRecord, Item, Result
 from foundling.evaluate.intervals import interval_of
@@ -23,7 +23,7 @@ def items_of(scores: Sequence[float], *, prefix: str = "q") -> list[Item]:
 
 
 def evaluation(
-    tasks: dict[str, Sequence[float]], *, subject: str = "a", lower: Sequence[str] = (), **hashes: str
+    tasks: Mapping[str, Sequence[float]], *, subject: str = "a", lower: Sequence[str] = (), **hashes: str
 ) -> EvaluationRecord:
     """A record with items of each task; the tasks named in `lower` are in bits per byte and without items."""
     results, items = list[Result](), dict[str, list[Item]]()

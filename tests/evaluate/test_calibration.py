@@ -62,7 +62,9 @@ def test_a_calibrated_model_and_one_that_is_too_sure() -> None:
             assert figure.value is not None and figure.low is not None and figure.high is not None
             assert figure.low < figure.high and figure.value < figure.high
     assert (
-        calm.ece.value and calm.ece.value < calm.ece_calibrated < 0.05 and calm.temperature == pytest.approx(1, abs=0.15)
+        calm.ece.value
+        and calm.ece.value < calm.ece_calibrated < 0.05
+        and calm.temperature == pytest.approx(1, abs=0.15)
     )
     assert sure.ece.low and sure.ece.low > 0.1 > sure.ece_calibrated and sure.temperature == pytest.approx(3, rel=0.1)
     assert sure.ece_after.value and sure.ece_after.value < 0.05

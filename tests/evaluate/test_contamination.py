@@ -31,12 +31,14 @@ def test_planted_items_are_seen_whatever_their_spelling() -> None:
     documents[7] = f"before {' '.join(items['q5'].split()[10:23])} after"  # 13 words of it
     documents[8] = f"before {' '.join(items['q6'].split()[10:22])} after"  # 12
     documents[9] += "\n“Seven—quiet boats\ncarry stone”; a river"
-    found = contaminated(items, documents)
-    assert found.contaminated == {"q4", "q5", "short"} and found.documents == 50
-    by_id = {item.id: item for item in found.items}
+    overlap = contaminated(items, documents)
+    assert overlap.contaminated == {"q4", "q5", "short"} and overlap.documents == 50
+    by_id = {item.id: item for item in overlap.items}
     assert by_id["q4"][1:] == (18, 18) and by_id["q5"][1:] == (1, 18) and by_id["tiny"].runs == 0
-    assert found.checked == 21 and found.share == pytest.approx(3 / 21) and by_id["q5"].share == pytest.approx(1 / 18)
-    assert str(found) == (
+    assert (
+        overlap.checked == 21 and overlap.share == pytest.approx(3 / 21) and by_id["q5"].share == pytest.approx(1 / 18)
+    )
+    assert str(overlap) == (
         "3 of 21 items (14.3%) share 13 words in a row with 50 documents of the training data; "
         "1 items of fewer than 5 words were not checked"
     )
@@ -81,13 +83,13 @@ def test_against_a_plain_search(texts: list[str], documents: list[str]) -> None:
 
 def test_scores_on_clean_items_stand_beside_all() -> None:
     items = [{**item, "prompt": text(20, i)} for i, item in enumerate(items_of([1, 1, 1, 0]))]
-    found = contaminated(items, [items[0]["prompt"], items[1]["prompt"]])  # pyright: ignore[reportArgumentType]
+    overlap = contaminated(items, [items[0]["prompt"], items[1]["prompt"]])  # pyright: ignore[reportArgumentType]
     result = Result("t", "accuracy", 0.75, 4, scores=[1.0, 1.0, 1.0, 0.0])
-    figures = with_contamination(result, items, found).figures  # pyright: ignore[reportArgumentType]
+    figures = with_contamination(result, items, overlap).figures  # pyright: ignore[reportArgumentType]
     assert figures["on clean items"] == (0.5, *wilson(0.5, 2)) and figures["on contaminated items"][0] == 1.0
     assert figures["contaminated items, share"] == (0.5, None, None)
     weighted = replace(result, weights=[1.0, 1.0, 3.0, 1.0])
-    assert with_contamination(weighted, items, found).figures["on clean items"][0] == 0.75  # pyright: ignore
+    assert with_contamination(weighted, items, overlap).figures["on clean items"][0] == 0.75  # pyright: ignore
     clean = with_contamination(result, items, contaminated(items, [])).figures  # pyright: ignore[reportArgumentType]
     assert "on contaminated items" not in clean and clean["on clean items"][0] == 0.75
 

@@ -82,10 +82,10 @@ def test_what_directories_say(runs: Path) -> None:
     }  # fmt: skip
     by_name = {node.name: node for node in graph.nodes}
     assert len(graph.nodes) == 8 and by_name["lora"].kind == "adapter" and by_name["notes"].kind == "data"
-    assert by_name["base"].licence == "apache-2.0" and by_name["base"].access == "open" and by_name["base"].known
+    assert by_name["base"].licence == "apache-2.0" and by_name["base"].access == "open" and by_name["base"].present
     assert by_name["base"].size == {"parameters": 5_000_000, "bytes": 100}
     assert by_name["notes"].licence == "cc-by-4.0" and by_name["notes"].size == {"bytes": 1000}
-    assert not by_name["gone"].known and by_name["gone"].licence is None and by_name["gone"].access == NOT_STATED
+    assert not by_name["gone"].present and by_name["gone"].licence is None and by_name["gone"].access == NOT_STATED
     assert by_name["tuned"].access == NOT_STATED
 
 
@@ -179,12 +179,12 @@ def test_access_is_what_a_licence_says() -> None:
     assert access_of(None) == access_of("ours alone") == NOT_STATED
 
 
-def test_a_known_node_wins_over_one_that_is_named() -> None:
-    named, known = Node("x", "model", "old name", known=False), Node("x", "model", "new", places=("p",))
-    for order in ([named, known], [known, named]):
-        assert joined(order, []).nodes == (known,)
-    judge = Node("x", "judge", "j", known=False)
-    assert joined([named, judge], []).nodes[0].kind == "judge" and joined([known, judge], []).nodes[0].kind == "model"
+def test_a_node_that_is_present_wins_over_one_that_is_named() -> None:
+    named, present = Node("x", "model", "old name", present=False), Node("x", "model", "new", places=("p",))
+    for order in ([named, present], [present, named]):
+        assert joined(order, []).nodes == (present,)
+    judge = Node("x", "judge", "j", present=False)
+    assert joined([named, judge], []).nodes[0].kind == "judge" and joined([present, judge], []).nodes[0].kind == "model"
 
 
 @settings(max_examples=60, deadline=None)
