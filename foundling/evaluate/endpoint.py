@@ -187,7 +187,7 @@ class Endpoint:
             stop.wait(max(0.0, self._not_before - time.monotonic()))
             if stop.is_set():
                 raise GenerationError("stopped")
-            response = self._send(url, data)
+            response = self._send(url, data, stop)
             if response.status not in (301, 302, 303, 307, 308):
                 return response
             target = urlsplit(response.headers.get("location", ""))
@@ -200,7 +200,7 @@ class Endpoint:
             url = urlunsplit((here.scheme, here.netloc, target.path or "/", target.query, ""))
         raise GenerationError(f"{self.url}: redirects more than {MAX_REDIRECTS} times; check the URL")
 
-    def _send(self, url: str, data: bytes) -> Response:
+    def _send(self, url: str, data: bytes, stop: threading.Event) -> Response:
         """One try. OSError or HTTPException for what the network does."""
         with self.lock:
             self.n_requests += 1
@@ -217,6 +217,8 @@ class Endpoint:
             path = urlunsplit(("", "", parts.path, parts.query, ""))
             connection.connect()
             sockets.append(connection.sock)  # the connection forgets it where the answer is its last
+            if stop.is_set():  # `abort` came before there was a connection to cut
+                raise ConnectionAbortedError
             connection.request("POST", path, data, sent | {"User-Agent": "foundling"} | self.key.header())
             response = connection.getresponse()
             headers = {name.lower(): value for name, value in response.getheaders()}

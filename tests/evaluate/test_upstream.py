@@ -246,7 +246,7 @@ def test_answers_under_way_come_before_an_error() -> None:
 
 def test_whoever_leaves_early_leaves_no_thread() -> None:
     go_on = threading.Event()
-    with serving(lambda seen, n: chat("ok") if n == 0 else go_on.wait(60)) as server:
+    with serving(lambda seen, n: chat("ok") if n == 0 else go_on.wait(30)) as server:
         answers = Upstream(server.url, "m", workers=3).generate([FRANCE] * 9)
         next(answers)
         answers.close()  # pyright: ignore[reportAttributeAccessIssue]
@@ -446,6 +446,9 @@ def test_an_evaluation_replays_after_its_model_is_gone(tmp_path: Path) -> None:
     assert {name: offline.result.cost[name] for name in ("prompt_tokens", "new_tokens")} == {
         "prompt_tokens": 48.0, "new_tokens": 12.0
     }  # fmt: skip
+    copied = run(TASK, Recorded(tmp_path / "copy.jsonl", replay(file)))  # an evaluation records what it replays
+    assert copied.result.hashes == live.result.hashes and len(list(read_answers(tmp_path / "copy.jsonl"))) == 4
+    assert run(TASK, replay(tmp_path / "copy.jsonl")).answers == live.answers
     with pytest.raises(GenerationError, match="1 of 1 requests were never answered"):
         list(gone.generate([GenerateRequest("Capital of Chad?", Decoding(8))]))
 
