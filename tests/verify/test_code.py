@@ -417,6 +417,10 @@ def test_one_writer(tmp_path: Path) -> None:
     write(path, {"a": 1})
     with pytest.raises(DataError, match="is no verdict"), open_verdicts(path):
         pass
+    path.write_text('{"task_id": "a", "completion": "b"}', encoding="utf-8")  # the samples, by a slip: nothing is lost
+    with pytest.raises(DataError, match="is no verdict"), open_verdicts(path):
+        pass
+    assert path.read_text(encoding="utf-8").startswith('{"task_id"')
 
 
 def test_without_a_sandbox_the_command_refuses(tmp_path: Path) -> None:
