@@ -385,6 +385,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert one.returncode == 2 and "--k is '0'" in json.loads(one.stdout)["error"]
 
 
+@pytest.mark.slow
 def test_verdicts_resume(tmp_path: Path) -> None:
     """A stopped command goes on: what was judged is not judged again, a broken last line is."""
     slow = [{**SAMPLE, "completion": f"    import time; time.sleep(0.2); return a + b  # {n}\n"} for n in range(12)]
