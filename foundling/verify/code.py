@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
 import json
 import re
 import secrets
@@ -121,7 +122,7 @@ def check(
     order = json.dumps({"token": token, "entry": task.entry_point, "names": task.names})
     files = {"task.py": task.tests, "sample.py": program(task, completion)}
     outcome = sandbox.run(
-        JUDGE.read_text(encoding="utf-8"), stdin=order + "\n", files=files, timeout=timeout, memory=memory,
+        _judge(), stdin=order + "\n", files=files, timeout=timeout, memory=memory,
         backend=backend,
     )  # fmt: skip
     reason, detail = _verdict(outcome, token)
@@ -145,8 +146,13 @@ def _verdict(outcome: sandbox.Outcome, token: str) -> tuple[str, str]:
 
 
 def sample_key(task: CodeTask, completion: str, timeout: float, memory: int) -> str:
-    """Of everything that a verdict depends on."""
-    return key_of("code", asdict(task), completion, timeout, memory)
+    """Of everything that a verdict depends on, the judge among it."""
+    return key_of("code", _judge(), asdict(task), completion, timeout, memory)
+
+
+@functools.cache
+def _judge() -> str:
+    return JUDGE.read_text(encoding="utf-8")
 
 
 # --- pass@k ----------------------------------------------------------------------------------------------------------

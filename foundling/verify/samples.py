@@ -174,10 +174,17 @@ def open_verdicts(path: Path) -> Iterator[Verdicts]:
             os.fsync(handle)
 
 
+_BEGIN = b'{"line": '
+"""of each line that `Verdicts.add` writes"""
+
+
 def _forget_broken_line(handle: int, path: Path) -> None:
     size = os.fstat(handle).st_size
     tail = os.pread(handle, VERIFY_LINE.high, max(0, size - VERIFY_LINE.high))
     if tail and not tail.endswith(b"\n"):
+        begin = tail[tail.rfind(b"\n") + 1 :]
+        if not _BEGIN.startswith(begin[: len(_BEGIN)]):
+            raise DataError(f"{path}: its last line has no end and is no verdict; choose another --out")
         with output_errors(path):
             os.ftruncate(handle, size - len(tail) + tail.rfind(b"\n") + 1)
 

@@ -159,6 +159,8 @@ def _missing(backend: str) -> str | None:
         return f"needs Linux; this is {platform.system()}"
     if syscalls.machine() is None:
         return f"the filter of system calls knows {', '.join(syscalls.MACHINES)}; this is {platform.machine()}"
+    if not os.path.exists("/proc/thread-self/children"):
+        return "needs /proc with the children of each process (CONFIG_PROC_CHILDREN), to see what a program takes"
     if backend == "bubblewrap":
         return None if bubblewrap.executable() else "not installed (apt install bubblewrap, dnf install bubblewrap)"
     if not landlock.installed():

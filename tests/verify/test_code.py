@@ -385,6 +385,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert one.returncode == 2 and "--k is '0'" in json.loads(one.stdout)["error"]
 
 
+@pytest.mark.slow
 def test_verdicts_resume(tmp_path: Path) -> None:
     """A stopped command goes on: what was judged is not judged again, a broken last line is."""
     slow = [{**SAMPLE, "completion": f"    import time; time.sleep(0.2); return a + b  # {n}\n"} for n in range(12)]
@@ -417,6 +418,10 @@ def test_one_writer(tmp_path: Path) -> None:
     write(path, {"a": 1})
     with pytest.raises(DataError, match="is no verdict"), open_verdicts(path):
         pass
+    path.write_text('{"task_id": "a", "completion": "b"}', encoding="utf-8")  # the samples, by a slip: nothing is lost
+    with pytest.raises(DataError, match="is no verdict"), open_verdicts(path):
+        pass
+    assert path.read_text(encoding="utf-8").startswith('{"task_id"')
 
 
 def test_without_a_sandbox_the_command_refuses(tmp_path: Path) -> None:

@@ -488,7 +488,7 @@ def test_normal_programs_run(backend: Any, name: str) -> None:
     assert outcome.stdout == expected
 
 
-@both
+@pytest.mark.parametrize("backend", ["bubblewrap", pytest.param("sandlock", marks=pytest.mark.slow)])
 def test_ends_are_told_apart(backend: Any) -> None:
     def end(code: str) -> tuple[str, int | None, int | None]:
         outcome = run(code, backend=backend)
