@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import string
 from collections import Counter
@@ -55,9 +56,79 @@ def _f1(folder: Path | None) -> Score:
     return score
 
 
+def _maths(folder: Path | None) -> Score:
+    """The final answer, equal by value (verify/maths.py)."""
+    from foundling.verify.final_answers import final_answer
+    from foundling.verify.maths import equal
+
+    def score(item: dict[str, Any], right: str, text: str) -> float:
+        expected, answer = final_answer(right), final_answer(text)
+        return float(answer is not None and equal(answer, right if expected is None else expected))
+
+    return score
+
+
+def _code(folder: Path | None) -> Score:
+    """The tests of HumanEval's or MBPP's fields of the item pass in the sandbox (verify/code.py)."""
+    from foundling.verify import code
+
+    def score(item: dict[str, Any], right: str, text: str) -> float:
+        task = code.parse_task(item, str(item["id"]), f"item {item['id']!r}")
+        return float(code.check(task, text).passed)
+
+    return score
+
+
+def _sql(folder: Path | None) -> Score:
+    """The query answers as the right one does, on the item's `database`, a file beside the task (verify/sql.py)."""
+    from foundling.verify import sql
+
+    @functools.cache
+    def rows(query: str, database: Path) -> sql.Rows:
+        return sql.execute(database, query)
+
+    def score(item: dict[str, Any], right: str, text: str) -> float:
+        name = str(item["id"])
+        task = sql.parse_task({**item, "query": right}, name, f"item {name!r}")
+        database = sql.require_database((folder or Path()) / str(item.get("database")))
+        return float(sql.check(task, text, rows(task.query, database), database).passed)
+
+    return score
+
+
+def _instructions(folder: Path | None) -> Score:
+    """Each instruction of IFEval's or IFBench's fields of the item is followed (verify/instructions.py)."""
+    from foundling.verify.instructions import check
+
+    def score(item: dict[str, Any], right: str, text: str) -> float:
+        followed = check(text, item["prompt"], item["instruction_id_list"], item["kwargs"])
+        return float(all(followed.strict))
+
+    return score
+
+
+def _json(folder: Path | None) -> Score:
+    """The text is JSON, and as the item's `schema` says where it has one (verify/structured.py)."""
+    from foundling.verify.structured import json_value, matches_schema
+
+    def score(item: dict[str, Any], right: str, text: str) -> float:
+        verdict = json_value(text)
+        if verdict.follows and "schema" in item:
+            verdict = matches_schema(verdict.value, item["schema"])
+        return float(verdict.follows)
+
+    return score
+
+
 SCORES: dict[str, tuple[str, Callable[[Path | None], Score]]] = {
     "exact": ("accuracy", _exact),
     "normalised": ("accuracy", _normalised),
     "contains": ("accuracy", _contains),
     "f1": ("F1 of words", _f1),
+    "maths": ("accuracy", _maths),
+    "code": ("tests passed", _code),
+    "sql": ("execution accuracy", _sql),
+    "instructions": ("prompts followed", _instructions),
+    "json": ("valid", _json),
 }
+"""name -> (metric, function of the task's folder)"""
