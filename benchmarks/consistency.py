@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from foundling.evaluate.local import LocalModel
 
 from benchmarks.chat_task import held_out_items, line_of, smollm2
 from benchmarks.judge_retest import rounded
 from benchmarks.runs import Results
 from foundling.evaluate.consistency import Consistency, agreement, measure, variants
+from foundling.evaluate.local import LocalModel
 from foundling.evaluate.subject import Decoding, GenerateRequest, LikelihoodRequest
 
 N_ANSWER = 48

@@ -15,12 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from foundling.evaluate.local import LocalModel
-
 from benchmarks.chat_task import held_out_items, line_of, smollm2
 from benchmarks.runs import Results
 from foundling.evaluate.intervals import bootstrap
 from foundling.evaluate.judge import Graded, Judge
+from foundling.evaluate.local import LocalModel
 from foundling.evaluate.metrics import Figure
 from foundling.evaluate.retest import Retest, retest
 from foundling.evaluate.subject import Decoding, Subject
