@@ -390,16 +390,18 @@ def test_nothing_survives_the_caller(backend: str, tmp_path: Path) -> None:
         return [
             pid
             for pid in marked(token)
-            if pid != process.pid and b"foundling" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+            if pid != process.pid and b"foundling.verify" not in Path(f"/proc/{pid}/cmdline").read_bytes()
         ]
 
-    for _ in range(600):
-        if alive():
-            break
-        time.sleep(0.05)
-    assert alive(), "the daemon has not started"
-    process.kill()
-    process.wait()
+    try:
+        for _ in range(600):
+            if alive():
+                break
+            time.sleep(0.05)
+        assert alive(), "the daemon has not started"
+    finally:
+        process.kill()
+        process.wait()
     for _ in range(600):
         if not marked(token):
             break
