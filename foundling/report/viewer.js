@@ -30,7 +30,7 @@ function move(step) {
 }
 
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input[type=search], select")) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches?.("input[type=search], select")) return;
   if (event.key === "/") { event.preventDefault(); search.focus(); }
   if (event.key === "j") move(1);
   if (event.key === "k") move(-1);
