@@ -10,7 +10,7 @@ from typing import NamedTuple
 from foundling.decode.request import sample_seed
 from foundling.decode.response_cache import ResponseCache
 from foundling.errors import DataError
-from foundling.evaluate.intervals import interval_of
+from foundling.evaluate.intervals import BOOTSTRAP, bootstrap, interval_of
 from foundling.evaluate.judge import Graded, Judge
 from foundling.evaluate.metrics import Figure, cohen_kappa
 from foundling.evaluate.subject import Decoding
@@ -93,10 +93,17 @@ def _compared(first: list[Graded], second: list[Graded]) -> Retest:
     texts = [float((a.text, a.grade) == (b.text, b.grade)) for a, b in zip(first, second, strict=True)]
     nothing = Figure(None, None, None, "")
     return Retest(
-        _mean(same), _mean(distances), cohen_kappa(*zip(*read, strict=True)) if read else nothing, _mean(texts),
+        _share(same), _mean(distances), cohen_kappa(*zip(*read, strict=True)) if read else nothing, _share(texts),
         len(pairs), (sum(a is None for a, _ in pairs), sum(b is None for _, b in pairs)),
     )  # fmt: skip
 
 
 def _mean(values: list[float]) -> Figure:
+    """By bootstrap, also where all are 0 or 1: distances are no shares."""
+    ends = bootstrap(values)
+    value = sum(values) / len(values) if values else None
+    return Figure(value, *ends, BOOTSTRAP) if ends else Figure(value, None, None, "")
+
+
+def _share(values: list[float]) -> Figure:
     return Figure(sum(values) / len(values), *interval_of(values)) if values else Figure(None, None, None, "")
