@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,17 @@ EXAMPLES = [
     "foundling evaluate runs/notes questions.yaml sums.yaml --shots 5 --seed 1 --out runs/notes-eval",
     "foundling evaluate runs/notes held_out.txt --window 1024 --stride 512",
     "foundling evaluate runs/chat questions.yaml --chat --plan",
-    "foundling evaluate gpt-4o-mini@https://api.openai.com/v1 questions.yaml --out runs/theirs",
+    "foundling evaluate runs/notes questions.yaml --seeds 0,1,2 --contamination corpus/",
+    "foundling evaluate openai:gpt-5-mini questions.yaml --out runs/theirs",
+    "foundling evaluate runs/theirs/answers.jsonl questions.yaml    # replays them, offline",
 ]
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("subject", help="model or adapter directory, hf://ORG/NAME, or MODEL@URL of an API")
+    parser.add_argument(
+        "subject",
+        help="directory of a model or adapter, hf://ORG/NAME, PROVIDER:MODEL or MODEL@URL, or an answers.jsonl",
+    )
     parser.add_argument(
         "tasks", nargs="+", metavar="TASK", help="task file (.yaml), or a text or rows with texts: bits per byte"
     )
@@ -29,6 +35,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N items of each task")
     parser.add_argument("--shots", type=int, metavar="N", help="solved examples before an item (default: the task's)")
     parser.add_argument("--seed", type=int, help="of the examples and of sampling (default: as the task)")
+    parser.add_argument("--seeds", metavar="N,N,…", help="each task once for each seed, and their mean")
     parser.add_argument("--chat", action="store_true", help="frame each prompt by the chat template")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
@@ -38,6 +45,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stride", type=int, metavar="N",
                         help="tokens that each window scores anew (default: all)")  # fmt: skip
     parser.add_argument("--truncate", action="store_true", help="cut the beginning of prompts that are too long")
+    parser.add_argument("--contamination", metavar="DATA",
+                        help="look for the items in this training data, and score those apart")  # fmt: skip
+    parser.add_argument("--card", action="store_true", help="write the results into the model's card, README.md")
     parser.add_argument("--plan", action="store_true", help="only say how many tokens and minutes it will take")
     parser.add_argument("--base-model", metavar="DIR", help="of an adapter's directory: where its base is now")
 
@@ -45,8 +55,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     from foundling.evaluate.estimate import estimate
     from foundling.evaluate.local import LocalModel
+    from foundling.limits import ITEMS
 
-    tasks = [_task(name, args) for name in args.tasks]
+    if args.limit is not None:
+        ITEMS.check(args.limit, "--limit")
+    tasks = [task for name in args.tasks for task in _tasks(name, args)]
     subject = _subject(args)
     if args.plan:
         if not isinstance(subject, LocalModel):
@@ -75,22 +88,33 @@ def _evaluate(args: argparse.Namespace, subject: Any, tasks: list[Any]) -> dict[
     with lock(out):
         record = evaluate(
             subject, tasks, out / ANSWERS, bar=lambda name, total: progress.bar(name, total),
-            command=" ".join(["foundling", *sys.argv[1:]]), machine=machine(), about=_about(args, subject),
+            command=shlex.join(["foundling", *sys.argv[1:]]), machine=machine(), about=_about(args, subject),
             settings={"shots": args.shots, "seed": args.seed, "limit": args.limit, "chat": args.chat},
+            corpus=_corpus(args),
         )  # fmt: skip
         write_evaluation(record, out)
+    if args.card:
+        from foundling.evaluate.card import write_card
+
+        write_card(args.subject, [record])
     for text in record.notes:
         note(f"note: {text}")
     if not args.json:
         for result in record.results:
             say(_line(result))
+        for line in _means(args, record.results):
+            say(line)
         say(f"results: {out}/index.html")
     results = [asdict(replace(result, scores=[], weights=[])) for result in record.results]
     return {"subject": subject.name, "out": str(out), "results": results, "notes": record.notes}
 
 
 def _subject(args: argparse.Namespace) -> Any:
-    if "@" in args.subject and "://" in args.subject.partition("@")[2]:
+    if args.subject.endswith(".jsonl"):
+        from foundling.evaluate.recorded import replay
+
+        return replay(Path(args.subject))
+    if not Path(args.subject).exists() and not args.subject.startswith("hf://") and ":" in args.subject:
         from foundling.evaluate.upstream import subject_of
 
         return subject_of(args.subject)
@@ -103,12 +127,50 @@ def _subject(args: argparse.Namespace) -> Any:
     )  # fmt: skip
 
 
-def _task(name: str, args: argparse.Namespace) -> Any:
+def _tasks(name: str, args: argparse.Namespace) -> list[Any]:
     from foundling.evaluate.task_file import load_task, texts_of
 
-    if name.endswith((".yaml", ".yml")):
-        return load_task(name, shots=args.shots, seed=args.seed, limit=args.limit)
-    return texts_of(name, limit=args.limit)
+    if not name.endswith((".yaml", ".yml")):
+        return [texts_of(name, limit=args.limit)]
+    return [
+        load_task(name, shots=args.shots, seed=seed, limit=args.limit, named=bool(args.seeds)) for seed in _seeds(args)
+    ]
+
+
+def _seeds(args: argparse.Namespace) -> list[int | None]:
+    if args.seeds is None:
+        return [args.seed]
+    from foundling.errors import ConfigError
+
+    try:
+        return [int(seed) for seed in args.seeds.split(",")]
+    except ValueError:
+        raise ConfigError(f"--seeds is {args.seeds!r}; expected whole numbers, such as 0,1,2") from None
+
+
+def _corpus(args: argparse.Namespace) -> Any:
+    """Documents of the data that the items are looked for in, from the beginning at each call."""
+    if args.contamination is None:
+        return None
+    from foundling.data.sources import Source
+
+    return lambda: (document.text for document in Source(args.contamination))
+
+
+def _means(args: argparse.Namespace, results: list[Any]) -> list[str]:
+    """Of tasks that ran with several seeds."""
+    if args.seeds is None:
+        return []
+    from statistics import fmean, stdev
+
+    values = dict[str, list[float]]()
+    for result in results:
+        values.setdefault(result.task.rpartition(", seed ")[0] or result.task, []).append(result.value)
+    return [
+        f"{task}: mean of {len(row)} seeds {fmean(row):.4f}, standard deviation {stdev(row):.4f}"
+        for task, row in values.items()
+        if len(row) > 1
+    ]
 
 
 def _about(args: argparse.Namespace, subject: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ interrupted goes on where it stopped."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from foundling.contracts.records import EvaluationRecord, Item, Result
 from foundling.errors import ConfigError, Interrupted
+from foundling.evaluate.contamination import contaminated, with_contamination
 from foundling.evaluate.recorded import Recorded
 from foundling.evaluate.runners import run
 from foundling.evaluate.subject import Subject
@@ -32,23 +33,29 @@ def evaluate(
     settings: Mapping[str, Any] | None = None,
     machine: Mapping[str, Any] | None = None,
     about: Mapping[str, Any] | None = None,
+    corpus: Callable[[], Iterable[str]] | None = None,
 ) -> EvaluationRecord:
-    """Runs every task, with answers taken from and written to the file `answers`. Interrupted (exit code 75) is raised
-    by a signal: what was answered is kept."""
+    """Runs every task, with answers taken from and written to the file `answers`. `corpus`: documents in which the
+    items of each task are looked for. Interrupted (exit code 75) is raised by a signal: what was answered is kept."""
     names = [task.name for task in tasks]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"two tasks have the name {sorted(repeated)[0]!r}; rename one")
     recorded = Recorded(answers, subject)
-    results, items = list[Result](), dict[str, list[Item]]()
+    results, items, notes = list[Result](), dict[str, list[Item]](), list[str]()
     for task in tasks:
         with bar(task.name, _n_answers(task)) as shown:
             try:
                 evaluated = run(task, recorded, on_answer=lambda n, shown=shown: shown.advance())
             except Interrupted as stop:
                 raise Interrupted(stop.number, f"in {task.name}", "the same command goes on") from None
-        results.append(evaluated.result)
-        items[task.name] = evaluated.items
-    notes = [f"{recorded.n_replayed:,} answers were recorded before"] if recorded.n_replayed else []
+        items[task.name], result = evaluated.items, evaluated.result
+        if corpus is not None:
+            measured = contaminated(evaluated.items, corpus())
+            result = with_contamination(result, evaluated.items, measured)
+            notes.append(f"{task.name}: {measured}")
+        results.append(result)
+    if recorded.n_replayed:
+        notes.append(f"{recorded.n_replayed:,} answers were recorded before")
     created = datetime.now(UTC).isoformat(timespec="seconds")
     return EvaluationRecord(
         subject.name, created, command, results, items, dict(settings or {}), dict(machine or {}), dict(about or {}),

@@ -24,6 +24,7 @@ from foundling.data.rows import LIKE, SUFFIXES, read_rows
 from foundling.data.sources import Source
 from foundling.data.streams import Skip
 from foundling.errors import ConfigError, DataError
+from foundling.evaluate.calibration import calibration_figures
 from foundling.evaluate.scoring import SCORES, scorer
 from foundling.evaluate.subject import Decoding, Prompt
 from foundling.evaluate.task import Task, best, per_byte
@@ -76,15 +77,24 @@ class TaskSpec:
     source: str = ""
 
 
-def load_task(path: str | Path, *, shots: int | None = None, seed: int | None = None, limit: int | None = None) -> Task:
-    """The task of a file; `shots`, `seed` and `limit` (the first items) instead of what it says. ConfigError or
-    DataError, with the file and the line, for what is wrong in it or its data."""
+def load_task(
+    path: str | Path,
+    *,
+    shots: int | None = None,
+    seed: int | None = None,
+    limit: int | None = None,
+    named: bool = False,
+) -> Task[Row]:
+    """The task of a file; `shots`, `seed` and `limit` (the first items) instead of what it says. `named`: its name
+    tells the seed. ConfigError or DataError, with the file and the line, for what is wrong in it or its data."""
     path = Path(path)
     spec = from_dict(TaskSpec, load_yaml(path), where=str(path))
     if shots is not None or seed is not None:
         few = spec.few_shot
         few = replace(few, n=few.n if shots is None else shots, seed=few.seed if seed is None else seed)
         spec = replace(spec, few_shot=few, seed=spec.seed if seed is None else seed)
+        if named:
+            spec = replace(spec, name=f"{spec.name}, seed {seed}")
     _check(spec, path)
     items = read_items(path.parent / spec.data)
     few = spec.few_shot
@@ -160,6 +170,7 @@ def _choice(spec: TaskSpec, items: list[Row], prompt: Callable[[Row], Prompt], f
         lambda row, options: float(best(options, scale) == _right_option(spec, row)),
         continuations=lambda row: [spec.separator + text for text in _continuations(spec, row)],
         metric="accuracy", target=lambda row: spec.separator + _right(spec, row), scale=scale,
+        figures=calibration_figures(lambda row: _right_option(spec, row)),
     )  # fmt: skip
 
 
