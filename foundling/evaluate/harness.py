@@ -20,14 +20,12 @@ MAX_TOKENS = 256
 
 
 class HarnessModel(LM):
-    """Special tokens in a prompt are read as such, as the harness' own backends read them."""
-
     def __init__(self, model: LocalModel | str, **options: Any) -> None:
         """A LocalModel, or a directory with the options of LocalModel.load. Prompts that are too long for the model
         lose their beginning, as under the harness."""
         super().__init__()
         self.subject = LocalModel.load(model, **options) if isinstance(model, str) else model
-        self.subject.truncate = self.subject.marked = True
+        self.subject.truncate = self.subject.as_harness = True
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         pairs = [LikelihoodRequest(*request.args) for request in requests]

@@ -45,8 +45,9 @@ class LocalModel:
     """`chat`: a text is a user's message, framed by the chat template; a conversation always is. `window`: tokens that
     a whole text is read in; `stride`: of these how many each window scores anew (a smaller stride gives each token more
     context: at least window − stride). `truncate`: a prompt that is too long loses its beginning; without, it is
-    refused. `marked`: special tokens that are written out in a prompt are read as such, by default as plain text.
-    `batch_tokens`: of a forward pass."""
+    refused. `as_harness`: texts are read as lm-evaluation-harness reads them: special tokens that are written out in a
+    prompt are special, and in a whole text those count that the tokenizer puts before it. `batch_tokens`: of a forward
+    pass."""
 
     def __init__(
         self,
@@ -60,12 +61,12 @@ class LocalModel:
         window: int | None = None,
         stride: int | None = None,
         truncate: bool = False,
-        marked: bool = False,
+        as_harness: bool = False,
         batch_tokens: int = BATCH_TOKENS,
     ) -> None:
         check_generates(model)
         self.model, self.name, self.chat, self.truncate = model, name, chat, truncate
-        self.marked = marked
+        self.as_harness = as_harness
         self.framing = text if isinstance(text, Framing) else Framing(text, text_spec(model))
         self.engine_options = engine or EngineOptions()
         self.batch_tokens = STEP_TOKENS.check(batch_tokens, "batch_tokens")
@@ -109,7 +110,7 @@ class LocalModel:
         tokenizer, parameter = self.framing.tokenizer, next(self.model.parameters())
         template = [
             tokenizer.backend.to_str(), tokenizer.chat_template if self.chat else None, self.chat,
-            repr(self.framing.spec), self.window, self.stride, self.truncate, self.marked,
+            repr(self.framing.spec), self.window, self.stride, self.truncate, self.as_harness,
         ]  # fmt: skip
         options, dtype = self.engine_options, str(parameter.dtype).removeprefix("torch.")
         native = options.native or options.weights
@@ -148,9 +149,10 @@ class LocalModel:
 
     def _windows(self, text: str) -> list[tuple[list[int], list[int]]]:
         """(context, tokens that count) of each window; every token of the text counts once."""
-        ids = self.framing.tokenizer.encode(text)
-        whole = [*self.framing.beginning(""), *ids] if self.framing.beginning("") else [self._opening, *ids]
-        n_opening = len(whole) - len(ids)
+        ids, opening = self.framing.tokenizer.encode(text), self.framing.beginning("") or [self._opening]
+        if self.as_harness:
+            ids, opening = self.framing.beginning(text), [self._opening]
+        whole, n_opening = [*opening, *ids], len(opening)
         pairs = list[tuple[list[int], list[int]]]()
         at = n_opening
         while at < len(whole):
@@ -168,7 +170,7 @@ class LocalModel:
     def _encode_pair(self, prompt: Prompt, continuation: str) -> tuple[list[int], list[int]]:
         if self.chat or not isinstance(prompt, str):
             return self._encode(prompt), self.framing.tokenizer.encode(continuation)
-        return encode_pair(self.framing, prompt, continuation, marked=self.marked)
+        return encode_pair(self.framing, prompt, continuation, marked=self.as_harness)
 
     def _within(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[list[int], list[int]]]:
         """The pairs; those that are too long lose the beginning of their prompt. GenerationError unless `truncate`."""
@@ -238,7 +240,7 @@ class LocalModel:
             return self.framing.chat(prompt)
         if self.chat:
             return self.framing.chat([{"role": "user", "content": prompt}])
-        special = self.framing.tokenizer.has_special(prompt) if self.marked else False
+        special = self.framing.tokenizer.has_special(prompt) if self.as_harness else False
         return self.framing.marked(prompt) if special else self.framing.prompt(prompt)
 
 

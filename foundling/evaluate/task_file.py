@@ -137,11 +137,11 @@ def build_task(
     spec: TaskSpec, items: Sequence[Row], pool: Sequence[Row], *, limit: int | None = None, folder: Path | None = None
 ) -> Task[Row]:
     """The task of these items, whose solved examples come from `pool`; one that is of the items is no item itself."""
-    few = spec.few_shot
-    if few.n > len(pool) - (few.chosen == "each" and pool is items):
+    few, same = spec.few_shot, pool is items
+    if few.n > len(pool) - (few.chosen == "each" and same):
         raise DataError(f"task {spec.name!r}: {few.n} examples of {len(pool)} rows are too many; lower few_shot.n")
     shown = list(pool[: few.n]) if few.chosen == "first" else random.Random(few.seed).sample(list(pool), few.n)
-    if pool is items and few.chosen != "each":
+    if same and few.chosen != "each":
         ids = {row["id"] for row in shown}
         items = [row for row in items if row["id"] not in ids]
     items = list(items)[:limit]
@@ -157,7 +157,7 @@ def build_task(
     def examples(row: Row) -> Sequence[Row]:
         if few.chosen != "each":
             return shown
-        others = [other for other in pool if other["id"] != row["id"] or pool is not items]
+        others = [other for other in pool if other["id"] != row["id"] or not same]
         return random.Random(f"{few.seed} {row['id']}").sample(others, few.n)
 
     return _TASKS[spec.kind](spec, items, lambda row: _prompt(spec, row, examples(row)), folder)

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`foundling evaluate` in its own process: results, pages, resumption after a kill, replay, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import foundling as library
+from foundling.evaluate.store import read_evaluation
+from foundling.models import build, family
+from foundling.text import Tokenizer
+from tests.e2e.tools import foundling, start
+
+WORDS = "the cat sat on the mat and the dog sat on the log while a small bird looked at both of them"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A tiny model, a task of choices, one of texts that are written, and a text."""
+    root = tmp_path_factory.mktemp("evaluate")
+    tokenizer = Tokenizer.train([WORDS, WORDS[::-1]], 320)
+    torch.manual_seed(0)
+    model: Any = build("llama", **family("llama").module.sized(tokenizer.vocab_size, 256, 32, 2))
+    library.save(model, root / "tiny", tokenizer=tokenizer)
+    words = WORDS.split()
+    rows = [{"question": " ".join(words[i : i + 4]), "options": words[i : i + 3], "answer": i % 3} for i in range(16)]
+    (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    choice = {"name": "words", "kind": "choice", "options": "{options}", "answer": "{answer}"}
+    written = {"name": "written", "answer": "{options}", "score": "contains", "max_tokens": 12}
+    for name, spec in (("choice", choice), ("written", written)):
+        (root / f"{name}.yaml").write_text(json.dumps({**spec, "data": "rows.jsonl", "prompt": "{question}"}))
+    (root / "text.txt").write_text(WORDS * 20)
+    return root
+
+
+def test_results_items_and_page(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    tasks = [place / "choice.yaml", place / "written.yaml", place / "text.txt"]
+    done = foundling("evaluate", place / "tiny", *tasks, "--window", 64, "--stride", 32, "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert [row["task"] for row in answer["results"]] == ["words", "written", "text.txt"]
+    record = read_evaluation(out)
+    assert [len(record.items[name]) for name in ("words", "written", "text.txt")] == [16, 16, 1]
+    choice, written, text = record.results
+    assert choice.value == sum(choice.scores) / 16 and choice.low < choice.value < choice.high
+    assert "ECE" in choice.figures and written.cost["new_tokens"] <= 16 * 12 and text.metric == "bits per byte"
+    assert all(row.hashes["template"] and "float32 on cpu" in row.hashes["backend"] for row in record.results)
+    assert record.about["family"] == "llama" and "words" in (out / "index.html").read_text()
+
+    same = foundling("evaluate", place / "tiny", *tasks, "--window", 64, "--stride", 32, "--out", out)
+    assert same.returncode == 0 and "answers were recorded before" in same.stderr
+    assert read_evaluation(out).results[0].scores == choice.scores
+    assert foundling("compare", out, out).returncode == 0
+
+    gone = foundling("evaluate", out / "answers.jsonl", place / "choice.yaml", "--out", tmp_path / "replayed", "--json")
+    assert gone.returncode == 0, gone.stderr
+    assert json.loads(gone.stdout)["results"][0]["value"] == choice.value
+    never = foundling("evaluate", out / "answers.jsonl", place / "choice.yaml", "--shots", 1, "--out", tmp_path / "n")
+    assert never.returncode == 2 and "were never answered by 'tiny'" in never.stderr
+
+
+def test_a_killed_evaluation_goes_on(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    rows = [{"question": f"{i} {WORDS}", "options": ["mat"], "answer": 0} for i in range(400)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = json.loads((place / "written.yaml").read_text()) | {"max_tokens": 60}
+    (tmp_path / "task.yaml").write_text(json.dumps(spec))
+    command = ("evaluate", place / "tiny", tmp_path / "task.yaml", "--out", out)
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        process = start(*command)
+        before = _lines(out)
+        while _lines(out) < before + 5 and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(number)
+        code = process.wait()
+        assert code == (75 if number == signal.SIGTERM else -number) and not (out / "evaluation.json").exists()
+    with open(out / "answers.jsonl", "a") as file:
+        file.write('{"key": "half of a li')
+    n = _lines(out)
+    done = foundling(*command)
+    assert done.returncode == 0 and f"{n:,} answers were recorded before" in done.stderr, done.stderr
+    whole = foundling(*command[:-1], tmp_path / "again")
+    assert whole.returncode == 0
+    assert read_evaluation(out).items == read_evaluation(tmp_path / "again").items
+
+
+def _lines(out: Path) -> int:
+    file = out / "answers.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def test_seeds_plan_and_contamination(place: Path, tmp_path: Path) -> None:
+    plan = foundling("evaluate", place / "tiny", place / "choice.yaml", place / "written.yaml", "--plan", "--json")
+    (choice, written) = json.loads(plan.stdout)["tasks"]
+    assert choice["items"] == 16 and choice["new_tokens"] == 0 and written["new_tokens"] == 16 * 12
+    assert choice["tokens"] > 0 and choice["seconds"] > 0
+    done = foundling("evaluate", place / "tiny", place / "choice.yaml", "--shots", 2, "--seeds", "0,1,2",
+                     "--contamination", place / "text.txt", "--out", tmp_path / "out")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "words: mean of 3 seeds" in done.stdout and "words, seed 2: accuracy" in done.stdout
+    record = read_evaluation(tmp_path / "out")
+    assert len(record.results) == 3 and "contaminated items, share" in record.results[0].figures
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "choice.yaml"], "nowhere"),
+        (["tiny", "none.yaml"], "none.yaml"),
+        (["tiny", "choice.yaml", "choice.yaml"], "two tasks have the name 'words'"),
+        (["tiny", "choice.yaml", "--limit", "0"], "--limit is 0"),
+        (["tiny", "choice.yaml", "--seeds", "a"], "--seeds is 'a'; expected whole numbers"),
+        (["tiny", "choice.yaml", "--shots", "16"], "no items are left"),
+        (["tiny", "choice.yaml", "--stride", "9999"], "a stride is at most a window"),
+        (["tinny:model", "choice.yaml"], "expected PROVIDER:MODEL"),
+        (["nothing.jsonl", "choice.yaml"], "no file of recorded answers"),
+    ],
+)
+def test_what_is_refused_in_one_line(place: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    subject, *rest = arguments
+    subject = str(place / subject) if (place / subject).exists() else subject
+    rest = [str(place / word) if word.endswith(".yaml") else word for word in rest]
+    done = foundling("evaluate", subject, *rest, "--out", tmp_path / "out", "--json")
+    answer = json.loads(done.stdout)
+    assert done.returncode == answer["exit_code"] == 2 and message in answer["error"], answer
+    assert not (tmp_path / "out" / "evaluation.json").exists()
