@@ -170,7 +170,7 @@ class LocalModel:
     def _encode_pair(self, prompt: Prompt, continuation: str) -> tuple[list[int], list[int]]:
         if self.chat or not isinstance(prompt, str):
             return self._encode(prompt), self.framing.tokenizer.encode(continuation)
-        return encode_pair(self.framing, prompt, continuation, marked=self.as_harness)
+        return encode_pair(self.framing, prompt, continuation, as_harness=self.as_harness)
 
     def _within(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[list[int], list[int]]]:
         """The pairs; those that are too long lose the beginning of their prompt. GenerationError unless `truncate`."""
@@ -240,19 +240,31 @@ class LocalModel:
             return self.framing.chat(prompt)
         if self.chat:
             return self.framing.chat([{"role": "user", "content": prompt}])
-        special = self.framing.tokenizer.has_special(prompt) if self.as_harness else False
-        return self.framing.marked(prompt) if special else self.framing.prompt(prompt)
+        return marked(self.framing, prompt) if self.as_harness else self.framing.prompt(prompt)
+
+
+def marked(framing: Framing, text: str) -> list[int]:
+    """As lm-evaluation-harness reads a text: special tokens that are written out are special, and what the tokenizer
+    puts before a text stands there once."""
+    first, _ = framing.tokenizer.frame
+    ids = framing.marked(text)
+    begins = framing.tokenizer.encode_marked(text)[: len(first)] == list(first)
+    return ids if begins else [*framing.spec.virtual, *first, *ids[len(framing.spec.virtual) :]]
 
 
 def encode_pair(
-    framing: Framing, prompt: str, continuation: str, *, marked: bool = False
+    framing: Framing, prompt: str, continuation: str, *, as_harness: bool = False
 ) -> tuple[list[int], list[int]]:
-    """The ids of the prompt and those that count. An empty prompt begins with the tokenizer's bos or eos. `marked`:
-    special tokens in the prompt are read as such."""
+    """The ids of the prompt and those that count. An empty prompt begins with the tokenizer's bos or eos. `as_harness`:
+    white space at the end of the prompt counts as well."""
     if framing.spec.reads_source:
         return framing.prompt(prompt), framing.tokenizer.encode(continuation)
-    encode = framing.marked if marked and framing.tokenizer.has_special(prompt) else framing.beginning
-    before, whole = encode(prompt), encode(prompt + continuation)
+
+    def encode(text: str) -> list[int]:
+        return marked(framing, text) if as_harness else framing.beginning(text)
+
+    whole = encode(prompt + continuation)
+    before = encode(prompt.rstrip() if as_harness else prompt)
     same = next((i for i, (a, b) in enumerate(zip(before, whole)) if a != b), min(len(before), len(whole)))
     if not same:
         tokenizer = framing.tokenizer

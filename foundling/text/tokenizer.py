@@ -204,10 +204,6 @@ class Tokenizer:
         """Ids of a text in which special tokens are written out, as a chat template writes them; none are added."""
         return self._encoded(self._marked, text, add_special_tokens=False)
 
-    def has_special(self, text: str) -> bool:
-        """Whether a special token is written out in the text."""
-        return any(i in self.special for i in self.encode_marked(text))
-
     def encode_marked_batch(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         """As encode_marked, with the characters of each token: [start, stop)."""
         try:
