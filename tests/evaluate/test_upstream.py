@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models behind an API, over real HTTP: layouts of providers, failures of networks, keys, recorded answers."""
 
-import json
-import os
 import re
-import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from email.utils import formatdate
@@ -15,13 +11,11 @@ from typing import Any
 
 import pytest
 
-from foundling.errors import ConfigError, DataError, GenerationError
+from foundling.errors import ConfigError, GenerationError
 from foundling.evaluate import upstream as module
 from foundling.evaluate.endpoint import Secret, is_loopback
-from foundling.evaluate.recorded import Recorded, read_answers, replay
-from foundling.evaluate.runners import run
+from foundling.evaluate.recorded import Recorded
 from foundling.evaluate.subject import Decoding, GeneratedText, GenerateRequest
-from foundling.evaluate.task import Task, exact_match
 from foundling.evaluate.upstream import PROVIDERS, RENAMED, Upstream, subject_of
 from foundling.limits import RESPONSE_BYTES
 from tests.evaluate.provider_answers import SHAPES
@@ -414,103 +408,3 @@ def test_the_key_shows_up_nowhere(tmp_path: Path, capfd: pytest.CaptureFixture[s
 def test_loopback_hosts() -> None:
     hosts = ["localhost", "127.0.0.1", "127.9.9.9", "::1", "10.0.0.1", "0.0.0.0", "localhost.example", "example.org"]
     assert [is_loopback(host) for host in hosts] == [True] * 4 + [False] * 4
-
-
-# --- recorded answers ------------------------------------------------------------------------------------------------
-
-CAPITALS = {"France": "Paris", "Kenya": "Nairobi", "Peru": "Lima", "Japan": "Tokyo"}
-TASK: Task[Any] = Task(
-    "capitals", sorted(CAPITALS.items()), lambda e: f"Capital of {e[0]}?", exact_match(lambda e: e[1]),
-    decoding=Decoding(8),
-)  # fmt: skip
-
-
-def capital(seen: Seen, n: int) -> Any:
-    country = seen.body["messages"][0]["content"].split()[-1].rstrip("?")
-    return chat(CAPITALS[country] if country != "Peru" else "Cusco", system_fingerprint=f"fp_{n // 2}")
-
-
-def test_an_evaluation_replays_after_its_model_is_gone(tmp_path: Path) -> None:
-    file = tmp_path / "answers.jsonl"
-    with serving(capital) as server:
-        subject = Upstream(server.url, "m", workers=1)
-        live = run(TASK, Recorded(file, subject))
-        assert live.result.value == 0.75 and len(server.requests) == 4
-        again = run(TASK, Recorded(file, Upstream(server.url, "m")))
-        assert len(server.requests) == 4 and again.result.hashes == live.result.hashes
-    gone = replay(file)
-    offline = run(TASK, gone)
-    assert (gone.name, gone.n_replayed) == (subject.name, 4)
-    assert offline.answers == live.answers and offline.result.hashes == live.result.hashes
-    assert offline.result.hashes["backend"] == "reported: m-2026-01-01 fp_0; m-2026-01-01 fp_1"
-    assert {name: offline.result.cost[name] for name in ("prompt_tokens", "new_tokens")} == {
-        "prompt_tokens": 48.0, "new_tokens": 12.0
-    }  # fmt: skip
-    copied = run(TASK, Recorded(tmp_path / "copy.jsonl", replay(file)))  # an evaluation records what it replays
-    assert copied.result.hashes == live.result.hashes and len(list(read_answers(tmp_path / "copy.jsonl"))) == 4
-    assert run(TASK, replay(tmp_path / "copy.jsonl")).answers == live.answers
-    with pytest.raises(GenerationError, match="1 of 1 requests were never answered"):
-        list(gone.generate([GenerateRequest("Capital of Chad?", Decoding(8))]))
-
-
-def test_a_file_of_several_subjects_asks_for_one(tmp_path: Path) -> None:
-    file = tmp_path / "answers.jsonl"
-    with serving(capital) as server:
-        for model in ("a", "b"):
-            run(TASK, Recorded(file, Upstream(server.url, model)))
-        host = server.url.removeprefix("http://")
-    with pytest.raises(DataError, match=rf"2 subjects \(a@{host}, b@{host}\); name one"):
-        replay(file)
-    assert run(TASK, replay(file, name=f"b@{host}")).result.value == 0.75
-    for name, reason in (("c", "no recorded answer of 'c'"), (None, "no file")):
-        with pytest.raises(DataError, match=reason):
-            replay(file if name else tmp_path / "none", name=name)
-    lines = [{k: v for k, v in line.items() if k != "hashes"} for line in read_answers(file)]
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(DataError, match="without the hashes"):
-        replay(file)
-
-
-PROGRAM = """
-import sys
-from pathlib import Path
-from foundling.evaluate.recorded import Recorded
-from foundling.evaluate.subject import Decoding, GenerateRequest
-from foundling.evaluate.upstream import Upstream
-
-subject = Recorded(Path(sys.argv[2]), Upstream(sys.argv[1], "m", workers=2))
-for index, answer in subject.generate([GenerateRequest(f"text {i}", Decoding(8)) for i in range(30)]):
-    print(index, flush=True)
-"""
-
-
-def test_a_killed_evaluation_goes_on_where_it_was(tmp_path: Path) -> None:
-    file, program, go_on = tmp_path / "answers.jsonl", tmp_path / "program.py", threading.Event()
-    program.write_text(PROGRAM)
-
-    def answer(seen: Seen, n: int) -> Any:
-        if n >= 11:
-            go_on.wait(30)  # until the process is dead
-        return chat(seen.body["messages"][0]["content"].upper())
-
-    with serving(answer) as server:
-        command = [sys.executable, str(program), server.url, str(file)]
-        root = Path(__file__).resolve().parents[2]
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(root)}
-        ) as it:
-            assert it.stdout
-            for _ in range(10):
-                it.stdout.readline()
-            it.send_signal(signal.SIGKILL)
-        go_on.set()
-        with open(file, "ab") as handle:  # what a kill within a line leaves
-            handle.write(b'{"key": "half')
-        whole = sum(1 for _ in read_answers(file))
-        n_asked = len(server.requests)
-        assert 10 <= whole <= 11 and n_asked <= 13
-        subject = Recorded(file, Upstream(server.url, "m"))
-        texts = dict(subject.generate([GenerateRequest(f"text {i}", Decoding(8)) for i in range(30)]))
-        assert {i: text.text for i, text in texts.items()} == {i: f"TEXT {i}" for i in range(30)}
-        assert subject.n_replayed == whole and len(server.requests) - n_asked == 30 - whole
-        assert KEY not in file.read_text()
