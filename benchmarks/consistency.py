@@ -9,7 +9,6 @@ right record and of the next one's.
 """
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +17,12 @@ import torch
 from benchmarks.chat_task import held_out_items, line_of, smollm2
 from benchmarks.judge_retest import rounded
 from benchmarks.runs import Results
+from foundling.evaluate.conditions import conditions
 from foundling.evaluate.consistency import Consistency, agreement, measure, variants
 from foundling.evaluate.local import LocalModel
 from foundling.evaluate.subject import Decoding, GenerateRequest, LikelihoodRequest
 
 N_ANSWER = 48
-ONE_ROW = 1
-"""tokens of a forward pass: less than any request has, so that each is alone"""
-
-
-class Threaded:
-    """A subject that computes on `threads` threads."""
-
-    def __init__(self, subject: LocalModel, threads: int) -> None:
-        self.subject, self.threads, self.name, self.hashes = subject, threads, subject.name, subject.hashes
-
-    def loglikelihood(self, requests: Sequence[LikelihoodRequest]) -> Iterator[tuple[int, Any]]:
-        torch.set_num_threads(self.threads)
-        return self.subject.loglikelihood(requests)
-
-    def rolling(self, texts: Sequence[str]) -> Iterator[tuple[int, Any]]:
-        torch.set_num_threads(self.threads)
-        return self.subject.rolling(texts)
-
-    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, Any]]:
-        torch.set_num_threads(self.threads)
-        return self.subject.generate(requests)
 
 
 def shares(consistency: Consistency) -> dict[str, list[float | None]]:
@@ -59,14 +38,7 @@ def hardware(directory: Path, count: int) -> dict[str, Any]:
     ]
     for i, prompt in enumerate(prompts[:count]):
         requests += [LikelihoodRequest(prompt, line_of(item["answer"])) for item in (items[i], items[i + 1])]
-    plain = LocalModel.load(directory)
-    subjects: Mapping[str, Any] = {
-        "float32, 1 thread": Threaded(plain, 1),
-        "again": Threaded(plain, 1),
-        "2 threads": Threaded(plain, 2),
-        "one request at a time": Threaded(LocalModel.load(directory, batch_tokens=ONE_ROW), 1),
-        "bfloat16": Threaded(LocalModel.load(directory, dtype="bfloat16"), 1),
-    }
+    subjects = conditions(directory)
     report = measure(subjects, requests)
     assert report.answers and report.preferred
     changes = {

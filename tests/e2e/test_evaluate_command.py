@@ -132,3 +132,36 @@ def test_what_is_refused_in_one_line(place: Path, tmp_path: Path, arguments: lis
     answer = json.loads(done.stdout)
     assert done.returncode == answer["exit_code"] == 2 and message in answer["error"], answer
     assert not (tmp_path / "out" / "evaluation.json").exists()
+
+
+def test_a_judge_between_two_evaluations(place: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 1)):
+        spec = json.loads((place / "written.yaml").read_text()) | {"temperature": 1.0, "seed": seed}
+        (place / f"{name}.yaml").write_text(json.dumps(spec))
+        done = foundling("evaluate", place / "tiny", place / f"{name}.yaml", "--limit", 6, "--out", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+    command = ("judge", tmp_path / "a", tmp_path / "b", "--by", place / "wide", "--logprobs", "--json")
+    tokenizer = Tokenizer.load(place / "tiny")
+    wide: Any = build("llama", **family("llama").module.sized(tokenizer.vocab_size, 2048, 32, 1))
+    library.save(wide, place / "wide", tokenizer=tokenizer)
+    done = foundling(*command)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["wins"] + answer["losses"] + answer["ties"] == answer["n"] == 6 and answer["unparsed"] == 0
+    assert [row["winner"] for row in answer["pairs"]].count("a") == answer["wins"]
+    n = Path(answer["verdicts"]).read_bytes().count(b"\n")
+    assert n == 6 * 2 * 2 and json.loads(foundling(*command).stdout) == answer
+    assert Path(answer["verdicts"]).read_bytes().count(b"\n") == n, "nothing was asked again"
+    other = foundling("judge", tmp_path / "a", tmp_path / "none", "--by", place / "tiny")
+    assert other.returncode == 2 and "none" in other.stderr
+
+
+def test_consistency_and_canaries(place: Path, tmp_path: Path) -> None:
+    done = foundling("consistency", place / "tiny", place / "choice.yaml", "--limit", 3, "--max-tokens", 4, "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["hardware"]["answers"]["again"]["value"] == 0 == answer["hardware"]["logprobs"]["again"]["largest"]
+    assert answer["hardware"]["logprobs"]["bfloat16"]["largest"] > 0 and "upper case" in answer["wording"]
+    record = tmp_path / "canaries.json"
+    first, second = (foundling("canary", place / "tiny", "--record", record) for _ in range(2))
+    assert first.returncode == second.returncode == 0 and "the same" in second.stdout, first.stderr + second.stderr
