@@ -17,6 +17,10 @@ EXAMPLES = [
 ]
 
 
+AT_ONCE = 16
+"""pairs"""
+
+
 def add(parser: argparse.ArgumentParser) -> None:
     from foundling.cli.subjects import SUBJECT
 
@@ -53,9 +57,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
     compared = []
     with progress_for(args).bar("judged", len(pairs), unit="pairs") as bar:
-        for _, _, prompt, first, second in pairs:  # one at a time: each is recorded, and a stop loses none
-            compared.append(judge.compare(prompt, first, second))
-            bar.advance()
+        for at in range(0, len(pairs), AT_ONCE):
+            part = judge.compare_all([(row[2], row[3], row[4]) for row in pairs[at : at + AT_ONCE]])
+            compared += part
+            for _ in part:
+                bar.advance()
     rate = win_rate(compared)
     if rate.unparsed:
         note(f"note: {rate.unparsed} of {len(pairs)} verdicts could not be read and count in no figure")
