@@ -77,10 +77,13 @@ def _samples(path: Path, tasks: dict[str, _Task]) -> list[Any]:
 
 def _task(row: dict[str, Any], name: str, where: str) -> _Task:
     prompt, kinds, arguments = (row.get(field) for field in ("prompt", "instruction_id_list", "kwargs"))
-    listed = isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds) and isinstance(arguments, list)
-    if not (isinstance(prompt, str) and listed and all(item is None or isinstance(item, dict) for item in arguments)):
-        raise DataError(
-            f"{where}: is not of IFEval's format: prompt a text, instruction_id_list a list of texts, kwargs a list of "
-            "objects"
-        )
-    return _Task(prompt, kinds, arguments)
+    if (
+        isinstance(prompt, str) and isinstance(kinds, list) and isinstance(arguments, list)
+        and all(isinstance(kind, str) for kind in kinds)
+        and all(item is None or isinstance(item, dict) for item in arguments)
+    ):  # fmt: skip
+        return _Task(prompt, kinds, arguments)
+    raise DataError(
+        f"{where}: is not of IFEval's format: prompt a text, instruction_id_list a list of texts, kwargs a list of "
+        "objects"
+    )
