@@ -132,8 +132,8 @@ def tasks() -> dict[str, tuple[Row, list[Row]]]:
     )  # fmt: skip
     every["humaneval"] = (
         {
-            "prompt": "{prompt}", "answer": "{canonical_solution}", "score": "code", "max_tokens": 192,
-            "stop": ["\ndef ", "\nclass ", "\nif ", "\nprint", "\n#"],
+            "prompt": "Complete this Python function. Reply with the whole function.\n\n```python\n{prompt}```",
+            "answer": "{canonical_solution}", "score": "code", "max_tokens": 320,
         },
         human_eval(),
     )  # fmt: skip

@@ -20,7 +20,7 @@ from benchmarks.corpora import WORK
 from benchmarks.runs import Results, foundling_json
 from foundling.text import Tokenizer
 
-OPTIONS = {"ifbench": ["--chat"], "brown": ["--window", "1024", "--stride", "512"]}
+OPTIONS = {"ifbench": ["--chat"], "humaneval": ["--chat"], "brown": ["--window", "1024", "--stride", "512"]}
 
 
 def measure(name: str, path: Path) -> dict[str, Any]:
