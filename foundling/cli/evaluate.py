@@ -47,6 +47,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--truncate", action="store_true", help="cut the beginning of prompts that are too long")
     parser.add_argument("--contamination", metavar="DATA",
                         help="look for the items in this training data, and score those apart")  # fmt: skip
+    parser.add_argument("--price", metavar="IN,OUT", help="dollars for a million tokens of prompts and of answers")
     parser.add_argument("--card", action="store_true", help="write the results into the model's card, README.md")
     parser.add_argument("--plan", action="store_true", help="only say how many tokens and minutes it will take")
     parser.add_argument("--base-model", metavar="DIR", help="of an adapter's directory: where its base is now")
@@ -92,6 +93,7 @@ def _evaluate(args: argparse.Namespace, subject: Any, tasks: list[Any]) -> dict[
             settings={"shots": args.shots, "seed": args.seed, "limit": args.limit, "chat": args.chat},
             corpus=_corpus(args),
         )  # fmt: skip
+        record = _priced(args, record)
         write_evaluation(record, out)
     if args.card:
         from foundling.evaluate.card import write_card
@@ -135,6 +137,28 @@ def _tasks(name: str, args: argparse.Namespace) -> list[Any]:
     return [
         load_task(name, shots=args.shots, seed=seed, limit=args.limit, named=bool(args.seeds)) for seed in _seeds(args)
     ]
+
+
+def _priced(args: argparse.Namespace, record: Any) -> Any:
+    """With what the tokens of each task cost, in dollars."""
+    if args.price is None:
+        return record
+    from dataclasses import replace
+
+    from foundling.errors import ConfigError
+
+    try:
+        prompts, answers = (float(text) for text in args.price.split(","))
+        if not (0 <= prompts < float("inf") and 0 <= answers < float("inf")):
+            raise ValueError
+    except ValueError:
+        raise ConfigError(f"--price is {args.price!r}; expected two numbers of dollars, such as 0.15,0.60") from None
+    results = []
+    for result in record.results:
+        n = result.cost.get("prompt_tokens", 0.0), result.cost.get("new_tokens", 0.0)
+        dollars = (n[0] * prompts + n[1] * answers) / 1e6
+        results.append(replace(result, cost={**result.cost, "dollars": dollars}))
+    return replace(record, results=results)
 
 
 def _seeds(args: argparse.Namespace) -> list[int | None]:
@@ -190,7 +214,9 @@ def _free(name: str) -> Path:
 def _line(result: Any) -> str:
     value = "none" if result.value is None else f"{result.value:.4f}"
     interval = "" if result.low is None else f" ({result.low:.4f} to {result.high:.4f})"
-    return f"{result.task}: {result.metric} {value}{interval}, n = {result.n:,}, {result.cost.get('seconds', 0):.1f} s"
+    cost = f", ${result.cost['dollars']:.4f}" if "dollars" in result.cost else ""
+    seconds = result.cost.get("seconds", 0)
+    return f"{result.task}: {result.metric} {value}{interval}, n = {result.n:,}, {seconds:.1f} s{cost}"
 
 
 def _minutes(seconds: float) -> str:
