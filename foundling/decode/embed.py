@@ -94,7 +94,7 @@ class TextEmbedder:
         if end is None:
             return [], []
         first, last = self.tokenizer.frame
-        return ([] if end in first else first), (last or [end])
+        return (first, last) if last else ([] if end in first else first, [end])
 
 
 def pooling_of(directory: Path) -> tuple[Pooling, int | None]:

@@ -93,6 +93,10 @@ def read_picture(path: Path, spec: PictureSpec) -> Any:
             with image_module.open(file, formats=FORMATS) as image:
                 PICTURE_PIXELS.check(image.width * image.height, f"the pixels of {path}", DataError)
                 return pixels(image, spec, str(path))
+    except DataError:  # a ValueError as well
+        raise
+    except image_module.UnidentifiedImageError:
+        raise DataError(f"{path}: no picture that can be read; expected {', '.join(FORMATS)}") from None
     except image_module.DecompressionBombError:
         raise DataError(f"{path}: more pixels than {PICTURE_PIXELS.high:,}; make it smaller") from None
     except (OSError, ValueError, SyntaxError, TypeError, IndexError, EOFError, struct.error, zlib.error) as error:
@@ -101,8 +105,9 @@ def read_picture(path: Path, spec: PictureSpec) -> Any:
 
 
 def pixels(image: Any, spec: PictureSpec, name: str) -> Any:
-    """A picture of Pillow as (C, H, W) float32: the shortest side resized, the middle cut out, as CLIP's authors do."""
-    image = image.convert("L" if spec.channels == 1 else "RGB")
+    """A picture of Pillow as (C, H, W) float32: the shortest side resized, the middle cut out, as CLIP's authors do.
+    What is transparent is white, as in transformers 5."""
+    image = _opaque(image).convert("L" if spec.channels == 1 else "RGB")
     width, height = image.size
     scale = spec.shortest / min(width, height)
     if width < height:
@@ -115,6 +120,13 @@ def pixels(image: Any, spec: PictureSpec, name: str) -> Any:
     values = _middle(np.asarray(image, np.float32).reshape(high, wide, spec.channels), spec.size) / 255
     normal = (values - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32)
     return np.ascontiguousarray(normal.transpose(2, 0, 1))
+
+
+def _opaque(image: Any) -> Any:
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return image
+    colours = image.convert("RGBA")
+    return _pillow().alpha_composite(_pillow().new("RGBA", colours.size, (255, 255, 255, 255)), colours)
 
 
 def _middle(values: Any, size: int) -> Any:
