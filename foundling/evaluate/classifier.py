@@ -88,11 +88,10 @@ class ClassifierSubject(Refusals):
         return prompt
 
     def _check_lengths(self, texts: Sequence[str]) -> None:
-        if not self.truncate and (n := sum(e.cut for e in self._encoded(texts))):
-            raise GenerationError(too_long(n, len(texts), self.classifier.longest))
-
-    def _encoded(self, texts: Sequence[str]):
-        return encode_within(self.classifier.tokenizer, texts, self.classifier.longest)
+        longest = self.classifier.longest
+        encoded = [] if self.truncate else encode_within(self.classifier.tokenizer, texts, longest)
+        if n := sum(one.cut for one in encoded):
+            raise GenerationError(too_long(n, len(texts), longest))
 
 
 def too_long(n: int, total: int, longest: int) -> str:

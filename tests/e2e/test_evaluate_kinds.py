@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from foundling.evaluate.store import read_evaluation
 from tests.e2e.tools import foundling
-from tests.evaluate.encoders import LABELS, TEXTS, bert, classifier, task_file
-from tests.evaluate.test_images import DIGITS, directory  # noqa: F401
+from tests.evaluate.encoders import LABELS, TEXTS, bert, classifier, clip, task_file
 from tests.evaluate.test_retrieval import banking
 
 
@@ -25,7 +26,11 @@ def work(tmp_path_factory) -> Path:
     task_file(root, rows, name="moods", kind="classify", prompt="{text}", answer="{label}")
     task_file(root, rows, name="texts", kind="perplexity", prompt="{text}")
     banking(root)
-    (root / "digits.yaml").write_text(json.dumps(DIGITS))
+    clip(root / "clip")
+    for i in range(3):
+        Image.new("RGB", (12, 9), (90 * i, 20, 0)).save(root / f"{i}.png")
+    pictures = [{"image": f"{i}.png", "label": LABELS[i]} for i in range(3)]
+    task_file(root, pictures, name="pictures", kind="images", options=list(LABELS), answer="{label}")
     return root
 
 
@@ -57,16 +62,19 @@ def test_a_masked_encoder_and_retrieval(work: Path) -> None:
     assert read_evaluation(work / "b").items["task"][0]["answer"].startswith("1. d")
 
 
-def test_pictures(work: Path, directory: Path) -> None:  # noqa: F811
-    answer = evaluated(directory, work / "digits.yaml", "--limit", 50, "--out", work / "c")
-    assert answer["results"][0]["n"] == 50 and answer["results"][0]["value"] > 0.5
+def test_pictures(work: Path) -> None:
+    (result,) = evaluated(work / "clip", work / "pictures.yaml", "--out", work / "c")["results"]
+    assert result["n"] == 3 and result["metric"] == "accuracy" and "macro F1" in result["figures"]
+    items = read_evaluation(work / "c").items["pictures"]
+    for item in items:
+        assert sum(math.exp(logprob) for _, logprob in item["choices"]) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
     ("model", "task", "options", "message"),
     [
         ("classifier", "task.yaml", (), "classifier is a classifier: tasks of kind retrieve need a model that embeds"),
-        ("classifier", "digits.yaml", (), "tasks of kind images need a model that embeds pictures"),
+        ("classifier", "pictures.yaml", (), "tasks of kind images need a model that embeds pictures"),
         ("masked", "moods.yaml", (), "it does tasks of kind perplexity, retrieve"),
         ("masked", "moods.yaml", ("--chat",), "masked generates no text; leave out chat"),
         ("classifier", "moods.yaml", ("--plan",), "--plan measures models that generate text on this machine"),

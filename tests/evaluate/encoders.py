@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+import foundling
+from foundling.models import build, family
+from foundling.text import Tokenizer
 from tests.decode.test_fill import word_pieces
 from tests.parity import references
 
@@ -34,6 +37,14 @@ def bert(directory: Path, kind: str, *, seed: int = 0, **fields: Any) -> Any:
 def classifier(directory: Path, **fields: Any) -> Any:
     names = {"id2label": dict(enumerate(LABELS)), "label2id": {label: i for i, label in enumerate(LABELS)}}
     return bert(directory, "ForSequenceClassification", num_labels=3, **names, **fields)
+
+
+def clip(directory: Path) -> Path:
+    """An untrained CLIP of pictures of 8 by 8 pixels."""
+    tokenizer = Tokenizer.train(TEXTS, 320)
+    fields = family("clip").module.sized(tokenizer.vocab_size, 16, 8, 8, 3, 32, 1) | {"eos_id": tokenizer.eos}
+    torch.manual_seed(0)
+    return foundling.save(build("clip", **fields), directory, tokenizer=tokenizer)
 
 
 def task_file(folder: Path, rows: list[dict[str, Any]], **spec: Any) -> Path:

@@ -124,7 +124,7 @@ def test_what_a_classifier_cannot_do_is_refused_by_name(directory: Path, theirs:
         with pytest.raises(GenerationError, match=needs):
             list(ask([]))
     long = [LikelihoodRequest("the cat " * 40, " neutral"), LikelihoodRequest("the cat", " neutral")]
-    with pytest.raises(GenerationError, match="1 of 2 texts are longer than the 24 tokens .* --truncate"):
+    with pytest.raises(GenerationError, match=r"1 of 2 texts are longer than the 24 tokens .* --truncate"):
         list(subject.loglikelihood(long))
     cut = dict(load_subject(directory, truncate=True).loglikelihood(long))
     assert cut[0].logprob != cut[1].logprob
@@ -137,5 +137,5 @@ def test_what_a_classifier_cannot_do_is_refused_by_name(directory: Path, theirs:
         load_subject(directory, positions=32)
     with pytest.raises(ConfigError, match="score 'exact' is unknown; use accuracy"):
         load_task(task_file(tmp_path, ROWS, kind="classify", prompt="{text}", answer="{label}", score="exact"))
-    with pytest.raises(DataError, match="asks for {label}"):
+    with pytest.raises(DataError, match=r"asks for \{label\}"):
         load_task(task_file(tmp_path, [{"text": "a"}], kind="classify", prompt="{text}", answer="{label}"))

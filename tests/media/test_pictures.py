@@ -74,7 +74,7 @@ def declared(width: int, height: int) -> bytes:
 def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
     cases: dict[str, tuple[bytes, str]] = {
         "text.png": (b"not a picture", "no picture that can be read"),
-        "empty.png": (b"", "no picture that can be read"),
+        "empty.png": (b"", r"empty.png is 0; expected"),
         "large.png": (declared(9000, 9000), r"^the pixels of \S+large.png is 81000000"),
         "larger.png": (declared(20000, 20000), "more pixels than 67,108,864"),
         "cut.png": (picture(tmp_path / "whole.png", 64, 64).read_bytes()[:200], "no picture that can be read"),
