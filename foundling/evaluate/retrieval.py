@@ -55,7 +55,7 @@ def rank(queries: Sequence[Vector], documents: Sequence[Vector], ids: Sequence[s
 
 def ranking(scores: Any, ids: Sequence[str], n_prompt: int = 0) -> Ranking:
     best = np.argsort(-scores, kind="stable")[:DEPTH]
-    return Ranking([ids[i] for i in best], [float(scores[i]) for i in best], n_prompt)
+    return Ranking([ids[int(i)] for i in best], [float(scores[i]) for i in best], n_prompt)
 
 
 def _matrix(vectors: Sequence[Vector]) -> Any:

@@ -320,11 +320,11 @@ def _right_option(spec: TaskSpec, row: Row) -> int:
     """The number of the right option, whose text, letter or number the answer is."""
     options, name = _options(spec, row), spec.answer.strip("{}")
     value = row[name] if name in row else fill(spec.answer, row)
-    is_number = isinstance(value, int) and not isinstance(value, bool)
-    if str(value) in options and not (is_number and spec.kind == "choice"):
+    number = value if isinstance(value, int) and not isinstance(value, bool) else None
+    if str(value) in options and (number is None or spec.kind != "choice"):
         at = options.index(str(value))
-    elif is_number:
-        at = value
+    elif number is not None:
+        at = number
     elif len(text := str(value).strip()) == 1 and text in LETTERS:
         at = LETTERS.index(text)
     else:
