@@ -13,6 +13,7 @@ import argparse
 import gzip
 import hashlib
 import json
+import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -113,6 +114,9 @@ def main() -> None:
         task = load_task(write_task(Path(folder)))
         for subject in subjects:
             results.get(subject.name, lambda subject=subject: figures(run(task, subject)))
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    results.values["commit"] = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    results.save()
 
 
 if __name__ == "__main__":

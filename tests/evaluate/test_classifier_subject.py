@@ -95,6 +95,10 @@ def test_a_language_model_does_the_same_task(tmp_path: Path) -> None:
     task = load_task(task_file(tmp_path, ROWS, kind="classify", prompt="{text} It is", answer="{label}"))
     result = run(task, LocalModel(model, tokenizer)).result
     assert result.n == 4 and "macro F1" in result.figures
+    with pytest.raises(GenerationError, match="model is a model that generates text: tasks of kind retrieve need"):
+        LocalModel(model, tokenizer).embed(TEXTS)
+    with pytest.raises(GenerationError, match=r"kind images need .*; it does tasks of kind choice, classify, generate"):
+        LocalModel(model, tokenizer).match([])
 
 
 def test_hashes_tell_models_and_labels_apart(directory: Path, theirs: Any, tmp_path: Path) -> None:
