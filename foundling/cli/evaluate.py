@@ -44,6 +44,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--window", type=int, metavar="N", help="tokens of a long text that are read at once")
     parser.add_argument("--stride", type=int, metavar="N",
                         help="tokens that each window scores anew (default: all)")  # fmt: skip
+    parser.add_argument("--positions", type=int, metavar="N",
+                        help="tokens of a text that a masked model fills in turn (default 64)")  # fmt: skip
     parser.add_argument("--truncate", action="store_true", help="cut the beginning of prompts that are too long")
     parser.add_argument("--contamination", metavar="DATA",
                         help="look for the items in this training data, and score those apart")  # fmt: skip
@@ -66,7 +68,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if not isinstance(subject, LocalModel):
             from foundling.errors import ConfigError
 
-            raise ConfigError("--plan measures this machine; a model behind an API has no plan")
+            raise ConfigError("--plan measures models that generate text on this machine; leave it out")
         plan = estimate(subject, tasks)
         if not args.json:
             for row in plan:
@@ -121,11 +123,12 @@ def _subject(args: argparse.Namespace) -> Any:
 
         return subject_of(args.subject)
     from foundling.decode.engine.engine import EngineOptions
-    from foundling.evaluate.local import LocalModel
+    from foundling.evaluate.subjects import load_subject
 
-    return LocalModel.load(
-        args.subject, base=args.base_model, chat=args.chat, dtype=args.dtype, device=args.device, window=args.window,
-        stride=args.stride, truncate=args.truncate, engine=EngineOptions(weights=args.weights),
+    return load_subject(
+        args.subject, base=args.base_model, dtype=args.dtype, device=args.device, truncate=args.truncate,
+        positions=args.positions, chat=args.chat, window=args.window, stride=args.stride,
+        engine=EngineOptions(weights=args.weights) if args.weights else None,
     )  # fmt: skip
 
 

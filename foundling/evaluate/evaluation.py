@@ -65,5 +65,5 @@ def evaluate(
 
 def _n_answers(task: Task[Any]) -> int:
     if task.continuations is None or task.rolling:
-        return len(task.examples)
+        return len(task.examples) + len(task.documents or ())
     return sum(len(task.continuations(example)) for example in task.examples)

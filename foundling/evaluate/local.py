@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,7 +17,7 @@ from foundling.decode.native.build import is_built
 from foundling.decode.native.decoder import unsupported_reason
 from foundling.decode.request import Request, check_generates, max_completion
 from foundling.decode.sampling import Sampling
-from foundling.errors import ConfigError, GenerationError
+from foundling.errors import ConfigError, GenerationError, WeightsError
 from foundling.evaluate.subject import (
     Continuation,
     Decoding,
@@ -25,10 +25,12 @@ from foundling.evaluate.subject import (
     GenerateRequest,
     LikelihoodRequest,
     Prompt,
+    Refusals,
     prompt_text,
 )
 from foundling.evaluate.task import Task
 from foundling.limits import SEQ_LEN, STEP_TOKENS
+from foundling.models import family_of
 from foundling.runtime.hub import local_directory
 from foundling.runtime.machine import versions
 from foundling.text import Tokenizer
@@ -41,13 +43,49 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _AT_ONCE = 512  # requests that an engine is given at once
 
 
-class LocalModel:
+class Loaded(NamedTuple):
+    """What a directory holds, for whichever subject is made of it."""
+
+    model: Any
+    tokenizer: Tokenizer
+    files: Path
+    """where tokenizer and configuration are: of an adapter, its base's or its own"""
+    name: str
+    hash: str
+    """of the weights as they were read, before a change of dtype"""
+
+
+def load_parts(
+    directory: str | Path,
+    *,
+    base: str | Path | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    name: str | None = None,
+) -> Loaded:
+    """WeightsError for what is no model directory, ConfigError for another dtype."""
+    directory = local_directory(directory)
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype!r} is unknown; use {', '.join(DTYPES)}")
+    model = load(directory, base=base, merged=True).to(device)
+    can = model.capabilities
+    if not (can.task or can.generates or can.fills or can.embeds):
+        raise WeightsError(f"{directory}: this {family_of(model).name} reads no text; no kind of task is for it")
+    digest, files = weights_hash(model), files_of(directory, base)
+    name = name or Path(directory).resolve().name
+    return Loaded(model.to(DTYPES[dtype]), Tokenizer.load(files), Path(files), name, digest)
+
+
+class LocalModel(Refusals):
     """`chat`: a text is a user's message, framed by the chat template; a conversation always is. `window`: tokens that
     a whole text is read in; `stride`: of these how many each window scores anew (a smaller stride gives each token more
     context: at least window − stride). `truncate`: a prompt that is too long loses its beginning; without, it is
     refused. `as_harness`: texts are read as lm-evaluation-harness reads them: special tokens that are written out in a
     prompt are special, and in a whole text those count that the tokenizer puts before it. `batch_tokens`: of a forward
     pass."""
+
+    kind = "a model that generates text"
+    serves = ("choice", "classify", "generate", "perplexity")
 
     def __init__(
         self,
@@ -92,16 +130,13 @@ class LocalModel:
         **options: Any,
     ) -> LocalModel:
         """From a model directory or an adapter's. `chat` None: False. WeightsError for what is no model directory."""
-        directory = local_directory(directory)
-        if dtype not in DTYPES:
-            raise ConfigError(f"dtype {dtype!r} is unknown; use {', '.join(DTYPES)}")
-        model = load(directory, base=base, merged=True).to(device)
-        digest = weights_hash(model)
-        files = files_of(directory, base)
-        framing = Framing(Tokenizer.load(files), read_text_spec(files, model))
-        name = name or Path(directory).resolve().name
-        model = model.to(DTYPES[dtype])
-        return cls(model, framing, name=name, chat=bool(chat), model_hash=digest, **options)
+        loaded = load_parts(directory, base=base, dtype=dtype, device=device, name=name)
+        return cls.of(loaded, chat=bool(chat), **options)
+
+    @classmethod
+    def of(cls, loaded: Loaded, **options: Any) -> LocalModel:
+        framing = Framing(loaded.tokenizer, read_text_spec(loaded.files, loaded.model))
+        return cls(loaded.model, framing, name=loaded.name, model_hash=loaded.hash, **options)
 
     @property
     def hashes(self) -> dict[str, str]:

@@ -117,19 +117,7 @@ def pseudo_perplexity(
     if longest > model.config.max_seq_len:
         raise DataError(f"a sequence has {longest} tokens, the model reads {model.config.max_seq_len}; cut it")
     positions.sort(key=lambda p: (len(sequences[p[0]]), p))  # rows of one length need little padding
-    model.eval()
-    nats: list[float] = []
-    with torch.compiler.set_stance("force_eager"), runtime.autocast():
-        for start in range(0, len(positions), batch_size):
-            chosen = positions[start : start + batch_size]
-            ids, documents = pad_prompts([sequences[row] for row, _ in chosen], runtime.device)
-            at = torch.tensor([place for _, place in chosen], device=runtime.device)
-            row = torch.arange(len(chosen), device=runtime.device)
-            wanted = ids[row, at]
-            ids[row, at] = mask
-            hidden = model(ids, documents=documents).hidden[row, at]
-            logprobs = model.logits(hidden).float().log_softmax(-1)
-            nats += (-logprobs.gather(-1, wanted[:, None])[:, 0]).tolist()
+    nats = masked_nats(model, sequences, positions, mask, runtime, batch_size)
     low, high = bootstrap(nats) or (None, None)
     return Result(
         task="each held-out token masked in turn",
@@ -146,6 +134,32 @@ def pseudo_perplexity(
             "task": hashlib.sha256(repr([positions, [list(ids) for ids in sequences]]).encode()).hexdigest(),
         },
     )
+
+
+@torch.inference_mode()
+def masked_nats(
+    model: Any,
+    sequences: Sequence[Sequence[int]],
+    positions: Sequence[tuple[int, int]],
+    mask: int,
+    runtime: Runtime,
+    batch_size: int = 32,
+) -> list[float]:
+    """−ln p(token | all others) of each (sequence, place), which alone is masked."""
+    model.eval()
+    nats: list[float] = []
+    with torch.compiler.set_stance("force_eager"), runtime.autocast():
+        for start in range(0, len(positions), batch_size):
+            chosen = positions[start : start + batch_size]
+            ids, documents = pad_prompts([sequences[row] for row, _ in chosen], runtime.device)
+            at = torch.tensor([place for _, place in chosen], device=runtime.device)
+            row = torch.arange(len(chosen), device=runtime.device)
+            targets = ids[row, at]
+            ids[row, at] = mask
+            hidden = model(ids, documents=documents).hidden[row, at]
+            logprobs = model.logits(hidden).float().log_softmax(-1)
+            nats += (-logprobs.gather(-1, targets[:, None])[:, 0]).tolist()
+    return nats
 
 
 def _positions(sequences: Sequence[Sequence[int]], kept: set[int], most: int, seed: int) -> list[tuple[int, int]]:

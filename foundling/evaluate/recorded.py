@@ -22,7 +22,9 @@ from foundling.evaluate.subject import (
     GeneratedText,
     GenerateRequest,
     LikelihoodRequest,
+    MatchRequest,
     Subject,
+    Vector,
     request_key,
 )
 from foundling.limits import MAX_LINE_BYTES
@@ -30,7 +32,10 @@ from foundling.runtime.files import output_errors
 
 REPORTED = "reported: "
 """how a hash of a subject begins that it learns from its answers"""
-_ANSWERS: dict[str, type] = {"loglikelihood": Continuation, "rolling": Continuation, "generate": GeneratedText}
+_ANSWERS: dict[str, type] = {
+    "loglikelihood": Continuation, "rolling": Continuation, "generate": GeneratedText, "embed": Vector,
+    "match": Continuation,
+}  # fmt: skip
 
 
 class Recorded:
@@ -72,6 +77,12 @@ class Recorded:
 
     def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, GeneratedText]]:
         return self._run("generate", requests)
+
+    def embed(self, texts: Sequence[str]) -> Iterator[tuple[int, Vector]]:
+        return self._run("embed", texts)
+
+    def match(self, requests: Sequence[MatchRequest]) -> Iterator[tuple[int, Continuation]]:
+        return self._run("match", requests)
 
     def _run(self, kind: str, requests: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         keys = [request_key(self._fixed, kind, [r] if isinstance(r, str) else r) for r in requests]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -12,11 +13,15 @@ from foundling.contracts.records import Item, Result
 from foundling.decode.request import sample_seed
 from foundling.errors import DataError
 from foundling.evaluate.intervals import BOOTSTRAP, bootstrap, interval_of
+from foundling.evaluate.pseudo import is_pseudo, pseudo_task
+from foundling.evaluate.retrieval import Ranking, rank
 from foundling.evaluate.subject import (
     Continuation,
     GeneratedText,
     GenerateRequest,
     LikelihoodRequest,
+    MatchRequest,
+    Picture,
     Subject,
     prompt_text,
 )
@@ -52,6 +57,10 @@ def run(task: Task[Any], subject: Subject, *, on_answer: Callable[[int], None] |
 
 def _ask(task: Task[Any], subject: Subject, on_answer: Callable[[int], None]) -> list[Any]:
     prompts = [task.prompt(example) for example in task.examples]
+    if task.documents is not None:
+        texts = [*map(prompt_text, prompts), *(text for _, text in task.documents)]
+        vectors = _in_order(subject.embed(texts), len(texts), on_answer)
+        return rank(vectors[: len(prompts)], vectors[len(prompts) :], [name for name, _ in task.documents])
     if task.rolling:
         return _in_order(subject.rolling([prompt_text(prompt) for prompt in prompts]), len(prompts), on_answer)
     if task.continuations is None:
@@ -62,9 +71,21 @@ def _ask(task: Task[Any], subject: Subject, on_answer: Callable[[int], None]) ->
         ]
         return _in_order(subject.generate(requests), len(requests), on_answer)
     options = [list(task.continuations(example)) for example in task.examples]
+    if task.pictures:
+        matches = [MatchRequest(p, text) for p, texts in zip(prompts, options) if isinstance(p, Picture)
+                   for text in texts]  # fmt: skip
+        answers = iter(_in_order(subject.match(matches), len(matches), on_answer))
+        return [normalised([next(answers) for _ in texts]) for texts in options]
     pairs = [LikelihoodRequest(prompt, text) for prompt, texts in zip(prompts, options) for text in texts]
     answers = iter(_in_order(subject.loglikelihood(pairs), len(pairs), on_answer))
     return [[next(answers) for _ in texts] for texts in options]
+
+
+def normalised(options: Sequence[Continuation]) -> list[Continuation]:
+    """The same with log-probabilities that are of these options alone."""
+    top = max(option.logprob for option in options)
+    total = top + math.log(sum(math.exp(option.logprob - top) for option in options))
+    return [option._replace(logprob=option.logprob - total) for option in options]
 
 
 def _in_order(answers: Iterable[tuple[int, Any]], n: int, on_answer: Callable[[int], None]) -> list[Any]:
@@ -89,6 +110,8 @@ def score(
     """The figure, its interval and the items of answers, one an example."""
     if len(answers) != len(task.examples):
         raise DataError(f"task {task.name!r} has {len(task.examples)} examples and got {len(answers)} answers")
+    if task.rolling and is_pseudo(answers):
+        task = pseudo_task(task)
     scores = [float(task.score(example, answer)) for example, answer in zip(task.examples, answers, strict=True)]
     items = [_item(task, i, answer, scores[i]) for i, answer in enumerate(answers)]
     figures = {name: (f.value, f.low, f.high) for name, f in task.figures(task.examples, answers).items()} \
@@ -111,6 +134,8 @@ def _item(task: Task[Any], i: int, answer: Any, score: float) -> Item:
         item["choices"] = [(option.text, option.logprob) for option in answer]
     elif isinstance(answer, Continuation):
         item["choices"] = [("", answer.logprob)]
+    elif isinstance(answer, Ranking):
+        item["answer"] = str(answer)
     return item
 
 

@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Protocol, TypedDict
+from typing import Any, NamedTuple, NoReturn, Protocol, TypedDict
+
+import numpy as np
+
+from foundling.errors import DataError, GenerationError
 
 
 class Message(TypedDict):
@@ -63,6 +68,49 @@ class Continuation(NamedTuple):
     greedy: bool = False
     """whether each of its tokens is the likeliest one"""
     n_prompt: int = 0
+    n_masked: int = 0
+    """tokens that were masked in turn, where `logprob` is a pseudo-log-likelihood (Salazar et al. 2020) and not a
+    likelihood; 0 for a likelihood"""
+
+
+class Picture(str):
+    """A picture by its name and the SHA-256 of its bytes, which is how it is hashed and recorded. `place` is where it
+    is read: a file, or "builtin:…"."""
+
+    place: str
+
+    def __new__(cls, name: str, digest: str, place: str) -> Picture:
+        picture = super().__new__(cls, f"{name} sha256:{digest}")
+        picture.place = place
+        return picture
+
+
+class MatchRequest(NamedTuple):
+    picture: Picture
+    text: str
+
+
+class Vector(NamedTuple):
+    """What a model makes of a whole text."""
+
+    data: str
+    """base64 of little-endian float32 numbers"""
+    n_prompt: int = 0
+    """tokens of the text; 0 where nobody counted"""
+
+    @classmethod
+    def of(cls, values: Any, n_prompt: int = 0) -> Vector:
+        return cls(base64.b64encode(np.asarray(values, "<f4").tobytes()).decode(), n_prompt)
+
+    def array(self) -> Any:
+        """(D,) float32. DataError where a record of it was damaged."""
+        try:
+            values = np.frombuffer(base64.b64decode(self.data, validate=True), "<f4")
+        except (ValueError, TypeError) as error:
+            raise DataError(f"a recorded vector is damaged ({error}); remove the file of recorded answers") from None
+        if not len(values) or not np.isfinite(values).all():
+            raise DataError("a vector is empty or not finite; is the model damaged?")
+        return values
 
 
 class Subject(Protocol):
@@ -86,6 +134,45 @@ class Subject(Protocol):
         ...
 
     def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, GeneratedText]]: ...
+
+    def embed(self, texts: Sequence[str]) -> Iterator[tuple[int, Vector]]:
+        """One vector of length 1 a text; related texts have similar vectors (cosine)."""
+        ...
+
+    def match(self, requests: Sequence[MatchRequest]) -> Iterator[tuple[int, Continuation]]:
+        """How well each text describes its picture: `logprob` up to a constant that is the same for all texts of one
+        picture."""
+        ...
+
+
+class Refusals:
+    """Refuses every request of a Subject, by name. A subject inherits it and defines what it can do."""
+
+    name: str
+    kind = "a model"
+    """what it is, in words"""
+    serves: tuple[str, ...] = ()
+    """kinds of tasks that it can do"""
+
+    def refuse(self, needs: str) -> NoReturn:
+        """GenerationError that says what the model is and which tasks it can do."""
+        can = f"it does tasks of kind {', '.join(self.serves)}" if self.serves else "no kind of task is for it"
+        raise GenerationError(f"{self.name} is {self.kind}: {needs}; {can}")
+
+    def loglikelihood(self, requests: Sequence[LikelihoodRequest]) -> Iterator[tuple[int, Continuation]]:
+        self.refuse("tasks of kind choice or classify need a model that generates or classifies texts")
+
+    def rolling(self, texts: Sequence[str]) -> Iterator[tuple[int, Continuation]]:
+        self.refuse("tasks of kind perplexity, and texts, need a model that predicts tokens")
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, GeneratedText]]:
+        self.refuse("it generates no text, which tasks of kind generate need")
+
+    def embed(self, texts: Sequence[str]) -> Iterator[tuple[int, Vector]]:
+        self.refuse("tasks of kind retrieve need a model that embeds texts")
+
+    def match(self, requests: Sequence[MatchRequest]) -> Iterator[tuple[int, Continuation]]:
+        self.refuse("tasks of kind images need a model that embeds pictures and texts")
 
 
 def request_key(hashes: dict[str, str], kind: str, request: Any) -> str:

@@ -36,6 +36,10 @@ class Task(Generic[E]):
     metric: str = "accuracy"
     lower_is_better: bool = False
     rolling: bool = False
+    documents: Sequence[tuple[str, str]] | None = None
+    """(id, text) of what the prompts are queries for: an answer is then a Ranking (evaluate/retrieval.py)"""
+    pictures: bool = False
+    """each prompt is a Picture, and a Continuation is a text that could describe it"""
     decoding: Decoding = field(default_factory=Decoding)
     """how answers are generated"""
     target: Callable[[E], str] | None = None
@@ -57,7 +61,11 @@ class Task(Generic[E]):
         functions = [self.prompt, self.score, *([self.continuations] if self.continuations else []), *runner]
         code = sorted({_source(function) for function in functions})
         return {
-            "task": _digest([self.name, self.metric, [_plain(example) for example in self.examples]], self.name),
+            "task": _digest(
+                [self.name, self.metric, [_plain(example) for example in self.examples]]
+                + ([list(map(list, self.documents))] if self.documents is not None else []),
+                self.name,
+            ),
             "prompt": _digest([rendered, dataclasses.asdict(self.decoding)], self.name),
             "code": _digest(code, self.name),
         }

@@ -20,15 +20,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from foundling.config import from_dict, load_yaml
+from foundling.data.datasets import BUILTIN
 from foundling.data.rows import LIKE, SUFFIXES, read_rows
 from foundling.data.sources import Source
 from foundling.data.streams import Skip
 from foundling.errors import ConfigError, DataError
 from foundling.evaluate.calibration import calibration_figures
+from foundling.evaluate.kinds import classify_task
+from foundling.evaluate.pictures import DIGEST, builtin_rows, picture_of, with_digest
+from foundling.evaluate.retrieval import MEASURES, retrieval_task
 from foundling.evaluate.scoring import SCORES, scorer
 from foundling.evaluate.subject import Decoding, Prompt
 from foundling.evaluate.task import Task, best, per_byte
-from foundling.limits import ITEMS, MAX_TOKENS, SEED, SHOTS
+from foundling.limits import CLASSES, ITEMS, MAX_TOKENS, SEED, SHOTS
 from foundling.text.templates import LETTERS, fill, letter_of
 
 Row = dict[str, Any]
@@ -50,9 +54,12 @@ class FewShot:
 class TaskSpec:
     name: str
     data: str
-    """a file of rows beside this one: .jsonl, .json, .csv, .tsv, .parquet"""
-    kind: Literal["choice", "generate", "perplexity"] = "generate"
-    """choice: the likeliest of some options; generate: a text is written; perplexity: whole texts are scored"""
+    """a file of rows beside this one: .jsonl, .json, .csv, .tsv, .parquet; of pictures also builtin:digits or
+    builtin:glyphs"""
+    kind: Literal["choice", "classify", "generate", "perplexity", "retrieve", "images"] = "generate"
+    """choice: the likeliest of some options; classify: the likeliest label of a text; generate: a text is written;
+    perplexity: whole texts are scored; retrieve: documents are ranked for a query; images: the likeliest of some texts
+    for a picture"""
     prompt: str = "{prompt}"
     """what stands before the answer, with the fields of a row in braces"""
     system: str | None = None
@@ -60,13 +67,21 @@ class TaskSpec:
     answer: str = "{answer}"
     """what is right: a text; of a choice the text, the letter or the number (from 0) of the right option"""
     options: str | list[str] = ""
-    """of a choice: a field with a list, in braces, or templates"""
+    """of a choice: a field with a list, in braces, or templates; of classify by default the labels of all rows"""
     letters: bool = False
     """of a choice: options are answered by their letters, and the prompt shows them"""
     separator: str = " "
     """between prompt and answer"""
+    corpus: str = ""
+    """of retrieve: a file of documents beside this one, with ids"""
+    document: str = "{text}"
+    """of retrieve: what is read of a document, with its fields in braces"""
+    relevant: str = "{relevant}"
+    """of retrieve: the field with the ids of the documents that are relevant"""
+    image: str = "{image}"
+    """of images: the file of a picture, beside this file"""
     score: str = ""
-    """how an answer is scored; by default accuracy of a choice, exact of a text"""
+    """how an answer is scored; by default accuracy of a choice, exact of a text, nDCG@10 of documents"""
     few_shot: FewShot = field(default_factory=FewShot)
     stop: list[str] = field(default_factory=list)
     max_tokens: int = 256
@@ -96,7 +111,10 @@ def load_task(
         if named:
             spec = replace(spec, name=f"{spec.name}, seed {seed}")
     _check(spec, path)
-    items = read_items(path.parent / spec.data)
+    builtin = spec.kind == "images" and spec.data.startswith(BUILTIN)
+    items = builtin_rows(spec.data) if builtin else read_items(path.parent / spec.data)
+    if spec.kind == "classify" and not spec.options:
+        spec = replace(spec, options=labels_of(spec, items))
     few = spec.few_shot
     pool = read_items(path.parent / few.data) if few.data and few.n else items
     return build_task(spec, items, pool, limit=limit, folder=path.parent)
@@ -106,9 +124,13 @@ def _check(spec: TaskSpec, path: Path) -> None:
     SHOTS.check(spec.few_shot.n, "few_shot.n", ConfigError)
     SEED.check(spec.seed, "seed", ConfigError)
     MAX_TOKENS.check(spec.max_tokens, "max_tokens", ConfigError)
-    if spec.kind == "choice" and not spec.options:
-        raise ConfigError(f"{path}: a choice needs options, a field such as '{{options}}' or a list")
-    scores = ("accuracy", "accuracy_per_byte") if spec.kind == "choice" else tuple(SCORES)
+    if spec.kind in ("choice", "images") and not spec.options:
+        raise ConfigError(f"{path}: kind {spec.kind} needs options, a field such as '{{options}}' or a list")
+    if spec.kind == "retrieve" and not spec.corpus:
+        raise ConfigError(f"{path}: kind retrieve needs corpus, a file of documents with ids")
+    if spec.kind in ("retrieve", "images") and (spec.few_shot.n or spec.system is not None):
+        raise ConfigError(f"{path}: kind {spec.kind} has no solved examples and no system message; leave them out")
+    scores = _SCORES.get(spec.kind, tuple(SCORES))
     if spec.kind != "perplexity" and spec.score and spec.score not in scores:
         raise ConfigError(f"{path}: score {spec.score!r} is unknown; use {', '.join(scores)}")
 
@@ -147,9 +169,12 @@ def build_task(
     items = list(items)[:limit]
     if not items:
         raise DataError(f"task {spec.name!r}: no items are left beside its {few.n} examples; lower few_shot.n")
+    if spec.kind == "images":
+        items = [_with_picture(spec, row, folder or Path()) for row in items]
     for i, row in enumerate([*shown, *items]):  # every template is filled once, before anything is computed
         try:
-            fill(spec.prompt, _fields(spec, row))
+            if spec.kind != "images":
+                fill(spec.prompt, _fields(spec, row))
             _right(spec, row)
         except DataError as error:
             raise DataError(f"task {spec.name!r}, row {row.get('id', i)!r}: {error}") from None
@@ -187,7 +212,64 @@ def _perplexity(spec: TaskSpec, items: list[Row], prompt: Callable[[Row], Prompt
     return text_task(spec.name, items, lambda row: fill(spec.prompt, row))
 
 
-_TASKS = {"choice": _choice, "generate": _generate, "perplexity": _perplexity}
+def _classify(spec: TaskSpec, items: list[Row], prompt: Callable[[Row], Prompt], folder: Path | None) -> Task[Row]:
+    return classify_task(
+        spec.name, items, prompt, lambda row: [spec.separator + text for text in _continuations(spec, row)],
+        lambda row: _right_option(spec, row),
+    )  # fmt: skip
+
+
+def _images(spec: TaskSpec, items: list[Row], prompt: Callable[[Row], Prompt], folder: Path | None) -> Task[Row]:
+    return classify_task(
+        spec.name, items, lambda row: picture_of(row, fill(spec.image, row), folder or Path()),
+        lambda row: _options(spec, row), lambda row: _right_option(spec, row), pictures=True,
+    )  # fmt: skip
+
+
+def _retrieve(spec: TaskSpec, items: list[Row], prompt: Callable[[Row], Prompt], folder: Path | None) -> Task[Row]:
+    corpus = read_items((folder or Path()) / spec.corpus)
+    documents = list[tuple[str, str]]()
+    for row in corpus:
+        try:
+            documents.append((row["id"], fill(spec.document, row)))
+        except DataError as error:
+            raise DataError(f"task {spec.name!r}, document {row['id']!r}: {error}") from None
+    measure = spec.score or next(iter(MEASURES))
+    return retrieval_task(spec.name, items, documents, prompt, lambda row: _relevant(spec, row), measure)
+
+
+def _relevant(spec: TaskSpec, row: Row) -> list[str]:
+    name = spec.relevant.strip("{}")
+    value = row.get(name)
+    if value is None or isinstance(value, dict):
+        raise DataError(f"the row has no list {name!r} of ids of documents")
+    return [str(one) for one in value] if isinstance(value, list) else [str(value)]
+
+
+def _with_picture(spec: TaskSpec, row: Row, folder: Path) -> Row:
+    try:
+        name = fill(spec.image, row)
+        return row if name.startswith(BUILTIN) and DIGEST in row else with_digest(row, name, folder)
+    except DataError as error:
+        raise DataError(f"task {spec.name!r}, row {row.get('id')!r}: {error}") from None
+
+
+def labels_of(spec: TaskSpec, items: Sequence[Row]) -> list[str]:
+    """The different answers of all rows, as templates."""
+    labels = sorted({fill(spec.answer, row) for row in items})
+    CLASSES.check(len(labels), f"the number of labels of task {spec.name!r}", DataError)
+    return [label.replace("{", "{{").replace("}", "}}") for label in labels]
+
+
+_TASKS = {
+    "choice": _choice, "classify": _classify, "generate": _generate, "perplexity": _perplexity,
+    "retrieve": _retrieve, "images": _images,
+}  # fmt: skip
+_SCORES = {
+    "choice": ("accuracy", "accuracy_per_byte"), "classify": ("accuracy",), "images": ("accuracy",),
+    "retrieve": tuple(MEASURES),
+}  # fmt: skip
+_WITH_OPTIONS = ("choice", "classify", "images")
 _LN2 = 0.6931471805599453
 
 
@@ -219,7 +301,7 @@ def _prompt(spec: TaskSpec, row: Row, examples: Sequence[Row]) -> Prompt:
 
 
 def _fields(spec: TaskSpec, row: Row) -> Row:
-    return row | {"options": _options(spec, row)} if spec.kind == "choice" else row
+    return row | {"options": _options(spec, row)} if spec.kind in _WITH_OPTIONS else row
 
 
 def _options(spec: TaskSpec, row: Row) -> list[str]:
@@ -240,17 +322,20 @@ def _continuations(spec: TaskSpec, row: Row) -> list[str]:
 def _right(spec: TaskSpec, row: Row) -> str:
     if spec.kind == "perplexity":
         return ""
-    return _continuations(spec, row)[_right_option(spec, row)] if spec.kind == "choice" else fill(spec.answer, row)
+    if spec.kind == "retrieve":
+        return ", ".join(_relevant(spec, row))
+    return _continuations(spec, row)[_right_option(spec, row)] if spec.kind in _WITH_OPTIONS else fill(spec.answer, row)
 
 
 def _right_option(spec: TaskSpec, row: Row) -> int:
     """The number of the right option, whose text, letter or number the answer is."""
     options, name = _options(spec, row), spec.answer.strip("{}")
     value = row[name] if name in row else fill(spec.answer, row)
-    if isinstance(value, int) and not isinstance(value, bool):
-        at = value
-    elif str(value) in options:
+    number = value if isinstance(value, int) and not isinstance(value, bool) else None
+    if str(value) in options and (number is None or spec.kind != "choice"):
         at = options.index(str(value))
+    elif number is not None:
+        at = number
     elif len(text := str(value).strip()) == 1 and text in LETTERS:
         at = LETTERS.index(text)
     else:

@@ -15,7 +15,15 @@ from typing import Any, NamedTuple
 from foundling.errors import ConfigError, GenerationError
 from foundling.evaluate.endpoint import Endpoint, error_text, read_key
 from foundling.evaluate.recorded import REPORTED
-from foundling.evaluate.subject import Continuation, Decoding, GeneratedText, GenerateRequest, LikelihoodRequest, Prompt
+from foundling.evaluate.subject import (
+    Continuation,
+    Decoding,
+    GeneratedText,
+    GenerateRequest,
+    LikelihoodRequest,
+    Prompt,
+    Refusals,
+)
 from foundling.evaluate.token_spans import Echo, spans_of_echo
 from foundling.limits import WORKERS, check_number, shown
 
@@ -66,7 +74,7 @@ class Usage(NamedTuple):
     """by `price`; None without one"""
 
 
-class Upstream:
+class Upstream(Refusals):
     """A model behind an OpenAI-compatible API. It is asked by /chat/completions, or with chat=False by /completions,
     which alone gives log-probabilities of a text (`echo` with `logprobs`), where the server has that at all.
 
@@ -78,6 +86,9 @@ class Upstream:
 
     Raises ConfigError for a URL that is not https (http on this machine), and where the key is missing.
     """
+
+    kind = "a model behind an API"
+    serves = ("choice", "classify", "generate", "perplexity")
 
     def __init__(
         self,

@@ -198,6 +198,20 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, max_bytes: int = JSON_BYTES.high) -> dict[str, Any]:
+    value = _read_json(path, max_bytes)
+    if not isinstance(value, dict):
+        raise WeightsError(f"{path}: damaged, not a JSON object")
+    return value
+
+
+def read_json_list(path: Path, max_bytes: int = JSON_BYTES.high) -> list[Any]:
+    value = _read_json(path, max_bytes)
+    if not isinstance(value, list):
+        raise WeightsError(f"{path}: damaged, not a JSON list")
+    return value
+
+
+def _read_json(path: Path, max_bytes: int) -> Any:
     try:
         found = path.stat()
     except OSError as error:
@@ -213,14 +227,11 @@ def read_json(path: Path, max_bytes: int = JSON_BYTES.high) -> dict[str, Any]:
     if not is_shallow(data):
         raise WeightsError(f"{path}: nested deeper than {JSON_DEPTH.high}, not a configuration")
     try:
-        value = parse_json(data.decode("utf-8"), path)
+        return parse_json(data.decode("utf-8"), path)
     except WeightsError:
         raise
     except ValueError:
         raise WeightsError(f"{path}: damaged, not JSON") from None
-    if not isinstance(value, dict):
-        raise WeightsError(f"{path}: damaged, not a JSON object")
-    return value
 
 
 def parse_json(text: str | bytes, path: Path) -> Any:

@@ -306,12 +306,12 @@ def score(reply: Any, prompt: str, continuation: str, **options: Any) -> Any:
 def test_log_probabilities_are_those_of_the_tokens_that_hold_the_continuation() -> None:
     tops = [None, {" cat": -0.5}, {" sat": -0.75}, {" in": -0.1}, {".": -0.2}]
     reply = echo(["The", " cat", " sat", " on", "."], [None, -0.5, -0.75, -2.0, -0.2], tops, [0, 3, 7, 11, 14])
-    assert score(reply, "The cat", " sat on") == (" sat on", -2.75, 2, False, 2)
+    assert score(reply, "The cat", " sat on") == Continuation(" sat on", -2.75, 2, False, 2)
     assert score(reply, "The", " cat sat on")[1:4] == (-3.25, 3, False)
     # " cat" holds the last character of the prompt and two of the continuation: it counts
     assert score(reply, "The c", "at sat on")[1:3] == (-3.25, 3)
     greedy = echo(["a", "b", "c"], [None, -0.5, -1.0], [None, {"b": -0.5, "x": -3.0}, {"c": -1.0}])
-    assert score(greedy, "a", "b") == ("b", -0.5, 1, True, 1)
+    assert score(greedy, "a", "b") == Continuation("b", -0.5, 1, True, 1)
 
 
 def test_a_token_before_the_text_and_parts_of_characters() -> None:
