@@ -153,7 +153,7 @@ def test_texts_are_weighted_by_their_bytes(tmp_path) -> None:
         ({"prompt": "{qestion}"}, ROWS, r"asks for \{qestion\}, which is no field here; there are: answer"),
         ({"prompt": "{"}, ROWS, "alone in the template"),
         ({"options": "{choices}"}, ROWS, "the row has no list 'choices'"),
-        ({"options": ""}, ROWS, "a choice needs options"),
+        ({"options": ""}, ROWS, "kind choice needs options"),
         ({}, [{**ROWS[0], "answer": 2}], "the answer 2 is none of the 2 options"),
         ({}, [{**ROWS[0], "answer": "Z"}], "the answer 'Z' is none"),
         ({}, [ROWS[0], ROWS[0]], "line 2: the id 'a' comes twice"),

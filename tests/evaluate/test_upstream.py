@@ -15,7 +15,7 @@ from foundling.errors import ConfigError, GenerationError
 from foundling.evaluate import upstream as module
 from foundling.evaluate.endpoint import Secret, is_loopback
 from foundling.evaluate.recorded import Recorded
-from foundling.evaluate.subject import Decoding, GeneratedText, GenerateRequest
+from foundling.evaluate.subject import Continuation, Decoding, GeneratedText, GenerateRequest
 from foundling.evaluate.upstream import PROVIDERS, RENAMED, Upstream, subject_of
 from foundling.limits import RESPONSE_BYTES
 from tests.evaluate.provider_answers import SHAPES
