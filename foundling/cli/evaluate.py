@@ -24,10 +24,9 @@ EXAMPLES = [
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "subject",
-        help="directory of a model or adapter, hf://ORG/NAME, PROVIDER:MODEL or MODEL@URL, or an answers.jsonl",
-    )
+    from foundling.cli.subjects import SUBJECT
+
+    parser.add_argument("subject", help=SUBJECT)
     parser.add_argument(
         "tasks", nargs="+", metavar="TASK", help="task file (.yaml), or a text or rows with texts: bits per byte"
     )
@@ -114,17 +113,11 @@ def _evaluate(args: argparse.Namespace, subject: Any, tasks: list[Any]) -> dict[
 
 
 def _subject(args: argparse.Namespace) -> Any:
-    if args.subject.endswith(".jsonl"):
-        from foundling.evaluate.recorded import replay
-
-        return replay(Path(args.subject))
-    if not Path(args.subject).exists() and not args.subject.startswith("hf://") and ":" in args.subject:
-        from foundling.evaluate.upstream import subject_of
-
-        return subject_of(args.subject)
+    from foundling.cli.subjects import is_local, load_subject
     from foundling.decode.engine.engine import EngineOptions
-    from foundling.evaluate.subjects import load_subject
 
+    if not is_local(args.subject):
+        return load_subject(args.subject)
     return load_subject(
         args.subject, base=args.base_model, dtype=args.dtype, device=args.device, truncate=args.truncate,
         positions=args.positions, chat=args.chat, window=args.window, stride=args.stride,

@@ -14,8 +14,13 @@ def is_upstream(spec: str) -> bool:
     return not Path(spec).exists() and not spec.startswith("hf://") and ":" in spec
 
 
+def is_local(spec: str) -> bool:
+    """Whether the words name a model to load here."""
+    return not spec.endswith(".jsonl") and not is_upstream(spec)
+
+
 def load_subject(spec: str, **options: Any) -> Any:
-    """`options`: those of LocalModel.load, for a directory."""
+    """`options`: those of evaluate.subjects.load_subject, for a directory."""
     if spec.endswith(".jsonl"):
         from foundling.evaluate.recorded import replay
 
@@ -24,9 +29,9 @@ def load_subject(spec: str, **options: Any) -> Any:
         from foundling.evaluate.upstream import subject_of
 
         return subject_of(spec)
-    from foundling.evaluate.local import LocalModel
+    from foundling.evaluate.subjects import load_subject
 
-    return LocalModel.load(spec, **options)
+    return load_subject(spec, **options)
 
 
 def chats(subject: Any) -> bool:
