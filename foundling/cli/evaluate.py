@@ -46,15 +46,15 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     from foundling.evaluate.estimate import estimate
-    from foundling.evaluate.local import LocalModel
+    from foundling.evaluate.subjects import LocalSubject
 
     tasks = [_task(name, args) for name in args.tasks]
     subject = _subject(args)
     if args.plan:
-        if not isinstance(subject, LocalModel):
+        if not isinstance(subject, LocalSubject):
             from foundling.errors import ConfigError
 
-            raise ConfigError("--plan measures models that generate text on this machine; leave it out")
+            raise ConfigError("--plan measures this machine; a model behind an API has no plan")
         plan = estimate(subject, tasks)
         if not args.json:
             for row in plan:
