@@ -56,7 +56,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     from foundling.evaluate.estimate import estimate
-    from foundling.evaluate.local import LocalModel
+    from foundling.evaluate.subjects import LocalSubject
     from foundling.limits import ITEMS
 
     if args.limit is not None:
@@ -64,10 +64,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     tasks = [task for name in args.tasks for task in _tasks(name, args)]
     subject = _subject(args)
     if args.plan:
-        if not isinstance(subject, LocalModel):
+        if not isinstance(subject, LocalSubject):
             from foundling.errors import ConfigError
 
-            raise ConfigError("--plan measures models that generate text on this machine; leave it out")
+            raise ConfigError("--plan measures this machine; a model behind an API has no plan")
         plan = estimate(subject, tasks)
         if not args.json:
             for row in plan:

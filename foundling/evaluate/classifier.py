@@ -7,11 +7,13 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from foundling.decode.classify import Classifier
 from foundling.errors import GenerationError, render
 from foundling.evaluate.local import Loaded
 from foundling.evaluate.subject import Continuation, LikelihoodRequest, Prompt, Refusals
+from foundling.evaluate.task import Task
 from foundling.limits import shown
 from foundling.runtime.machine import versions
 from foundling.text.cutting import encode_within
@@ -73,6 +75,12 @@ class ClassifierSubject(Refusals):
                     label = labels[index]
                     logprob = math.log(scores[label]) if scores[label] else -math.inf
                     yield index, Continuation(requests[index].continuation, logprob, 1, label == answer["label"])
+
+    def count(self, task: Task[Any]) -> tuple[int, int]:
+        """(tokens that are computed for a task, 0 that are generated)"""
+        texts = list(dict.fromkeys(self._text(task.prompt(example)) for example in task.examples))
+        encoded = encode_within(self.classifier.tokenizer, texts, self.classifier.longest)
+        return sum(len(one.ids) for one in encoded), 0
 
     def _label(self, text: str) -> str:
         for label in (text, text.strip()):

@@ -19,7 +19,8 @@ from foundling.evaluate.classifier import too_long
 from foundling.evaluate.local import Loaded
 from foundling.evaluate.perplexity import masked_nats
 from foundling.evaluate.pictures import pixels_of
-from foundling.evaluate.subject import Continuation, MatchRequest, Refusals, Vector
+from foundling.evaluate.subject import Continuation, MatchRequest, Refusals, Vector, prompt_text
+from foundling.evaluate.task import Task
 from foundling.limits import MASKED_POSITIONS
 from foundling.media.pictures import PictureSpec, picture_spec
 from foundling.runtime.device import Runtime
@@ -105,23 +106,40 @@ class EncoderSubject(Refusals):
         return self._rolling(texts, self.tokenizer.mask)
 
     def _rolling(self, texts: Sequence[str], mask: int) -> Iterator[tuple[int, Continuation]]:
+        runtime = Runtime(str(next(self.model.parameters()).device))
+        for index, text in enumerate(texts):
+            n, windows, places = self._masked(text)
+            nats = masked_nats(self.model, windows, places, mask, runtime, BATCH_SIZE)
+            total = sum(nats) / max(1, len(nats)) * n
+            yield index, Continuation(text, -total, n, n_masked=len(nats))
+
+    def _masked(self, text: str) -> tuple[int, list[list[int]], list[tuple[int, int]]]:
+        """(tokens of the text, its windows, the places (window, position) that are masked)"""
         before, after = self.tokenizer.frame
         before = [*text_spec(self.model).virtual, *before]
         longest = self.model.config.max_seq_len
         room = longest - len(before) - len(after)
         if room < 1:
             raise GenerationError(f"the model reads {longest} tokens, which leaves none for a text")
-        runtime = Runtime(str(next(self.model.parameters()).device))
-        for index, text in enumerate(texts):
-            ids = self.tokenizer.encode(text)
-            windows = [[*before, *ids[at : at + room], *after] for at in range(0, len(ids), room)]
-            digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-            draw = random.Random(f"{self.seed} {digest}")
-            chosen = sorted(draw.sample(range(len(ids)), min(self.positions, len(ids))))
-            places = [(at // room, len(before) + at % room) for at in chosen]
-            nats = masked_nats(self.model, windows, places, mask, runtime, BATCH_SIZE)
-            total = sum(nats) / max(1, len(nats)) * len(ids)
-            yield index, Continuation(text, -total, len(ids), n_masked=len(nats))
+        ids = self.tokenizer.encode(text)
+        windows = [[*before, *ids[at : at + room], *after] for at in range(0, len(ids), room)]
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        draw = random.Random(f"{self.seed} {digest}")
+        chosen = sorted(draw.sample(range(len(ids)), min(self.positions, len(ids))))
+        return len(ids), windows, [(at // room, len(before) + at % room) for at in chosen]
+
+    def count(self, task: Task[Any]) -> tuple[int, int]:
+        """(tokens that are computed for a task, 0 that are generated); of a picture its patches count."""
+        prompts = [prompt_text(task.prompt(example)) for example in task.examples]
+        if task.rolling:
+            masked = [self._masked(text) for text in prompts]
+            return sum(len(windows[at]) for _, windows, places in masked for at, _ in places), 0
+        texts, patches = [*prompts, *(text for _, text in task.documents or ())], 0
+        if task.pictures and task.continuations:
+            texts = list({text.strip() for example in task.examples for text in task.continuations(example)})
+            config = self.model.config
+            patches = len(set(prompts)) * ((config.image_size // config.patch_size) ** 2 + 1)
+        return patches + sum(len(one.ids) for one in self.embedder.encode(texts)) if self.embedder else 0, 0
 
     # --- vectors ------------------------------------------------------------------------------------------------------
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from foundling.evaluate.local import LocalModel
+from foundling.evaluate.runners import run
 from foundling.evaluate.subject import Decoding, GenerateRequest, LikelihoodRequest
+from foundling.evaluate.subjects import LocalSubject
 from foundling.evaluate.task import Task
 
 PROBE_ROWS, PROBE_TOKENS = 8, 24
@@ -26,7 +29,9 @@ class TaskEstimate(NamedTuple):
     """if every answer is as long as it may be"""
 
 
-def estimate(subject: LocalModel, tasks: Sequence[Task[Any]]) -> list[TaskEstimate]:
+def estimate(subject: LocalSubject, tasks: Sequence[Task[Any]]) -> list[TaskEstimate]:
+    if not isinstance(subject, LocalModel):
+        return [_by_its_first_items(subject, task) for task in tasks]
     counts = [subject.count(task) for task in tasks]
     read = _reading_speed(subject) if any(n for n, _ in counts) else 1.0
     written = _writing_speed(subject, tasks, read) if any(n for _, n in counts) else 1.0
@@ -34,6 +39,18 @@ def estimate(subject: LocalModel, tasks: Sequence[Task[Any]]) -> list[TaskEstima
         TaskEstimate(task.name, len(task.examples), tokens, new, tokens / read + new / written)
         for task, (tokens, new) in zip(tasks, counts, strict=True)
     ]
+
+
+def _by_its_first_items(subject: LocalSubject, task: Task[Any]) -> TaskEstimate:
+    """Seconds in proportion to the tokens, which the first items of the task itself take."""
+    documents = None if task.documents is None else task.documents[:PROBE_ROWS]
+    few = replace(task, examples=task.examples[:PROBE_ROWS], documents=documents, figures=None)
+    run(few, subject)  # warms up, and refuses a task that does not fit
+    start = time.perf_counter()
+    run(few, subject)
+    seconds = time.perf_counter() - start
+    tokens, probed = subject.count(task)[0], subject.count(few)[0]
+    return TaskEstimate(task.name, len(task.examples), tokens, 0, seconds * tokens / max(1, probed))
 
 
 def _reading_speed(subject: LocalModel) -> float:

@@ -70,6 +70,19 @@ def test_pictures(work: Path) -> None:
         assert sum(math.exp(logprob) for _, logprob in item["choices"]) == pytest.approx(1)
 
 
+def test_a_plan_counts_what_will_be_read(work: Path) -> None:
+    moods, texts, documents, pictures = (
+        evaluated(work / model, work / f"{task}.yaml", "--plan", "--positions" if task == "texts" else "--limit", 3)[
+            "tasks"
+        ][0]
+        for model, task in (("classifier", "moods"), ("masked", "texts"), ("masked", "task"), ("clip", "pictures"))
+    )
+    # words, full stop, [CLS] and [SEP] of three texts; three or two masked tokens of each of four
+    assert moods["tokens"] == 9 + 9 + 4 and texts["tokens"] == 3 * (9 + 9 + 9) + 2 * 4
+    assert documents["tokens"] > 40 * 9 and pictures["tokens"] > 3 * 2
+    assert all(task["seconds"] > 0 and task["new_tokens"] == 0 for task in (moods, texts, documents, pictures))
+
+
 @pytest.mark.parametrize(
     ("model", "task", "options", "message"),
     [
@@ -77,7 +90,7 @@ def test_pictures(work: Path) -> None:
         ("classifier", "pictures.yaml", (), "tasks of kind images need a model that embeds pictures"),
         ("masked", "moods.yaml", (), "it does tasks of kind perplexity, retrieve"),
         ("masked", "moods.yaml", ("--chat",), "masked generates no text; leave out chat"),
-        ("classifier", "moods.yaml", ("--plan",), "--plan measures models that generate text on this machine"),
+        ("classifier", "task.yaml", ("--plan",), "tasks of kind retrieve need a model that embeds"),
         ("masked", "texts.yaml", ("--positions", "0"), "positions is 0"),
     ],
 )
