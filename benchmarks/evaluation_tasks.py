@@ -17,6 +17,7 @@ import argparse
 import gzip
 import json
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -95,9 +96,8 @@ def ifbench() -> list[Row]:
 
 
 def movies() -> list[Row]:
-    database = movies_questions.database()
-    rows = [dict(question) for question in movies_questions.questions(database)]
-    return [{**row, "id": row["task_id"], "schema": movies_questions.SCHEMA, "database": str(database)} for row in rows]
+    rows = [dict(question) for question in movies_questions.questions(movies_questions.database())]
+    return [{**row, "id": row["task_id"], "schema": movies_questions.SCHEMA, "database": "movies.db"} for row in rows]
 
 
 def human_eval() -> list[Row]:
@@ -148,6 +148,8 @@ def write(folder: Path, names: Iterable[str] = ()) -> dict[str, Path]:
     for name, (spec, rows) in tasks().items():
         if names and name not in names:
             continue
+        if name == "movies":
+            shutil.copyfile(movies_questions.database(), folder / "movies.db")
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
         paths[name] = folder / f"{name}.yaml"

@@ -80,14 +80,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _evaluate(args: argparse.Namespace, subject: Any, tasks: list[Any]) -> dict[str, Any]:
     from dataclasses import asdict, replace
 
-    from foundling.evaluate.evaluation import ANSWERS, evaluate
-    from foundling.evaluate.store import write_evaluation
+    from foundling.evaluate.evaluation import check_same_subject, evaluate, with_previous
+    from foundling.evaluate.store import ANSWERS, RECORD, read_evaluation, write_evaluation
     from foundling.runtime.files import lock
     from foundling.runtime.machine import machine
 
     out = Path(args.out) if args.out else _free(subject.name)
     progress = progress_for(args)
     with lock(out):
+        previous = read_evaluation(out) if (out / RECORD).exists() else None
+        if previous is not None:
+            check_same_subject(previous, subject, out)
         record = evaluate(
             subject, tasks, out / ANSWERS, bar=lambda name, total: progress.bar(name, total),
             command=shlex.join(["foundling", *sys.argv[1:]]), machine=machine(), about=_about(args, subject),
@@ -95,6 +98,8 @@ def _evaluate(args: argparse.Namespace, subject: Any, tasks: list[Any]) -> dict[
             corpus=_corpus(args),
         )  # fmt: skip
         record = _priced(args, record)
+        if previous is not None:
+            record = with_previous(previous, record)
         write_evaluation(record, out)
     if args.card:
         from foundling.evaluate.card import write_card
@@ -204,7 +209,8 @@ def _about(args: argparse.Namespace, subject: Any) -> dict[str, Any]:
 
 
 def _free(name: str) -> Path:
-    return next(path for n in range(1, 1 << 20) if not (path := Path(f"runs/{name}-eval-{n}")).exists())
+    plain = "".join(c if c.isalnum() or c in "-._" else "-" for c in name).lstrip(".")[:80] or "model"
+    return next(path for n in range(1, 1 << 20) if not (path := Path(f"runs/{plain}-eval-{n}")).exists())
 
 
 def _line(result: Any) -> str:

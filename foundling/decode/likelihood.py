@@ -238,6 +238,8 @@ def _from_sources(model: Any, rows: Sequence[_Row], batch_tokens: int) -> Scores
 def _score(model: Any, hidden: Tensor, targets: Sequence[tuple[int, int, int, int]]) -> dict[int, TokenScores]:
     """hidden (B, T, D) and (row, step, index, token) of what is predicted there → scores by index. The logits of a
     state are computed once, however many tokens are looked up in them."""
+    if not targets:
+        return {}
     states = list(dict.fromkeys((row, step) for row, step, _, _ in targets))
     place = {state: i for i, state in enumerate(states)}
     at = torch.tensor(states, device=hidden.device).T

@@ -6,19 +6,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from foundling.contracts.records import EvaluationRecord, Item, Result
-from foundling.errors import ConfigError, Interrupted
+from foundling.errors import ConfigError, Interrupted, MismatchError
 from foundling.evaluate.contamination import contaminated, with_contamination
 from foundling.evaluate.recorded import Recorded
 from foundling.evaluate.runners import run
 from foundling.evaluate.subject import Subject
 from foundling.evaluate.task import Task
 
-ANSWERS = "answers.jsonl"
 Bar = Callable[[str, int], AbstractContextManager[Any]]
 """(name, total) -> what shows progress and has `advance()`"""
 
@@ -44,11 +44,14 @@ def evaluate(
     results, items, notes = list[Result](), dict[str, list[Item]](), list[str]()
     for task in tasks:
         with bar(task.name, _n_answers(task)) as shown:
+            before = recorded.n_replayed
             try:
                 evaluated = run(task, recorded, on_answer=lambda n, shown=shown: shown.advance())
             except Interrupted as stop:
                 raise Interrupted(stop.number, f"in {task.name}", "the same command goes on") from None
         items[task.name], result = evaluated.items, evaluated.result
+        if recorded.n_replayed > before:  # the time of what was computed before is not known
+            result = replace(result, cost={k: v for k, v in result.cost.items() if k != "seconds"})
         if corpus is not None:
             measured = contaminated(evaluated.items, corpus())
             result = with_contamination(result, evaluated.items, measured)
@@ -61,6 +64,28 @@ def evaluate(
         subject.name, created, command, results, items, dict(settings or {}), dict(machine or {}), dict(about or {}),
         notes,
     )  # fmt: skip
+
+
+def check_same_subject(previous: EvaluationRecord, subject: Subject, place: Path) -> None:
+    """MismatchError where a directory holds an evaluation of another model, template or backend."""
+    now = subject.hashes
+    for result in previous.results:
+        other = [name for name in ("model", "template", "backend") if result.hashes.get(name) != now.get(name)]
+        if other:
+            raise MismatchError(
+                f"{place}: holds an evaluation of {previous.subject!r} with another {other[0]}; choose another --out"
+            )
+
+
+def with_previous(previous: EvaluationRecord, record: EvaluationRecord) -> EvaluationRecord:
+    """The record with the tasks of an earlier one that were not run again."""
+    names = {result.task for result in record.results}
+    earlier = [result for result in previous.results if result.task not in names]
+    items = {result.task: previous.items[result.task] for result in earlier if result.task in previous.items}
+    notes = [f"{result.task}: as it was measured before" for result in earlier]
+    return replace(
+        record, results=[*earlier, *record.results], items={**items, **record.items}, notes=[*record.notes, *notes]
+    )
 
 
 def _n_answers(task: Task[Any]) -> int:

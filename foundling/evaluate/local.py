@@ -144,7 +144,7 @@ class LocalModel(Refusals):
             self._model_hash = weights_hash(self.model)
         tokenizer, parameter = self.framing.tokenizer, next(self.model.parameters())
         template = [
-            tokenizer.backend.to_str(), tokenizer.chat_template if self.chat else None, self.chat,
+            tokenizer.backend.to_str(), tokenizer.chat_template, self.chat,
             repr(self.framing.spec), self.window, self.stride, self.truncate, self.as_harness,
         ]  # fmt: skip
         options, dtype = self.engine_options, str(parameter.dtype).removeprefix("torch.")
@@ -204,7 +204,8 @@ class LocalModel(Refusals):
 
     def _encode_pair(self, prompt: Prompt, continuation: str) -> tuple[list[int], list[int]]:
         if self.chat or not isinstance(prompt, str):
-            return self._encode(prompt), self.framing.tokenizer.encode(continuation)
+            # an answer of a conversation begins without the space that parts it from a prompt
+            return self._encode(prompt), self.framing.tokenizer.encode(continuation.removeprefix(" "))
         return encode_pair(self.framing, prompt, continuation, as_harness=self.as_harness)
 
     def _within(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[list[int], list[int]]]:

@@ -49,10 +49,15 @@ def run(task: Task[Any], subject: Subject, *, on_answer: Callable[[int], None] |
     counted = [part for answer in answers for part in (answer if isinstance(answer, list) else [answer])]
     cost = {
         "seconds": seconds,
-        "prompt_tokens": float(sum(part.n_prompt for part in counted)),
+        "prompt_tokens": float(sum(_n_read(part) for part in counted)),
         "new_tokens": float(sum(part.n_tokens for part in counted if isinstance(part, GeneratedText))),
     }
     return evaluated._replace(result=replace(evaluated.result, cost=cost))
+
+
+def _n_read(part: Any) -> int:
+    """Tokens that were read for it: of a continuation its own as well."""
+    return part.n_prompt + (part.n_tokens if isinstance(part, Continuation) else 0)
 
 
 def _ask(task: Task[Any], subject: Subject, on_answer: Callable[[int], None]) -> list[Any]:

@@ -9,20 +9,38 @@ import string
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from foundling.errors import ConfigError
+from foundling.errors import ConfigError, DataError
+from foundling.limits import shown
 
 Score = Callable[[dict[str, Any], str, str], float]
-"""(the item, what is right, the generated text) -> score"""
+"""(the item, what is right, the generated text) -> score. DataError for an item without the fields that it needs."""
 
 
-def scorer(name: str, folder: Path | None = None) -> tuple[str, Score]:
-    """The metric's name and the function. ConfigError for a name that is none of SCORES."""
+class Scorer(NamedTuple):
+    metric: str
+    make: Callable[[Path | None], Score]
+    """of the task's folder"""
+    package: str = ""
+    """whose files decide as well"""
+    reads_item: bool = False
+    """it needs fields of the item: an empty text is scored once for each, before anything is asked"""
+
+
+def scorer(name: str) -> Scorer:
+    """ConfigError for a name that is none of SCORES."""
     if name not in SCORES:
         raise ConfigError(f"score {name!r} is unknown; use {', '.join(SCORES)}")
-    metric, make = SCORES[name]
-    return metric, make(folder)
+    return SCORES[name]
+
+
+def inside(folder: Path, name: str) -> Path:
+    """A file in the folder of a task, or below it. DataError for another path: a task may be somebody else's."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise DataError(f"{shown(name)} lies outside the task's folder; put the file beside the task")
+    return path
 
 
 def normalised(text: str) -> str:
@@ -90,7 +108,9 @@ def _sql(folder: Path | None) -> Score:
     def score(item: dict[str, Any], right: str, text: str) -> float:
         name = str(item["id"])
         task = sql.parse_task({**item, "query": right}, name, f"item {name!r}")
-        database = sql.require_database((folder or Path()) / str(item.get("database")))
+        if not isinstance(item.get("database"), str):
+            raise DataError("expected database, the name of a file beside the task")
+        database = sql.require_database(inside(folder or Path(), item["database"]))
         return float(sql.check(task, text, rows(task.query, database), database).passed)
 
     return score
@@ -101,8 +121,10 @@ def _instructions(folder: Path | None) -> Score:
     from foundling.verify.instructions import check
 
     def score(item: dict[str, Any], right: str, text: str) -> float:
-        followed = check(text, item["prompt"], item["instruction_id_list"], item["kwargs"])
-        return float(all(followed.strict))
+        fields = [item.get(name) for name in ("prompt", "instruction_id_list", "kwargs")]
+        if not isinstance(fields[0], str) or not all(isinstance(field, list) for field in fields[1:]):
+            raise DataError("expected prompt, instruction_id_list and kwargs, as IFEval has them")
+        return float(all(check(text, *fields).strict))
 
     return score
 
@@ -112,23 +134,23 @@ def _json(folder: Path | None) -> Score:
     from foundling.verify.structured import json_value, matches_schema
 
     def score(item: dict[str, Any], right: str, text: str) -> float:
+        schema = item.get("schema", True)
+        if not isinstance(schema, dict | bool):
+            raise DataError(f"schema is {shown(schema)}; expected a JSON Schema")
         verdict = json_value(text)
-        if verdict.follows and "schema" in item:
-            verdict = matches_schema(verdict.value, item["schema"])
-        return float(verdict.follows)
+        return float(verdict.follows and matches_schema(verdict.value, schema).follows)
 
     return score
 
 
-SCORES: dict[str, tuple[str, Callable[[Path | None], Score]]] = {
-    "exact": ("accuracy", _exact),
-    "normalised": ("accuracy", _normalised),
-    "contains": ("accuracy", _contains),
-    "f1": ("F1 of words", _f1),
-    "maths": ("accuracy", _maths),
-    "code": ("tests passed", _code),
-    "sql": ("execution accuracy", _sql),
-    "instructions": ("prompts followed", _instructions),
-    "json": ("valid", _json),
+SCORES: dict[str, Scorer] = {
+    "exact": Scorer("accuracy", _exact),
+    "normalised": Scorer("accuracy", _normalised),
+    "contains": Scorer("accuracy", _contains),
+    "f1": Scorer("F1 of words", _f1),
+    "maths": Scorer("accuracy", _maths, "foundling.verify"),
+    "code": Scorer("tests passed", _code, "foundling.verify", True),
+    "sql": Scorer("execution accuracy", _sql, "foundling.verify", True),
+    "instructions": Scorer("prompts followed", _instructions, "foundling.verify", True),
+    "json": Scorer("valid", _json, "foundling.verify", True),
 }
-"""name -> (metric, function of the task's folder)"""

@@ -6,10 +6,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import importlib
 import inspect
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from foundling.errors import DataError
@@ -50,23 +52,30 @@ class Task(Generic[E]):
     """more figures of all examples and answers, by name: calibration, F1"""
     scale: Callable[[Continuation], float] | None = None
     """what the log-probability of a continuation is divided by before options are compared; None for 1"""
+    rule: str = ""
+    """how answers are scored, by name, where several rules have one metric"""
+    packages: tuple[str, ...] = ()
+    """whose files are a part of the code that scores, beside those that define the functions"""
 
     def hashes(self, *runner: Callable[..., Any]) -> dict[str, str]:
-        """SHA-256 of the examples with the task's name, of the rendered prompts and continuations, and of the source
-        files that define prompt, score, continuations and `runner`."""
+        """SHA-256 of the examples with the task's name, what is right and the rule; of the rendered prompts and
+        continuations, with how they are answered; and of the source files that score."""
         rendered = [
             [self.prompt(example), list(self.continuations(example)) if self.continuations else []]
             for example in self.examples
         ]
         functions = [self.prompt, self.score, *([self.continuations] if self.continuations else []), *runner]
-        code = sorted({_source(function) for function in functions})
+        code = sorted({*map(_source, functions), *(_package(name) for name in self.packages)})
+        right = [self.target(example) for example in self.examples] if self.target else []
+        sampled = self.decoding.temperature > 0  # a greedy answer has no seed
+        decoding = dataclasses.asdict(self.decoding if sampled else dataclasses.replace(self.decoding, seed=0))
         return {
             "task": _digest(
-                [self.name, self.metric, [_plain(example) for example in self.examples]]
+                [self.name, self.metric, self.rule, right, [_plain(example) for example in self.examples]]
                 + ([list(map(list, self.documents))] if self.documents is not None else []),
                 self.name,
             ),
-            "prompt": _digest([rendered, dataclasses.asdict(self.decoding)], self.name),
+            "prompt": _digest([rendered, decoding], self.name),
             "code": _digest(code, self.name),
         }
 
@@ -115,6 +124,14 @@ def _digest(value: Any, task: str) -> str:
 def _file_digest(path: str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.lru_cache(maxsize=16)
+def _package(name: str) -> str:
+    """A digest of all modules of a package."""
+    (folder,) = importlib.import_module(name).__path__
+    files = sorted(Path(folder).rglob("*.py"))
+    return hashlib.sha256("".join(map(_file_digest, map(str, files))).encode()).hexdigest()
 
 
 def _source(function: Callable[..., Any]) -> str:

@@ -29,7 +29,7 @@ from foundling.evaluate.calibration import calibration_figures
 from foundling.evaluate.kinds import classify_task
 from foundling.evaluate.pictures import DIGEST, builtin_rows, picture_of, with_digest
 from foundling.evaluate.retrieval import MEASURES, retrieval_task
-from foundling.evaluate.scoring import SCORES, scorer
+from foundling.evaluate.scoring import SCORES, inside, scorer
 from foundling.evaluate.subject import Decoding, Prompt
 from foundling.evaluate.task import Task, best, per_byte
 from foundling.limits import CLASSES, ITEMS, MAX_TOKENS, SEED, SHOTS
@@ -112,11 +112,11 @@ def load_task(
             spec = replace(spec, name=f"{spec.name}, seed {seed}")
     _check(spec, path)
     builtin = spec.kind == "images" and spec.data.startswith(BUILTIN)
-    items = builtin_rows(spec.data) if builtin else read_items(path.parent / spec.data)
+    items = builtin_rows(spec.data) if builtin else read_items(inside(path.parent, spec.data))
     if spec.kind == "classify" and not spec.options:
         spec = replace(spec, options=labels_of(spec, items))
     few = spec.few_shot
-    pool = read_items(path.parent / few.data) if few.data and few.n else items
+    pool = read_items(inside(path.parent, few.data)) if few.data and few.n else items
     return build_task(spec, items, pool, limit=limit, folder=path.parent)
 
 
@@ -128,7 +128,7 @@ def _check(spec: TaskSpec, path: Path) -> None:
         raise ConfigError(f"{path}: kind {spec.kind} needs options, a field such as '{{options}}' or a list")
     if spec.kind == "retrieve" and not spec.corpus:
         raise ConfigError(f"{path}: kind retrieve needs corpus, a file of documents with ids")
-    if spec.kind in ("retrieve", "images") and (spec.few_shot.n or spec.system is not None):
+    if spec.kind in ("retrieve", "images", "perplexity") and (spec.few_shot.n or spec.system is not None):
         raise ConfigError(f"{path}: kind {spec.kind} has no solved examples and no system message; leave them out")
     scores = _SCORES.get(spec.kind, tuple(SCORES))
     if spec.kind != "perplexity" and spec.score and spec.score not in scores:
@@ -158,31 +158,37 @@ def read_items(path: Path) -> list[Row]:
 def build_task(
     spec: TaskSpec, items: Sequence[Row], pool: Sequence[Row], *, limit: int | None = None, folder: Path | None = None
 ) -> Task[Row]:
-    """The task of these items, whose solved examples come from `pool`; one that is of the items is no item itself."""
-    few, same = spec.few_shot, pool is items
-    if few.n > len(pool) - (few.chosen == "each" and same):
+    """The task of these items, whose solved examples come from `pool`. A row that is shown, or equal to one that is, is
+    no item."""
+    few = spec.few_shot
+    if few.n > len(pool) - (few.chosen == "each" and pool is items):
         raise DataError(f"task {spec.name!r}: {few.n} examples of {len(pool)} rows are too many; lower few_shot.n")
     shown = list(pool[: few.n]) if few.chosen == "first" else random.Random(few.seed).sample(list(pool), few.n)
-    if same and few.chosen != "each":
-        ids = {row["id"] for row in shown}
-        items = [row for row in items if row["id"] not in ids]
+    if few.n and few.chosen != "each":
+        solved = [_content(row) for row in shown]
+        items = [row for row in items if _content(row) not in solved]
     items = list(items)[:limit]
     if not items:
         raise DataError(f"task {spec.name!r}: no items are left beside its {few.n} examples; lower few_shot.n")
     if spec.kind == "images":
         items = [_with_picture(spec, row, folder or Path()) for row in items]
+    rules = scorer(spec.score or "exact") if spec.kind == "generate" else None
+    check = rules.make(folder) if rules and rules.reads_item and spec.score != "code" else None
     for i, row in enumerate([*shown, *items]):  # every template is filled once, before anything is computed
         try:
             if spec.kind != "images":
                 fill(spec.prompt, _fields(spec, row))
             _right(spec, row)
+            if check is not None:
+                check(row, _right(spec, row), "")
         except DataError as error:
             raise DataError(f"task {spec.name!r}, row {row.get('id', i)!r}: {error}") from None
 
     def examples(row: Row) -> Sequence[Row]:
         if few.chosen != "each":
             return shown
-        others = [other for other in pool if other["id"] != row["id"] or not same]
+        own = _content(row)
+        others = [other for other in pool if _content(other) != own]
         return random.Random(f"{few.seed} {row['id']}").sample(others, few.n)
 
     return _TASKS[spec.kind](spec, items, lambda row: _prompt(spec, row, examples(row)), folder)
@@ -193,18 +199,22 @@ def _choice(spec: TaskSpec, items: list[Row], prompt: Callable[[Row], Prompt], f
     return Task(
         spec.name, items, prompt,
         lambda row, options: float(best(options, scale) == _right_option(spec, row)),
-        continuations=lambda row: [spec.separator + text for text in _continuations(spec, row)],
-        metric="accuracy", target=lambda row: spec.separator + _right(spec, row), scale=scale,
+        continuations=lambda row: [_separator(spec) + text for text in _continuations(spec, row)],
+        metric="accuracy", target=lambda row: _separator(spec) + _right(spec, row), scale=scale, rule=spec.score,
         figures=calibration_figures(lambda row: _right_option(spec, row)),
     )  # fmt: skip
 
 
 def _generate(spec: TaskSpec, items: list[Row], prompt: Callable[[Row], Prompt], folder: Path | None) -> Task[Row]:
-    metric, score = scorer(spec.score or "exact", folder)
-    decoding = Decoding(spec.max_tokens, tuple(spec.stop), spec.temperature, seed=spec.seed)
+    rules = scorer(spec.score or "exact")
+    score, stop = rules.make(folder), spec.stop
+    if not stop and spec.few_shot.n and spec.system is None:
+        stop = [spec.few_shot.separator]  # else an answer goes on with examples of its own
+    decoding = Decoding(spec.max_tokens, tuple(stop), spec.temperature, seed=spec.seed)
     return Task(
         spec.name, items, prompt, lambda row, answer: score(row, _right(spec, row), answer.text),
-        metric=metric, decoding=decoding, target=lambda row: _right(spec, row),
+        metric=rules.metric, decoding=decoding, target=lambda row: _right(spec, row), rule=spec.score or "exact",
+        packages=(rules.package,) if rules.package else (),
     )  # fmt: skip
 
 
@@ -227,7 +237,7 @@ def _images(spec: TaskSpec, items: list[Row], prompt: Callable[[Row], Prompt], f
 
 
 def _retrieve(spec: TaskSpec, items: list[Row], prompt: Callable[[Row], Prompt], folder: Path | None) -> Task[Row]:
-    corpus = read_items((folder or Path()) / spec.corpus)
+    corpus = read_items(inside(folder or Path(), spec.corpus))
     documents = list[tuple[str, str]]()
     for row in corpus:
         try:
@@ -314,6 +324,15 @@ def _options(spec: TaskSpec, row: Row) -> list[str]:
     return [str(value) for value in values]
 
 
+def _separator(spec: TaskSpec) -> str:
+    """Before an answer: in a conversation it is a turn of its own."""
+    return spec.separator if spec.system is None else ""
+
+
+def _content(row: Row) -> Row:
+    return {name: value for name, value in row.items() if name != "id"}
+
+
 def _continuations(spec: TaskSpec, row: Row) -> list[str]:
     options = _options(spec, row)
     return [letter_of(i) for i in range(len(options))] if spec.letters else options
@@ -332,6 +351,8 @@ def _right_option(spec: TaskSpec, row: Row) -> int:
     options, name = _options(spec, row), spec.answer.strip("{}")
     value = row[name] if name in row else fill(spec.answer, row)
     number = value if isinstance(value, int) and not isinstance(value, bool) else None
+    if spec.kind == "choice" and number is not None and str(number) in options[:number] + options[number + 1 :]:
+        raise DataError(f"the answer {number} is the text of one option and the number of another; give its letter")
     if str(value) in options and (number is None or spec.kind != "choice"):
         at = options.index(str(value))
     elif number is not None:

@@ -60,6 +60,11 @@ def test_results_items_and_page(place: Path, tmp_path: Path) -> None:
     assert read_evaluation(out).results[0].scores == choice.scores
     assert foundling("compare", out, out).returncode == 0
 
+    more = foundling("evaluate", place / "tiny", place / "written.yaml", "--window", 64, "--stride", 32, "--out", out)
+    assert more.returncode == 0 and [r.task for r in read_evaluation(out).results] == ["words", "text.txt", "written"]
+    other = foundling("evaluate", place / "tiny", place / "written.yaml", "--chat", "--out", out)
+    assert other.returncode == 2 and "holds an evaluation of 'tiny' with another template" in other.stderr
+
     gone = foundling("evaluate", out / "answers.jsonl", place / "choice.yaml", "--out", tmp_path / "replayed", "--json")
     assert gone.returncode == 0, gone.stderr
     assert json.loads(gone.stdout)["results"][0]["value"] == choice.value

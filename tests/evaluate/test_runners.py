@@ -205,7 +205,8 @@ def test_hashes_tell_model_task_prompt_and_code_apart(model, tokenizer, tmp_path
     assert base["model"] == weights_hash(model) and "float32 on cpu" in base["backend"]
     assert base == run(task, LocalModel(model, tokenizer)).result.hashes
     another = Tokenizer.train(["other words of another text, many of them"], 320)
-    for other in (LocalModel(model, another), LocalModel(model, tokenizer, chat=True)):
+    template = tokenizer.with_chat_template("{{ messages[0].content }}")  # asked or not, a conversation would be
+    for other in (LocalModel(model, another), LocalModel(model, tokenizer, chat=True), LocalModel(model, template)):
         hashes = run(task, other).result.hashes
         assert {name for name in hashes if hashes[name] != base[name]} == {"template"}
 

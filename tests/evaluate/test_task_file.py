@@ -92,6 +92,46 @@ def test_a_system_message_makes_a_conversation(tmp_path) -> None:
         {"role": "assistant", "content": f"a{shown}"},
         {"role": "user", "content": f"q{item['id']}"},
     ]
+    choice = load_task(task_file(tmp_path, {**CHOICE, "system": "Be brief."}))
+    assert choice.continuations and choice.continuations(ROWS[0]) == ["3", "4"], "an answer is a turn of its own"
+
+
+def test_no_item_is_shown_with_its_answer(tmp_path) -> None:
+    rows = [{"question": f"{i} + 0?", "options": [str(i), "x"], "answer": 0} for i in range(6)]
+    again = [{"id": f"copy {i}", **row} for i, row in enumerate(rows)]
+    task_file(tmp_path, CHOICE, again, "copy")
+    for data in ("t.jsonl", "copy.jsonl"):
+        for chosen in ("same", "first", "each"):
+            few = {"n": 3, "data": data, "chosen": chosen}
+            task = load_task(task_file(tmp_path, {**CHOICE, "few_shot": few}, rows))
+            for row in task.examples:
+                head, _, question = str(task.prompt(row)).rpartition("\n\n")
+                assert question.removesuffix("\nA:") not in head, (data, chosen)
+            assert len(task.examples) == (6 if chosen == "each" else 3)
+
+
+def test_what_decides_a_score_is_in_the_hash_of_the_task(tmp_path) -> None:
+    rows = [{"question": "q", "options": ["a", "b"], "answer": 0, "other": 1, "right": "a", "wrong": "b"}]
+    written = {"name": "w", "prompt": "{question}"}
+    specs = [
+        CHOICE, {**CHOICE, "answer": "{other}"}, {**CHOICE, "score": "accuracy_per_byte"},
+        {**written, "answer": "{right}"}, {**written, "answer": "{wrong}"},
+        *({**written, "answer": "{right}", "score": score} for score in ("normalised", "contains", "maths")),
+    ]  # fmt: skip
+    hashes = [load_task(task_file(tmp_path, spec, rows)).hashes() for spec in specs]
+    assert len({h["task"] for h in hashes}) == len(specs)
+    assert hashes[3]["code"] != hashes[7]["code"], "the files of the verifiers are code of `maths`"
+    greedy = [load_task(task_file(tmp_path, {**written, "answer": "{right}", "seed": n}, rows)) for n in (0, 1)]
+    assert greedy[0].hashes() == greedy[1].hashes(), "a greedy answer has no seed"
+    drawn = [load_task(task_file(tmp_path, {**written, "answer": "{right}", "seed": n, "temperature": 1.0}, rows))
+             for n in (0, 1)]  # fmt: skip
+    assert drawn[0].hashes()["prompt"] != drawn[1].hashes()["prompt"]
+
+
+def test_an_answer_with_solved_examples_ends_where_the_next_would_begin(tmp_path) -> None:
+    spec = {"name": "w", "prompt": "{question}", "answer": "{answer}", "few_shot": {"n": 1, "separator": "\n##\n"}}
+    assert load_task(task_file(tmp_path, spec)).decoding.stop == ("\n##\n",)
+    assert load_task(task_file(tmp_path, {**spec, "stop": ["."]})).decoding.stop == (".",)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +204,20 @@ def test_texts_are_weighted_by_their_bytes(tmp_path) -> None:
         ({"few_shot": {"n": -1}}, ROWS, "few_shot.n is -1"),
         ({"data": "none.jsonl"}, ROWS, "no such file"),
         ({"max_tokens": 0}, ROWS, "max_tokens is 0"),
+        ({"data": "../t.jsonl"}, ROWS, "lies outside the task's folder"),
+        (
+            {},
+            [{**ROWS[0], "options": ["1", "2", "3"], "answer": 2}],
+            "the text of one option and the number of another",
+        ),
+        ({"kind": "perplexity", "few_shot": {"n": 1}}, ROWS, "has no solved examples"),
+        (
+            {"kind": "generate", "score": "instructions"},
+            ROWS,
+            "row 'a': expected prompt, instruction_id_list",
+        ),
+        ({"kind": "generate", "score": "sql"}, ROWS, "row 'a': expected database"),
+        ({"kind": "generate", "score": "json"}, [{**ROWS[0], "schema": 5}], "schema is 5; expected a JSON Schema"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(tmp_path, spec, rows, message) -> None:
