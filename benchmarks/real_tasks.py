@@ -20,7 +20,11 @@ from benchmarks.corpora import WORK
 from benchmarks.runs import Results, foundling_json
 from foundling.text import Tokenizer
 
-OPTIONS = {"ifbench": ["--chat"], "humaneval": ["--chat"], "brown": ["--window", "1024", "--stride", "512"]}
+OPTIONS = {
+    "ifbench": ["--chat"], "humaneval": ["--chat"], "brown": ["--window", "1024", "--stride", "512", "--limit", "10"],
+    # in these scripts a question takes five hundred tokens and more
+    **{f"mmlu-{language}": ["--limit", "100"] for language in ("hi", "ko", "th")},
+}  # fmt: skip
 
 
 def measure(name: str, path: Path) -> dict[str, Any]:

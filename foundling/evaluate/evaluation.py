@@ -14,7 +14,7 @@ from typing import Any
 from foundling.contracts.records import EvaluationRecord, Item, Result
 from foundling.errors import ConfigError, Interrupted, MismatchError
 from foundling.evaluate.contamination import contaminated, with_contamination
-from foundling.evaluate.recorded import Recorded
+from foundling.evaluate.recorded import REPORTED, Recorded
 from foundling.evaluate.runners import run
 from foundling.evaluate.subject import Subject
 from foundling.evaluate.task import Task
@@ -70,7 +70,12 @@ def check_same_subject(previous: EvaluationRecord, subject: Subject, place: Path
     """MismatchError where a directory holds an evaluation of another model, template or backend."""
     now = subject.hashes
     for result in previous.results:
-        other = [name for name in ("model", "template", "backend") if result.hashes.get(name) != now.get(name)]
+        before = result.hashes
+        other = [
+            name
+            for name in ("model", "template", "backend")
+            if before.get(name) != now.get(name) and not before.get(name, "").startswith(REPORTED)
+        ]
         if other:
             raise MismatchError(
                 f"{place}: holds an evaluation of {previous.subject!r} with another {other[0]}; choose another --out"
