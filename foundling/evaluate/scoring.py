@@ -121,10 +121,10 @@ def _instructions(folder: Path | None) -> Score:
     from foundling.verify.instructions import check
 
     def score(item: dict[str, Any], right: str, text: str) -> float:
-        fields = [item.get(name) for name in ("prompt", "instruction_id_list", "kwargs")]
-        if not isinstance(fields[0], str) or not all(isinstance(field, list) for field in fields[1:]):
+        prompt, kinds, arguments = (item.get(name) for name in ("prompt", "instruction_id_list", "kwargs"))
+        if not (isinstance(prompt, str) and isinstance(kinds, list) and isinstance(arguments, list)):
             raise DataError("expected prompt, instruction_id_list and kwargs, as IFEval has them")
-        return float(all(check(text, *fields).strict))
+        return float(all(check(text, prompt, kinds, arguments).strict))
 
     return score
 
