@@ -239,6 +239,7 @@ def test_same_within_a_tolerance_is_wrong_in_about_5_of_100_cases_at_most(n: int
         assert p_same(n, points / 100, gain) <= 0.06, gain
 
 
+@pytest.mark.parametrize(("tasks", "n", "levels"), [(1, 300, 3), (4, 100, 1), (3, 150, 2)])
 def test_same_of_means_and_of_fractions_is_wrong_as_seldom(tasks: int, n: int, levels: int) -> None:
     """Losses alone, of 1 / levels of a score each, whose mean is the tolerance: 100 drawn pairs."""
     generator, wrong, tolerance = np.random.default_rng(5), 0, 0.02
