@@ -12,7 +12,7 @@ from typing import Any
 
 from foundling.contracts.records import EvaluationRecord, Item, Result
 from foundling.errors import ConfigError, Interrupted
-from foundling.evaluate.contamination import contaminated, with_contamination
+from foundling.evaluate.contamination import contamination_of, texts_of_rows, with_contamination
 from foundling.evaluate.recorded import Recorded
 from foundling.evaluate.runners import run
 from foundling.evaluate.subject import Subject
@@ -36,7 +36,7 @@ def evaluate(
     corpus: Callable[[], Iterable[str]] | None = None,
 ) -> EvaluationRecord:
     """Runs every task, with answers taken from and written to the file `answers`. `corpus`: documents in which the
-    items of each task are looked for. Interrupted (exit code 75) is raised by a signal: what was answered is kept."""
+    items are looked for, read once. Interrupted (exit code 75) is raised by a signal: what was answered is kept."""
     names = [task.name for task in tasks]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"two tasks have the name {sorted(repeated)[0]!r}; rename one")
@@ -48,12 +48,12 @@ def evaluate(
                 evaluated = run(task, recorded, on_answer=lambda n, shown=shown: shown.advance())
             except Interrupted as stop:
                 raise Interrupted(stop.number, f"in {task.name}", "the same command goes on") from None
-        items[task.name], result = evaluated.items, evaluated.result
-        if corpus is not None:
-            measured = contaminated(evaluated.items, corpus())
-            result = with_contamination(result, evaluated.items, measured)
-            notes.append(f"{task.name}: {measured}")
-        results.append(result)
+        items[task.name] = evaluated.items
+        results.append(evaluated.result)
+    if corpus is not None:
+        measured = contamination_of([texts_of_rows(task.examples) for task in tasks], corpus())
+        results = [with_contamination(r, items[r.task], m) for r, m in zip(results, measured, strict=True)]
+        notes += [f"{task.name}: {m}" for task, m in zip(tasks, measured, strict=True)]
     if recorded.n_replayed:
         notes.append(f"{recorded.n_replayed:,} answers were recorded before")
     created = datetime.now(UTC).isoformat(timespec="seconds")
