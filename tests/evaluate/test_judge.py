@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.retest import BEFORE, CACHE, GREEDY, LOGPROBS, SEED, retest
 from foundling.errors import ConfigError, DataError
 from foundling.evaluate.intervals import wilson
 from foundling.evaluate.judge import (
@@ -26,7 +27,6 @@ from foundling.evaluate.judge import (
 )
 from foundling.evaluate.metrics import cohen_kappa
 from foundling.evaluate.recorded import Recorded
-from foundling.evaluate.retest import BEFORE, CACHE, GREEDY, LOGPROBS, SEED, retest
 from foundling.evaluate.upstream import Upstream
 from tests.evaluate.servers import Seen, chat, serving
 from tests.evaluate.test_upstream import echo
