@@ -47,8 +47,8 @@ def difficulties(generator: np.random.Generator, n: int, discordant: float, loss
 
 def record(name: str, tasks: list[Any], names: list[str] | None = None) -> EvaluationRecord:
     results = [
-        Result(names[i] if names else f"t{i}", "accuracy", float(np.mean(scores)), len(scores), scores=[float(s) for s in scores],
-               hashes={"task": str(i), "prompt": "", "template": "", "backend": ""})
+        Result(names[i] if names else f"t{i}", "accuracy", float(np.mean(scores)), len(scores),
+               scores=[float(s) for s in scores], hashes={"task": str(i), "prompt": "", "template": "", "backend": ""})
         for i, scores in enumerate(tasks)
     ]  # fmt: skip
     return EvaluationRecord(name, "", "", results)

@@ -43,6 +43,7 @@ _MEANING = {
     "prompt": "rendered prompts",
     "template": "tokenizer or chat template",
     "backend": "library, dtype or kernels",
+    "judge": "who judged the answers",
 }
 _SEED = re.compile(r"(.+), seed -?\d+", re.DOTALL)
 
