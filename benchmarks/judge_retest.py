@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.chat_task import held_out_items, line_of, smollm2
+from benchmarks.retest import Retest, retest
 from benchmarks.runs import Results
 from foundling.evaluate.intervals import bootstrap
 from foundling.evaluate.judge import Graded, Judge
 from foundling.evaluate.local import LocalModel
 from foundling.evaluate.metrics import Figure
-from foundling.evaluate.retest import Retest, retest
 from foundling.evaluate.subject import Decoding, Subject
 from foundling.evaluate.upstream import subject_of
 

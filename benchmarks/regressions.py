@@ -45,10 +45,10 @@ def difficulties(generator: np.random.Generator, n: int, discordant: float, loss
     return generator.beta(ACCURACY * s, (1 - ACCURACY) * s, n)
 
 
-def record(name: str, tasks: list[Any]) -> EvaluationRecord:
+def record(name: str, tasks: list[Any], names: list[str] | None = None) -> EvaluationRecord:
     results = [
-        Result(f"t{i}", "accuracy", float(np.mean(scores)), len(scores), scores=[float(s) for s in scores],
-               hashes={"task": str(i), "prompt": "", "template": "", "backend": ""})
+        Result(names[i] if names else f"t{i}", "accuracy", float(np.mean(scores)), len(scores),
+               scores=[float(s) for s in scores], hashes={"task": str(i), "prompt": "", "template": "", "backend": ""})
         for i, scores in enumerate(tasks)
     ]  # fmt: skip
     return EvaluationRecord(name, "", "", results)
@@ -85,6 +85,34 @@ def setting(name: str) -> dict[str, Any]:
         "detected": rate(planted["worse"]), "called better": rate(planted["better"]),
         "false alarms": rate(equal["worse"] + equal["better"]), "false worse": rate(equal["worse"]),
     }  # fmt: skip
+
+
+def seeds() -> dict[str, Any]:
+    """False alarms of equal models that differ on items by chance, each asked with three seeds that change 2 % of its
+    answers."""
+    alarms = 0
+    for pair in range(PAIRS):
+        generator = np.random.default_rng([3, pair])
+        first = generator.random(400) < 0.5
+        second = np.where(generator.random(400) < 0.12, generator.random(400) < 0.5, first)
+        a, b = ([side ^ (generator.random(400) < 0.02) for _ in range(3)] for side in (first, second))
+        names = [f"t, seed {i}" for i in range(3)]
+        alarms += compare_evaluations(record("a", a, names), record("b", b, names)).verdict != "same"
+    return {"seeds": 3, "items a task": 400, "false alarms": rate(alarms)}
+
+
+def tolerances() -> dict[str, list[float]]:
+    """How often "same" comes where the difference is the tolerance, all of it losses: "tasks, items a task, points"."""
+    rates = dict[str, list[float]]()
+    for n_tasks, n, points in ((1, 100, 2.0), (1, 400, 1.0), (1, 1000, 1.0), (5, 200, 1.0)):
+        same = 0
+        for pair in range(PAIRS):
+            generator = np.random.default_rng([4, pair])
+            b = [generator.random(n) >= points / 100 for _ in range(n_tasks)]
+            answer = compare_evaluations(record("a", [np.ones(n)] * n_tasks), record("b", b), tolerance=points)
+            same += (answer.overall or answer.tasks[0]).verdict == "same"
+        rates[f"{n_tasks}, {n}, {points:g}"] = rate(same)
+    return rates
 
 
 # --- real pairs -------------------------------------------------------------------------------------------------------
@@ -146,6 +174,8 @@ def main() -> None:
     results.get("pairs", lambda: PAIRS)
     for name in SETTINGS:
         results.get(name, lambda name=name: setting(name))
+    results.get("three seeds", seeds)
+    results.get("same at the tolerance", tolerances)
     results.get("real", real)
 
 

@@ -40,9 +40,11 @@ class TaskComparison:
     """b − a, in the unit of the metric"""
     low: float | None
     high: float | None
-    """95 % interval of the difference"""
+    """95 % interval of the difference: Tango's of scores of 0 and 1, a score interval of others between 0 and 1, else a
+    paired bootstrap"""
     equivalence: tuple[float, float] | None
-    """90 % interval of the difference, which lies within ± tolerance where the two are shown to be equal"""
+    """90 % interval of the difference, which lies within ± tolerance where the two are shown to be equal; None where
+    scores are not between 0 and 1"""
     p_value: float
     """two-sided, of no difference"""
     adjusted: float
@@ -52,7 +54,8 @@ class TaskComparison:
     """items on which b is better"""
     losses: int
     smallest: float | None
-    """the smallest difference that so many items would have shown with a probability of 80 %"""
+    """the smallest difference that so many items would have shown with a probability of 80 %; None where they could
+    show none that is possible"""
     verdict: Verdict
     lower_is_better: bool = False
     share: bool = False

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from foundling.contracts.records import Item
 from foundling.errors import DataError
 from foundling.evaluate.intervals import BOOTSTRAP, RESAMPLES, bootstrap
 from foundling.evaluate.metrics import Figure
-from foundling.report.reliability import BINS, Bin, reliability_bins
+from foundling.report.reliability import BINS, Bin, bin_of, binned_error, log_shares, reliability_bins, top
 
 Array = Any
 FLOOR = log(1e-12)
@@ -54,14 +53,14 @@ def calibration(logprobs: Sequence[Sequence[float]], truth: Sequence[int]) -> Ca
     over items. DataError for items that do not fit together or hold no numbers."""
     rows, right = _checked(logprobs, truth)
     n, every = len(right), np.arange(len(right))
-    normal = _normalised(rows)
-    confidence, correct = _top(normal, right)
+    normal = log_shares(rows)
+    confidence, correct = top(normal, right)
     fitted = fit_temperature(rows, right)
     half, after = every % 2 == 0, rows / fitted
     if n > 3:
         after[half] = rows[half] / fit_temperature(rows[~half], right[~half])
         after[~half] = rows[~half] / fit_temperature(rows[half], right[half])
-    scaled = _normalised(after)
+    scaled = log_shares(after)
     nll = -np.maximum(normal[every, right], FLOOR)
     target = np.zeros(rows.shape)
     target[every, right] = 1
@@ -69,27 +68,9 @@ def calibration(logprobs: Sequence[Sequence[float]], truth: Sequence[int]) -> Ca
         n=n, accuracy=_mean(correct), confidence=float(confidence.mean()), ece=_ece(confidence, correct),
         ece_calibrated=_ece_calibrated(confidence), ece_mass=_ece(confidence, correct, mass=True),
         brier=_mean(((np.exp(normal) - target) ** 2).sum(1)), nll=_mean(nll), temperature=fitted,
-        ece_after=_ece(*_top(scaled, right)), nll_after=_mean(-np.maximum(scaled[every, right], FLOOR)),
+        ece_after=_ece(*top(scaled, right)), nll_after=_mean(-np.maximum(scaled[every, right], FLOOR)),
         bins=reliability_bins(confidence.tolist(), correct.tolist()),
     )  # fmt: skip
-
-
-def class_calibration(probabilities: Sequence[Sequence[float]], truth: Sequence[int]) -> Calibration:
-    """Of a classifier, by the probabilities of its classes."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return calibration([np.log(np.asarray(row, np.float64)).tolist() for row in probabilities], truth)
-
-
-def choice_calibration(items: Sequence[Item]) -> Calibration | None:
-    """Of the items of a task of choices, by the target among their texts. None where no item has choices and a target
-    that is one of them."""
-    rows, truth = list[list[float]](), list[int]()
-    for item in items:
-        texts = [text.strip() for text, _ in item.get("choices", [])]
-        if len(texts) > 1 and item["target"].strip() in texts:
-            rows.append([logprob for _, logprob in item.get("choices", [])])
-            truth.append(texts.index(item["target"].strip()))
-    return calibration(rows, truth) if rows else None
 
 
 def calibration_figures(answer: Callable[[Any], int]) -> Callable[[Sequence[Any], Sequence[Any]], dict[str, Figure]]:
@@ -117,7 +98,7 @@ def fit_temperature(logprobs: Array, truth: Array) -> float:
     rows = np.arange(len(truth))
 
     def loss(inverse: float) -> float:
-        return -float(_normalised(logprobs * inverse)[rows, truth].mean())
+        return -float(log_shares(logprobs * inverse)[rows, truth].mean())
 
     low, high, golden = 1 / TEMPERATURES[1], 1 / TEMPERATURES[0], (5**0.5 - 1) / 2
     a, b = high - golden * (high - low), low + golden * (high - low)
@@ -151,16 +132,6 @@ def _checked(logprobs: Sequence[Sequence[float]], truth: Sequence[int]) -> tuple
     return rows, np.asarray(truth, np.int64)
 
 
-def _normalised(rows: Array) -> Array:
-    shifted = rows - rows.max(1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-
-
-def _top(normal: Array, right: Array) -> tuple[Array, Array]:
-    """(confidence, correct) of the likeliest class, the first of equal ones"""
-    return np.exp(normal.max(1)), (normal.argmax(1) == right).astype(np.float64)
-
-
 def _mean(values: Array) -> Figure:
     low, high = bootstrap(values) or (None, None)
     return Figure(float(values.mean()), low, high, BOOTSTRAP if low is not None else "")
@@ -168,14 +139,14 @@ def _mean(values: Array) -> Figure:
 
 def _ece(confidence: Array, correct: Array, *, mass: bool = False) -> Figure:
     order = np.argsort(confidence, kind="stable")
-    gaps, place = (correct - confidence)[order], _bin_of(confidence[order])
+    gaps, place = (correct - confidence)[order], bin_of(confidence[order])
     n = len(gaps)
 
     def error(rows: Array) -> Array:  # (draws, n) of places in the order of confidence
         if mass:  # bins are cut anew: a row in order has its bins in a row
             cuts = np.array([n * i // min(BINS, n) for i in range(min(BINS, n))])
             return np.abs(np.add.reduceat(gaps[np.sort(rows, 1)], cuts, 1)).sum(1) / n
-        return _binned(gaps[rows], place[rows])
+        return binned_error(gaps[rows], place[rows])
 
     value = float(error(np.arange(n)[None])[0])
     if n < 2:
@@ -187,21 +158,10 @@ def _ece(confidence: Array, correct: Array, *, mass: bool = False) -> Figure:
 
 
 def _ece_calibrated(confidence: Array) -> float:
-    n, place = len(confidence), _bin_of(confidence)
+    n, place = len(confidence), bin_of(confidence)
     generator, size, draws = np.random.default_rng(0), max(1, _CHUNK // n), list[Array]()
     for start in range(0, RESAMPLES, size):
         shape = (min(size, RESAMPLES - start), n)
         gaps = (generator.random(shape) < confidence) - confidence
-        draws.append(_binned(gaps, np.broadcast_to(place, shape)))
+        draws.append(binned_error(gaps, np.broadcast_to(place, shape)))
     return float(np.quantile(np.concatenate(draws), 0.95))
-
-
-def _bin_of(confidence: Array) -> Array:
-    return np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
-
-
-def _binned(gaps: Array, place: Array) -> Array:
-    """Σ over bins of |Σ gap| / n, of each row"""
-    rows, n = gaps.shape
-    flat = (np.arange(rows)[:, None] * BINS + place).ravel()
-    return np.abs(np.bincount(flat, gaps.ravel(), rows * BINS)).reshape(rows, BINS).sum(1) / n

@@ -2,18 +2,21 @@
 """Compare two evaluations, or two results of one task, item by item: what differs between subjects, freed of what
 differs between items.
 
-How a verdict comes about. Each task is tested by its paired differences: the exact McNemar test for scores of 0 and 1,
-the paired randomization test of the mean for others. Where there are two tasks or more whose scores lie between 0 and
-1, their mean is tested too. The p-values are adjusted by Holm's procedure with weights, half of them for the mean and
-half for the tasks together. So two subjects of which neither is better get another verdict than "same" in at most 5 of
-100 comparisons, however many tasks there are.
+How a verdict comes about. A task that ran with several seeds is one task: each item counts by its mean over them. Each
+task is tested by its paired differences: the exact McNemar test for scores of 0 and 1, the paired randomization test of
+the mean for others. Where there are two tasks or more whose scores lie between 0 and 1, their mean is tested too. The
+p-values are adjusted by Holm's procedure with weights, half of them for the mean and half for the tasks together. So
+two subjects of which neither is better get another verdict than "same" in at most 5 of 100 comparisons, however many
+tasks there are. That holds where an item is in one task alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -21,12 +24,13 @@ from foundling.contracts.comparison import ChangedAnswer, EvaluationComparison, 
 from foundling.contracts.records import EvaluationRecord, Item, Result
 from foundling.errors import ConfigError, DataError, MismatchError
 from foundling.evaluate.intervals import (
-    RESAMPLES,
     bootstrap,
     holm,
     permutation_test,
+    score_interval,
     sign_test,
     smallest_difference,
+    tango,
 )
 from foundling.limits import check_number, shown
 
@@ -39,46 +43,18 @@ _MEANING = {
     "prompt": "rendered prompts",
     "template": "tokenizer or chat template",
     "backend": "library, dtype or kernels",
+    "judge": "who judged the answers",
 }
-_CHUNK = 1 << 20
+_SEED = re.compile(r"(.+), seed -?\d+", re.DOTALL)
 
 
-class Comparison(NamedTuple):
-    difference: float
-    """mean of a's score − b's, over the items"""
-    low: float | None
-    high: float | None
-    """95 %: percentile bootstrap over pairs; None for fewer than two items"""
-    p_value: float
-    """two-sided, of no difference: exact McNemar for 0/1 scores, the sign test for others (both drop ties)"""
-    n: int
-    wins: int
-    """items on which a is better"""
-    losses: int
-    test: str
-
-
-def compare(a: Result, b: Result) -> Comparison:
-    """Pairs the scores of a and b by item. MismatchError where they are not of the same task, items and prompts."""
-    for name in ("task", "prompt"):
-        if a.hashes.get(name) != b.hashes.get(name):
-            raise MismatchError(f"the results are of different {name}s ({a.task!r}, {b.task!r}); run both on the same")
-    if len(a.scores) != len(b.scores) or not a.scores:
-        raise MismatchError(f"one result has scores of {len(a.scores)} items, the other of {len(b.scores)}")
-    differences = [float(x) - float(y) for x, y in zip(a.scores, b.scores, strict=True)]
-    better = [-d if a.lower_is_better else d for d in differences]
-    wins, losses = sum(d > 0 for d in better), sum(d < 0 for d in better)
-    low, high = bootstrap(differences) or (None, None)
-    return Comparison(
-        difference=sum(differences) / len(differences),
-        low=low,
-        high=high,
-        p_value=sign_test(wins, losses),
-        n=len(differences),
-        wins=wins,
-        losses=losses,
-        test=MCNEMAR if _is_binary(a, b) else "sign test, exact",
-    )
+def compare(a: Result, b: Result, *, tolerance: float | None = None, across: Collection[str] = ()) -> TaskComparison:
+    """b against a, the baseline, on one task, by the rules of `compare_evaluations`; items are paired by their place.
+    MismatchError where they are not of the same task, items and prompts."""
+    _check(tolerance, across)
+    _require_comparable(a, b, across)
+    pair = _pair(a, b, None, None)
+    return _row(pair, pair.p_value, 1.0, tolerance)
 
 
 def compare_evaluations(
@@ -88,15 +64,12 @@ def compare_evaluations(
 
     `tolerance`, in points (hundredths of a score between 0 and 1): differences of at most so much do not matter. "same"
     then means that the two are shown to be equal within it (two one-sided tests at 5 %; Schuirmann 1987), and
-    "undecided" that the items are too few to tell. Without it "same" means that no difference was shown. `across`
-    names hashes that may differ (ACROSS).
+    "undecided" that the items are too few to tell, or that the figure is none that points fit. Without it "same" means
+    that no difference was shown. `across` names hashes that may differ (ACROSS).
 
     MismatchError where the two have no task in common, other items, or other hashes; ConfigError for a bad argument;
     DataError for scores that are no numbers."""
-    if tolerance is not None:
-        check_number(tolerance, "--tolerance", 0, 100)
-    if unknown := [name for name in across if name not in ACROSS]:
-        raise ConfigError(f"--across {shown(unknown[0])}: expected one or more of {', '.join(ACROSS)}")
+    _check(tolerance, across)
     theirs = {(r.task, r.metric): r for r in b.results}
     pairs = [(r, theirs[r.task, r.metric]) for r in a.results if (r.task, r.metric) in theirs]
     if not pairs:
@@ -105,88 +78,125 @@ def compare_evaluations(
         )
     for x, y in pairs:
         _require_comparable(x, y, across)
-    paired = [_Paired(x, y, *_in_order(x, y, a.items.get(x.task), b.items.get(y.task))) for x, y in pairs]
-    shares = [p for p in paired if p.share]
+    seeds = _grouped([_pair(x, y, a.items.get(x.task), b.items.get(y.task)) for x, y in pairs], _without_seed)
+    paired = [_pooled(name, group) for name, group in seeds]
+    # two metrics of one task are of the same items: they count as one task in the mean
+    shares = [_pooled(name, group) for name, group in _grouped([p for p in paired if p.share], lambda task: task)]
     mean = _Mean(shares) if len(shares) > 1 else None
     tests = [*([mean] if mean else []), *paired]
     weights = [0.5, *(0.5 / len(paired) for _ in paired)] if mean else [1 / len(paired)] * len(paired)
     adjusted = holm([test.p_value for test in tests], weights)
     rows = [_row(*each, tolerance) for each in zip(tests, adjusted, weights, strict=True)]
+    notes = [f"{name}: each item counts once, by its mean over {len(group)} seeds" for name, group in seeds
+             if len(group) > 1]  # fmt: skip
+    if tolerance is not None and (others := [p.task for p in paired if not p.share]):
+        notes.append(f"--tolerance is in points, and no scores between 0 and 1: {', '.join(others)}")
     return EvaluationComparison(
         a=a.subject, b=b.subject, verdict=_overall(rows, mean is not None), tasks=rows[1:] if mean else rows,
         overall=rows[0] if mean else None, tolerance=tolerance, rule=_rule(len(paired), mean is not None, tolerance),
-        notes=_notes(a, b, pairs),
+        notes=_notes(a, b, pairs) + notes,
     )  # fmt: skip
 
 
 class _Paired:
     """The paired differences of one task, as gains of b: positive where b is better."""
 
-    def __init__(self, a: Result, b: Result, scores: Sequence[float], items: list[tuple[Item, Item]]) -> None:
-        self.task, self.metric, self.lower_is_better, self.items = a.task, a.metric, a.lower_is_better, items
-        first, second = np.asarray(a.scores, np.float64), np.asarray(scores, np.float64)
-        for name, values in (("first", first), ("second", second)):
-            if not np.isfinite(values).all():
-                at = int(np.argmin(np.isfinite(values)))
-                raise DataError(
-                    f"task {a.task!r}: item {at} of the {name} evaluation has no finite score; score it again"
-                )
-        self.n, self.binary = len(first), _is_binary(a, b)
-        self.share = self.binary or (not a.lower_is_better and bool(((first >= 0) & (first <= 1)).all())
-                                     and bool(((second >= 0) & (second <= 1)).all()))  # fmt: skip
-        weights = np.asarray(a.weights or [1.0] * self.n)
+    def __init__(
+        self, task: str, metric: str, lower_is_better: bool, first: Any, second: Any, weights: Any, ids: Sequence[Any],
+        changed: list[ChangedAnswer], share: bool | None = None,
+    ) -> None:  # fmt: skip
+        """`first`, `second`, `weights`: (n,) float64; `ids`: by which items of several seeds are the same"""
+        self.task, self.metric, self.lower_is_better, self.ids, self.changed = (
+            task,
+            metric,
+            lower_is_better,
+            ids,
+            changed,
+        )
+        self.n, self.first, self.second, self.own_weights = len(first), first, second, weights
+        scores = np.concatenate([first, second])
+        self.binary = bool(np.isin(scores, (0.0, 1.0)).all())
+        within = bool(((scores >= 0) & (scores <= 1)).all())
+        self.share = (self.binary or (not lower_is_better and within)) if share is None else share
         self.weights = weights / weights.mean()
         self.a, self.b = float((first * self.weights).mean()), float((second * self.weights).mean())
-        self.sign = -1.0 if a.lower_is_better else 1.0
+        self.sign = -1.0 if lower_is_better else 1.0
         self.raw = self.sign * (second - first)
         self.gains, self.losses = int((self.raw > 0).sum()), int((self.raw < 0).sum())
-        self.test = MCNEMAR if self.binary and not a.weights else RANDOMIZATION
-        exact = self.test == MCNEMAR
-        self.p_value = sign_test(self.gains, self.losses) if exact else permutation_test([self.raw * self.weights])
+        self.exact = self.binary and bool((weights == weights[0]).all())
+        self.test = MCNEMAR if self.exact else RANDOMIZATION
+        self.gain = float((self.raw * self.weights).mean())
+        self.p_value = sign_test(self.gains, self.losses) if self.exact else permutation_test([self.raw * self.weights])
 
-    @property
-    def gain(self) -> float:
-        return float((self.raw * self.weights).mean())
-
-    def draws(self) -> Any:
-        """The gain of resamples of the items, (RESAMPLES,). Items of one gain and weight are drawn together where there
-        are few such kinds, as for scores of 0 and 1. Half a gain and half a loss are added to these (as Agresti & Min
-        2005 do for paired proportions): that none was seen among n items does not say that there is none."""
-        generator, parts = np.random.default_rng(0), list[Any]()
-        items = np.stack([self.raw * self.weights, self.weights])
-        kinds, counts = np.unique(items, axis=1, return_counts=True)
-        few = 4 * len(counts) < self.n or self.binary
-        if few and self.share:
-            kinds = np.concatenate([kinds, [[self.largest, -self.largest], [1.0, 1.0]]], axis=1)
-            counts = np.concatenate([counts, [0.5, 0.5]])
-        rows = max(1, _CHUNK // (len(counts) if few else self.n))
-        for start in range(0, RESAMPLES, rows):
-            size = min(rows, RESAMPLES - start)
-            if few:
-                drawn = generator.multinomial(self.n, counts / counts.sum(), size=size)
-                top, bottom = drawn @ kinds[0], drawn @ kinds[1]
-            else:
-                top, bottom = items[:, generator.integers(self.n, size=(size, self.n))].sum(-1)
-            parts.append(top / bottom)
-        return np.concatenate(parts)
-
-    @property
-    def largest(self) -> float:
-        """Of the differences; 1 for scores between 0 and 1 of which none differs."""
-        return float(np.abs(self.raw * self.weights).max()) or float(self.share)
+    def interval(self, level: float) -> tuple[float, float]:
+        """Of the gain of a share; of another figure at 95 % alone."""
+        if self.exact:
+            return tango(self.gains, self.losses, self.n, level=level)
+        if self.share:
+            return score_interval(self.raw.tolist(), self.weights.tolist(), level=level)
+        return bootstrap((self.raw * self.weights).tolist(), self.weights.tolist()) or (self.gain, self.gain)
 
     def deviation(self) -> float:
-        """Of the mean gain, times √n, with one changed item more than was seen (see `draws`)."""
+        """Of the mean gain, times √n, with one changed item more than was seen: that none was seen among n items does
+        not say that there is none."""
         values = self.raw * self.weights
-        return math.sqrt((float((values**2).sum()) + self.largest**2) / (self.n + 1))
+        largest = float(np.abs(values).max()) or float(self.share)
+        return math.sqrt((float((values**2).sum()) + largest**2) / (self.n + 1))
+
+
+def _pair(a: Result, b: Result, mine: list[Item] | None, theirs: list[Item] | None) -> _Paired:
+    scores, items = _in_order(a, b, mine, theirs)
+    first, second = np.asarray(a.scores, np.float64), np.asarray(scores, np.float64)
+    for name, values in (("first", first), ("second", second)):
+        if not np.isfinite(values).all():
+            at = int(np.argmin(np.isfinite(values)))
+            raise DataError(f"task {a.task!r}: item {at} of the {name} evaluation has no finite score; score it again")
+    gains = (second - first) * (-1 if a.lower_is_better else 1)
+    ids = [x["id"] for x, _ in items] or range(len(first))
+    weights = np.asarray(a.weights or [1.0] * len(first), np.float64)
+    return _Paired(a.task, a.metric, a.lower_is_better, first, second, weights, ids, _changed(items, gains))
+
+
+def _without_seed(task: str) -> str:
+    """The task that ran with several seeds (foundling evaluate --seeds)."""
+    match = _SEED.fullmatch(task)
+    return match[1] if match else task
+
+
+def _grouped(paired: list[_Paired], name: Callable[[str], str]) -> list[tuple[str, list[_Paired]]]:
+    groups: dict[tuple[str, str, bool], list[_Paired]] = {}
+    by_metric = name is _without_seed
+    for pair in paired:
+        key = name(pair.task), pair.metric if by_metric else "", pair.lower_is_better
+        groups.setdefault(key, []).append(pair)
+    return [(key[0] if len(group) > 1 else group[0].task, group) for key, group in groups.items()]
+
+
+def _pooled(name: str, group: list[_Paired]) -> _Paired:
+    """One task from several of the same items, each item by its weighted mean over them: its differences under two
+    seeds are no two observations, and would be taken for them if each seed were tested apart."""
+    if len(group) == 1:
+        return group[0]
+    by_id = all(not isinstance(pair.ids, range) for pair in group)
+    sums = dict[Any, Any]()
+    for pair in group:
+        rows = np.stack([pair.first * pair.own_weights, pair.second * pair.own_weights, pair.own_weights], axis=1)
+        for key, row in zip(pair.ids if by_id else range(pair.n), rows, strict=True):
+            sums[key] = sums[key] + row if key in sums else row
+    first, second, weights = np.stack(list(sums.values())).T
+    changed = [replace(c, id=c.id + pair.task[len(name) :]) for pair in group for c in pair.changed]
+    return _Paired(
+        name, group[0].metric, group[0].lower_is_better, first / weights, second / weights, weights, list(sums),
+        sorted(changed, key=lambda answer: answer.gain), all(pair.share for pair in group),
+    )  # fmt: skip
 
 
 class _Mean:
-    """The mean over tasks, each with the same weight, items resampled within tasks."""
+    """The mean over tasks, each with the same weight."""
 
     def __init__(self, tasks: list[_Paired]) -> None:
         self.tasks, self.task, self.metric = tasks, f"mean of {len(tasks)} tasks", "mean score"
-        self.lower_is_better, self.items, self.share, self.binary = False, list[Any](), True, False
+        self.lower_is_better, self.changed, self.share, self.exact = False, list[ChangedAnswer](), True, False
         self.n = sum(task.n for task in tasks)
         self.sign, self.test = 1.0, RANDOMIZATION
         # a share of wrong answers, of which fewer are better, counts as one of right answers
@@ -196,8 +206,12 @@ class _Mean:
         self.p_value = permutation_test([task.raw * task.weights for task in tasks])
         self.gain = float(np.mean([task.gain for task in tasks]))
 
-    def draws(self) -> Any:
-        return np.mean([task.draws() for task in self.tasks], axis=0)
+    def interval(self, level: float) -> tuple[float, float]:
+        """From those of the tasks (Zou & Donner 2008, "Construction of confidence limits about effect measures")."""
+        ends = [task.interval(level) for task in self.tasks]
+        below = math.hypot(*(task.gain - low for task, (low, _) in zip(self.tasks, ends, strict=True)))
+        above = math.hypot(*(high - task.gain for task, (_, high) in zip(self.tasks, ends, strict=True)))
+        return self.gain - below / len(ends), self.gain + above / len(ends)
 
     def deviation(self) -> float:
         spread = sum(task.deviation() ** 2 / task.n for task in self.tasks) / len(self.tasks) ** 2
@@ -207,20 +221,32 @@ class _Mean:
 def _row(pair: Any, adjusted: float, weight: float, tolerance: float | None) -> TaskComparison:
     low = high = equivalence = smallest = None
     if pair.n > 1:
-        ends = np.quantile(pair.draws(), [0.025, 0.05, 0.95, 0.975])
-        low, near, far, high = sorted(float(end) * pair.sign for end in ends)
-        equivalence = (near, far)
-        alpha = ALPHA * weight
-        smallest = smallest_difference(pair.deviation(), pair.n, alpha=alpha) or None
-        if smallest and pair.test == MCNEMAR:  # fewer discordant items than the first number show nothing at all
-            smallest = max(math.ceil(math.log2(2 / alpha)) / pair.n, smallest + 1 / pair.n)
+        low, high = _turned(pair, pair.interval(0.95))
+        equivalence = _turned(pair, pair.interval(0.90)) if pair.share else None
+        smallest = _smallest(pair, ALPHA * weight)
     return TaskComparison(
         task=pair.task, metric=pair.metric, n=pair.n, a=pair.a, b=pair.b, difference=pair.sign * pair.gain,
         low=low, high=high, equivalence=equivalence, p_value=pair.p_value, adjusted=adjusted, test=pair.test,
         gains=pair.gains, losses=pair.losses, smallest=smallest,
-        verdict=_verdict(pair.gain, adjusted, equivalence, tolerance if pair.share else None),
-        lower_is_better=pair.lower_is_better, share=pair.share, changed=_changed(pair),
+        verdict=_verdict(pair.gain, adjusted, equivalence, tolerance),
+        lower_is_better=pair.lower_is_better, share=pair.share, changed=pair.changed,
     )  # fmt: skip
+
+
+def _turned(pair: Any, ends: tuple[float, float]) -> tuple[float, float]:
+    """As differences b − a."""
+    low, high = ends
+    return (low, high) if pair.sign > 0 else (-high, -low)
+
+
+def _smallest(pair: Any, alpha: float) -> float | None:
+    """None where even the largest possible difference would not be shown."""
+    fewest = math.ceil(math.log2(2 / alpha))  # as many items, all changed to one side, have p = 2^(1 − items)
+    smallest = smallest_difference(pair.deviation(), pair.n, alpha=alpha)
+    if pair.exact:
+        smallest = max(fewest / pair.n, smallest + 1 / pair.n)
+    possible = fewest <= pair.n and (not pair.share or smallest <= 1)
+    return smallest if possible and smallest > 0 else None
 
 
 def _verdict(gain: float, adjusted: float, equivalence: tuple[float, float] | None, tolerance: float | None) -> Verdict:
@@ -228,7 +254,7 @@ def _verdict(gain: float, adjusted: float, equivalence: tuple[float, float] | No
         return "same"
     if adjusted <= ALPHA:
         return "better" if gain > 0 else "worse"
-    return "same" if tolerance is None else "undecided"
+    return "same" if tolerance is None else "undecided"  # also of figures that are no shares: points do not fit them
 
 
 def _overall(rows: list[TaskComparison], mean: bool) -> Verdict:
@@ -238,16 +264,23 @@ def _overall(rows: list[TaskComparison], mean: bool) -> Verdict:
     return overall if overall in ("worse", "better") or not mean else rows[0].verdict
 
 
-def _changed(pair: Any) -> list[ChangedAnswer]:
+def _changed(items: list[tuple[Item, Item]], gains: Any) -> list[ChangedAnswer]:
     answers = [
         ChangedAnswer(x["id"], x["prompt"], x["target"], x["answer"], y["answer"], x["score"], y["score"], float(gain))
-        for (x, y), gain in zip(pair.items, pair.raw if pair.items else (), strict=True)
+        for (x, y), gain in zip(items, gains if items else (), strict=True)
         if gain != 0
     ]
     return sorted(answers, key=lambda answer: answer.gain)
 
 
 # --- what may be compared --------------------------------------------------------------------------------------------
+
+
+def _check(tolerance: float | None, across: Collection[str]) -> None:
+    if tolerance is not None:
+        check_number(tolerance, "--tolerance", 0, 100)
+    if unknown := [name for name in across if name not in ACROSS]:
+        raise ConfigError(f"--across {shown(unknown[0])}: expected one or more of {', '.join(ACROSS)}")
 
 
 def _require_comparable(a: Result, b: Result, across: Collection[str]) -> None:
@@ -285,10 +318,6 @@ def _in_order(
             raise MismatchError(f"task {a.task!r}: the items differ ({what}); evaluate both on the same items")
         order = [by_id[item["id"]] for item in mine]
     return [b.scores[i] for i in order], [(item, theirs[i]) for item, i in zip(mine, order, strict=True)]
-
-
-def _is_binary(a: Result, b: Result) -> bool:
-    return all(score in (0, 1) for score in (*a.scores, *b.scores))
 
 
 def _listed(record: EvaluationRecord) -> str:

@@ -4,7 +4,10 @@
 The rule is that of GPT-3 (Brown et al. 2020, appendix C): words in lower case without punctuation, and an item is
 contaminated if any run of 13 of its words occurs in a document; runs that occur in more than 10 documents are common
 phrases and do not count. An item of fewer words is contaminated if all of it occurs in a row. One pass over the
-documents; memory is bounded by the items."""
+documents, for all tasks; memory is bounded by the items.
+
+What is looked for are the texts of an item's own row, each apart: never the prompt, whose template and solved examples
+are no part of the item and would hide a short one, or be taken for it."""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, is_dataclass, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -28,7 +31,7 @@ N_WORDS = 13
 MIN_WORDS = 5
 """of an item; a shorter one occurs by chance"""
 COMMON = 10
-"""documents, or items: a run of words in more of them is a phrase, or part of the prompt's template"""
+"""documents, or items: a run of words in more of them is a phrase, an instruction, an option"""
 _FACTOR = 0x9E3779B97F4A7C15  # odd, of no small order modulo 2^64
 _WINDOW = 1 << 16  # words of a document in memory at once
 _IDEOGRAPHS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -76,28 +79,69 @@ class Contamination(NamedTuple):
 
 
 def contaminated(
-    items: Sequence[Item] | Mapping[str, str], documents: Iterable[str], *, n_words: int = N_WORDS
+    items: Mapping[str, str | Sequence[str]], documents: Iterable[str], *, n_words: int = N_WORDS
 ) -> Contamination:
-    """Looks for the items, id -> text or items of an evaluation (prompt and target), in the documents.
+    """Looks for the items of one task, id -> its text or texts (see `texts_of_rows`), in the documents. An item is
+    contaminated where one of its texts is.
 
-    Runs of words that more than COMMON items share are not looked for: they are instructions, or examples that stand
-    in every prompt. DataError for ids that are there twice, or n_words below MIN_WORDS."""
+    Runs of words that more than COMMON items share are not looked for: they are instructions, or options of every
+    item. DataError for n_words below MIN_WORDS."""
+    return contamination_of([items], documents, n_words=n_words)[0]
+
+
+def contamination_of(
+    tasks: Sequence[Mapping[str, str | Sequence[str]]], documents: Iterable[str], *, n_words: int = N_WORDS
+) -> list[Contamination]:
+    """`contaminated` of several tasks in one pass over the documents."""
     if n_words < MIN_WORDS:
         raise DataError(f"n_words is {n_words}; expected at least {MIN_WORDS}: shorter runs occur by chance")
-    texts = dict(items) if isinstance(items, Mapping) else {i["id"]: f"{i['prompt']} {i['target']}" for i in items}
-    if len(texts) < len(items):
-        twice = next(name for name, n in Counter(i["id"] for i in items if isinstance(i, dict)).items() if n > 1)
-        raise DataError(f"two items have the id {twice!r}; give each its own")
-    runs = {name: _runs(list(words(text)), n_words) for name, text in texts.items()}
-    frequency = Counter(run for own in runs.values() for run in own)
-    runs = {name: {run for run in own if frequency[run] <= COMMON} for name, own in runs.items()}
-    index = _Index({run for own in runs.values() for run in own})
+    runs_of = [_rare({name: _runs_of(texts, n_words) for name, texts in items.items()}) for items in tasks]
+    index = _Index({run for runs in runs_of for own in runs.values() for run in own})
     n_documents = 0
     for text in documents:
         n_documents += 1
         index.read(text)
     rare = {run for run, n in index.counts.items() if n <= COMMON}
-    return Contamination([Overlap(name, len(own & rare), len(own)) for name, own in runs.items()], n_documents, n_words)
+    return [
+        Contamination([Overlap(name, len(own & rare), len(own)) for name, own in runs.items()], n_documents, n_words)
+        for runs in runs_of
+    ]
+
+
+def texts_of_rows(rows: Sequence[Any]) -> dict[str, list[str]]:
+    """id -> the texts of the row of each item: its fields, and the elements of lists of N_WORDS words or more (shorter
+    ones are options, which occur by chance). A row that is no dict counts as one field. DataError for ids that are
+    there twice."""
+    texts = dict[str, list[str]]()
+    for i, row in enumerate(rows):
+        fields = asdict(row) if is_dataclass(row) and not isinstance(row, type) else row
+        fields = fields if isinstance(fields, dict) else {"": fields}
+        name = str(fields.get("id", i))
+        if name in texts:
+            raise DataError(f"two items have the id {name!r}; give each its own")
+        texts[name] = [text for key, value in fields.items() if key != "id" for text in _texts(value)]
+    return texts
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from (text for text in _texts(inner) if len(list(islice(words(text), N_WORDS))) == N_WORDS)
+
+
+def _runs_of(texts: str | Sequence[str], n_words: int) -> set[tuple[str, ...]]:
+    each = [texts] if isinstance(texts, str) else texts
+    return {run for text in each for run in _runs(list(words(text)), n_words)}
+
+
+def _rare(runs: dict[str, set[tuple[str, ...]]]) -> dict[str, set[tuple[str, ...]]]:
+    frequency = Counter(run for own in runs.values() for run in own)
+    return {name: {run for run in own if frequency[run] <= COMMON} for name, own in runs.items()}
 
 
 def with_contamination(result: Result, items: Sequence[Item], measured: Contamination) -> Result:

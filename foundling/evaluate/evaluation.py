@@ -13,7 +13,7 @@ from typing import Any
 
 from foundling.contracts.records import EvaluationRecord, Item, Result
 from foundling.errors import ConfigError, Interrupted, MismatchError
-from foundling.evaluate.contamination import contaminated, with_contamination
+from foundling.evaluate.contamination import contamination_of, texts_of_rows, with_contamination
 from foundling.evaluate.recorded import REPORTED, Recorded
 from foundling.evaluate.runners import run
 from foundling.evaluate.subject import Subject
@@ -36,7 +36,7 @@ def evaluate(
     corpus: Callable[[], Iterable[str]] | None = None,
 ) -> EvaluationRecord:
     """Runs every task, with answers taken from and written to the file `answers`. `corpus`: documents in which the
-    items of each task are looked for. Interrupted (exit code 75) is raised by a signal: what was answered is kept."""
+    items are looked for, read once. Interrupted (exit code 75) is raised by a signal: what was answered is kept."""
     names = [task.name for task in tasks]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"two tasks have the name {sorted(repeated)[0]!r}; rename one")
@@ -52,11 +52,11 @@ def evaluate(
         items[task.name], result = evaluated.items, evaluated.result
         if recorded.n_replayed > before:  # the time of what was computed before is not known
             result = replace(result, cost={k: v for k, v in result.cost.items() if k != "seconds"})
-        if corpus is not None:
-            measured = contaminated(evaluated.items, corpus())
-            result = with_contamination(result, evaluated.items, measured)
-            notes.append(f"{task.name}: {measured}")
         results.append(result)
+    if corpus is not None:
+        measured = contamination_of([texts_of_rows(task.examples) for task in tasks], corpus())
+        results = [with_contamination(r, items[r.task], m) for r, m in zip(results, measured, strict=True)]
+        notes += [f"{task.name}: {m}" for task, m in zip(tasks, measured, strict=True)]
     if recorded.n_replayed:
         notes.append(f"{recorded.n_replayed:,} answers were recorded before")
     created = datetime.now(UTC).isoformat(timespec="seconds")

@@ -94,7 +94,7 @@ def _row(task: TaskComparison) -> Row:
     return Row(
         name, f"{task.n:,}", _score(task.a, task.share), _score(task.b, task.share),
         amount(task.difference, task.share) + interval, _p(task.adjusted), f"{task.gains:,}", f"{task.losses:,}",
-        "±" + amount(task.smallest, task.share, signed=False) if task.smallest is not None else units.ABSENT,
+        "±" + amount(task.smallest, task.share, signed=False) if task.smallest is not None else "none",
         task.verdict,
     )  # fmt: skip
 

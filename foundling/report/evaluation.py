@@ -137,7 +137,8 @@ def _task_row(result: Result, anchor: str, items: list[Item], n: int) -> TaskRow
     bounded = known(result.value) and known(result.low) and known(result.high) and min(result.low, result.value) >= 0
     confidences, correct = choice_confidences(items)
     bins = reliability_bins(confidences, correct)
-    says = f"expected calibration error {expected_error(bins):.3f} of {len(confidences):,} answers" if bins else ""
+    error = expected_error(confidences, correct) if bins else 0.0
+    says = f"expected calibration error {error:.3f} of {len(confidences):,} answers" if bins else ""
     return TaskRow(
         result=result, anchor=anchor, value=figure(result, result.value),
         interval=f"{figure(result, result.low)} – {figure(result, result.high)}" if known(result.low) else units.ABSENT,

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from math import exp, isfinite
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from foundling.contracts.records import Item
 
+Array = Any
 BINS = 15
 """as Guo et al. (2017) have it"""
 _SIZE, _LEFT, _TOP, _FOOT = 240, 38, 8, 62
@@ -24,45 +26,68 @@ class Bin(NamedTuple):
     accuracy: float
 
 
+def log_shares(logprobs: Array) -> Array:
+    """(n, choices) log-probabilities up to a constant of each row -> log-probabilities (log-softmax)."""
+    shifted = logprobs - logprobs.max(1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+
+
 def probabilities(logprobs: Sequence[float]) -> list[float]:
-    """Softmax. All equal where none is finite."""
-    top = max(logprobs)
-    powers = [exp(value - top) if isfinite(top) else 1.0 for value in logprobs]
-    return [power / sum(powers) for power in powers]
+    """Of one item's choices. All equal where none is finite."""
+    row = np.asarray([logprobs], np.float64)
+    if not np.isfinite(row.max()):
+        return [1 / len(logprobs)] * len(logprobs)
+    return np.exp(log_shares(row))[0].tolist()
+
+
+def top(shares: Array, right: Array) -> tuple[Array, Array]:
+    """(confidence, whether it is right as 0 or 1) of the likeliest of each row's log-probabilities, the first of equal
+    ones; `right`: (n,) the number of the right one"""
+    return np.exp(shares.max(1)), (shares.argmax(1) == right).astype(np.float64)
 
 
 def choice_confidences(items: Iterable[Item]) -> tuple[list[float], list[float]]:
-    """(probability of the likeliest choice, whether it was right) of each item of a choice that is right or wrong."""
+    """(probability of the likeliest choice, whether it was right) of each item of a choice, by the target among its
+    texts: what the calibration figures of the task are of, also where answers are chosen on another scale."""
     confidences, correct = list[float](), list[float]()
     for item in items:
-        choices = item.get("choices", [])
-        if len(choices) > 1 and item["score"] in (0, 1):
-            shares = probabilities([logprob for _, logprob in choices])
-            # the answer that was scored, which another scale than the log-probability may have preferred
-            answers = [share for (text, _), share in zip(choices, shares, strict=True) if text == item["answer"]]
-            confidences.append(max(answers or shares))
-            correct.append(item["score"])
+        texts = [text.strip() for text, _ in item.get("choices", [])]
+        row = np.asarray([[logprob for _, logprob in item.get("choices", [])]], np.float64)
+        if len(texts) > 1 and item["target"].strip() in texts and np.isfinite(row.max()):
+            confidence, is_right = top(log_shares(row), np.array([texts.index(item["target"].strip())]))
+            confidences += confidence.tolist()
+            correct += is_right.tolist()
     return confidences, correct
 
 
-def reliability_bins(confidences: Sequence[float], correct: Sequence[float], n_bins: int = BINS) -> list[Bin]:
+def bin_of(confidence: Array) -> Array:
+    """The number of the bin of each; a bin holds its upper end."""
+    return np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
+
+
+def binned_error(gaps: Array, place: Array) -> Array:
+    """Expected calibration error (Guo et al. 2017, equation 3) of each row: Σ over bins of |Σ gap| / n, where a gap is
+    correct − confidence; (rows, n) both."""
+    rows, n = gaps.shape
+    flat = (np.arange(rows)[:, None] * BINS + place).ravel()
+    return np.abs(np.bincount(flat, gaps.ravel(), rows * BINS)).reshape(rows, BINS).sum(1) / n
+
+
+def expected_error(confidences: Sequence[float], correct: Sequence[float]) -> float:
+    """Expected calibration error of some items in bins of equal width."""
+    confidence = np.asarray(confidences, np.float64)
+    return float(binned_error((np.asarray(correct) - confidence)[None], bin_of(confidence)[None])[0])
+
+
+def reliability_bins(confidences: Sequence[float], correct: Sequence[float]) -> list[Bin]:
     """Bins of equal width (Guo et al. 2017, section 2); those without items are left out."""
-    sums = [[0, 0.0, 0.0] for _ in range(n_bins)]
-    for confidence, right in zip(confidences, correct, strict=True):
-        place = min(n_bins - 1, max(0, -int(-confidence * n_bins // 1) - 1))  # ceil - 1: a bin holds its upper end
-        cell = sums[place]
-        cell[0], cell[1], cell[2] = cell[0] + 1, cell[1] + confidence, cell[2] + right
+    confidence, right = np.asarray(confidences, np.float64), np.asarray(correct, np.float64)
+    place = bin_of(confidence)
     return [
-        Bin(i / n_bins, (i + 1) / n_bins, int(n), confidence / n, right / n)
-        for i, (n, confidence, right) in enumerate(sums)
-        if n
+        Bin(i / BINS, (i + 1) / BINS, int(within.sum()), float(confidence[within].mean()), float(right[within].mean()))
+        for i in range(BINS)
+        if (within := place == i).any()
     ]
-
-
-def expected_error(bins: Sequence[Bin]) -> float:
-    """Expected calibration error (Guo et al. 2017, equation 3)."""
-    n = sum(b.n for b in bins)
-    return sum(b.n * abs(b.accuracy - b.confidence) for b in bins) / n
 
 
 def reliability_svg(bins: Sequence[Bin], label: str = "") -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,12 @@ import pytest
 import torch
 
 import foundling as library
+from foundling.evaluate.judge import Judge
+from foundling.evaluate.judged import pairs_of
 from foundling.evaluate.store import read_evaluation
+from foundling.evaluate.subject import GeneratedText, Refusals, request_key
 from foundling.models import build, family
+from foundling.runtime.files import lock
 from foundling.text import Tokenizer
 from tests.e2e.tools import foundling, start
 
@@ -154,11 +159,64 @@ def test_a_judge_between_two_evaluations(place: Path, tmp_path: Path) -> None:
     answer = json.loads(done.stdout)
     assert answer["wins"] + answer["losses"] + answer["ties"] == answer["n"] == 6 and answer["unparsed"] == 0
     assert [row["winner"] for row in answer["pairs"]].count("a") == answer["wins"]
-    n = Path(answer["verdicts"]).read_bytes().count(b"\n")
-    assert n == 6 * 2 * 2 and json.loads(foundling(*command).stdout) == answer
+    out, n = Path(answer["out"]), Path(answer["verdicts"]).read_bytes().count(b"\n")
+    assert out == tmp_path / "a-to-b-by-wide" and n == 6 * 2 * 2
+    assert json.loads(foundling(*command).stdout) == answer
     assert Path(answer["verdicts"]).read_bytes().count(b"\n") == n, "nothing was asked again"
+
+    result = read_evaluation(out).results[0]
+    assert result.task == "written, preferred to tiny" and result.value == answer["value"] and result.n == 6
+    graph = json.loads(foundling("lineage", tmp_path, "--json").stdout)
+    assert "judge" in {node["kind"] for node in graph["nodes"]} and "judged by" in json.dumps(graph)
+    again = ("judge", tmp_path / "a", tmp_path / "b", "--logprobs", "--json")
+    replayed = foundling(*again, "--by", answer["verdicts"], "--out", tmp_path / "replayed")
+    assert json.loads(replayed.stdout)["pairs"] == answer["pairs"], replayed.stderr
+    same = foundling("compare", out, tmp_path / "replayed", "--json")
+    assert json.loads(same.stdout)["verdict"] == "same", same.stderr
+    turned = foundling("judge", tmp_path / "b", tmp_path / "a", *command[3:])
+    assert turned.returncode == 0 and abs(json.loads(turned.stdout)["value"] - (1 - answer["value"])) < 1e-9
+    own = foundling(*again, "--by", place / "wide", "--out", tmp_path / "a")
+    assert own.returncode == 2 and "none of a judge" in own.stdout and read_evaluation(tmp_path / "a").results
     other = foundling("judge", tmp_path / "a", tmp_path / "none", "--by", place / "tiny")
     assert other.returncode == 2 and "none" in other.stderr
+
+
+def test_a_judge_that_says_nothing_readable_or_is_busy(place: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        foundling("evaluate", place / "tiny", place / "written.yaml", "--limit", 2, "--out", tmp_path / name)
+    out = tmp_path / "out"
+    answer = json.dumps({"text": "I like both.", "cut": False, "n_prompt": 1, "n_tokens": 1})
+    a, b = (read_evaluation(tmp_path / name) for name in "ab")
+    lines = recorded_judge(pairs_of(a, b), json.loads(answer))
+    (tmp_path / "judge.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = ("judge", tmp_path / "a", tmp_path / "b", "--by", tmp_path / "judge.jsonl", "--out", out)
+    done = foundling(*command)
+    assert done.returncode == 2 and "none of 2 verdicts could be read; use --logprobs" in done.stderr, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and not (out / "evaluation.json").exists()
+    with lock(out):
+        busy = foundling(*command)
+    assert busy.returncode == 2 and str(out) in busy.stderr
+
+
+def recorded_judge(pairs: Any, answer: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lines of a judge that was asked as a model without a chat template, and always wrote `answer`."""
+    asked = list[Any]()
+
+    class Writes(Refusals):
+        name, hashes = "writer", {"model": "e" * 64}
+
+        def generate(self, requests: Any) -> Any:
+            asked.extend(requests)
+            yield from ((i, GeneratedText(**answer)) for i in range(len(requests)))
+
+    Judge(Writes(), chat=False).compare_all([(pair.prompt, pair.a, pair.b) for pair in pairs])
+    return [
+        {
+            "key": request_key(Writes.hashes, "generate", request), "kind": "generate", "answer": answer,
+            "request": [request.prompt, asdict(request.decoding)], "model": "writer", "hashes": Writes.hashes,
+        }
+        for request in asked
+    ]  # fmt: skip
 
 
 def test_consistency_and_canaries(place: Path, tmp_path: Path) -> None:

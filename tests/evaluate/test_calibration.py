@@ -10,17 +10,15 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from foundling.contracts.records import Item
 from foundling.errors import DataError
 from foundling.evaluate.calibration import (
     as_figures,
     calibration,
     calibration_figures,
-    choice_calibration,
-    class_calibration,
     fit_temperature,
 )
 from foundling.evaluate.subject import Continuation
+from foundling.report.reliability import choice_confidences, expected_error
 from tests.evaluate.records import items_of
 
 
@@ -35,7 +33,7 @@ def drawn(n: int, sharpness: float, seed: int = 0) -> tuple[np.ndarray, np.ndarr
 
 def test_two_items_by_hand() -> None:
     """Probabilities (0.8, 0.2) right and (0.6, 0.4) wrong."""
-    measured = class_calibration([[0.8, 0.2], [0.6, 0.4]], [0, 1])
+    measured = calibration(np.log([[0.8, 0.2], [0.6, 0.4]]).tolist(), [0, 1])
     assert measured.accuracy.value == 0.5 and measured.confidence == pytest.approx(0.7)
     assert measured.ece.value == pytest.approx((0.2 + 0.6) / 2), "two bins of one item"
     assert measured.ece_mass.value == pytest.approx(0.4)
@@ -106,15 +104,16 @@ def test_numbers_of_choices_may_differ() -> None:
 
 
 def test_impossible_classes() -> None:
-    measured = class_calibration([[1.0, 0.0], [0.0, 1.0]], [0, 0])
+    measured = calibration([[0.0, -math.inf], [-math.inf, 0.0]], [0, 0])
     assert measured.nll.value == pytest.approx(-math.log(1e-12) / 2) and measured.brier.value == pytest.approx(1.0)
 
 
 def test_items_and_tasks_of_choices() -> None:
     items = items_of([1, 0, 1])
-    measured = choice_calibration([*items, Item(id="x", prompt="", target="yes", answer="maybe", score=0.0)])
-    assert measured and measured.n == 3 and measured.accuracy.value == pytest.approx(2 / 3)
-    assert choice_calibration([{**items[0], "target": "other"}]) is None and choice_calibration([]) is None
+    measured = calibration([[logprob for _, logprob in item["choices"]] for item in items], [0, 0, 0])  # pyright: ignore
+    assert measured.n == 3 and measured.accuracy.value == pytest.approx(2 / 3)
+    confidences, correct = choice_confidences(items)
+    assert measured.ece.value == pytest.approx(expected_error(confidences, correct)) and correct == [1, 0, 1]
     answers = [[Continuation(text, logprob, 1) for text, logprob in item["choices"]] for item in items]  # pyright: ignore
     figures = calibration_figures(lambda example: 0)([1, 2, 3], answers)
     assert figures == as_figures(measured) and figures["ECE"].value == measured.ece.value

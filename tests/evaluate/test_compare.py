@@ -8,11 +8,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 
 from foundling.errors import ConfigError, DataError, MismatchError
 from foundling.evaluate.compare import compare_evaluations
-from foundling.evaluate.intervals import holm, pairs_needed, permutation_test, sign_test, smallest_difference
+from foundling.evaluate.intervals import (
+    holm,
+    pairs_needed,
+    permutation_test,
+    score_interval,
+    sign_test,
+    smallest_difference,
+    tango,
+    wilson,
+)
+from foundling.report.comparison import rows
 from tests.evaluate.records import evaluation
 
 # --- the statistics ---------------------------------------------------------------------------------------------------
@@ -153,12 +163,12 @@ def test_the_same_answers() -> None:
     comparison = compare_evaluations(record, record)
     assert comparison.verdict == "same" and all(row.p_value == row.adjusted == 1 for row in comparison.tasks)
     assert comparison.notes == ["both evaluations are of the same weights"]
-    assert all(row.smallest and row.smallest > 0.2 for row in comparison.tasks), "four items show next to nothing"
+    assert all(row.smallest is None for row in comparison.tasks), "four items show nothing: 2 / 2⁴ is above 5 %"
     many = evaluation({"t": [1, 0] * 50})
     row = compare_evaluations(many, many).tasks[0]
     assert row.low is not None and row.high is not None
-    # Agresti & Min 2005 of no changed item in 100: ± 1.96 · √1 / 102
-    assert row.low == pytest.approx(-0.019, abs=0.0015) and row.high == pytest.approx(0.019, abs=0.0015)
+    # Tango 1998 of no changed item in n: z² / (n + z²)
+    assert row.high == -row.low == pytest.approx(1.959964**2 / (100 + 1.959964**2))
 
 
 def test_a_tolerance_has_to_be_shown() -> None:
@@ -173,6 +183,139 @@ def test_a_tolerance_has_to_be_shown() -> None:
     assert compare_evaluations(*lost, tolerance=0.1).verdict == "worse"
     with pytest.raises(ConfigError, match="--tolerance"):
         compare_evaluations(*lost, tolerance=-1)
+
+
+def likeliest_variance(gains: int, losses: int, n: int, d: float) -> float:
+    """Of gain − loss under a true difference d, by a search for the likeliest share of losses."""
+
+    def minus_log(lost: float) -> float:
+        counts, shares = (gains, losses, n - gains - losses), (lost + d, lost, 1 - d - 2 * lost)
+        return -sum(count * math.log(max(share, 1e-300)) for count, share in zip(counts, shares, strict=True) if count)
+
+    bounds = max(0.0, -d) + 1e-12, (1 - d) / 2 - 1e-12
+    lost = optimize.minimize_scalar(minus_log, bounds=bounds, method="bounded", options={"xatol": 1e-12}).x
+    return 2 * lost + d - d * d
+
+
+@pytest.mark.parametrize(("gains", "losses", "n"), [(12, 2, 50), (0, 7, 90), (3, 3, 40), (40, 1, 400)])
+def test_tangos_interval_against_a_search_for_the_likeliest(gains: int, losses: int, n: int) -> None:
+    """At either end the difference is z standard errors away."""
+    for level, z in ((0.95, 1.959964), (0.90, 1.644854)):
+        for end in tango(gains, losses, n, level=level):
+            away = abs((gains - losses) / n - end) / math.sqrt(likeliest_variance(gains, losses, n, end) / n)
+            assert away == pytest.approx(z, rel=1e-3)
+
+
+def test_intervals_of_shares_where_few_or_none_change() -> None:
+    for n in (5, 100, 1000):
+        z2 = 1.959964**2
+        assert tango(0, 0, n) == pytest.approx((-z2 / (n + z2), z2 / (n + z2)), abs=1e-6)
+        assert score_interval([0.0] * n, [1.0] * n) == pytest.approx(tango(0, 0, n), abs=1e-6)
+    # losses alone: the far end is Wilson's of their share
+    assert score_interval([-1.0] * 3 + [0.0] * 97, [1.0] * 100)[0] == pytest.approx(-wilson(0.03, 100)[1], abs=1e-6)
+    assert tango(0, 3, 100)[0] == pytest.approx(-wilson(0.03, 100)[1], abs=1e-6)
+    assert tango(9, 0, 9)[1] == 1 and tango(0, 9, 9)[0] == -1
+    values = np.random.default_rng(0).normal(0.02, 0.2, 2000).clip(-1, 1)  # many items: the normal interval
+    error = 1.96 * values.std() / math.sqrt(2000)
+    expected = values.mean() - error, values.mean() + error
+    assert score_interval(values.tolist(), [1.0] * 2000) == pytest.approx(expected, abs=0.0015)
+
+
+def p_same(n: int, tolerance: float, gain: float) -> float:
+    """P(same) where b loses `gain` + tolerance of the items and gains `gain`: summed over all outcomes."""
+    lost, chance = gain + tolerance, 0.0
+    for gains in range(int(stats.binom.isf(1e-5, n, gain)) + 1 if gain else 1):
+        most = int(stats.binom.ppf(0.7, n, lost)) + 1  # of more losses than expected, nothing is shown
+        shown = [k for k in range(most) if max(map(abs, tango(gains, k, n, level=0.90))) <= tolerance]
+        rest = stats.binom.pmf(shown, n - gains, lost / (1 - gain)).sum() if shown else 0.0
+        chance += stats.binom.pmf(gains, n, gain) * rest
+    return float(chance)
+
+
+@pytest.mark.parametrize(("n", "points"), [(100, 2), (100, 5), (200, 1), (200, 3), (400, 1)])
+def test_same_within_a_tolerance_is_wrong_in_about_5_of_100_cases_at_most(n: int, points: float) -> None:
+    """The true difference is the tolerance. Counts are whole numbers: the score test errs in up to 6 of 100 cases."""
+    for gain in (0.0, 0.002, 0.01):
+        assert p_same(n, points / 100, gain) <= 0.06, gain
+
+
+@pytest.mark.parametrize(("tasks", "n", "levels"), [(1, 300, 3), (4, 100, 1), (3, 150, 2)])
+def test_same_of_means_and_of_fractions_is_wrong_as_seldom(tasks: int, n: int, levels: int) -> None:
+    """Losses alone, of 1 / levels of a score each, whose mean is the tolerance: 100 drawn pairs."""
+    generator, wrong, tolerance = np.random.default_rng(5), 0, 0.02
+    for _ in range(100):
+        lost = {f"t{t}": generator.random(n) < tolerance * levels for t in range(tasks)}
+        a = evaluation({task: [1.0] * n for task in lost})
+        b = evaluation({task: (1.0 - share / levels).tolist() for task, share in lost.items()})
+        comparison = compare_evaluations(a, b, tolerance=100 * tolerance)
+        wrong += (comparison.overall or comparison.tasks[0]).verdict == "same"
+    assert wrong <= 12, "5 are expected at most; 13 come with a probability of 0.1 %"
+
+
+def test_a_tolerance_says_nothing_of_figures_that_are_no_shares() -> None:
+    bits = [1.5, 1.2, 1.9, 1.1, 1.4]
+    a = evaluation({"w": bits}, lower=["w"])
+    b = evaluation({"w": [x - d for x, d in zip(bits, (0.9, 0.1, -0.1, 0.2, 0.05), strict=True)]}, lower=["w"])
+    comparison = compare_evaluations(a, b, tolerance=1)
+    assert comparison.verdict == comparison.tasks[0].verdict == "undecided" and comparison.tasks[0].equivalence is None
+    assert comparison.notes[-1] == "--tolerance is in points, and no scores between 0 and 1: w"
+    assert compare_evaluations(a, b).verdict == "same"
+
+
+def test_what_can_be_shown_is_possible() -> None:
+    """Six items all changed have p = 1/32, so nothing less than all of them is shown; of five p = 1/16 at best."""
+    for n, expected in ((5, None), (6, 1.0)):
+        record = evaluation({"t": [1] * n})
+        smallest = compare_evaluations(record, record).tasks[0].smallest
+        assert smallest is None if expected is None else smallest == pytest.approx(expected)
+    random = np.random.default_rng(0)
+    for n in (2, 6, 9, 20):  # losses and gains, of which the formula asks for more than 100 points
+        a, b = (evaluation({t: random.integers(2, size=n).tolist() for t in "tuv"}) for _ in "ab")
+        comparison = compare_evaluations(a, b)
+        assert all(r.smallest is None or r.smallest <= 1 for r in [*comparison.tasks, comparison.overall] if r)
+    assert rows(compare_evaluations(evaluation({"t": [1, 0]}), evaluation({"t": [0, 1]})))[0].smallest == "none"
+
+
+def test_the_seeds_of_a_task_are_no_more_items() -> None:
+    """One item lost under each of five seeds is one item lost, not five."""
+    seeds = [f"q, seed {s}" for s in range(5)]
+    a, b = ([1.0] * 40, [0.0] + [1.0] * 39)
+    comparison = compare_evaluations(evaluation(dict.fromkeys(seeds, a)), evaluation(dict.fromkeys(seeds, b)))
+    row = comparison.tasks[0]
+    assert comparison.overall is None and len(comparison.tasks) == 1
+    assert (row.task, row.n, row.losses, row.p_value, row.test) == ("q", 40, 1, 1.0, "McNemar, exact")
+    assert "q: each item counts once, by its mean over 5 seeds" in comparison.notes
+    assert [c.id for c in row.changed] == [f"q0, seed {s}" for s in range(5)]
+    # seeds that choose other solved examples leave out other items: they are joined by id
+    x, y = (
+        evaluation({"q, seed 0": [1, 0, 1], "q, seed 1": [1, 1]}),
+        evaluation({"q, seed 0": [0, 0, 1], "q, seed 1": [0, 1]}),
+    )
+    for record in (x, y):
+        record.items["q, seed 1"][1]["id"] = "q7"
+    row = compare_evaluations(x, y).tasks[0]
+    assert (row.n, row.losses, row.gains) == (4, 1, 0) and row.difference == pytest.approx(-2 / 5)
+
+
+def test_seeds_make_no_false_alarms() -> None:
+    """Subjects that differ on items by chance alone, each asked with three seeds: 100 pairs."""
+    generator, n, alarms = np.random.default_rng(3), 200, 0
+    for _ in range(100):
+        first = generator.random(n) < 0.5
+        second = np.where(generator.random(n) < 0.12, generator.random(n) < 0.5, first)
+        sides = [
+            {f"q, seed {s}": (side ^ (generator.random(n) < 0.02)).astype(float).tolist() for s in range(3)}
+            for side in (first, second)
+        ]
+        alarms += compare_evaluations(*map(evaluation, sides)).verdict != "same"
+    assert alarms <= 12, "5 are expected at most; 13 come with a probability of 0.1 %"
+
+
+def test_two_metrics_of_one_task_are_one_task_of_the_mean() -> None:
+    record = evaluation({"t": [1, 0, 1, 1], "u": [1, 1]})
+    double = replace(record, results=[*record.results, replace(record.results[0], metric="F1")])
+    overall = compare_evaluations(double, double).overall
+    assert overall and overall.task == "mean of 2 tasks" and overall.n == 6
 
 
 def test_the_interval_holds_the_difference_that_the_tasks_mean() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 
@@ -12,11 +13,32 @@ from hypothesis import strategies as st
 
 from foundling.contracts.records import Result
 from foundling.errors import DataError
-from foundling.evaluate.contamination import COMMON, _Index, contaminated, with_contamination, words
+from foundling.evaluate.contamination import (
+    COMMON,
+    N_WORDS,
+    _Index,
+    contaminated,
+    texts_of_rows,
+    with_contamination,
+    words,
+)
+from foundling.evaluate.evaluation import evaluate
 from foundling.evaluate.intervals import wilson
+from foundling.evaluate.subject import GeneratedText, Refusals
+from foundling.evaluate.task_file import load_task
+from foundling.recipes.progress import Progress
 from tests.evaluate.records import items_of
 
 VOCABULARY = ["river", "boat", "stone", "house", "rain", "field", "town", "seven", "quiet", "old", "falls", "carries"]
+
+
+class Fixed(Refusals):
+    """Always writes the same."""
+
+    name, hashes = "fixed", {"model": "f" * 64}
+
+    def generate(self, requests):
+        yield from ((i, GeneratedText("yes")) for i in range(len(requests)))
 
 
 def text(n: int, seed: int) -> str:
@@ -83,23 +105,64 @@ def test_against_a_plain_search(texts: list[str], documents: list[str]) -> None:
 
 def test_scores_on_clean_items_stand_beside_all() -> None:
     items = [{**item, "prompt": text(20, i)} for i, item in enumerate(items_of([1, 1, 1, 0]))]
-    overlap = contaminated(items, [items[0]["prompt"], items[1]["prompt"]])  # pyright: ignore[reportArgumentType]
+    texts = texts_of_rows([{"id": item["id"], "text": item["prompt"]} for item in items])
+    overlap = contaminated(texts, [items[0]["prompt"], items[1]["prompt"]])
     result = Result("t", "accuracy", 0.75, 4, scores=[1.0, 1.0, 1.0, 0.0])
     figures = with_contamination(result, items, overlap).figures  # pyright: ignore[reportArgumentType]
     assert figures["on clean items"] == (0.5, *wilson(0.5, 2)) and figures["on contaminated items"][0] == 1.0
     assert figures["contaminated items, share"] == (0.5, None, None)
     weighted = replace(result, weights=[1.0, 1.0, 3.0, 1.0])
     assert with_contamination(weighted, items, overlap).figures["on clean items"][0] == 0.75  # pyright: ignore
-    clean = with_contamination(result, items, contaminated(items, [])).figures  # pyright: ignore[reportArgumentType]
+    clean = with_contamination(result, items, contaminated(texts, [])).figures  # pyright: ignore[reportArgumentType]
     assert "on contaminated items" not in clean and clean["on clean items"][0] == 0.75
+
+
+def test_the_texts_of_rows() -> None:
+    long = text(N_WORDS, 1)
+    rows = [{"id": 7, "question": "Who?", "options": ["a b c d e f", long], "more": {"why": "x"}, "answer": 1}, "plain"]
+    assert texts_of_rows(rows) == {"7": ["Who?", long, "x"], "1": ["plain"]}
+
+
+class Documents:
+    """Counts how often it is read."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.texts, self.n_reads = texts, 0
+
+    def __call__(self) -> list[str]:
+        self.n_reads += 1
+        return self.texts
+
+
+@pytest.mark.parametrize("shots", [0, 2])
+def test_short_items_in_a_template_with_and_without_solved_examples(tmp_path, shots: int) -> None:
+    """Two questions of six words were planted, and the solved examples stand in the corpus as well: the items that
+    are contaminated are the two, under each of two seeds, and the corpus is read once."""
+    rows = [{"id": f"q{i}", "q": text(6, i), "a": f"answer{i}"} for i in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = [{"id": f"s{i}", "q": text(9, 50 + i), "a": "yes"} for i in range(2)]
+    (tmp_path / "shown.jsonl").write_text("".join(json.dumps(row) + "\n" for row in shown))
+    spec = {
+        "name": "t", "kind": "generate", "data": "rows.jsonl", "prompt": "Question: {q} Answer:", "answer": "{a}",
+        "few_shot": {"n": shots, "data": "shown.jsonl"}, "max_tokens": 2,
+    }  # fmt: skip
+    (tmp_path / "t.yaml").write_text(json.dumps(spec))
+    tasks = [load_task(tmp_path / "t.yaml", seed=seed, named=True) for seed in (0, 1)]
+    corpus = Documents([f"It asks {rows[2]['q']}, and then {rows[5]['q']}.", *(row["q"] + " yes" for row in shown)])
+    bar = Progress(on=False)
+    record = evaluate(Fixed(), tasks, tmp_path / "a.jsonl", bar=lambda name, n: bar.bar(name, n), corpus=corpus)
+    assert corpus.n_reads == 1
+    for result in record.results:
+        assert result.figures["contaminated items, share"][0] == 2 / 8
+    assert sum("2 of 8 items (25.0%)" in note for note in record.notes) == 2
 
 
 def test_bad_input() -> None:
     items = items_of([1, 0])
     with pytest.raises(DataError, match="'q0'"):
-        contaminated([items[0], items[0]], [])
+        texts_of_rows([{"id": "q0", "text": "a"}, {"id": "q0", "text": "b"}])
     with pytest.raises(DataError, match="at least 5"):
         contaminated({"x": "a"}, [], n_words=4)
     with pytest.raises(DataError, match="2 scores and 1 items"):
-        with_contamination(Result("t", "m", 0.5, 2, scores=[1.0, 0.0]), items[:1], contaminated(items[:1], []))
+        with_contamination(Result("t", "m", 0.5, 2, scores=[1.0, 0.0]), items[:1], contaminated({"q0": "a"}, []))
     assert contaminated({}, ["text"]).share == 0.0

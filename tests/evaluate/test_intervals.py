@@ -76,32 +76,36 @@ def test_compare_on_a_planted_difference():
     a = [1.0] * 60 + [1.0] * 20 + [0.0] * 4 + [0.0] * 16
     b = [1.0] * 60 + [0.0] * 20 + [1.0] * 4 + [0.0] * 16
     found = compare(result(a), result(b))
-    assert found.difference == pytest.approx(0.16) and (found.wins, found.losses, found.n) == (20, 4, 100)
+    assert found.difference == pytest.approx(-0.16) and (found.gains, found.losses, found.n) == (4, 20, 100)
     assert found.p_value == pytest.approx(stats.binomtest(20, 24).pvalue) and found.p_value < 0.01
-    assert 0 < found.low < 0.16 < found.high < 0.3 and found.test == "McNemar, exact"
+    assert -0.3 < found.low < -0.16 < found.high < 0 and (found.test, found.verdict) == ("McNemar, exact", "worse")
     back = compare(result(b), result(a))
-    assert back.difference == -found.difference and (back.wins, back.losses) == (4, 20)
-    assert compare(result(a), result(a))[:4] == (0.0, 0.0, 0.0, 1.0)
+    assert back.difference == -found.difference and (back.gains, back.losses, back.verdict) == (20, 4, "better")
+    same = compare(result(a), result(a))
+    assert (same.difference, same.p_value, same.verdict) == (0.0, 1.0, "same")
 
 
 def test_pairing_finds_what_unpaired_intervals_hide():
     """Items differ a hundred times as much as the subjects do."""
     hard = np.random.default_rng(0).normal(0, 10, size=200)
     noise = np.random.default_rng(1).normal(0.1, 0.1, size=200)
-    a, b = result(hard + noise), result(hard)
+    a, b = result(hard), result(hard + noise)
     found = compare(a, b)
-    assert 0.07 < found.low < found.difference < found.high < 0.13 and found.p_value < 1e-6
-    assert found.test == "sign test, exact"
-    (low_a, _, _), (_, high_b, _) = interval_of(a.scores), interval_of(b.scores)
-    assert low_a < high_b  # the intervals of the two means overlap
+    assert 0.07 < found.low < found.difference < found.high < 0.13 and found.p_value <= 1e-4
+    assert found.test == "paired randomization of the mean" and found.verdict == "better"
+    (low_b, _, _), (_, high_a, _) = interval_of(b.scores), interval_of(a.scores)
+    assert low_b < high_a  # the intervals of the two means overlap
     lower = compare(replace(a, lower_is_better=True), replace(b, lower_is_better=True))
-    assert (lower.wins, lower.losses) == (found.losses, found.wins)
+    assert (lower.gains, lower.losses, lower.verdict) == (found.losses, found.gains, "worse")
+    assert lower.difference == pytest.approx(found.difference) and (lower.low, lower.high) == pytest.approx(
+        (found.low, found.high), abs=0.002
+    )
 
 
 def test_only_like_is_compared():
-    with pytest.raises(MismatchError, match="different tasks"):
+    with pytest.raises(MismatchError, match="different task"):
         compare(result([1.0]), result([1.0], hashes={"task": "b"}))
-    with pytest.raises(MismatchError, match="different prompts"):
+    with pytest.raises(MismatchError, match="different prompt"):
         compare(result([1.0]), result([1.0], hashes={"task": "a", "prompt": "c"}))
-    with pytest.raises(MismatchError, match="1 items, the other of 2"):
+    with pytest.raises(MismatchError, match="1 items in the first evaluation, 2 in the second"):
         compare(result([1.0]), result([1.0, 0.0]))

@@ -11,7 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foundling.errors import ConfigError, DataError
+from benchmarks.retest import BEFORE, CACHE, GREEDY, LOGPROBS, SEED, retest
+from foundling.contracts.records import EvaluationRecord
+from foundling.errors import ConfigError, DataError, MismatchError
+from foundling.evaluate.compare import compare_evaluations
 from foundling.evaluate.intervals import wilson
 from foundling.evaluate.judge import (
     GRADES,
@@ -24,10 +27,13 @@ from foundling.evaluate.judge import (
     verdict_of,
     win_rate,
 )
+from foundling.evaluate.judged import judged_record, pairs_of
+from foundling.evaluate.lineage import lineage
 from foundling.evaluate.metrics import cohen_kappa
 from foundling.evaluate.recorded import Recorded
-from foundling.evaluate.retest import BEFORE, CACHE, GREEDY, LOGPROBS, SEED, retest
+from foundling.evaluate.store import read_evaluation, write_evaluation
 from foundling.evaluate.upstream import Upstream
+from tests.evaluate.records import evaluation
 from tests.evaluate.servers import Seen, chat, serving
 from tests.evaluate.test_upstream import echo
 
@@ -210,6 +216,50 @@ def test_grades() -> None:
         assert grades[0].attacks == {"answer": ["names the grade"]}
     with serving(lambda seen, n: chat("[[3]]")) as server:
         assert Judge(Upstream(server.url, "m")).grade("Q", "A").grade == 3
+
+
+# --- as an evaluation -------------------------------------------------------------------------------------------------
+
+
+def test_what_a_judge_prefers_is_an_evaluation(tmp_path: Path) -> None:
+    def written(name: str, texts: list[str]) -> EvaluationRecord:
+        record = evaluation({"t": [0] * len(texts)}, subject=name, model=name * 32)
+        for item, text in zip(record.items["t"], texts, strict=True):
+            item["answer"] = text
+            del item["choices"]
+        return record
+
+    a, b = written("a", ["long answer", "x", "same"]), written("b", ["short", "longer", "size"])
+    pairs = pairs_of(a, b)
+    assert [tuple(p) for p in pairs_of(a, b, 1)] == [("t", "t0", "Question 0:", "long answer", "short")]
+    compared = [
+        Compared("a", ("A", "B"), None, {}),
+        Compared(None, (None, "B"), None, {}),
+        Compared("tie", ("C", "C"), None, {}),
+    ]
+
+    def judged(*verdicts: Compared, by: str = "e" * 64) -> EvaluationRecord:
+        return judged_record(a, b, pairs, verdicts, judge="large", hashes={"model": by}, settings={"by": "text"})
+
+    record = judged(*compared)
+    result = record.results[0]
+    assert (result.task, result.value, result.n, result.scores) == ("t, preferred to b", 0.75, 2, [1.0, 0.5])
+    assert result.hashes["judge"] == "e" * 64 and result.hashes["model"] == "a" * 32
+    assert result.figures["verdicts not read"][0] == 1 and record.notes == [
+        "1 of 3 pairs had a verdict that could not be read"
+    ]
+    write_evaluation(record, tmp_path / "judged")
+    assert read_evaluation(tmp_path / "judged").results == record.results
+    graph = lineage([tmp_path])
+    assert {(node.kind, node.name) for node in graph.nodes} >= {("judge", "large"), ("model", "a")}
+
+    whole = judged(*[Compared("a", ("A", "B"), None, {})] * 3)
+    assert compare_evaluations(whole, judged(*[Compared("b", ("B", "A"), None, {})] * 3)).tasks[0].losses == 3
+    with pytest.raises(MismatchError, match="different judge"):
+        compare_evaluations(whole, judged(*[Compared("b", ("B", "A"), None, {})] * 3, by="f" * 64))
+    b.items["t"][0]["prompt"] = "another"
+    with pytest.raises(MismatchError, match="'t0': the prompts differ"):
+        pairs_of(a, b)
 
 
 # --- agreement -------------------------------------------------------------------------------------------------------

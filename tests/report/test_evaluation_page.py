@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -14,10 +15,18 @@ import pytest
 
 from foundling.contracts.records import Item
 from foundling.errors import OutputError
+from foundling.evaluate.calibration import calibration_figures
 from foundling.evaluate.compare import compare_evaluations
+from foundling.evaluate.subject import Continuation
 from foundling.report.comparison import comparison_html, headline, rows, write_comparison_page
 from foundling.report.evaluation import MAX_ITEMS, choose, evaluation_html, hash_rows, write_evaluation_page
-from foundling.report.reliability import choice_confidences, expected_error, reliability_bins, reliability_svg
+from foundling.report.reliability import (
+    choice_confidences,
+    expected_error,
+    probabilities,
+    reliability_bins,
+    reliability_svg,
+)
 from tests.evaluate.records import evaluation, items_of
 
 NASTY = "</script><img src=x onerror=alert(1)>\x1b[2J\u202e"
@@ -135,16 +144,25 @@ def test_reliability_by_hand() -> None:
     bins = reliability_bins([0.2, 0.19, 0.99, 0.97, 1.0], [0, 1, 1, 1, 0])
     assert [(b.n, b.low) for b in bins] == [(2, pytest.approx(2 / 15)), (3, pytest.approx(14 / 15))]
     assert bins[0].accuracy == 0.5 and bins[0].confidence == pytest.approx(0.195)
-    assert expected_error(bins) == pytest.approx((2 * abs(0.5 - 0.195) + 3 * abs(2 / 3 - 2.96 / 3)) / 5)
+    error = expected_error([0.2, 0.19, 0.99, 0.97, 1.0], [0, 1, 1, 1, 0])
+    assert error == pytest.approx((2 * abs(0.5 - 0.195) + 3 * abs(2 / 3 - 2.96 / 3)) / 5)
     drawing = reliability_svg(bins)
     assert drawing.count("<title>") == 2 and "confidence 0.99, right 0.67, 3 items" in drawing
     assert reliability_bins([0.0], [0.0])[0].low == 0 and reliability_svg([]).startswith("<svg")
 
 
-def test_confidence_is_of_the_answer_that_was_scored() -> None:
-    item = Item(id="1", prompt="", target="b", answer="b", score=1.0, choices=[("a", -1.0), ("b", -2.0)])
-    assert choice_confidences([item])[0] == [pytest.approx(0.2689, abs=1e-4)], "preferred by length, not by probability"
-    assert choice_confidences([{**item, "score": 0.5}, {**item, "choices": [("", -3.0)]}]) == ([], [])
+def test_the_page_and_the_figures_take_confidence_by_one_rule() -> None:
+    """Also of answers that are chosen by log-probability per byte: 'bbbb' is preferred there, and 'a' is likelier."""
+    answers = [[Continuation("a", -1.0, 1), Continuation("bbbb", -2.0, 1)]]
+    items = [Item(id="1", prompt="", target="bbbb", answer="bbbb", score=1.0, choices=[("a", -1.0), ("bbbb", -2.0)])]
+    confidences, correct = choice_confidences(items)
+    assert confidences == [pytest.approx(1 / (1 + math.exp(-1)))] and correct == [0.0]
+    figures = calibration_figures(lambda example: 1)([None], answers)
+    assert figures["ECE"].value == pytest.approx(expected_error(confidences, correct))
+    page = evaluation_html(evaluation({"t": [1]}))
+    assert "expected calibration error" in page
+    assert choice_confidences([{**items[0], "target": "c"}, {**items[0], "choices": [("", -3.0)]}]) == ([], [])
+    assert probabilities([-math.inf, -math.inf]) == [0.5, 0.5]
 
 
 def test_pages_that_cannot_be_written(tmp_path) -> None:
