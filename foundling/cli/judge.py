@@ -11,7 +11,7 @@ from foundling.cli.common import progress_for
 from foundling.cli.stdio import note, say
 
 EXAMPLES = [
-    "foundling judge runs/a-eval runs/b-eval --by openai:gpt-5-mini",
+    "foundling judge runs/a-eval runs/b-eval --by openai:gpt-4.1-mini",
     "foundling judge runs/a-eval runs/b-eval --by runs/large --logprobs --limit 100 --json",
     'foundling judge runs/a-eval runs/b-eval --by ollama:llama3.2 --criteria "The shorter right answer is better."',
 ]
@@ -22,7 +22,7 @@ AT_ONCE = 16
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    from foundling.cli.subjects import SUBJECT
+    from foundling.cli.subjects import SUBJECT, add_upstream
 
     parser.add_argument("a", help="directory of an evaluation with generated answers")
     parser.add_argument("b", help="directory of another one on the same items")
@@ -36,6 +36,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="FILE", help="the judge's answers, as they come (default: A/judged-by-NAME.jsonl)"
     )
+    add_upstream(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         ITEMS.check(args.limit, "--limit")
     a, b = read_evaluation(args.a), read_evaluation(args.b)
     pairs = _pairs(a, b, args.limit)
-    subject = load_subject(args.by)
+    subject = load_subject(args.by, args)
     out = Path(args.out) if args.out else Path(args.a) / f"judged-by-{_plain(subject.name)}.jsonl"
     recorded = Recorded(out, subject)
     judge = Judge(

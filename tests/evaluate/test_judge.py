@@ -28,8 +28,7 @@ from foundling.evaluate.metrics import cohen_kappa
 from foundling.evaluate.recorded import Recorded
 from foundling.evaluate.retest import BEFORE, CACHE, GREEDY, LOGPROBS, SEED, retest
 from foundling.evaluate.upstream import Upstream
-from tests.evaluate.servers import Seen, chat, serving
-from tests.evaluate.test_upstream import echo
+from tests.evaluate.servers import Seen, chat, echo, serving
 
 MARKS = [f"[[{letter}]]" for letter in LETTERS]
 SHOWN = re.compile(r"<answer-([0-9a-f]{12})>\n(.*?)\n</answer-\1>", re.DOTALL)
