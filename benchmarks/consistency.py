@@ -17,6 +17,7 @@ import torch
 from benchmarks.chat_task import held_out_items, line_of, smollm2
 from benchmarks.judge_retest import rounded
 from benchmarks.runs import Results
+from foundling.decode.engine.engine import EngineOptions
 from foundling.evaluate.conditions import conditions
 from foundling.evaluate.consistency import Consistency, agreement, measure, variants
 from foundling.evaluate.local import LocalModel
@@ -54,6 +55,20 @@ def hardware(directory: Path, count: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def torch_batches(directory: Path, count: int) -> dict[str, Any]:
+    """Answers one at a time against those of batches of up to 32. By torch, whose rounding depends on the batch: native
+    code, which `hardware` takes where it is built, sums in one order whatever the batch."""
+    requests = [
+        GenerateRequest([{"role": "user", "content": item["prompt"]}], Decoding(N_ANSWER))
+        for item in held_out_items(count)
+    ]
+    subjects = conditions(directory, engine=EngineOptions(native=False))
+    names = ("float32, 1 thread", "one request at a time")
+    report = measure({name: subjects[name] for name in names}, requests)
+    assert report.answers
+    return {"requests": count, "answers that differ": shares(report.answers)}
+
+
 def words(directory: Path, count: int) -> dict[str, Any]:
     """The share of answers that are not those to the prompt as it is; a space more or less in the answer counts."""
     model, items = LocalModel.load(directory), held_out_items(count)
@@ -73,4 +88,5 @@ if __name__ == "__main__":
     args = parser.parse_args()
     results = Results("consistency", args.out)
     results.get("hardware", lambda: hardware(args.model or smollm2(), args.count))
+    results.get("batches of torch", lambda: torch_batches(args.model or smollm2(), args.count))
     results.get("words", lambda: words(args.model or smollm2(), args.count))

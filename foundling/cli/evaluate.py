@@ -18,13 +18,13 @@ EXAMPLES = [
     "foundling evaluate runs/notes held_out.txt --window 1024 --stride 512",
     "foundling evaluate runs/chat questions.yaml --chat --plan",
     "foundling evaluate runs/notes questions.yaml --seeds 0,1,2 --contamination corpus/",
-    "foundling evaluate openai:gpt-5-mini questions.yaml --out runs/theirs",
+    "foundling evaluate openai:gpt-4.1-mini questions.yaml --out runs/theirs",
     "foundling evaluate runs/theirs/answers.jsonl questions.yaml    # replays them, offline",
 ]
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    from foundling.cli.subjects import SUBJECT
+    from foundling.cli.subjects import SUBJECT, add_upstream
 
     parser.add_argument("subject", help=SUBJECT)
     parser.add_argument(
@@ -52,6 +52,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--card", action="store_true", help="write the results into the model's card, README.md")
     parser.add_argument("--plan", action="store_true", help="only say how many tokens and minutes it will take")
     parser.add_argument("--base-model", metavar="DIR", help="of an adapter's directory: where its base is now")
+    add_upstream(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -122,9 +123,9 @@ def _subject(args: argparse.Namespace) -> Any:
     from foundling.decode.engine.engine import EngineOptions
 
     if not is_local(args.subject):
-        return load_subject(args.subject)
+        return load_subject(args.subject, args)
     return load_subject(
-        args.subject, base=args.base_model, dtype=args.dtype, device=args.device, truncate=args.truncate,
+        args.subject, args, base=args.base_model, dtype=args.dtype, device=args.device, truncate=args.truncate,
         positions=args.positions, chat=args.chat, window=args.window, stride=args.stride,
         engine=EngineOptions(weights=args.weights) if args.weights else None,
     )  # fmt: skip

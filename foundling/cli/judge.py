@@ -13,7 +13,7 @@ from foundling.cli.common import progress_for
 from foundling.cli.stdio import note, say
 
 EXAMPLES = [
-    "foundling judge runs/a-eval runs/b-eval --by openai:gpt-5-mini",
+    "foundling judge runs/a-eval runs/b-eval --by openai:gpt-4.1-mini",
     "foundling judge runs/a-eval runs/b-eval --by runs/large --logprobs --limit 100 --json",
     'foundling judge runs/a-eval runs/b-eval --by ollama:llama3.2 --criteria "The shorter right answer is better."',
 ]
@@ -24,7 +24,7 @@ AT_ONCE = 16
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    from foundling.cli.subjects import SUBJECT
+    from foundling.cli.subjects import SUBJECT, add_upstream
 
     parser.add_argument("a", help="directory of an evaluation with generated answers")
     parser.add_argument("b", help="directory of another one on the same items")
@@ -40,6 +40,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="directory of the result, an evaluation as well; the same one goes on (default: beside A)",
     )
+    add_upstream(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         ITEMS.check(args.limit, "--limit")
     a, b = read_evaluation(args.a), read_evaluation(args.b)
     pairs = pairs_of(a, b, args.limit)
-    subject = load_subject(args.by)
+    subject = load_subject(args.by, args)
     out = _out(args, subject.name)
     by, criteria = "logprobs" if args.logprobs else "text", args.criteria or CRITERIA
     with lock(out):

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from foundling.decode.engine.engine import EngineOptions
 from foundling.evaluate.local import LocalModel
 from foundling.evaluate.subject import Continuation, GeneratedText, GenerateRequest, LikelihoodRequest
 
@@ -43,11 +45,13 @@ class Threaded:
 def conditions(directory: str | Path, **options: Any) -> dict[str, Threaded]:
     """The reference (float32, one thread) first. `options`: those of LocalModel.load."""
     plain = LocalModel.load(directory, **options)
+    # batch_tokens is of log-probabilities, max_num_seqs of generated answers
+    alone = {"batch_tokens": ONE_ROW, "engine": replace(options.get("engine") or EngineOptions(), max_num_seqs=1)}
     subjects = {
         "float32, 1 thread": Threaded(plain, 1),
         "again": Threaded(plain, 1),
         "2 threads": Threaded(plain, 2),
-        "one request at a time": Threaded(LocalModel.load(directory, **options, batch_tokens=ONE_ROW), 1),
+        "one request at a time": Threaded(LocalModel.load(directory, **options | alone), 1),
         "bfloat16": Threaded(LocalModel.load(directory, **options, dtype="bfloat16"), 1),
     }
     if torch.cuda.is_available():

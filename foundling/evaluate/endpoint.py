@@ -9,6 +9,7 @@ import ipaddress
 import json
 import os
 import random
+import re
 import socket
 import ssl
 import stat
@@ -31,6 +32,9 @@ MAX_REDIRECTS = 3
 MAX_DELAY = 60.0
 """seconds between two tries, unless the server asks for more"""
 KEY_BYTES = 8192
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+MAX_REASON = 500
+"""characters of what a server says is wrong"""
 MIN_SECRET = 8
 """characters of a key that is taken for a secret; local servers are given words such as EMPTY"""
 
@@ -55,15 +59,31 @@ class Secret:
     def header(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self._value}"} if self._value else {}
 
-    def removed(self, text: str) -> str:
-        """`text` without the key, which a server may repeat."""
-        return text.replace(self._value, "***") if len(self._value) >= MIN_SECRET else text
+    def removed(self, value: Any) -> Any:
+        """A text, or JSON with all its texts, without the key, which a server may repeat. Before anything is cut: a
+        part of a key is not recognised any more."""
+        if len(self._value) < MIN_SECRET:
+            return value
+        if isinstance(value, str):
+            return value.replace(self._value, "***")
+        if isinstance(value, list):
+            return [self.removed(one) for one in value]
+        if isinstance(value, dict):
+            return {self.removed(name): self.removed(one) for name, one in value.items()}
+        return value
+
+    def cut(self, text: str, n: int = MAX_REASON) -> str:
+        """The first n characters of the text without the key."""
+        return self.removed(text)[:n]
 
 
 def read_key(variable: str, file: Path | None) -> Secret:
     """The key in `file`, which only its owner may read, or else in the environment variable. Empty where there is none.
 
-    Raises ConfigError for a file that others can read or that is none, and for a key that is no word of ASCII."""
+    Raises ConfigError for a file that others can read or that is none, for a name that no variable has, and for a key
+    that is no word of ASCII."""
+    if variable and not VARIABLE.fullmatch(variable):  # it is not repeated: a key may stand there
+        raise ConfigError("the name of the key's environment variable is none; give a name such as MY_KEY, not the key")
     if file is not None:
         source, value = str(file), _read_private(file)
     else:
@@ -131,8 +151,8 @@ class Endpoint:
         stop: threading.Event,
         broken: Callable[[Any], str] = lambda value: "",
     ) -> Any:
-        """The JSON that the server answers to `body`. Waiting ends when `stop` is set. `broken` says why an answer is
-        to be asked for again, "" where it is not.
+        """The JSON that the server answers to `body`, without the key. Waiting ends when `stop` is set. `broken` says
+        why an answer is to be asked for again, "" where it is not.
 
         Raises GenerationError for what the server refuses, for what it never answers, and for what is no JSON."""
         data, reason, wait = json.dumps(body).encode(), "", None
@@ -145,17 +165,17 @@ class Endpoint:
             except ssl.SSLCertVerificationError as error:
                 raise GenerationError(f"{self.url}: its certificate is not valid ({error.verify_message})") from None
             except (OSError, http.client.HTTPException) as error:
-                reason = _why(error, self.timeout)
+                reason = self.key.cut(_why(error, self.timeout))
                 continue
-            value = self._parse(response)
+            value = self.key.removed(self._parse(response))
             code = response.status if response.status != 200 else _code_inside(value)
-            if code is None and not (reason := self.key.removed(broken(value))):
+            if code is None and not (reason := self.key.cut(broken(value))):
                 return value
             if code is None:
                 continue
-            reason = f"HTTP {code}: {self.key.removed(error_text(value, response.body))}"
+            reason = f"HTTP {code}: {self.key.cut(error_text(value, response.body.decode('utf-8', 'replace')))}"
             if code not in RETRIED or _is_permanent(value):
-                raise GenerationError(f"{self.url}{path}: {reason}{_way_out(code)}")
+                raise GenerationError(f"{self.url}{path}: {reason}{_way_out(code, bool(self.key))}")
             wait = _retry_after(response.headers)
         raise GenerationError(
             f"{self.url}{path}: no answer after {self.retries + 1} tries ({reason}); run again later: what was answered"
@@ -194,8 +214,8 @@ class Endpoint:
             here = urlsplit(url)
             if (target.scheme or here.scheme, target.netloc or here.netloc) != (here.scheme, here.netloc):
                 raise GenerationError(
-                    f"{self.url}: redirects to another host ({shown(target.netloc)}); the key is not sent there: give "
-                    "that URL itself if you trust it"
+                    f"{self.url}: redirects to another host ({shown(self.key.removed(target.netloc))}); the key "
+                    "is not sent there: give that URL itself if you trust it"
                 )
             url = urlunsplit((here.scheme, here.netloc, target.path or "/", target.query, ""))
         raise GenerationError(f"{self.url}: redirects more than {MAX_REDIRECTS} times; check the URL")
@@ -261,8 +281,8 @@ class Endpoint:
         except ValueError:
             if response.status != 200:
                 return None
-        kind = response.headers.get("content-type", "no content type")
-        start = self.key.removed(response.body[:80].decode("utf-8", "replace"))
+        kind = self.key.removed(response.headers.get("content-type", "no content type"))
+        start = self.key.cut(response.body.decode("utf-8", "replace"), 80)
         raise GenerationError(f"{self.url}: answered no JSON ({shown(kind)}: {shown(start)}); check the URL")
 
 
@@ -310,9 +330,10 @@ def _why(error: Exception, timeout: float) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def error_text(value: Any, body: bytes = b"") -> str:
+def error_text(value: Any, body: str = "") -> str:
     """What a server says is wrong, in any of the layouts in use: {"error": {"message"}}, {"error": "…"}, {"message"},
-    {"detail"} (FastAPI), each of them in a list (Google)."""
+    {"detail"} (FastAPI), each of them in a list (Google). As long as it is, and with the key where the server repeats
+    it: see Secret.cut."""
     if isinstance(value, list) and value:
         value = value[0]
     if isinstance(value, dict):
@@ -320,10 +341,10 @@ def error_text(value: Any, body: bytes = b"") -> str:
         for holder in (inner if isinstance(inner, dict) else {}, value):
             for name in ("message", "detail", "msg"):
                 if holder.get(name):
-                    return str(holder[name])[:500]
+                    return str(holder[name])
         if inner:
-            return str(inner)[:500]
-    return body[:200].decode("utf-8", "replace").strip() or "no reason"
+            return str(inner)
+    return body.strip() or "no reason"
 
 
 def _code_inside(value: Any) -> int | None:
@@ -342,8 +363,9 @@ def _is_permanent(value: Any) -> bool:
     return isinstance(error, dict) and "insufficient_quota" in (error.get("code"), error.get("type"))
 
 
-def _way_out(code: int) -> str:
-    ways = {401: "check the key", 403: "check what the key may do", 404: "check URL and model", 402: "check the credit"}
+def _way_out(code: int, has_key: bool) -> str:
+    key = "check the key" if has_key else "no key was sent: name its variable (--key-env) or its file (--key-file)"
+    ways = {401: key, 403: "check what the key may do", 404: "check URL and model", 402: "check the credit"}
     return f"; {ways[code]}" if code in ways else ""
 
 

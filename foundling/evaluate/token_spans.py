@@ -61,7 +61,8 @@ def spans_of_echo(echo: Echo, text: str) -> list[TokenSpan]:
     """The tokens of `text`, in order, each with the bytes that it covers. A token for the beginning of a text that the
     server adds, and the token that was generated after the text, are left out.
 
-    The bytes of the tokens decide where they join to the text; else the offsets. ValueError where neither fits."""
+    The bytes of the tokens decide where they join to the text; else the offsets. ValueError where neither fits, with
+    all that was echoed: the caller removes the key, then cuts."""
     sizes = [len(_bytes_of(token)) for token in echo.tokens]
     joined = b"".join(map(_bytes_of, echo.tokens))
     whole = text.encode()
@@ -74,7 +75,7 @@ def spans_of_echo(echo: Echo, text: str) -> list[TokenSpan]:
             return [TokenSpan(*row) for row in rows if row[0] < len(whole)]
     if echo.offsets is not None:
         return _spans_of_offsets(echo, echo.offsets, text)
-    raise ValueError(f"the echoed tokens are not those of the text (they begin with {shown(''.join(echo.tokens[:8]))})")
+    raise ValueError(f"the echoed tokens are not those of the text (they are {''.join(echo.tokens)!r})")
 
 
 def _spans_of_offsets(echo: Echo, offsets: list[int], text: str) -> list[TokenSpan]:

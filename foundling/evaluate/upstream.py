@@ -57,6 +57,8 @@ CUT = {"length", "model_length", "max_tokens", "MAX_TOKENS"}
 """finish reasons of an answer that reached a limit: OpenAI's, Mistral's, Anthropic's, Google's"""
 BROKEN = {"error", "insufficient_system_resource"}
 """finish reasons of an answer that the server did not complete: OpenRouter's and Mistral's, DeepSeek's"""
+FIELDS = ("max_tokens", "seed", "stop", "temperature", "top_p")
+"""fields of a request that can be left out"""
 MAX_STOPS = 4
 """strings that the API takes; further ones cut the text here"""
 
@@ -79,12 +81,14 @@ class Upstream(Refusals):
     which alone gives log-probabilities of a text (`echo` with `logprobs`), where the server has that at all.
 
     `key_env`: the environment variable that holds the key; `key_file`: a file that only its owner may read, instead.
-    `price`: dollars for a million tokens of prompts and of answers. `workers`: requests at a time. `omit`: fields of a
-    request that the model refuses, such as "temperature" or "seed"; `rename`: fields with another name there. `start`:
-    a text before each text of `rolling` and each empty prompt, such as "<|endoftext|>": the first token of all has no
-    log-probability. `options`: timeout, retries, backoff, max_wait of `endpoint.Endpoint`.
+    Without either no key is sent. `price`: dollars for a million tokens of prompts and of answers. `workers`: requests
+    at a time. `omit`: those of FIELDS that the model refuses, such as "temperature"; `rename`: fields with another name
+    there. `start`: with chat=False, a text before each text of `rolling` and each empty prompt, such as
+    "<|endoftext|>": the first token of all has no log-probability. `options`: timeout, retries, backoff, max_wait of
+    `endpoint.Endpoint`.
 
-    Raises ConfigError for a URL that is not https (http on this machine), and where the key is missing.
+    Raises ConfigError for a URL that is not https (http on this machine), where a named key is missing, for fields of
+    `omit` that a request has not, and for `start` with chat.
     """
 
     kind = "a model behind an API"
@@ -95,7 +99,7 @@ class Upstream(Refusals):
         url: str,
         model: str,
         *,
-        key_env: str = "OPENAI_API_KEY",
+        key_env: str = "",
         key_file: Path | None = None,
         chat: bool = True,
         price: tuple[float, float] | None = None,
@@ -109,8 +113,13 @@ class Upstream(Refusals):
             raise ConfigError(f"the model is {shown(model)}; expected its name as the server lists it")
         key = read_key(key_env, key_file)
         self.endpoint = Endpoint(url, key, **options)
-        if not key and not self.endpoint.loopback and key_env:
-            raise ConfigError(f"{self.endpoint.host}: no key; set the environment variable {key_env}, or give a file")
+        if not key and (key_file or key_env):
+            way = f"write it into {key_file}" if key_file else f"set the environment variable {key_env}, or give a file"
+            raise ConfigError(f"{self.endpoint.host}: no key; {way}")
+        if strange := [name for name in omit if name not in FIELDS]:
+            raise ConfigError(f"omit has {shown(strange[0])}; expected fields of {', '.join(FIELDS)}")
+        if start and chat:
+            raise ConfigError(f"start is {shown(start)}; it begins a text: use chat=False (--completions)")
         self.model, self.chat, self.start = model, chat, start
         self.name = f"{model}@{self.endpoint.host}"
         self.price = price and (check_number(price[0], "price", 0), check_number(price[1], "price", 0))
@@ -198,19 +207,23 @@ class Upstream(Refusals):
         if not isinstance(prompt, str):
             raise GenerationError(f"{self.name}: /completions takes a text and no conversation; use chat=True")
         if self.chat:
-            raise GenerationError(f"{self.name}: chat gives no log-probability of a text; chat=False asks /completions")
+            raise GenerationError(
+                f"{self.name}: chat gives no log-probability; use chat=False (--completions)"
+            )
         return prompt
 
     def _choice(self, value: Any) -> tuple[dict[str, Any], tuple[int, int]]:
         """The choice, with the tokens of prompt and answer."""
         choices = value.get("choices") if isinstance(value, dict) else None
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            text = self.endpoint.key.removed(error_text(value, json.dumps(value)[:200].encode()))
+            text = self.endpoint.key.cut(error_text(value, json.dumps(value)))
             raise GenerationError(f"{self.endpoint.url}: an answer without choices ({shown(text)}); check the URL")
         usage: Any = value.get("usage") if isinstance(value.get("usage"), dict) else {}
         counts = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
-        parts = [str(value[name])[:200] for name in ("model", "system_fingerprint") if value.get(name)]
-        report = self.endpoint.key.removed(" ".join(parts).replace(";", ","))
+        parts = [
+            self.endpoint.key.cut(str(value[name]), 200) for name in ("model", "system_fingerprint") if value.get(name)
+        ]
+        report = " ".join(parts).replace(";", ",")
         with self.endpoint.lock:
             self._prompt_tokens += counts[0]
             self._new_tokens += counts[1]
@@ -247,14 +260,14 @@ class Upstream(Refusals):
         try:
             tokens = spans_of_echo(Echo.of(choice.get("logprobs")), text)
         except ValueError as error:
-            raise GenerationError(f"{self.endpoint.url}: {error}") from None
+            raise GenerationError(f"{self.endpoint.url}: {self.endpoint.key.cut(str(error))}") from None
         begin = len(prompt.encode())
         counted = [token for token in tokens if token.end > begin]
         logprobs = [token.logprob for token in counted]
         if None in logprobs:
             raise GenerationError(
-                f"{self.endpoint.url}: no log-probability of the first token; give `start`, the text that begins a "
-                'document for the model, such as "<|endoftext|>"'
+                f"{self.endpoint.url}: no log-probability of the first token; give `start` (--start), the text that "
+                'begins a document for the model, such as "<|endoftext|>"'
             )
         total = sum(value for value in logprobs if value is not None)
         n_before = n_prompt and max(0, n_prompt - len(counted))
@@ -263,7 +276,8 @@ class Upstream(Refusals):
 
 def subject_of(spec: str, **options: Any) -> Upstream:
     """`openai:gpt-4o`, `ollama:llama3:8b` (a provider of PROVIDERS and its name of a model), or `NAME@URL` of any other
-    server. `options`: those of Upstream. Raises ConfigError for what is neither."""
+    server. `options`: those of Upstream. A provider's own variable holds the key for its own URL alone: NAME@URL has no
+    key but that of `key_env` or `key_file`. Raises ConfigError for what is neither."""
     for scheme in ("@https://", "@http://"):
         if scheme in spec:
             model, _, rest = spec.partition(scheme)

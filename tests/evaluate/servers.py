@@ -46,6 +46,15 @@ def chat(text: Any, **more: Any) -> dict[str, Any]:
     } | more  # fmt: skip
 
 
+def echo(tokens: list[str], logprobs: list[float | None], tops: list[Any] | None = None, offsets: Any = None) -> Any:
+    """An answer of /completions with `echo` and `logprobs`."""
+    body = {"tokens": tokens, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets}
+    return {
+        "model": "m", "usage": {"prompt_tokens": len(tokens) - 1, "completion_tokens": 1},
+        "choices": [{"text": "".join(tokens), "logprobs": body, "finish_reason": "length"}],
+    }  # fmt: skip
+
+
 @dataclass
 class Server:
     url: str

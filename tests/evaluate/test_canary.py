@@ -14,8 +14,7 @@ from foundling.evaluate.canary import ALPHA, ASKED, PROMPTS, canary
 from foundling.evaluate.intervals import wilson
 from foundling.evaluate.recorded import Recorded
 from foundling.evaluate.upstream import Upstream
-from tests.evaluate.servers import Seen, chat, serving
-from tests.evaluate.test_upstream import echo
+from tests.evaluate.servers import Seen, chat, echo, serving
 
 KEYS = {text: key for key, text in PROMPTS.items()}
 

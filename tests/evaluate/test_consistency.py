@@ -3,17 +3,22 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import foundling
+from foundling.decode.engine.engine import EngineOptions
 from foundling.decode.response_cache import inconsistency
 from foundling.errors import DataError
+from foundling.evaluate.conditions import conditions
 from foundling.evaluate.consistency import agreement, changes, measure, orders, variants
 from foundling.evaluate.intervals import wilson
 from foundling.evaluate.subject import Continuation, Decoding, GeneratedText, GenerateRequest, LikelihoodRequest
 from foundling.models import build, family
+from foundling.text import Tokenizer
 
 
 def test_agreement_by_hand() -> None:
@@ -127,3 +132,24 @@ def test_hardware_inconsistency_of_a_model() -> None:
     for bad in (({"a": subjects["again"]}, generated), (subjects, [])):
         with pytest.raises(DataError, match="expected two conditions"):
             measure(*bad)
+
+
+def test_one_request_at_a_time_is_one_row_of_each_batch(tmp_path: Path) -> None:
+    """The rows of each forward pass, as the model itself sees them: of generated answers and of log-probabilities."""
+    tokenizer = Tokenizer.train(TEXTS, 320)
+    torch.manual_seed(0)
+    model: Any = build("llama", **family("llama").module.sized(tokenizer.vocab_size, 128, 32, 2))
+    foundling.save(model, tmp_path / "model", tokenizer=tokenizer)
+    subjects = conditions(tmp_path / "model", engine=EngineOptions(native=False))  # native code passes the hook by
+    generated = [GenerateRequest(f"{text} {i}", Decoding(6)) for i, text in enumerate(TEXTS[:6])]
+    scored = [LikelihoodRequest(text, option) for text in TEXTS[:6] for option in (" yes", " no")]
+    for name, is_alone in (("float32, 1 thread", False), ("one request at a time", True)):
+        subject, rows = subjects[name], list[int]()
+        hook = subject.subject.model.register_forward_pre_hook(lambda _, args, rows=rows: rows.append(len(args[0])))
+        answers = dict(subject.generate(generated))
+        of_answers = rows.copy()
+        rows.clear()
+        values = dict(subject.loglikelihood(scored))
+        hook.remove()
+        assert len(answers) == 6 and len(values) == 12 and of_answers and rows
+        assert (max(of_answers) == 1, max(rows) == 1) == (is_alone, is_alone), (name, of_answers, rows)

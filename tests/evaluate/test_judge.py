@@ -34,8 +34,7 @@ from foundling.evaluate.recorded import Recorded
 from foundling.evaluate.store import read_evaluation, write_evaluation
 from foundling.evaluate.upstream import Upstream
 from tests.evaluate.records import evaluation
-from tests.evaluate.servers import Seen, chat, serving
-from tests.evaluate.test_upstream import echo
+from tests.evaluate.servers import Seen, chat, echo, serving
 
 MARKS = [f"[[{letter}]]" for letter in LETTERS]
 SHOWN = re.compile(r"<answer-([0-9a-f]{12})>\n(.*?)\n</answer-\1>", re.DOTALL)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models behind an API, over real HTTP: layouts of providers, failures of networks, keys, recorded answers."""
+"""Models behind an API, over real HTTP: layouts of providers, failures of networks."""
 
 import re
 import subprocess
@@ -12,10 +12,8 @@ from typing import Any
 import pytest
 
 from foundling.errors import ConfigError, GenerationError
-from foundling.evaluate import upstream as module
-from foundling.evaluate.endpoint import Secret, is_loopback
-from foundling.evaluate.recorded import Recorded
-from foundling.evaluate.subject import Continuation, Decoding, GeneratedText, GenerateRequest
+from foundling.evaluate.endpoint import is_loopback
+from foundling.evaluate.subject import Decoding, GeneratedText, GenerateRequest, LikelihoodRequest
 from foundling.evaluate.upstream import PROVIDERS, RENAMED, Upstream, subject_of
 from foundling.limits import RESPONSE_BYTES
 from tests.evaluate.provider_answers import SHAPES
@@ -33,7 +31,7 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def ask(url: str, requests: list[GenerateRequest] | None = None, **options: Any) -> list[GeneratedText]:
-    subject = Upstream(url, "m", **{"backoff": 0.001} | options)
+    subject = Upstream(url, "m", **{"backoff": 0.001, "key_env": "OPENAI_API_KEY"} | options)
     return [answer for _, answer in sorted(subject.generate(requests or [FRANCE]))]
 
 
@@ -117,6 +115,10 @@ def test_fields_of_a_request() -> None:
             "temperature": 0.7, "stop": ["\n", "b", "c", "d"], "random_seed": (2**40 + 5) % 2**31, "top_p": 0.9,
         }  # fmt: skip
         assert set(second) == {"model", "messages", "max_tokens", "stop"}
+    with pytest.raises(ConfigError, match="omit has 'temprature'; expected fields of max_tokens, seed, stop, temp"):
+        Upstream(server.url, "m", omit=["temprature"])
+    with pytest.raises(ConfigError, match="start is 'x'; it begins a text: use chat=False"):
+        Upstream(server.url, "m", start="x")
     hashes = [Upstream(server.url, "m", omit=omit).hashes["template"] for omit in ((), ("seed",))]
     assert hashes == ["upstream chat", "upstream chat without seed"]
 
@@ -273,136 +275,13 @@ def test_certificates_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_what_a_model_cannot_do_is_refused_by_name() -> None:
     chatting, plain = (Upstream("http://127.0.0.1:9", "m", chat=chat) for chat in (True, False))
     for call, reason in (
-        (lambda: chatting.loglikelihood([module.LikelihoodRequest("a", "b")]), "chat=False"),
+        (lambda: chatting.loglikelihood([LikelihoodRequest("a", "b")]), "chat=False"),
         (lambda: chatting.rolling(["a"]), "chat=False"),
         (lambda: plain.generate([FRANCE]), "chat=True"),
-        (lambda: plain.loglikelihood([module.LikelihoodRequest(FRANCE.prompt, "b")]), "no conversation"),
+        (lambda: plain.loglikelihood([LikelihoodRequest(FRANCE.prompt, "b")]), "no conversation"),
     ):
         with pytest.raises(GenerationError, match=reason):
             list(call())
-
-
-# --- log-probabilities -----------------------------------------------------------------------------------------------
-
-
-def echo(tokens: list[str], logprobs: list[float | None], tops: list[Any] | None = None, offsets: Any = None) -> Any:
-    body = {"tokens": tokens, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets}
-    return {
-        "model": "m", "usage": {"prompt_tokens": len(tokens) - 1, "completion_tokens": 1},
-        "choices": [{"text": "".join(tokens), "logprobs": body, "finish_reason": "length"}],
-    }  # fmt: skip
-
-
-def score(reply: Any, prompt: str, continuation: str, **options: Any) -> Any:
-    with serving(lambda seen, n: reply) as server:
-        subject = Upstream(server.url, "m", chat=False, **options)
-        ((_, answer),) = subject.loglikelihood([module.LikelihoodRequest(prompt, continuation)])
-        sent = server.requests[0]
-        assert sent.path == "/v1/completions" and sent.body["echo"] is True and sent.body["max_tokens"] == 1
-        assert sent.body["prompt"] == (prompt or options.get("start", "")) + continuation
-        return answer
-
-
-def test_log_probabilities_are_those_of_the_tokens_that_hold_the_continuation() -> None:
-    tops = [None, {" cat": -0.5}, {" sat": -0.75}, {" in": -0.1}, {".": -0.2}]
-    reply = echo(["The", " cat", " sat", " on", "."], [None, -0.5, -0.75, -2.0, -0.2], tops, [0, 3, 7, 11, 14])
-    assert score(reply, "The cat", " sat on") == Continuation(" sat on", -2.75, 2, False, 2)
-    assert score(reply, "The", " cat sat on")[1:4] == (-3.25, 3, False)
-    # " cat" holds the last character of the prompt and two of the continuation: it counts
-    assert score(reply, "The c", "at sat on")[1:3] == (-3.25, 3)
-    greedy = echo(["a", "b", "c"], [None, -0.5, -1.0], [None, {"b": -0.5, "x": -3.0}, {"c": -1.0}])
-    assert score(greedy, "a", "b") == Continuation("b", -0.5, 1, True, 1)
-
-
-def test_a_token_before_the_text_and_parts_of_characters() -> None:
-    bos = echo(["<s>", "Ab", "c", "!"], [None, -1.0, -0.5, -0.1])
-    assert score(bos, "", "Abc")[1:3] == (-1.5, 2)
-    halves = echo(
-        ["a", "bytes:\\xc3", "bytes:\\xa9", "bytes: \\xe2\\x82", "bytes:\\xac", "."], [None, -1, -2, -3, -4, -9]
-    )
-    assert score(halves, "a", "é €")[1:3] == (-10, 4)
-    assert score(halves, "aé", " €")[1:3] == (-7, 2)
-    replaced = echo(["a", "\ufffd", "\ufffd", "b", "."], [None, -1, -2, -3, -9], None, [0, 1, 1, 2, 3])
-    assert score(replaced, "a", "éb")[1:3] == (-6, 3)
-    assert score(replaced, "aé", "b")[1:3] == (-3, 1)
-
-
-def test_whole_texts_need_what_begins_a_text() -> None:
-    reply = echo(["a", "b", "."], [None, -1.0, -2.0])
-    with serving(lambda seen, n: reply) as server, pytest.raises(GenerationError, match="give `start`"):
-        list(Upstream(server.url, "m", chat=False).rolling(["ab"]))
-    reply = echo(["<|e|>", "a", "b", "."], [None, -1.0, -2.0, -3.0])
-    with serving(lambda seen, n: reply) as server:
-        ((_, answer),) = Upstream(server.url, "m", chat=False, start="<|e|>").rolling(["ab"])
-        assert answer[:3] == ("ab", -3.0, 2)
-
-
-@pytest.mark.parametrize(
-    ("reply", "reason"),
-    [
-        (chat("x", choices=[{"text": "ab", "logprobs": None}]), "no log-probabilities of the prompt"),
-        (echo([], []), "no log-probabilities of the prompt"),
-        (echo(["a"], [None, -1]), "1 tokens with 2"),
-        (echo(["a", "b"], [None, 0.5]), "is 0.5; expected"),
-        (echo(["a", "b"], [None, float("nan")]), "is nan"),
-        (echo(["a", "b"], [None, True]), "is True"),
-        (echo(["x", "y"], [None, -1]), "not those of the text"),
-        (echo(["x", "b", "."], [None, -1, -1], None, [0, 1, 2]), "do not fit"),
-        (echo(["a", "\ufffd", "."], [None, -1, -1], None, [0, 5, 6]), "do not fit"),
-    ],
-)
-def test_log_probabilities_that_are_of_another_text_are_refused(reply: Any, reason: str) -> None:
-    with pytest.raises(GenerationError, match=reason):
-        score(reply, "a", "b")
-
-
-# --- keys ------------------------------------------------------------------------------------------------------------
-
-
-def test_a_key_is_read_from_a_private_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "key"
-    file.write_text(f"{KEY}\n")
-    file.chmod(0o644)
-    with pytest.raises(ConfigError, match="chmod 600"):
-        Upstream("https://api.example", "m", key_file=file)
-    file.chmod(0o600)
-    with serving(lambda seen, n: chat("ok")) as server:
-        ask(server.url, key_file=file, key_env="")
-        assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"
-    monkeypatch.delenv("OPENAI_API_KEY")
-    with pytest.raises(ConfigError, match="no key; set the environment variable OPENAI_API_KEY"):
-        Upstream("https://api.example", "m")
-    for bad in ("two words", "line\nbreak", "é", "x" * 9000):
-        file.write_text(bad)
-        with pytest.raises(ConfigError, match="not a key") as caught:
-            Upstream("https://api.example", "m", key_file=file)
-        assert bad not in str(caught.value)
-    for path, reason in ((tmp_path, "not a file|cannot be read"), (tmp_path / "none", "cannot be read")):
-        with pytest.raises(ConfigError, match=reason):
-            Upstream("https://api.example", "m", key_file=path)
-
-
-def test_the_key_shows_up_nowhere(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    def answer(seen: Seen, n: int) -> Any:
-        if n == 3:
-            return Reply({"error": {"message": f"key {KEY} has no access"}}, 403)
-        return chat(f"your key is {KEY}", system_fingerprint=f"fp {KEY}", model=KEY)
-
-    with serving(answer) as server:
-        subject = Upstream(server.url, "m", workers=1)
-        recorded = Recorded(tmp_path / "answers.jsonl", subject)
-        with pytest.raises(GenerationError, match="no access") as caught:
-            list(recorded.generate([GenerateRequest(str(i), Decoding()) for i in range(5)]))
-    import pickle
-    import traceback
-
-    with pytest.raises(TypeError):
-        pickle.dumps(subject.endpoint.key)
-    out, err = capfd.readouterr()
-    shown = "".join(traceback.format_exception(caught.value)) + out + err + repr(vars(subject)) + str(recorded.hashes)
-    shown += repr(vars(subject.endpoint)) + (tmp_path / "answers.jsonl").read_text()
-    assert KEY not in shown and "your key is ***" in shown and repr(Secret("")) == "Secret()"
-    assert KEY not in "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
 
 
 def test_loopback_hosts() -> None:
