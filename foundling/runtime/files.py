@@ -68,7 +68,8 @@ def output_errors(path: Path) -> Iterator[None]:
 
 def cut_torn_line(path: Path, *, begin: bytes, what: str, max_bytes: int) -> None:
     """Cuts off the last line of a file of lines where it has no end: a killed process wrote a part of it. `begin`: how
-    a line begins that may be cut, which `what` names. DataError, and no change, for another last line and for one over `max_bytes`."""
+    a line begins that may be cut, `what`: its name. DataError, and no change, for another last line and for one over
+    `max_bytes`."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         tail = os.pread(file.fileno(), max_bytes, max(0, size - max_bytes))
