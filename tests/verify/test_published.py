@@ -44,7 +44,7 @@ def test_every_prompt_of_ifbench_is_known() -> None:
 @pytest.mark.slow
 def test_where_we_differ_from_the_published_checkers_is_explained() -> None:
     """Run anew on a few texts of each kind; the committed result has 200."""
-    for module in ("nltk", "emoji", "syllapy", "langdetect", "py3langid"):
+    for module in ("nltk", "emoji", "syllapy", "langdetect", "immutabledict", "py3langid"):
         pytest.importorskip(module)
     command = [sys.executable, "-c", "import json; from benchmarks.instructions_oracle import measure; "
                "print(json.dumps(measure(20)))"]  # fmt: skip
