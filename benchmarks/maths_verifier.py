@@ -268,10 +268,32 @@ def roots(rng: random.Random) -> Pair:
     return f"{a} \\pm \\sqrt{{{b}}}", f"{a} + \\sqrt{{{b}}}, {a} - \\sqrt{{{b}}}", f"{a} + \\sqrt{{{b}}}"
 
 
+def scaled(rng: random.Random) -> Pair:
+    n, (name, size) = rng.randrange(2, 99), rng.choice([("hundred", 100), ("thousand", 1000), ("million", 10**6)])
+    return str(n * size), f"{n}\\text{{ {name}}}", f"{n}\\text{{ billion}}"
+
+
+def spelled(rng: random.Random) -> Pair:
+    names = ["two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    a, b = rng.sample(range(2, 10), 2)
+    return str(100 * a + b), f"\\text{{{names[a - 2]} hundred {names[b - 2]}}}", f"\\text{{{names[a - 2]}}}"
+
+
+def repeating(rng: random.Random) -> Pair:
+    n = rng.choice([10, 13, 16, 19, 23, 29, 31, 46, 47])
+    return f"\\frac{{{n}}}{{99}}", f"0.\\overline{{{n}}}", f"0.{n}"
+
+
+def degrees(rng: random.Random) -> Pair:
+    angle, value = rng.choice([(30, "\\frac{\\sqrt{3}}{2}"), (60, "\\frac{1}{2}"), (45, "\\frac{\\sqrt{2}}{2}")])
+    n = rng.randrange(2, 20)
+    return f"{n} \\cos {angle}^\\circ", f"{n} \\cdot {value}", f"{n} \\cos {angle}"
+
+
 FAMILIES: list[Callable[[random.Random], Pair]] = [
     fraction_latex, decimal, third, separators, latex_separators, money, units, other_units, percent, mixed, scientific,
     minus, product, radical, rationalised, circle, pair, sets, interval, inequality, assignment, line, trigonometry,
-    logarithm, matrix, words, option, comma, roots,
+    logarithm, matrix, words, option, comma, roots, scaled, spelled, repeating, degrees,
 ]  # fmt: skip
 
 

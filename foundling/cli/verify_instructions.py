@@ -30,6 +30,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     from dataclasses import asdict
+    from importlib.util import find_spec
 
     from foundling.verify.instructions import Followed, check, score
     from foundling.verify.samples import Sample, key_of, read_tasks
@@ -42,7 +43,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         passed = all(followed.strict)
         return {"passed": passed, "reason": "passed" if passed else "not followed", **asdict(followed)}
 
-    keys = [key_of("instructions", tasks[sample.task_id], sample.text) for sample in samples]
+    language = find_spec("py3langid") is not None
+    keys = [key_of("instructions", language, tasks[sample.task_id], sample.text) for sample in samples]
     verdicts = shared.judge_file(args, samples, keys, judge)
     summary = shared.summarise(args, tasks, samples, verdicts)
     scores = score(Followed(v["kinds"], v["strict"], v["loose"]) for v in verdicts)
@@ -54,18 +56,25 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             say(f"{name:27} strict {strict:6.1%}   loose {loose:6.1%}")
         for kind, (n, strict, loose) in scores.by_kind.items():
             say(f"  {kind:44} {n:5} {strict / n:7.1%} {loose / n:7.1%}")
-    return summary | asdict(scores)
+        say("rules: foundling (docs/verification.md says where they differ from the published checkers')")
+    return summary | asdict(scores) | {"rules": "foundling"}
 
 
 def _samples(path: Path, tasks: dict[str, _Task]) -> list[Any]:
     """Each names its task by key or by prompt."""
     from foundling.verify.samples import Sample, read_lines, task_id, text_field
 
-    by_prompt = {task.prompt: name for name, task in tasks.items()}
+    by_prompt: dict[str, list[str]] = {}
+    for name, task in tasks.items():
+        by_prompt.setdefault(task.prompt, []).append(name)
     samples = []
     for number, row in read_lines(path):
         where = f"{path}:{number}"
-        name = task_id(row, where, "key") if "key" in row else by_prompt.get(str(row.get("prompt")), "")
+        names = [task_id(row, where, "key")] if "key" in row else by_prompt.get(str(row.get("prompt")), [])
+        if len(names) > 1:
+            several = f"that of {len(names):,} tasks ({shown(names)}); give the 'key'"
+            raise DataError(f"{where}: prompt {shown(row['prompt'])} is {several}")
+        name = names[0] if names else ""
         if name not in tasks:
             field = "key" if "key" in row else "prompt"
             raise DataError(f"{where}: {field} {shown(row.get(field))} is none of the {len(tasks):,} tasks")

@@ -23,6 +23,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    from foundling.verify import symbolic
     from foundling.verify.maths import compare, final_answer
     from foundling.verify.samples import Sample, key_of, read_samples, read_tasks
 
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             reason = comparison.by
         return {"passed": passed, "reason": reason, "answer": answer, "expected": answers[sample.task_id]}
 
-    keys = [key_of("maths", answers[sample.task_id], sample.text) for sample in samples]
+    keys = [key_of("maths", symbolic.version(), answers[sample.task_id], sample.text) for sample in samples]
     verdicts = shared.judge_file(args, samples, keys, judge)
     summary = shared.summarise(args, answers, samples, verdicts)
     if n := summary["reasons"].get(NOT_INSTALLED):

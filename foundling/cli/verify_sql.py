@@ -60,12 +60,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return summary
 
 
-def _database(tasks: Path, task: Any, given: str | None) -> Path:
-    """The task's own, beside the file of tasks, or the one that was given."""
+def _database(tasks: Path, task: Any, default: str | None) -> Path:
+    """The task's own, beside the file of tasks, or the one of `--database`."""
     from foundling.verify.sql import require_database
 
     if task.database:
         return require_database(tasks.parent / task.database)
-    if given is None:
+    if default is None:
         raise DataError(f"task {shown(task.task_id)} names no database; give --database FILE")
-    return require_database(Path(given))
+    return require_database(Path(default))

@@ -28,7 +28,7 @@ from foundling.evaluate.subject import (
     request_key,
 )
 from foundling.limits import MAX_LINE_BYTES
-from foundling.runtime.files import output_errors
+from foundling.runtime.files import cut_torn_line, output_errors
 
 REPORTED = "reported: "
 """how a hash of a subject begins that it learns from its answers"""
@@ -151,16 +151,13 @@ def read_answers(path: Path) -> Iterator[dict[str, Any]]:
     number of the line, for any other damage."""
     if not path.exists():
         return
-    size, number = 0, 0
+    cut_torn_line(path, begin=b'{"key": ', what="recorded answer", max_bytes=MAX_LINE_BYTES)
+    number = 0
     with open(path, "rb") as file:
         while line := file.readline(MAX_LINE_BYTES):
             number += 1
             if not line.endswith(b"\n"):
-                if file.read(1):
-                    raise DataError(f"{path}, line {number}: longer than {MAX_LINE_BYTES:,} bytes")
-                os.truncate(path, size)
-                return
-            size += len(line)
+                raise DataError(f"{path}, line {number}: longer than {MAX_LINE_BYTES:,} bytes")
             try:
                 value = json.loads(line)
                 _ANSWERS[value["kind"]](**value["answer"])

@@ -20,7 +20,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from foundling.errors import BusyError, OutputError, WeightsError, render
+from foundling.errors import BusyError, DataError, OutputError, WeightsError, render
 from foundling.limits import JSON_BYTES, JSON_DEPTH, shown
 
 STRING = re.compile(rb'"(?:[^"\\]+|\\.)*+"?', re.DOTALL)
@@ -64,6 +64,24 @@ def output_errors(path: Path) -> Iterator[None]:
         if "I/O error" not in str(error):
             raise
         raise OutputError(f"{path}: cannot be written ({error}); free some space or choose another --out") from error
+
+
+def cut_torn_line(path: Path, *, begin: bytes, what: str, max_bytes: int) -> None:
+    """Cuts off the last line of a file of lines where it has no end: a killed process wrote a part of it. `begin`: how
+    a line begins that may be cut, `what`: its name. DataError, and no change, for another last line and for one over
+    `max_bytes`."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        tail = os.pread(file.fileno(), max_bytes, max(0, size - max_bytes))
+    if not tail or tail.endswith(b"\n"):
+        return
+    at = tail.rfind(b"\n") + 1
+    if not at and size > max_bytes:
+        raise DataError(f"{path}: its last line is longer than {max_bytes:,} bytes; choose another file")
+    if not begin.startswith(tail[at : at + len(begin)]):
+        raise DataError(f"{path}: its last line has no end and is no {what}; choose another file")
+    with output_errors(path):
+        os.truncate(path, size - len(tail) + at)
 
 
 # --- written aside ----------------------------------------------------------------------------------------------------

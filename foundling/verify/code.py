@@ -17,14 +17,12 @@ from typing import Any
 
 from foundling.errors import ConfigError, DataError
 from foundling.limits import shown
+from foundling.text.fences import fences
 from foundling.verify import sandbox
 from foundling.verify.samples import key_of, text_field
 
 JUDGE = Path(__file__).with_name("judge.py")
 TIMEOUT, MEMORY = 5.0, 512 << 20
-_FENCE = re.compile(
-    r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
-)
 _PYTHON = ("", "python", "py", "python3")
 
 
@@ -104,7 +102,7 @@ def program(task: CodeTask, completion: str) -> str:
     """The sample's program. A completion continues the prompt, as the published harness has it. Where a completion has
     code in fences, its first block of Python (or without a language) is taken, and stands for itself where it defines
     what is tested."""
-    block = next((text for _, language, text in _FENCE.findall(completion) if language.lower() in _PYTHON), None)
+    block = next((fence.body for fence in fences(completion) if fence.language in _PYTHON), None)
     if block is None:
         return task.prompt + completion
     if not task.entry_point or not re.search(rf"^\s*(async\s+)?def\s+{task.entry_point}\b", block, re.MULTILINE):

@@ -16,7 +16,7 @@ import re
 from itertools import pairwise
 from typing import Any
 
-from foundling.verify.numbers import MAX_DIGITS, normalise, read_decimal
+from foundling.verify.numbers import MAX_DIGITS, normalise, read_decimal, without_bars
 
 MAX_CHARS = 2_000
 """characters of an expression; longer ones are text"""
@@ -31,6 +31,7 @@ FUNCTIONS = {
     "abs", "sqrt", "floor", "ceiling", "binomial",
 }  # fmt: skip
 _CALLS = {*FUNCTIONS, "asin", "acos", "atan"} - {"floor", "ceiling", "binomial"}
+_OF_ANGLES = {"sin", "cos", "tan", "cot", "sec", "csc"}
 _NO_FACTORS = {*_CALLS, "and", "or"}
 _INVERSE = {"asin": "arcsin", "acos": "arccos", "atan": "arctan"}
 _CONSTANTS = {"pi": "pi", "infty": "infinity", "infinity": "infinity", "inf": "infinity", "oo": "infinity"}
@@ -62,7 +63,7 @@ class NoExpression(Exception):
 
 def parse(text: str) -> Tree:
     """The tree of an expression, or of several with commas between them; raises NoExpression."""
-    text = normalise(text[: MAX_CHARS + 1])
+    text = without_bars(normalise(text[: MAX_CHARS + 1]), "({})")
     if len(text) > MAX_CHARS:
         raise NoExpression
     text = _SPACES.sub(" ", _WORDS.sub(r" \1 ", text.replace("{,}", ",").replace("\\\\", _ROW)))
@@ -101,6 +102,7 @@ class _Parser:
 
     def __init__(self, tokens: list[tuple[str, str]]) -> None:
         self.tokens, self.at, self.depth, self.bars = tokens, 0, 0, 0
+        self.angles = 0  # functions of an angle whose argument is being read
 
     def peek(self) -> str:
         return self.tokens[self.at][1] if self.at < len(self.tokens) else ""
@@ -211,18 +213,22 @@ class _Parser:
             self.at += 1
             if self.peek() in ("circ", "°"):
                 self.at += 1
-                return base
+                return self.degrees(base)
             if self.peek() == "{" and self.tokens[self.at + 1 : self.at + 3] == [("command", "circ"), ("mark", "}")]:
                 self.at += 3
-                return base
+                return self.degrees(base)
             return ["power", base, self.signed()]
         return base
+
+    def degrees(self, tree: Tree) -> Tree:
+        """The sign ° is a unit, and left out, but for the argument of a function, which is in radians."""
+        return ["divide", ["multiply", tree, ["constant", "pi"]], ["number", "180"]] if self.angles else tree
 
     def postfix(self) -> Tree:
         tree = self.atom()
         while self.peek() in ("!", "%", "°"):
             mark = self.take()
-            tree = {"!": ["factorial", tree], "%": ["divide", tree, ["number", "100"]], "°": tree}[mark]
+            tree = {"!": ["factorial", tree], "%": ["divide", tree, ["number", "100"]], "°": self.degrees(tree)}[mark]
         return tree
 
     def group(self) -> Tree:
@@ -322,11 +328,13 @@ class _Parser:
         if self.skip("^"):
             exponent = self.group() if self.peek() == "{" else self.atom()
         self.enter()
+        self.angles += name in _OF_ANGLES
         if self.skip("("):
             argument = self.sum()
             self.take(")")
         else:
             argument = self.power()
+        self.angles -= name in _OF_ANGLES
         self.depth -= 1
         if name == "sqrt":
             tree: Tree = ["root", argument, ["number", "2"]]

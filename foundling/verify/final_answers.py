@@ -13,7 +13,8 @@ import re
 from foundling.verify.calculator import without_annotations
 from foundling.verify.exact import rational, value_of
 from foundling.verify.expressions import NoExpression, parse
-from foundling.verify.numbers import NUMBER, normalise, read_quantity, show
+from foundling.verify.number_words import has_number_words
+from foundling.verify.numbers import DIGITS, NUMBER, normalise, read_quantity, show, without_bars
 
 TAIL = 1 << 16
 """characters at the end of a text in which an answer is sought"""
@@ -21,10 +22,26 @@ MAX_ANSWER = 4_000
 """characters of an answer"""
 
 OPTION = re.compile(r"\(([A-Za-z])\)|([A-Z])[).:]?")
-_OPTION_AND_TEXT = re.compile(r"\(([A-J])\)(?=[\s:.]|$)|([A-J])\)(?=\s)|([A-J])[.:](?=\s+\S)")
+_OPTION_AND_TEXT = re.compile(
+    r"\(([A-J])\)(?=[\s:.,;]|$)|([A-J])\)(?=\s)|([A-J])[.:](?=\s+\S)|"
+    r"([A-J])(?:,\s+(?=not\b|because\b|since\b|as\b|so\b|which\b)|\s+(?=because\b|since\b))"
+)
+_OPTION_BEHIND = re.compile(r"\b(?:[Oo]ption|[Cc]hoice|[Ll]etter|[Aa]nswer)\s+(?:\(([A-J])\)|([A-J]))[).]?$")
+_VERDICT = re.compile(r"(yes|no|true|false)(?:[,;:.—–]|\s+(?:because|since|as)\b)", re.IGNORECASE)
+_COMPOUND = re.compile(
+    rf"(?<![\w.,]){DIGITS}\s?([^\W\d_]+)(?:,?\s+and|,)?\s+{DIGITS}\s?([^\W\d_]+)"
+    rf"(?:(?:,?\s+and|,)?\s+{DIGITS}\s?[^\W\d_]+)?"
+)
+_CASES = re.compile(r"(?<!\w)([a-zA-Z])\s*=\s*[^=]{1,80}?(?:,?\s+or|,?\s+and|,)\s+\1\s*=\s*[^=]{1,80}$")
+"""x = 3 or x = -2"""
+_ASIDES = (
+    re.compile(r"(?<=\S)\s*\([^()]*\)[\s.!]*$"),
+    re.compile(rf",\s*(?:or\s|which is\s|that is\s|i\.e\.,?\s)?[^\s,]{{0,2}}{DIGITS}[^,]{{0,80}}?\bthan\b[^,]*$"),
+)
+"""what ends a sentence behind its answer: (5 red, 5 green), and ", 5 more than before"."""
 _LABEL = r"[*_]*\s*(?:\([^()\n]{0,40}\)\s*)?"
 _PHRASES = re.compile(
-    rf"(?:\b(?:answer|option|choice|result){_LABEL}"
+    rf"(?:\b(?:answer|ans|option|choice|result){_LABEL}"
     r"(?:\bis\b|\bwas\b|\bequals\b|\b(?:would|will|must|should) be\b|:|：|=)"
     r"|^[ \t*_]*A[*_]*\s?:|\bAnswer[*_]*[ \t]*\n|antwort\s+(?:lautet|ist|is)\b|\bAntwort\s*:|respuesta\s+(?:es\b|:)"
     r"|respuesta\s*:|réponse\s+est\b|réponse\s*:|risposta\s+è|risposta\s*:|resposta\s+é|resposta\s*:"
@@ -39,6 +56,7 @@ _SENTENCE_END = re.compile(
 )
 _FILLER = re.compile(
     r"(?:(?:about|approximately|roughly|around|exactly|only|just|simply|equal|equals|to|that|therefore|a total of|be|"
+    r"at least|at most|no more than|no less than|up to|a minimum of|a maximum of|"
     r"thus|so|now|still|then|is)\b[:\s]*)+",
     re.IGNORECASE,
 )
@@ -64,7 +82,7 @@ def final_answer(text: str) -> str | None:
     >>> final_answer("He pays 3 * $6 = <<3*6=18>>$18.\\n#### 18"), final_answer(r"so $x = \\\\boxed{\\\\frac{3}{4}}$.")
     ('18', '3/4')
     """
-    text = without_annotations(text[-TAIL:]).strip()
+    text = without_bars(without_annotations(text[-TAIL:])).strip()
     if not text:
         return None
     for marked in (_after_hashes(text), boxed(text)):
@@ -139,7 +157,11 @@ def _settle(content: str) -> str:
         letter = option[1] or option[2]
         return letter.upper() if letter.lower() <= "j" else letter
     if option := _OPTION_AND_TEXT.match(text):
-        return option[1] or option[2] or option[3]
+        return next(filter(None, option.groups()))
+    if option := _OPTION_BEHIND.search(text):
+        return option[1] or option[2]
+    if verdict := _VERDICT.match(text):
+        return verdict[1]
     text = _mathematics(text)
     text = _FILLER.sub("", text, count=1) if _FILLER.match(text) and _FILLER.sub("", text, count=1) else text
     if number := _number(text):
@@ -151,11 +173,16 @@ def _settle(content: str) -> str:
     if not _is_words(text) and _is_expression(text):
         return " ".join(text.split())
     words, match = text.split(), NUMBER.match(normalise(text))
-    compound = r"[:/\-]\d|[^\W\d]|\s\w+(?:,|,?\sand)\s\d"  # a time, a date, 3 hours and 20 minutes
-    if match and not re.match(compound, normalise(text)[match.end() :]) and read_quantity(match[0]):
-        return str(read_quantity(match[0]))
+    # a time, a date, LaTeX, 3 hours and 20 minutes
+    longer = r"[:/\-]\d|[^\W\d]|\s*\\|\s\w+(?:,|,?\sand)\s\d"
+    if (
+        match and not re.match(longer, normalise(text)[match.end() :]) and not _compound(text)
+        and not has_number_words(" ".join(normalise(text)[match.end() :].split()[:1]))  # 5 squared
+        and (number := read_quantity(match[0]))
+    ):  # fmt: skip
+        return str(number)
     numbers = NUMBER.findall(normalise(text))
-    if len(numbers) == 1 and len(words) > 3 and (number := read_quantity(numbers[0])):
+    if len(numbers) == 1 and len(words) > 3 and "\\" not in text and (number := read_quantity(numbers[0])):
         return str(number)
     return " ".join(words)
 
@@ -164,10 +191,11 @@ def _number(text: str) -> str | None:
     """One form for a number or a fraction of LaTeX; None for any other text."""
     if number := read_quantity(text):
         return str(number)
-    if not re.fullmatch(r"[-+]?\s*\d*\s*\\[dtc]?frac[-+{}\d\s]+", text):
+    match = re.fullmatch(r"([-+]?\s*\d*\s*\\[dtc]?frac[-+{}\d\s]+)((?:\s[a-zA-Z]+){0,4})", text)
+    if not match or has_number_words(match[2]):
         return None
     try:
-        value = rational(value_of(parse(text)))
+        value = rational(value_of(parse(match[1])))
     except NoExpression:
         return None
     return None if value is None else show(value, ratio=True)
@@ -200,6 +228,21 @@ def _is_expression(text: str) -> bool:
     return True
 
 
+def _unmarked(text: str) -> str:
+    """Formulas and words of a sentence alike, without the marks of LaTeX around the formulas."""
+    return _MATH.sub(lambda match: next(filter(None, match.groups())), text)
+
+
+def _compound(sentence: str) -> str | None:
+    """The last quantity of two units of one dimension, if no number is behind it: 4 hours and 20 minutes."""
+    matches = list(_COMPOUND.finditer(sentence))
+    if not matches or NUMBER.search(normalise(sentence[matches[-1].end() :])):
+        return None
+    first, second = (read_quantity(f"1 {name}") for name in matches[-1].groups())
+    same = first and second and first.dimension and first.dimension == second.dimension and first.size > second.size
+    return matches[-1][0] if same else None
+
+
 def _without_marks(text: str) -> str | None:
     if "\n" not in text and len(text) <= MAX_ANSWER:
         short = plain(text)
@@ -214,12 +257,19 @@ def _without_marks(text: str) -> str | None:
         return _settle(line)
     ends = [match.end() for match in _SENTENCE_END.finditer(line.rstrip()[:-1])]
     sentence = line[ends[-1] :] if ends else line
+    if cases := _CASES.search(plain(_unmarked(sentence))):
+        return cases[0]
     if len(sides := plain(sentence).rsplit("=", 1)) == 2 and sides[1].strip():
         answer = _settle(sides[1])
         if read_quantity(answer) or _is_expression(answer):
             return answer
     if time := list(_TIME.finditer(sentence)):
         return time[-1][0]
+    for aside in _ASIDES:
+        if (shorter := aside.sub("", sentence)) != sentence and NUMBER.search(normalise(shorter)):
+            sentence = shorter
+    if compound := _compound(sentence):
+        return compound
     for part in (plain(_mathematics(sentence)), sentence, line, text):
         numbers = [number for match in NUMBER.finditer(normalise(part)) if (number := read_quantity(match[0]))]
         if numbers:

@@ -19,12 +19,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Literal
 
 from foundling.verify import symbolic
 from foundling.verify.calculator import Annotation, annotations, evaluate, without_annotations
-from foundling.verify.exact import rational, value_of
+from foundling.verify.exact import value_of
 from foundling.verify.expressions import NoExpression, Tree, parse
 from foundling.verify.final_answers import MAX_ANSWER, OPTION, final_answer, plain
 from foundling.verify.numbers import Quantity, normalise, read_quantity, without_unit
@@ -246,13 +245,3 @@ def _as_set(tree: Tree, other: Tree) -> Tree:
 def _interval(low: Tree, high: Tree, left: str, right: str) -> Tree:
     """As the parser writes it, which reads an open interval as a pair."""
     return ["tuple", low, high] if left + right == "()" else ["interval", left + right, low, high]
-
-
-def number_of(text: str) -> Fraction | None:
-    """The exact value of an answer that is one number or an expression without variables; None for any other."""
-    if number := read_quantity(plain(text)):
-        return number.value / 100 if number.percent else number.value
-    try:
-        return rational(value_of(parse(plain(text))))
-    except NoExpression:
-        return None

@@ -16,6 +16,8 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from foundling.verify.number_words import SCALES, has_number_words, part_behind, read_words, scale_behind
+
 MAX_DIGITS = 4_000
 """digits of a number, and its largest decimal exponent; longer ones are text"""
 
@@ -42,18 +44,9 @@ _RATIO = re.compile(rf"({DIGITS})\s*/\s*({DIGITS})")
 NUMBER = re.compile(
     rf"(?<![\w.,)\]])(?<!\d:)(?:[-+]\s?)?(?:[{CURRENCIES}]\s?)?-?"
     rf"(?:\d+\s+(?:and\s+)?\d+/\d+(?![\d.,]*\d)|{DIGITS}\s*(?:\*|x|\\times|\\cdot)\s*10\s?(?:\^|\*\*)\s?[({{]?[+-]?\d+[)}}]?"
-    rf"|{DIGITS}[eE][+-]?\d+|{DIGITS}\s?/\s?\d+(?!\d|[.,/]\d)|{DIGITS})(?!\d*:\d)(?:\s?%)?"
+    rf"|{DIGITS}[eE][+-]?\d+|{DIGITS}\s?/\s?\d+(?!\d|[.,/]\d)|{DIGITS})(?!\d*:\d)(?:\s?%|(?:\s+(?i:{'|'.join(SCALES)})\b)+)?"
 )
 """a number inside a text"""
-
-_SMALL = {
-    "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
-    "ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16,
-    "seventeen": 17, "eighteen": 18, "nineteen": 19,
-}  # fmt: skip
-_TENS = {
-    "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90,
-}  # fmt: skip
 
 UNITS = {
     "currency": {
@@ -172,19 +165,14 @@ def _read_magnitude(text: str) -> Fraction | None:
             return None
         number = read_decimal(match[1]) if match[1] else Fraction(1)
         return None if number is None else number * Fraction(10) ** int(exponent)
-    if text in _SMALL or text in _TENS:
-        return Fraction({**_SMALL, **_TENS}[text])
-    tens, mark, ones = text.replace(" ", "-").partition("-")
-    if mark and tens in _TENS and 0 < _SMALL.get(ones, 0) < 10:
-        return Fraction(_TENS[tens] + _SMALL[ones])
     return read_decimal(text)
 
 
-_LEADING = re.compile(rf"\s*([-+]?)\s*(?:(USD|EUR|GBP)\s*|\\?([{CURRENCIES}])\s*|)([-+]?)\s*")
+_LEADING = re.compile(rf"\s*((?i:negative|minus)\b|[-+]?)\s*(?:(USD|EUR|GBP)\s*|\\?([{CURRENCIES}])\s*|)([-+]?)\s*")
 _BODY = re.compile(
     rf"(?:\d+\s+(?:and\s+)?\d+\s*/\s*\d+(?![\d.,]*\d)|"
     rf"(?:{DIGITS}\s*{_TIMES_TEN}(?:\{{[+-]?\d+\}}|\(?[+-]?\d+\)?)|{DIGITS}[eE][+-]?\d+|{DIGITS}\s*/\s*{DIGITS}|"
-    rf"{DIGITS}|[a-z]+(?:[- ](?:one|two|three|four|five|six|seven|eight|nine))?)"
+    rf"{DIGITS})"
 )
 _WORD_BEHIND = re.compile(r"[^\W\d_]+(?:[-'][^\W\d_]+)*\.?(?:\s+[^\W\d_]+(?:[-'][^\W\d_]+)*){0,5}")
 
@@ -195,20 +183,21 @@ def read_quantity(text: str) -> Quantity | None:
     >>> read_quantity("$1,250.50"), read_quantity("3 1/2 %").percent
     (Quantity(value=Fraction(2501, 2), percent=False, dimension='currency', size=Fraction(1, 1), ratio=False), True)
     """
-    text = normalise(text).strip()
+    text = without_bars(normalise(text)).strip()
     while text.startswith("(") and text.endswith(")") and len(text) < 200 and "," not in text:  # (1,2) is a pair
         text = text[1:-1].strip()
     if not text or len(text) > 2 * MAX_DIGITS:
         return None
     start = _LEADING.match(text)
     assert start
-    body = _BODY.match(text.lower(), start.end())
-    if not body or (start[1] and start[4]):
+    if start[1] and start[4]:
         return None
-    value = _read_magnitude(body[0].strip())
-    if value is None:
+    read = _read_body(text[start.end() :])
+    if read is None:
         return None
-    rest, name = text[body.end() :].strip(), start[2] or start[3] or ""
+    value, rest, ratio = read
+    name, attached = start[2] or start[3] or "", not rest[:1].isspace()
+    rest = rest.strip()
     percent = bool(re.match(r"\\?%|percent\b|per cent\b", rest))
     rest = re.sub(r"^(?:\\?%|percent\b|per cent\b)\s*", "", rest).rstrip(".").strip()
     unit = rest.lower() if rest.lower() in _DIMENSIONS else ""
@@ -216,9 +205,54 @@ def read_quantity(text: str) -> Quantity | None:
         unit = unit or (word if word in _DIMENSIONS else "")
     if rest and not unit and not _WORD_BEHIND.fullmatch(rest):
         return None
-    if len(rest) == 1 and not unit:  # a variable: 2x
+    if not unit and (
+        len(rest) == 1 or (attached and re.fullmatch("[a-z]{2}", rest.lower()) and rest.lower() not in _ENDINGS)
+    ):
+        return None  # variables: 2x, 2xy
+    if has_number_words(rest[len(unit) :]):  # 5 or six
         return None
     if unit and not re.fullmatch(r"[^\W\d]*|\s[^\d,;=]{0,60}", rest[len(unit) :]):  # "3 hours and 20 minutes"
         return None
     dimension, size = _DIMENSIONS.get(unit or name.lower(), ("", Fraction(1)))
-    return Quantity(-value if "-" in (start[1], start[4]) else value, percent, dimension, size, "/" in body[0])
+    negative = start[1] not in ("", "+") or start[4] == "-"
+    return Quantity(-value if negative else value, percent, dimension, size, ratio)
+
+
+def _read_body(text: str) -> tuple[Fraction, str, bool] | None:
+    """The number that a text begins with, in digits, in words, or both; the text behind it; whether it is a ratio."""
+    if body := _BODY.match(text.lower()):
+        value, rest = _read_magnitude(body[0].strip()), text[body.end() :]
+        if value is None:
+            return None
+        ratio = "/" in body[0]
+        if scaled := scale_behind(rest):
+            return value * scaled[0], rest[scaled[1] :], ratio
+        if part := part_behind(rest, value):
+            return part[0], rest[part[1] :], True
+        return value, rest, ratio
+    words = read_words(text)
+    return None if words is None else (words[0], text[words[1] :], words[0].denominator > 1)
+
+
+_ENDINGS = ("st", "nd", "rd", "th", "am", "pm")
+"""letters behind digits that are no variables"""
+
+
+_REPEATING = re.compile(r"(?<![\d.])(\d*+)\.(\d*+)\\(?:overline|bar)\s*(?:\{\s*(\d{1,100})\s*\}|(\d))")
+
+
+def without_bars(text: str, form: str = "{}") -> str:
+    """Repeating decimals as fractions: 0.1\\overline{6} is 1/6.
+
+    >>> without_bars(r"x = 0.\\overline{3}")
+    'x = 1/3'
+    """
+
+    def fraction(match: re.Match[str]) -> str:
+        whole, part, period = match[1] or "0", match[2], match[3] or match[4]
+        if len(whole) + len(part) > 100:
+            return match[0]
+        value = Fraction(int(whole + part)) + Fraction(int(period), 10 ** len(period) - 1)
+        return form.format(value / 10 ** len(part))
+
+    return _REPEATING.sub(fraction, text) if "\\" in text else text

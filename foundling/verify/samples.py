@@ -5,6 +5,7 @@ verification that was stopped goes on where it was, and a sample that was judged
 from __future__ import annotations
 
 import fcntl
+import functools
 import gzip
 import hashlib
 import json
@@ -20,7 +21,7 @@ from typing import IO, Any, NamedTuple, TypeVar
 
 from foundling.errors import BusyError, DataError
 from foundling.limits import VERIFY_LINE, VERIFY_LINES, shown
-from foundling.runtime.files import is_shallow, output_errors
+from foundling.runtime.files import cut_torn_line, is_shallow, output_errors
 
 Task = TypeVar("Task")
 
@@ -118,16 +119,31 @@ def read_samples(path: Path, tasks: Mapping[str, object], fields: Sequence[str],
 
 
 def key_of(*parts: object) -> str:
-    """A hash of everything that a verdict depends on."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+    """A hash of everything that a verdict depends on: of `parts`, and of the program that judges."""
+    text = json.dumps([_verifiers(), *parts], sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@functools.cache
+def _verifiers() -> str:
+    """A hash of the source of foundling/verify, so that no verdict outlives the rules that it was made by."""
+    folder, digest = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 # --- verdicts --------------------------------------------------------------------------------------------------------
 
 
+UNSETTLED = ("time", "undecided", "math-verify is not installed")
+"""reasons of a verdict that another run may change: a quieter machine, another installation. It is made again then"""
+
+
 @dataclass
 class Verdicts:
-    """A file of verdicts: one line for each sample, {"line", "task_id", "key", …}. A line is whole or not there."""
+    """A file of verdicts: a line for each sample, {"line", "task_id", "key", …}, and another one where its verdict was
+    made again; the last one counts. A line is whole or not there."""
 
     path: Path
     file: IO[bytes]
@@ -160,15 +176,14 @@ def open_verdicts(path: Path) -> Iterator[Verdicts]:
         except OSError:  # a file system without locks
             pass
         verdicts = Verdicts(path, file)  # pyright: ignore[reportArgumentType]
-        _forget_broken_line(handle, path)
+        cut_torn_line(path, begin=_BEGIN, what="verdict", max_bytes=VERIFY_LINE.high)
         for number, record in read_lines(path):
-            try:
-                key, line = record.pop("key"), record.pop("line")
-                record.pop("task_id")
-            except KeyError as error:
-                raise DataError(f"{path}:{number}: is no verdict, it has no {error}; choose another --out") from None
-            verdicts.by_key[key] = record
-            verdicts.lines.add((line, key))
+            key, line, name = (record.pop(field, None) for field in ("key", "line", "task_id"))
+            if not isinstance(key, str) or not isinstance(line, int) or not isinstance(name, str):
+                raise DataError(f"{path}:{number}: is no verdict with 'line', 'task_id', 'key'; choose another --out")
+            if record.get("reason") not in UNSETTLED:
+                verdicts.by_key[key] = record
+                verdicts.lines.add((line, key))
         yield verdicts
         with output_errors(path):
             os.fsync(handle)
@@ -176,17 +191,6 @@ def open_verdicts(path: Path) -> Iterator[Verdicts]:
 
 _BEGIN = b'{"line": '
 """of each line that `Verdicts.add` writes"""
-
-
-def _forget_broken_line(handle: int, path: Path) -> None:
-    size = os.fstat(handle).st_size
-    tail = os.pread(handle, VERIFY_LINE.high, max(0, size - VERIFY_LINE.high))
-    if tail and not tail.endswith(b"\n"):
-        begin = tail[tail.rfind(b"\n") + 1 :]
-        if not _BEGIN.startswith(begin[: len(_BEGIN)]):
-            raise DataError(f"{path}: its last line has no end and is no verdict; choose another --out")
-        with output_errors(path):
-            os.ftruncate(handle, size - len(tail) + tail.rfind(b"\n") + 1)
 
 
 def judge_all(

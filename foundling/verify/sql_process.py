@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import sqlite3
 import time
 from pathlib import Path
@@ -12,13 +14,16 @@ from foundling.errors import QueryError, render
 
 _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 _NOT_FUNCTIONS = {"load_extension", "fts3_tokenizer", "readfile", "writefile", "edit"}
+_MODULE = re.compile(r"\bUSING\s+(?:fts[345]|rtree|rtree_i32)\b", re.IGNORECASE)
+_TABLES = 100
+"""virtual tables of a database that are loaded"""
 _STEPS = 1000
 """instructions of SQLite's machine between two looks at the clock"""
 _FAILED = (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError)
 
 
 def answer(order: dict[str, Any]) -> dict[str, Any]:
-    """{"columns", "rows"}; QueryError where there is no answer."""
+    """{"columns", "rows"}, {"late": message} where time is over; QueryError where there is no answer."""
     end = time.monotonic() + order["timeout"]
     try:
         connection = _connect(order, end)
@@ -30,7 +35,7 @@ def answer(order: dict[str, Any]) -> dict[str, Any]:
         raise QueryError(_too_much(order)) from None
     except sqlite3.OperationalError as error:
         if "interrupted" in str(error):
-            raise QueryError(f"the query takes over {order['timeout']:g} s") from None
+            return {"late": f"the query takes over {order['timeout']:g} s"}
         raise QueryError(_refused(error)) from None
     except _FAILED as error:
         raise QueryError(_refused(error)) from None
@@ -61,12 +66,27 @@ def _connect(order: dict[str, Any], end: float) -> sqlite3.Connection:
         "WORKER_THREADS": 0,
     }.items():  # fmt: skip
         connection.setlimit(getattr(sqlite3, f"SQLITE_LIMIT_{name}"), value)
-    connection.set_authorizer(_authorize)
     connection.set_progress_handler(lambda: time.monotonic() > end, _STEPS)
+    _load_virtual_tables(connection)
+    connection.set_authorizer(_authorize)
     return connection
 
 
+def _load_virtual_tables(connection: sqlite3.Connection) -> None:
+    """A virtual table declares its columns as CREATE TABLE when it is first read, which the authorizer refuses: those
+    that only read are loaded before there is one. The others (dbstat, pragma_…) stay refused."""
+    tables = ["json_each", "json_tree"]
+    with contextlib.suppress(*_FAILED):  # a damaged database: the query says so
+        select = "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND sql LIKE 'CREATE VIRTUAL TABLE%'"
+        tables += [name for name, sql in connection.execute(select).fetchmany(_TABLES) if _MODULE.search(sql)]
+    for name in tables:
+        with contextlib.suppress(*_FAILED):
+            connection.execute('SELECT * FROM "{}" LIMIT 1'.format(name.replace('"', '""'))).fetchall()
+
+
 def _authorize(action: int, first: str | None, second: str | None, *_: Any) -> int:
+    if action == sqlite3.SQLITE_PRAGMA:  # what FTS5 asks itself whether the file has changed
+        return sqlite3.SQLITE_OK if first == "data_version" and second is None else sqlite3.SQLITE_DENY
     allowed = action in _ALLOWED and not (
         action == sqlite3.SQLITE_FUNCTION and (second or "").lower() in _NOT_FUNCTIONS
     )

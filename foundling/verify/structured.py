@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from foundling.errors import ConfigError, DataError
 from foundling.limits import ANSWER_CHARS, JSON_DEPTH, PATTERN_CHARS, shown
 from foundling.runtime.limited import LimitedProcess, LimitError
+from foundling.text.fences import fences
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -54,7 +55,8 @@ def json_value(text: str) -> Verdict:
     """
     if len(text) > ANSWER_CHARS.high:
         return Verdict(False, f"the answer has {len(text):,} characters; allowed are {ANSWER_CHARS.high:,}")
-    body = _without_fence(text).strip()
+    blocks = fences(text)
+    body = (blocks[0].body if len(blocks) == 1 and blocks[0].whole else text).strip()
     if not body:
         return Verdict(False, "the answer is empty")
     if _depth(body) > JSON_DEPTH.high:
@@ -72,15 +74,6 @@ def json_value(text: str) -> Verdict:
     except (_RefusedError, RecursionError) as error:
         return Verdict(False, str(error))
     return Verdict(True, "", value)
-
-
-def _without_fence(text: str) -> str:
-    """What one Markdown fence holds; the text itself where it is no fence from its first line to its last."""
-    lines = text.strip().split("\n")
-    opening = re.match(r"(`{3,}|~{3,})[ \t]*[\w+-]*[ \t]*$", lines[0])
-    if len(lines) < 2 or not opening or lines[-1].strip() != opening[1]:
-        return text
-    return "\n".join(lines[1:-1])
 
 
 class _RefusedError(ValueError):

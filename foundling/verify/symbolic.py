@@ -11,6 +11,7 @@ simplify ends it, and the comparison is undecided.
 from __future__ import annotations
 
 from functools import cache
+from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
@@ -33,6 +34,14 @@ _process = LimitedProcess(
 def available() -> bool:
     """Whether math-verify is installed: `pip install foundling[verify]`."""
     return find_spec("math_verify") is not None
+
+
+@cache
+def version() -> str:
+    """Of math-verify and SymPy, which verdicts depend on; "" without math-verify."""
+    if not available():
+        return ""
+    return " ".join(f"{name} {metadata.version(name)}" for name in ("math-verify", "sympy"))
 
 
 def decide(a: Tree, b: Tree) -> bool | None:

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from foundling.verify import symbolic
 from foundling.verify.calculator import annotations, evaluate, without_annotations
-from foundling.verify.exact import value_of
+from foundling.verify.exact import rational, value_of
 from foundling.verify.expressions import NoExpression, parse
-from foundling.verify.maths import Comparison, compare, equal, final_answer, number_of
+from foundling.verify.maths import Comparison, compare, equal, final_answer
+from foundling.verify.number_words import read_words
 from foundling.verify.numbers import read_decimal, read_quantity, show
 
 needs_math_verify = pytest.mark.skipif(
@@ -38,7 +39,38 @@ ANSWERS = [
     ("The answer is **$1,250.50**.", "1250.5"),
     ("The answer is −5.", "-5"),
     ("The answer is 0.", "0"),
-    ("The answer is about 3.5 million", "3.5"),
+    ("The answer is about 3.5 million", "3500000"),
+    ("The population is 5 million.", "5000000"),
+    ("They pay $2.5 million for it.", "2500000"),
+    ("The answer is one hundred twenty.", "120"),
+    ("The answer is two thirds.", "2/3"),
+    ("The answer is negative 5.", "-5"),
+    ("The answer is at least 5.", "5"),
+    (r"so \boxed{0.\overline{3}}", "1/3"),
+    (r"It is 0.1\overline{6} of it.", "1/6"),
+    (r"\boxed{\frac{3}{4}\text{ cups}}", "3/4"),
+    (r"\boxed{\frac{3}{4}\text{ over two}}", r"\frac{3}{4} over two"),
+    ("It takes 4 hours and 20 minutes.", "4 hours and 20 minutes"),
+    ("The answer is 2 hours 30 minutes.", "2 hours 30 minutes"),
+    ("She is 5 feet 6 inches tall.", "5 feet 6 inches"),
+    ("It takes 4 hours and 20 minutes, which is 260 minutes.", "260"),
+    ("In 2 weeks he saves 3 dollars and 5 pounds.", "5"),
+    ("So there are 10 apples (5 red, 5 green).", "10"),
+    ("I think that it must be this one (5).", "5"),
+    ("He is 25 years old, 5 years older than 20.", "25"),
+    ("She has 5 apples left, which is 3 fewer than before.", "5"),
+    ("With 8 dogs, he has 5 more than Tom.", "5"),
+    ("Therefore, x = 3 or x = -2", "x = 3 or x = -2"),
+    ("so $x = 3$ and $x = -2$.", "x = 3 and x = -2"),
+    ("With x = 3 and y = 4 we get z = 5", "5"),
+    ("The answer is D, not A.", "D"),
+    ("The answer is A because it is odd.", "A"),
+    ("The answer is A, B and C.", "A, B and C"),
+    ("I choose option C", "C"),
+    ("Ans: 42", "42"),
+    ("Answer: Yes, because 2+2=4.", "Yes"),
+    ("The answer is no.", "no"),
+    ("The answer is 5 squared.", "5 squared"),
     ("So the answer is (B).", "B"),
     ("Answer: C. 5 apples", "C"),
     ("The correct option is (d)", "D"),
@@ -104,6 +136,13 @@ def test_a_final_answer_is_its_own_final_answer(answer: str) -> None:
     assert equal(final_answer(answer) or "", answer)
 
 
+def number_of(text: str) -> Fraction | None:
+    """The value of a number or an expression without variables."""
+    if number := read_quantity(text):
+        return number.value / 100 if number.percent else number.value
+    return rational(value_of(parse(text)))
+
+
 NUMBERS = [
     ("1,234,567", "1234567"), ("1 234 567", "1234567"), ("1'234", "1234"), ("1.234.567", "1234567"),
     ("1.234.567,89", "1234567.89"), ("1,234.5", "1234.5"), ("12,34,567", "1234567"), ("3,5", "3.5"), ("3,500", "3500"),
@@ -143,6 +182,12 @@ UNEQUAL = [
     (r"\pi", "3.14159"), ("1, 1, 2", "1, 2, 2"), ("x<3", "x<=3"), ("x<3", "x>3"), ("nan", "0"), ("", "0"),
     ("1/0", "2/0"), ("10", "1010"), ("Monday", "Tuesday"), ("5 dollars", "5 euros"), ("inf", "-inf"),
     ("__import__('os').system('id')", "1"),
+    ("5 million", "5 billion"), ("5 million", "5"), ("one hundred", "1"), ("two thirds", "2"), ("one half", "1"),
+    ("4 pi", "4"), ("5 squared", "5"), ("2 sqrt three", "2"), ("3 infinity", "3"), ("5 factorial", "5"),
+    ("5 or six", "5"), ("5 dollars or six", "5"), ("10 less than x", "10"), ("3 divided by four", "3"),
+    ("3 over n", "3"), ("2 times x", "2"), ("2 and a half", "2"), ("2xy", "2"), ("3 hours and twenty minutes", "3"),
+    (r"0.\overline{3}", "0"), (r"0.\overline{3}", "0.3"), (r"0.\overline{3}", "0.333"), ("half-life", "1/2"),
+    (r"\cos 60^\circ", r"\cos 60"), ("sin(30°)", "sin(30)"),
 ]  # fmt: skip
 
 
@@ -156,7 +201,37 @@ def test_unequal(a: str, b: str) -> None:
     assert not equal(a, b) and not equal(b, a)
 
 
+TEENS = """one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+eighteen nineteen"""
+ONES = ["", *TEENS.split()]
+
+
+def spelled(value: int, link: str) -> str:
+    """In words, as English has it: 120 as "one hundred and twenty"."""
+    for size, name in ((10**9, "billion"), (10**6, "million"), (1000, "thousand"), (100, "hundred")):
+        if value >= size:
+            rest = value % size
+            between = f" {link} " if size == 100 and link else " "
+            return f"{spelled(value // size, link)} {name}{between}{spelled(rest, link)}".strip().removesuffix(
+                f" {link}"
+            )
+    if value < 20:
+        return ONES[value]
+    tens = {2: "twen", 3: "thir", 4: "for", 5: "fif", 8: "eigh"}.get(value // 10, ONES[value // 10])
+    return f"{tens}ty-{ONES[value % 10]}".strip("-")
+
+
+@given(st.integers(1, 10**12 - 1), st.sampled_from(["", "and"]), st.sampled_from(["", " apples", " dollars left"]))
+def test_numbers_in_words(value: int, link: str, behind: str) -> None:
+    words = spelled(value, link)
+    assert read_words(words) == (value, len(words))
+    assert equal(words.capitalize() + behind, str(value))
+    assert not equal(words, str(value + 1))
+
+
 SYMBOLIC = [
+    (r"\cos 60^\circ", "1/2", True), (r"\sin(30°)", "0.5", True), (r"\tan{45^{\circ}}", "1", True),
+    (r"\cos 60", "1/2", False), (r"0.\overline{3}x", "x/3", True),
     ("x^2-1", "(x+1)(x-1)", True), ("x+y", "y+x", True), (r"\frac{1}{x}", "x^{-1}", True), ("y=2x+1", "2x+1", True),
     ("y=2x+1", "y-2x=1", True), (r"\sin^2 x + \cos^2 x", "1", True), (r"\log_2 8", "3", True),
     (r"e^{i\pi}", "-1", True),

@@ -11,7 +11,8 @@ import pytest
 
 from foundling.cli import verify_instructions, verify_maths
 from foundling.errors import DataError
-from foundling.verify.samples import read_samples, read_tasks
+from foundling.verify import samples as samples_module
+from foundling.verify.samples import Sample, judge_all, key_of, open_verdicts, read_lines, read_samples, read_tasks
 
 
 def write(path: Path, rows: list[Any]) -> Path:
@@ -135,9 +136,75 @@ def test_instructions(tmp_path, capsys) -> None:
     assert result["instruction_strict"] == 1 / 3 and result["instruction_loose"] == 2 / 3
     verdicts = [json.loads(line) for line in Path(result["verdicts"]).read_text().splitlines()]
     assert {v["task_id"]: v["strict"] for v in verdicts} == {"k": [False, True], "7": [False]}
-    assert result["tasks_without_samples"] == 0
+    assert result["tasks_without_samples"] == 0 and result["rules"] == "foundling"
     run(verify_instructions, tasks, samples, as_json=False)
-    assert "prompts with all followed   strict   0.0%   loose  50.0%" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "prompts with all followed   strict   0.0%   loose  50.0%" in out and "rules: foundling" in out
+
+
+def test_a_prompt_of_two_tasks_needs_the_key(tmp_path) -> None:
+    tasks = write(tmp_path / "t", [PROMPTS[0], {**PROMPTS[1], "prompt": "P"}])
+    with pytest.raises(DataError, match=r":1: prompt 'P' is that of 2 tasks .*give the 'key'"):
+        run(verify_instructions, tasks, write(tmp_path / "s", [{"prompt": "P", "response": "1"}]))
+    result = run(verify_instructions, tasks, write(tmp_path / "s", [{"prompt": "P", "key": 7, "response": "1"}]))
+    assert list(result["by_task"]) == ["7"]
+
+
+def test_unsettled_verdicts_are_made_again(tmp_path) -> None:
+    """And settled ones are not, unless what they depend on has changed."""
+    samples, path = [Sample(n, "a", "text") for n in (1, 2, 3)], tmp_path / "v.jsonl"
+    reasons = iter(["time", "wrong", "undecided", "passed", "passed", "passed"])
+
+    def judge(sample: Sample) -> dict[str, Any]:
+        return {"passed": False, "reason": next(reasons)}
+
+    def judged(keys: list[str]) -> list[str]:
+        with open_verdicts(path) as verdicts:
+            return [verdict["reason"] for verdict in judge_all(samples, keys, judge, verdicts, 1)]
+
+    assert judged(["x", "y", "z"]) == ["time", "wrong", "undecided"]
+    assert judged(["x", "y", "z"]) == ["passed", "wrong", "passed"]
+    assert judged(["x", "y", "z"]) == ["passed", "wrong", "passed"]
+    assert judged(["x", "new", "z"]) == ["passed", "passed", "passed"]
+    last = {row["line"]: row["reason"] for _, row in read_lines(path)}
+    assert last == {1: "passed", 2: "passed", 3: "passed"}
+
+
+def test_a_key_changes_with_the_program(tmp_path, monkeypatch) -> None:
+    before = key_of("maths", "5")
+    assert key_of("maths", "5") == before != key_of("maths", "6")
+    for name, text in (("samples.py", ""), ("kinds/one.py", "x = 1")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(samples_module, "__file__", str(tmp_path / "samples.py"))
+    keys = []
+    for text in ("x = 1", "x = 2"):
+        (tmp_path / "kinds" / "one.py").write_text(text)
+        samples_module._verifiers.cache_clear()
+        keys.append(key_of("maths", "5"))
+    monkeypatch.undo()
+    samples_module._verifiers.cache_clear()
+    assert len({before, *keys}) == 3 and key_of("maths", "5") == before
+
+
+@pytest.mark.parametrize(
+    "line", ['{"line": 1, "task_id": "a", "key": [1]}\n', '{"line": {}, "task_id": "a", "key": "x"}\n', '{"line": 1}\n',
+             '{"a": 1', '{"line": 1, "task_id": 5, "key": "x"}\n'],
+)  # fmt: skip
+def test_a_file_that_holds_no_verdicts(tmp_path, line) -> None:
+    path = write(tmp_path / "v", [line])
+    with pytest.raises(DataError, match=r"is no verdict|has no end"), open_verdicts(path):
+        pass
+    assert path.read_text() == line
+
+
+def test_a_torn_line_is_cut_off(tmp_path) -> None:
+    whole = '{"line": 1, "task_id": "a", "key": "x", "reason": "passed"}\n'
+    for torn in ('{"line": 2, "ta', "{", ""):
+        path = write(tmp_path / "v", [whole + torn])
+        with open_verdicts(path) as verdicts:
+            assert list(verdicts.by_key) == ["x"]
+        assert path.read_text() == whole
 
 
 def _change(**fields: Any) -> Callable[[], list[Any]]:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from foundling.errors import ConfigError, DataError, QueryError
 from foundling.verify.sql import SqlTask, check, equal, execute, extract_query, is_ordered
@@ -168,6 +170,54 @@ def test_files_that_are_no_database(tmp_path: Path) -> None:
             execute(tmp_path / "cut.db", "SELECT 1", **limits)
 
 
+def test_changes_beside_the_file_are_not_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "wal.db"
+    writer = sqlite3.connect(path)
+    writer.execute("PRAGMA journal_mode = WAL")
+    writer.execute("CREATE TABLE t (a)")
+    writer.commit()
+    with pytest.raises(DataError, match="wal_checkpoint"):
+        execute(path, "SELECT COUNT(*) FROM t")
+    writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert execute(path, "SELECT COUNT(*) FROM t").rows == [(0,)]
+    writer.close()
+    journal = sqlite3.connect(tmp_path / "journal.db", isolation_level=None)
+    journal.execute("CREATE TABLE t (a)")
+    journal.execute("PRAGMA cache_size = 1")
+    journal.execute("BEGIN")
+    journal.execute("INSERT INTO t SELECT zeroblob(5000) FROM json_each('[1, 2, 3, 4, 5, 6]')")
+    with pytest.raises(DataError, match="journal"):
+        execute(tmp_path / "journal.db", "SELECT COUNT(*) FROM t")
+    journal.execute("COMMIT")
+    assert execute(tmp_path / "journal.db", "SELECT COUNT(*) FROM t").rows == [(6,)]
+    journal.close()
+
+
+def test_virtual_tables_are_read_and_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "virtual.db"
+    with sqlite3.connect(path) as connection:
+        connection.executescript(
+            "CREATE VIRTUAL TABLE five USING fts5(x); INSERT INTO five VALUES ('red wine'), ('blue sea');"
+            "CREATE VIRTUAL TABLE four USING fts4(x); INSERT INTO four VALUES ('red wine');"
+            "CREATE VIRTUAL TABLE boxes USING rtree(id, low, high); INSERT INTO boxes VALUES (1, 2, 3)"
+        )
+    connection.close()
+    for query, rows in {
+        "SELECT value FROM json_each('[7, 8]')": [(7,), (8,)],
+        "SELECT COUNT(*) FROM json_tree('[1, [2]]')": [(4,)],
+        "SELECT x FROM five WHERE five MATCH 'blue' ORDER BY rank": [("blue sea",)],
+        "SELECT x FROM four WHERE four MATCH 'red'": [("red wine",)],
+        "SELECT id FROM boxes WHERE low > 1": [(1,)],
+    }.items():
+        assert execute(path, query).rows == rows
+    before = state(path)
+    for query in ("INSERT INTO five VALUES ('a')", "INSERT INTO five(five) VALUES ('rebuild')", "DELETE FROM boxes",
+                  "SELECT * FROM dbstat", "PRAGMA data_version = 1"):  # fmt: skip
+        with pytest.raises(QueryError):
+            execute(path, query)
+    assert state(path) == before
+
+
 # --- comparison ------------------------------------------------------------------------------------------------------
 
 
@@ -194,6 +244,14 @@ def test_files_that_are_no_database(tmp_path: Path) -> None:
         ([(2**62 + 1,)], [(2**62 + 1,)], True, True),
         ([(0.1 + 0.2, "b"), (0.3, "a")], [(0.3, "b"), (0.1 + 0.2, "a")], False, True),
         ([(0,)], [(1e-300,)], False, False),
+        ([(1234567,), (1234568,)], [(1234568,), (1234567,)], False, True),
+        ([(1234567,), (1234567,)], [(1234567,), (1234568,)], False, False),
+        ([(10**10,)], [(10**10 + 1,)], False, False),  # whole numbers are exact
+        ([(10**10,)], [(10**10 + 1,)], True, False),
+        ([(0.3, 5), (0.1 + 0.2, 7)], [(0.3, 7), (0.1 + 0.2, 5)], False, True),
+        ([(0.3, 5), (0.1 + 0.2, 7)], [(0.3, 7), (0.1 + 0.2, 7)], False, False),
+        ([(0.3, 0.1 + 0.2), (0.1 + 0.2, 0.3)], [(0.3, 0.3), (0.1 + 0.2, 0.1 + 0.2)], False, True),
+        ([(1.0 + n / 2e9,) for n in range(9)], [(1.0,)] * 9, False, False),  # each neighbour is near, the ends are not
     ],
 )
 def test_answers_are_compared(gold: list[Any], rows: list[Any], ordered: bool, expected: bool) -> None:
@@ -201,9 +259,23 @@ def test_answers_are_compared(gold: list[Any], rows: list[Any], ordered: bool, e
     assert equal(rows, gold, ordered) is expected
 
 
+NUMBERS = st.integers(-(2**63), 2**63 - 1) | st.floats(-1e300, 1e300) | st.sampled_from([0.3, 0.1 + 0.2, 1, 1.0])
+VALUES = st.none() | NUMBERS | st.text(max_size=2) | st.binary(max_size=2)
+
+
+@given(st.lists(st.tuples(VALUES, NUMBERS), max_size=12), st.randoms(use_true_random=False))
+def test_the_order_of_rows_does_not_matter(rows: list[Any], rng: Any) -> None:
+    mixed = [tuple(v * (1 + 1e-12) if isinstance(v, float) else v for v in row) for row in rows]
+    rng.shuffle(mixed)
+    assert equal(rows, mixed, False) and equal(mixed, rows, False)
+    if rows:
+        assert not equal(rows, mixed[1:] + [("another", 0)], False)
+
+
 @pytest.mark.parametrize(
     ("query", "expected"),
     [
+        ("SELECT a FROM t order /* x */ by -- y\n a", True),
         ("SELECT a FROM t ORDER BY a", True),
         ("SELECT a FROM t order\n  by a LIMIT 1", True),
         ("SELECT a FROM t", False),
@@ -235,6 +307,13 @@ def test_order_is_that_of_the_outermost_query(query: str, expected: bool) -> Non
         ("  no query ", "no query"),
         ("WITH RECURSIVE r(n) AS (VALUES (1)) SELECT n FROM r", "WITH RECURSIVE r(n) AS (VALUES (1)) SELECT n FROM r"),
         ("```sql\nSELECT 1", "SELECT 1"),
+        ("To select the films, use:\nSELECT title FROM films;", "SELECT title FROM films"),
+        ("Select the films like this:\nselect title from films", "select title from films"),
+        ("I select films with SELECT title FROM films;", "SELECT title FROM films"),
+        ("```mysql\nSELECT 1\n```", "SELECT 1"),
+        ("```python\nprint()\n```\n```postgresql\n-- one\n/* or */ SELECT 1;\n```", "-- one\n/* or */ SELECT 1"),
+        ("Sure! `SELECT a FROM t` lists a.", "SELECT a FROM t"),
+        ("<think>SELECT a FROM t; no</think>SELECT b FROM t", "SELECT b FROM t"),
         ("", ""),
     ],
 )
@@ -253,6 +332,8 @@ def test_a_sample_is_checked(database: Path) -> None:
         "SELECT 10 UNION ALL SELECT 10": "wrong",
     }.items():
         assert check(task, completion, gold, database).reason == reason
+    endless = "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT COUNT(*) FROM r"
+    assert check(task, endless, gold, database, timeout=0.2).reason == "time"
 
 
 def test_the_command(database: Path, tmp_path: Path) -> None:
@@ -297,9 +378,12 @@ def test_questions_about_films() -> None:
     of_template: dict[str, list[dict[str, Any]]] = {}
     for task in tasks:
         of_template.setdefault(task["template"], []).append(task)
-        assert equal(
-            task["answer"], execute(path, extract_query(f"```sql\n{task['query']};\n```")).rows, task["ordered"]
-        )
+        # the same query with its rows in another order: equal, unless the order counts or is the same
+        backwards = f"SELECT * FROM ({task['query']}) ORDER BY row_number() OVER () DESC"
+        rows = execute(path, backwards).rows
+        assert equal(task["answer"], rows, False)
+        assert equal(task["answer"], rows, True) == (rows == task["answer"])
+        assert not equal(task["answer"], [*rows[1:], ("another",) * len(rows[0])], False)
 
     def year(task: dict[str, Any]) -> int:
         return int(task["query"].split("Year = ")[1][:4])
