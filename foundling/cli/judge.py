@@ -44,7 +44,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    from foundling.cli.subjects import load_subject
+    from foundling.cli.subjects import chats, load_subject
     from foundling.errors import DataError
     from foundling.evaluate.judge import CRITERIA, Judge, win_rate
     from foundling.evaluate.judged import judged_record, pairs_of
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     by, criteria = "logprobs" if args.logprobs else "text", args.criteria or CRITERIA
     with lock(out):
         recorded = Recorded(out / ANSWERS, subject)
-        judge = Judge(recorded, criteria=criteria, by=by, chat=_chats(subject))
+        judge = Judge(recorded, criteria=criteria, by=by, chat=chats(subject))
         compared = []
         with progress_for(args).bar("judged", len(pairs), unit="pairs") as bar:
             for at in range(0, len(pairs), AT_ONCE):
@@ -116,17 +116,6 @@ def _out(args: argparse.Namespace, judge: str) -> Path:
     if (out / RECORD).is_file() and "judge" not in read_evaluation(out).settings:
         raise ConfigError(f"--out {out}: there is an evaluation that is none of a judge; choose another directory")
     return out
-
-
-def _chats(subject: Any) -> bool:
-    """As it was asked, where its answers are replayed."""
-    from foundling.cli.subjects import chats
-    from foundling.evaluate.recorded import Recorded, read_answers
-
-    if not isinstance(subject, Recorded):
-        return chats(subject)
-    first = next(read_answers(subject.path), {}).get("request")
-    return not (isinstance(first, list) and first and isinstance(first[0], str))
 
 
 def _plain(name: str) -> str:

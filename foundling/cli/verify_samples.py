@@ -82,7 +82,8 @@ def summarise(
         if set(reasons) - {"passed"}:
             say("not passed: " + ", ".join(f"{reason} {n:,}" for reason, n in reasons.items() if reason != "passed"))
     if without:
-        note(f"note: {without:,} of {len(tasks):,} tasks have no sample and count in no figure")
+        have = "has" if without == 1 else "have"
+        note(f"note: {without:,} of {len(tasks):,} tasks {have} no sample; no figure counts them")
     return {
         "tasks": len(tasks), "tasks_without_samples": without, "samples": len(samples), "passed": passed,
         "reasons": reasons, "verdicts": str(out_of(args)),

@@ -5,7 +5,7 @@ import gzip
 import itertools
 import json
 import math
-import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from foundling.errors import BusyError, ConfigError, DataError
 from foundling.verify import sandbox
-from foundling.verify.code import JUDGE, check, parse_task, pass_at_k, pass_at_k_of_tasks, program
+from foundling.verify.code import CROSSING, JUDGE, CodeTask, check, parse_task, pass_at_k, pass_at_k_of_tasks, program
 from foundling.verify.samples import open_verdicts, read_samples, read_tasks
 from tests.e2e.tools import environment, foundling
 
@@ -89,9 +89,44 @@ CHEATS: dict[str, str] = {
     "a value that cannot be read": "    class D(dict):\n        items = lambda self: 1 / 0\n    return D()\n",
     "calls what it was not given": "    import os\n    for n in range(3, 64):\n"
     '        for text in [b\'["get", 0, ["str", "__globals__"]]\\n\', '
-    'b\'["call", -1, ["list", []], ["dict", []]]\\n\', b\'["call", "check", [], []]\\n\', b\'{}\\n\', b\'[]\\n\']:\n'
+    'b\'["call", -1, ["list", []], ["dict", []]]\\n\', b\'["call", "check", [], {}, []]\\n\', '
+    "b'[\"get\", 0, [[\"str\", \"__globals__\"]], {}, []]\\n', b'{}\\n', b'[]\\n']:\n"
     "            try: os.write(n, text)\n            except OSError: pass\n    return 0\n",
 }
+WALK = """import sys, os, json
+frame = sys._getframe()
+while frame:
+    for value in list(frame.f_locals.values()):
+        for text in [value, *(value.values() if isinstance(value, dict) else [])]:
+            if isinstance(text, str) and len(text) == 32:
+                os.write(1, json.dumps([text, "passed", ""]).encode() + b"\\n"); os._exit(0)
+    frame = frame.f_back
+"""
+
+
+@pytest.mark.parametrize("backend", ["bubblewrap", pytest.param("sandlock", marks=pytest.mark.slow)])
+def test_the_judge_imports_nothing_of_the_sample(backend: Any) -> None:
+    """A module in the folder with the name of one that the tests import late would run where the verdict is made."""
+    names = ["heapq", "colorsys", "this_is_no_module_of_python", "random", "traceback"]
+    module = f"{WALK}most_common = nlargest = print\n"
+    writes = f"    return 3\nfor name in {names}: open(name + '.py', 'w').write({module!r})\n"
+    for late in ("import colorsys", "import collections; collections.Counter('aab').most_common(1)"):
+        test = f"def check(candidate):\n    candidate(1, 2)\n    {late}\n    assert candidate(1, 2) == 4\n"
+        assert verdict(writes, test=test, backend=backend) == "wrong"
+    absent = "def check(candidate):\n    candidate(1, 2)\n    import this_is_no_module_of_python\n"
+    assert verdict(writes, test=absent, backend=backend) == "exception"
+    early = f"import sample\n{ADD['test']}"
+    with pytest.raises(DataError, match="cannot be loaded"):
+        check(task(test=early), RIGHT, backend=backend)
+
+
+def test_no_exception_ends_a_loop_of_the_tests() -> None:
+    test = "def check(candidate):\n    assert all(map(lambda c: candidate(c, c) == 2 * c, [1, 2]))\n"
+    assert verdict(RIGHT, test=test) == "passed"
+    assert verdict("    raise StopIteration\n", test=test) == "exception"
+    assert verdict("    raise StopAsyncIteration\n", test=test) == "exception"
+
+
 PUBLISHED = {"exit at the import", "exit in the call", "SystemExit at the import", "equals everything",
              "equals everything, no number", "another check"}  # fmt: skip
 
@@ -133,10 +168,17 @@ def test_a_function_of_the_tests_leads_nowhere() -> None:
     assert verdict("    return a(b) + 1\n", test=test) == "passed"
     for attempt in (
         "a.__globals__",
-        "a.peer.request(['get', a.number, ['str', '__globals__']])[4]",
+        "a.peer.call(a.number, ('__globals__',), {}, 'attribute')",
         "a.__closure__[0]",
     ):
         assert verdict(f"    x = {attempt}\n    return 9\n", test=test) == "exception"
+    for message in (
+        "['get', a.number, ['str', '__globals__']]",
+        "['call', -1, [], {}, []]",
+        "['call', 'check', [], {}, []]",
+    ):
+        leads = f"    return 9 if a.peer.request({message})[1] == 'value' else 0\n"
+        assert verdict(leads, test=test) in ("crash", "wrong")
 
 
 def test_one_process_accepts_what_is_refused_here() -> None:
@@ -218,24 +260,90 @@ def test_values_cross() -> None:
         assert verdict(f"    return [{functions}][a]()\n", test=test) == "wrong"
 
 
+CALLS = [
+    ("    a.sort(); a.append(b)\n", "x = [3, 1]; candidate(x, 9); assert x == [1, 3, 9]"),
+    ("    a.clear(); return b\n", "x = {1: 2}; candidate(x, 1); assert x == {}"),
+    (
+        "    raise ValueError('no')\n",
+        "\n    try:\n        candidate(1, 2)\n    except ValueError as error:\n"
+        "        assert str(error) == 'no'\n    else:\n        assert False",
+    ),
+    ("    return a(a(b))\n", "assert candidate(lambda x: x * 2, 3) == 12"),
+    ("    return sorted(a, key=b)\n", "assert candidate([1, -2, 0], abs) == [0, 1, -2]"),
+    ("    return lambda c: a + b + c\n", "assert candidate(1, 2)(3) == 6"),
+    ("    return a + b\n", "assert add(1, b=2) == 3"),
+    ("    a.sort()\n", "x = [3, 1]; add(b=0, a=x); assert x == [1, 3]"),
+    ("    a[0].sort()\n", "row = [3, 1]; add([row], 0); assert row == [1, 3]"),
+    ("    a.sort()\n", "x, y = [3], [1]; z = [x, y]; add(z, 0); assert z[0] is y and (x, y) == ([3], [1])"),
+    ("    a[0].append(b)\n", "row = []; add([row] * 2, 1); assert row == [1]"),
+    ("    a[0].append(b)\n", "x = [[]] * 2; add(x, 1); assert x == [[1], [1]]"),
+    ("    a[0][b].add(3)\n", "x = {1: {2}}; add((x,), 1); assert x == {1: {2, 3}}"),
+    ("    a.popleft()\n", "from collections import deque as d; x = d([3, 1]); add(x, 0); assert x == d([1])"),
+    ("    a[0] = b\n", "x = bytearray(b'xy'); add(x, 97); assert x == b'ay' and type(x) is bytearray"),
+    ("    a.update(b)\n", "from collections import Counter as C; x = C('a'); add(x, 'ab'); assert x == C('aab')"),
+    ("    return a\n", "x = [[1]]; assert add(x, 0) is x"),
+    ("    return object() if b else a\n", "x = add(0, 1); y = add(x, 0); assert x is y == x"),
+    (
+        "    a.append(b); raise ValueError\n",
+        "x = []\n    try: add(x, 1)\n    except ValueError: pass\n    assert x == [1]",
+    ),
+    ("    return a[0] is a[1]\n", "x = []; assert add([x, x], 0) and not add([[], []], 0)"),
+    ("    a(b)\n", "x = []; add(x.extend, [1]); assert x == [1]"),
+]
+
+
+def test_tests_do_what_tests_do() -> None:
+    """Each completion is a function add(a, b) of its own, and each body a function of the tests."""
+    sample = "\n".join(f"def add{n}(a, b):\n{completion}" for n, (completion, _) in enumerate(CALLS))
+    bodies = [re.sub(r"\b(candidate|add)\(", f"add{n}(", body) for n, (_, body) in enumerate(CALLS)]
+    tests = "".join(f"def test{n}():\n    {body}\n" for n, body in enumerate(bodies))
+    each = "".join(
+        f"    try: test{n}()\n    except Exception as e: failed.append(({n}, str(e)))\n" for n in range(len(CALLS))
+    )
+    tests += f"def check(candidate):\n    failed = []\n{each}    assert failed == [], failed\n"
+    names = tuple(f"add{n}" for n in range(len(CALLS)))
+    result = check(CodeTask("calls", "", tests, names=names), sample, timeout=30)
+    assert result.passed, result
+
+
+class_of_the_task = """class Mine(Exception): pass
+def add(a, b):
+"""
+
+
+def test_an_exception_of_the_task_arrives() -> None:
+    body = (
+        "\n    try:\n        candidate(1, 2)\n    except Mine as error:\n        assert str(error) == 'no'\n    else:\n"
+    )
+    test = f"def check(candidate):{body}        assert False\n"
+    assert verdict("    raise Mine('no')\n", prompt=class_of_the_task, test=test) == "passed"
+    assert verdict("    raise KeyError('no')\n", prompt=class_of_the_task, test=test) == "exception"
+
+
 @pytest.mark.parametrize(
     ("completion", "body"),
     [
-        ("    a.sort(); a.append(b)\n", "x = [3, 1]; candidate(x, 9); assert x == [1, 3, 9]"),
-        ("    a.clear(); return b\n", "x = {1: 2}; candidate(x, 1); assert x == {}"),
-        (
-            "    raise ValueError('no')\n",
-            "\n    try:\n        candidate(1, 2)\n    except ValueError as error:\n"
-            "        assert str(error) == 'no'\n    else:\n        assert False",
+        ("    import datetime; return datetime.date(2020, a, b)\n", "assert add(1, 2) == datetime.date(2020, 1, 2)"),
+        pytest.param(
+            "    import datetime; return datetime.date(2020, a, b)\n",
+            "assert datetime.date(2020, 1, 2) == add(1, 2)",
+            marks=pytest.mark.slow,
         ),
-        ("    return a(a(b))\n", "assert candidate(lambda x: x * 2, 3) == 12"),
-        ("    return sorted(a, key=b)\n", "assert candidate([1, -2, 0], abs) == [0, 1, -2]"),
-        ("    return lambda c: a + b + c\n", "assert candidate(1, 2)(3) == 6"),
-        ("    return a + b\n", "assert add(1, b=2) == 3"),
+        ("    return type(a)\n", "assert add(1, 2) is int"),
+        pytest.param("    return ...\n", "assert add(1, 2) is ...", marks=pytest.mark.slow),
+        ("    from collections import UserList; return UserList([1])\n", "assert len(add(1, 2)) == 1"),
+        pytest.param(
+            "    from collections import UserList; return UserList([1])\n",
+            "assert [*add(1, 2)] == [1]",
+            marks=pytest.mark.slow,
+        ),
+        ("    from collections import namedtuple; return namedtuple('P', 'x')(a)\n", "assert add(1, 2).x == 1"),
+        ("    import itertools; return itertools.count()\n", "assert next(add(1, 2)) == 0"),
     ],
 )
-def test_tests_do_what_tests_do(completion: str, body: str) -> None:
-    assert verdict(completion, test=f"def check(candidate):\n    {body}\n") == "passed"
+def test_what_does_not_cross_is_named(completion: str, body: str) -> None:
+    test = f"import datetime\ndef check(candidate):\n    {body}\n"
+    assert verdict(completion, test=test) == "unsupported value"
 
 
 # --- formats ---------------------------------------------------------------------------------------------------------
@@ -256,7 +364,7 @@ MBPP = {
 
 def test_mbpp() -> None:
     pairs = parse_task(MBPP, "601", "x:1")
-    assert pairs.names == ("Pair", "math", "max_chain_length")
+    assert pairs.names == ("Pair", "max_chain_length")
     assert check(pairs, pairs.solution).reason == "passed"
     assert check(pairs, pairs.solution.replace(">", "<")).reason == "wrong"
     assert check(pairs, "def max_chain_length(arr, n): return 2\n").reason == "exception"
@@ -269,7 +377,61 @@ def test_mbpp() -> None:
     assert check(parse_task(sanitised, "2", "x:1"), "def f(x): return 'b'").passed
 
 
+TREE = {
+    "task_id": 367,
+    "text": "Is a tree balanced?",
+    "test_setup_code": "root = Node(1)\nroot.left = Node(2)\n",
+    "code": "class Node:\n    def __init__(self, data):\n        self.data, self.left, self.right = data, None, None\n"
+    "def height(n):\n    return 0 if n is None else 1 + max(height(n.left), height(n.right))\n",
+    "test_list": ["assert height(root) == 2", "assert height(root.left) == 1", "assert root.left.data == 2"],
+}
+
+
+def test_mbpp_setup_uses_the_sample() -> None:
+    pairs = parse_task(TREE, "367", "x:1")
+    assert pairs.names == ("Node", "height")
+    assert check(pairs, pairs.solution).passed
+    assert check(pairs, pairs.solution.replace("1 + max", "2 + max")).reason == "wrong"
+
+
+def mbpp(code: str, *tests: str, setup: str = "") -> Any:
+    return parse_task({"task_id": 1, "code": code, "test_setup_code": setup, "test_list": list(tests)}, "1", "x:1")
+
+
+@pytest.mark.parametrize(
+    ("code", "test", "names"),
+    [
+        ("", "assert math.isclose(vol(1), 3)", ("vol",)),
+        ("def vol(x): return 3", "assert math.isclose(vol(1), 3)", ("vol",)),
+        ("from math import isclose as near\ndef vol(x): return 3", "assert near(vol(1), 3)", ("vol",)),
+        ("from math import *\ndef vol(x): return 3", "assert isclose(vol(1), 3)", ("vol",)),
+    ],
+)
+def test_mbpp_names_are_not_the_samples_to_give(code: str, test: str, names: tuple[str, ...]) -> None:
+    cheat = "class math: isclose = staticmethod(lambda *a: True)\nnear = isclose = math.isclose\ndef vol(x): return 9\n"
+    one = mbpp(code, test)
+    assert one.names == names
+    assert check(one, cheat).reason == "wrong" and check(one, "def vol(x): return 3\n").passed
+
+
+def test_mbpp_names_that_the_reference_defines() -> None:
+    own = mbpp("def sum(a): return 7\nlimit = int", "assert sum([1]) == 7 and limit('2') == max([k for k in (1, 2)])")
+    assert own.names == ("limit", "sum") and check(own, own.solution).passed
+    assert mbpp(
+        "", "try:\n    f(1)\nexcept ValueError as error:\n    assert error", setup="def g(x): return x"
+    ).names == ("f",)
+
+
+@pytest.mark.parametrize("test", ["import numpy", "raise SystemExit(0)", "1 / 0"])
+def test_tests_that_cannot_be_loaded_are_no_fault_of_the_sample(test: str) -> None:
+    with pytest.raises(DataError, match="task 'own/add': its tests cannot be loaded"):
+        check(task(test=f"{test}\n{ADD['test']}"), RIGHT)
+
+
 def test_fences() -> None:
+    import_first = "Install:\n```python\nimport math\n```\nThen\n```python\ndef add(a, b):\n    return a + b\n```\n"
+    assert verdict(import_first) == "passed"
+    assert "def vol" in program(mbpp("", "assert vol(1) == 1"), "```\nimport x\n```\n```\ndef vol(x): return x\n```\n")
     whole = "Here it is:\n```python\ndef add(a, b):\n    return a + b\n```\nand a test\n```python\nassert False\n```\n"
     assert verdict(whole) == "passed"
     assert verdict("```\n    return a + b\n```") == "passed"
@@ -464,7 +626,7 @@ def test_human_eval(tmp_path: Path) -> None:
 
 
 def test_the_judge_needs_no_package() -> None:
-    """It runs where only the standard library is."""
-    imported = {line.split()[1].split(".")[0] for line in Path(JUDGE).read_text().splitlines()
+    """It runs where only the standard library is, and what stands beside it."""
+    imported = {line.split()[1].split(".")[0] for path in (JUDGE, CROSSING) for line in path.read_text().splitlines()
                 if line.startswith(("import ", "from "))}  # fmt: skip
-    assert imported <= set(sys.stdlib_module_names) and os.path.basename(JUDGE) == "judge.py"
+    assert imported - set(sys.stdlib_module_names) == {"crossing"} == {CROSSING.stem} and JUDGE.name == "judge.py"
