@@ -25,12 +25,18 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    from foundling.cli.subjects import is_local
+    from foundling.errors import ConfigError
     from foundling.evaluate.conditions import conditions
     from foundling.evaluate.consistency import agreement, measure, variants
     from foundling.evaluate.subject import Decoding, GenerateRequest, LikelihoodRequest
     from foundling.evaluate.task_file import load_task
     from foundling.limits import ITEMS, MAX_TOKENS
 
+    if not is_local(args.dir):
+        raise ConfigError(
+            f"{args.dir} is no directory; threads, batches and number formats are set on this machine alone"
+        )
     ITEMS.check(args.limit, "--limit")
     task, decoding = load_task(args.task, limit=args.limit), Decoding(MAX_TOKENS.check(args.max_tokens, "--max-tokens"))
     prompts = [task.prompt(example) for example in task.examples]

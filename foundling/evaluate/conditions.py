@@ -12,17 +12,23 @@ import torch
 
 from foundling.decode.engine.engine import EngineOptions
 from foundling.evaluate.local import LocalModel
-from foundling.evaluate.subject import Continuation, GeneratedText, GenerateRequest, LikelihoodRequest
+from foundling.evaluate.subject import Continuation, GeneratedText, GenerateRequest, LikelihoodRequest, Refusals
 
 ONE_ROW = 1
 """tokens of a forward pass: less than any request has, so that each is alone"""
 
 
-class Threaded:
+class Threaded(Refusals):
     """A subject that computes on `threads` threads."""
 
+    kind, serves = LocalModel.kind, LocalModel.serves
+
     def __init__(self, subject: LocalModel, threads: int) -> None:
-        self.subject, self.threads, self.name, self.hashes = subject, threads, subject.name, subject.hashes
+        self.subject, self.threads, self.name = subject, threads, subject.name
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        return self.subject.hashes
 
     def loglikelihood(self, requests: Sequence[LikelihoodRequest]) -> Iterator[tuple[int, Continuation]]:
         return self._on_threads(self.subject.loglikelihood(requests))

@@ -146,6 +146,12 @@ def test_options_that_do_not_fit_are_refused_by_name(
     assert code == 2 and re.search(reason, value["error"]), value
 
 
+def test_consistency_is_of_a_directory(tasks: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    for subject in ("openai:m", "m@http://127.0.0.1:9", "answers.jsonl"):
+        code, value, _ = foundling(capsys, "consistency", subject, tasks["written"])
+        assert code == 2 and f"{subject} is no directory" in value["error"]
+
+
 def test_who_is_asked_in_a_conversation(tmp_path: Path) -> None:
     for chat_api, prompt in ((True, [{"role": "user", "content": "Hello"}]), (False, "Hello")):
         answer = chat("ok") if chat_api else chat("", choices=[{"text": "ok"}])
