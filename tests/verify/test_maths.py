@@ -405,6 +405,23 @@ def test_equal_is_reflexive_and_symmetric(a: str, b: str) -> None:
     assert equal(a, b) == equal(b, a)
 
 
+WORDS = "one two twenty hundred thousand and a half third thirds dozen minus or over times squared pi x apples hours"
+PIECES = st.lists(
+    st.sampled_from(
+        [*WORDS.split(), "5", "2.5", "million", "3/4", "-", "$", "%", "°", r"0.\overline{3}", r"\cos", *"()=,"]
+    ),
+    max_size=7,
+).map(" ".join)
+
+
+@settings(deadline=None)
+@given(PIECES, PIECES)
+def test_words_and_numbers_are_compared_alike_in_both_orders(a: str, b: str) -> None:
+    assert equal(a, a) and equal(a, b) == equal(b, a)
+    answer = final_answer(a)
+    assert answer is None or equal(answer, final_answer(answer) or "")
+
+
 @settings(deadline=None)
 @given(st.text(alphabet="0123456789.,/%$ -+xX^{}()[]\\frac=<>|!e", max_size=24))
 def test_any_mathematical_text_is_read(text: str) -> None:
