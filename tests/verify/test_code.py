@@ -531,7 +531,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert value["pass_at_k"]["1"]["value"] == pytest.approx(0.75) and value["pass_at_k"]["2"][
         "value"
     ] == pytest.approx(5 / 6)
-    assert "100" not in value["pass_at_k"] and "1 of 3 tasks have no sample" in done.stderr
+    assert "100" not in value["pass_at_k"] and "1 of 3 tasks has no sample" in done.stderr
     lines = [json.loads(line) for line in Path(value["verdicts"]).read_text().splitlines()]
     assert sorted((line["line"], line["passed"]) for line in lines) == [
         (1, True),
@@ -545,6 +545,10 @@ def test_the_command(tmp_path: Path) -> None:
     assert len(Path(value["verdicts"]).read_text().splitlines()) == 5
     one = foundling("verify", "code", tasks, samples, "--k", "0", "--json")
     assert one.returncode == 2 and "--k is '0'" in json.loads(one.stdout)["error"]
+    large = foundling("verify", "code", tasks, samples, "--memory", "99999999", "--json")
+    assert (
+        large.returncode == 2 and "--memory is 99999999 MiB; expected from 32 to" in json.loads(large.stdout)["error"]
+    )
 
 
 @pytest.mark.slow
