@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Confinement by namespaces, with bubblewrap: the program sees a file system of its own in memory, with the interpreter
-read-only in it, and no process, network or host name of this machine. The end of its first process ends all of them."""
+read-only in it, and no process, network or host name of this machine. When its first process ends, the kernel ends all
+the others."""
 
 from __future__ import annotations
 
@@ -77,9 +78,9 @@ def _mounts(limits: Limits, config: int) -> list[str]:
             words.extend(["--ro-bind", path, path])
             made.add(path)
     for path in interpreter.hidden():
-        words.extend(["--tmpfs", path])
+        words.extend(["--tmpfs", path, "--remount-ro", path])
     parents("/dev/null")
-    for device in ("null", "zero", "random", "urandom"):
+    for device in ("null", "random", "urandom"):  # /dev/zero, mapped, is memory that nobody counts
         words.extend(["--dev-bind", f"/dev/{device}", f"/dev/{device}"])
     parents(interpreter.LINK)
     words.extend(["--symlink", interpreter.EXECUTABLE, interpreter.LINK])

@@ -126,7 +126,8 @@ class Peer:
             shared.number(_EMPTY[name]())
         for number, item in enumerate(shared.items):
             if number >= len(sent) or states[number] != sent[number]:
-                self._fill(item, *states[number], shared)
+                name, content = states[number]
+                self._fill(item, name, content, shared)
 
     def _fill(self, item: Any, name: str, content: Any, shared: Shared) -> None:
         if _container(item) != name:

@@ -26,7 +26,6 @@ def main() -> None:
     with open(options["payload"], "rb") as stream:
         header = json.loads(stream.readline())
         contents = [(name, stream.read(size)) for name, size in header]
-    os.write(options["status"], b"started\n")
     child = os.fork()
     if not child:
         if options["user"]:
@@ -48,7 +47,9 @@ def main() -> None:
 
 def _become(options: dict[str, Any]) -> None:
     """The interpreter under the limits, with the three standard streams and nothing else open."""
-    os.closerange(3, 4096)
+    status = options.get("status", 3)
+    os.closerange(3, status)
+    os.closerange(status + 1, 4096)
     for name, value in options["limits"].items():
         number = getattr(resource, f"RLIMIT_{name}")
         hard = resource.getrlimit(number)[1]
@@ -56,6 +57,9 @@ def _become(options: dict[str, Any]) -> None:
         resource.setrlimit(number, (value, value))
     if filter_program := options.get("filter"):
         _install(bytes.fromhex(filter_program))
+    if "status" in options:  # all that can fail before the program starts has been done
+        os.set_inheritable(status, False)
+        os.write(status, b"started\n")
     os.execve(options["command"][0], options["command"], options["environment"])
 
 

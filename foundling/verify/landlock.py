@@ -65,7 +65,7 @@ def launch(target: Machine, code: str, stdin: bytes, files: Mapping[str, bytes],
     }  # fmt: skip
     options = {
         "path": sys.path, "status": report, "watched": watched, "user": None if mapped else user, "mapped": mapped,
-        "readable": [*interpreter.readable(), str(environment), "/dev/zero", "/dev/urandom", "/dev/random"],
+        "readable": [*interpreter.readable(), str(environment), "/dev/urandom", "/dev/random"],
         "writable": [str(folder), "/dev/null"], "denied": interpreter.hidden(), "folder": str(folder),
         "processes": limits.processes, "name": f"foundling-{secrets.token_hex(8)}",
         "command": [interpreter.EXECUTABLE, "-I", "-S", "-B", str(environment / "inside.py"), json.dumps(inner)],

@@ -65,9 +65,9 @@ def run(
     Any thread may call. Raises ConfigError for a value out of its limits, SandboxError where nothing confines."""
     limits = checked_limits(timeout, memory, processes, output, disk, max_files)
     contents = _contents(files or {}, limits)
-    given = stdin.encode("utf-8", "surrogatepass") if isinstance(stdin, str) else stdin
-    allowed.SANDBOX_INPUT.check(1 + len(code) + len(given), "code and stdin together")
-    return _run(choose() if backend is None else _require(backend), code, given, contents, limits)
+    text = stdin.encode("utf-8", "surrogatepass") if isinstance(stdin, str) else stdin
+    allowed.SANDBOX_INPUT.check(1 + len(code) + len(text), "code and stdin together")
+    return _run(choose() if backend is None else _require(backend), code, text, contents, limits)
 
 
 def checked_limits(
@@ -91,19 +91,36 @@ def _require(backend: str) -> str:
 
 
 def _contents(files: Mapping[str, str | bytes], limits: Limits) -> dict[str, bytes]:
-    result = dict[str, bytes]()
+    result, folders = dict[str, bytes](), set[str]()
     for name, content in files.items():
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or str(path) in (".", interpreter.MAIN) or "\0" in name:
             raise ConfigError(f"file {shown(name)}: expected a path in the program's folder, other than main.py")
+        if not _is_storable(path):
+            raise ConfigError(f"file {shown(name)}: expected UTF-8, up to 255 bytes a part and {_PATH:,} together")
         result[str(path)] = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
-    size = sum(map(len, result.values()))
-    if len(result) >= limits.files or size > limits.disk:
+        folders |= {str(folder) for folder in path.parents} - {"."}
+    for name in folders & {*result, interpreter.MAIN}:
+        raise ConfigError(f"file {shown(name)} is the folder of another one as well; choose another name")
+    size, n_files = sum(map(len, result.values())), len(result) + len(folders)
+    if n_files >= limits.files or size > limits.disk:
         raise ConfigError(
-            f"{len(result):,} files of {size:,} bytes; expected fewer than max_files={limits.files:,} and at most "
-            f"disk={limits.disk:,} bytes"
+            f"{n_files:,} files and folders of {size:,} bytes; expected fewer than max_files={limits.files:,} and at "
+            f"most disk={limits.disk:,} bytes"
         )
     return result
+
+
+_PATH = 2048
+"""bytes; the system's limit, 4096, is for the path of the folder as well"""
+
+
+def _is_storable(path: PurePosixPath) -> bool:
+    try:
+        parts = [part.encode() for part in path.parts]
+    except UnicodeEncodeError:  # a surrogate
+        return False
+    return max(map(len, parts)) <= 255 and sum(map(len, parts)) + len(parts) <= _PATH
 
 
 def _run(backend: str, code: str, stdin: bytes, files: dict[str, bytes], limits: Limits) -> Outcome:
@@ -127,7 +144,9 @@ def _run(backend: str, code: str, stdin: bytes, files: dict[str, bytes], limits:
 
 # --- which one -------------------------------------------------------------------------------------------------------
 
-_proven = set[str]()
+_probed = dict[str, str | None]()
+"""what the first program in each backend reached, or why it did not run; None where all is well. A failure stays as
+well: probing takes seconds, and another result in the same process would be an accident."""
 _lock = threading.Lock()
 
 
@@ -146,12 +165,11 @@ def choose() -> Backend:
 def unusable(backend: str) -> str | None:
     """Why a backend does not confine here; None where a program inside has tried to get out, and failed."""
     with _lock:
-        if backend in _proven:
-            return None
-        reason = _missing(backend) or _escapes(backend)
-        if reason is None:
-            _proven.add(backend)
-        return reason
+        if backend not in _probed:
+            if reason := _missing(backend):
+                return reason
+            _probed[backend] = _escapes(backend)
+        return _probed[backend]
 
 
 def _missing(backend: str) -> str | None:

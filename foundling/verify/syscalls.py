@@ -25,11 +25,15 @@ class Machine(NamedTuple):
 MACHINES = {"x86_64": Machine(0xC000003E, 0), "aarch64": Machine(0xC00000B7, 1)}
 NEWEST = 451
 """the last number of the table; the numbers from 424 on are the same on every architecture"""
-CLONE, CLONE3, IOCTL = (56, 220), 435, (16, 29)
+CLONE, CLONE3, IOCTL, MMAP = (56, 220), 435, (16, 29), (9, 222)
 NAMESPACES = 0x7E020080
 """CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET, NEWTIME of linux/sched.h"""
 TERMINAL = (0x5412, 0x541C, 0x5423, 0x540E)
 """TIOCSTI, TIOCLINUX, TIOCSETD, TIOCSCTTY: input for a terminal that others read"""
+MAP_SHARED, MAP_ANONYMOUS = 0x01, 0x20
+"""of linux/mman.h. Memory that is both keeps the pages that a process no longer maps, where nobody counts them."""
+THREAD, FILES = 0x00010000, 0x00000400
+"""CLONE_THREAD, CLONE_FILES of linux/sched.h: a thread with open files of its own would hide them from who counts"""
 
 REFUSED: dict[str, tuple[int | None, int | None]] = {
     # other processes and their memory
@@ -60,6 +64,8 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "mq_open": (240, 180), "mq_unlink": (241, 181),
     # every kind of network; socketpair stays, event loops need it
     "socket": (41, 198),
+    # a message can hold open files, which are then in no process and hold deleted files (unix(7), SCM_RIGHTS)
+    "sendmsg": (46, 211), "sendmmsg": (307, 269),
 }  # fmt: skip
 METADATA: dict[str, tuple[int | None, int | None]] = {
     "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "chown": (92, None), "fchown": (93, 55),
@@ -69,6 +75,11 @@ METADATA: dict[str, tuple[int | None, int | None]] = {
 }  # fmt: skip
 """What Landlock does not bound: a program could change the permissions and times of the files of the user who runs
 it."""
+ONLY: dict[str, tuple[tuple[int, int], int, int, bool]] = {
+    "socketpair": ((53, 199), 0, 1, True), "prctl": ((157, 167), 0, 4, False),
+}  # fmt: skip
+"""Calls by the value of an argument: (numbers, argument, value, whether it must or must not be that one). A pair of
+Unix sockets (AF_UNIX) and no other; PR_SET_DUMPABLE would hide what a process takes from who counts."""
 OWN_ONLY: dict[str, tuple[tuple[int, int], tuple[int, ...]]] = {
     "setpriority": ((141, 140), (0, 1)), "prlimit64": ((302, 261), (0,)), "sched_setparam": ((142, 118), (0,)),
     "sched_setscheduler": ((144, 119), (0,)), "sched_setaffinity": ((203, 122), (0,)),
@@ -104,9 +115,16 @@ def filter_program(target: Machine, *, metadata: bool) -> bytes:
         for argument in arguments:
             lines += [(_LOAD, 0, 0, _ARGUMENTS + 8 * argument), (_EQUAL, 1, 0, 0), refuse]
         lines += [(_RETURN, 0, 0, _ALLOW)]
+    for numbers, argument, value, must in ONLY.values():
+        lines += [
+            (_EQUAL, 0, 4, numbers[target.column]), (_LOAD, 0, 0, _ARGUMENTS + 8 * argument),
+            (_EQUAL, *((1, 0) if must else (0, 1)), value), refuse, (_RETURN, 0, 0, _ALLOW),
+        ]  # fmt: skip
     lines += [
-        (_EQUAL, 0, 4, CLONE[target.column]), (_LOAD, 0, 0, _ARGUMENTS), (_ANY_BIT, 0, 1, NAMESPACES), refuse,
-        (_RETURN, 0, 0, _ALLOW),
+        (_EQUAL, 0, 5, MMAP[target.column]), (_LOAD, 0, 0, _ARGUMENTS + 8 * 3), (_ANY_BIT, 0, 2, MAP_ANONYMOUS),
+        (_ANY_BIT, 0, 1, MAP_SHARED), refuse, (_RETURN, 0, 0, _ALLOW),
+        (_EQUAL, 0, 6, CLONE[target.column]), (_LOAD, 0, 0, _ARGUMENTS), (_ANY_BIT, 3, 0, NAMESPACES),
+        (_ANY_BIT, 0, 1, THREAD), (_ANY_BIT, 0, 1, FILES), (_RETURN, 0, 0, _ALLOW), refuse,
         (_EQUAL, 0, 1 + 2 * len(TERMINAL), IOCTL[target.column]), (_LOAD, 0, 0, _ARGUMENTS + 8),
     ]  # fmt: skip
     for request in TERMINAL:

@@ -469,6 +469,36 @@ def make_memory_without_owner(targets: Targets) -> None:
     os.close(os.memfd_create("hidden"))
 
 
+@attempt(harmless=True)
+def share_memory_without_a_name(targets: Targets) -> None:
+    """Its pages stay when a process no longer maps them, as long as it maps one of them."""
+    mmap.mmap(-1, 8192, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS).close()
+
+
+@attempt(harmless=True)
+def share_memory_of_a_device(targets: Targets) -> None:
+    number = os.open("/dev/zero", os.O_RDONLY)
+    mmap.mmap(number, 8192, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ).close()
+
+
+@attempt(harmless=True)
+def send_an_open_file(targets: Targets) -> None:
+    a, _ = socket.socketpair()
+    with open("sent", "w") as file:
+        socket.send_fds(a, [b"x"], [file.fileno()])
+
+
+@attempt(harmless=True)
+def hide_from_who_counts(targets: Targets) -> None:
+    call(157, 167, 4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
+    call(157, 167, 4, 1, 0, 0, 0)
+
+
+@attempt()
+def make_a_pair_of_other_sockets(targets: Targets) -> None:
+    socket.socketpair(30, socket.SOCK_STREAM)  # AF_TIPC
+
+
 @attempt()
 def share_memory_of_system_v(targets: Targets) -> None:
     call(29, 194, 0, 4096, 0o1600)
@@ -504,7 +534,12 @@ def call_as_another_architecture(targets: Targets) -> None:
     """The filter is for numbers of 64 bits; the entry for 32 bits has others."""
 
     def enter() -> None:
-        page = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        page = mmap.mmap(
+            -1,
+            4096,
+            flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS,
+            prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC,
+        )
         page.write(b"\xb8\x14\x00\x00\x00\xcd\x80\xc3")  # mov eax, 20; int 0x80; ret
         function = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))
         assert function() == os.getpid()

@@ -124,7 +124,6 @@ def test_no_exception_ends_a_loop_of_the_tests() -> None:
     test = "def check(candidate):\n    assert all(map(lambda c: candidate(c, c) == 2 * c, [1, 2]))\n"
     assert verdict(RIGHT, test=test) == "passed"
     assert verdict("    raise StopIteration\n", test=test) == "exception"
-    assert verdict("    raise StopAsyncIteration\n", test=test) == "exception"
 
 
 PUBLISHED = {"exit at the import", "exit in the call", "SystemExit at the import", "equals everything",
@@ -144,12 +143,8 @@ def test_what_is_right_passes_and_what_is_wrong_does_not() -> None:
 
 QUICK = {
     "exit in the call",
-    "equals everything",
     "another judge",
     "writes to every file in the call",
-    "kills its parent",
-    "reads what its parent reads",
-    "nests without end",
     "calls what it was not given",
 }
 
@@ -162,6 +157,7 @@ def test_no_cheat_passes(name: str) -> None:
     assert not result.passed and result.reason != "passed"
 
 
+@pytest.mark.slow
 def test_a_function_of_the_tests_leads_nowhere() -> None:
     """A test that hands over a function lets the sample call it, and nothing behind it."""
     test = "def check(candidate):\n    assert candidate(lambda x: 2 * x, 4) == 9\n"
@@ -202,7 +198,7 @@ def test_no_cheat_passes_with_sandlock(name: str) -> None:
     [
         ("    return [0] * 10**10\n", {"memory"}),
         ("    while True: print('x' * 1000)\n", {"output"}),
-        ("    while True: pass\n", {"time"}),
+        pytest.param("    while True: pass\n", {"time"}, marks=pytest.mark.slow),
         ("    import ctypes; ctypes.string_at(0)\n", {"crash"}),
         pytest.param(
             "    import os\n    while True: os.fork()\n", {"processes", "exception", "crash"}, marks=pytest.mark.slow
@@ -402,9 +398,11 @@ def mbpp(code: str, *tests: str, setup: str = "") -> Any:
     ("code", "test", "names"),
     [
         ("", "assert math.isclose(vol(1), 3)", ("vol",)),
-        ("def vol(x): return 3", "assert math.isclose(vol(1), 3)", ("vol",)),
+        pytest.param("def vol(x): return 3", "assert math.isclose(vol(1), 3)", ("vol",), marks=pytest.mark.slow),
         ("from math import isclose as near\ndef vol(x): return 3", "assert near(vol(1), 3)", ("vol",)),
-        ("from math import *\ndef vol(x): return 3", "assert isclose(vol(1), 3)", ("vol",)),
+        pytest.param(
+            "from math import *\ndef vol(x): return 3", "assert isclose(vol(1), 3)", ("vol",), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_mbpp_names_are_not_the_samples_to_give(code: str, test: str, names: tuple[str, ...]) -> None:
@@ -422,7 +420,7 @@ def test_mbpp_names_that_the_reference_defines() -> None:
     ).names == ("f",)
 
 
-@pytest.mark.parametrize("test", ["import numpy", "raise SystemExit(0)", "1 / 0"])
+@pytest.mark.parametrize("test", ["import numpy", pytest.param("raise SystemExit(0)", marks=pytest.mark.slow)])
 def test_tests_that_cannot_be_loaded_are_no_fault_of_the_sample(test: str) -> None:
     with pytest.raises(DataError, match="task 'own/add': its tests cannot be loaded"):
         check(task(test=f"{test}\n{ADD['test']}"), RIGHT)
@@ -531,7 +529,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert value["pass_at_k"]["1"]["value"] == pytest.approx(0.75) and value["pass_at_k"]["2"][
         "value"
     ] == pytest.approx(5 / 6)
-    assert "100" not in value["pass_at_k"] and "1 of 3 tasks have no sample" in done.stderr
+    assert "100" not in value["pass_at_k"] and "1 of 3 tasks has no sample" in done.stderr
     lines = [json.loads(line) for line in Path(value["verdicts"]).read_text().splitlines()]
     assert sorted((line["line"], line["passed"]) for line in lines) == [
         (1, True),
@@ -545,6 +543,10 @@ def test_the_command(tmp_path: Path) -> None:
     assert len(Path(value["verdicts"]).read_text().splitlines()) == 5
     one = foundling("verify", "code", tasks, samples, "--k", "0", "--json")
     assert one.returncode == 2 and "--k is '0'" in json.loads(one.stdout)["error"]
+    large = foundling("verify", "code", tasks, samples, "--memory", "99999999", "--json")
+    assert (
+        large.returncode == 2 and "--memory is 99999999 MiB; expected from 32 to" in json.loads(large.stdout)["error"]
+    )
 
 
 @pytest.mark.slow

@@ -196,6 +196,8 @@ for backend in ("bubblewrap", "sandlock"):
     forks = "import os, time\\nfor n in range(100): os.fork() or time.sleep(9)"
     ended = sandbox.run(forks, processes=8, timeout=3, backend=backend)
     print(json.dumps([backend, ended.reason, ended.exit_code]))
+    print(json.dumps(sandbox.run(given["hidden"], disk=8 << 20, timeout=9, backend=backend).reason))
+    print(json.dumps([sandbox.run("print(1)", backend=backend).reason for _ in range(5)]))
 """
 
 
@@ -216,7 +218,7 @@ def test_with_a_python_that_everybody_can_read(tmp_path: Path, user: str) -> Non
             Path(sandlock.__file__).parent, public / "sandlock", ignore=shutil.ignore_patterns("__pycache__")
         )
         (public / "attempts.py").write_text(SOURCE, encoding="utf-8")
-        given = {**targets.about, "names": list(ATTEMPTS), "attempts": str(public / "attempts.py")}
+        given = {**targets.about, "names": list(ATTEMPTS), "attempts": str(public / "attempts.py"), "hidden": HIDDEN}
         other: dict[str, Any] = (
             {"user": 65534, "group": 65534, "extra_groups": []} if user == "nobody" and not os.geteuid() else {}
         )
@@ -226,12 +228,13 @@ def test_with_a_python_that_everybody_can_read(tmp_path: Path, user: str) -> Non
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         lines = [json.loads(line) for line in done.stdout.splitlines()]
-        for backend, text, reason, code, stderr in lines[::2]:
+        for backend, text, reason, code, stderr in lines[::4]:
             results = results_of(text)
             assert (reason, code) == ("exited", 0), stderr
             assert len(results) == len(ATTEMPTS), backend
             assert [name for name, line in results.items() if line["succeeded"]] == [], backend
-        for backend, reason, code in lines[1::2]:
+        assert lines[2::4] == ["disk"] * 2 and lines[3::4] == [["exited"] * 5] * 2
+        for backend, reason, code in lines[1::4]:
             assert (reason, code) in (("processes", None), ("exited", 1)), backend  # BlockingIOError
         assert targets.state() == targets.before and targets.received() == []
     finally:
@@ -243,6 +246,21 @@ def test_with_a_python_that_everybody_can_read(tmp_path: Path, user: str) -> Non
 
 MIB = 1 << 20
 SMALL: dict[str, Any] = {"timeout": 3, "memory": 128 * MIB, "disk": 8 * MIB, "max_files": 200, "output": 1 << 16}
+MAP = """import ctypes, os, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+def map(size, flags, file):
+    p = libc.mmap(None, size, 3, flags, file, 0)
+    if p == 2**64 - 1: raise OSError(ctypes.get_errno(), "mmap")
+    return p
+"""
+HIDDEN = """import os, time
+os.mkdir("d", 0o300)
+for n in range(20): open(f"d/{n}", "wb").write(bytes(4 << 20))
+time.sleep(1000)
+"""
 EXHAUSTING: dict[str, tuple[str, set[str]]] = {
     # the program, and how it may end: "exited" with an error, which a refused call raised
     "sleep": ("import time; time.sleep(1000)", {"time"}),
@@ -280,7 +298,7 @@ EXHAUSTING: dict[str, tuple[str, set[str]]] = {
     "allocate shared memory in children": (
         "import mmap, os, time\nfor _ in range(8):\n    if not os.fork():\n        m = mmap.mmap(-1, 60 << 20)\n"
         "        m.write(b'x' * (50 << 20))\n        time.sleep(1000)\ntime.sleep(1000)",
-        {"memory", "exited"},
+        {"time"},
     ),
     "recurse": (
         "import sys\nsys.setrecursionlimit(10**9)\ndef f(): return f() + 1\nf()",
@@ -294,9 +312,9 @@ EXHAUSTING: dict[str, tuple[str, set[str]]] = {
         {"disk", "exited"},
     ),
     "write files without a name": (
-        "import os, time\nkept = []\nfor n in range(30):\n"
+        "import os, time\nfiles = []\nfor n in range(30):\n"
         "    f = open('a', 'wb'); os.unlink('a'); f.write(bytes(4 << 20)); f.flush()\n"
-        "    kept.append(f)\ntime.sleep(1000)",
+        "    files.append(f)\ntime.sleep(1000)",
         {"disk", "exited"},
     ),
     "write many files": (
@@ -324,6 +342,34 @@ EXHAUSTING: dict[str, tuple[str, set[str]]] = {
         "time.sleep(1000)",
         {"time"},
     ),
+    "allocate without the first thread": (
+        "import ctypes, os, threading, time\ndef f():\n    time.sleep(0.3)\n    x = bytearray(b'x') * (60 << 20)\n"
+        "    time.sleep(1000)\nfor _ in range(3): os.fork()\nthreading.Thread(target=f).start()\n"
+        "ctypes.CDLL(None).syscall(93 if os.uname().machine == 'aarch64' else 60, 0)",
+        {"memory"},
+    ),
+    "share memory and map a page of it": (
+        f"{MAP}for n in range(40):\n    p = map(8 << 20, 0x21, -1)\n"
+        "    ctypes.memset(p, 1, 8 << 20); libc.munmap(p + 4096, (8 << 20) - 4096)\n",
+        {"exited"},
+    ),
+    "map files that are deleted": (
+        f"{MAP}for n in range(20):\n    f = os.open('f', os.O_RDWR | os.O_CREAT); os.write(f, bytes(4 << 20))\n"
+        "    map(4096, 1, f); os.unlink('f'); os.close(f)\ntime.sleep(1000)",
+        {"disk", "exited"},
+    ),
+    "send files that are deleted": (
+        "import os, socket, time\na, b = socket.socketpair()\nfor n in range(20):\n"
+        "    f = os.open('f', os.O_RDWR | os.O_CREAT); os.write(f, bytes(4 << 20))\n"
+        "    socket.send_fds(a, [b'x'], [f]); os.unlink('f'); os.close(f)\n",
+        {"exited", "disk"},
+    ),
+    "write into a folder that cannot be listed": (HIDDEN, {"disk", "exited"}),
+    "write into folders of a long path": (
+        "import os, time\nfor n in range(30): os.mkdir('d' * 200); os.chdir('d' * 200)\n"
+        "for n in range(30): open(str(n), 'wb').write(bytes(4 << 20))\ntime.sleep(1000)",
+        {"disk", "exited"},
+    ),
     "raise its limits": (
         "import resource\nfor name in ('AS', 'NPROC', 'NOFILE', 'CPU', 'FSIZE'):\n"
         "    number = getattr(resource, 'RLIMIT_' + name)\n    soft, hard = resource.getrlimit(number)\n"
@@ -333,7 +379,8 @@ EXHAUSTING: dict[str, tuple[str, set[str]]] = {
         {"exited"},
     ),
 }
-QUICK = {"allocate at once", "flood stdout", "raise its limits", "allocate in children"}
+QUICK = {"flood stdout", "raise its limits", "allocate in children", "share memory and map a page of it",
+         "map files that are deleted"}  # fmt: skip
 
 
 def marked(token: str) -> list[int]:
@@ -543,6 +590,12 @@ def test_threads_run_programs_at_once() -> None:
         ({"files": {"main.py": ""}}, "main.py"),
         ({"files": {"a": bytes(40 << 20)}}, "disk=33,554,432"),
         ({"files": {"": ""}}, "file ''"),
+        ({"files": {"a": "", "a/b": ""}}, "file 'a' is the folder of another one"),
+        ({"files": {"main.py/x": ""}}, "file 'main.py' is the folder"),
+        ({"files": {"a/" + "é" * 150: ""}}, "255 bytes a part"),
+        ({"files": {"/".join(["a" * 100] * 30): ""}}, "2,048 together"),
+        ({"files": {"\udc80": ""}}, "expected UTF-8"),
+        ({"files": {f"{n}/a": "" for n in range(600)}}, "1,200 files and folders"),
         ({"backend": "none"}, "bubblewrap, sandlock"),
         ({"code": "#" * (65 << 20)}, "code and stdin"),
     ],
@@ -597,7 +650,7 @@ def test_nothing_runs_where_the_kernel_offers_nothing(tmp_path: Path) -> None:
 
 def test_what_to_install_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(sandbox, "_proven", set())
+    monkeypatch.setattr(sandbox, "_probed", {})
     with pytest.raises(SandboxError, match="apt install bubblewrap"):
         run("pass", backend="bubblewrap")
     assert run("print(1)").stdout == "1\n"  # the other one
@@ -615,9 +668,27 @@ def test_what_does_not_confine_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_
     )  # fmt: skip
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(sandbox, "_proven", set())
+    monkeypatch.setattr(sandbox, "_probed", {})
     with pytest.raises(SandboxError, match="could read a file, write a file, connect to a port, signal a process"):
         run("pass", backend="bubblewrap")
+
+
+def test_a_backend_that_fails_is_tried_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Not before each run, which would cost seconds, and one after the other for all threads."""
+    fake, log = tmp_path / "bwrap", tmp_path / "log"
+    fake.write_text(f"#!/bin/sh\necho started >> {log}\nexit 1\n", encoding="ascii")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(sandbox, "_probed", {})
+    assert [run("print(1)").stdout for _ in range(3)] == ["1\n"] * 3
+    assert log.read_text(encoding="ascii") == "started\n"
+
+
+def test_a_program_that_cannot_start_is_no_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    sandbox.choose()
+    monkeypatch.setattr(interpreter, "resource_limits", lambda limits: {"NOTHING_OF_THAT_NAME": 1})
+    with pytest.raises(SandboxError, match="nothing was run"):
+        run("print(1)", backend="bubblewrap")
 
 
 def test_an_outcome_is_ok_only_after_exit_0() -> None:

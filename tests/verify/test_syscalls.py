@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from foundling.verify.syscalls import CLONE, IOCTL, MACHINES, METADATA, NEWEST, OWN_ONLY, REFUSED, filter_program
+from foundling.verify.syscalls import (
+    CLONE,
+    IOCTL,
+    MACHINES,
+    METADATA,
+    MMAP,
+    NEWEST,
+    ONLY,
+    OWN_ONLY,
+    REFUSED,
+    filter_program,
+)
 
 ALLOW, KILL = "allow", "kill"
 HEADERS = {"x86_64": "x86_64-linux-gnu/asm/unistd_64.h", "aarch64": "asm-generic/unistd.h"}
@@ -42,7 +53,8 @@ def test_the_filter_refuses_its_table_and_allows_the_rest(name: str, metadata: b
 
     refused = {numbers[machine.column] for numbers in REFUSED.values()}
     refused |= set() if metadata else {numbers[machine.column] for numbers in METADATA.values()}
-    special = {CLONE[machine.column], IOCTL[machine.column], 435, *(n[machine.column] for n, _ in OWN_ONLY.values())}
+    special = {CLONE[machine.column], IOCTL[machine.column], 435, MMAP[machine.column]}
+    special |= {numbers[machine.column] for numbers, *_ in [*OWN_ONLY.values(), *ONLY.values()]}
     for number in set(range(NEWEST + 1)) - special:
         assert say(number) == (errno.EPERM if number in refused else ALLOW), number
     assert {say(number) for number in (NEWEST + 1, 1000, 0x40000000, 0x40000029, 0xFFFFFFFF, 435)} == {errno.ENOSYS}
@@ -51,6 +63,14 @@ def test_the_filter_refuses_its_table_and_allows_the_rest(name: str, metadata: b
     assert say(clone, 0x01200011) == ALLOW  # as fork
     assert {say(clone, 1 << bit) for bit in (7, 17, 25, 26, 27, 28, 29, 30)} == {errno.EPERM}
     assert (say(ioctl, 0, 0x5401), say(ioctl, 0, 0x5412), say(ioctl, 0, 0x541C)) == (ALLOW, errno.EPERM, errno.EPERM)
+    assert {say(clone, 0x3D0F00 & ~bit) for bit in (0, 0x10000)} == {ALLOW}  # a thread of the C library, a process
+    assert say(clone, 0x3D0F00 & ~0x400) == errno.EPERM  # a thread with open files of its own
+    mmap = MMAP[machine.column]
+    assert {say(mmap, 0, 1 << 20, 3, flags, 3) for flags in (0x22, 0x02, 0x01, 0x03, 0x100022)} == {ALLOW}
+    assert {say(mmap, 0, 1 << 20, 3, flags, 0) for flags in (0x21, 0x23, 0x8021, 0x40021)} == {errno.EPERM}
+    pair, prctl = ONLY["socketpair"][0][machine.column], ONLY["prctl"][0][machine.column]
+    assert say(pair, 1, 1) == ALLOW and {say(pair, family, 1) for family in (0, 2, 16, 30, 40)} == {errno.EPERM}
+    assert {say(prctl, option) for option in (1, 3, 15, 38)} == {ALLOW} and say(prctl, 4, 0) == errno.EPERM
     for numbers, arguments in OWN_ONLY.values():
         assert say(numbers[machine.column]) == ALLOW
         for argument in arguments:
@@ -71,6 +91,8 @@ def test_the_numbers_are_those_of_the_kernel(name: str) -> None:
         **{key: value for key, (value, _) in OWN_ONLY.items()},
         "clone": CLONE,
         "ioctl": IOCTL,
+        "mmap": MMAP,
+        **{key: numbers for key, (numbers, *_) in ONLY.items()},
     }
     for key, value in table.items():
         # an older header lacks new calls, and the generic one those that newer architectures never had
