@@ -52,6 +52,8 @@ class Recorded:
         self._reports = dict[tuple[str, str], None]()  # a set in order
         if not subject:
             self._note(hashes or {})
+        if subject:
+            _end_last_line(path)
         self._lines = {line["key"]: line for line in read_answers(path)}
         self.n_replayed = 0
         """answers that came from the file"""
@@ -91,7 +93,8 @@ class Recorded:
             if line := self._lines.get(key):
                 self.n_replayed += 1
                 self._note(line.get("hashes", {}))
-                yield index, _ANSWERS[kind](**line["answer"])
+                answer = _ANSWERS[kind](**line["answer"])
+                yield index, answer._replace(text=requests[index]) if kind == "rolling" else answer
             else:
                 missing.append(index)
         if not missing:
@@ -107,14 +110,18 @@ class Recorded:
                 index = missing[place]
                 hashes = self.subject.hashes
                 self._note(hashes)
+                plain = answer._asdict() | ({"text": ""} if kind == "rolling" else {})  # it stands in the request
                 line = {
-                    "key": keys[index], "kind": kind, "request": _plain(requests[index]), "answer": answer._asdict(),
+                    "key": keys[index], "kind": kind, "request": _plain(requests[index]), "answer": plain,
                     "model": self.name, "hashes": hashes,
                     "date": datetime.now(UTC).isoformat(timespec="seconds"),
                 }  # fmt: skip
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                text = json.dumps(line)  # in ASCII: an answer may hold half of a character
+                if len(text) >= MAX_LINE_BYTES:
+                    text = json.dumps(line | {"request": None})  # its key names it
+                file.write(text + "\n")
                 file.flush()
-                self._lines[keys[index]] = line
+                self._lines[keys[index]] = {name: line[name] for name in ("key", "answer", "hashes")}
                 yield index, answer
             os.fsync(file.fileno())
 
@@ -147,17 +154,18 @@ def _fixed(hashes: Mapping[str, str]) -> dict[str, str]:
 
 
 def read_answers(path: Path) -> Iterator[dict[str, Any]]:
-    """The recorded lines; a last line that a killed process did not finish is cut off the file. DataError, with the
+    """The recorded lines, without a last one that is not whole: another process may be writing it. DataError, with the
     number of the line, for any other damage."""
     if not path.exists():
         return
-    cut_torn_line(path, begin=b'{"key": ', what="recorded answer", max_bytes=MAX_LINE_BYTES)
     number = 0
     with open(path, "rb") as file:
         while line := file.readline(MAX_LINE_BYTES):
             number += 1
-            if not line.endswith(b"\n"):
+            if not line.endswith(b"\n") and len(line) == MAX_LINE_BYTES:
                 raise DataError(f"{path}, line {number}: longer than {MAX_LINE_BYTES:,} bytes")
+            if not line.endswith(b"\n") and not _is_json(line):
+                return
             try:
                 value = json.loads(line)
                 _ANSWERS[value["kind"]](**value["answer"])
@@ -165,6 +173,29 @@ def read_answers(path: Path) -> Iterator[dict[str, Any]]:
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{path}, line {number}: no recorded answer ({error}); remove the line") from None
             yield value
+
+
+def _end_last_line(path: Path) -> None:
+    """What a killed process left of a line is cut off; a whole one that only lacks its end gets it."""
+    if not path.exists():
+        return
+    with open(path, "r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - MAX_LINE_BYTES))
+        last = file.read().rpartition(b"\n")[2]
+        if last and _is_json(last):
+            file.write(b"\n")
+            return
+    if last:
+        cut_torn_line(path, begin=b'{"key": ', what="recorded answer", max_bytes=MAX_LINE_BYTES)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _plain(request: Any) -> Any:

@@ -207,9 +207,7 @@ class Upstream(Refusals):
         if not isinstance(prompt, str):
             raise GenerationError(f"{self.name}: /completions takes a text and no conversation; use chat=True")
         if self.chat:
-            raise GenerationError(
-                f"{self.name}: chat gives no log-probability; use chat=False (--completions)"
-            )
+            raise GenerationError(f"{self.name}: chat gives no log-probability; use chat=False (--completions)")
         return prompt
 
     def _choice(self, value: Any) -> tuple[dict[str, Any], tuple[int, int]]:

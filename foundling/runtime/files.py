@@ -26,9 +26,7 @@ from foundling.limits import JSON_BYTES, JSON_DEPTH, shown
 STRING = re.compile(rb'"(?:[^"\\]+|\\.)*+"?', re.DOTALL)
 """of JSON, or the rest of a file where one does not end"""
 
-SPACE_FACTOR, SPACE_MARGIN = 1.02, 8 << 20
-"""of what is known to be written: headers and blocks of a file system; reports, tokenizers and logs"""
-
+SPACE_FACTOR, SPACE_MARGIN = 1.02, 8 << 20  # headers and blocks of a file system; reports, tokenizers and logs
 
 def sha256(path: Path) -> str:
     """OSError where `path` is not a file: a pipe would be waited for."""
@@ -67,9 +65,8 @@ def output_errors(path: Path) -> Iterator[None]:
 
 
 def cut_torn_line(path: Path, *, begin: bytes, what: str, max_bytes: int) -> None:
-    """Cuts off the last line of a file of lines where it has no end: a killed process wrote a part of it. `begin`: how
-    a line begins that may be cut, `what`: its name. DataError, and no change, for another last line and for one over
-    `max_bytes`."""
+    """Cuts off a last line without an end, which a killed process left. `begin`: how a line that may be cut begins,
+    `what`: its name. DataError, and no change, for another last line and for one over `max_bytes`."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         tail = os.pread(file.fileno(), max_bytes, max(0, size - max_bytes))

@@ -15,7 +15,7 @@ import pytest
 from foundling.errors import DataError, GenerationError
 from foundling.evaluate.recorded import Recorded, read_answers, replay
 from foundling.evaluate.runners import run
-from foundling.evaluate.subject import Decoding, GenerateRequest
+from foundling.evaluate.subject import Decoding, GeneratedText, GenerateRequest, Refusals
 from foundling.evaluate.task import Task, exact_match
 from foundling.evaluate.upstream import Upstream
 from tests.evaluate.servers import Seen, chat, serving
@@ -85,7 +85,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from foundling.evaluate.recorded import Recorded
-from foundling.evaluate.subject import Decoding, GenerateRequest
+from foundling.evaluate.subject import Decoding, GeneratedText, GenerateRequest, Refusals
 from foundling.evaluate.upstream import Upstream
 
 subject = Recorded(Path(sys.argv[2]), Upstream(sys.argv[1], "m", workers=2))
@@ -126,3 +126,35 @@ def test_a_killed_evaluation_goes_on_where_it_was(tmp_path: Path) -> None:
         later = {seen.body["messages"][0]["content"] for seen in server.requests[n_asked:]}
         assert subject.n_replayed == whole and later == {f"text {i}" for i in range(30)} - recorded
         assert KEY not in file.read_text()
+
+
+def test_a_reader_changes_nothing_and_a_writer_ends_the_last_line(tmp_path) -> None:
+    path = tmp_path / "answers.jsonl"
+    prompts = [GenerateRequest(text, Decoding()) for text in ("a", "b")]
+    list(Recorded(path, Echo()).generate(prompts))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])  # the last answer is whole, its line has no end
+    assert len(dict(replay(path).generate(prompts))) == 2 and path.read_bytes() == whole[:-1]
+    assert len(dict(Recorded(path, Echo()).generate(prompts))) == 2 and path.read_bytes() == whole
+    torn = whole + whole[:40]
+    path.write_bytes(torn)
+    assert len(dict(replay(path).generate(prompts))) == 2 and path.read_bytes() == torn
+    Recorded(path, Echo())
+    assert path.read_bytes() == whole
+
+
+def test_half_of_a_character_is_recorded(tmp_path) -> None:
+    path, request = tmp_path / "answers.jsonl", GenerateRequest("\ud83d", Decoding())
+    (first,) = Recorded(path, Echo()).generate([request])
+    (again,) = replay(path).generate([request])
+    assert first == again and first[1].text == "\ud83d"
+
+
+class Echo(Refusals):
+    """Answers with the prompt."""
+
+    name, kind, serves = "echo", "an echo", ("generate",)
+    hashes = {"model": "echo"}
+
+    def generate(self, requests):
+        return ((i, GeneratedText(str(request.prompt))) for i, request in enumerate(requests))
