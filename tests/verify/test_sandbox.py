@@ -233,7 +233,8 @@ def test_with_a_python_that_everybody_can_read(tmp_path: Path, user: str) -> Non
             assert (reason, code) == ("exited", 0), stderr
             assert len(results) == len(ATTEMPTS), backend
             assert [name for name, line in results.items() if line["succeeded"]] == [], backend
-        assert lines[2::4] == ["disk"] * 2 and lines[3::4] == [["exited"] * 5] * 2
+        # bubblewrap's file system is full, or is seen to be
+        assert lines[2] in ("disk", "exited") and lines[6] == "disk" and lines[3::4] == [["exited"] * 5] * 2
         for backend, reason, code in lines[1::4]:
             assert (reason, code) in (("processes", None), ("exited", 1)), backend  # BlockingIOError
         assert targets.state() == targets.before and targets.received() == []
