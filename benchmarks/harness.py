@@ -2,7 +2,7 @@
 """SmolLM2-135M under lm-evaluation-harness, by its Hugging Face backend and by our model class, and under our own
 runner: scores, log-probabilities and seconds of the same items, in one run.
 
-python -m benchmarks.harness [--batch-sizes 8,16,32] [--items 282]
+python -m benchmarks.harness [--batch-sizes 8,16] [--items 140,50,100]
 
 text     MMLU's development questions, answered by the text of an option
 shots    the same with five solved questions before each, as benchmarks of this kind are run
@@ -173,13 +173,14 @@ def measure(name: str, count: int, batch_sizes: list[int]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", metavar="TASK")
-    parser.add_argument("--batch-sizes", default="8,16,32")
-    parser.add_argument("--items", type=int, default=282)
+    parser.add_argument("--batch-sizes", default="8,16")
+    parser.add_argument("--items", default="140,50,100", help="of each task (default 140,50,100)")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     results, sizes = Results("harness"), [int(size) for size in args.batch_sizes.split(",")]
-    for name in args.tasks or ("text", "shots", "movies"):
-        results.get(name, lambda name=name: measure(name, args.items, sizes))
+    counts = dict(zip(("text", "shots", "movies"), map(int, args.items.split(","))))
+    for name in args.tasks or counts:
+        results.get(name, lambda name=name: measure(name, counts[name], sizes))
 
 
 if __name__ == "__main__":
