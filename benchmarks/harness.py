@@ -63,8 +63,8 @@ def our_task(folder: Path, name: str, rows: list[dict[str, Any]]) -> Path:
             "answer": "{answer}",
         }
     if name == "shots":
-        spec |= {"few_shot": {"n": N_SHOTS, "chosen": "first", "data": "shots.jsonl"}}
-        (folder / "shots.jsonl").write_text(lines(rows[-N_SHOTS:]), encoding="utf-8")
+        spec |= {"few_shot": {"n": N_SHOTS, "chosen": "first", "data": "solved.jsonl"}}
+        (folder / "solved.jsonl").write_text(lines(rows[-N_SHOTS:]), encoding="utf-8")
         rows = rows[:-N_SHOTS]
     (folder / f"{name}.jsonl").write_text(lines(rows), encoding="utf-8")
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(spec), encoding="utf-8")
@@ -96,7 +96,7 @@ def their_task(folder: Path, name: str, count: int | None = None) -> dict[str, A
         "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
     }  # fmt: skip
     if name == "shots":
-        shots = [json.loads(line) for line in (folder / "shots.jsonl").read_text(encoding="utf-8").splitlines()]
+        shots = [json.loads(line) for line in (folder / "solved.jsonl").read_text(encoding="utf-8").splitlines()]
         task |= {"num_fewshot": N_SHOTS, "fewshot_config": {"sampler": "first_n", "samples": shots}}
     return task
 

@@ -70,11 +70,11 @@ def _reading_speed(subject: LocalModel) -> float:
 
 
 def _scored(subject: LocalModel, requests: list[LikelihoodRequest]) -> Any:
-    kept, subject.truncate = subject.truncate, True
+    before, subject.truncate = subject.truncate, True
     try:
         return list(subject.loglikelihood(requests))
     finally:
-        subject.truncate = kept
+        subject.truncate = before
 
 
 def _writing_speed(subject: LocalModel, tasks: Sequence[Task[Any]], read: float) -> float:
