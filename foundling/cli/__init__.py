@@ -37,13 +37,13 @@ GROUPS = {
         "classify": ("foundling.cli.classify", "label texts, tag their words or predict a value"),
     },
     "measure models": {
+        "evaluate": ("foundling.cli.evaluate", "run tasks: choices, generated answers, bits per byte, with intervals"),
+        "verify": ("foundling.cli.verify", "judge what models wrote: code, maths, SQL, instructions"),
+        "compare": ("foundling.cli.compare", "compare two evaluations item by item: better, worse or the same"),
         "judge": ("foundling.cli.judge", "let a model choose between the answers of two evaluations"),
         "consistency": ("foundling.cli.consistency", "what hardware, number format and wording do to answers"),
         "canary": ("foundling.cli.canary", "notice that a model has changed under its name"),
-        "compare": ("foundling.cli.compare", "compare two evaluations item by item: better, worse or the same"),
         "lineage": ("foundling.cli.lineage", "draw what models descend from: data, parents, adapters, evaluations"),
-        "verify": ("foundling.cli.verify", "judge what models wrote: code, maths, SQL, instructions"),
-        "evaluate": ("foundling.cli.evaluate", "run tasks: choices, generated answers, bits per byte, with intervals"),
     },
     "move and inspect models": {
         "import": ("foundling.cli.import_", "import a directory of transformers or diffusers, or a GGUF file"),
