@@ -41,6 +41,11 @@ def evaluate(
     if repeated := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"two tasks have the name {sorted(repeated)[0]!r}; rename one")
     recorded = Recorded(answers, subject)
+    if recorded.others:
+        raise MismatchError(
+            f"{answers}: holds answers of {sorted(recorded.others)[0]!r}, or of another template or backend; choose "
+            "another --out"
+        )
     results, items, notes = list[Result](), dict[str, list[Item]](), list[str]()
     for task in tasks:
         with bar(task.name, _n_answers(task)) as shown:

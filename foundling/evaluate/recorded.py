@@ -55,6 +55,10 @@ class Recorded:
         if subject:
             _end_last_line(path)
         self._lines = {line["key"]: line for line in read_answers(path)}
+        self.others = {
+            str(line.get("model")) for line in self._lines.values() if _fixed(line.get("hashes", {})) != self._fixed
+        }
+        """names of models, whose answers stand there too"""
         self.n_replayed = 0
         """answers that came from the file"""
 

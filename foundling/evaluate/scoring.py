@@ -22,7 +22,7 @@ class Scorer(NamedTuple):
     metric: str
     make: Callable[[Path | None], Score]
     """of the task's folder"""
-    package: str = ""
+    packages: tuple[str, ...] = ()
     """whose files decide as well"""
     reads_item: bool = False
     """it needs fields of the item: an empty text is scored once for each, before anything is asked"""
@@ -143,14 +143,15 @@ def _json(folder: Path | None) -> Score:
     return score
 
 
+_VERIFY = ("foundling.verify", "foundling.text.fences")
 SCORES: dict[str, Scorer] = {
     "exact": Scorer("accuracy", _exact),
     "normalised": Scorer("accuracy", _normalised),
     "contains": Scorer("accuracy", _contains),
     "f1": Scorer("F1 of words", _f1),
-    "maths": Scorer("accuracy", _maths, "foundling.verify"),
-    "code": Scorer("tests passed", _code, "foundling.verify", True),
-    "sql": Scorer("execution accuracy", _sql, "foundling.verify", True),
-    "instructions": Scorer("prompts followed", _instructions, "foundling.verify", True),
-    "json": Scorer("valid", _json, "foundling.verify", True),
+    "maths": Scorer("accuracy", _maths, _VERIFY),
+    "code": Scorer("tests passed", _code, _VERIFY, True),
+    "sql": Scorer("execution accuracy", _sql, _VERIFY, True),
+    "instructions": Scorer("prompts followed", _instructions, _VERIFY, True),
+    "json": Scorer("valid", _json, _VERIFY, True),
 }

@@ -56,6 +56,8 @@ class Task(Generic[E]):
     """how answers are scored, by name, where several rules have one metric"""
     packages: tuple[str, ...] = ()
     """whose files are a part of the code that scores, beside those that define the functions"""
+    fields: tuple[str, ...] = ()
+    """of a row, that its templates read; () for all"""
 
     def hashes(self, *runner: Callable[..., Any]) -> dict[str, str]:
         """SHA-256 of the examples with the task's name, what is right and the rule; of the rendered prompts and
@@ -128,9 +130,9 @@ def _file_digest(path: str) -> str:
 
 @functools.lru_cache(maxsize=16)
 def _package(name: str) -> str:
-    """A digest of all modules of a package."""
-    (folder,) = importlib.import_module(name).__path__
-    files = sorted(Path(folder).rglob("*.py"))
+    """A digest of a module, or of all modules of a package."""
+    module = importlib.import_module(name)
+    files = sorted(Path(module.__path__[0]).rglob("*.py")) if hasattr(module, "__path__") else [module.__file__]
     return hashlib.sha256("".join(map(_file_digest, map(str, files))).encode()).hexdigest()
 
 

@@ -33,7 +33,8 @@ from foundling.evaluate.scoring import SCORES, inside, scorer
 from foundling.evaluate.subject import Decoding, Prompt
 from foundling.evaluate.task import Task, best, per_byte
 from foundling.limits import CLASSES, ITEMS, MAX_TOKENS, SEED, SHOTS
-from foundling.text.templates import LETTERS, fill, letter_of
+from foundling.runtime.files import sha256
+from foundling.text.templates import LETTERS, fields_of, fill, letter_of
 
 Row = dict[str, Any]
 
@@ -170,6 +171,8 @@ def build_task(
     items = list(items)[:limit]
     if not items:
         raise DataError(f"task {spec.name!r}: no items are left beside its {few.n} examples; lower few_shot.n")
+    if spec.score == "sql":
+        items = _with_databases(items, folder or Path())
     if spec.kind == "images":
         items = [_with_picture(spec, row, folder or Path()) for row in items]
     rules = scorer(spec.score or "exact") if spec.kind == "generate" else None
@@ -179,16 +182,20 @@ def build_task(
             if spec.kind != "images":
                 fill(spec.prompt, _fields(spec, row))
             _right(spec, row)
-            if check is not None:
+            if check is not None and i >= len(shown):  # what is shown is not scored
                 check(row, _right(spec, row), "")
         except DataError as error:
             raise DataError(f"task {spec.name!r}, row {row.get('id', i)!r}: {error}") from None
+
+    contents = {row["id"]: _content(row) for row in pool} if few.chosen == "each" else {}
 
     def examples(row: Row) -> Sequence[Row]:
         if few.chosen != "each":
             return shown
         own = _content(row)
-        others = [other for other in pool if _content(other) != own]
+        others = [other for other in pool if contents[other["id"]] != own]
+        if len(others) < few.n:
+            raise DataError(f"task {spec.name!r}, row {row['id']!r}: {few.n} examples of {len(others)} other rows")
         return random.Random(f"{few.seed} {row['id']}").sample(others, few.n)
 
     return _TASKS[spec.kind](spec, items, lambda row: _prompt(spec, row, examples(row)), folder)
@@ -201,6 +208,7 @@ def _choice(spec: TaskSpec, items: list[Row], prompt: Callable[[Row], Prompt], f
         lambda row, options: float(best(options, scale) == _right_option(spec, row)),
         continuations=lambda row: [_separator(spec) + text for text in _continuations(spec, row)],
         metric="accuracy", target=lambda row: _separator(spec) + _right(spec, row), scale=scale, rule=spec.score,
+        packages=("foundling.evaluate.task",), fields=_read_by(spec),
         figures=calibration_figures(lambda row: _right_option(spec, row)),
     )  # fmt: skip
 
@@ -214,7 +222,7 @@ def _generate(spec: TaskSpec, items: list[Row], prompt: Callable[[Row], Prompt],
     return Task(
         spec.name, items, prompt, lambda row, answer: score(row, _right(spec, row), answer.text),
         metric=rules.metric, decoding=decoding, target=lambda row: _right(spec, row), rule=spec.score or "exact",
-        packages=(rules.package,) if rules.package else (),
+        packages=("foundling.evaluate.scoring", "foundling.evaluate.task", *rules.packages), fields=_read_by(spec),
     )  # fmt: skip
 
 
@@ -254,6 +262,16 @@ def _relevant(spec: TaskSpec, row: Row) -> list[str]:
     if value is None or isinstance(value, dict):
         raise DataError(f"the row has no list {name!r} of ids of documents")
     return [str(one) for one in value] if isinstance(value, list) else [str(value)]
+
+
+def _with_databases(items: Sequence[Row], folder: Path) -> list[Row]:
+    """With the hash of each item's database, on which its score depends."""
+    hashes = dict[str, str]()
+    for row in items:
+        name = row.get("database")
+        if isinstance(name, str) and name not in hashes and inside(folder, name).is_file():
+            hashes[name] = sha256(folder / name)
+    return [row | {"database_sha256": hashes.get(str(row.get("database")), "")} for row in items]
 
 
 def _with_picture(spec: TaskSpec, row: Row, folder: Path) -> Row:
@@ -322,6 +340,12 @@ def _options(spec: TaskSpec, row: Row) -> list[str]:
     if not isinstance(values, list) or not values:
         raise DataError(f"options is {spec.options!r}, and the row has no list {name!r}")
     return [str(value) for value in values]
+
+
+def _read_by(spec: TaskSpec) -> tuple[str, ...]:
+    """The fields of a row that its templates read."""
+    options = spec.options if isinstance(spec.options, list) else [spec.options]
+    return tuple(dict.fromkeys(name for text in (spec.prompt, *options, spec.answer) for name in fields_of(text)))
 
 
 def _separator(spec: TaskSpec) -> str:

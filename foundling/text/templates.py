@@ -31,6 +31,11 @@ def fill(template: str, fields: Mapping[str, Any]) -> str:
     return _PART.sub(part, template)
 
 
+def fields_of(template: str) -> list[str]:
+    """The names in braces."""
+    return [match[1] for match in _PART.finditer(template) if match[1] is not None]
+
+
 def as_text(value: Any) -> str:
     if isinstance(value, str):
         return value

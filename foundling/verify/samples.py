@@ -126,9 +126,10 @@ def key_of(*parts: object) -> str:
 
 @functools.cache
 def _verifiers() -> str:
-    """A hash of the source of foundling/verify, so that no verdict outlives the rules that it was made by."""
-    folder, digest = Path(__file__).parent, hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
+    """A hash of the source of foundling/verify and of what reads fences, so that no verdict outlives the rules that it
+    was made by."""
+    folder, digest = Path(__file__).parents[1], hashlib.sha256()
+    for path in [*sorted((folder / "verify").rglob("*.py")), folder / "text" / "fences.py"]:
         digest.update(f"{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()
 

@@ -77,9 +77,11 @@ METADATA: dict[str, tuple[int | None, int | None]] = {
 it."""
 ONLY: dict[str, tuple[tuple[int, int], int, int, bool]] = {
     "socketpair": ((53, 199), 0, 1, True), "prctl": ((157, 167), 0, 4, False),
+    "close_range": ((436, 436), 2, 0, True),
 }  # fmt: skip
 """Calls by the value of an argument: (numbers, argument, value, whether it must or must not be that one). A pair of
-Unix sockets (AF_UNIX) and no other; PR_SET_DUMPABLE would hide what a process takes from who counts."""
+Unix sockets (AF_UNIX) and no other; PR_SET_DUMPABLE would hide what a process takes from who counts, and
+CLOSE_RANGE_UNSHARE the files that a thread holds."""
 OWN_ONLY: dict[str, tuple[tuple[int, int], tuple[int, ...]]] = {
     "setpriority": ((141, 140), (0, 1)), "prlimit64": ((302, 261), (0,)), "sched_setparam": ((142, 118), (0,)),
     "sched_setscheduler": ((144, 119), (0,)), "sched_setaffinity": ((203, 122), (0,)),

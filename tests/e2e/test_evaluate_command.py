@@ -92,6 +92,8 @@ def test_a_killed_evaluation_goes_on(place: Path, tmp_path: Path) -> None:
         process.send_signal(number)
         code = process.wait()
         assert code == (75 if number == signal.SIGTERM else -number) and not (out / "evaluation.json").exists()
+    other = foundling(*command[:-2], "--chat", "--out", out)
+    assert other.returncode == 2 and "holds answers of 'tiny', or of another template" in other.stderr
     with open(out / "answers.jsonl", "a") as file:
         file.write('{"key": "half of a li')
     n = _lines(out)

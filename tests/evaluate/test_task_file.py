@@ -2,6 +2,7 @@
 """Tasks in files: prompts and right answers by hand, and one line for what is wrong in a file or its rows."""
 
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,31 @@ def test_what_decides_a_score_is_in_the_hash_of_the_task(tmp_path) -> None:
     assert drawn[0].hashes()["prompt"] != drawn[1].hashes()["prompt"]
 
 
+def test_the_content_of_a_database_is_in_the_hash_of_the_task(tmp_path) -> None:
+    spec = {"name": "q", "prompt": "{question}", "answer": "{query}", "score": "sql"}
+    row, hashes = {"question": "n?", "query": "SELECT n FROM t", "database": "d.db"}, []
+    for n in (1, 2):
+        (tmp_path / "d.db").unlink(missing_ok=True)
+        with sqlite3.connect(tmp_path / "d.db") as connection:
+            connection.execute("CREATE TABLE t (n)")
+            connection.execute("INSERT INTO t VALUES (?)", (n,))
+        connection.close()
+        hashes.append(load_task(task_file(tmp_path, spec, [row])).hashes()["task"])
+    assert hashes[0] != hashes[1]
+
+
+def test_examples_need_no_fields_of_the_scorer_and_are_never_too_few(tmp_path) -> None:
+    (tmp_path / "solved.jsonl").write_text(json.dumps({"prompt": "Say no.", "right": "no"}) + "\n")
+    rule = {"prompt": "Say it.", "right": "", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    few = {"n": 1, "data": "solved.jsonl"}
+    spec = {"name": "i", "answer": "{right}", "score": "instructions", "few_shot": few}
+    assert str(load_task(task_file(tmp_path, spec, [rule])).prompt(rule | {"id": "0"})).startswith("Say no. no")
+    rows = [{**ROWS[0], "id": name} for name in "ab"] + [ROWS[1]]
+    task = load_task(task_file(tmp_path, {**CHOICE, "few_shot": {"n": 2, "chosen": "each"}}, rows))
+    with pytest.raises(DataError, match="2 examples of 1 other rows"):
+        task.hashes()
+
+
 def test_an_answer_with_solved_examples_ends_where_the_next_would_begin(tmp_path) -> None:
     spec = {"name": "w", "prompt": "{question}", "answer": "{answer}", "few_shot": {"n": 1, "separator": "\n##\n"}}
     assert load_task(task_file(tmp_path, spec)).decoding.stop == ("\n##\n",)
@@ -164,8 +190,6 @@ def test_scores_by_verifiers_of_an_item(tmp_path) -> None:
 
 
 def test_a_query_is_scored_by_what_it_answers(tmp_path) -> None:
-    import sqlite3
-
     with sqlite3.connect(tmp_path / "d.db") as connection:
         connection.execute("CREATE TABLE t (n)")
         connection.executemany("INSERT INTO t VALUES (?)", [(1,), (2,)])
