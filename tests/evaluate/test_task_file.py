@@ -148,7 +148,7 @@ def test_examples_need_no_fields_of_the_scorer_and_are_never_too_few(tmp_path) -
     few = {"n": 1, "data": "solved.jsonl"}
     spec = {"name": "i", "answer": "{right}", "score": "instructions", "few_shot": few}
     assert str(load_task(task_file(tmp_path, spec, [rule])).prompt(rule | {"id": "0"})).startswith("Say no. no")
-    rows = [{**ROWS[0], "id": name} for name in "ab"] + [ROWS[1]]
+    rows = [{**ROWS[0], "id": name} for name in "ab"] + [{**ROWS[1], "id": "c"}]
     task = load_task(task_file(tmp_path, {**CHOICE, "few_shot": {"n": 2, "chosen": "each"}}, rows))
     with pytest.raises(DataError, match="2 examples of 1 other rows"):
         task.hashes()

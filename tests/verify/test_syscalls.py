@@ -71,6 +71,7 @@ def test_the_filter_refuses_its_table_and_allows_the_rest(name: str, metadata: b
     pair, prctl = ONLY["socketpair"][0][machine.column], ONLY["prctl"][0][machine.column]
     assert say(pair, 1, 1) == ALLOW and {say(pair, family, 1) for family in (0, 2, 16, 30, 40)} == {errno.EPERM}
     assert {say(prctl, option) for option in (1, 3, 15, 38)} == {ALLOW} and say(prctl, 4, 0) == errno.EPERM
+    assert say(436, 3, 9, 0) == ALLOW and say(436, 1000, 1000, 2) == errno.EPERM, "a thread's own table of files"
     for numbers, arguments in OWN_ONLY.values():
         assert say(numbers[machine.column]) == ALLOW
         for argument in arguments:
