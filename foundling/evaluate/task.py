@@ -56,6 +56,8 @@ class Task(Generic[E]):
     """how answers are scored, by name, where several rules have one metric"""
     packages: tuple[str, ...] = ()
     """whose files are a part of the code that scores, beside those that define the functions"""
+    fields: tuple[str, ...] = ()
+    """of a row, that its templates read; () for all"""
 
     def hashes(self, *runner: Callable[..., Any]) -> dict[str, str]:
         """SHA-256 of the examples with the task's name, what is right and the rule; of the rendered prompts and
