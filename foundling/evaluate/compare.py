@@ -16,7 +16,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from foundling.evaluate.intervals import (
     smallest_difference,
     tango,
 )
+from foundling.evaluate.judge import UNREAD
 from foundling.limits import check_number, shown
 
 ALPHA = 0.05
@@ -46,6 +47,7 @@ _MEANING = {
     "judge": "who judged the answers",
 }
 _SEED = re.compile(r"(.+), seed -?\d+", re.DOTALL)
+_Scored: TypeAlias = "tuple[Result, Result, list[Item] | None, list[Item] | None]"
 
 
 def compare(a: Result, b: Result, *, tolerance: float | None = None, across: Collection[str] = ()) -> TaskComparison:
@@ -53,7 +55,7 @@ def compare(a: Result, b: Result, *, tolerance: float | None = None, across: Col
     MismatchError where they are not of the same task, items and prompts."""
     _check(tolerance, across)
     _require_comparable(a, b, across)
-    pair = _pair(a, b, None, None)
+    pair = _pair(*_read_in_both(a, b, None, None))
     return _row(pair, pair.p_value, 1.0, tolerance)
 
 
@@ -78,7 +80,8 @@ def compare_evaluations(
         )
     for x, y in pairs:
         _require_comparable(x, y, across)
-    seeds = _grouped([_pair(x, y, a.items.get(x.task), b.items.get(y.task)) for x, y in pairs], _without_seed)
+    scored = [_read_in_both(x, y, a.items.get(x.task), b.items.get(y.task)) for x, y in pairs]
+    seeds = _grouped([_pair(*each) for each in scored], without_seed)
     paired = [_pooled(name, group) for name, group in seeds]
     # two metrics of one task are of the same items: they count as one task in the mean
     shares = [_pooled(name, group) for name, group in _grouped([p for p in paired if p.share], lambda task: task)]
@@ -94,7 +97,7 @@ def compare_evaluations(
     return EvaluationComparison(
         a=a.subject, b=b.subject, verdict=_overall(rows, mean is not None), tasks=rows[1:] if mean else rows,
         overall=rows[0] if mean else None, tolerance=tolerance, rule=_rule(len(paired), mean is not None, tolerance),
-        notes=_notes(a, b, pairs) + notes,
+        notes=_notes(a, b, pairs) + _left_out(pairs, scored) + notes,
     )  # fmt: skip
 
 
@@ -145,6 +148,7 @@ class _Paired:
 
 
 def _pair(a: Result, b: Result, mine: list[Item] | None, theirs: list[Item] | None) -> _Paired:
+    _require_paired(a, b)
     scores, items = _in_order(a, b, mine, theirs)
     first, second = np.asarray(a.scores, np.float64), np.asarray(scores, np.float64)
     for name, values in (("first", first), ("second", second)):
@@ -157,7 +161,7 @@ def _pair(a: Result, b: Result, mine: list[Item] | None, theirs: list[Item] | No
     return _Paired(a.task, a.metric, a.lower_is_better, first, second, weights, ids, _changed(items, gains))
 
 
-def _without_seed(task: str) -> str:
+def without_seed(task: str) -> str:
     """The task that ran with several seeds (foundling evaluate --seeds)."""
     match = _SEED.fullmatch(task)
     return match[1] if match else task
@@ -165,7 +169,7 @@ def _without_seed(task: str) -> str:
 
 def _grouped(paired: list[_Paired], name: Callable[[str], str]) -> list[tuple[str, list[_Paired]]]:
     groups: dict[tuple[str, str, bool], list[_Paired]] = {}
-    by_metric = name is _without_seed
+    by_metric = name is without_seed
     for pair in paired:
         key = name(pair.task), pair.metric if by_metric else "", pair.lower_is_better
         groups.setdefault(key, []).append(pair)
@@ -292,6 +296,9 @@ def _require_comparable(a: Result, b: Result, across: Collection[str]) -> None:
         mine, other = (str(r.hashes.get(name, "none"))[:12] for r in (a, b))
         way = f"to compare all the same: --across {name}" if name in ACROSS else "evaluate both on the same"
         raise MismatchError(f"task {a.task!r}: different {name} ({meaning}; hash {mine} and {other}); {way}")
+
+
+def _require_paired(a: Result, b: Result) -> None:
     if not a.scores or not b.scores:
         raise MismatchError(f"task {a.task!r}: no scores of items to pair; evaluate again with items")
     if len(a.scores) != len(b.scores):
@@ -301,6 +308,41 @@ def _require_comparable(a: Result, b: Result, across: Collection[str]) -> None:
         )
     if a.weights != b.weights or len(a.weights) not in (0, len(a.scores)):
         raise MismatchError(f"task {a.task!r}: the items weigh differently; evaluate both on the same items")
+
+
+def _read_in_both(a: Result, b: Result, mine: list[Item] | None, theirs: list[Item] | None) -> _Scored:
+    """Of a judge's win rates the items whose verdicts could be read in both: the others have no score in one of them.
+    MismatchError where that cannot be told, or leaves none."""
+    if not any((result.figures.get(UNREAD) or (0.0,))[0] for result in (a, b)):
+        return a, b, mine, theirs
+    if not mine or not theirs or len(mine) != len(a.scores) or len(theirs) != len(b.scores):
+        raise MismatchError(
+            f"task {a.task!r}: some verdicts could not be read, and without items the others have no pairs; "
+            "compare evaluations with items"
+        )
+    ids = {item["id"] for item in mine} & {item["id"] for item in theirs}
+    (a, mine), (b, theirs) = _only(a, mine, ids), _only(b, theirs, ids)
+    if not ids:
+        raise MismatchError(f"task {a.task!r}: no item has a verdict that could be read in both; use another judge")
+    return a, b, mine, theirs
+
+
+def _only(result: Result, items: list[Item], ids: set[str]) -> tuple[Result, list[Item]]:
+    chosen = [i for i, item in enumerate(items) if item["id"] in ids]
+    return replace(result, scores=[result.scores[i] for i in chosen]), [items[i] for i in chosen]
+
+
+def _left_out(pairs: list[tuple[Result, Result]], scored: list[_Scored]) -> list[str]:
+    """A note of each task with verdicts that could be read in one evaluation alone."""
+    counts = [
+        (x.task, len(x.scores) - len(a.scores), len(y.scores) - len(b.scores))
+        for (x, y), (a, b, _, _) in zip(pairs, scored, strict=True)
+    ]
+    return [
+        f"{task}: {first + second:,} items are left out: their verdict could be read in one evaluation only"
+        for task, first, second in counts
+        if first + second
+    ]
 
 
 def _in_order(

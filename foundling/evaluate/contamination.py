@@ -3,11 +3,11 @@
 
 The rule is that of GPT-3 (Brown et al. 2020, appendix C): words in lower case without punctuation, and an item is
 contaminated if any run of 13 of its words occurs in a document; runs that occur in more than 10 documents are common
-phrases and do not count. An item of fewer words is contaminated if all of it occurs in a row. One pass over the
-documents, for all tasks; memory is bounded by the items.
+phrases and do not count. A text of fewer words counts if all of it occurs in a row and no other item has it: what items
+share is a source, a licence or an option. One pass over the documents, for all tasks; memory is bounded by the items.
 
-What is looked for are the texts of an item's own row, each apart: never the prompt, whose template and solved examples
-are no part of the item and would hide a short one, or be taken for it."""
+What is looked for are the texts of an item's own row that the task reads, each apart: never the prompt, whose template
+and solved examples are no part of the item and would hide a short one, or be taken for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from itertools import islice
 from typing import Any, NamedTuple
@@ -73,8 +73,8 @@ class Contamination(NamedTuple):
         short = len(self.items) - self.checked
         return (
             f"{len(self.contaminated):,} of {self.checked:,} items ({self.share:.1%}) share {self.n_words} words in a "
-            f"row with {self.documents:,} documents of the training data"
-            + (f"; {short:,} items of fewer than {MIN_WORDS} words were not checked" if short else "")
+            f"row, or all of their words, with {self.documents:,} documents of the training data"
+            + (f"; {short:,} items without {MIN_WORDS} words of their own were not checked" if short else "")
         )
 
 
@@ -85,7 +85,7 @@ def contaminated(
     contaminated where one of its texts is.
 
     Runs of words that more than COMMON items share are not looked for: they are instructions, or options of every
-    item. DataError for n_words below MIN_WORDS."""
+    item; nor is a text of fewer than n_words that two items share. DataError for n_words below MIN_WORDS."""
     return contamination_of([items], documents, n_words=n_words)[0]
 
 
@@ -95,7 +95,7 @@ def contamination_of(
     """`contaminated` of several tasks in one pass over the documents."""
     if n_words < MIN_WORDS:
         raise DataError(f"n_words is {n_words}; expected at least {MIN_WORDS}: shorter runs occur by chance")
-    runs_of = [_rare({name: _runs_of(texts, n_words) for name, texts in items.items()}) for items in tasks]
+    runs_of = [_rare({name: _runs_of(texts, n_words) for name, texts in items.items()}, n_words) for items in tasks]
     index = _Index({run for runs in runs_of for own in runs.values() for run in own})
     n_documents = 0
     for text in documents:
@@ -108,18 +108,22 @@ def contamination_of(
     ]
 
 
-def texts_of_rows(rows: Sequence[Any]) -> dict[str, list[str]]:
+def texts_of_rows(rows: Sequence[Any], names: Collection[str] = ()) -> dict[str, list[str]]:
     """id -> the texts of the row of each item: its fields, and the elements of lists of N_WORDS words or more (shorter
-    ones are options, which occur by chance). A row that is no dict counts as one field. DataError for ids that are
+    ones are options, which occur by chance). `names`: the fields to take, () for all but the id; others are of no use
+    to a task, such as a source or a licence. A row that is no dict counts as one field. DataError for ids that are
     there twice."""
     texts = dict[str, list[str]]()
     for i, row in enumerate(rows):
         fields = asdict(row) if is_dataclass(row) and not isinstance(row, type) else row
-        fields = fields if isinstance(fields, dict) else {"": fields}
-        name = str(fields.get("id", i))
+        read = fields if isinstance(fields, dict) else {"": fields}
+        name = str(read.get("id", i))
         if name in texts:
             raise DataError(f"two items have the id {name!r}; give each its own")
-        texts[name] = [text for key, value in fields.items() if key != "id" for text in _texts(value)]
+        chosen = [
+            value for key, value in read.items() if key != "id" and (key in names or not names or read is not fields)
+        ]
+        texts[name] = [text for value in chosen for text in _texts(value)]
     return texts
 
 
@@ -139,9 +143,13 @@ def _runs_of(texts: str | Sequence[str], n_words: int) -> set[tuple[str, ...]]:
     return {run for text in each for run in _runs(list(words(text)), n_words)}
 
 
-def _rare(runs: dict[str, set[tuple[str, ...]]]) -> dict[str, set[tuple[str, ...]]]:
+def _rare(runs: dict[str, set[tuple[str, ...]]], n_words: int) -> dict[str, set[tuple[str, ...]]]:
+    """Without runs that more than COMMON items share, and without short texts that two share."""
     frequency = Counter(run for own in runs.values() for run in own)
-    return {name: {run for run in own if frequency[run] <= COMMON} for name, own in runs.items()}
+    return {
+        name: {run for run in own if frequency[run] <= (COMMON if len(run) >= n_words else 1)}
+        for name, own in runs.items()
+    }
 
 
 def with_contamination(result: Result, items: Sequence[Item], measured: Contamination) -> Result:

@@ -59,7 +59,7 @@ def evaluate(
             result = replace(result, cost={k: v for k, v in result.cost.items() if k != "seconds"})
         results.append(result)
     if corpus is not None:
-        measured = contamination_of([texts_of_rows(task.examples) for task in tasks], corpus())
+        measured = contamination_of([texts_of_rows(task.examples, task.fields) for task in tasks], corpus())
         results = [with_contamination(r, items[r.task], m) for r, m in zip(results, measured, strict=True)]
         notes += [f"{task.name}: {m}" for task, m in zip(tasks, measured, strict=True)]
     if recorded.n_replayed:

@@ -15,6 +15,9 @@ from foundling.evaluate.intervals import WILSON, sign_test, wilson
 from foundling.evaluate.metrics import Figure, cohen_kappa
 from foundling.evaluate.subject import Decoding, GenerateRequest, LikelihoodRequest, Prompt, Subject
 
+UNREAD = "verdicts not read"
+"""the figure of a win rate that counts the pairs without a score"""
+
 CRITERIA = "Judge by correctness first, then by how well the answer does what is asked, then by clarity."
 LETTERS = ("A", "B", "C")
 GRADES = tuple(range(1, 11))

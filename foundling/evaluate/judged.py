@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from foundling.contracts.records import EvaluationRecord, Item, Result
 from foundling.errors import MismatchError
-from foundling.evaluate.judge import Compared, win_rate
+from foundling.evaluate.compare import without_seed
+from foundling.evaluate.judge import UNREAD, Compared, win_rate
 
 SCORES = {"a": 1.0, "tie": 0.5, "b": 0.0}
 
@@ -59,7 +60,8 @@ def judged_record(
     command: str = "",
 ) -> EvaluationRecord:
     """An evaluation of a's subject: for each task the share of answers that are preferred to b's, a tie for a half.
-    Pairs whose verdict could not be read are in none. `judge`, `hashes`: of the subject that judged; `settings`: what
+    Pairs whose verdict could not be read have no score. A task that ran with several seeds stays one task of `compare`:
+    its name still ends with the seed. `judge`, `hashes`: of the subject that judged; `settings`: what
     decides its verdicts beside it."""
     results, items = list[Result](), dict[str, list[Item]]()
     for task in dict.fromkeys(pair.task for pair in pairs):
@@ -67,7 +69,9 @@ def judged_record(
         read = [(pair, SCORES[one.winner]) for pair, one in rows if one.winner]
         if not read:
             continue
-        name, rate = f"{task}, preferred to {b.subject}", win_rate([one for _, one in rows])
+        base = without_seed(task)
+        name = f"{base}, preferred to {b.subject}{task[len(base) :]}"
+        rate = win_rate([one for _, one in rows])
         items[name] = [
             Item(id=pair.id, prompt=f"{pair.prompt}\n\n[{b.subject} answers]\n{pair.b}", target="", answer=pair.a,
                  score=score) for pair, score in read
@@ -77,10 +81,8 @@ def judged_record(
             Result(
                 name, "win rate", rate.value, rate.n, a.subject, rate.low, rate.high, rate.interval,
                 scores=[score for _, score in read],
-                hashes=_hashes(own, hashes, [(p.id, p.prompt, p.b) for p, _ in read], settings),
-                figures={
-                    "position bias": rate.position_bias[:3], "verdicts not read": (float(rate.unparsed), None, None),
-                },
+                hashes=_hashes(own, hashes, [(p.id, p.prompt, p.b) for p, _ in rows], settings),
+                figures={"position bias": rate.position_bias[:3], UNREAD: (float(rate.unparsed), None, None)},
             )
         )  # fmt: skip
     unread = sum(one.winner is None for one in compared)

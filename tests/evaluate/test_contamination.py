@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -25,6 +26,7 @@ from foundling.evaluate.contamination import (
 from foundling.evaluate.evaluation import evaluate
 from foundling.evaluate.intervals import wilson
 from foundling.evaluate.subject import GeneratedText, Refusals
+from foundling.evaluate.task import Task
 from foundling.evaluate.task_file import load_task
 from foundling.recipes.progress import Progress
 from tests.evaluate.records import items_of
@@ -61,8 +63,8 @@ def test_planted_items_are_seen_whatever_their_spelling() -> None:
         overlap.checked == 21 and overlap.share == pytest.approx(3 / 21) and by_id["q5"].share == pytest.approx(1 / 18)
     )
     assert str(overlap) == (
-        "3 of 21 items (14.3%) share 13 words in a row with 50 documents of the training data; "
-        "1 items of fewer than 5 words were not checked"
+        "3 of 21 items (14.3%) share 13 words in a row, or all of their words, with 50 documents of the training data; "
+        "1 items without 5 words of their own were not checked"
     )
 
 
@@ -121,6 +123,30 @@ def test_the_texts_of_rows() -> None:
     long = text(N_WORDS, 1)
     rows = [{"id": 7, "question": "Who?", "options": ["a b c d e f", long], "more": {"why": "x"}, "answer": 1}, "plain"]
     assert texts_of_rows(rows) == {"7": ["Who?", long, "x"], "1": ["plain"]}
+    assert texts_of_rows(rows, ("options", "id", "absent")) == {"7": [long], "1": ["plain"]}
+
+
+def test_what_items_share_does_not_count_where_it_is_short() -> None:
+    """A source of six words that ten items name; one of 13 words is a passage, and counts up to COMMON items."""
+    source, own = text(6, 1), text(6, 2)
+    items = {f"q{i}": [text(6, 10 + i), source] for i in range(10)}
+    assert contaminated(items | {"x": own}, [f"He reads {source} and {own}."]).contaminated == {"x"}
+    alone = contaminated(dict.fromkeys("ab", source), [source])
+    assert alone.checked == 0 and "2 items without 5 words of their own were not checked" in str(alone)
+    passage = text(N_WORDS, 3)
+    assert contaminated(dict.fromkeys("ab", passage), [passage]).contaminated == {"a", "b"}
+
+
+def test_fields_that_a_task_does_not_read_are_not_looked_for(tmp_path: Path) -> None:
+    rows = [{"id": f"q{i}", "q": text(20, i), "source": text(20, 40 + i)} for i in range(4)]
+    task = Task("t", rows, lambda row: row["q"], lambda row, answer: 1.0)
+    corpus, bar = Documents([rows[0]["q"], rows[1]["source"], rows[2]["source"]]), Progress(on=False)
+    shares = [
+        evaluate(Fixed(), [replace(task, fields=fields)], tmp_path / "a", bar=lambda *n: bar.bar(*n), corpus=corpus)
+        .results[0].figures["contaminated items, share"][0]
+        for fields in (("q",), ("source",), ())
+    ]  # fmt: skip
+    assert shares == [1 / 4, 2 / 4, 3 / 4]
 
 
 class Documents:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from benchmarks.retest import BEFORE, CACHE, GREEDY, LOGPROBS, SEED, retest
 from foundling.contracts.records import EvaluationRecord
 from foundling.errors import ConfigError, DataError, MismatchError
-from foundling.evaluate.compare import compare_evaluations
+from foundling.evaluate.compare import compare, compare_evaluations
 from foundling.evaluate.intervals import wilson
 from foundling.evaluate.judge import (
     GRADES,
@@ -27,7 +27,7 @@ from foundling.evaluate.judge import (
     verdict_of,
     win_rate,
 )
-from foundling.evaluate.judged import judged_record, pairs_of
+from foundling.evaluate.judged import Pair, judged_record, pairs_of
 from foundling.evaluate.lineage import lineage
 from foundling.evaluate.metrics import cohen_kappa
 from foundling.evaluate.recorded import Recorded
@@ -260,6 +260,51 @@ def test_what_a_judge_prefers_is_an_evaluation(tmp_path: Path) -> None:
     b.items["t"][0]["prompt"] = "another"
     with pytest.raises(MismatchError, match="'t0': the prompts differ"):
         pairs_of(a, b)
+
+
+def preferences(subject: str, winners: dict[str, list[Any]]) -> EvaluationRecord:
+    """What a judge prefers to B: for each task the winner of each item, None for a verdict that is not readable."""
+    pairs = [Pair(t, f"q{i}", f"Question {i}", "x", "y") for t, row in winners.items() for i in range(len(row))]
+    compared = [Compared(one, ("A", "B"), None, {}) for row in winners.values() for one in row]
+    first, second = evaluation({t: [0] for t in winners}, subject=subject), evaluation({}, subject="B")
+    return judged_record(first, second, pairs, compared, judge="j", hashes={"model": "e" * 64}, settings={"by": "text"})
+
+
+def test_the_seeds_of_a_judged_task_are_no_more_items(tmp_path: Path) -> None:
+    """Five of eight items lost under each of three seeds are five items lost: p = 2 · 0.5^5; a test for each seed and
+    one of their mean would take them for fifteen."""
+    seeds = [f"t, seed {s}" for s in (0, 1, -2)]
+    a, c = (preferences(n, dict.fromkeys(seeds, row)) for n, row in (("A", ["a"] * 8), ("C", ["b"] * 5 + ["a"] * 3)))
+    assert [r.task for r in a.results] == [f"t, preferred to B, seed {s}" for s in (0, 1, -2)] == list(a.items)
+    for name, record in (("a", a), ("c", c)):
+        write_evaluation(record, tmp_path / name)
+    comparison = compare_evaluations(read_evaluation(tmp_path / "a"), read_evaluation(tmp_path / "c"))
+    (row,) = comparison.tasks
+    assert comparison.overall is None and (row.task, row.n, row.losses) == ("t, preferred to B", 8, 5)
+    assert row.p_value == pytest.approx(2 * 0.5**5) and row.changed[0].id == "q0, seed 0"
+    assert any("by its mean over 3 seeds" in text for text in comparison.notes)
+
+
+def test_a_verdict_that_is_not_readable_leaves_the_others_comparable(tmp_path: Path) -> None:
+    a, c = preferences("A", {"t": ["a", None, "a", "b", "a"]}), preferences("C", {"t": [None, "a", "b", "b", "tie"]})
+    assert a.results[0].hashes["task"] == c.results[0].hashes["task"] and len(a.items["t, preferred to B"]) == 4
+    for name, record in (("a", a), ("c", c)):
+        write_evaluation(record, tmp_path / name)
+    a, c = read_evaluation(tmp_path / "a"), read_evaluation(tmp_path / "c")
+    comparison = compare_evaluations(a, c)
+    (row,) = comparison.tasks  # q2, q3 and q4: 1, 0, 1 against 0, 0, ½
+    assert (row.n, row.a, row.b, row.losses, row.gains) == (3, pytest.approx(2 / 3), pytest.approx(0.5 / 3), 2, 0)
+    assert [changed.id for changed in row.changed] == ["q2", "q4"]
+    assert (
+        "t, preferred to B: 2 items are left out: their verdict could be read in one evaluation only"
+        in comparison.notes
+    )
+    with pytest.raises(MismatchError, match="compare evaluations with items"):
+        compare(a.results[0], c.results[0])  # as many scores, of other items
+    with pytest.raises(MismatchError, match="no item has a verdict that could be read in both"):
+        compare_evaluations(preferences("A", {"t": ["a", None]}), preferences("C", {"t": [None, "a"]}))
+    with pytest.raises(MismatchError, match="different task"):
+        compare_evaluations(a, preferences("C", {"t": ["a"] * 4}))
 
 
 # --- agreement -------------------------------------------------------------------------------------------------------
