@@ -13,7 +13,7 @@ import re
 from foundling.verify.calculator import without_annotations
 from foundling.verify.exact import rational, value_of
 from foundling.verify.expressions import NoExpression, parse
-from foundling.verify.number_words import has_number_words
+from foundling.verify.number_words import begins_with_number_word, has_number_words
 from foundling.verify.numbers import DIGITS, NUMBER, normalise, read_quantity, show, without_bars
 
 TAIL = 1 << 16
@@ -177,7 +177,7 @@ def _settle(content: str) -> str:
     longer = r"[:/\-]\d|[^\W\d]|\s*\\|\s\w+(?:,|,?\sand)\s\d"
     if (
         match and not re.match(longer, normalise(text)[match.end() :]) and not _compound(text)
-        and not has_number_words(" ".join(normalise(text)[match.end() :].split()[:1]))  # 5 squared
+        and not begins_with_number_word(normalise(text)[match.end() :])  # 5 squared
         and (number := read_quantity(match[0]))
     ):  # fmt: skip
         return str(number)

@@ -16,28 +16,40 @@ TENS = {
 }  # fmt: skip
 LARGE = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 SCALES = {"dozen": 12, "hundred": 100, **LARGE}
-"""what a number in digits may stand before: 5 million"""
+"""what a number in words may stand before: two dozen"""
+DIGIT_SCALES = {name: size for name, size in SCALES.items() if name != "dozen"}
+"""what a number in digits may stand before: 5 million. In "3 dozen" and "18 quarters", dozens and coins are counted."""
 _ONE_PART = {
     "half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8, "ninth": 9,
     "tenth": 10, "twelfth": 12, "hundredth": 100, "thousandth": 1000,
 }  # fmt: skip
 _PARTS = {"halves": 2} | {f"{name}s": size for name, size in _ONE_PART.items() if name != "half"}
 
-_NUMBER = "|".join([*SMALL, *TENS, *SCALES, *(f"{name}s" for name in SCALES), "half", *_PARTS, "infinity"])
+_NUMBER = "|".join([*SMALL, *TENS, *DIGIT_SCALES, *(f"{name}s" for name in DIGIT_SCALES), "half", "infinity"])
 _OPERATORS = (
-    "or|than|plus|minus|squared|cubed|pi|sqrt|root|roots|factorial|choose|divided|multiplied|mod|modulo|power|powers|"
-    "exponent|log|ln|sin|cos|tan|exp|percent|sum|product|ratio|infinite|infty|infinitely"
+    "or|than|plus|minus|squared|cubed|pi|sqrt|factorial|choose|divided|multiplied|mod|modulo|ln|sin|cos|tan|exp|"
+    "percent|infinite|infty|infinitely"
 )
+_NOUNS = "root|roots|power|powers|exponent|log|sum|product|ratio"
+"""operators that are nouns elsewhere: root beers, power tools, log cabins"""
 _NO_UNIT = re.compile(
-    rf"(?:\b(?:{_NUMBER}|{_OPERATORS}|[iknxyzπ])\b|\b(?:over|times)\s+(?!an?\b|the\b|per\b|each\b)\w)"
+    rf"\b(?:(?:{_NUMBER})\b(?!-(?!(?:{_NUMBER})\b)[a-z])|(?:{_OPERATORS}|[iknxyzπ])\b|"  # no six-packs
+    rf"(?:{_NOUNS})\b(?=\s*(?:of\b|\d|[a-z]\b|[^\w\s'-]|$))|and\s+an?\s+(?:{'|'.join(_ONE_PART)})\b)"
 )
+_DIVIDED = re.compile(r"\b(?:over|times)\s+(?!an?\b|the\b|per\b|each\b)\w")
 _WORD = re.compile(r"[\s-]*([a-z]+)")
 MAX_WORDS = 24
 
 
 def has_number_words(text: str) -> bool:
     """Whether words behind a number change it, or may: "or six", "squared", "divided by four", "less than x"."""
-    return bool(_NO_UNIT.search(text.lower()))
+    return bool(_NO_UNIT.search(text.lower()) or _DIVIDED.search(text.lower()))
+
+
+def begins_with_number_word(text: str) -> bool:
+    """Whether the first word behind a number changes it, or may; the words behind that one only tell which it is."""
+    match, first = _NO_UNIT.search(text.lower()), re.match(r"\s*\S*", text)
+    return bool(match and first and match.start() < first.end())
 
 
 def read_words(text: str) -> tuple[Fraction, int] | None:
@@ -82,11 +94,17 @@ def read_words(text: str) -> tuple[Fraction, int] | None:
 
 
 def part_behind(text: str, number: Fraction) -> tuple[Fraction, int] | None:
-    """`number` with what stands behind it: thirds of it, millions of it, or "and a half" more; and where that ends."""
+    """`number`, which is in words, with what stands behind it: thirds of it, or "and a half" more; where that ends."""
+    words = _words(text)
+    if words and number.denominator == 1 and (size := (_ONE_PART if number == 1 else _PARTS).get(words[0][0])):
+        return number / size, words[0][1]
+    return more_behind(text, number)
+
+
+def more_behind(text: str, number: Fraction) -> tuple[Fraction, int] | None:
+    """`number`, in words or digits, and the "and a half" or "and three quarters" behind it; where that ends."""
     words = _words(text)
     names = [word for word, _ in words]
-    if names and number.denominator == 1 and (size := (_ONE_PART if number == 1 else _PARTS).get(names[0])):
-        return number / size, words[0][1]
     if names[:1] == ["and"] and len(names) > 2 and (names[1] in ("a", "an") or names[1] in SMALL):
         top = SMALL.get(names[1], 1)
         if size := (_ONE_PART if top == 1 else _PARTS).get(names[2]):
@@ -98,9 +116,9 @@ def scale_behind(text: str) -> tuple[int, int] | None:
     """What the words behind a number in digits multiply it with, and where they end: "hundred thousand"."""
     scale, end = 1, 0
     for word, stop in _words(text)[:2]:
-        if word not in SCALES:
+        if word not in DIGIT_SCALES or re.match("-[a-z]", text[stop:].lower()):  # 5 hundred-dollar bills
             break
-        scale, end = scale * SCALES[word], stop
+        scale, end = scale * DIGIT_SCALES[word], stop
     return (scale, end) if end else None
 
 

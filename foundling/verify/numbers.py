@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from foundling.verify.number_words import SCALES, has_number_words, part_behind, read_words, scale_behind
+from foundling.verify.number_words import DIGIT_SCALES, has_number_words, more_behind, read_words, scale_behind
 
 MAX_DIGITS = 4_000
 """digits of a number, and its largest decimal exponent; longer ones are text"""
@@ -44,7 +44,8 @@ _RATIO = re.compile(rf"({DIGITS})\s*/\s*({DIGITS})")
 NUMBER = re.compile(
     rf"(?<![\w.,)\]])(?<!\d:)(?:[-+]\s?)?(?:[{CURRENCIES}]\s?)?-?"
     rf"(?:\d+\s+(?:and\s+)?\d+/\d+(?![\d.,]*\d)|{DIGITS}\s*(?:\*|x|\\times|\\cdot)\s*10\s?(?:\^|\*\*)\s?[({{]?[+-]?\d+[)}}]?"
-    rf"|{DIGITS}[eE][+-]?\d+|{DIGITS}\s?/\s?\d+(?!\d|[.,/]\d)|{DIGITS})(?!\d*:\d)(?:\s?%|(?:\s+(?i:{'|'.join(SCALES)})\b)+)?"
+    rf"|{DIGITS}[eE][+-]?\d+|{DIGITS}\s?/\s?\d+(?!\d|[.,/]\d)|{DIGITS})(?!\d*:\d)"
+    rf"(?:\s?%|(?:\s+(?i:{'|'.join(DIGIT_SCALES)})\b(?!-[a-zA-Z]))+)?"
 )
 """a number inside a text"""
 
@@ -227,8 +228,8 @@ def _read_body(text: str) -> tuple[Fraction, str, bool] | None:
         ratio = "/" in body[0]
         if scaled := scale_behind(rest):
             return value * scaled[0], rest[scaled[1] :], ratio
-        if part := part_behind(rest, value):
-            return part[0], rest[part[1] :], True
+        if more := more_behind(rest, value):
+            return more[0], rest[more[1] :], True
         return value, rest, ratio
     words = read_words(text)
     return None if words is None else (words[0], text[words[1] :], words[0].denominator > 1)

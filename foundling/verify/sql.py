@@ -269,8 +269,9 @@ _THOUGHTS = re.compile(r".*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
 def extract_query(text: str) -> str:
     """The query in what a model wrote, what it thinks up to `</think>` left out: the first fenced block that is SQL or
     of no language, or begins with SELECT, WITH or VALUES; else from one of these words on, best at the beginning of a
-    line, then behind a backtick, then in capitals. It ends at its semicolon, at that backtick, or at an empty line.
-    Without any of these, the text itself."""
+    line, or behind a colon where it is in capitals or "SQL" or "query" stands before the colon, then behind a backtick,
+    then in capitals; never from one that goes on with a query begun before it. It ends at its semicolon, at that
+    backtick, or at an empty line. Without any of these, the text itself."""
     text = _THOUGHTS.sub("", text)
     for fence in fences(text):
         begin = _COMMENTS.match(fence.body)
@@ -279,19 +280,52 @@ def extract_query(text: str) -> str:
     matches = list(_BEGIN.finditer(text))
     if not matches:
         return text.strip()
-    begin = min(matches, key=lambda match: _rank(text, match))
+    inner = _inner(text, [match.start() for match in matches])
+    begin = min((match for match in matches if match.start() not in inner), key=lambda match: _rank(text, match))
     rest = re.split(r"\n[ \t]*\n", text[begin.start() :], maxsplit=1)[0]
     if text[: begin.start()].endswith("`") and not text[: begin.start()].endswith("``"):
         rest = rest.split("`", 1)[0]
     return _first_statement(rest)
 
 
+_LABEL = re.compile(r"\w[*_]*:[*_]*\s*$")
+_SQL_LABEL = re.compile(r"(?:\bSQL|\bquery)[*_]*:[*_]*\s*$", re.IGNORECASE)
+
+
 def _rank(text: str, match: re.Match[str]) -> int:
     """0 for the likeliest beginning of a query. "Select the films with:" is prose."""
     before = text[: match.start()].rpartition("\n")[2]
-    if not before.strip() and not text[match.start() :].partition("\n")[0].rstrip().endswith(":"):
+    labelled = _LABEL.search(before) if match[0][:4].isupper() else _SQL_LABEL.search(before)
+    if (labelled or not before.strip()) and not text[match.start() :].partition("\n")[0].rstrip().endswith(":"):
         return 0
     return 1 if before.endswith("`") else 2 if match[0][:4].isupper() else 3
+
+
+def _inner(text: str, begins: list[int]) -> set[int]:
+    """Those of `begins` that go on with a query begun before them: a subquery, the other side of a UNION, the SELECT
+    behind the tables of a WITH. A semicolon, an empty line, or a colon at the end of a line ends a query."""
+    result, starts, depth, inside, tables = set[int](), set(begins), 0, False, False
+    end, before = begins[0], ["", ""]
+    for token in _TOKEN.finditer(text, begins[0]):
+        if token[0].startswith(("--", "/*")):
+            continue
+        gap, end = text[end : token.start()], token.end()
+        if re.search(r"\n[ \t]*\n", gap) or before[1] == ";" or (before[1] == ":" and "\n" in gap):
+            depth, inside, tables = 0, False, False
+        if token.start() in starts:
+            united = before[1] in _UNITES or (before[0] in _UNITES and before[1] in ("ALL", "DISTINCT"))
+            behind_tables = tables and depth == 0 and before[1] == ")"
+            if inside and (depth or united or behind_tables):
+                result.add(token.start())
+            else:
+                inside = True
+            tables = (tables and not behind_tables) or (depth == 0 and token[0].upper() == "WITH")
+        depth = max(0, depth + (token[0] == "(") - (token[0] == ")")) if inside else 0
+        before = [before[1], token[0].upper()]
+    return result
+
+
+_UNITES = ("UNION", "EXCEPT", "INTERSECT")
 
 
 def _first_statement(text: str) -> str:

@@ -42,6 +42,16 @@ ANSWERS = [
     ("The answer is about 3.5 million", "3500000"),
     ("The population is 5 million.", "5000000"),
     ("They pay $2.5 million for it.", "2500000"),
+    ("The answer is 18 quarters.", "18"),
+    ("#### 35 quarters", "35"),
+    ("The answer is 1 quarter.", "1"),
+    ("The answer is 3 dozen.", "3"),
+    ("She needs 4 dozen eggs.", "4"),
+    ("She buys 3 dozen, which is 36 eggs.", "36"),
+    ("The answer is 3 third graders.", "3"),
+    ("The answer is 5 hundred-dollar bills.", "5"),
+    ("The answer is 6 root beers, 3 of them cold.", "6"),
+    ("The answer is two dozen.", "24"),
     ("The answer is one hundred twenty.", "120"),
     ("The answer is two thirds.", "2/3"),
     ("The answer is negative 5.", "-5"),
@@ -173,6 +183,10 @@ EQUAL = [
     ("pi", r"\pi"), ("x", "1x"),
     (r"3\sqrt{2}\text{ cm}", r"3\sqrt{2}"), ("-5°C", "-5"), ("5 or 6", "6, 5"), (r"\binom{5}{2}", "10"),
     (r"|-3|", "3"), ("**42**", "42"), (r"$\text{Monday}$", "monday"),
+    ("18 quarters", "18"), ("3 dozen", "3"), ("two dozen", "24"), ("two thirds", "2/3"), ("1 quarter", "1"),
+    ("6 root beers", "6"), ("14 power tools", "14"), ("4 log cabins", "4"), ("5 product lines", "5"),
+    ("7 half-gallon jugs", "7"), ("12 six-packs", "12"), ("5 ten-dollar bills", "5"), ("5 hundred-dollar bills", "5"),
+    ("2 and a half", "5/2"), ("3 and three quarters", "3.75"), ("5 and a half dozen", "5.5"),
     ("1010_2", "10"), ("nan", "nan"), (r"3 \pm \sqrt2", r"3+\sqrt2, 3-\sqrt2"), ("five", "5"), ("1 e 3", "1 e 3"),
     (r"\begin{pmatrix} 1 \\ 1/2 \end{pmatrix}", r"\begin{pmatrix}1\\0.5\end{pmatrix}"), ("2^{10}", "1024"),
 ]  # fmt: skip
@@ -188,6 +202,8 @@ UNEQUAL = [
     ("3 over n", "3"), ("2 times x", "2"), ("2 and a half", "2"), ("2xy", "2"), ("3 hours and twenty minutes", "3"),
     (r"0.\overline{3}", "0"), (r"0.\overline{3}", "0.3"), (r"0.\overline{3}", "0.333"), ("half-life", "1/2"),
     (r"\cos 60^\circ", r"\cos 60"), ("sin(30°)", "sin(30)"),
+    ("4 log of x", "4"), ("2 root b", "2"), ("2 root two", "2"), ("5 to the fourth power", "5"), ("5 one-half", "5"),
+    ("3 dozen and a half", "3"), ("3 dozen or four", "3"), ("3 hours and a quarter", "3"), ("18 quarters", "9/2"),
 ]  # fmt: skip
 
 
@@ -405,7 +421,8 @@ def test_equal_is_reflexive_and_symmetric(a: str, b: str) -> None:
     assert equal(a, b) == equal(b, a)
 
 
-WORDS = "one two twenty hundred thousand and a half third thirds dozen minus or over times squared pi x apples hours"
+WORDS = """one two twenty hundred thousand and a half third thirds quarters dozen six-packs root of minus or over times
+squared pi x apples hours"""
 PIECES = st.lists(
     st.sampled_from(
         [*WORDS.split(), "5", "2.5", "million", "3/4", "-", "$", "%", "°", r"0.\overline{3}", r"\cos", *"()=,"]

@@ -315,6 +315,26 @@ def test_order_is_that_of_the_outermost_query(query: str, expected: bool) -> Non
         ("Sure! `SELECT a FROM t` lists a.", "SELECT a FROM t"),
         ("<think>SELECT a FROM t; no</think>SELECT b FROM t", "SELECT b FROM t"),
         ("", ""),
+        *[
+            (f"{before}{query}{after}", query)
+            for before in ("SQL: ", "**Answer:** ", "The query is ", "I use ", "")
+            for after in ("", ";\nIt lists them.", "\n\nIt lists them.")
+            for query in (
+                "SELECT name FROM t WHERE id IN (\nSELECT id FROM u)",
+                "WITH a AS (\n  SELECT 1 AS x\n)\nSELECT x FROM a",
+                "WITH a AS (\nSELECT 1), b(n) AS (\nVALUES (2) -- (\n)\nSELECT n FROM a, b\nUNION ALL\nSELECT 3",
+                "SELECT a FROM t\nUNION\nSELECT b FROM u\nEXCEPT\nSELECT c FROM v",
+                "SELECT a FROM t WHERE b = '(' AND c > (\nSELECT 1)\nINTERSECT\n  SELECT b FROM u",
+            )
+        ],
+        ("sql: select a from t where id in (\nselect b from u)", "select a from t where id in (\nselect b from u)"),
+        ("I select the films (with a star) as follows\nSELECT title FROM films", "SELECT title FROM films"),
+        ("Note: select films (those with:\nSELECT title FROM films", "SELECT title FROM films"),
+        ("We need a union.\nSELECT a FROM t", "SELECT a FROM t"),
+        ("I select it (first\n\nSELECT a FROM t", "SELECT a FROM t"),
+        ("SQL: SELECT a FROM t\n\nSELECT b FROM u", "SELECT a FROM t"),
+        ("The query: select a from t\n\nselect b from u", "select a from t"),
+        ("SQL: SELECT a FROM t\nSELECT b FROM u", "SELECT a FROM t\nSELECT b FROM u"),
     ],
 )
 def test_the_query_in_a_text(text: str, query: str) -> None:
