@@ -263,7 +263,7 @@ _BEGIN = re.compile(
 
 
 _COMMENTS = re.compile(r"(?:\s+|--[^\n]*(?:\n|\Z)|/\*.*?\*/)*+", re.DOTALL)
-_THOUGHTS = re.compile(r".*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
+_THOUGHTS_END = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
 
 
 def extract_query(text: str) -> str:
@@ -272,7 +272,7 @@ def extract_query(text: str) -> str:
     line, or behind a colon where it is in capitals or "SQL" or "query" stands before the colon, then behind a backtick,
     then in capitals; never from one that goes on with a query begun before it. It ends at its semicolon, at that
     backtick, or at an empty line. Without any of these, the text itself."""
-    text = _THOUGHTS.sub("", text)
+    text = _THOUGHTS_END.split(text)[-1]
     for fence in fences(text):
         begin = _COMMENTS.match(fence.body)
         if fence.language in ("", "sql", "sqlite") or (begin and _BEGIN.match(fence.body, begin.end())):
@@ -294,9 +294,11 @@ _SQL_LABEL = re.compile(r"(?:\bSQL|\bquery)[*_]*:[*_]*\s*$", re.IGNORECASE)
 
 def _rank(text: str, match: re.Match[str]) -> int:
     """0 for the likeliest beginning of a query. "Select the films with:" is prose."""
-    before = text[: match.start()].rpartition("\n")[2]
+    at = match.start()
+    before = text[max(0, at - 200) : at].rpartition("\n")[2]  # enough for a label, and bounded: a text may have many
+    end = text.find("\n", at) % (len(text) + 1)  # -1: the end of the text
     labelled = _LABEL.search(before) if match[0][:4].isupper() else _SQL_LABEL.search(before)
-    if (labelled or not before.strip()) and not text[match.start() :].partition("\n")[0].rstrip().endswith(":"):
+    if (labelled or not before.strip()) and not text[max(at, end - 200) : end].rstrip().endswith(":"):
         return 0
     return 1 if before.endswith("`") else 2 if match[0][:4].isupper() else 3
 

@@ -341,6 +341,11 @@ def test_the_query_in_a_text(text: str, query: str) -> None:
     assert extract_query(text) == query
 
 
+def test_the_first_of_very_many_queries() -> None:
+    assert extract_query("SELECT a: " * 15_000).startswith("SELECT a: SELECT")  # minutes, were each to read the rest
+    assert extract_query("I select: SELECT a\n" + "SELECT b\n" * 15_000).startswith("SELECT a\nSELECT b")
+
+
 def test_a_sample_is_checked(database: Path) -> None:
     task = SqlTask("a", "How many are below 10?", "SELECT COUNT(*) FROM t WHERE id < 10")
     gold = execute(database, task.query)
