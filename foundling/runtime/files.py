@@ -28,6 +28,7 @@ STRING = re.compile(rb'"(?:[^"\\]+|\\.)*+"?', re.DOTALL)
 
 SPACE_FACTOR, SPACE_MARGIN = 1.02, 8 << 20  # headers and blocks of a file system; reports, tokenizers and logs
 
+
 def sha256(path: Path) -> str:
     """OSError where `path` is not a file: a pipe would be waited for."""
     digest, handle = hashlib.sha256(), os.open(path, os.O_RDONLY | os.O_NONBLOCK)

@@ -11,12 +11,13 @@ from tokenizers import Regex, decoders, models, pre_tokenizers
 import foundling
 from foundling.blocks.position import position_limit
 from foundling.contracts.denoise import Condition
+from foundling.decode import likelihood
 from foundling.decode.engine.engine import Engine
 from foundling.decode.prompts import pad_prompts
 from foundling.decode.sampling import Sampling
 from foundling.decode.text import TextGenerator
 from foundling.errors import ConfigError, GenerationError
-from foundling.evaluate import perplexity, runners
+from foundling.evaluate import perplexity
 from foundling.recipes.seq2seq import restored
 from foundling.text import Tokenizer
 from foundling.text.framing import Framing, TextSpec
@@ -134,4 +135,4 @@ def test_rows_of_ids_are_padded_in_one_place() -> None:
     ids, documents = pad_prompts([[5, 6], (), [7]], "cpu")
     assert ids.tolist() == [[5, 6], [0, 0], [7, 0]] and documents.tolist() == [[0, 0], [-1, -1], [0, -1]]
     assert pad_prompts([[]], "cpu")[0].shape == (1, 1) and pad_prompts([], "cpu")[0].shape == (0, 1)
-    assert runners.pad_prompts is perplexity.pad_prompts is pad_prompts
+    assert likelihood.pad_prompts is perplexity.pad_prompts is pad_prompts
