@@ -173,18 +173,19 @@ def test_unsettled_verdicts_are_made_again(tmp_path) -> None:
 def test_a_key_changes_with_the_program(tmp_path, monkeypatch) -> None:
     before = key_of("maths", "5")
     assert key_of("maths", "5") == before != key_of("maths", "6")
-    for name, text in (("samples.py", ""), ("kinds/one.py", "x = 1")):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    monkeypatch.setattr(samples_module, "__file__", str(tmp_path / "samples.py"))
+    names = ("verify/samples.py", "verify/kinds/one.py", "text/fences.py")
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text("x = 1")
+    monkeypatch.setattr(samples_module, "__file__", str(tmp_path / names[0]))
     keys = []
-    for text in ("x = 1", "x = 2"):
-        (tmp_path / "kinds" / "one.py").write_text(text)
+    for name in names:
+        (tmp_path / name).write_text("x = 2")
         samples_module._verifiers.cache_clear()
         keys.append(key_of("maths", "5"))
     monkeypatch.undo()
     samples_module._verifiers.cache_clear()
-    assert len({before, *keys}) == 3 and key_of("maths", "5") == before
+    assert len({before, *keys}) == 4 and key_of("maths", "5") == before
 
 
 @pytest.mark.parametrize(
