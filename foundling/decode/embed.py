@@ -53,11 +53,11 @@ class TextEmbedder:
         before, after = self._frame
         if not before and not after:
             return encode_within(self.tokenizer, texts, self.longest)
-        room = self.longest - len(before) - len(after)
-        if room < 1:
-            raise GenerationError(f"there is room for {self.longest} tokens, and for none of a text")
+        available = self.longest - len(before) - len(after)
+        if available < 1:
+            raise GenerationError(f"the model reads {self.longest} tokens, and its frame leaves none for a text")
         rows = self.tokenizer.encode_batch(texts)
-        return [Encoded([*before, *ids[:room], *after], [], len(ids) > room) for ids in rows]
+        return [Encoded([*before, *ids[:available], *after], [], len(ids) > available) for ids in rows]
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[str], *, batch_size: int = BATCH_SIZE) -> Iterator[tuple[int, Tensor, int]]:

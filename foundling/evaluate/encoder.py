@@ -118,15 +118,15 @@ class EncoderSubject(Refusals):
         before, after = self.tokenizer.frame
         before = [*text_spec(self.model).virtual, *before]
         longest = self.model.config.max_seq_len
-        room = longest - len(before) - len(after)
-        if room < 1:
+        available = longest - len(before) - len(after)
+        if available < 1:
             raise GenerationError(f"the model reads {longest} tokens, which leaves none for a text")
         ids = self.tokenizer.encode(text)
-        windows = [[*before, *ids[at : at + room], *after] for at in range(0, len(ids), room)]
+        windows = [[*before, *ids[at : at + available], *after] for at in range(0, len(ids), available)]
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
         draw = random.Random(f"{self.seed} {digest}")
         chosen = sorted(draw.sample(range(len(ids)), min(self.positions, len(ids))))
-        return len(ids), windows, [(at // room, len(before) + at % room) for at in chosen]
+        return len(ids), windows, [(at // available, len(before) + at % available) for at in chosen]
 
     def count(self, task: Task[Any]) -> tuple[int, int]:
         """(tokens that are computed for a task, 0 that are generated); of a picture its patches count."""

@@ -253,15 +253,15 @@ class LocalModel(Refusals):
 
     def _request(self, prompt: Prompt, decoding: Decoding) -> Request:
         ids = self._encode(prompt)
-        room = self.model.config.max_seq_len - decoding.max_tokens
-        if not self.model.capabilities.reads_source and len(ids) > room:
-            if not self.truncate or room < 1:
+        available = self.model.config.max_seq_len - decoding.max_tokens
+        if not self.model.capabilities.reads_source and len(ids) > available:
+            if not self.truncate or available < 1:
                 raise GenerationError(
                     f"a prompt of {len(ids)} tokens and {decoding.max_tokens} of an answer are more than the "
                     f"{self.model.config.max_seq_len} that the model reads; lower max_tokens, use fewer examples in "
                     "the prompt, or --truncate to cut its beginning"
                 )
-            ids = ids[len(ids) - room :]
+            ids = ids[len(ids) - available :]
         most = max_completion(self.model, ids)
         values = Sampling(
             temperature=decoding.temperature, top_p=decoding.top_p,
