@@ -150,8 +150,9 @@ def _setup(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor, T
 
 
 def _backward(ctx: Any, grad: Tensor, _c: Tensor, _active: Tensor) -> tuple[Tensor | None, ...]:
-    gates, weight, proj, start, begin = lstm_backward(grad, *ctx.saved_tensors)
-    return gates, weight, None if ctx.saved_tensors[1] is None else proj, start, None, begin
+    saved = ctx.saved_tensors  # read once: under activation checkpointing each is unpacked once
+    gates, weight, proj, start, begin = lstm_backward(grad, *saved)
+    return gates, weight, None if saved[1] is None else proj, start, None, begin
 
 
 lstm.register_autograd(_backward, setup_context=_setup)
