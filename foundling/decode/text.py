@@ -95,20 +95,25 @@ class TextGenerator:
         WeightsError for a directory that cannot generate text."""
         directory = local_directory(directory)
         files = files_of(directory, base)
-        stored = read_generation_config(files)
-        given = {name: value for name, value in sampling_fields.items() if value is not None}
-        values = stored.sampling | given
-        if stored.greedy and not given.keys() & set(SAMPLED):
-            values["temperature"] = 0.0
         model = load(directory, base=base, merged=True)
         try:
             check_generates(model)
         except GenerationError as error:
             raise WeightsError(f"{directory}: {error}") from None
+        engine = None if weights is None else Engine(model, EngineOptions(weights=weights))
+        return cls.of(model, files, engine, **sampling_fields)
+
+    @classmethod
+    def of(cls, model: Any, files: Path, engine: Engine | None = None, **sampling_fields: Any) -> TextGenerator:
+        """Of a model that is loaded, and of the directory with its tokenizer and generation_config.json."""
+        stored = read_generation_config(files)
+        given = {name: value for name, value in sampling_fields.items() if value is not None}
+        values = stored.sampling | given
+        if stored.greedy and not given.keys() & set(SAMPLED):
+            values["temperature"] = 0.0
         framing = Framing(Tokenizer.load(files), read_text_spec(files, model))
         asked = {i: bias for i, bias in values.get("logit_bias", {}).items() if i < model.config.vocab_size}
         values["logit_bias"] = dict.fromkeys(framing.unnamed_rows(), float("-inf")) | asked
-        engine = None if weights is None else Engine(model, EngineOptions(weights=weights))
         ignored, start = [*stored.ignored], getattr(model.config, "start_id", None)
         if model.capabilities.reads_source and stored.start not in (None, start):
             ignored.append(f"decoder_start_token_id {stored.start} in place of config.json's {start}")

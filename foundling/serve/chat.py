@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import JSONResponse, Response
+
+from foundling.decode.request import Completion, Request
+from foundling.serve.errors import APIError
+from foundling.serve.generation import (
+    Prompt,
+    build_requests,
+    check_finished,
+    check_logprobs,
+    check_n,
+    count_usage,
+    first_and_rest,
+    max_tokens_of,
+    prompt_of,
+    refuse_error,
+    seed_of,
+    until_gone,
+)
+from foundling.serve.models import GenerativeModel
+from foundling.serve.protocol import ChatBody
+from foundling.serve.reply import FINISH, Head, Text, Usage, event, head_of
+from foundling.serve.server import Server
+from foundling.serve.streams import event_stream
+from foundling.serve.worker import Update
+
+
+@dataclass
+class Chat:
+    """One request, ready to be computed."""
+
+    server: Server
+    body: ChatBody
+    prompt: Prompt
+    requests: list[Request]
+    head: Head
+    usage: Usage
+
+    @property
+    def served(self) -> GenerativeModel:
+        return self.prompt.served
+
+
+async def create_chat(server: Server, body: ChatBody, http: HTTPRequest) -> Response:
+    served = server.generative(body.model, http)
+    chat = await asyncio.to_thread(_prepare, server, body, served)
+    server.admit(http, chat.usage)
+    if body.stream:
+        updates = await until_gone(
+            http, first_and_rest(served.worker.stream(chat.requests)), server.options.request_timeout
+        )  # fmt: skip
+        return event_stream(server, http, _events(chat, updates), chat.usage)
+    completions = await until_gone(http, served.worker.run(chat.requests), server.options.request_timeout)
+    check_finished(completions)
+    count_usage([chat.prompt], completions, chat.usage)
+    server.account(http, chat.usage)
+    choices = [_choice(chat, index, completion) for index, completion in enumerate(completions)]
+    return JSONResponse(chat.head.as_json() | {"choices": choices, "usage": chat.usage.as_json()})
+
+
+def _prepare(server: Server, body: ChatBody, served: GenerativeModel) -> Chat:
+    if served.tokenizer.chat_template is None:
+        raise APIError(400, f"{served.name} has no chat template; ask /v1/completions", param="model")
+    check_n(body.n, server.options)
+    wants_logprobs = bool(body.logprobs)
+    if body.top_logprobs is not None and not wants_logprobs:
+        raise APIError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+    n_top = (body.top_logprobs or 0) if wants_logprobs else None
+    n_top = check_logprobs(n_top, server.options, "top_logprobs", bool(body.logit_bias))
+    messages = [message.as_template_sees_it() for message in body.messages]
+    tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []] if body.tool_choice != "none" else []
+    ids = served.framing.chat(messages, tools=tools or None)
+    prompt = prompt_of(served, ids, body.stops)
+    limit = max_tokens_of(served, ids, body.limit, server.options)
+    requests = build_requests(prompt, body, body.n, max_tokens=limit, seed=seed_of(body), logprobs=n_top)
+    head = head_of("chat.completion", "chatcmpl", served.name, **server.fixed(body, served))
+    return Chat(server, body, prompt, requests, head, Usage(prompt_tokens=len(ids), price=served.price))
+
+
+def _choice(chat: Chat, index: int, completion: Completion) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": completion.text, "refusal": None}
+    return {
+        "index": index, "message": message, "finish_reason": FINISH[completion.finish_reason or "stop"],
+        "logprobs": _logprobs(chat, completion.tokens, completion.logprobs, completion.top_logprobs),
+    }  # fmt: skip
+
+
+def _logprobs(chat: Chat, tokens: Any, logprobs: Any, top: Any) -> dict[str, Any] | None:
+    if not chat.body.logprobs:
+        return None
+    return {"content": chat.prompt.texts.content(tokens, logprobs, top), "refusal": None}
+
+
+async def _events(chat: Chat, updates: AsyncGenerator[Update]) -> AsyncGenerator[str]:
+    """The events of the stream, without its end."""
+    head, body = chat.head.as_json("chat.completion.chunk"), chat.body
+    include_usage = bool(body.stream_options and body.stream_options.include_usage)
+    blank = {"usage": None} if include_usage else {}
+
+    def chunk(index: int, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None) -> str:
+        choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
+        return event(head | {"choices": [choice]} | blank)
+
+    texts = [Text(chat.prompt.decode, chat.prompt.stop_strings, chat.prompt.ends) for _ in chat.requests]
+    begun = set[int]()
+    async with contextlib.aclosing(updates):
+        async for update in updates:
+            refuse_error(update.completion)
+            index, completion, text = update.index, update.completion, texts[update.index]
+            if index not in begun:
+                begun.add(index)
+                yield chunk(index, {"role": "assistant", "content": "", "refusal": None})
+            text.append(update.tokens)
+            chat.usage.completion_tokens += len(update.tokens)
+            if completion is not None:
+                text.finish(completion.text or "")
+            content = text.take()
+            logprobs = _logprobs(chat, update.tokens, update.logprobs, update.top_logprobs) if update.tokens else None
+            if content or logprobs:
+                yield chunk(index, {"content": content}, logprobs=logprobs)
+            if completion is not None:
+                yield chunk(index, {}, FINISH[completion.finish_reason or "stop"])
+    if include_usage:
+        yield event(head | {"choices": [], "usage": chat.usage.as_json()})

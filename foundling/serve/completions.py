@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""POST /v1/completions: texts or lists of token ids, echo, log-probabilities, best_of, a suffix."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import JSONResponse, Response
+
+from foundling.decode.request import Completion, Request, sample_seed
+from foundling.serve.errors import APIError
+from foundling.serve.generation import (
+    Prompt,
+    build_requests,
+    check_finished,
+    check_logprobs,
+    check_n,
+    count_usage,
+    first_and_rest,
+    max_tokens_of,
+    prompt_of,
+    refuse_error,
+    seed_of,
+    until_gone,
+)
+from foundling.serve.models import GenerativeModel
+from foundling.serve.protocol import CompletionBody
+from foundling.serve.reply import FINISH, Head, Text, Usage, event, finite, head_of
+from foundling.serve.server import Server
+from foundling.serve.streams import event_stream
+from foundling.serve.worker import Update
+
+
+@dataclass
+class Job:
+    """One request, ready to be computed: `best_of` requests of the engine for each prompt."""
+
+    server: Server
+    body: CompletionBody
+    served: GenerativeModel
+    prompts: list[Prompt]
+    requests: list[Request]
+    best_of: int
+    head: Head
+    usage: Usage
+
+
+async def create_completion(server: Server, body: CompletionBody, http: HTTPRequest) -> Response:
+    served = server.generative(body.model, http)
+    job = await asyncio.to_thread(_prepare, server, body, served)
+    server.admit(http, job.usage)
+    if body.stream:
+        updates = await until_gone(
+            http, first_and_rest(served.worker.stream(job.requests)), server.options.request_timeout
+        )  # fmt: skip
+        return event_stream(server, http, _events(job, updates), job.usage)
+    completions = await until_gone(http, served.worker.run(job.requests), server.options.request_timeout)
+    check_finished(completions)
+    count_usage(job.prompts, completions, job.usage)
+    chosen = await _choose(job, completions)
+    server.account(http, job.usage)
+    choices = await asyncio.to_thread(_choices, job, chosen)
+    return JSONResponse(job.head.as_json() | {"choices": choices, "usage": job.usage.as_json()})
+
+
+def _prepare(server: Server, body: CompletionBody, served: GenerativeModel) -> Job:
+    options, best_of = server.options, body.best_of or body.n
+    check_n(best_of, options, "best_of" if body.best_of else "n")
+    texts = body.prompts
+    if not texts:
+        raise APIError(400, "prompt is an empty list; send at least one", param="prompt")
+    if len(texts) > options.max_prompts:
+        raise APIError(400, f"{len(texts)} prompts; this server allows {options.max_prompts}", param="prompt")
+    if best_of < body.n:
+        raise APIError(400, f"best_of is {best_of} and n {body.n}; best_of is at least n", param="best_of")
+    if best_of > body.n and body.stream:
+        raise APIError(400, "a stream shows all completions; leave out best_of", param="best_of")
+    if body.echo and (body.suffix is not None or body.stream):
+        other = "suffix" if body.suffix is not None else "stream"
+        raise APIError(400, f"echo and {other} exclude each other", param="echo")
+    if body.max_tokens == 0 and not body.echo:
+        raise APIError(
+            400, "max_tokens is 0, which leaves nothing to return; use echo, or ask for more", param="max_tokens"
+        )
+    n_top = check_logprobs(body.logprobs, options, "logprobs", bool(body.logit_bias))
+    prompts = [prompt_of(served, _ids(served, text, body.suffix), body.stops) for text in texts]
+    requests, seed = list[Request](), seed_of(body)
+    for number, prompt in enumerate(prompts):
+        requests += build_requests(
+            prompt, body, best_of, seed=sample_seed(seed, number) if number else seed,
+            max_tokens=max_tokens_of(served, prompt.ids, 1 if body.max_tokens == 0 else body.max_tokens, options),
+            logprobs=0 if n_top is None and best_of > body.n else n_top,
+            prompt_logprobs=n_top if body.echo else None,
+        )  # fmt: skip
+    head = head_of("text_completion", "cmpl", served.name, **server.fixed(body, served))
+    usage = Usage(prompt_tokens=sum(len(prompt.ids) for prompt in prompts), price=served.price)
+    return Job(server, body, served, prompts, requests, best_of, head, usage)
+
+
+def _ids(served: GenerativeModel, text: str | list[int], suffix: str | None) -> list[int]:
+    if isinstance(text, list):
+        if suffix is not None:
+            raise APIError(400, "a suffix is for a prompt of text", param="suffix")
+        return [*served.framing.spec.virtual, *text]
+    return served.framing.prompt(text) if suffix is None else served.framing.fill_in_the_middle(text, suffix)
+
+
+async def _choose(job: Job, completions: list[Completion]) -> list[tuple[Prompt, Completion]]:
+    """The best n of each prompt: by the reward model of the server, or else by mean log-probability."""
+    chosen = list[tuple[Prompt, Completion]]()
+    n, best_of = job.body.n, job.best_of
+    for number, prompt in enumerate(job.prompts):
+        group = completions[number * best_of : (number + 1) * best_of]
+        if best_of > n:
+            texts = [(completion.text or "") for completion in group]
+            scores = await job.server.rewards(prompt.decode.before, texts)
+            if scores is None:
+                scores = [one.mean_logprob if one.tokens else -math.inf for one in group]
+            order = sorted(
+                range(best_of), key=lambda i: -math.inf if math.isnan(scores[i]) else scores[i], reverse=True
+            )
+            group = [group[i] for i in order[:n]]
+        chosen += [(prompt, completion) for completion in group]
+    return chosen
+
+
+def _choices(job: Job, chosen: Sequence[tuple[Prompt, Completion]]) -> list[dict[str, Any]]:
+    choices = list[dict[str, Any]]()
+    for index, (prompt, completion) in enumerate(chosen):
+        text, reason = completion.text or "", FINISH[completion.finish_reason or "stop"]
+        if job.body.max_tokens == 0:
+            text, reason = "", "length"
+            completion = Completion([], "length", None, "", completion.logprobs and [], completion.top_logprobs and [],
+                                    completion.prompt_logprobs, completion.prompt_top_logprobs)  # fmt: skip
+        if job.body.echo:
+            text = prompt.decode.before + text
+        logprobs = None
+        if job.body.logprobs is not None:
+            logprobs = _Legacy(prompt).of(completion, echo=bool(job.body.echo))
+        choices.append({"index": index, "text": text, "finish_reason": reason, "logprobs": logprobs})
+    return choices
+
+
+class _Legacy:
+    """`logprobs` of a completion: parallel lists over its tokens."""
+
+    def __init__(self, prompt: Prompt) -> None:
+        self.prompt, self.offset = prompt, 0
+        self.tokens, self.values, self.tops, self.offsets, self.ids = [], [], [], [], []
+
+    def of(self, completion: Completion, *, echo: bool) -> dict[str, Any]:
+        if echo and completion.prompt_logprobs is not None:
+            self.add(self.prompt.ids, completion.prompt_logprobs, completion.prompt_top_logprobs or [], first=True)
+        self.add(completion.tokens, completion.logprobs or [], completion.top_logprobs or [])
+        return self.as_json()
+
+    def add(
+        self,
+        tokens: Sequence[int],
+        logprobs: Sequence[float | None],
+        tops: Sequence[dict[int, float]],
+        *,
+        first: bool = False,
+    ) -> None:
+        texts = self.prompt.texts
+        for place, (token, value, top) in enumerate(zip(tokens, logprobs, tops, strict=True)):
+            text = texts.text(token)
+            self.tokens.append(text)
+            self.ids.append(token)
+            self.values.append(None if value is None else finite(value))
+            self.offsets.append(self.offset)
+            self.offset += len(text)
+            likeliest: dict[str, float] = {}
+            for other, logprob in top.items():
+                likeliest.setdefault(texts.text(other), finite(logprob))
+            self.tops.append(None if first and place == 0 else likeliest)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "tokens": self.tokens, "token_logprobs": self.values, "top_logprobs": self.tops,
+            "text_offset": self.offsets, "token_ids": self.ids,
+        }  # fmt: skip
+
+
+async def _events(job: Job, updates: AsyncGenerator[Update]) -> AsyncGenerator[str]:
+    head, body = job.head.as_json(), job.body
+    include_usage = bool(body.stream_options and body.stream_options.include_usage)
+    blank = {"usage": None} if include_usage else {}
+    prompts = [job.prompts[index // job.best_of] for index in range(len(job.requests))]
+    texts = [Text(prompt.decode, prompt.stop_strings, prompt.ends) for prompt in prompts]
+    offsets = [0] * len(texts)
+    async with contextlib.aclosing(updates):
+        async for update in updates:
+            refuse_error(update.completion)
+            index, completion, text = update.index, update.completion, texts[update.index]
+            text.append(update.tokens)
+            job.usage.completion_tokens += len(update.tokens)
+            if completion is not None:
+                text.finish(completion.text or "")
+            content, logprobs = text.take(), None
+            if body.logprobs is not None and update.tokens:
+                legacy = _Legacy(prompts[index])
+                legacy.offset = offsets[index]
+                legacy.add(update.tokens, update.logprobs, update.top_logprobs)
+                offsets[index], logprobs = legacy.offset, legacy.as_json()
+            if content or logprobs or completion is not None:
+                reason = None if completion is None else FINISH[completion.finish_reason or "stop"]
+                choice = {"index": index, "text": content, "finish_reason": reason, "logprobs": logprobs}
+                yield event(head | {"choices": [choice]} | blank)
+    if include_usage:
+        yield event(head | {"choices": [], "usage": job.usage.as_json()})

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a request is refused with: a status, and the body that OpenAI's clients read."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from foundling.errors import FoundlingError, render
+from foundling.limits import shown
+
+logger = logging.getLogger("foundling.serve")
+
+
+class APIError(Exception):
+    """A refusal. `param`: the field of the request; `code`: a word for programs."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code, self.headers = status, message, param, code, headers
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return error_body(self.status, self.message, self.param, self.code)
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body, self.status, self.headers)
+
+
+KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+INTERNAL = "the server met an error of its own; its log has more under this request's id"
+
+
+def error_body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    kind = KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def busy(message: str, retry_after: float, code: str = "rate_limit_exceeded", status: int = 429) -> APIError:
+    """`retry_after`: seconds."""
+    return APIError(status, message, code=code, headers={"Retry-After": str(max(1, round(retry_after)))})
+
+
+def as_api_error(error: BaseException) -> APIError:
+    """Of whatever a handler raised."""
+    if isinstance(error, APIError):
+        return error
+    if isinstance(error, FoundlingError):
+        return APIError(400, str(error))
+    if isinstance(error, HTTPException):
+        return APIError(error.status_code, render.message(str(error.detail)), headers=dict(error.headers or {}))
+    if isinstance(error, RequestValidationError):
+        return _of_validation(error)
+    logger.error("internal error", exc_info=error)
+    return APIError(500, INTERNAL)
+
+
+def _of_validation(error: RequestValidationError) -> APIError:
+    """The first thing that is wrong, with the name of its field."""
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"] if part != "body"]
+    # of a union, the loc names the alternative too: chat messages[0].content.str
+    name = ".".join(place) or None
+    kind, message = first["type"], str(first["msg"])
+    if kind == "json_invalid":
+        return APIError(400, f"the body is not JSON: {render.message(str(first.get('ctx', {}).get('error', message)))}")
+    if kind == "extra_forbidden":
+        return APIError(400, f"{render.message(name or '')}: this field is not supported; leave it out", param=name)
+    if kind == "missing":
+        return APIError(400, f"{name or 'the body'} is missing", param=name)
+    value = f" (got {shown(first['input'])})" if not isinstance(first.get("input"), dict | list) else ""
+    return APIError(400, render.message(f"{name or 'the body'}: {message}{value}"), param=name)
+
+
+def install(app: FastAPI) -> None:
+    """Handlers for what routes raise."""
+
+    async def handle(request: Request, error: Exception) -> Response:
+        return as_api_error(error).response()
+
+    for kind in (APIError, FoundlingError, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, handle)

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the fields that chats and completions share to requests of the engine, checked against the server's limits."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from starlette.requests import Request as HTTPRequest
+
+from foundling.decode.processors import LogitsProcessor
+from foundling.decode.request import Completion, Request, sample_seed
+from foundling.errors import GenerationError
+from foundling.limits import SEED, shown
+from foundling.serve.errors import APIError
+from foundling.serve.models import GenerativeModel
+from foundling.serve.options import ServeOptions
+from foundling.serve.protocol import SamplingBody
+from foundling.serve.reply import TokenTexts, Usage
+from foundling.serve.worker import Update
+from foundling.text.framing import AnswerDecoder
+
+T = TypeVar("T")
+SAMPLING = (
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"
+)  # fmt: skip
+NO_LOGPROBS = "this server gives no log-probabilities (--max-logprobs 0)"
+
+
+class ClientGone(Exception):
+    """Nobody waits for the answer any more."""
+
+
+@dataclass
+class Prompt:
+    """The ids of one prompt and how its completions are read."""
+
+    served: GenerativeModel
+    ids: list[int]
+    decode: AnswerDecoder
+    stop_strings: list[str]
+    ends: tuple[int, ...]
+    texts: TokenTexts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.texts = TokenTexts(self.served, self.decode)
+
+
+def prompt_of(served: GenerativeModel, ids: list[int], stops: Sequence[str]) -> Prompt:
+    """APIError for no tokens, or tokens that the model has no row for."""
+    framing, rows = served.framing, served.model.embedding.num_embeddings
+    if not ids:
+        raise APIError(400, "the prompt has no tokens; send some text", param="prompt")
+    if max(ids) >= rows:
+        raise APIError(400, f"the prompt has the token {max(ids)}; the model has {rows:,}", param="prompt")
+    ends = (*framing.ends, *framing.stops(stops))
+    return Prompt(served, ids, framing.answer(ids), [s for s in stops if not framing.stops([s])], ends)
+
+
+def max_tokens_of(served: GenerativeModel, ids: list[int], limit: int | None, options: ServeOptions) -> int:
+    """How many tokens may follow; APIError where the request asks for more than there is place for."""
+    available = served.available(ids)
+    if available < 1:
+        longest = served.model.config.max_seq_len
+        raise APIError(
+            400, f"the prompt has {len(ids):,} tokens; prompt and completion have {longest:,} at most: shorten it",
+            param="messages", code="context_length_exceeded",
+        )  # fmt: skip
+    if limit is None:
+        return min(available, options.max_tokens)
+    if limit > options.max_tokens:
+        raise APIError(400, f"max_tokens is {limit:,}; this server allows {options.max_tokens:,}", param="max_tokens")
+    if limit > available:
+        raise APIError(
+            400, f"the prompt has {len(ids):,} tokens, which leaves {available:,} for max_tokens {limit:,}",
+            param="max_tokens", code="context_length_exceeded",
+        )  # fmt: skip
+    return limit
+
+
+def check_logprobs(n: int | None, options: ServeOptions, param: str, biased: bool) -> int | None:
+    """APIError for log-probabilities beyond the cap, and for biased ones under a cap: forcing each token in turn would
+    read what the cap hides (Carlini et al. 2024, "Stealing part of a production language model", section 5)."""
+    if n is None:
+        return None
+    cap = options.max_logprobs
+    if cap == 0:
+        raise APIError(400, NO_LOGPROBS, param=param)
+    if cap is not None and n > cap:
+        raise APIError(400, f"{param} is {n}; this server gives at most {cap} (--max-logprobs)", param=param)
+    if cap is not None and biased:
+        raise APIError(400, "logit_bias and log-probabilities exclude each other on this server", param="logit_bias")
+    return n
+
+
+def build_requests(
+    prompt: Prompt,
+    body: SamplingBody,
+    n: int,
+    *,
+    max_tokens: int,
+    seed: int,
+    logprobs: int | None = None,
+    prompt_logprobs: int | None = None,
+    processors: Sequence[LogitsProcessor] = (),
+) -> list[Request]:
+    """`n` completions of one prompt; completion k draws by sample_seed(seed, k)."""
+    served = prompt.served
+    fields: dict[str, Any] = {name: value for name in SAMPLING if (value := getattr(body, name)) is not None}
+    if body.logit_bias:
+        fields["logit_bias"] = _biases(body.logit_bias, served)
+    sampling = served.sampling(fields)
+    return [
+        Request(
+            prompt=prompt.ids, max_tokens=max_tokens, sampling=sampling, seed=sample_seed(seed, k), stop=prompt.ends,
+            stop_strings=prompt.stop_strings, decode=prompt.decode, logprobs=logprobs, prompt_logprobs=prompt_logprobs,
+            processors=processors, adapter=served.adapter,
+        )
+        for k in range(n)
+    ]  # fmt: skip
+
+
+def seed_of(body: SamplingBody) -> int:
+    """That of the request, or one that nobody can guess."""
+    return secrets.randbits(62) if body.seed is None else body.seed & SEED.high
+
+
+def _biases(biases: dict[str, float], served: GenerativeModel) -> dict[int, float]:
+    rows = served.model.config.vocab_size
+    result = {}
+    for key, value in biases.items():
+        if not (key.isascii() and key.isdigit() and len(key) < 12 and int(key) < rows):
+            raise APIError(400, f"logit_bias has {shown(key)}; expected ids of tokens below {rows}", param="logit_bias")
+        result[int(key)] = value
+    return result
+
+
+def check_n(n: int, options: ServeOptions, param: str = "n") -> None:
+    if n > options.max_n:
+        raise APIError(400, f"{param} is {n}; this server allows {options.max_n}", param=param)
+
+
+def check_finished(completions: Sequence[Completion]) -> None:
+    """APIError for one that ended in an error of its constraints or its text."""
+    for completion in completions:
+        if completion.finish_reason == "error":
+            raise APIError(400, completion.error or "the completion failed")
+
+
+def count_usage(prompts: Sequence[Prompt], completions: Sequence[Completion], usage: Usage) -> None:
+    usage.prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
+    usage.completion_tokens = sum(len(completion.tokens) for completion in completions)
+
+
+async def until_gone(http: HTTPRequest, awaitable: Awaitable[T], seconds: float) -> T:
+    """What is awaited; ClientGone where the client closes its connection first, APIError 503 after `seconds`."""
+    task = asyncio.ensure_future(awaitable)
+    watcher = asyncio.ensure_future(_gone(http))
+    try:
+        await asyncio.wait({task, watcher}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        if watcher.done():
+            raise ClientGone
+        raise APIError(503, f"the request took over {seconds:g} s; ask for fewer tokens", code="timeout")
+    finally:
+        for each in (task, watcher):
+            each.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await task
+
+
+async def _gone(http: HTTPRequest) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def first_and_rest(updates: AsyncGenerator[Update]) -> AsyncGenerator[Update]:
+    """The same updates, of which the first has come: what a request is refused with is known before a stream begins."""
+    first = await anext(updates)
+
+    async def rest() -> AsyncGenerator[Update]:
+        async with contextlib.aclosing(updates):
+            yield first
+            async for update in updates:
+                yield update
+
+    return rest()
+
+
+def refuse_error(completion: Completion | None) -> None:
+    """GenerationError where a completion of a stream failed."""
+    if completion is not None and completion.finish_reason == "error":
+        raise GenerationError(completion.error or "the completion failed")

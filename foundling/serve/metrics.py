@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a server counts, in the format of Prometheus."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from foundling.serve.models import GenerativeModel
+from foundling.serve.pool import ModelPool
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+
+class Metrics:
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+        def named(kind, name, about, labels=(), **options):
+            return kind(f"foundling_{name}", about, labels, registry=self.registry, **options)
+
+        self.requests = named(Counter, "requests", "requests by route and status", ("route", "status"))
+        self.seconds = named(Histogram, "request_seconds", "duration of a request", ("route",), buckets=SECONDS)
+        self.tokens = named(Counter, "tokens", "tokens by model and kind", ("model", "kind"))
+        self.first = named(
+            Histogram, "time_to_first_token_seconds", "from a request to its first token", ("model",), buckets=SECONDS
+        )
+        self.between = named(
+            Histogram, "time_between_tokens_seconds", "between two steps of a completion", ("model",),
+            buckets=STEP_SECONDS,
+        )  # fmt: skip
+        self.queue = named(Gauge, "completions_open", "completions that run or wait", ("model",))
+        self.running = named(Gauge, "completions_running", "completions that are computed", ("model",))
+        self.cache = named(Gauge, "cache_used_ratio", "share of the blocks of keys and values in use", ("model",))
+        self.cancelled = named(Gauge, "completions_cancelled", "completions whose client has gone", ("model",))
+        self.connections = named(Gauge, "requests_running", "requests that are answered now")
+
+    def watch(self, served: GenerativeModel) -> None:
+        """Takes the times of a model's worker."""
+        stats = served.worker.stats
+        stats.to_first_token = self.first.labels(served.name).observe
+        stats.between_tokens = self.between.labels(served.name).observe
+
+    def count_request(self, route: str, status: int, seconds: float) -> None:
+        self.requests.labels(route, str(status)).inc()
+        self.seconds.labels(route).observe(seconds)
+
+    def count_tokens(self, model: str, n_prompt: int, n_completion: int) -> None:
+        self.tokens.labels(model, "prompt").inc(n_prompt)
+        self.tokens.labels(model, "completion").inc(n_completion)
+
+    def text(self, pool: ModelPool) -> bytes:
+        for served in pool.loaded:
+            if isinstance(served, GenerativeModel) and served.adapter is None:
+                engine, worker = served.worker.engine, served.worker
+                self.queue.labels(served.name).set(worker.n_open)
+                self.running.labels(served.name).set(len(engine.scheduler.running))
+                self.cache.labels(served.name).set(engine.blocks.n_used / max(1, engine.blocks.n_blocks))
+                self.cancelled.labels(served.name).set(worker.stats.n_cancelled)
+        return generate_latest(self.registry)

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a server serves under one name: a model that generates, embeds or classifies, or one behind another API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from foundling.decode.classify import Classifier
+from foundling.decode.embed import TextEmbedder, pooling_of
+from foundling.decode.engine.engine import Engine, EngineOptions
+from foundling.decode.request import max_completion
+from foundling.decode.sampling import Sampling
+from foundling.decode.text import TextGenerator
+from foundling.errors import WeightsError
+from foundling.models import family_of
+from foundling.runtime.hub import local_directory
+from foundling.serve.options import ServeOptions
+from foundling.serve.worker import EngineWorker
+from foundling.text import Tokenizer
+from foundling.text.framing import Framing
+from foundling.weights.adapters import load_adapters
+from foundling.weights.generation import SAMPLED, read_generation_config
+from foundling.weights.loading import files_of, load
+
+Kind = Literal["generate", "embed", "classify", "upstream"]
+
+
+class Price(NamedTuple):
+    """Dollars for a million tokens."""
+
+    prompt: float
+    completion: float
+
+    def cost(self, n_prompt: int, n_completion: int) -> float:
+        """In dollars."""
+        return (n_prompt * self.prompt + n_completion * self.completion) / 1e6
+
+
+@dataclass(kw_only=True)
+class ServedModel:
+    """`name` is what requests call it; `directory` is never shown to a client."""
+
+    name: str
+    directory: str
+    model: Any
+    created: int
+    """seconds since 1970 of its weights"""
+    price: Price | None = None
+
+    kind: Kind = field(init=False)
+
+    @property
+    def family(self) -> str:
+        return family_of(self.model).name
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        raise NotImplementedError
+
+    @cached_property
+    def spellings(self) -> list[bytes]:
+        """The bytes of each token."""
+        return self.tokenizer.spellings()
+
+    async def close(self) -> None:
+        """Frees what it holds."""
+
+    def about(self) -> dict[str, Any]:
+        config = self.model.config
+        return {
+            "kind": self.kind, "family": self.family, "max_seq_len": getattr(config, "max_seq_len", None),
+            "vocab_size": getattr(config, "vocab_size", None),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "price": self.price and {"prompt": self.price.prompt, "completion": self.price.completion},
+        }  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class GenerativeModel(ServedModel):
+    """A model and the worker whose engine computes it. `adapter`: the one of the model's bank that this name means."""
+
+    generator: TextGenerator
+    worker: EngineWorker
+    sampling_defaults: Mapping[str, Any]
+    greedy: bool
+    """where a request names no option of SAMPLED"""
+    adapter: str | None = None
+    adapter_of: str | None = None
+
+    def __post_init__(self) -> None:
+        self.kind = "generate"
+        self.no_rows = dict.fromkeys(self.framing.unnamed_rows(), float("-inf"))
+
+    @property
+    def framing(self) -> Framing:
+        return self.generator.framing
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.framing.tokenizer
+
+    def sampling(self, fields: Mapping[str, Any]) -> Sampling:
+        """The model's own defaults under the fields that a request names. GenerationError for wrong values."""
+        values = {**self.sampling_defaults, **fields}
+        if self.greedy and not fields.keys() & set(SAMPLED):
+            values["temperature"] = 0.0
+        values["logit_bias"] = {**self.no_rows, **values.get("logit_bias", {})}
+        return Sampling(**values)
+
+    def available(self, ids: list[int]) -> int:
+        """How many tokens can follow these. GenerationError for a source that is too long."""
+        most = max_completion(self.model, ids)
+        return 1 << 20 if most is None else most
+
+    async def close(self) -> None:
+        if self.adapter is None:
+            self.worker.close()
+            await self.worker.join()
+
+    def about(self) -> dict[str, Any]:
+        return super().about() | {
+            "chats": self.generator.chats, "fills_middle": self.tokenizer.fim is not None,
+            "native": self.worker.engine.native, "adapter_of": self.adapter_of,
+        }  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class EmbeddingModel(ServedModel):
+    embedder: TextEmbedder
+
+    def __post_init__(self) -> None:
+        self.kind = "embed"
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.embedder.tokenizer
+
+
+@dataclass(kw_only=True)
+class ClassifierModel(ServedModel):
+    classifier: Classifier
+
+    def __post_init__(self) -> None:
+        self.kind = "classify"
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.classifier.tokenizer
+
+    def about(self) -> dict[str, Any]:
+        return super().about() | {"labels": list(self.classifier.labels)}
+
+
+def load_served(
+    name: str, directory: str, options: ServeOptions, *, adapters: Mapping[str, str] | None = None,
+    price: Price | None = None,
+) -> ServedModel:  # fmt: skip
+    """By what its family declares that it can do. `adapters`: name -> directory of LoRA adapters that requests may
+    choose, which torch computes: native code has no bank of adapters.
+
+    WeightsError for what is no model directory or can do none of this."""
+    place = local_directory(directory)
+    model, files = load(place, merged=True), files_of(place)
+    can, created = model.capabilities, int((Path(files) / "tokenizer.json").stat().st_mtime)
+    common: dict[str, Any] = {
+        "name": name, "directory": str(directory), "model": model, "created": created, "price": price
+    }  # fmt: skip
+    if can.task:
+        return ClassifierModel(**common, classifier=Classifier(model, Tokenizer.load(files)))
+    if can.generates:
+        return _generative(common, files, options, adapters or {})
+    if can.embeds and "text" in can.modalities:
+        pooling, max_len = pooling_of(Path(files))
+        return EmbeddingModel(**common, embedder=TextEmbedder(model, Tokenizer.load(files), pooling, max_len))
+    raise WeightsError(f"{directory}: this {family_of(model).name} neither generates, embeds nor classifies texts")
+
+
+def _generative(
+    common: dict[str, Any], files: Path, options: ServeOptions, adapters: Mapping[str, str]
+) -> GenerativeModel:
+    model = common["model"]
+    if adapters:
+        load_adapters(model, adapters)
+    engine = Engine(model, EngineOptions(
+        weights=options.weights, native=False if adapters else None, deterministic=options.deterministic,
+        max_num_seqs=options.max_num_seqs, memory=options.cache_memory,
+        max_step_tokens=max(256, options.max_num_seqs),
+    ))  # fmt: skip
+    generator = TextGenerator.of(model, Path(files), engine)
+    stored = read_generation_config(Path(files))
+    worker = EngineWorker(
+        engine, common["name"], max_queue=options.max_queue, queue_timeout=options.queue_timeout
+    )  # fmt: skip
+    return GenerativeModel(
+        **common, generator=generator, worker=worker, sampling_defaults=stored.sampling, greedy=stored.greedy
+    )
+
+
+def with_adapter(base: GenerativeModel, name: str, adapter: str, price: Price | None) -> GenerativeModel:
+    """The same model and worker under the name of an adapter of its bank."""
+    return replace(base, name=name, price=price, adapter=adapter, adapter_of=base.name)

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the routes share: models, keys, limits of each key, metrics, the log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request as HTTPRequest
+
+from foundling.serve.keys import Caller, KeyStore, Limiter
+from foundling.serve.metrics import Metrics
+from foundling.serve.models import ClassifierModel, GenerativeModel, ServedModel
+from foundling.serve.options import ServeOptions
+from foundling.serve.pool import ModelPool
+from foundling.serve.reply import Usage
+
+
+@dataclass
+class Record:
+    """What the log says of one request. Nothing of its contents."""
+
+    id: str
+    caller: Caller
+    begin: float = field(default_factory=time.monotonic)
+    model: str | None = None
+    usage: Usage | None = None
+    charged: bool = False
+
+
+class Server:
+    def __init__(
+        self, options: ServeOptions, pool: ModelPool, keys: KeyStore, *, reward: ClassifierModel | None = None
+    ) -> None:
+        self.options, self.pool, self.keys, self.reward = options, pool, keys, reward
+        self.limiter, self.metrics = Limiter(), Metrics()
+        self.stopping = False
+        """whether no further request begins"""
+
+    # --- of one request ----------------------------------------------------------------------------------------------
+
+    def model(self, name: str | None, http: HTTPRequest, kind: type[Any] = ServedModel) -> Any:
+        """The model that a request names, noted for the log. APIError where it is unknown or of another kind."""
+        served = self.pool.get(name, kind)
+        record_of(http).model = served.name
+        return served
+
+    def generative(self, name: str | None, http: HTTPRequest) -> GenerativeModel:
+        return self.model(name, http, GenerativeModel)
+
+    def admit(self, http: HTTPRequest, usage: Usage) -> None:
+        """Before anything is computed: APIError 429 where the key's quota of tokens is used up."""
+        record = record_of(http)
+        record.usage = usage
+        self.keys.check_quota(record.caller)
+
+    def account(self, http: HTTPRequest, usage: Usage) -> None:
+        """Charges what was computed to the key, once."""
+        record = record_of(http)
+        record.usage = usage
+        if record.charged:
+            return
+        record.charged = True
+        self.keys.charge(record.caller, usage.prompt_tokens, usage.completion_tokens, usage.cost or 0.0)
+        self.metrics.count_tokens(record.model or "", usage.prompt_tokens, usage.completion_tokens)
+
+    def fixed(self, body: Any, served: ServedModel) -> dict[str, Any]:
+        """In deterministic mode, for a request with a seed: what its id and time are made of."""
+        if self.options.deterministic and getattr(body, "seed", None) is not None:
+            return {"body": body, "created": served.created}
+        return {}
+
+    async def rewards(self, prompt: str, texts: Sequence[str]) -> list[float] | None:
+        """How good the reward model finds each completion of a prompt; None without one."""
+        if self.reward is None:
+            return None
+        return await self.in_turn(lambda: reward_scores(self.reward, prompt, texts))
+
+    async def in_turn(self, function: Callable[[], Any]) -> Any:
+        """A computation of a model without an engine, one at a time."""
+        return await self.pool.in_turn(function)
+
+
+def reward_scores(reward: Any, prompt: str, texts: Sequence[str]) -> list[float]:
+    """Of a head with one value its value; of one with labels the log-odds of its last label."""
+    answers = reward.classifier.classify([prompt + text for text in texts])
+    labels = reward.classifier.labels
+    return [answer["value"] if "value" in answer else answer["scores"][labels[-1]] for answer in answers]
+
+
+def record_of(http: HTTPRequest) -> Record:
+    return http.scope["foundling.record"]

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""POST /tokenize and /detokenize."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from foundling.serve.errors import APIError
+from foundling.serve.models import GenerativeModel, ServedModel
+from foundling.serve.protocol import DetokenizeBody, TokenizeBody
+from foundling.serve.reply import TokenTexts
+
+
+def tokenize(served: ServedModel, body: TokenizeBody) -> dict[str, Any]:
+    """The ids and texts of what would be a prompt."""
+    if (body.prompt is None) == (body.messages is None):
+        raise APIError(400, "send either prompt or messages", param="prompt")
+    longest = getattr(served.model.config, "max_seq_len", None)
+    if not isinstance(served, GenerativeModel):
+        if body.prompt is None:
+            raise APIError(400, f"{served.name} reads texts and no conversations", param="messages")
+        framed = served.tokenizer.encode_framed(body.prompt) if body.add_special_tokens else None
+        ids = served.tokenizer.encode(body.prompt) if framed is None else framed
+        texts = [served.tokenizer.backend.id_to_token(i) or "" if i in served.tokenizer.special
+                 else served.tokenizer.piece(i) for i in ids]  # fmt: skip
+    else:
+        framing = served.framing
+        if body.messages is not None:
+            messages = [message.as_template_sees_it() for message in body.messages]
+            ids = framing.chat(messages, add_generation_prompt=body.add_generation_prompt)
+        else:
+            text = body.prompt or ""
+            ids = framing.prompt(text) if body.add_special_tokens else served.tokenizer.encode(text)
+        names = TokenTexts(served, framing.answer([]))
+        texts = [names.text(i) for i in ids]
+    tokens = [{"id": i, "text": text} for i, text in zip(ids, texts, strict=True)]
+    return {"tokens": tokens, "count": len(ids), "max_model_len": longest}
+
+
+def detokenize(served: ServedModel, body: DetokenizeBody) -> dict[str, Any]:
+    rows = served.tokenizer.vocab_size
+    if max(body.tokens, default=0) >= rows:
+        raise APIError(400, f"there is no token {max(body.tokens)}; the tokenizer has {rows:,}", param="tokens")
+    return {"prompt": served.tokenizer.decode(body.tokens)}
