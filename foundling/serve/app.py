@@ -43,7 +43,7 @@ ERROR_SCHEMA = {
 
 
 def build_app(server: Server, routers: Sequence[APIRouter] = (), log: Callable[[str], None] | None = None) -> ASGIApp:
-    """The application of a server whose models are told and maybe loaded. `log` takes a line of JSON for each request."""
+    """The application of a server, whose models may be loaded. `log` takes a line of JSON for each request."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
