@@ -33,8 +33,8 @@ KEY = "a-key-for-tests"
 
 def save_model(path: Path, name: str = "llama", *, seed: int = 0, max_seq_len: int = 256, d_model: int = 32) -> Path:
     """A random model of a family with a tokenizer that has a chat template and tokens for filling in the middle. Its
-    head prefers some tokens by far, so that greedy texts do not hang on the last bit, and never a special token, so that
-    an answer ends where the request says."""
+    head prefers some tokens by far, so that greedy texts do not hang on the last bit, and never a special token: an
+    answer ends where the request says."""
     tokenizer = Tokenizer.train(TEXTS, 320)
     torch.manual_seed(seed)
     model: Any = build(name, **family(name).module.sized(tokenizer.vocab_size, max_seq_len, d_model, 2))
