@@ -79,7 +79,7 @@ def _prepare(server: Server, body: ChatBody, served: GenerativeModel) -> Chat:
     tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []] if body.tool_choice != "none" else []
     ids = served.framing.chat(messages, tools=tools or None)
     prompt = prompt_of(served, ids, body.stops)
-    limit = max_tokens_of(served, ids, body.limit, server.options)
+    limit = max_tokens_of(served, ids, body.limit, server.options, "messages")
     requests = build_requests(prompt, body, body.n, max_tokens=limit, seed=seed_of(body), logprobs=n_top)
     head = head_of("chat.completion", "chatcmpl", served.name, **server.fixed(body, served))
     return Chat(server, body, prompt, requests, head, Usage(prompt_tokens=len(ids), price=served.price))

@@ -91,7 +91,9 @@ def _prepare(server: Server, body: CompletionBody, served: GenerativeModel) -> J
     for number, prompt in enumerate(prompts):
         requests += build_requests(
             prompt, body, best_of, seed=sample_seed(seed, number) if number else seed,
-            max_tokens=max_tokens_of(served, prompt.ids, 1 if body.max_tokens == 0 else body.max_tokens, options),
+            max_tokens=max_tokens_of(
+                served, prompt.ids, 1 if body.max_tokens == 0 else body.max_tokens, options, "prompt"
+            ),
             logprobs=0 if n_top is None and best_of > body.n else n_top,
             prompt_logprobs=n_top if body.echo else None,
         )  # fmt: skip

@@ -58,14 +58,15 @@ def prompt_of(served: GenerativeModel, ids: list[int], stops: Sequence[str]) -> 
     return Prompt(served, ids, framing.answer(ids), [s for s in stops if not framing.stops([s])], ends)
 
 
-def max_tokens_of(served: GenerativeModel, ids: list[int], limit: int | None, options: ServeOptions) -> int:
-    """How many tokens may follow; APIError where the request asks for more than there is place for."""
+def max_tokens_of(served: GenerativeModel, ids: list[int], limit: int | None, options: ServeOptions, param: str) -> int:
+    """How many tokens may follow; APIError where the request asks for more than there is place for. `param`: the field
+    that the ids come from."""
     available = served.available(ids)
     if available < 1:
         longest = served.model.config.max_seq_len
         raise APIError(
             400, f"the prompt has {len(ids):,} tokens; prompt and completion have {longest:,} at most: shorten it",
-            param="messages", code="context_length_exceeded",
+            param=param, code="context_length_exceeded",
         )  # fmt: skip
     if limit is None:
         return min(available, options.max_tokens)

@@ -8,6 +8,7 @@ import contextlib
 import http.client
 import json
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,6 +107,16 @@ class Live:
             return await function()
 
         return asyncio.run_coroutine_threadsafe(run(), self.loop).result(timeout)
+
+    def line(self, reply: Reply | None = None) -> dict[str, Any]:
+        """What the log says of a request, or of the last one: it is written after the answer."""
+        for _ in range(1000):
+            lines = [json.loads(line) for line in list(self.lines)]
+            for one in reversed(lines):
+                if reply is None or one["id"] == reply.headers["x-request-id"]:
+                    return one
+            time.sleep(0.01)
+        raise AssertionError("the log has no such line")
 
     def model(self, name: str) -> GenerativeModel:
         served = self.server.pool.get(name, GenerativeModel)
