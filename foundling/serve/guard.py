@@ -25,6 +25,8 @@ logger = logging.getLogger("foundling.serve")
 OPEN = {"/health"}
 """the only route that asks for no key"""
 LOGIN = "/login"
+HEADER_BYTES = 32 << 10
+"""of the line and headers of a request"""
 LOGIN_BYTES = 4096
 """of what anybody may send"""
 CLOSE = {"Connection": "close"}
@@ -89,6 +91,11 @@ class Guard:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, record: Record) -> None:
         headers = dict(scope["headers"])
+        n_bytes = (
+            len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(n) + len(v) for n, v in scope["headers"])
+        )
+        if n_bytes > HEADER_BYTES:
+            raise APIError(431, f"the headers are larger than {HEADER_BYTES:,} bytes", headers=CLOSE)
         path, method = scope["path"], scope["method"]
         if self.n_running > self.server.options.max_connections and path not in OPEN:
             raise busy("the server answers as many requests as it may; try again later", 2.0, "overloaded", 503)

@@ -19,11 +19,10 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from foundling.errors import ConfigError, OutputError, render
+from foundling.serve.guard import HEADER_BYTES
 from foundling.serve.options import ServeOptions
 from foundling.serve.server import Server
 
-HEADER_BYTES = 32 << 10
-"""of the line and headers of a request"""
 HEADER_SECONDS = 30.0
 """that a connection has for the header of its next request"""
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -39,6 +38,7 @@ class _Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
         self.timer: asyncio.TimerHandle | None = None
+        self.access_log = False  # paths may contain anything; the guard's log has routes
         if len(self.connections) > self.most:
             transport.abort()
         else:

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 
 import openai
 import torch
+from fastapi import FastAPI
 
 import foundling
 from foundling.models import build, family
 from foundling.serve.app import build_app, watch_metrics
+from foundling.serve.guard import Guard
 from foundling.serve.keys import KeyFile, KeyStore
 from foundling.serve.models import GenerativeModel, Price, load_served
 from foundling.serve.options import ServeOptions
@@ -67,8 +69,14 @@ class Live:
     port: int
     key: str | None
     loop: asyncio.AbstractEventLoop
+    guard: Guard
     lines: list[str] = field(default_factory=list)
     """of its log"""
+
+    @property
+    def app(self) -> FastAPI:
+        assert isinstance(self.guard.app, FastAPI)
+        return self.guard.app
 
     @property
     def url(self) -> str:
@@ -149,6 +157,7 @@ def serving(
     lines: list[str] = []
     listener = listen(chosen)
     app = build_app(server, routers(server), lines.append)
+    assert isinstance(app, Guard)
     ready, loops, errors = threading.Event(), [], []
 
     def on_ready(url: str) -> None:
@@ -169,7 +178,7 @@ def serving(
         raise errors[0]
     host, port = listener.getsockname()[:2]
     try:
-        yield Live(server, host, port, keys[0] if keys else None, loops[0], lines)
+        yield Live(server, host, port, keys[0] if keys else None, loops[0], app, lines)
     finally:
         server.stop()
         thread.join(60)

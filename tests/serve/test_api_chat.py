@@ -47,8 +47,6 @@ def test_texts_are_those_of_the_library(live: Live, directories, name: str) -> N
         assert [c.message.content for c in reply.choices] == [one["text"] for one in expected]
         assert [c.index for c in reply.choices] == [0, 1, 2]
         assert {c.message.role for c in reply.choices} == {"assistant"}
-            "assistant"
-        }
         assert {c.finish_reason for c in reply.choices} == {"length"}
         n_prompt = len(generator.framing.chat(as_templates_see))
         assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (n_prompt, 60)
