@@ -141,7 +141,8 @@ def command(*args: object) -> Iterator[tuple[Forked, int]]:
     """`foundling serve` with these arguments, and its port once it answers."""
     process = Forked(["foundling", "serve", *map(str, args), "--port", "0"], env=environment())
     try:
-        while not (found := re.search(r"http://127\.0\.0\.1:(\d+)", (process.folder / "out").read_text())):
+        out = process.folder / "out"
+        while not (out.exists() and (found := re.search(r"http://127\.0\.0\.1:(\d+)", out.read_text()))):
             error = (process.folder / "err").read_text() if process.poll() is not None else ""
             assert process.poll() is None, f"it ended with {process.poll()}: {error}"
             time.sleep(0.02)
