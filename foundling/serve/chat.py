@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from foundling.decode.request import Completion, Request
 from foundling.serve.errors import APIError
+from foundling.serve.formats import AnswerForm, AnswerStream
 from foundling.serve.generation import (
     Prompt,
     build_requests,
@@ -46,6 +47,7 @@ class Chat:
     requests: list[Request]
     head: Head
     usage: Usage
+    form: AnswerForm
 
     @property
     def served(self) -> GenerativeModel:
@@ -83,17 +85,25 @@ def _prepare(server: Server, body: ChatBody, served: GenerativeModel) -> Chat:
     ids = served.framing.chat(messages, tools=tools or None)
     prompt = prompt_of(served, ids, body.stops)
     limit = max_tokens_of(served, ids, body.limit, server.options)
-    requests = build_requests(prompt, body, body.n, max_tokens=limit, seed=seed_of(body), logprobs=n_top)
+    form = AnswerForm(body, served, prompt.decode.before)
+    requests = build_requests(
+        prompt, body, body.n, max_tokens=limit, seed=seed_of(body), logprobs=n_top, constraint=form.constraint,
+        decode=form.decoder(prompt.decode),
+    )  # fmt: skip
     head = head_of("chat.completion", "chatcmpl", served.name, **server.fixed(body, served))
-    return Chat(server, body, prompt, requests, head, Usage(prompt_tokens=len(ids), price=served.price))
+    return Chat(server, body, prompt, requests, head, Usage(prompt_tokens=len(ids), price=served.price), form)
 
 
 def _choice(chat: Chat, index: int, completion: Completion) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": completion.text, "refusal": None}
+    message = chat.form.message(completion.text or "")
     return {
-        "index": index, "message": message, "finish_reason": FINISH[completion.finish_reason or "stop"],
+        "index": index, "message": message, "finish_reason": _reason(completion, message),
         "logprobs": _logprobs(chat, completion.tokens, completion.logprobs, completion.top_logprobs),
     }  # fmt: skip
+
+
+def _reason(completion: Completion, message: dict[str, Any]) -> str:
+    return "tool_calls" if "tool_calls" in message else FINISH[completion.finish_reason or "stop"]
 
 
 def _logprobs(chat: Chat, tokens: Any, logprobs: Any, top: Any) -> dict[str, Any] | None:
@@ -112,8 +122,8 @@ async def _events(chat: Chat, updates: AsyncGenerator[Update]) -> AsyncGenerator
         choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
         return event(head | {"choices": [choice]} | blank)
 
-    texts = [Text(chat.prompt.decode, chat.prompt.stop_strings, chat.prompt.ends) for _ in chat.requests]
-    begun = set[int]()
+    texts = [Text(request, chat.prompt.ends) for request in chat.requests]
+    answers, begun = [AnswerStream(chat.form) for _ in chat.requests], set[int]()
     async with contextlib.aclosing(updates):
         async for update in updates:
             refuse_error(update.completion)
@@ -125,11 +135,13 @@ async def _events(chat: Chat, updates: AsyncGenerator[Update]) -> AsyncGenerator
             chat.usage.completion_tokens += len(update.tokens)
             if completion is not None:
                 text.finish(completion.text or "")
-            content = text.take()
+            delta = answers[index].add(text.take())
             logprobs = _logprobs(chat, update.tokens, update.logprobs, update.top_logprobs) if update.tokens else None
-            if content or logprobs:
-                yield chunk(index, {"content": content}, logprobs=logprobs)
+            if delta or logprobs:
+                yield chunk(index, delta or {"content": ""}, logprobs=logprobs)
             if completion is not None:
-                yield chunk(index, {}, FINISH[completion.finish_reason or "stop"])
+                if rest := answers[index].finish():
+                    yield chunk(index, rest)
+                yield chunk(index, {}, _reason(completion, rest))
     if include_usage:
         yield event(head | {"choices": [], "usage": chat.usage.as_json()})

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from foundling.decode.request import Completion, Request, sample_seed
 from foundling.serve.errors import APIError
+from foundling.serve.formats import format_of
 from foundling.serve.generation import (
     Prompt,
     build_requests,
@@ -90,13 +91,13 @@ def _prepare(server: Server, body: CompletionBody, served: GenerativeModel) -> J
         )
     n_top = check_logprobs(body.logprobs, options, "logprobs", bool(body.logit_bias))
     prompts = [prompt_of(served, _ids(served, text, body.suffix), body.stops) for text in texts]
-    requests, seed = list[Request](), seed_of(body)
+    requests, seed, constraint = list[Request](), seed_of(body), format_of(body.response_format)
     for number, prompt in enumerate(prompts):
         requests += build_requests(
             prompt, body, best_of, seed=sample_seed(seed, number) if number else seed,
             max_tokens=max_tokens_of(served, prompt.ids, 1 if body.max_tokens == 0 else body.max_tokens, options),
             logprobs=0 if n_top is None and best_of > body.n else n_top,
-            prompt_logprobs=n_top if body.echo else None,
+            prompt_logprobs=n_top if body.echo else None, constraint=constraint,
         )  # fmt: skip
     head = head_of("text_completion", "cmpl", served.name, **server.fixed(body, served))
     usage = Usage(prompt_tokens=sum(len(prompt.ids) for prompt in prompts), price=served.price)
@@ -193,7 +194,7 @@ async def _events(job: Job, updates: AsyncGenerator[Update]) -> AsyncGenerator[s
     include_usage = bool(body.stream_options and body.stream_options.include_usage)
     blank = {"usage": None} if include_usage else {}
     prompts = [job.prompts[index // job.best_of] for index in range(len(job.requests))]
-    texts = [Text(prompt.decode, prompt.stop_strings, prompt.ends) for prompt in prompts]
+    texts = [Text(request, prompt.ends) for request, prompt in zip(job.requests, prompts, strict=True)]
     offsets = [0] * len(texts)
     async with contextlib.aclosing(updates):
         async for update in updates:
