@@ -266,6 +266,7 @@ class Engine:
                 self.n_proposed, self.n_accepted = self.n_proposed + n_draft, self.n_accepted + n_accepted
             else:
                 state.append_token(token, logits[-1])
+            state.append_forced_tokens()
         except Exception as error:
             _fail(state.completion, error)
             n_accepted = 0
