@@ -95,7 +95,7 @@ def _prepare(server: Server, body: ChatBody, served: GenerativeModel) -> Chat:
 
 
 def _choice(chat: Chat, index: int, completion: Completion) -> dict[str, Any]:
-    message = chat.form.message(completion.text or "")
+    message = chat.form.message(completion.text or "", cut=completion.finish_reason == "length")
     return {
         "index": index, "message": message, "finish_reason": _reason(completion, message),
         "logprobs": _logprobs(chat, completion.tokens, completion.logprobs, completion.top_logprobs),
@@ -103,7 +103,8 @@ def _choice(chat: Chat, index: int, completion: Completion) -> dict[str, Any]:
 
 
 def _reason(completion: Completion, message: dict[str, Any]) -> str:
-    return "tool_calls" if "tool_calls" in message else FINISH[completion.finish_reason or "stop"]
+    reason = FINISH[completion.finish_reason or "stop"]
+    return "tool_calls" if reason == "stop" and "tool_calls" in message else reason
 
 
 def _logprobs(chat: Chat, tokens: Any, logprobs: Any, top: Any) -> dict[str, Any] | None:
@@ -140,7 +141,7 @@ async def _events(chat: Chat, updates: AsyncGenerator[Update]) -> AsyncGenerator
             if delta or logprobs:
                 yield chunk(index, delta or {"content": ""}, logprobs=logprobs)
             if completion is not None:
-                if rest := answers[index].finish():
+                if rest := answers[index].finish(cut=completion.finish_reason == "length"):
                     yield chunk(index, rest)
                 yield chunk(index, {}, _reason(completion, rest))
     if include_usage:

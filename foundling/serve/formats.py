@@ -87,8 +87,9 @@ class AnswerForm:
             reasoning = reasoning[: len(reasoning) - begun]
         return reasoning.lstrip("\n"), answer.lstrip("\n")
 
-    def message(self, text: str) -> dict[str, Any]:
-        """The message of a whole answer."""
+    def message(self, text: str, *, cut: bool = False) -> dict[str, Any]:
+        """The message of an answer. Of one that was `cut`, calls that are whole count, and a part of a call is left
+        out: nobody can use it."""
         reasoning, answer = self.split(text)
         if reasoning is None:
             answer = text
@@ -96,6 +97,9 @@ class AnswerForm:
         if reasoning is not None:
             message["reasoning_content"] = reasoning
         if self.tools:
+            closing = STYLES[self.style].closing
+            if cut and closing and closing in answer:
+                answer = answer[: answer.rindex(closing) + len(closing)]
             content, calls = parse_tool_calls(answer, self.style)
             if calls:
                 message |= {"content": content or None, "tool_calls": [_call(*call) for call in calls]}
@@ -132,9 +136,9 @@ class AnswerStream:
             answer = answer[: shown_length(answer, self.form.style)]
         return self._delta(reasoning or "", answer)
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self, *, cut: bool) -> dict[str, Any]:
         """What is left, calls included."""
-        message = self.form.message(self.text)
+        message = self.form.message(self.text, cut=cut)
         delta = self._delta(message.get("reasoning_content") or "", message["content"] or "")
         calls = message.get("tool_calls", [])
         return delta | ({"tool_calls": [{"index": i, **call} for i, call in enumerate(calls)]} if calls else {})
