@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from foundling.decode.request import Completion, Request
 from foundling.serve.errors import APIError
-from foundling.serve.formats import AnswerForm, AnswerStream
+from foundling.serve.formats import AnswerForm, AnswerStream, check_answers
 from foundling.serve.generation import (
     Prompt,
     build_requests,
@@ -65,6 +65,7 @@ async def create_chat(server: Server, body: ChatBody, http: HTTPRequest) -> Resp
         return event_stream(server, http, _events(chat, updates), chat.usage)
     completions = await until_gone(http, served.worker.run(chat.requests), server.options.request_timeout)
     check_finished(completions)
+    await check_answers(chat.form.constraint, completions)
     count_usage([chat.prompt], completions, chat.usage)
     server.account(http, chat.usage)
     choices = [_choice(chat, index, completion) for index, completion in enumerate(completions)]
@@ -136,11 +137,13 @@ async def _events(chat: Chat, updates: AsyncGenerator[Update]) -> AsyncGenerator
             chat.usage.completion_tokens += len(update.tokens)
             if completion is not None:
                 text.finish(completion.text or "")
+                chat.usage.cached_tokens += completion.n_shared
             delta = answers[index].add(text.take())
             logprobs = _logprobs(chat, update.tokens, update.logprobs, update.top_logprobs) if update.tokens else None
             if delta or logprobs:
                 yield chunk(index, delta or {"content": ""}, logprobs=logprobs)
             if completion is not None:
+                await check_answers(chat.form.constraint, [completion])
                 if rest := answers[index].finish(cut=completion.finish_reason == "length"):
                     yield chunk(index, rest)
                 yield chunk(index, {}, _reason(completion, rest))

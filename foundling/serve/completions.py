@@ -13,9 +13,10 @@ from typing import Any
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 
+from foundling.decode.constrain.constraint import Constraint
 from foundling.decode.request import Completion, Request, sample_seed
 from foundling.serve.errors import APIError
-from foundling.serve.formats import format_of
+from foundling.serve.formats import check_answers, format_of
 from foundling.serve.generation import (
     Prompt,
     build_requests,
@@ -50,6 +51,7 @@ class Job:
     best_of: int
     head: Head
     usage: Usage
+    constraint: Constraint | None
 
 
 async def create_completion(server: Server, body: CompletionBody, http: HTTPRequest) -> Response:
@@ -63,6 +65,7 @@ async def create_completion(server: Server, body: CompletionBody, http: HTTPRequ
         return event_stream(server, http, _events(job, updates), job.usage)
     completions = await until_gone(http, served.worker.run(job.requests), server.options.request_timeout)
     check_finished(completions)
+    await check_answers(job.constraint, completions)
     count_usage(job.prompts, completions, job.usage)
     chosen = await _choose(job, completions)
     server.account(http, job.usage)
@@ -101,7 +104,7 @@ def _prepare(server: Server, body: CompletionBody, served: GenerativeModel) -> J
         )  # fmt: skip
     head = head_of("text_completion", "cmpl", served.name, **server.fixed(body, served))
     usage = Usage(prompt_tokens=sum(len(prompt.ids) for prompt in prompts), price=served.price)
-    return Job(server, body, served, prompts, requests, best_of, head, usage)
+    return Job(server, body, served, prompts, requests, best_of, head, usage, constraint)
 
 
 def _ids(served: GenerativeModel, text: str | list[int], suffix: str | None) -> list[int]:
@@ -203,7 +206,9 @@ async def _events(job: Job, updates: AsyncGenerator[Update]) -> AsyncGenerator[s
             text.append(update.tokens)
             job.usage.completion_tokens += len(update.tokens)
             if completion is not None:
+                await check_answers(job.constraint, [completion])
                 text.finish(completion.text or "")
+                job.usage.cached_tokens += completion.n_shared
             content, logprobs = text.take(), None
             if body.logprobs is not None and update.tokens:
                 legacy = _Legacy(prompts[index])

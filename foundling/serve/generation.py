@@ -162,6 +162,7 @@ def check_finished(completions: Sequence[Completion]) -> None:
 def count_usage(prompts: Sequence[Prompt], completions: Sequence[Completion], usage: Usage) -> None:
     usage.prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
     usage.completion_tokens = sum(len(completion.tokens) for completion in completions)
+    usage.cached_tokens = sum(completion.n_shared for completion in completions)
 
 
 async def until_gone(http: HTTPRequest, awaitable: Awaitable[T], seconds: float) -> T:

@@ -273,6 +273,7 @@ class Engine:
         new = state.completion.tokens[before:]
         sequence.tokens += new
         if state.finished:
+            state.completion.n_shared = sequence.n_shared
             self._remove(request_id)
         else:
             self.scheduler.on_computed(sequence, chunk.n_tokens - n_draft + n_accepted)
