@@ -18,6 +18,7 @@ from foundling.serve import errors
 from foundling.serve.chat import create_chat
 from foundling.serve.completions import create_completion
 from foundling.serve.guard import Guard
+from foundling.serve.login import login_router
 from foundling.serve.models import GenerativeModel, ServedModel
 from foundling.serve.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from foundling.serve.server import Server
@@ -53,10 +54,11 @@ def build_app(server: Server, routers: Sequence[APIRouter] = (), log: Callable[[
     app = FastAPI(title="Foundling", version=release(), lifespan=lifespan, docs_url=None, redoc_url=None,
                   responses=ERRORS, redirect_slashes=False)  # fmt: skip
     errors.install(app)
-    for router in (_generation(server), _models(server), _service(server), *routers):
+    sessions = Sessions()
+    for router in (_generation(server), _models(server), _service(server), login_router(server, sessions), *routers):
         app.include_router(router)
     _describe_errors(app)
-    return Guard(app, server, Sessions(), log)
+    return Guard(app, server, sessions, log)
 
 
 def _generation(server: Server) -> APIRouter:

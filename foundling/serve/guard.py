@@ -10,7 +10,6 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,13 +18,16 @@ from foundling.runtime.files import is_shallow
 from foundling.serve.errors import APIError, as_api_error
 from foundling.serve.generation import ClientGone
 from foundling.serve.keys import ANYONE, Caller
+from foundling.serve.login import session_token
 from foundling.serve.server import Record, Server
-from foundling.serve.sessions import COOKIE, Sessions
+from foundling.serve.sessions import Sessions
 
 logger = logging.getLogger("foundling.serve")
 OPEN = {"/health"}
 """the only route that asks for no key"""
 LOGIN = "/login"
+LOGIN_BYTES = 4096
+"""of what anybody may send"""
 UPLOADS = "/v1/files"
 BODY_SECONDS = 30.0
 """that a client has to send a body in"""
@@ -125,17 +127,14 @@ class Guard:
         if value:
             scheme, _, key = value.partition(" ")
             return keys.identify(key.strip()) if scheme.lower() == "bearer" else None
-        try:
-            cookie = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1")).get(COOKIE)
-        except CookieError:
-            return None
-        key = self.sessions.key_of(cookie.value) if cookie else None
+        token = session_token(headers.get(b"cookie", b"").decode("latin-1"))
+        key = self.sessions.key_of(token) if token else None
         return keys.identify(key) if key else None
 
     async def _bounded(self, scope: Scope, receive: Receive, headers: dict[bytes, bytes]) -> Receive:
         """Reads the whole body, which has a limit, before anything is done with it. Uploads go through in parts."""
         options, upload = self.server.options, scope["path"] == UPLOADS and scope["method"] == "POST"
-        limit = options.max_upload if upload else options.max_body
+        limit = options.max_upload if upload else LOGIN_BYTES if scope["path"] == LOGIN else options.max_body
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length[:20]) > limit:
             raise _too_large(limit)

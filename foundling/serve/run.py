@@ -31,6 +31,9 @@ class _Uvicorn(uvicorn.Server):
         super().__init__(config)
         self.foundling = server
 
+    def stop(self) -> None:
+        self.foundling.stopping = self.should_exit = True
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():
@@ -38,10 +41,9 @@ class _Uvicorn(uvicorn.Server):
             return
 
         def stop(number: int, frame: FrameType | None) -> None:
-            self.foundling.stopping = True
             if self.should_exit:
                 self.force_exit = True
-            self.should_exit = True
+            self.stop()
 
         before = {number: signal.signal(number, stop) for number in STOPS}
         try:
@@ -90,7 +92,10 @@ def serve(
             h11_max_incomplete_event_size=HEADER_BYTES, limit_concurrency=server.options.max_connections,
             timeout_graceful_shutdown=int(max(1, server.options.shutdown_seconds)), timeout_keep_alive=30,
         )  # fmt: skip
+        running = _Uvicorn(config, server)
+        loop = asyncio.get_running_loop()
+        server.stop = lambda: loop.call_soon_threadsafe(running.stop)
         on_ready(url)
-        await _Uvicorn(config, server).serve(sockets=[listener])
+        await running.serve(sockets=[listener])
 
     asyncio.run(main())

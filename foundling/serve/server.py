@@ -38,6 +38,8 @@ class Server:
         self.limiter, self.metrics = Limiter(), Metrics()
         self.stopping = False
         """whether no further request begins"""
+        self.stop: Callable[[], object] = lambda: None
+        """ends the server as the first signal does; any thread may call it"""
 
     # --- of one request ----------------------------------------------------------------------------------------------
 
