@@ -73,7 +73,7 @@ class AnswerForm:
             raise APIError(400, "response_format and tools exclude each other; use tool_choice none", param="tools")
         self.constraint = self._tools(body, choice) if self.tools else format_of(body.response_format)
         if self.constraint is not None and THINK[1] in template and not end.endswith(THINK[1]):
-            self.constraint = constraints.after_reasoning(self.constraint, *THINK)
+            self.constraint = constraints.after_reasoning(self.constraint, "" if self.opened else THINK[0], THINK[1])
 
     def _tools(self, body: ChatBody, choice: Any) -> Constraint:
         tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []]

@@ -105,6 +105,12 @@ def _key_of(body: bytes, form: bool) -> str:
 def _set_cookie(answer: Response, http: HTTPRequest, token: str, seconds: int) -> None:
     """Scripts cannot read it, other sites' pages cannot send it, and over TLS it never leaves TLS."""
     answer.set_cookie(
-        COOKIE, token, max_age=seconds, path="/", httponly=True, samesite="strict", secure=http.scope["scheme"] == "https"
+        COOKIE,
+        token,
+        max_age=seconds,
+        path="/",
+        httponly=True,
+        samesite="strict",
+        secure=http.scope["scheme"] == "https",
     )
     answer.headers["Cache-Control"] = "no-store"

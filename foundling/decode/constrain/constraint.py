@@ -75,9 +75,9 @@ def _resolve(grammar: str, marks: Sequence[str], write_mark: Callable[[str], str
 
 def after_reasoning(constraint: Constraint, opening: str = "<think>", closing: str = "</think>") -> Constraint:
     """Free text up to `closing`, at most two line breaks, then what is constrained. The answer may begin with `opening`
-    or not: many chat templates put it before the answer."""
-    if not opening or not closing:
-        raise GenerationError("the marks of reasoning are texts that are not empty")
+    or not: many chat templates put it before the answer. `opening` "": they have put it there."""
+    if not closing:
+        raise GenerationError("the mark that closes the reasoning is empty; give its text")
     return replace(constraint, reasoning=(opening, closing))
 
 
