@@ -86,7 +86,7 @@ def _prepare(server: Server, body: ChatBody, served: GenerativeModel) -> Chat:
     ids = served.framing.chat(messages, tools=tools or None)
     prompt = prompt_of(served, ids, body.stops)
     limit = max_tokens_of(served, ids, body.limit, server.options)
-    form = AnswerForm(body, served, prompt.decode.before)
+    form = AnswerForm(body, served, ids)
     requests = build_requests(
         prompt, body, body.n, max_tokens=limit, seed=seed_of(body), logprobs=n_top, constraint=form.constraint,
         decode=form.decoder(prompt.decode),

@@ -60,11 +60,12 @@ async def check_answers(constraint: Constraint | None, completions: Sequence[Com
 
 
 class AnswerForm:
-    """How the answer of a chat is constrained and read. `before`: the text of the prompt, whose end says whether the
-    model reasons first."""
+    """How the answer of a chat is constrained and read. `prompt`: its ids, whose end says whether the model reasons
+    first."""
 
-    def __init__(self, body: ChatBody, served: GenerativeModel, before: str) -> None:
-        template, end = served.tokenizer.chat_template or "", before.rstrip()
+    def __init__(self, body: ChatBody, served: GenerativeModel, prompt: Sequence[int]) -> None:
+        template = served.tokenizer.chat_template or ""
+        end = served.tokenizer.backend.decode(list(prompt[-16:]), skip_special_tokens=False).rstrip()
         choice = "none" if not body.tools else body.tool_choice or "auto"
         self.style, self.tools = style_of(template), choice != "none"
         self.opened = end.endswith(THINK[0])
