@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,10 +14,12 @@ from fastapi import Request as HTTPRequest
 from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
+from foundling.errors import FoundlingError
 from foundling.runtime.release import release
 from foundling.serve import errors
 from foundling.serve.chat import create_chat
 from foundling.serve.completions import create_completion
+from foundling.serve.errors import APIError
 from foundling.serve.guard import Guard
 from foundling.serve.login import login_router
 from foundling.serve.models import GenerativeModel, ServedModel
@@ -25,6 +28,7 @@ from foundling.serve.server import Server
 from foundling.serve.sessions import Sessions
 from foundling.serve.tokens import detokenize, tokenize
 
+logger = logging.getLogger("foundling.serve")
 ERRORS: dict[int | str, Any] = {
     status: {"description": about, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
     for status, about in {
@@ -49,7 +53,7 @@ def build_app(server: Server, routers: Sequence[APIRouter] = (), log: Callable[[
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        await server.pool.close()
+        await server.close()
 
     app = FastAPI(title="Foundling", version=release(), lifespan=lifespan, docs_url=None, redoc_url=None,
                   responses=ERRORS, redirect_slashes=False)  # fmt: skip
@@ -104,7 +108,12 @@ def _models(server: Server) -> APIRouter:
 
     @router.post("/v1/models/{name}/load")
     async def load_model(name: str) -> JSONResponse:
-        entry = await server.pool.load(name)
+        try:
+            entry = await server.pool.load(name)
+        except FoundlingError as error:  # it names directories, which are none of a client's business
+            logger.error("the model %s was not loaded: %s", name, error)
+            message = f"the model {name} could not be loaded; the server's log says why"
+            raise APIError(503, message, param="model", code="model_not_loaded") from None
         return JSONResponse({"id": name, "object": "model.state", "state": entry.state})
 
     @router.post("/v1/models/{name}/unload")

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request as HTTPRequest
@@ -17,24 +18,23 @@ from foundling.serve.errors import APIError
 from foundling.serve.formats import AnswerForm, AnswerStream, check_answers
 from foundling.serve.generation import (
     Prompt,
+    UpdateStream,
     build_requests,
     check_finished,
     check_logprobs,
     check_n,
+    complete,
     count_usage,
-    first_and_rest,
     max_tokens_of,
     prompt_of,
     refuse_error,
     seed_of,
-    until_gone,
 )
 from foundling.serve.models import GenerativeModel
 from foundling.serve.protocol import ChatBody
 from foundling.serve.reply import FINISH, Head, Text, Usage, event, head_of
 from foundling.serve.server import Server
 from foundling.serve.streams import event_stream
-from foundling.serve.worker import Update
 
 
 @dataclass
@@ -57,13 +57,10 @@ class Chat:
 async def create_chat(server: Server, body: ChatBody, http: HTTPRequest) -> Response:
     served = server.generative(body.model, http)
     chat = await asyncio.to_thread(_prepare, server, body, served)
-    server.admit(http, chat.usage)
+    await server.check_quota(http, chat.usage)
     if body.stream:
-        updates = await until_gone(
-            http, first_and_rest(served.worker.stream(chat.requests)), server.options.request_timeout
-        )  # fmt: skip
-        return event_stream(server, http, _events(chat, updates), chat.usage)
-    completions = await until_gone(http, served.worker.run(chat.requests), server.options.request_timeout)
+        return await event_stream(server, http, served, chat.requests, partial(_events, chat), chat.usage)
+    completions = await complete(server, http, served, chat.requests, chat.usage)
     check_finished(completions)
     await check_answers(chat.form.constraint, completions)
     count_usage([chat.prompt], completions, chat.usage)
@@ -114,7 +111,7 @@ def _logprobs(chat: Chat, tokens: Any, logprobs: Any, top: Any) -> dict[str, Any
     return {"content": chat.prompt.texts.content(tokens, logprobs, top), "refusal": None}
 
 
-async def _events(chat: Chat, updates: AsyncGenerator[Update]) -> AsyncGenerator[str]:
+async def _events(chat: Chat, updates: UpdateStream) -> AsyncGenerator[str]:
     """The events of the stream, without its end."""
     head, body = chat.head.as_json("chat.completion.chunk"), chat.body
     include_usage = bool(body.stream_options and body.stream_options.include_usage)

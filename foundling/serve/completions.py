@@ -8,6 +8,7 @@ import contextlib
 import math
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request as HTTPRequest
@@ -19,24 +20,23 @@ from foundling.serve.errors import APIError
 from foundling.serve.formats import check_answers, format_of
 from foundling.serve.generation import (
     Prompt,
+    UpdateStream,
     build_requests,
     check_finished,
     check_logprobs,
     check_n,
+    complete,
     count_usage,
-    first_and_rest,
     max_tokens_of,
     prompt_of,
     refuse_error,
     seed_of,
-    until_gone,
 )
 from foundling.serve.models import GenerativeModel
 from foundling.serve.protocol import CompletionBody
 from foundling.serve.reply import FINISH, Head, Text, Usage, event, finite, head_of
 from foundling.serve.server import Server
 from foundling.serve.streams import event_stream
-from foundling.serve.worker import Update
 
 
 @dataclass
@@ -57,13 +57,10 @@ class Job:
 async def create_completion(server: Server, body: CompletionBody, http: HTTPRequest) -> Response:
     served = server.generative(body.model, http)
     job = await asyncio.to_thread(_prepare, server, body, served)
-    server.admit(http, job.usage)
+    await server.check_quota(http, job.usage)
     if body.stream:
-        updates = await until_gone(
-            http, first_and_rest(served.worker.stream(job.requests)), server.options.request_timeout
-        )  # fmt: skip
-        return event_stream(server, http, _events(job, updates), job.usage)
-    completions = await until_gone(http, served.worker.run(job.requests), server.options.request_timeout)
+        return await event_stream(server, http, served, job.requests, partial(_events, job), job.usage)
+    completions = await complete(server, http, served, job.requests, job.usage)
     check_finished(completions)
     await check_answers(job.constraint, completions)
     count_usage(job.prompts, completions, job.usage)
@@ -192,7 +189,7 @@ class _Legacy:
         }  # fmt: skip
 
 
-async def _events(job: Job, updates: AsyncGenerator[Update]) -> AsyncGenerator[str]:
+async def _events(job: Job, updates: UpdateStream) -> AsyncGenerator[str]:
     head, body = job.head.as_json(), job.body
     include_usage = bool(body.stream_options and body.stream_options.include_usage)
     blank = {"usage": None} if include_usage else {}
