@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import json
+import random
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from foundling.decode.constrain.schema_references import places_of
 from foundling.errors import GenerationError
 from foundling.limits import CONSTRAINT_BYTES, CONSTRAINT_SECONDS
 from foundling.runtime.limited import LimitedProcess, LimitError
 
 if TYPE_CHECKING:
-    from llguidance import LLParserLimits, LLTokenizer
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
     from foundling.decode.constrain.constraint import Constraint
 
@@ -19,8 +22,8 @@ _process = LimitedProcess(
     "foundling.decode.constrain.compilation:compile_here", memory=CONSTRAINT_BYTES.high,
     seconds=CONSTRAINT_SECONDS.high, answer=1 << 16, modules=("llguidance",),
 )  # fmt: skip
-N_STEPS = 256
-"""first tokens that are tried of each grammar, so that one whose steps take too much is refused at once"""
+N_WALKS, N_STEPS = 8, 64
+"""answers of each grammar that are begun, and their bytes, so that one whose steps take too much is refused at once"""
 
 
 def parser_limits() -> LLParserLimits:
@@ -36,6 +39,12 @@ def check_compiles(constraint: Constraint) -> None:
         error = _process.call(constraint.resolve(lambda _: None))
     except LimitError as limit:
         raise GenerationError(f"{constraint.name} takes too much to compile ({limit}); simplify it") from None
+    if "oneOf" in error and constraint.kind in ("json_schema", "tools"):
+        places = ", ".join(places_of("oneOf", json.loads(constraint.source))[:3])
+        raise GenerationError(
+            f"oneOf at {places} is not supported: that exactly one alternative holds is sure only where they differ in "
+            "type or in a constant property that all require; use anyOf"
+        )
     if error:
         raise GenerationError(f"{constraint.name} cannot be compiled: {error}")
 
@@ -47,19 +56,22 @@ def compile_here(grammar: str) -> str:
     matcher = LLMatcher(_byte_tokenizer(), grammar, log_level=0, limits=parser_limits())
     if matcher.is_error():
         return _first_line(matcher.get_error())
+    for walk in range(N_WALKS):
+        if error := _walk(matcher.deep_copy(), random.Random(walk)):
+            return _first_line(error)
+    return ""
+
+
+def _walk(matcher: LLMatcher, draw: random.Random) -> str:
     for _ in range(N_STEPS):
+        bits = matcher.compute_bitmask()
+        allowed = [8 * at + bit for at, byte in enumerate(bits[:32]) if byte for bit in range(8) if byte >> bit & 1]
+        if matcher.is_error() or not allowed:
+            break
+        matcher.consume_token(draw.choice(allowed))
         if matcher.is_stopped():
             break
-        bits: Any = matcher.compute_bitmask()
-        if matcher.is_error():
-            return _first_line(matcher.get_error())
-        token = next((8 * at + byte.bit_length() - 1 for at, byte in enumerate(bits) if byte), 256)
-        if token >= 256:
-            break
-        matcher.consume_token(token)
-    if matcher.is_error():
-        return _first_line(matcher.get_error())
-    return ""
+    return matcher.get_error()
 
 
 @cache

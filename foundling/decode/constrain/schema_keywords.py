@@ -15,7 +15,7 @@ from foundling.decode.constrain.formats import FORMATS
 from foundling.decode.constrain.patterns import translate_pattern
 from foundling.decode.constrain.schema_references import References, path_of
 from foundling.decode.constrain.schema_values import (
-    check_enumerated, check_numbers, count, numeric_bounds, positive_multiple,
+    check_enumerated, check_numbers, close_bounds, count, numeric_bounds, positive_multiple,
 )  # fmt: skip
 from foundling.errors import GenerationError
 from foundling.limits import JSON_DEPTH, PATTERN_CHARS, shown
@@ -131,6 +131,8 @@ class _Normalizer:
 
     def narrowed(self, node: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
         """With what the schema leaves open closed, where it stands alone."""
+        named = node.get("type", [])
+        close_bounds(node, [named] if isinstance(named, str) else named)
         if node.keys() & {"enum", "const"}:
             return node
         combined = path in self.references.combined

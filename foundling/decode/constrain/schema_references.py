@@ -27,6 +27,13 @@ def path_of(path: Path) -> str:
     return "$" + "".join(f".{p}" if re.fullmatch(r"[A-Za-z_$][\w$-]*", p) else f"[{p if p.isdecimal() else shown(p)}]" for p in path)
 
 
+def places_of(keyword: str, value: Any, path: Path = ()) -> list[str]:
+    """Where a keyword stands, as JSON paths."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found = [path_of((*path, keyword))] if isinstance(value, dict) and keyword in value else []
+    return found + [place for key, part in parts for place in places_of(keyword, part, (*path, str(key)))]
+
+
 class References:
     def __init__(self, schema: Any, draft: int) -> None:
         self.schema, self.draft = schema, draft

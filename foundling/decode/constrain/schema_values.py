@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -53,6 +55,23 @@ def numeric_bounds(node: dict[str, Any], types: list[str]) -> None:
             node["minimum"] = -LARGEST
         if not node.keys() & {"maximum", "exclusiveMaximum"}:
             node["maximum"] = LARGEST
+
+
+def close_bounds(node: dict[str, Any], types: list[str]) -> None:
+    """Turns bounds that are excluded into the next ones that are not, a whole number or a billionth further: llguidance
+    1.9 admits 0 for a number above 0 and below 0.5."""
+    for excluded, plain, sign in (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1)):
+        if excluded not in node:
+            continue
+        value = Decimal(repr(node.pop(excluded)))
+        if types == ["integer"]:
+            whole = math.floor(value) if sign > 0 else math.ceil(value)
+            bound: int | float = whole + sign
+        else:
+            steps = (float(value + sign * Decimal(1).scaleb(-n)) for n in range(DECIMALS, -1, -1))
+            bound = next(step for step in steps if sign * (Decimal(repr(step)) - value) > 0)
+        pick = max if sign > 0 else min
+        node[plain] = pick(bound, node[plain]) if plain in node else bound
 
 
 def check_enumerated(value: Any, path: tuple[str, ...]) -> None:
