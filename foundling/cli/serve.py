@@ -83,6 +83,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(f"serving needs {missing[0]}: pip install 'foundling[serve]'")
     from foundling.serve.app import build_app, watch_metrics
     from foundling.serve.keys import KeyFile, KeyStore
+    from foundling.serve.playground import playground_router
     from foundling.serve.pool import ModelPool
     from foundling.serve.run import check_exposure, listen, serve
     from foundling.serve.server import Server
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     def ready(url: str) -> None:
         say(f"serving {', '.join(pool.names)} at {url}" + ("" if store.required else " (this machine alone)"))
 
-    serve(server, build_app(server, log=note), listener, ready)
+    serve(server, build_app(server, [playground_router(server)], log=note), listener, ready)
     return {"models": pool.names}
 
 
