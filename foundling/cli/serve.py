@@ -104,6 +104,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from foundling.serve.key_file import KeyFile
     from foundling.serve.keys import KeyStore
     from foundling.serve.log import LogWriter
+    from foundling.serve.playground import playground_router
     from foundling.serve.pool import ModelPool
     from foundling.serve.run import check_exposure, listen, serve
     from foundling.serve.server import Server
@@ -124,7 +125,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     log = LogWriter(note)
     try:
-        serve(server, build_app(server, [jobs_router(server, state)], log=log), listener, ready)
+        serve(
+            server, build_app(server, [jobs_router(server, state), playground_router(server)], log=log), listener, ready
+        )
     finally:
         log.close()
     return {"models": pool.names}

@@ -45,7 +45,9 @@ def test_texts_are_those_of_the_library(live: Live, directories, name: str) -> N
         expected = generator.chat(as_templates_see, n=3, seed=7, max_tokens=20, logprobs=2)
         reply = ask(live, name, messages, n=3, seed=7, max_tokens=20, logprobs=True, top_logprobs=2, **sampling)
         assert [c.message.content for c in reply.choices] == [one["text"] for one in expected]
-        assert [c.index for c in reply.choices] == [0, 1, 2] and {c.message.role for c in reply.choices} == {"assistant"}
+        assert [c.index for c in reply.choices] == [0, 1, 2] and {c.message.role for c in reply.choices} == {
+            "assistant"
+        }
         assert {c.finish_reason for c in reply.choices} == {"length"}
         n_prompt = len(generator.framing.chat(as_templates_see))
         assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (n_prompt, 60)

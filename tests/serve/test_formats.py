@@ -88,7 +88,9 @@ def test_a_schema_is_followed_by_every_kind_of_model(live: Live, model: str) -> 
     ],
 )
 def test_other_forms(live: Live, form: Any, fits: Any) -> None:
-    options = {"response_format": form, "temperature": 0} if form["type"] == "json_object" else {"response_format": form}
+    options = (
+        {"response_format": form, "temperature": 0} if form["type"] == "json_object" else {"response_format": form}
+    )
     choice = ask(live, **options)
     assert choice.finish_reason == "length" or fits(choice.message.content)
     assert form["type"] in ("json_object", "text") or choice.finish_reason == "stop"
@@ -175,7 +177,14 @@ def test_deltas_never_take_back_what_was_sent() -> None:
     form: Any = object.__new__(AnswerForm)
     form.__dict__.update(vars(Form) | {"tools": True, "style": "hermes", "opened": False})
     call = '<tool_call>\n{"name": "sit", "arguments": {"where": "mat"}}\n</tool_call>'
-    for text in ("plain", f"first {call}", f"<think>\nwhy\n</think>\n\nso {call}", "<think>\nnever", "a <tool_cat", "<thin"):
+    for text in (
+        "plain",
+        f"first {call}",
+        f"<think>\nwhy\n</think>\n\nso {call}",
+        "<think>\nnever",
+        "a <tool_cat",
+        "<thin",
+    ):
         message = form.message(text)
         for size in (1, 2, 3, 7, 1000):
             stream, sums = AnswerStream(form), {"content": "", "reasoning_content": ""}

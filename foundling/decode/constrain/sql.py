@@ -102,7 +102,9 @@ def identifier(name: str) -> str:
 
 def _check(schema: Schema) -> None:
     if not isinstance(schema, Mapping) or not schema or not all(isinstance(c, Mapping) and c for c in schema.values()):
-        raise GenerationError(f"the schema is {shown(schema)}; expected {{table: {{column: type}}}}, at least one of each")
+        raise GenerationError(
+            f"the schema is {shown(schema)}; expected {{table: {{column: type}}}}, at least one of each"
+        )
     SQL_TABLES.check(len(schema), "the number of tables", GenerationError)
     SQL_COLUMNS.check(sum(map(len, schema.values())), "the number of columns", GenerationError)
     for name in itertools.chain(schema, *schema.values()):
@@ -195,7 +197,7 @@ def _numeric(i: int, scope: Scope) -> list[str]:
         f'aggregate_{i}: "COUNT(" ("*" | "DISTINCT "? COLUMN_{i}) ")" | ("AVG(" | "SUM(" | "MIN(" | "MAX(") '
         f'"DISTINCT "? sum_{i} ")"',
         f"value_{i}: factor_{i} (OP factor_{i}){{0,{OPERATIONS}}}",
-        f"factor_{i}: atom_{i} | \"(\" atom_{i} OP atom_{i} \")\"",
+        f'factor_{i}: atom_{i} | "(" atom_{i} OP atom_{i} ")"',
         f"atom_{i}: term_{i} | aggregate_{i}",
     ]
     return rules
@@ -248,7 +250,10 @@ def _subqueries(scopes: list[Scope]) -> list[str]:
         "only_number: " + each("aggregate", [*range(len(scopes))]),
     ]
     if with_numbers:
-        rules += ["first_number: " + each("NUMBER", with_numbers, first), "some_numbers: " + each("NUMBER", with_numbers)]
+        rules += [
+            "first_number: " + each("NUMBER", with_numbers, first),
+            "some_numbers: " + each("NUMBER", with_numbers),
+        ]
     if with_texts:
         rules += [
             'one_text: "(" first_text ")"',
