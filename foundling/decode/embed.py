@@ -59,12 +59,18 @@ class TextEmbedder:
         rows = self.tokenizer.encode_batch(texts)
         return [Encoded([*before, *ids[:available], *after], [], len(ids) > available) for ids in rows]
 
-    @torch.inference_mode()
     def embed(self, texts: Sequence[str], *, batch_size: int = BATCH_SIZE) -> Iterator[tuple[int, Tensor, int]]:
         """(index of the text, (D,) float32 on the CPU, tokens), the shortest texts first. GenerationError for vectors
         that are not finite."""
-        encoded, device = self.encode(texts), next(self.model.parameters()).device
-        rows = [[*self._spec.virtual, *(one.ids or [self.tokenizer.eos])] for one in encoded]
+        yield from self.embed_ids([one.ids for one in self.encode(texts)], batch_size=batch_size)
+
+    @torch.inference_mode()
+    def embed_ids(
+        self, ids: Sequence[Sequence[int]], *, batch_size: int = BATCH_SIZE
+    ) -> Iterator[tuple[int, Tensor, int]]:
+        """As `embed`, of texts as `encode` gives them, special tokens included, at most `longest` ids each."""
+        device = next(self.model.parameters()).device
+        rows = [[*self._spec.virtual, *(one or [self.tokenizer.eos])] for one in ids]
         for chosen in groups_within([len(row) for row in rows], batch_size, TOKENS_AT_ONCE):
             longest = max(len(rows[i]) for i in chosen)
             width = min(-(-longest // WIDTHS) * WIDTHS, self.model.config.max_seq_len)

@@ -24,7 +24,7 @@ from foundling.serve.guard import Guard
 from foundling.serve.login import login_router
 from foundling.serve.models import GenerativeModel, ServedModel
 from foundling.serve.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
-from foundling.serve.server import Server
+from foundling.serve.server import Server, record_of
 from foundling.serve.sessions import Sessions
 from foundling.serve.tokens import detokenize, tokenize
 
@@ -99,17 +99,18 @@ def _models(server: Server) -> APIRouter:
     router = APIRouter()
 
     @router.get("/v1/models")
-    async def list_models() -> JSONResponse:
-        return JSONResponse({"object": "list", "data": [about_model(server, one) for one in server.pool.loaded]})
+    async def list_models(http: HTTPRequest) -> JSONResponse:
+        loaded = server.pool.loaded_for(record_of(http).caller.owner)
+        return JSONResponse({"object": "list", "data": [about_model(server, one) for one in loaded]})
 
     @router.get("/v1/models/{name}")
     async def retrieve_model(name: str, http: HTTPRequest) -> JSONResponse:
         return JSONResponse(about_model(server, server.model(name, http)))
 
     @router.post("/v1/models/{name}/load")
-    async def load_model(name: str) -> JSONResponse:
+    async def load_model(name: str, http: HTTPRequest) -> JSONResponse:
         try:
-            entry = await server.pool.load(name)
+            entry = await server.pool.load(name, record_of(http).caller.owner)
         except FoundlingError as error:  # it names directories, which are none of a client's business
             logger.error("the model %s was not loaded: %s", name, error)
             message = f"the model {name} could not be loaded; the server's log says why"
@@ -117,8 +118,8 @@ def _models(server: Server) -> APIRouter:
         return JSONResponse({"id": name, "object": "model.state", "state": entry.state})
 
     @router.post("/v1/models/{name}/unload")
-    async def unload_model(name: str) -> JSONResponse:
-        entry = await server.pool.unload(name)
+    async def unload_model(name: str, http: HTTPRequest) -> JSONResponse:
+        entry = await server.pool.unload(name, record_of(http).caller.owner)
         return JSONResponse({"id": name, "object": "model.state", "state": entry.state})
 
     return router

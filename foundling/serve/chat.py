@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from foundling.decode.request import Completion, Request
 from foundling.serve.errors import APIError
+from foundling.serve.formats import AnswerForm, AnswerStream, check_answers
 from foundling.serve.generation import (
     Prompt,
     UpdateStream,
@@ -46,6 +47,7 @@ class Chat:
     requests: list[Request]
     head: Head
     usage: Usage
+    form: AnswerForm
 
     @property
     def served(self) -> GenerativeModel:
@@ -60,6 +62,7 @@ async def create_chat(server: Server, body: ChatBody, http: HTTPRequest) -> Resp
         return await event_stream(server, http, served, chat.requests, partial(_events, chat), chat.usage)
     completions = await complete(server, http, served, chat.requests, chat.usage)
     check_finished(completions)
+    await check_answers(chat.form.constraint, completions)
     count_usage([chat.prompt], completions, chat.usage)
     server.account(http, chat.usage)
     choices = [_choice(chat, index, completion) for index, completion in enumerate(completions)]
@@ -80,17 +83,26 @@ def _prepare(server: Server, body: ChatBody, served: GenerativeModel) -> Chat:
     ids = served.framing.chat(messages, tools=tools or None)
     prompt = prompt_of(served, ids, body.stops)
     limit = max_tokens_of(served, ids, body.limit, server.options, "messages")
-    requests = build_requests(prompt, body, body.n, max_tokens=limit, seed=seed_of(body), logprobs=n_top)
+    form = AnswerForm(body, served, ids)
+    requests = build_requests(
+        prompt, body, body.n, max_tokens=limit, seed=seed_of(body), logprobs=n_top, constraint=form.constraint,
+        decode=form.decoder(prompt.decode),
+    )  # fmt: skip
     head = head_of("chat.completion", "chatcmpl", served.name, **server.fixed(body, served))
-    return Chat(server, body, prompt, requests, head, Usage(prompt_tokens=len(ids), price=served.price))
+    return Chat(server, body, prompt, requests, head, Usage(prompt_tokens=len(ids), price=served.price), form)
 
 
 def _choice(chat: Chat, index: int, completion: Completion) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": completion.text, "refusal": None}
+    message = chat.form.message(completion.text or "", cut=completion.finish_reason == "length")
     return {
-        "index": index, "message": message, "finish_reason": FINISH[completion.finish_reason or "stop"],
+        "index": index, "message": message, "finish_reason": _reason(completion, message),
         "logprobs": _logprobs(chat, completion.tokens, completion.logprobs, completion.top_logprobs),
     }  # fmt: skip
+
+
+def _reason(completion: Completion, message: dict[str, Any]) -> str:
+    reason = FINISH[completion.finish_reason or "stop"]
+    return "tool_calls" if reason == "stop" and "tool_calls" in message else reason
 
 
 def _logprobs(chat: Chat, tokens: Any, logprobs: Any, top: Any) -> dict[str, Any] | None:
@@ -109,8 +121,8 @@ async def _events(chat: Chat, updates: UpdateStream) -> AsyncGenerator[str]:
         choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
         return event(head | {"choices": [choice]} | blank)
 
-    texts = [Text(chat.prompt.decode, chat.prompt.stop_strings, chat.prompt.ends) for _ in chat.requests]
-    begun = set[int]()
+    texts = [Text(request, chat.prompt.ends) for request in chat.requests]
+    answers, begun = [AnswerStream(chat.form) for _ in chat.requests], set[int]()
     async with contextlib.aclosing(updates):
         async for update in updates:
             refuse_error(update.completion)
@@ -122,11 +134,15 @@ async def _events(chat: Chat, updates: UpdateStream) -> AsyncGenerator[str]:
             chat.usage.completion_tokens += len(update.tokens)
             if completion is not None:
                 text.finish(completion.text or "")
-            content = text.take()
+                chat.usage.cached_tokens += completion.n_shared
+            delta = answers[index].add(text.take())
             logprobs = _logprobs(chat, update.tokens, update.logprobs, update.top_logprobs) if update.tokens else None
-            if content or logprobs:
-                yield chunk(index, {"content": content}, logprobs=logprobs)
+            if delta or logprobs:
+                yield chunk(index, delta or {"content": ""}, logprobs=logprobs)
             if completion is not None:
-                yield chunk(index, {}, FINISH[completion.finish_reason or "stop"])
+                await check_answers(chat.form.constraint, [completion])
+                if rest := answers[index].finish(cut=completion.finish_reason == "length"):
+                    yield chunk(index, rest)
+                yield chunk(index, {}, _reason(completion, rest))
     if include_usage:
         yield event(head | {"choices": [], "usage": chat.usage.as_json()})

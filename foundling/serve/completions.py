@@ -14,8 +14,10 @@ from typing import Any
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 
+from foundling.decode.constrain.constraint import Constraint
 from foundling.decode.request import Completion, Request, sample_seed
 from foundling.serve.errors import APIError
+from foundling.serve.formats import check_answers, format_of
 from foundling.serve.generation import (
     Prompt,
     UpdateStream,
@@ -49,6 +51,7 @@ class Job:
     best_of: int
     head: Head
     usage: Usage
+    constraint: Constraint | None
 
 
 async def create_completion(server: Server, body: CompletionBody, http: HTTPRequest) -> Response:
@@ -59,6 +62,7 @@ async def create_completion(server: Server, body: CompletionBody, http: HTTPRequ
         return await event_stream(server, http, served, job.requests, partial(_events, job), job.usage)
     completions = await complete(server, http, served, job.requests, job.usage)
     check_finished(completions)
+    await check_answers(job.constraint, completions)
     count_usage(job.prompts, completions, job.usage)
     chosen = await _choose(job, completions)
     server.account(http, job.usage)
@@ -87,7 +91,7 @@ def _prepare(server: Server, body: CompletionBody, served: GenerativeModel) -> J
         )
     n_top = check_logprobs(body.logprobs, options, "logprobs", bool(body.logit_bias))
     prompts = [prompt_of(served, _ids(served, text, body.suffix), body.stops) for text in texts]
-    requests, seed = list[Request](), seed_of(body)
+    requests, seed, constraint = list[Request](), seed_of(body), format_of(body.response_format)
     for number, prompt in enumerate(prompts):
         requests += build_requests(
             prompt, body, best_of, seed=sample_seed(seed, number) if number else seed,
@@ -95,11 +99,11 @@ def _prepare(server: Server, body: CompletionBody, served: GenerativeModel) -> J
                 served, prompt.ids, 1 if body.max_tokens == 0 else body.max_tokens, options, "prompt"
             ),
             logprobs=0 if n_top is None and best_of > body.n else n_top,
-            prompt_logprobs=n_top if body.echo else None,
+            prompt_logprobs=n_top if body.echo else None, constraint=constraint,
         )  # fmt: skip
     head = head_of("text_completion", "cmpl", served.name, **server.fixed(body, served))
     usage = Usage(prompt_tokens=sum(len(prompt.ids) for prompt in prompts), price=served.price)
-    return Job(server, body, served, prompts, requests, best_of, head, usage)
+    return Job(server, body, served, prompts, requests, best_of, head, usage, constraint)
 
 
 def _ids(served: GenerativeModel, text: str | list[int], suffix: str | None) -> list[int]:
@@ -192,7 +196,7 @@ async def _events(job: Job, updates: UpdateStream) -> AsyncGenerator[str]:
     include_usage = bool(body.stream_options and body.stream_options.include_usage)
     blank = {"usage": None} if include_usage else {}
     prompts = [job.prompts[index // job.best_of] for index in range(len(job.requests))]
-    texts = [Text(prompt.decode, prompt.stop_strings, prompt.ends) for prompt in prompts]
+    texts = [Text(request, prompt.ends) for request, prompt in zip(job.requests, prompts, strict=True)]
     offsets = [0] * len(texts)
     async with contextlib.aclosing(updates):
         async for update in updates:
@@ -201,7 +205,9 @@ async def _events(job: Job, updates: UpdateStream) -> AsyncGenerator[str]:
             text.append(update.tokens)
             job.usage.completion_tokens += len(update.tokens)
             if completion is not None:
+                await check_answers(job.constraint, [completion])
                 text.finish(completion.text or "")
+                job.usage.cached_tokens += completion.n_shared
             content, logprobs = text.take(), None
             if body.logprobs is not None and update.tokens:
                 legacy = _Legacy(prompts[index])

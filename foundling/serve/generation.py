@@ -6,12 +6,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from starlette.requests import Request as HTTPRequest
 
+from foundling.decode.constrain.constraint import Constraint
 from foundling.decode.processors import LogitsProcessor
 from foundling.decode.request import Completion, Request, sample_seed
 from foundling.errors import GenerationError
@@ -104,10 +105,17 @@ def build_requests(
     seed: int,
     logprobs: int | None = None,
     prompt_logprobs: int | None = None,
-    processors: Sequence[LogitsProcessor] = (),
+    constraint: Constraint | None = None,
+    decode: Callable[[list[int]], str] | None = None,
 ) -> list[Request]:
-    """`n` completions of one prompt; completion k draws by sample_seed(seed, k)."""
-    served = prompt.served
+    """`n` completions of one prompt; completion k draws by sample_seed(seed, k). GenerationError for a constraint that
+    cannot be compiled."""
+    served, processors, decode = prompt.served, list[LogitsProcessor](), decode or prompt.decode
+    if constraint is not None:
+        constrainer = served.generator.constrainer
+        processors.append(constrainer.processor(constraint))
+        if decode is prompt.decode and not constrainer.decodes_as(served.framing.spec.reads_source):
+            decode = constrainer.decode
     fields: dict[str, Any] = {name: value for name in SAMPLING if (value := getattr(body, name)) is not None}
     if body.logit_bias:
         fields["logit_bias"] = _biases(body.logit_bias, served)
@@ -115,7 +123,7 @@ def build_requests(
     return [
         Request(
             prompt=prompt.ids, max_tokens=max_tokens, sampling=sampling, seed=sample_seed(seed, k), stop=prompt.ends,
-            stop_strings=prompt.stop_strings, decode=prompt.decode, logprobs=logprobs, prompt_logprobs=prompt_logprobs,
+            stop_strings=prompt.stop_strings, decode=decode, logprobs=logprobs, prompt_logprobs=prompt_logprobs,
             processors=processors, adapter=served.adapter,
         )
         for k in range(n)
@@ -152,6 +160,7 @@ def check_finished(completions: Sequence[Completion]) -> None:
 def count_usage(prompts: Sequence[Prompt], completions: Sequence[Completion], usage: Usage) -> None:
     usage.prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
     usage.completion_tokens = sum(len(completion.tokens) for completion in completions)
+    usage.cached_tokens = sum(completion.n_shared for completion in completions)
 
 
 async def complete(

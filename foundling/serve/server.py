@@ -53,7 +53,7 @@ class Server:
 
     def model(self, name: str | None, http: HTTPRequest, kind: type[Any] = ServedModel) -> Any:
         """The model that a request names, noted for the log. APIError where it is unknown or of another kind."""
-        served = self.pool.get(name, kind)
+        served = self.pool.get(name, kind, record_of(http).caller.owner)
         record_of(http).model = served.name
         return served
 

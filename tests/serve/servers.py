@@ -34,11 +34,15 @@ TEXTS = ["the cat sat on the mat and the dog sat on the log", "a small text abou
 KEY = "a-key-for-tests"
 
 
-def save_model(path: Path, name: str = "llama", *, seed: int = 0, max_seq_len: int = 256, d_model: int = 32) -> Path:
+def save_model(
+    path: Path, name: str = "llama", *, seed: int = 0, max_seq_len: int = 256, d_model: int = 32,
+    tokens: Sequence[str] = (),
+) -> Path:  # fmt: skip
     """A random model of a family with a tokenizer that has a chat template and tokens for filling in the middle. Its
     head prefers some tokens by far, so that greedy texts do not hang on the last bit, and never a special token: an
-    answer ends where the request says."""
+    answer ends where the request says. `tokens`: further special ones."""
     tokenizer = Tokenizer.train(TEXTS, 320)
+    tokenizer = tokenizer.with_tokens(tokens) if tokens else tokenizer
     torch.manual_seed(seed)
     model: Any = build(name, **family(name).module.sized(tokenizer.vocab_size, max_seq_len, d_model, 2))
     with torch.no_grad():

@@ -14,7 +14,7 @@ from torch import Tensor
 from foundling.blocks.encoder import Encoder
 from foundling.blocks.layer import PostNormBlock
 from foundling.contracts.objective import Term
-from foundling.decode.native.build import NativeUnavailable
+from foundling.decode.native.build import NativeUnavailable, is_built
 from foundling.decode.native.program import FORMS, LANES, Form, Program, unsupported_layers, unsupported_modules
 from foundling.errors import GenerationError
 
@@ -53,6 +53,22 @@ def native_encoder(model: Any, weights: Form = "int8") -> Any:
         native.__dict__[name] = copy.copy(native.__dict__[name])  # assigning to the copy leaves the model alone
     native.forward_layers = layers.forward_layers
     return native
+
+
+def fastest_encoder(model: Any, weights: str | None = None) -> Any:
+    """Native code where `weights` asks for it, or where it is built already and supports the model, with the weights as
+    they are; else the model itself. GenerationError where it cannot have weights of another type than the model's."""
+    own = str(next(model.parameters()).dtype).removeprefix("torch.")
+    form: Any = weights or own
+    reason = unsupported_reason(model) or ("" if form in FORMS else f"it does not support {form}")
+    try:
+        if not reason and (weights or is_built()):
+            return native_encoder(model, form)
+    except (NativeUnavailable, GenerationError) as error:
+        reason = str(error)
+    if weights not in (None, own):
+        raise GenerationError(f"weights {weights!r} need native code: {reason}")
+    return model
 
 
 class _Layers(Program):
