@@ -89,7 +89,8 @@ def _prepare(server: Server, body: ChatBody, served: GenerativeModel) -> Chat:
         decode=form.decoder(prompt.decode),
     )  # fmt: skip
     head = head_of("chat.completion", "chatcmpl", served.name, **server.fixed(body, served))
-    return Chat(server, body, prompt, requests, head, Usage(prompt_tokens=len(ids), price=served.price), form)
+    usage = Usage(prompt_tokens=len(ids), price=served.price, deterministic=server.options.deterministic)
+    return Chat(server, body, prompt, requests, head, usage, form)
 
 
 def _choice(chat: Chat, index: int, completion: Completion) -> dict[str, Any]:

@@ -102,7 +102,8 @@ def _prepare(server: Server, body: CompletionBody, served: GenerativeModel) -> J
             prompt_logprobs=n_top if body.echo else None, constraint=constraint,
         )  # fmt: skip
     head = head_of("text_completion", "cmpl", served.name, **server.fixed(body, served))
-    usage = Usage(prompt_tokens=sum(len(prompt.ids) for prompt in prompts), price=served.price)
+    n_prompt = sum(len(prompt.ids) for prompt in prompts)
+    usage = Usage(prompt_tokens=n_prompt, price=served.price, deterministic=options.deterministic)
     return Job(server, body, served, prompts, requests, best_of, head, usage, constraint)
 
 

@@ -28,6 +28,8 @@ class Usage:
     completion_tokens: int = 0
     cached_tokens: int = 0
     price: Price | None = None
+    deterministic: bool = False
+    """whether what else was computed must not show: then no token is said to come from the cache"""
 
     @property
     def cost(self) -> float | None:
@@ -38,7 +40,7 @@ class Usage:
         total = self.prompt_tokens + self.completion_tokens
         usage: dict[str, Any] = {
             "prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens, "total_tokens": total,
-            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+            "prompt_tokens_details": {"cached_tokens": 0 if self.deterministic else self.cached_tokens},
         }  # fmt: skip
         if (cost := self.cost) is not None:
             usage["cost"] = round(cost, 10)
