@@ -129,8 +129,7 @@ def matches_schema(value: Any, schema: dict[str, Any] | bool) -> Verdict:
     """Whether a value follows a JSON Schema (draft 2020-12, or the one that `$schema` names). The reason names the
     first violation and its place. DataError for a schema that is none, is too large, or refers to another document;
     ConfigError without the library jsonschema."""
-    if find_spec("jsonschema") is None:
-        raise ConfigError("checking a JSON Schema needs the library jsonschema: pip install 'foundling[verify]'")
+    check_schemas_can_be_checked()
     try:
         size = len(json.dumps(schema, allow_nan=False))
         json.dumps(value, allow_nan=False)
@@ -138,6 +137,12 @@ def matches_schema(value: Any, schema: dict[str, Any] | bool) -> Verdict:
         raise DataError("the value and the schema must be JSON: objects, arrays, texts, numbers, true, false") from None
     PATTERN_CHARS.check(size, "the schema's length", DataError)
     return _check("schema", value, schema)
+
+
+def check_schemas_can_be_checked() -> None:
+    """ConfigError without the library jsonschema."""
+    if find_spec("jsonschema") is None:
+        raise ConfigError("checking a JSON Schema needs the library jsonschema: pip install 'foundling[verify]'")
 
 
 def matches_regex(text: str, pattern: str) -> Verdict:
@@ -181,6 +186,7 @@ def _matches(text: str, constraint: Constraint) -> Verdict:
 
 
 def _follows_schema(value: Any, schema: Any) -> Verdict:
+    check_schemas_can_be_checked()
     verdict = _check("schema", value, normalize_schema(schema, narrow=False))
     return Verdict(verdict.follows, verdict.reason, value)
 

@@ -84,7 +84,7 @@ def paths_agree(family: str, logprobs_of: list[list[int | None]], every: int) ->
     for logprobs in logprobs_of:
         asked = requests_of(constrainer, words, logprobs)[::every]
         plain = complete(model, asked)
-        assert sum(c.finish_reason == "end" for c in plain) >= 0.7 * len(asked)
+        assert sum(c.finish_reason == "end" for c in plain) >= 0.4 * len(asked)
         for request, answer in zip(asked, plain, strict=True):
             if answer.finish_reason == "end":
                 constraint = next(c for c in CONSTRAINTS if constrainer.processor(c) is request.processors[0])
@@ -92,7 +92,10 @@ def paths_agree(family: str, logprobs_of: list[list[int | None]], every: int) ->
         for native in [False, True] if NATIVE else [False]:
             for lookup in (0, 3):
                 engine = Engine(model, EngineOptions(native=None if native else False, max_num_seqs=4, lookup=lookup))
-                for answer, expected in zip(engine.generate(asked), plain, strict=True):
+                for request, answer, expected in zip(asked, engine.generate(asked), plain, strict=True):
+                    if lookup and request.sampling.temperature:  # accepted by other draws, of the same distribution
+                        assert answer.finish_reason in ("end", "length")
+                        continue
                     assert (answer.tokens, answer.finish_reason) == (expected.tokens, expected.finish_reason)
                     if expected.logprobs is not None:
                         assert answer.logprobs == pytest.approx(expected.logprobs, abs=2e-4)
