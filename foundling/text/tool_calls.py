@@ -40,7 +40,11 @@ def style_of(chat_template: str | None) -> str:
     template = chat_template or ""
     if "[TOOL_CALLS]" in template:
         return "mistral"
-    if "<tool_call>" not in template and '"parameters"' in template and ("ipython" in template or "python_tag" in template):
+    if (
+        "<tool_call>" not in template
+        and '"parameters"' in template
+        and ("ipython" in template or "python_tag" in template)
+    ):
         return "llama3"
     return "hermes"
 

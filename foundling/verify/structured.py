@@ -73,7 +73,11 @@ def _read_json(text: str, *, unique: bool) -> Verdict:
         return Verdict(False, f"over {JSON_DEPTH.high} arrays and objects are inside each other")
     try:
         value = json.loads(
-            body, object_pairs_hook=_unique if unique else dict, parse_constant=_refuse, parse_float=_finite, parse_int=_bounded
+            body,
+            object_pairs_hook=_unique if unique else dict,
+            parse_constant=_refuse,
+            parse_float=_finite,
+            parse_int=_bounded,
         )
         json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:

@@ -4,7 +4,18 @@
 import random
 from typing import Any
 
-PATTERNS = ["^[a-f]{1,6}$", "^x", "y$", "z", "^(yes|no)$", "^[^0-9]{2,5}$", r"^\d{3}-\d{2}$", r"^\w+ \w+$", "^a|b$", "(ab)+"]
+PATTERNS = [
+    "^[a-f]{1,6}$",
+    "^x",
+    "y$",
+    "z",
+    "^(yes|no)$",
+    "^[^0-9]{2,5}$",
+    r"^\d{3}-\d{2}$",
+    r"^\w+ \w+$",
+    "^a|b$",
+    "(ab)+",
+]
 FORMATS = ["date", "time", "date-time", "duration", "email", "ipv4", "ipv6", "uuid", "hostname", "uri", "json-pointer"]
 WORDS = ["id", "name", "Größe", "a b", 'q"t', "tags", "x", "y", "unit", "naïve/key", "$ref", "type"]
 

@@ -146,7 +146,9 @@ def test_every_kind_of_tokenizer_can_be_held(kind: str) -> None:
                 assert whole.endswith(constrainer.decode(ids).encode())
     constraint = regex("[a-z ]{4,30}")
     for seed in range(3):
-        request = Request([allowed[0]], 40, Sampling(2.0), seed, [words.eos], processors=[constrainer.processor(constraint)])
+        request = Request(
+            [allowed[0]], 40, Sampling(2.0), seed, [words.eos], processors=[constrainer.processor(constraint)]
+        )
         (answer,) = complete(model, [request])
         assert not {*answer.tokens} & words.special and max(answer.tokens) < words.vocab_size
         text = constrainer.decode(answer.tokens)

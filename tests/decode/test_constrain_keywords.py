@@ -197,12 +197,19 @@ def test_every_keyword_is_in_one_of_the_tables() -> None:
         if any(draft in uri for draft in ("draft-07", "2019-09", "2020-12")):
             named |= jsonschema_specifications.REGISTRY.contents(uri).get("properties", {}).keys()
     assert len(named) > 55
-    assert named <= tested | ANNOTATIONS | PLACES | REFUSED.keys(), named - (tested | ANNOTATIONS | PLACES | REFUSED.keys())
+    assert named <= tested | ANNOTATIONS | PLACES | REFUSED.keys(), named - (
+        tested | ANNOTATIONS | PLACES | REFUSED.keys()
+    )
 
 
 @pytest.mark.parametrize("keyword", sorted(ANNOTATIONS))
 def test_an_annotation_changes_nothing(keyword: str) -> None:
-    values = {"examples": [1], "contentSchema": {"type": "object"}, "discriminator": {"propertyName": "k"}, "default": None}
+    values = {
+        "examples": [1],
+        "contentSchema": {"type": "object"},
+        "discriminator": {"propertyName": "k"},
+        "default": None,
+    }
     plain = {"type": "object", "properties": {"a": INTEGER}}
     noted = {**plain, keyword: values.get(keyword, "x"), "properties": {"a": {**INTEGER, keyword: "y"}}}
     assert normalize_schema(noted) == normalize_schema(plain)
@@ -211,7 +218,9 @@ def test_an_annotation_changes_nothing(keyword: str) -> None:
 @pytest.mark.parametrize("keyword", [*sorted(REFUSED), "uniqueItems", "foo", "x-guidance"])
 def test_what_is_not_supported_is_refused_by_name_and_place(keyword: str) -> None:
     value = {"$ref": "#x"} if keyword.startswith("$") else True
-    value = {"const": 1} if keyword in ("not", "if", "then", "else", "contains", "propertyNames", "dependencies") else value
+    value = (
+        {"const": 1} if keyword in ("not", "if", "then", "else", "contains", "propertyNames", "dependencies") else value
+    )
     schema = {"type": "object", "properties": {"p": {"type": "array", keyword: value}}}
     with pytest.raises(GenerationError) as caught:
         json_schema(schema)
@@ -282,7 +291,9 @@ def test_a_schema_that_cannot_be_enforced_is_refused_in_one_line(schema: Any, wo
 def test_what_only_the_compiler_sees_is_refused_too(schema: Any) -> None:
     with pytest.raises(GenerationError) as caught:
         check_compiles(json_schema(schema))
-    assert ("the JSON Schema" in str(caught.value) or "oneOf at $.oneOf" in str(caught.value)) and "\n" not in str(caught.value)
+    assert ("the JSON Schema" in str(caught.value) or "oneOf at $.oneOf" in str(caught.value)) and "\n" not in str(
+        caught.value
+    )
 
 
 def test_what_a_schema_leaves_open_is_closed() -> None:

@@ -42,7 +42,9 @@ def answers_of(seeds: range, kind: str) -> tuple[list[tuple[dict, str]], int, in
         requests.append(Request([5, 6, 7], LONGEST, sampling, seed, [words.eos], processors=[processor]))
     completions = engine.generate(requests)
     assert not [c.error for c in completions if c.finish_reason == "error"]
-    ended = [(s, constrainer.decode(c.tokens)) for s, c in zip(made, completions, strict=True) if c.finish_reason == "end"]
+    ended = [
+        (s, constrainer.decode(c.tokens)) for s, c in zip(made, completions, strict=True) if c.finish_reason == "end"
+    ]
     return ended, len(made) - len(ended), refused
 
 

@@ -113,7 +113,11 @@ def test_calls_of_random_weights_are_valid(style: str) -> None:
         ([{"name": "a b"}], {}, "the name of tools[0]"),
         ([{"name": "a"}, {"name": "a"}], {}, "two tools are called a"),
         ([{"name": "a", "parameters": {"type": "string"}}], {}, "a JSON Schema of an object"),
-        ([{"name": "a", "parameters": {"type": "object", "properties": {"p": {"not": {}}}}}], {}, "not at $.properties.p.not"),
+        (
+            [{"name": "a", "parameters": {"type": "object", "properties": {"p": {"not": {}}}}}],
+            {},
+            "not at $.properties.p.not",
+        ),
         (TOOLS, {"name": "rm"}, "the tool 'rm' is unknown"),
         (TOOLS, {"style": "xml"}, "expected hermes, mistral, llama3"),
         ([{"name": f"t{n}"} for n in range(200)], {}, "the number of tools"),

@@ -33,7 +33,12 @@ def written(tmp_path: Path, name: str, text: str) -> Path:
 def test_every_option_holds_the_answer(directory: Path, tmp_path: Path) -> None:
     schema = written(tmp_path, "person.json", json.dumps(SCHEMA))
     lark = written(tmp_path, "sum.lark", 'start: /[0-9]/ ("+" /[0-9]/){1,3}\n')
-    for options in (["--json-schema", schema], ["--grammar", lark], ["--regex", "[a-c]{3}"], ["--choice", "yes", "--choice", "no"]):
+    for options in (
+        ["--json-schema", schema],
+        ["--grammar", lark],
+        ["--regex", "[a-c]{3}"],
+        ["--choice", "yes", "--choice", "no"],
+    ):
         done = foundling("generate", directory, "--prompt", "the", *options, "--n", 2, "--temperature", 1, "--json")
         assert done.returncode == 0, done.stderr
         for answer in json.loads(done.stdout)["answers"]:

@@ -67,7 +67,9 @@ class Constrainer:
         grammar = constraint.resolve(self._write_mark)
         matcher = LLMatcher(self.ll_tokenizer, grammar, log_level=0, limits=parser_limits())
         if matcher.is_error():
-            raise GenerationError(f"{constraint.name} cannot be compiled: {' '.join(matcher.get_error().split())[:200]}")
+            raise GenerationError(
+                f"{constraint.name} cannot be compiled: {' '.join(matcher.get_error().split())[:200]}"
+            )
         processor = ConstraintProcessor(matcher, self.n_rows, self.ends)
         if processor.initial_mask.error:
             raise GenerationError(f"{constraint.name} cannot be begun: {processor.initial_mask.error}")

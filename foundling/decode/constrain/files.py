@@ -20,7 +20,9 @@ def read_grammar(path: str | Path) -> str:
         if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
             raise GenerationError(f"{file}: not a file")
         if found.st_size > 4 * PATTERN_CHARS.high:
-            raise GenerationError(f"{file}: {found.st_size:,} bytes; a schema or grammar has at most {PATTERN_CHARS.high:,}")
+            raise GenerationError(
+                f"{file}: {found.st_size:,} bytes; a schema or grammar has at most {PATTERN_CHARS.high:,}"
+            )
         return file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise GenerationError(f"{file}: cannot be read ({error.strerror})") from None

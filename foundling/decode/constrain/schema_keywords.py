@@ -105,7 +105,9 @@ class _Normalizer:
                 continue
             if keyword in REFUSED:
                 if not _is_empty(keyword, value):
-                    raise GenerationError(f"{keyword} at {path_of((*path, keyword))} is not supported: {REFUSED[keyword]}")
+                    raise GenerationError(
+                        f"{keyword} at {path_of((*path, keyword))} is not supported: {REFUSED[keyword]}"
+                    )
                 continue
             handle = HANDLERS.get(keyword)
             if handle is None:
@@ -121,7 +123,9 @@ class _Normalizer:
         if path and "$schema" in schema:
             raise GenerationError(f"$schema at {path_of(path)} is inside a schema; it belongs to the outermost one")
         if path and "$id" in schema:
-            raise GenerationError(f"$id at {path_of(path)} is inside a schema, whose references would change; leave it out")
+            raise GenerationError(
+                f"$id at {path_of(path)} is inside a schema, whose references would change; leave it out"
+            )
         others = [k for k in schema if k not in PLACES and k != "$ref"]
         if "$ref" in schema and others and self.draft in (6, 7):
             raise GenerationError(
@@ -166,7 +170,9 @@ class _Normalizer:
     def type(self, node: dict[str, Any], value: Any, path: tuple[str, ...], schema: dict[str, Any]) -> None:
         names = [value] if isinstance(value, str) else value
         if not isinstance(names, list) or not names or any(name not in TYPES for name in names):
-            raise GenerationError(f"type at {path_of(path)} is {shown(value)}; expected {', '.join(TYPES)}, or a list of them")
+            raise GenerationError(
+                f"type at {path_of(path)} is {shown(value)}; expected {', '.join(TYPES)}, or a list of them"
+            )
         node["type"] = value
 
     def schemas(self, node: dict[str, Any], value: Any, path: tuple[str, ...], schema: dict[str, Any]) -> None:
@@ -184,7 +190,9 @@ class _Normalizer:
             name: False if part is False else self.node(part, (*path, name)) for name, part in value.items()
         }
 
-    def pattern_properties(self, node: dict[str, Any], value: Any, path: tuple[str, ...], schema: dict[str, Any]) -> None:
+    def pattern_properties(
+        self, node: dict[str, Any], value: Any, path: tuple[str, ...], schema: dict[str, Any]
+    ) -> None:
         self.check_object(value, path)
         node["patternProperties"] = {
             self.anchored(translate_pattern(pattern, f"patternProperties at {path_of(path)}")): (
@@ -193,7 +201,9 @@ class _Normalizer:
             for pattern, part in value.items()
         }
 
-    def additional_properties(self, node: dict[str, Any], value: Any, path: tuple[str, ...], schema: dict[str, Any]) -> None:
+    def additional_properties(
+        self, node: dict[str, Any], value: Any, path: tuple[str, ...], schema: dict[str, Any]
+    ) -> None:
         node["additionalProperties"] = False if value is False else self.node(value, path)
 
     def required(self, node: dict[str, Any], value: Any, path: tuple[str, ...], schema: dict[str, Any]) -> None:
@@ -241,7 +251,9 @@ class _Normalizer:
 
     def additional_items(self, node: dict[str, Any], value: Any, path: tuple[str, ...], schema: dict[str, Any]) -> None:
         if not isinstance(schema.get("items"), list) and value is not True:
-            raise GenerationError(f"additionalItems at {path_of(path)} has no effect without a list in items; leave it out")
+            raise GenerationError(
+                f"additionalItems at {path_of(path)} has no effect without a list in items; leave it out"
+            )
 
     def unique_items(self, node: dict[str, Any], value: Any, path: tuple[str, ...], schema: dict[str, Any]) -> None:
         if value is not False and not (isinstance(schema.get("maxItems"), int) and schema["maxItems"] <= 1):
@@ -268,7 +280,9 @@ class _Normalizer:
 
     def format(self, node: dict[str, Any], value: Any, path: tuple[str, ...], schema: dict[str, Any]) -> None:
         if not isinstance(value, str) or value not in FORMATS:
-            raise GenerationError(f"format {shown(value)} at {path_of(path)} is not supported; supported are {', '.join(FORMATS)}")
+            raise GenerationError(
+                f"format {shown(value)} at {path_of(path)} is not supported; supported are {', '.join(FORMATS)}"
+            )
         self.add_pattern(node, translate_pattern(FORMATS[value], f"format at {path_of(path)}", whole=True))
 
     def add_pattern(self, node: dict[str, Any], translated: str) -> None:
@@ -324,7 +338,10 @@ def _draft(schema: dict[str, Any] | bool) -> int:
     if named is None:
         return 2020
     for ending, draft in DRAFTS.items():
-        if isinstance(named, str) and named.rstrip("#") in (f"http://json-schema.org/{ending}", f"https://json-schema.org/{ending}"):
+        if isinstance(named, str) and named.rstrip("#") in (
+            f"http://json-schema.org/{ending}",
+            f"https://json-schema.org/{ending}",
+        ):
             return draft
     raise GenerationError(f"$schema is {shown(named)}; supported are drafts 7, 2019-09 and 2020-12 of json-schema.org")
 

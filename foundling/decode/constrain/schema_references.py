@@ -24,7 +24,9 @@ SINGLE = ("items", "additionalItems", "additionalProperties", "unevaluatedItems"
 
 def path_of(path: Path) -> str:
     """A JSON path: $.properties.age"""
-    return "$" + "".join(f".{p}" if re.fullmatch(r"[A-Za-z_$][\w$-]*", p) else f"[{p if p.isdecimal() else shown(p)}]" for p in path)
+    return "$" + "".join(
+        f".{p}" if re.fullmatch(r"[A-Za-z_$][\w$-]*", p) else f"[{p if p.isdecimal() else shown(p)}]" for p in path
+    )
 
 
 def places_of(keyword: str, value: Any, path: Path = ()) -> list[str]:
