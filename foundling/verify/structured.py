@@ -163,8 +163,8 @@ def matches_grammar(text: str, lark: str) -> Verdict:
 
 def matches_constraint(text: str, constraint: Constraint) -> Verdict:
     """Whether an answer follows what it was constrained to: its JSON against the schema as the user wrote it, by
-    jsonschema; the others as `matches_regex` and `matches_grammar`. A free key of an object that comes twice is allowed,
-    and its last value counts, as JSON parsers have it."""
+    jsonschema; the others as `matches_regex` and `matches_grammar`. A free key of an object that comes twice is
+    allowed, and its last value counts, as JSON parsers have it."""
     if constraint.reasoning is None:
         return _matches(text, constraint)
     _, closed, answer = text.partition(constraint.reasoning[1])

@@ -13,7 +13,13 @@ import torch
 
 from foundling.decode.constrain.constrainer import Constrainer
 from foundling.decode.constrain.constraint import (
-    Constraint, after_reasoning, choice, grammar, json_object, json_schema, regex,
+    Constraint,
+    after_reasoning,
+    choice,
+    grammar,
+    json_object,
+    json_schema,
+    regex,
 )  # fmt: skip
 from foundling.decode.constrain.processor import ConstraintState
 from foundling.decode.engine.engine import Engine, EngineOptions
@@ -131,8 +137,8 @@ def test_the_engine_computes_forced_tokens_together() -> None:
 
 @pytest.mark.parametrize("kind", [*KINDS, "ours"])
 def test_every_kind_of_tokenizer_can_be_held(kind: str) -> None:
-    """The text of the ids, as the grammar saw it, is what the tokenizer decodes after a prompt; no special token, no row
-    without a token, and no end before the end."""
+    """The text of the ids, as the grammar saw it, is what the tokenizer decodes after a prompt; no special token, no
+    row without a token, and no end before the end."""
     model, words, constrainer = built("llama", kind)
     texts = [constrainer.vocabulary.spell([i]) for i in range(words.vocab_size)]
     allowed = [i for i in sorted(words.ids - words.special) if texts[i]]
@@ -158,7 +164,7 @@ def test_every_kind_of_tokenizer_can_be_held(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["gpt2", "llama 2", "t5", "metaspace first", "prefix space", "ours"])
 def test_a_forced_text_is_encoded_as_the_tokenizer_encodes_it(kind: str) -> None:
     """After another text; the tokens are those that the model has learnt."""
-    model, words, constrainer = built("llama", kind)
+    _, words, constrainer = built("llama", kind)
     for text in ["the cat sat on the mat", "the dog, isn't it", "12345"]:
         vocabulary = constrainer.vocabulary
         ids = vocabulary(text)

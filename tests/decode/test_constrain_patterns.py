@@ -15,10 +15,36 @@ from foundling.errors import GenerationError
 BYTES = LLTokenizer("byte")
 ALPHABET = ["a", "b", "c", "1", "_", " ", "-", "\n", "é", "🙂", "/", '"', "\\", "A"]
 PATTERNS = [
-    "a", "^a", "b$", "^ab*$", "a|b", "^a|b$", "^(a|b)+$", "(^a$|^b$)", "^(?:ab){1,2}c?$", "^[abc]{2}$", "^[^ab]+$",
-    r"^[\w-]+$", r"^\D+$", r"^a\.b$", r"^\u00e9+$", r"^[\u0061-c]$", r"^(?<x>a)b$", "^a{0}b$", "^$", "", "|a", "^a+?b$",
-    r"[/\"]", r"^\x61\t?$", r"^[\]\-a]$", "^.{2}$", r"^\S$", "^[a-]$", r"\\",
-]  # fmt: skip
+    "a",
+    "^a",
+    "b$",
+    "^ab*$",
+    "a|b",
+    "^a|b$",
+    "^(a|b)+$",
+    "(^a$|^b$)",
+    "^(?:ab){1,2}c?$",
+    "^[abc]{2}$",
+    "^[^ab]+$",
+    r"^[\w-]+$",
+    r"^\D+$",
+    r"^a\.b$",
+    r"^\u00e9+$",
+    r"^[\u0061-c]$",
+    r"^(?<x>a)b$",
+    "^a{0}b$",
+    "^$",
+    "",
+    "|a",
+    "^a+?b$",
+    r"[/\"]",
+    r"^\x61\t?$",
+    r"^[\]\-a]$",
+    "^.{2}$",
+    r"^\S$",
+    "^[a-]$",
+    r"\\",
+]
 
 
 def rust_matches(pattern: str, text: str) -> bool:
@@ -46,10 +72,19 @@ def test_both_engines_read_the_translation_as_python_reads_the_pattern(pattern: 
 
 def test_classes_are_those_of_ecma_262() -> None:
     for pattern, inside, outside in [
-        (r"\d", "09", "٣a"), (r"\w", "aZ_9", "é-"), (r"\s", " \t\n\u00a0\ufeff\u2028\u3000", "a\u200b"),
-        (".", "a🙂\x85", "\n\r\u2028\u2029"), (r"\D", "٣a", "0"), (r"\W", "é-", "a"), (r"[^\d]", "a\n", "5"),
-        (r"\cJ", "\n", "J"), (r"\0", "\0", "0"), (r"[\b]", "\b", "b"), (r"\u{1F642}", "🙂", "u"), (r"\ud83d\ude42", "🙂", "x"),
-    ]:  # fmt: skip
+        (r"\d", "09", "٣a"),
+        (r"\w", "aZ_9", "é-"),
+        (r"\s", " \t\n\u00a0\ufeff\u2028\u3000", "a\u200b"),
+        (".", "a🙂\x85", "\n\r\u2028\u2029"),
+        (r"\D", "٣a", "0"),
+        (r"\W", "é-", "a"),
+        (r"[^\d]", "a\n", "5"),
+        (r"\cJ", "\n", "J"),
+        (r"\0", "\0", "0"),
+        (r"[\b]", "\b", "b"),
+        (r"\u{1F642}", "🙂", "u"),
+        (r"\ud83d\ude42", "🙂", "x"),
+    ]:
         translated = translate_pattern(pattern, "here", whole=True)
         for char in inside + outside:
             assert (re.fullmatch(translated, char) is not None) == (char in inside), (pattern, char)
@@ -59,15 +94,35 @@ def test_classes_are_those_of_ecma_262() -> None:
 @pytest.mark.parametrize(
     ("pattern", "words"),
     [
-        ("(?=a)", "look-around"), ("(?!a)", "look-around"), ("(?<=a)", "look-around"), (r"\1", r"back-reference \1"),
-        (r"\k<x>", "back-reference"), (r"\bx", "word boundary"), (r"\p{L}", "property"), ("(?i)a", "is not supported"),
-        ("a**", "repeats a repetition"), ("*a", "repeats nothing"), ("a{2,1}", "ends before it begins"), ("(a", "not closed"),
-        ("a)", "closes no group"), ("[a", "the pattern ends"), ("[b-a]", "ends before it begins"), ("[]", "matches nothing"),
-        ("a^b", "anchor ^"), ("(?:a$)b", "anchor $"), ("^*", "anchor ^ is repeated"), ("a{", "no repetition"),
-        (r"\x4", "hexadecimal"), (r"\ud800", "no character"), (r"\q", "escape"), ("a{99999999999}", "of more than"),
-        ("\\", "the pattern ends"), ("(" * 70 + ")" * 70, "inside each other"), (r"[\d-z]", "end of a range"),
+        ("(?=a)", "look-around"),
+        ("(?!a)", "look-around"),
+        ("(?<=a)", "look-around"),
+        (r"\1", r"back-reference \1"),
+        (r"\k<x>", "back-reference"),
+        (r"\bx", "word boundary"),
+        (r"\p{L}", "property"),
+        ("(?i)a", "is not supported"),
+        ("a**", "repeats a repetition"),
+        ("*a", "repeats nothing"),
+        ("a{2,1}", "ends before it begins"),
+        ("(a", "not closed"),
+        ("a)", "closes no group"),
+        ("[a", "the pattern ends"),
+        ("[b-a]", "ends before it begins"),
+        ("[]", "matches nothing"),
+        ("a^b", "anchor ^"),
+        ("(?:a$)b", "anchor $"),
+        ("^*", "anchor ^ is repeated"),
+        ("a{", "no repetition"),
+        (r"\x4", "hexadecimal"),
+        (r"\ud800", "no character"),
+        (r"\q", "escape"),
+        ("a{99999999999}", "of more than"),
+        ("\\", "the pattern ends"),
+        ("(" * 70 + ")" * 70, "inside each other"),
+        (r"[\d-z]", "end of a range"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_held_to_is_refused_by_name(pattern: str, words: str) -> None:
     for make in (lambda: translate_pattern(pattern, "pattern at $.a"), lambda: regex(pattern)):
         with pytest.raises(GenerationError) as caught:
@@ -78,14 +133,18 @@ def test_what_cannot_be_held_to_is_refused_by_name(pattern: str, words: str) -> 
 @pytest.mark.parametrize(
     ("name", "valid", "invalid"),
     [
-        ("date-time", ["2024-02-29T23:59:59Z", "0001-01-01T00:00:00.123+05:30"], ["2024-02-30T00:00:00Z", "2024-02-29 00:00:00Z"]),
+        (
+            "date-time",
+            ["2024-02-29T23:59:59Z", "0001-01-01T00:00:00.123+05:30"],
+            ["2024-02-30T00:00:00Z", "2024-02-29 00:00:00Z"],
+        ),
         ("duration", ["P1Y2M3DT4H5M6S", "PT5M", "P3W", "P1D"], ["P", "PT", "P1S", "1D", "P1W2D"]),
         ("hostname", ["a.example.org", "localhost", "x-1.y"], ["-a.b", "a..b", "a_b", ""]),
         ("ipv6", ["::", "::1", "1:2:3:4:5:6:7:8", "fe80::1"], ["1:2", ":::", "1:2:3:4:5:6:7:8:9", "g::"]),
         ("uri", ["https://example.org/a?b=c#d", "ftp://x:80/"], ["//x", "example.org", "http:/x", "http://a b"]),
         ("json-pointer", ["", "/a/b~0c~1", "/"], ["a", "/~2", "/~"]),
     ],
-)  # fmt: skip
+)
 def test_formats(name: str, valid: list[str], invalid: list[str]) -> None:
     translated = translate_pattern(FORMATS[name], name, whole=True)
     assert [t for t in valid if not re.fullmatch(translated, t)] == []

@@ -20,14 +20,36 @@ from tests.contract.cases import case
 from tests.text.kinds import tokenizer
 
 TOOLS: list[dict[str, Any]] = [
-    {"type": "function", "function": {"name": "get_weather", "description": "The weather.", "parameters": {
-        "type": "object", "properties": {"city": {"type": "string", "maxLength": 8}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
-        "required": ["city"]}}},
-    {"type": "function", "function": {"name": "add", "parameters": {
-        "type": "object", "properties": {"a": {"$ref": "#/$defs/n"}, "b": {"$ref": "#/$defs/n"}}, "required": ["a", "b"],
-        "additionalProperties": False, "$defs": {"n": {"type": "integer", "minimum": 0, "maximum": 99}}}}},
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "The weather.",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "city": {"type": "string", "maxLength": 8},
+                    "days": {"type": "integer", "minimum": 1, "maximum": 9},
+                },
+                "required": ["city"],
+            },
+        },
+    },
+    {
+        "type": "function",
+        "function": {
+            "name": "add",
+            "parameters": {
+                "type": "object",
+                "properties": {"a": {"$ref": "#/$defs/n"}, "b": {"$ref": "#/$defs/n"}},
+                "required": ["a", "b"],
+                "additionalProperties": False,
+                "$defs": {"n": {"type": "integer", "minimum": 0, "maximum": 99}},
+            },
+        },
+    },
     {"name": "now"},
-]  # fmt: skip
+]
 WEATHER = '{"name": "get_weather", "%s": {"city": "Oslo", "days": 3}}'
 WRONG = '{"name": "get_weather", "%s": {"days": 3}}'
 
@@ -65,15 +87,18 @@ def test_what_is_allowed(style: str, special: bool) -> None:
     now = wrapped(style, '{"name": "now", "%s": {}}')
     free = "I do not know." if style == "llama3" else "I do not know {or} do."
     said = {
-        "auto": tool_calls(TOOLS, style=style), "required": tool_calls(TOOLS, style=style, required=True),
+        "auto": tool_calls(TOOLS, style=style),
+        "required": tool_calls(TOOLS, style=style, required=True),
         "single": tool_calls(TOOLS, style=style, required=True, parallel=False),
         "named": tool_calls(TOOLS, style=style, name="get_weather"),
-    }  # fmt: skip
+    }
     several = style != "llama3"
     expected = {
         "auto": [one, now, free, "", free + one, *([two] if several else [])],  # llama3: a text that begins otherwise
-        "required": [one, now, *([two] if several else [])], "single": [one, now], "named": [one],
-    }  # fmt: skip
+        "required": [one, now, *([two] if several else [])],
+        "single": [one, now],
+        "named": [one],
+    }
     for name, constraint in said.items():
         for text in [one, bad, two, unknown, now, free, free + one, "", one[:-3], one + " and"]:
             if style == "llama3" and text == two:

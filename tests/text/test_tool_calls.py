@@ -18,9 +18,18 @@ HERMES = '<tool_call>\n{"name": "f", "arguments": {"x": "é"}}\n</tool_call>'
         ("hermes", HERMES[:-5], HERMES[:-5], []),
         ("hermes", "<tool_call>\n{not json}\n</tool_call>", "<tool_call>\n{not json}\n</tool_call>", []),
         ("hermes", '<tool_call>{"name": 3}</tool_call>', '<tool_call>{"name": 3}</tool_call>', []),
-        ("hermes", '<tool_call>{"name": "f", "arguments": []}</tool_call>', '<tool_call>{"name": "f", "arguments": []}</tool_call>', []),
-        ("mistral", '[TOOL_CALLS] [{"name": "f", "arguments": {}}, {"name": "g", "arguments": {"y": 1}}]', "",
-         [("f", "{}"), ("g", '{"y": 1}')]),
+        (
+            "hermes",
+            '<tool_call>{"name": "f", "arguments": []}</tool_call>',
+            '<tool_call>{"name": "f", "arguments": []}</tool_call>',
+            [],
+        ),
+        (
+            "mistral",
+            '[TOOL_CALLS] [{"name": "f", "arguments": {}}, {"name": "g", "arguments": {"y": 1}}]',
+            "",
+            [("f", "{}"), ("g", '{"y": 1}')],
+        ),
         ("mistral", '[{"name": "f", "arguments": {}}]', "", [("f", "{}")]),  # the mark was a special token
         ("mistral", "[1, 2]", "[1, 2]", []),
         ("mistral", "text", "text", []),
@@ -31,7 +40,7 @@ HERMES = '<tool_call>\n{"name": "f", "arguments": {"x": "é"}}\n</tool_call>'
         ("hermes", "<tool_call>" * 1000, "<tool_call>" * 1000, []),
         ("llama3", '{"name": "f", "parameters": ' + '{"a": ' * 200 + "1" + "}" * 201, None, []),
     ],
-)  # fmt: skip
+)
 def test_calls(style: str, text: str, content: str | None, calls: list[tuple[str, str]]) -> None:
     assert parse_tool_calls(text, style) == (text if content is None else content, calls)
 

@@ -39,8 +39,8 @@ def check_numbers(node: dict[str, Any], path: tuple[str, ...]) -> None:
     for keyword in BOUNDS:
         if keyword in node and not _is_exact(node[keyword]):
             raise GenerationError(
-                f"{keyword} {shown(node[keyword])} at {path_of((*path, keyword))} is beyond ±(2^53 - 1) or {DECIMALS} decimals, "
-                "which not every JSON parser reads exactly"
+                f"{keyword} {shown(node[keyword])} at {path_of((*path, keyword))} is beyond ±(2^53 - 1) or "
+                f"{DECIMALS} decimals, which not every JSON parser reads exactly"
             )
 
 
