@@ -27,7 +27,7 @@ import foundling
 from benchmarks.chat_task import smollm2
 from foundling.decode.constrain.compilation import check_compiles
 from foundling.decode.constrain.constrainer import Constrainer
-from foundling.decode.constrain.constraint import json_schema
+from foundling.decode.constrain.constraint import Constraint, json_schema
 from foundling.decode.constrain.processor import ConstraintProcessor, ConstraintState
 from foundling.decode.engine.engine import Engine, EngineOptions
 from foundling.decode.request import Completion, Request
@@ -42,7 +42,7 @@ from foundling.weights.text_spec import read_text_spec
 LONGEST = 640
 
 
-def schema_of(n: int = 50) -> dict[str, Any]:
+def schema_of(n: int) -> dict[str, Any]:
     """Texts, numbers, choices and truth values in turn; all are required."""
     kinds: list[dict[str, Any]] = [
         {"type": "string", "maxLength": 12}, {"type": "integer", "minimum": 0, "maximum": 999}, {"type": "boolean"},
@@ -78,8 +78,10 @@ def timed(work: Any) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def first_token(tokenizer: Tokenizer, n_rows: int, ends: Sequence[int]) -> tuple[dict[str, float], Constrainer]:
-    constrainer, constraint = Constrainer(tokenizer, n_rows, ends), json_schema(schema_of())
+def first_token(
+    tokenizer: Tokenizer, n_rows: int, ends: Sequence[int], constraint: Constraint
+) -> tuple[dict[str, float], Constrainer]:
+    constrainer = Constrainer(tokenizer, n_rows, ends)
     vocabulary, _ = timed(lambda: constrainer.ll_tokenizer)
     process, _ = timed(lambda: check_compiles(json_schema(schema_of(1))))
     check, _ = timed(lambda: check_compiles(constraint))
@@ -91,8 +93,10 @@ def first_token(tokenizer: Tokenizer, n_rows: int, ends: Sequence[int]) -> tuple
     }, constrainer  # fmt: skip
 
 
-def measure(engine: Engine, prompts: list[list[int]], constrainer: Constrainer, rounds: int) -> dict[str, Any]:
-    processor, ends = constrainer.processor(json_schema(schema_of())), constrainer.ends
+def measure(
+    engine: Engine, prompts: list[list[int]], constrainer: Constrainer, constraint: Constraint, rounds: int
+) -> dict[str, Any]:
+    processor, ends = constrainer.processor(constraint), constrainer.ends
 
     def run(processors: list[Any], lengths: list[int], stop: Sequence[int]) -> tuple[float, list[Completion]]:
         requests = [
@@ -105,7 +109,7 @@ def measure(engine: Engine, prompts: list[list[int]], constrainer: Constrainer, 
     _, held = run([processor], longest, ends)
     for completion in held:
         if completion.finish_reason == "end":
-            verdict = matches_constraint(constrainer.decode(completion.tokens), json_schema(schema_of()))
+            verdict = matches_constraint(constrainer.decode(completion.tokens), constraint)
             assert verdict, verdict.reason
     lengths = [len(c.tokens) for c in held]
     sides: dict[str, tuple[list[Any], list[int], Sequence[int]]] = {
@@ -133,6 +137,7 @@ def measure(engine: Engine, prompts: list[list[int]], constrainer: Constrainer, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--properties", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs/results/structured_speed.json")
@@ -141,10 +146,11 @@ def main() -> None:
     directory = smollm2()
     model, tokenizer = foundling.load(directory), Tokenizer.load(directory)
     framing = Framing(tokenizer, read_text_spec(directory, model))
-    costs, constrainer = first_token(tokenizer, model.config.vocab_size, framing.ends)
+    constraint = json_schema(schema_of(args.properties))
+    costs, constrainer = first_token(tokenizer, model.config.vocab_size, framing.ends, constraint)
     result: dict[str, Any] = {
         "commit": commit(), "date": f"{datetime.date.today()}", "machine": machine(), "model": "SmolLM2-135M-Instruct",
-        "weights": "int4", "properties": 50, "rounds": args.rounds,
+        "weights": "int4", "properties": args.properties, "rounds": args.rounds,
         "before the first token": {name: round(1000 * value, 2) for name, value in costs.items()},
     }  # fmt: skip
     for batch in args.batches:
@@ -155,7 +161,7 @@ def main() -> None:
             framing.chat([{"role": "user", "content": f"Fill in the record of device number {n}, a thermometer."}])
             for n in range(batch)
         ]
-        result[f"batch {batch}"] = measure(engine, prompts, constrainer, args.rounds)
+        result[f"batch {batch}"] = measure(engine, prompts, constrainer, constraint, args.rounds)
         print(json.dumps({batch: result[f"batch {batch}"]}), flush=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))
