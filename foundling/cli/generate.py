@@ -14,6 +14,8 @@ EXAMPLES = [
     'foundling generate runs/notes --prompt "Dear" --stop "." --n 4 --logprobs 3 --json',
     'foundling generate runs/notes --prompt "Dear" --weights int8',
     'foundling generate runs/code --prompt "def area(r):" --suffix "return a"',
+    'foundling generate runs/notes --prompt "Ada, 36: " --json-schema person.json',
+    'foundling generate runs/notes --prompt "Is it good? " --choice yes --choice no',
 ]
 
 
@@ -50,17 +52,23 @@ def constraints(parser: argparse.ArgumentParser) -> None:
 
 
 def read_constraint(args: argparse.Namespace) -> Any:
-    """The constraint that the options ask for, or None."""
+    """The constraint that the options ask for, or None. It is compiled before the model is loaded."""
     if not any(value is not None for value in (args.json_schema, args.regex, args.grammar, args.choice)):
         return None
     from foundling.decode.constrain import constraint
+    from foundling.decode.constrain.compilation import check_compiles
     from foundling.decode.constrain.files import read_grammar, read_schema
+    from foundling.verify.structured import check_schemas_can_be_checked
 
     if args.json_schema is not None:
-        return constraint.json_schema(read_schema(args.json_schema))
-    if args.grammar is not None:
-        return constraint.grammar(read_grammar(args.grammar))
-    return constraint.regex(args.regex) if args.regex is not None else constraint.choice(args.choice)
+        check_schemas_can_be_checked()
+        result = constraint.json_schema(read_schema(args.json_schema))
+    elif args.grammar is not None:
+        result = constraint.grammar(read_grammar(args.grammar))
+    else:
+        result = constraint.regex(args.regex) if args.regex is not None else constraint.choice(args.choice)
+    check_compiles(result)
+    return result
 
 
 def check_answer(answer: dict[str, Any], constraint: Any) -> None:
