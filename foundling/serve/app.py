@@ -17,8 +17,10 @@ from foundling.runtime.release import release
 from foundling.serve import errors
 from foundling.serve.chat import create_chat
 from foundling.serve.completions import create_completion
+from foundling.serve.embeddings import embeddings_router
 from foundling.serve.guard import Guard
 from foundling.serve.models import GenerativeModel, ServedModel
+from foundling.serve.moderations import moderations_router
 from foundling.serve.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from foundling.serve.server import Server
 from foundling.serve.sessions import Sessions
@@ -53,7 +55,14 @@ def build_app(server: Server, routers: Sequence[APIRouter] = (), log: Callable[[
     app = FastAPI(title="Foundling", version=release(), lifespan=lifespan, docs_url=None, redoc_url=None,
                   responses=ERRORS, redirect_slashes=False)  # fmt: skip
     errors.install(app)
-    for router in (_generation(server), _models(server), _service(server), *routers):
+    for router in (
+        _generation(server),
+        _models(server),
+        _service(server),
+        embeddings_router(server),
+        moderations_router(server),
+        *routers,
+    ):
         app.include_router(router)
     _describe_errors(app)
     return Guard(app, server, Sessions(), log)

@@ -74,9 +74,7 @@ def embeddings_router(server: Server) -> APIRouter:
         server.admit(http, usage)
         vectors = await until_gone(http, batcher_of(served)(rows), server.options.request_timeout)
         if body.dimensions not in (None, len(vectors[0])):
-            message = (
-                f"dimensions is {body.dimensions}; {served.name} has {len(vectors[0])} values: leave it out"
-            )
+            message = f"dimensions is {body.dimensions}; {served.name} has {len(vectors[0])} values: leave it out"
             raise APIError(400, message, param="dimensions")
         server.account(http, usage)
         return await asyncio.to_thread(_answer, served, body, vectors, usage)

@@ -116,6 +116,7 @@ class ModelPool:
                     load_served, entry.name, entry.directory, self.options, adapters=entry.adapters,
                     price=self.prices.get(entry.name),
                 )  # fmt: skip
+                served.check(self.options)
                 if entry.adapters and not isinstance(served, GenerativeModel):
                     raise ConfigError(f"{entry.name} does not generate, so it takes no adapters; leave them out")
             except BaseException:

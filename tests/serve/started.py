@@ -20,7 +20,6 @@ import uvicorn
 
 import foundling
 from foundling.adapt.heads import HeadOptions, add_head
-from foundling.blocks.init import initialise
 from foundling.models import build, family
 from foundling.runtime.rng import generator
 from foundling.serve.app import build_app, watch_metrics
@@ -49,12 +48,13 @@ def save_decoder(path: Path, max_seq_len: int = 256) -> Path:
 def save_encoder(path: Path, labels: Sequence[str] = ()) -> Path:
     """A random BERT that embeds, or with labels classifies."""
     tokenizer = word_pieces(path.with_name(path.name + "-words"))
+    torch.manual_seed(0)
     model: Any = build("bert", **family("bert").module.sized(150, 32, 64, 2))
-    initialise(model, generator("init"))
     if labels:
-        add_head(model, HeadOptions(task="classify", labels=tuple(labels)), generator("head"))
+        add_head(model, HeadOptions("classify", tuple(labels)), generator("head"))
         with torch.no_grad():
-            model.score.linear.weight.mul_(40)
+            for weight in model.score.parameters():
+                weight.normal_(0, 0.3 if weight.ndim == 2 else 0)
     return foundling.save(model.eval(), path, tokenizer=tokenizer)
 
 
