@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from foundling.decode.request import Completion, Request, sample_seed
 from foundling.serve.errors import APIError
+from foundling.serve.forward import forward, upstream_of
 from foundling.serve.generation import (
     Prompt,
     build_requests,
@@ -52,6 +53,8 @@ class Job:
 
 
 async def create_completion(server: Server, body: CompletionBody, http: HTTPRequest) -> Response:
+    if (remote := upstream_of(server, body.model, http)) is not None:
+        return await forward(server, remote, body, http)
     served = server.generative(body.model, http)
     job = await asyncio.to_thread(_prepare, server, body, served)
     server.admit(http, job.usage)

@@ -21,7 +21,6 @@ from foundling.serve.models import GenerativeModel
 from foundling.serve.options import ServeOptions
 from foundling.serve.protocol import SamplingBody
 from foundling.serve.reply import TokenTexts, Usage
-from foundling.serve.worker import Update
 from foundling.text.framing import AnswerDecoder
 
 T = TypeVar("T")
@@ -179,11 +178,11 @@ async def _gone(http: HTTPRequest) -> None:
         pass
 
 
-async def first_and_rest(updates: AsyncGenerator[Update]) -> AsyncGenerator[Update]:
+async def first_and_rest(updates: AsyncGenerator[T]) -> AsyncGenerator[T]:
     """The same updates, of which the first has come: what a request is refused with is known before a stream begins."""
     first = await anext(updates)
 
-    async def rest() -> AsyncGenerator[Update]:
+    async def rest() -> AsyncGenerator[T]:
         async with contextlib.aclosing(updates):
             yield first
             async for update in updates:

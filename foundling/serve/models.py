@@ -162,9 +162,11 @@ class ClassifierModel(ServedModel):
     def check(self, options: ServeOptions) -> None:
         if self.classifier.task != "classify":
             return
-        wanted = set(options.harmless or HARMLESS)
         labels = self.classifier.labels
-        harmless = [label for label in labels if label in wanted or not options.harmless and label.lower() in wanted]
+        if options.harmless:
+            harmless = [label for label in labels if label in options.harmless]
+        else:
+            harmless = [label for label in labels if label.lower() in HARMLESS]
         if len(harmless) != 1:
             names = ", ".join(options.harmless) or f"any of {', '.join(HARMLESS)}"
             raise ConfigError(

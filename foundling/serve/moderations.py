@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""POST /v1/moderations: a classifier of texts says which of its labels a text has, and flags all but the harmless one."""
+"""POST /v1/moderations: a classifier of texts says which of its labels a text has and flags all but the harmless."""
 
 from __future__ import annotations
 

@@ -150,6 +150,8 @@ class ModelPool:
             return await asyncio.to_thread(function)
 
     async def close(self) -> None:
+        for one in self.remotes.values():
+            await one.close()
         for entry in self.entries.values():
             for one in entry.served.values():
                 await one.close()

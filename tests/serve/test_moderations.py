@@ -76,12 +76,11 @@ def test_what_cannot_be_judged_is_refused(live: Started, text: Any, part: str) -
 
 def test_a_server_starts_only_where_one_label_means_harmless(tmp_path: Path) -> None:
     directory = save_encoder(tmp_path / "bert", ("toxic", "fine"))
-    with pytest.raises(ConfigError, match="of .'toxic', 'fine'. none is called any of ok, .* --harmless LABEL"):
-        with started({"filter": directory}):
-            pass
-    with pytest.raises(ConfigError, match="none is called nice"):
-        with started({"filter": directory}, harmless=("nice",)):
-            pass
+    message = r"of .'toxic', 'fine'. none is called any of ok, .* --harmless LABEL"
+    with pytest.raises(ConfigError, match=message), started({"filter": directory}):
+        pass
+    with pytest.raises(ConfigError, match="is called nice"), started({"filter": directory}, harmless=("nice",)):
+        pass
     with started({"filter": directory}, harmless=("fine",)) as live:
         (result,) = live.client().moderations.create(input="the cat").results
         scores: Any = result.category_scores.model_dump(exclude_unset=True)
