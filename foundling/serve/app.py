@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 from foundling.runtime.release import release
 from foundling.serve import errors
+from foundling.serve.cached import cached
 from foundling.serve.chat import create_chat
 from foundling.serve.completions import create_completion
 from foundling.serve.embeddings import embeddings_router
@@ -73,11 +74,11 @@ def _generation(server: Server) -> APIRouter:
 
     @router.post("/v1/chat/completions")
     async def chat_completions(body: ChatBody, http: HTTPRequest) -> Response:
-        return await create_chat(server, body, http)
+        return await cached(server, body, http, create_chat)
 
     @router.post("/v1/completions")
     async def completions(body: CompletionBody, http: HTTPRequest) -> Response:
-        return await create_completion(server, body, http)
+        return await cached(server, body, http, create_completion)
 
     @router.post("/tokenize")
     async def tokenize_text(body: TokenizeBody, http: HTTPRequest) -> JSONResponse:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import Request as HTTPRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from foundling.serve.errors import APIError
 from foundling.serve.generation import check_logprobs, check_n, first_and_rest, until_gone
@@ -21,7 +21,7 @@ from foundling.serve.reply import Usage, event
 from foundling.serve.server import Server
 from foundling.serve.streams import event_stream
 from foundling.serve.upstream import UpstreamModel
-from foundling.serve.whole import Assembler, events_of
+from foundling.serve.whole import Assembler, reply_whole
 
 HEADER = "x-foundling-recorded"
 """hit: the answer was recorded before; miss: it was asked for now, and recorded"""
@@ -71,7 +71,7 @@ async def forward(
         if answer is not None:
             server.metrics.upstream.labels(served.name, "recorded").inc()
             free = Usage(price=served.price)
-            return _reply(server, http, body, _named(one, answer, free), free, headers)
+            return reply_whole(server, http, body, _named(one, answer, free), free, headers)
     server.metrics.upstream.labels(served.name, "asked").inc()
     if body.stream:
         asked = sent | {"stream": True, "stream_options": {"include_usage": True}}
@@ -83,7 +83,7 @@ async def forward(
     if recording:
         await asyncio.to_thread(recording.put, one.key, sent, answer)
     _count(one, answer)
-    return _reply(server, http, body, _named(one, answer, usage), usage, headers)
+    return reply_whole(server, http, body, _named(one, answer, usage), usage, headers)
 
 
 def _check(server: Server, body: ChatBody | CompletionBody) -> None:
@@ -101,23 +101,6 @@ def _check(server: Server, body: ChatBody | CompletionBody) -> None:
     check_logprobs(n_top, options, "logprobs", bool(body.logit_bias))
     if limit is not None and limit > options.max_tokens:
         raise APIError(400, f"max_tokens is {limit:,}; this server allows {options.max_tokens:,}", param="max_tokens")
-
-
-def _reply(
-    server: Server, http: HTTPRequest, body: ChatBody | CompletionBody, answer: dict[str, Any], usage: Usage,
-    headers: dict[str, str],
-) -> Response:  # fmt: skip
-    if not body.stream:
-        server.account(http, usage)
-        return JSONResponse(answer, headers=headers)
-
-    async def events() -> AsyncGenerator[str]:
-        for one in events_of(answer, bool(body.stream_options and body.stream_options.include_usage)):
-            yield one
-
-    response = event_stream(server, http, events(), usage)
-    response.headers.update(headers)
-    return response
 
 
 def _named(one: Forwarded, answer: dict[str, Any], usage: Usage) -> dict[str, Any]:

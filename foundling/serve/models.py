@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -56,6 +57,8 @@ class ServedModel:
     price: Price | None = None
 
     kind: Kind = field(init=False)
+    load_id: str = field(default_factory=lambda: secrets.token_hex(8), init=False)
+    """another one each time that a model is loaded: answers of one are not those of the next"""
 
     @property
     def family(self) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from starlette.requests import Request as HTTPRequest
 
+from foundling.serve.answer_cache import AnswerCache
 from foundling.serve.keys import Caller, KeyStore, Limiter
 from foundling.serve.metrics import Metrics
 from foundling.serve.models import ClassifierModel, GenerativeModel, ServedModel
@@ -36,6 +37,7 @@ class Server:
     ) -> None:
         self.options, self.pool, self.keys, self.reward = options, pool, keys, reward
         self.limiter, self.metrics = Limiter(), Metrics()
+        self.answer_cache: AnswerCache | None = None
         self.stopping = False
         """whether no further request begins"""
 

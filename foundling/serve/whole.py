@@ -4,10 +4,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
-from foundling.serve.reply import event
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import JSONResponse, Response
+
+from foundling.serve.protocol import SamplingBody
+from foundling.serve.reply import Usage, event
+from foundling.serve.server import Server
+from foundling.serve.streams import event_stream
 
 
 class Assembler:
@@ -103,3 +109,20 @@ def events_of(answer: dict[str, Any], include_usage: bool) -> Iterator[str]:
         yield event(head | {"choices": [end]} | blank)
     if include_usage:
         yield event(head | {"choices": [], "usage": answer["usage"]})
+
+
+def reply_whole(
+    server: Server, http: HTTPRequest, body: SamplingBody, answer: dict[str, Any], usage: Usage, headers: dict[str, str]
+) -> Response:
+    """An answer that is there already, as the request wants it. `usage`: what its key is charged."""
+    if not body.stream:
+        server.account(http, usage)
+        return JSONResponse(answer, headers=headers)
+
+    async def events() -> AsyncGenerator[str]:
+        for one in events_of(answer, bool(body.stream_options and body.stream_options.include_usage)):
+            yield one
+
+    response = event_stream(server, http, events(), usage)
+    response.headers.update(headers)
+    return response

@@ -66,11 +66,14 @@ class Started:
     keys: Sequence[str] = ()
     lines: list[str] = field(default_factory=list)
     """of its log"""
+    clients: dict[str, openai.OpenAI] = field(default_factory=dict)
 
     def client(self, key: str | None = None) -> openai.OpenAI:
         """The official client, which tries once."""
         key = key or (self.keys[0] if self.keys else "none")
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
+        if key not in self.clients:
+            self.clients[key] = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
+        return self.clients[key]
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of the samples of that name and labels in /metrics."""
@@ -154,9 +157,12 @@ def started(
     if errors:
         raise errors[0]
     port = runner.servers[0].sockets[0].getsockname()[1]
+    live = Started(server, f"http://127.0.0.1:{port}", loops[0], keys, lines)
     try:
-        yield Started(server, f"http://127.0.0.1:{port}", loops[0], keys, lines)
+        yield live
     finally:
+        for client in live.clients.values():
+            client.close()
         runner.should_exit = True
         thread.join(30)
         assert not thread.is_alive(), "the server did not stop"

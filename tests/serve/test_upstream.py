@@ -87,6 +87,7 @@ def test_answers_are_those_of_the_api_behind(far: Started, near: Started) -> Non
     assert near.client().completions.create(model="near", **prompt).choices == far_text.choices
     one: Any = {"model": "near", "max_tokens": 12, "temperature": 0, "prompt": "the cat", "stream": True}
     assert texts(near.client().completions.create(**one)) == (far_text.choices[0].text, None)
+    until(lambda: len(near.lines) == 4)
     line = json.loads(near.lines[-1])
     assert line["completion_tokens"] == 12 and line["model"] == "near" and line["prompt_tokens"] > 0
     about = near.client().models.retrieve("near").model_dump()["foundling"]
@@ -114,6 +115,7 @@ def test_recorded_answers_are_not_asked_again_and_outlive_the_api(directory: Pat
         other, _ = texts(near.client().chat.completions.create(**(fields | {"stream": True, "seed": 5})))
         assert near.metric("foundling_upstream_requests_total", source="asked", model="near") == 2
         assert far.metric("foundling_requests_total", route="/v1/chat/completions") == 2
+        until(lambda: len(near.lines) > 1)
         assert json.loads(near.lines[1])["completion_tokens"] == 0, "a recorded answer is free"
     assert record.stat().st_mode & 0o077 == 0 and KEY not in record.read_text()
     record.write_bytes(record.read_bytes() + b'{"key": "torn')  # the process was killed
