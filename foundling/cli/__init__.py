@@ -36,6 +36,7 @@ GROUPS = {
         "fill": ("foundling.cli.fill", "fill the gaps in a text with an encoder (fill-mask)"),
         "classify": ("foundling.cli.classify", "label texts, tag their words or predict a value"),
         "serve": ("foundling.cli.serve", "serve models as OpenAI's clients ask, with a page to talk and look"),
+        "key": ("foundling.cli.key", "make, list, change and revoke the keys of clients of `foundling serve`"),
     },
     "measure models": {
         "evaluate": ("foundling.cli.evaluate", "run tasks: choices, generated answers, bits per byte, with intervals"),

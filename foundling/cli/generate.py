@@ -34,7 +34,45 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="with --json: the log-probability of each token, and the N most likely tokens at its position",
     )
+    constraints(parser)
     sampling(parser)
+
+
+def constraints(parser: argparse.ArgumentParser) -> None:
+    """Options of structured output, shared with chat."""
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--json-schema", metavar="FILE", help="answer with JSON that this JSON Schema accepts")
+    one.add_argument("--regex", metavar="PATTERN", help="answer with a text that the whole pattern matches")
+    one.add_argument("--grammar", metavar="FILE", help="answer with a text of this Lark grammar")
+    one.add_argument(
+        "--choice", action="append", metavar="TEXT", help="answer with this text, or another --choice; can be repeated"
+    )
+
+
+def read_constraint(args: argparse.Namespace) -> Any:
+    """The constraint that the options ask for, or None."""
+    if not any(value is not None for value in (args.json_schema, args.regex, args.grammar, args.choice)):
+        return None
+    from foundling.decode.constrain import constraint
+    from foundling.decode.constrain.files import read_grammar, read_schema
+
+    if args.json_schema is not None:
+        return constraint.json_schema(read_schema(args.json_schema))
+    if args.grammar is not None:
+        return constraint.grammar(read_grammar(args.grammar))
+    return constraint.regex(args.regex) if args.regex is not None else constraint.choice(args.choice)
+
+
+def check_answer(answer: dict[str, Any], constraint: Any) -> None:
+    """Adds to an answer whether it follows the constraint, and why not."""
+    from foundling.verify.structured import matches_constraint
+
+    verdict = matches_constraint(answer["text"], constraint)
+    answer["valid"] = verdict.follows
+    if not verdict:
+        answer["reason"] = verdict.reason
+        cut = "it is cut at --max-tokens" if answer["finish_reason"] == "length" else verdict.reason
+        note(f"note: the answer does not follow {constraint.name}: {cut}")
 
 
 def sampling(parser: argparse.ArgumentParser) -> None:
@@ -79,6 +117,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     COMPLETIONS.check(args.n, "--n", GenerationError)
     SEED.check(args.seed, "--seed", GenerationError)
+    constraint = read_constraint(args)
     generator = writer_for(args)
     if args.suffix is not None and generator.framing.spec.fills_middle is False:
         note("note: this model was raised without --fim-rate: it was never taught to fill in the middle")
@@ -90,7 +129,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed,
         stop_strings=args.stop,
         logprobs=args.logprobs,
+        constraint=constraint,
     )
+    for answer in answers if constraint else ():
+        check_answer(answer, constraint)
     if not args.json:
         for number, answer in enumerate(answers):
             if args.n > 1:

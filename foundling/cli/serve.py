@@ -15,8 +15,9 @@ EXAMPLES = [
     "foundling serve runs/notes",
     "foundling serve chat=runs/notes --adapter polite=runs/polite --port 9000",
     "FOUNDLING_API_KEY=… foundling serve runs/notes --host 0.0.0.0",
-    "foundling serve runs/notes --keys keys.sqlite --price runs/notes=0.1,0.4 --max-logprobs 5",
+    "foundling serve runs/notes --keys keys.sqlite --price notes=0.1,0.4 --max-logprobs 5",
     "foundling serve runs/notes --upstream big=openai:gpt-4o --record answers.jsonl --answer-cache exact",
+    "foundling serve runs/notes --state runs/serve --evaluate-jobs    # clients may fine-tune it",
 ]
 KEY_VARIABLE = "FOUNDLING_API_KEY"
 
@@ -55,6 +56,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=IN,OUT",
         help="dollars for a million tokens of prompts, of completions; in usage and the log",
     )
+    _add_jobs(parser.add_argument_group("fine-tuning", "files and jobs of clients, one job at a time"))
     limits = parser.add_argument_group("limits")
     limits.add_argument(
         "--max-logprobs",
@@ -120,13 +122,33 @@ def _add_others(parser: argparse.ArgumentParser) -> None:
     others.add_argument("--cache-every", action="store_true", help="cache answers that are sampled without a seed too")
 
 
+def _add_jobs(jobs: Any) -> None:
+    jobs.add_argument(
+        "--state", metavar="DIR", help="keep uploaded files and fine-tuning jobs here (default: take none)"
+    )
+    jobs.add_argument(
+        "--job-method", choices=["lora", "full"], default="lora", help="what a job trains and writes (default lora)"
+    )
+    jobs.add_argument(
+        "--evaluate-jobs", type=float, nargs="?", const=1.0, metavar="RATIO",
+        help="serve a fine-tuned model only where its held-out loss is at most RATIO (1 without a number) times that "
+        "of its base",
+    )  # fmt: skip
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
     from foundling.errors import ConfigError
 
-    if missing := [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]:
+    if missing := [
+        name for name in ("fastapi", "uvicorn", "prometheus_client", "python_multipart") if find_spec(name) is None
+    ]:
         raise ConfigError(f"serving needs {missing[0]}: pip install 'foundling[serve]'")
     from foundling.serve.app import build_app, watch_metrics
-    from foundling.serve.keys import KeyFile, KeyStore
+    from foundling.serve.jobs import jobs_router
+    from foundling.serve.key_file import KeyFile
+    from foundling.serve.keys import KeyStore
+    from foundling.serve.log import LogWriter
+    from foundling.serve.playground import playground_router
     from foundling.serve.pool import ModelPool
     from foundling.serve.run import check_exposure, listen, serve
     from foundling.serve.server import Server
@@ -140,13 +162,32 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     server = Server(options, pool, store, reward=_reward(args.reward, options))
     _use_others(server, args)
     watch_metrics(server)
+    state = _state(args)
     listener = listen(options)
 
     def ready(url: str) -> None:
         say(f"serving {', '.join(pool.names)} at {url}" + ("" if store.required else " (this machine alone)"))
 
-    serve(server, build_app(server, log=note), listener, ready)
+    log = LogWriter(note)
+    try:
+        serve(
+            server, build_app(server, [jobs_router(server, state), playground_router(server)], log=log), listener, ready
+        )
+    finally:
+        log.close()
     return {"models": pool.names}
+
+
+def _state(args: argparse.Namespace) -> Any:
+    from foundling.errors import ConfigError
+    from foundling.serve.job_options import JobOptions
+    from foundling.serve.jobs import ServerState
+
+    if not args.state:
+        if args.evaluate_jobs is not None:
+            raise ConfigError("--evaluate-jobs is for fine-tuning jobs; give --state DIR too, or leave it out")
+        return None
+    return ServerState(JobOptions(Path(args.state), args.job_method, args.evaluate_jobs))
 
 
 def _options(args: argparse.Namespace, has_keys: bool) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -30,6 +30,20 @@ class LogitsProcessorState(Protocol):
 
     def copy(self) -> LogitsProcessorState:
         """An independent state, for a completion that branches."""
+        ...
+
+
+@runtime_checkable
+class ForcingState(LogitsProcessorState, Protocol):
+    """A state that may know tokens before the model computes, and the end of the completion."""
+
+    def forced(self) -> list[int]:
+        """The tokens that must follow, as far as they are known; `apply` then allows no others, one after the other. A
+        caller may append them without logits."""
+        ...
+
+    def complete(self) -> bool:
+        """Whether nothing can follow: the completion ends without a stop id."""
         ...
 
 

@@ -106,6 +106,8 @@ class Completion:
     prompt_logprobs: list[float | None] | None = None
     """None for the first token, which has no context"""
     prompt_top_logprobs: list[dict[int, float]] | None = None
+    n_shared: int = 0
+    """tokens of the prompt whose keys and values an engine had computed for another request"""
 
     @property
     def mean_logprob(self) -> float:

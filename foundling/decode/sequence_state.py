@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from foundling.decode.detokenize import incremental_decoder
-from foundling.decode.processors import LogitsProcessorState, build_processors
+from foundling.decode.processors import ForcingState, LogitsProcessorState, build_processors
 from foundling.decode.request import Completion, FinishReason, Request
 from foundling.decode.sampling import choose_tokens
 from foundling.errors import GenerationError
@@ -25,6 +25,9 @@ class SequenceState:
         before = request.prompt if context is None else context
         processors = [*build_processors(request.sampling), *request.processors]
         self.processor_states: list[LogitsProcessorState] = [processor.start(before) for processor in processors]
+        self.n_logits = 0
+        """of the model's rows; known after the first token"""
+        self.forcing = [state for state in self.processor_states if isinstance(state, ForcingState)]
         self.params = request.sampling.params
         if request.logprobs is not None:
             self.completion.logprobs, self.completion.top_logprobs = [], []
@@ -48,23 +51,50 @@ class SequenceState:
             logits = state.apply(logits)
         return logits
 
-    def append_token(self, token: int, logits: Tensor) -> None:
-        """Appends the token drawn after the model's `logits` (V,), or finishes if it is a stop id."""
+    def append_token(self, token: int, logits: Tensor | None) -> None:
+        """Appends the token drawn after the model's `logits` (V,), or finishes if it is a stop id. None for a token that
+        is forced, where the request wants no log-probabilities."""
         request, completion = self.request, self.completion
         if token in request.stop:
             self.finish("end")
             return
         completion.tokens.append(token)
+        self.n_logits = self.n_logits if logits is None else len(logits)
         for state in self.processor_states:
             state.accept(token)
         if request.logprobs is not None:
+            assert logits is not None
             ((logprob, top),) = token_logprobs(logits[None], [token], request.logprobs)
             completion.logprobs.append(logprob)  # pyright: ignore
             completion.top_logprobs.append(top)  # pyright: ignore
         if request.stop_strings:
             self._check_stop_strings(token)
+        if not self.finished and any(state.complete() for state in self.forcing):
+            self.finish("end")
         if not self.finished and len(completion.tokens) == request.max_tokens:
             self.finish("length")
+
+    def append_forced_tokens(self) -> None:
+        """Appends the tokens that a processor forces, which would be drawn whatever the logits are. None where the
+        request wants log-probabilities, which need the logits."""
+        if self.request.logprobs is not None:
+            return
+        for state in self.forcing:
+            while not self.finished and (tokens := state.forced()):
+                for token in tokens:
+                    if self.finished or not self._allows(token):
+                        return
+                    self.append_token(token, None)
+
+    def _allows(self, token: int) -> bool:
+        """Whether no other processor forbids a token that one forces."""
+        if len(self.processor_states) == 1:
+            return True
+        others = torch.zeros(self.n_logits)
+        for state in self.processor_states:
+            if state not in self.forcing:
+                others = state.apply(others)
+        return bool(others[token] > -math.inf)
 
     def finish(self, reason: FinishReason) -> None:
         self.completion.finish_reason = reason

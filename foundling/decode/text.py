@@ -5,11 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from foundling.blocks.position import short_limit
 from foundling.decode import plain
+from foundling.decode.constrain.constrainer import Constrainer
+from foundling.decode.constrain.constraint import Constraint
 from foundling.decode.detokenize import REPLACEMENT, incremental_decoder, visible_end
 from foundling.decode.engine.engine import Engine, EngineOptions
 from foundling.decode.request import Completion, build_requests, check_generates, max_completion
@@ -75,6 +78,11 @@ class TextGenerator:
     """of prompt and answer together, where a call does not say"""
     notes: tuple[str, ...] = ()
     """what the directory asks for and is not done, in words"""
+
+    @cached_property
+    def constrainer(self) -> Constrainer:
+        """Compiles constraints for this model."""
+        return Constrainer(self.tokenizer, self.model.config.vocab_size, self.framing.ends)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -156,11 +164,13 @@ class TextGenerator:
         seed: int = 0,
         stop_strings: Sequence[str] = (),
         logprobs: int | None = None,
+        constraint: Constraint | None = None,
         on_text: Callable[[str], None] | None = None,
     ) -> list[dict[str, Any]]:
         """`n` continuations of ids: {'text', 'tokens' (their number), 'finish_reason': 'end' of the document, 'stop' or
         'length'}. With `logprobs` also 'logprobs': [{'token', 'logprob', 'top_logprobs'}], tokens as text. `on_text`
-        receives the first continuation as it is generated."""
+        receives the first continuation as it is generated. With a `constraint` (decode/constrain) every answer that ends
+        by itself follows it; one that is cut ('length', 'stop') may not."""
         self._check_length(ids)
         if max_tokens is None:
             available = max_completion(self.model, ids, rereads=self.engine is None)
@@ -168,7 +178,11 @@ class TextGenerator:
             if self.max_length is not None:
                 most = max(1, min(most, self.max_length - (0 if self.framing.spec.reads_source else len(ids))))
             max_tokens = most if available is None else min(most, available)
-        decode, stop = self.framing.answer(ids), [*self.framing.ends, *self.framing.stops(stop_strings)]
+        decode: Callable[[list[int]], str] = self.framing.answer(ids)
+        processors = [] if constraint is None else [self.constrainer.processor(constraint)]
+        if constraint is not None and not self.constrainer.decodes_as(self.framing.spec.reads_source):
+            decode = self.constrainer.decode
+        stop = [*self.framing.ends, *self.framing.stops(stop_strings)]
         streamer = None if on_text is None else TextStreamer(decode, on_text, stop_strings)
 
         def append(token: int) -> None:
@@ -176,8 +190,9 @@ class TextGenerator:
                 streamer.append(token)
 
         options: dict[str, Any] = dict(
-            max_tokens=max_tokens, stop=stop, stop_strings=stop_strings, decode=decode, logprobs=logprobs
-        )
+            max_tokens=max_tokens, stop=stop, stop_strings=stop_strings, decode=decode, logprobs=logprobs,
+            processors=processors,
+        )  # fmt: skip
         if self.engine is None:
             completions = plain.generate(
                 self.model, [ids], n=n, sampling=self.sampling, seed=seed, on_token=lambda new: append(new[0]),
@@ -191,7 +206,7 @@ class TextGenerator:
                 if output.completion:
                     finished[output.request_id] = output.completion
             completions = [finished[i] for i in range(n)]
-        results = [self._to_dict(completion, decode) for completion in completions]
+        results = [self._to_dict(completion, self.framing.answer(ids)) for completion in completions]
         if streamer:
             streamer.finish(results[0]["text"])
         return results

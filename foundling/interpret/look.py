@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from foundling.blocks.stack import Decoder
 from foundling.errors import InterpretError, WeightsError
 from foundling.interpret.lens import attribute, logit_lens
-from foundling.interpret.trace import LayerRecord, Trace, check_attends, trace
+from foundling.interpret.trace import LayerRecord, Trace, check_attends, check_tokens, trace
 from foundling.limits import LOOK_TOKENS, LOOK_WEIGHTS
 from foundling.models import family_of
 from foundling.report.look import HeadMap, LensRow, LookRecord
@@ -45,12 +46,26 @@ def look(directory: str | Path, text: str, *, layer: int | None = None, base: st
     files = files_of(directory, base)
     tokenizer = Tokenizer.load(files)
     framing = Framing(tokenizer, read_text_spec(files, model))
-    ids = _checked(model, framing.prompt(text) if model.capabilities.generates else _masked(tokenizer, text))
+    ids = framing.prompt(text) if model.capabilities.generates else _masked(tokenizer, text)
+    return look_at(model, tokenizer, ids, layer=layer, name=name or directory.resolve().name, text=text)
+
+
+def look_at(
+    model: Any, tokenizer: Tokenizer, ids: Sequence[int], *, layer: int | None = None, name: str = "", text: str = ""
+) -> LookRecord:
+    """`look` at ids, with a model and a tokenizer that are in memory; `name` and `text` are what the record shows.
+
+    InterpretError for no ids, too many, one that the model has not, a model without attention, and a layer that it has
+    not."""
+    check_attends(model)
+    ids = _checked(model, list(ids))
+    tokens = torch.tensor([ids], dtype=torch.long, device=next(model.parameters()).device)
+    check_tokens(model, tokens)
     source = model.capabilities.reads_source
     if source:
-        record = trace(model, torch.tensor([[model.config.start_id]]), source=torch.tensor([ids]))
+        record = trace(model, tokens.new_tensor([[model.config.start_id]]), source=tokens)
     else:
-        record = trace(model, torch.tensor([ids]))
+        record = trace(model, tokens)
     stack = [one for one in record.layers if one.name.startswith("encoder.")] if source else record.stack
     heads = _heads(stack, ids, layer)
     pieces = tuple(token_name(tokenizer, i) for i in ids)
@@ -63,8 +78,8 @@ def look(directory: str | Path, text: str, *, layer: int | None = None, base: st
             place = f"for the gap at token {position}"
     predicted, lens, contributions, notes = _prediction(model, tokenizer, record, position)
     return LookRecord(
-        name or directory.resolve().name, family_of(model).name, text, tuple(ids), pieces, predicted, position, place,
-        heads, lens, contributions, notes,
+        name, family_of(model).name, text, tuple(ids), pieces, predicted, position, place, heads, lens, contributions,
+        notes,
     )  # fmt: skip
 
 

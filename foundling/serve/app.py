@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,20 +14,24 @@ from fastapi import Request as HTTPRequest
 from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
+from foundling.errors import FoundlingError
 from foundling.runtime.release import release
 from foundling.serve import errors
 from foundling.serve.cached import cached
 from foundling.serve.chat import create_chat
 from foundling.serve.completions import create_completion
 from foundling.serve.embeddings import embeddings_router
+from foundling.serve.errors import APIError
 from foundling.serve.guard import Guard
+from foundling.serve.login import login_router
 from foundling.serve.models import GenerativeModel, ServedModel
 from foundling.serve.moderations import moderations_router
 from foundling.serve.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
-from foundling.serve.server import Server
+from foundling.serve.server import Server, record_of
 from foundling.serve.sessions import Sessions
 from foundling.serve.tokens import detokenize, tokenize
 
+logger = logging.getLogger("foundling.serve")
 ERRORS: dict[int | str, Any] = {
     status: {"description": about, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
     for status, about in {
@@ -51,22 +56,17 @@ def build_app(server: Server, routers: Sequence[APIRouter] = (), log: Callable[[
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        await server.pool.close()
+        await server.close()
 
     app = FastAPI(title="Foundling", version=release(), lifespan=lifespan, docs_url=None, redoc_url=None,
                   responses=ERRORS, redirect_slashes=False)  # fmt: skip
     errors.install(app)
-    for router in (
-        _generation(server),
-        _models(server),
-        _service(server),
-        embeddings_router(server),
-        moderations_router(server),
-        *routers,
-    ):
+    sessions = Sessions()
+    own = [_generation(server), _models(server), _service(server), login_router(server, sessions)]
+    for router in (*own, embeddings_router(server), moderations_router(server), *routers):
         app.include_router(router)
     _describe_errors(app)
-    return Guard(app, server, Sessions(), log)
+    return Guard(app, server, sessions, log)
 
 
 def _generation(server: Server) -> APIRouter:
@@ -103,21 +103,27 @@ def _models(server: Server) -> APIRouter:
     router = APIRouter()
 
     @router.get("/v1/models")
-    async def list_models() -> JSONResponse:
-        return JSONResponse({"object": "list", "data": [about_model(server, one) for one in server.pool.loaded]})
+    async def list_models(http: HTTPRequest) -> JSONResponse:
+        loaded = server.pool.loaded_for(record_of(http).caller.owner)
+        return JSONResponse({"object": "list", "data": [about_model(server, one) for one in loaded]})
 
     @router.get("/v1/models/{name}")
     async def retrieve_model(name: str, http: HTTPRequest) -> JSONResponse:
         return JSONResponse(about_model(server, server.model(name, http)))
 
     @router.post("/v1/models/{name}/load")
-    async def load_model(name: str) -> JSONResponse:
-        entry = await server.pool.load(name)
+    async def load_model(name: str, http: HTTPRequest) -> JSONResponse:
+        try:
+            entry = await server.pool.load(name, record_of(http).caller.owner)
+        except FoundlingError as error:  # it names directories, which are none of a client's business
+            logger.error("the model %s was not loaded: %s", name, error)
+            message = f"the model {name} could not be loaded; the server's log says why"
+            raise APIError(503, message, param="model", code="model_not_loaded") from None
         return JSONResponse({"id": name, "object": "model.state", "state": entry.state})
 
     @router.post("/v1/models/{name}/unload")
-    async def unload_model(name: str) -> JSONResponse:
-        entry = await server.pool.unload(name)
+    async def unload_model(name: str, http: HTTPRequest) -> JSONResponse:
+        entry = await server.pool.unload(name, record_of(http).caller.owner)
         return JSONResponse({"id": name, "object": "model.state", "state": entry.state})
 
     return router

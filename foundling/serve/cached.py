@@ -55,7 +55,7 @@ async def cached(
     if query is None:
         return await create(server, body, http)
     free = Usage(price=served.price)
-    server.admit(http, free)
+    await server.check_quota(http, free)
     answer = await cache.get(query)
     if answer is not None:
         return reply_whole(server, http, body, _again(answer), free, {HEADER: "hit"})

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request as HTTPRequest
@@ -14,27 +15,27 @@ from starlette.responses import JSONResponse, Response
 
 from foundling.decode.request import Completion, Request
 from foundling.serve.errors import APIError
+from foundling.serve.formats import AnswerForm, AnswerStream, check_answers
 from foundling.serve.forward import forward, upstream_of
 from foundling.serve.generation import (
     Prompt,
+    UpdateStream,
     build_requests,
     check_finished,
     check_logprobs,
     check_n,
+    complete,
     count_usage,
-    first_and_rest,
     max_tokens_of,
     prompt_of,
     refuse_error,
     seed_of,
-    until_gone,
 )
 from foundling.serve.models import GenerativeModel
 from foundling.serve.protocol import ChatBody
 from foundling.serve.reply import FINISH, Head, Text, Usage, event, head_of
 from foundling.serve.server import Server
 from foundling.serve.streams import event_stream
-from foundling.serve.worker import Update
 
 
 @dataclass
@@ -47,6 +48,7 @@ class Chat:
     requests: list[Request]
     head: Head
     usage: Usage
+    form: AnswerForm
 
     @property
     def served(self) -> GenerativeModel:
@@ -58,14 +60,12 @@ async def create_chat(server: Server, body: ChatBody, http: HTTPRequest) -> Resp
         return await forward(server, remote, body, http)
     served = server.generative(body.model, http)
     chat = await asyncio.to_thread(_prepare, server, body, served)
-    server.admit(http, chat.usage)
+    await server.check_quota(http, chat.usage)
     if body.stream:
-        updates = await until_gone(
-            http, first_and_rest(served.worker.stream(chat.requests)), server.options.request_timeout
-        )  # fmt: skip
-        return event_stream(server, http, _events(chat, updates), chat.usage)
-    completions = await until_gone(http, served.worker.run(chat.requests), server.options.request_timeout)
+        return await event_stream(server, http, served, chat.requests, partial(_events, chat), chat.usage)
+    completions = await complete(server, http, served, chat.requests, chat.usage)
     check_finished(completions)
+    await check_answers(chat.form.constraint, completions)
     count_usage([chat.prompt], completions, chat.usage)
     server.account(http, chat.usage)
     choices = [_choice(chat, index, completion) for index, completion in enumerate(completions)]
@@ -86,17 +86,26 @@ def _prepare(server: Server, body: ChatBody, served: GenerativeModel) -> Chat:
     ids = served.framing.chat(messages, tools=tools or None)
     prompt = prompt_of(served, ids, body.stops)
     limit = max_tokens_of(served, ids, body.limit, server.options)
-    requests = build_requests(prompt, body, body.n, max_tokens=limit, seed=seed_of(body), logprobs=n_top)
+    form = AnswerForm(body, served, ids)
+    requests = build_requests(
+        prompt, body, body.n, max_tokens=limit, seed=seed_of(body), logprobs=n_top, constraint=form.constraint,
+        decode=form.decoder(prompt.decode),
+    )  # fmt: skip
     head = head_of("chat.completion", "chatcmpl", served.name, **server.fixed(body, served))
-    return Chat(server, body, prompt, requests, head, Usage(prompt_tokens=len(ids), price=served.price))
+    return Chat(server, body, prompt, requests, head, Usage(prompt_tokens=len(ids), price=served.price), form)
 
 
 def _choice(chat: Chat, index: int, completion: Completion) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": completion.text, "refusal": None}
+    message = chat.form.message(completion.text or "", cut=completion.finish_reason == "length")
     return {
-        "index": index, "message": message, "finish_reason": FINISH[completion.finish_reason or "stop"],
+        "index": index, "message": message, "finish_reason": _reason(completion, message),
         "logprobs": _logprobs(chat, completion.tokens, completion.logprobs, completion.top_logprobs),
     }  # fmt: skip
+
+
+def _reason(completion: Completion, message: dict[str, Any]) -> str:
+    reason = FINISH[completion.finish_reason or "stop"]
+    return "tool_calls" if reason == "stop" and "tool_calls" in message else reason
 
 
 def _logprobs(chat: Chat, tokens: Any, logprobs: Any, top: Any) -> dict[str, Any] | None:
@@ -105,7 +114,7 @@ def _logprobs(chat: Chat, tokens: Any, logprobs: Any, top: Any) -> dict[str, Any
     return {"content": chat.prompt.texts.content(tokens, logprobs, top), "refusal": None}
 
 
-async def _events(chat: Chat, updates: AsyncGenerator[Update]) -> AsyncGenerator[str]:
+async def _events(chat: Chat, updates: UpdateStream) -> AsyncGenerator[str]:
     """The events of the stream, without its end."""
     head, body = chat.head.as_json("chat.completion.chunk"), chat.body
     include_usage = bool(body.stream_options and body.stream_options.include_usage)
@@ -115,8 +124,8 @@ async def _events(chat: Chat, updates: AsyncGenerator[Update]) -> AsyncGenerator
         choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
         return event(head | {"choices": [choice]} | blank)
 
-    texts = [Text(chat.prompt.decode, chat.prompt.stop_strings, chat.prompt.ends) for _ in chat.requests]
-    begun = set[int]()
+    texts = [Text(request, chat.prompt.ends) for request in chat.requests]
+    answers, begun = [AnswerStream(chat.form) for _ in chat.requests], set[int]()
     async with contextlib.aclosing(updates):
         async for update in updates:
             refuse_error(update.completion)
@@ -128,11 +137,15 @@ async def _events(chat: Chat, updates: AsyncGenerator[Update]) -> AsyncGenerator
             chat.usage.completion_tokens += len(update.tokens)
             if completion is not None:
                 text.finish(completion.text or "")
-            content = text.take()
+                chat.usage.cached_tokens += completion.n_shared
+            delta = answers[index].add(text.take())
             logprobs = _logprobs(chat, update.tokens, update.logprobs, update.top_logprobs) if update.tokens else None
-            if content or logprobs:
-                yield chunk(index, {"content": content}, logprobs=logprobs)
+            if delta or logprobs:
+                yield chunk(index, delta or {"content": ""}, logprobs=logprobs)
             if completion is not None:
-                yield chunk(index, {}, FINISH[completion.finish_reason or "stop"])
+                await check_answers(chat.form.constraint, [completion])
+                if rest := answers[index].finish(cut=completion.finish_reason == "length"):
+                    yield chunk(index, rest)
+                yield chunk(index, {}, _reason(completion, rest))
     if include_usage:
         yield event(head | {"choices": [], "usage": chat.usage.as_json()})

@@ -8,34 +8,36 @@ import contextlib
 import math
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 
+from foundling.decode.constrain.constraint import Constraint
 from foundling.decode.request import Completion, Request, sample_seed
 from foundling.serve.errors import APIError
+from foundling.serve.formats import check_answers, format_of
 from foundling.serve.forward import forward, upstream_of
 from foundling.serve.generation import (
     Prompt,
+    UpdateStream,
     build_requests,
     check_finished,
     check_logprobs,
     check_n,
+    complete,
     count_usage,
-    first_and_rest,
     max_tokens_of,
     prompt_of,
     refuse_error,
     seed_of,
-    until_gone,
 )
 from foundling.serve.models import GenerativeModel
 from foundling.serve.protocol import CompletionBody
 from foundling.serve.reply import FINISH, Head, Text, Usage, event, finite, head_of
 from foundling.serve.server import Server
 from foundling.serve.streams import event_stream
-from foundling.serve.worker import Update
 
 
 @dataclass
@@ -50,6 +52,7 @@ class Job:
     best_of: int
     head: Head
     usage: Usage
+    constraint: Constraint | None
 
 
 async def create_completion(server: Server, body: CompletionBody, http: HTTPRequest) -> Response:
@@ -57,14 +60,12 @@ async def create_completion(server: Server, body: CompletionBody, http: HTTPRequ
         return await forward(server, remote, body, http)
     served = server.generative(body.model, http)
     job = await asyncio.to_thread(_prepare, server, body, served)
-    server.admit(http, job.usage)
+    await server.check_quota(http, job.usage)
     if body.stream:
-        updates = await until_gone(
-            http, first_and_rest(served.worker.stream(job.requests)), server.options.request_timeout
-        )  # fmt: skip
-        return event_stream(server, http, _events(job, updates), job.usage)
-    completions = await until_gone(http, served.worker.run(job.requests), server.options.request_timeout)
+        return await event_stream(server, http, served, job.requests, partial(_events, job), job.usage)
+    completions = await complete(server, http, served, job.requests, job.usage)
     check_finished(completions)
+    await check_answers(job.constraint, completions)
     count_usage(job.prompts, completions, job.usage)
     chosen = await _choose(job, completions)
     server.account(http, job.usage)
@@ -93,17 +94,17 @@ def _prepare(server: Server, body: CompletionBody, served: GenerativeModel) -> J
         )
     n_top = check_logprobs(body.logprobs, options, "logprobs", bool(body.logit_bias))
     prompts = [prompt_of(served, _ids(served, text, body.suffix), body.stops) for text in texts]
-    requests, seed = list[Request](), seed_of(body)
+    requests, seed, constraint = list[Request](), seed_of(body), format_of(body.response_format)
     for number, prompt in enumerate(prompts):
         requests += build_requests(
             prompt, body, best_of, seed=sample_seed(seed, number) if number else seed,
             max_tokens=max_tokens_of(served, prompt.ids, 1 if body.max_tokens == 0 else body.max_tokens, options),
             logprobs=0 if n_top is None and best_of > body.n else n_top,
-            prompt_logprobs=n_top if body.echo else None,
+            prompt_logprobs=n_top if body.echo else None, constraint=constraint,
         )  # fmt: skip
     head = head_of("text_completion", "cmpl", served.name, **server.fixed(body, served))
     usage = Usage(prompt_tokens=sum(len(prompt.ids) for prompt in prompts), price=served.price)
-    return Job(server, body, served, prompts, requests, best_of, head, usage)
+    return Job(server, body, served, prompts, requests, best_of, head, usage, constraint)
 
 
 def _ids(served: GenerativeModel, text: str | list[int], suffix: str | None) -> list[int]:
@@ -191,12 +192,12 @@ class _Legacy:
         }  # fmt: skip
 
 
-async def _events(job: Job, updates: AsyncGenerator[Update]) -> AsyncGenerator[str]:
+async def _events(job: Job, updates: UpdateStream) -> AsyncGenerator[str]:
     head, body = job.head.as_json(), job.body
     include_usage = bool(body.stream_options and body.stream_options.include_usage)
     blank = {"usage": None} if include_usage else {}
     prompts = [job.prompts[index // job.best_of] for index in range(len(job.requests))]
-    texts = [Text(prompt.decode, prompt.stop_strings, prompt.ends) for prompt in prompts]
+    texts = [Text(request, prompt.ends) for request, prompt in zip(job.requests, prompts, strict=True)]
     offsets = [0] * len(texts)
     async with contextlib.aclosing(updates):
         async for update in updates:
@@ -205,7 +206,9 @@ async def _events(job: Job, updates: AsyncGenerator[Update]) -> AsyncGenerator[s
             text.append(update.tokens)
             job.usage.completion_tokens += len(update.tokens)
             if completion is not None:
+                await check_answers(job.constraint, [completion])
                 text.finish(completion.text or "")
+                job.usage.cached_tokens += completion.n_shared
             content, logprobs = text.take(), None
             if body.logprobs is not None and update.tokens:
                 legacy = _Legacy(prompts[index])

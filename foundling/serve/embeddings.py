@@ -71,7 +71,7 @@ def embeddings_router(server: Server) -> APIRouter:
         served: EmbeddingModel = server.model(body.model, http, EmbeddingModel)
         rows = await asyncio.to_thread(_rows, served, body, server.options)
         usage = EmbeddingUsage(prompt_tokens=sum(len(row) for row in rows), price=served.price)
-        server.admit(http, usage)
+        await server.check_quota(http, usage)
         vectors = await until_gone(http, batcher_of(served)(rows), server.options.request_timeout)
         if body.dimensions not in (None, len(vectors[0])):
             message = f"dimensions is {body.dimensions}; {served.name} has {len(vectors[0])} values: leave it out"

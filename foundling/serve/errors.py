@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import logging
+import traceback
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,6 +17,10 @@ from foundling.errors import FoundlingError, render
 from foundling.limits import shown
 
 logger = logging.getLogger("foundling.serve")
+
+
+class ClientGone(Exception):
+    """Nobody waits for the answer any more."""
 
 
 class APIError(Exception):
@@ -54,8 +60,9 @@ def busy(message: str, retry_after: float, code: str = "rate_limit_exceeded", st
     return APIError(status, message, code=code, headers={"Retry-After": str(max(1, round(retry_after)))})
 
 
-def as_api_error(error: BaseException) -> APIError:
-    """Of whatever a handler raised."""
+def as_api_error(error: BaseException, request_id: str = "") -> APIError:
+    """Of whatever a handler raised. An error of our own is logged under the request's id, and nothing of it is shown to
+    the client."""
     if isinstance(error, APIError):
         return error
     if isinstance(error, FoundlingError):
@@ -64,8 +71,16 @@ def as_api_error(error: BaseException) -> APIError:
         return APIError(error.status_code, render.message(str(error.detail)), headers=dict(error.headers or {}))
     if isinstance(error, RequestValidationError):
         return _of_validation(error)
-    logger.error("internal error", exc_info=error)
+    log_internal(error, request_id)
     return APIError(500, INTERNAL)
+
+
+def log_internal(error: BaseException, request_id: str) -> None:
+    """In one line: what it is and where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    logger.error("%s: internal error: %s: %s%s", request_id, type(error).__name__, error, place)
+    logger.debug("%s", request_id, exc_info=error)
 
 
 def _of_validation(error: RequestValidationError) -> APIError:
@@ -86,10 +101,14 @@ def _of_validation(error: RequestValidationError) -> APIError:
 
 
 def install(app: FastAPI) -> None:
-    """Handlers for what routes raise."""
+    """Handlers for what routes raise. starlette raises once more what the one for Exception has answered (guard.py)."""
 
     async def handle(request: Request, error: Exception) -> Response:
-        return as_api_error(error).response()
+        return as_api_error(error, request.scope["foundling.record"].id).response()
+
+    async def forget(request: Request, error: Exception) -> Response:
+        return Response(status_code=499)  # as nginx notes it; nobody reads it
 
     for kind in (APIError, FoundlingError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, handle)
+    app.add_exception_handler(ClientGone, forget)

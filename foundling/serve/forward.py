@@ -6,20 +6,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 
 from foundling.serve.errors import APIError
-from foundling.serve.generation import check_logprobs, check_n, first_and_rest, until_gone
+from foundling.serve.generation import UpdateStream, check_logprobs, check_n, until_gone
 from foundling.serve.models import GenerativeModel
 from foundling.serve.protocol import ChatBody, CompletionBody
 from foundling.serve.reply import Usage, event
 from foundling.serve.server import Server
-from foundling.serve.streams import event_stream
+from foundling.serve.streams import send_events
 from foundling.serve.upstream import UpstreamModel
 from foundling.serve.whole import Assembler, reply_whole
 
@@ -63,7 +64,7 @@ async def forward(
     n_chars = len(json.dumps(sent.get("messages", sent.get("prompt", "")), ensure_ascii=False))
     usage = Usage(prompt_tokens=n_chars // CHARS_PER_TOKEN, price=served.price)
     one = Forwarded(served, path, sent, usage, served.key(path, sent))
-    server.admit(http, usage)
+    await server.check_quota(http, usage)
     recording, headers = served.recording, dict[str, str]()
     if recording:
         answer = await asyncio.to_thread(recording.get, one.key)
@@ -75,8 +76,10 @@ async def forward(
     server.metrics.upstream.labels(served.name, "asked").inc()
     if body.stream:
         asked = sent | {"stream": True, "stream_options": {"include_usage": True}}
-        chunks = await until_gone(http, first_and_rest(served.stream(path, asked)), server.options.request_timeout)
-        response = event_stream(server, http, _events(one, body, chunks), usage)
+        deadline = time.monotonic() + server.options.request_timeout
+        begun: Any = UpdateStream.begin(cast("Any", served.stream(path, asked)))
+        chunks: Any = await until_gone(http, begun, server.options.request_timeout)
+        response = send_events(server, http, _events(one, body, chunks), chunks, usage, deadline)
         response.headers.update(headers)
         return response
     answer = await until_gone(http, served.ask(path, sent), server.options.request_timeout)

@@ -6,21 +6,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from starlette.requests import Request as HTTPRequest
 
+from foundling.decode.constrain.constraint import Constraint
 from foundling.decode.processors import LogitsProcessor
 from foundling.decode.request import Completion, Request, sample_seed
 from foundling.errors import GenerationError
 from foundling.limits import SEED, shown
-from foundling.serve.errors import APIError
+from foundling.serve.errors import APIError, ClientGone, busy
 from foundling.serve.models import GenerativeModel
 from foundling.serve.options import ServeOptions
 from foundling.serve.protocol import SamplingBody
 from foundling.serve.reply import TokenTexts, Usage
+from foundling.serve.server import Server
+from foundling.serve.worker import Update
 from foundling.text.framing import AnswerDecoder
 
 T = TypeVar("T")
@@ -28,10 +31,6 @@ SAMPLING = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"
 )  # fmt: skip
 NO_LOGPROBS = "this server gives no log-probabilities (--max-logprobs 0)"
-
-
-class ClientGone(Exception):
-    """Nobody waits for the answer any more."""
 
 
 @dataclass
@@ -105,10 +104,17 @@ def build_requests(
     seed: int,
     logprobs: int | None = None,
     prompt_logprobs: int | None = None,
-    processors: Sequence[LogitsProcessor] = (),
+    constraint: Constraint | None = None,
+    decode: Callable[[list[int]], str] | None = None,
 ) -> list[Request]:
-    """`n` completions of one prompt; completion k draws by sample_seed(seed, k)."""
-    served = prompt.served
+    """`n` completions of one prompt; completion k draws by sample_seed(seed, k). GenerationError for a constraint that
+    cannot be compiled."""
+    served, processors, decode = prompt.served, list[LogitsProcessor](), decode or prompt.decode
+    if constraint is not None:
+        constrainer = served.generator.constrainer
+        processors.append(constrainer.processor(constraint))
+        if decode is prompt.decode and not constrainer.decodes_as(served.framing.spec.reads_source):
+            decode = constrainer.decode
     fields: dict[str, Any] = {name: value for name in SAMPLING if (value := getattr(body, name)) is not None}
     if body.logit_bias:
         fields["logit_bias"] = _biases(body.logit_bias, served)
@@ -116,7 +122,7 @@ def build_requests(
     return [
         Request(
             prompt=prompt.ids, max_tokens=max_tokens, sampling=sampling, seed=sample_seed(seed, k), stop=prompt.ends,
-            stop_strings=prompt.stop_strings, decode=prompt.decode, logprobs=logprobs, prompt_logprobs=prompt_logprobs,
+            stop_strings=prompt.stop_strings, decode=decode, logprobs=logprobs, prompt_logprobs=prompt_logprobs,
             processors=processors, adapter=served.adapter,
         )
         for k in range(n)
@@ -153,10 +159,35 @@ def check_finished(completions: Sequence[Completion]) -> None:
 def count_usage(prompts: Sequence[Prompt], completions: Sequence[Completion], usage: Usage) -> None:
     usage.prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
     usage.completion_tokens = sum(len(completion.tokens) for completion in completions)
+    usage.cached_tokens = sum(completion.n_shared for completion in completions)
+
+
+async def complete(
+    server: Server, http: HTTPRequest, served: GenerativeModel, requests: Sequence[Request], usage: Usage
+) -> list[Completion]:
+    """All completions, in the order of the requests. What was computed is charged, also where nobody waits for it any
+    more or it took too long."""
+
+    async def run() -> list[Completion]:
+        completions = dict[int, Completion]()
+        async with contextlib.aclosing(served.worker.stream(requests)) as updates:
+            async for update in updates:
+                usage.completion_tokens += len(update.tokens)
+                if update.completion is not None:
+                    completions[update.index] = update.completion
+        return [completions[index] for index in range(len(requests))]
+
+    try:
+        return await until_gone(http, run(), server.options.request_timeout)
+    except BaseException:
+        if usage.completion_tokens:
+            server.account(http, usage)
+        raise
 
 
 async def until_gone(http: HTTPRequest, awaitable: Awaitable[T], seconds: float) -> T:
-    """What is awaited; ClientGone where the client closes its connection first, APIError 503 after `seconds`."""
+    """What is awaited; ClientGone where the client closes its connection first, APIError 503 after `seconds`. When it
+    raises, what was awaited has ended."""
     task = asyncio.ensure_future(awaitable)
     watcher = asyncio.ensure_future(_gone(http))
     try:
@@ -165,12 +196,15 @@ async def until_gone(http: HTTPRequest, awaitable: Awaitable[T], seconds: float)
             return task.result()
         if watcher.done():
             raise ClientGone
-        raise APIError(503, f"the request took over {seconds:g} s; ask for fewer tokens", code="timeout")
+        raise took_too_long(seconds)
     finally:
         for each in (task, watcher):
             each.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await task
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+def took_too_long(seconds: float) -> APIError:
+    return busy(f"the request took over {seconds:g} s; ask for fewer tokens", 5.0, "timeout", 503)
 
 
 async def _gone(http: HTTPRequest) -> None:
@@ -178,17 +212,44 @@ async def _gone(http: HTTPRequest) -> None:
         pass
 
 
-async def first_and_rest(updates: AsyncGenerator[T]) -> AsyncGenerator[T]:
-    """The same updates, of which the first has come: what a request is refused with is known before a stream begins."""
-    first = await anext(updates)
+class UpdateStream:
+    """The updates of requests, of which the first has come: what a request is refused with is known before a stream
+    begins. `aclose` cancels the requests at any time, which a generator that never began would not."""
 
-    async def rest() -> AsyncGenerator[T]:
-        async with contextlib.aclosing(updates):
-            yield first
-            async for update in updates:
-                yield update
+    def __init__(self, first: Update, rest: AsyncGenerator[Update]) -> None:
+        self._first: Update | None = first
+        self._rest = rest
 
-    return rest()
+    @classmethod
+    async def begin(cls, updates: AsyncGenerator[Update]) -> UpdateStream:
+        return cls(await anext(updates), updates)
+
+    def __aiter__(self) -> UpdateStream:
+        return self
+
+    async def __anext__(self) -> Update:
+        if (first := self._first) is not None:
+            self._first = None
+            return first
+        return await anext(self._rest)
+
+    async def aclose(self) -> None:
+        await self._rest.aclose()
+
+
+async def by_index(updates: AsyncGenerator[Update]) -> AsyncGenerator[Update]:
+    """All of the first request, then all of the second, … : an order that does not depend on what else is computed."""
+    waiting = dict[int, list[Update]]()
+    current = 0
+    async with contextlib.aclosing(updates):
+        async for update in updates:
+            waiting.setdefault(update.index, []).append(update)
+            while ready := waiting.pop(current, None):
+                for one in ready:
+                    yield one
+                if ready[-1].completion is None:
+                    break
+                current += 1
 
 
 def refuse_error(completion: Completion | None) -> None:

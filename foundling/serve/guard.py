@@ -10,22 +10,24 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from foundling.runtime.files import is_shallow
-from foundling.serve.errors import APIError, as_api_error
-from foundling.serve.generation import ClientGone
+from foundling.serve.errors import APIError, ClientGone, as_api_error, busy, log_internal
 from foundling.serve.keys import ANYONE, Caller
+from foundling.serve.login import session_token
 from foundling.serve.server import Record, Server
-from foundling.serve.sessions import COOKIE, Sessions
+from foundling.serve.sessions import Sessions
 
 logger = logging.getLogger("foundling.serve")
 OPEN = {"/health"}
 """the only route that asks for no key"""
 LOGIN = "/login"
+LOGIN_BYTES = 4096
+"""of what anybody may send"""
+CLOSE = {"Connection": "close"}
 UPLOADS = "/v1/files"
 BODY_SECONDS = 30.0
 """that a client has to send a body in"""
@@ -44,6 +46,7 @@ class Guard:
     ) -> None:
         """`log` takes a line of JSON for each request."""
         self.app, self.server, self.sessions, self.log = app, server, sessions, log
+        self.n_running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -66,26 +69,33 @@ class Guard:
             await send(message)
 
         self.server.metrics.connections.inc()
+        self.n_running += 1
         try:
             await self._answer(scope, receive, send_with_headers, record)
         except ClientGone:
-            status = status or 499
+            status = 499
         except Exception as error:
-            if started:
-                logger.error("request %s failed after its answer had begun", record.id, exc_info=error)
-            else:
-                await as_api_error(error).response()(scope, receive, send_with_headers)
+            if not started:
+                await as_api_error(error, record.id).response()(scope, receive, send_with_headers)
+            elif status != 500:  # else it is answered and logged already
+                log_internal(error, record.id)
         except asyncio.CancelledError:
             status = status or 499
             raise
         finally:
+            self.n_running -= 1
             self.server.metrics.connections.dec()
             self._note(scope, record, status, end() - record.begin)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, record: Record) -> None:
         headers = dict(scope["headers"])
-        self._check_host(scope, headers)
         path, method = scope["path"], scope["method"]
+        if self.n_running > self.server.options.max_connections and path not in OPEN:
+            raise busy("the server answers as many requests as it may; try again later", 2.0, "overloaded", 503)
+        if b"transfer-encoding" in headers and b"content-length" in headers:
+            # a proxy may see another end of this request than we do, and let a second one pass inside it
+            raise APIError(400, "send either Content-Length or Transfer-Encoding", headers=CLOSE)
+        self._check_host(scope, headers)
         if path not in OPEN and not (path == LOGIN and method == "POST"):
             caller = self._identify(headers, scope)
             if caller is None:
@@ -125,17 +135,14 @@ class Guard:
         if value:
             scheme, _, key = value.partition(" ")
             return keys.identify(key.strip()) if scheme.lower() == "bearer" else None
-        try:
-            cookie = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1")).get(COOKIE)
-        except CookieError:
-            return None
-        key = self.sessions.key_of(cookie.value) if cookie else None
+        token = session_token(headers.get(b"cookie", b"").decode("latin-1"))
+        key = self.sessions.key_of(token) if token else None
         return keys.identify(key) if key else None
 
     async def _bounded(self, scope: Scope, receive: Receive, headers: dict[bytes, bytes]) -> Receive:
         """Reads the whole body, which has a limit, before anything is done with it. Uploads go through in parts."""
         options, upload = self.server.options, scope["path"] == UPLOADS and scope["method"] == "POST"
-        limit = options.max_upload if upload else options.max_body
+        limit = options.max_upload if upload else LOGIN_BYTES if scope["path"] == LOGIN else options.max_body
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length[:20]) > limit:
             raise _too_large(limit)
@@ -154,7 +161,7 @@ class Guard:
                     if not message.get("more_body"):
                         break
         except TimeoutError:
-            raise APIError(408, f"the body did not come within {BODY_SECONDS:g} s") from None
+            raise APIError(408, f"the body did not come within {BODY_SECONDS:g} s", headers=CLOSE) from None
         if not is_shallow(bytes(body)):
             raise APIError(400, "the body has too many arrays and objects inside each other")
         return _replayed(bytes(body), receive)

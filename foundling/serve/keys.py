@@ -1,174 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys of clients: made by `foundling key`, stored as hashes, with quotas that can be raised while a server runs."""
+"""The keys that a server takes, and the limits of each: requests a minute, requests at once, tokens."""
 
 from __future__ import annotations
 
-import hashlib
 import hmac
-import os
-import secrets
-import sqlite3
+import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
 
 from foundling.errors import ConfigError, DataError
-from foundling.limits import KEY_NAME_CHARS, KEY_TOKENS, REQUESTS_PER_MINUTE, SERVED_COMPLETIONS, shown
 from foundling.serve.errors import APIError, busy
+from foundling.serve.key_file import Caller, KeyFile, digest_of
 
-PREFIX = "fk-"
+logger = logging.getLogger("foundling.serve")
 MIN_KEY_CHARS, MAX_KEY_CHARS = 8, 512
-DEFAULT_FILE = "foundling-keys.sqlite"
-_SCHEMA = """
-create table if not exists keys (
-  name text primary key, digest text not null unique, created real not null, revoked integer not null default 0,
-  tokens integer, requests_per_minute integer, concurrent integer,
-  prompt_tokens integer not null default 0, completion_tokens integer not null default 0,
-  requests integer not null default 0, dollars real not null default 0
-)
-"""
-
-
-class Caller(NamedTuple):
-    """Who asks. The name is for the log; None stands for no limit."""
-
-    name: str
-    stored: bool = False
-    """whether its usage is counted in a file"""
-    tokens: int | None = None
-    """quota of prompt and completion tokens, over the key's whole life"""
-    used: int = 0
-    requests_per_minute: int | None = None
-    concurrent: int | None = None
-
-
-ANYONE = Caller("anyone")
+REREAD_SECONDS = 1.0
+"""after which a change of the file of keys holds"""
+ANYONE = Caller("anyone", owner="anyone")
 """where a server has no keys"""
-
-
-class KeyRecord(NamedTuple):
-    """A key as `foundling key list` shows it."""
-
-    name: str
-    created: float
-    revoked: bool
-    tokens: int | None
-    requests_per_minute: int | None
-    concurrent: int | None
-    prompt_tokens: int
-    completion_tokens: int
-    requests: int
-    dollars: float
-
-
-def digest_of(key: str) -> str:
-    """A key has over 128 bits, so one round of a hash keeps it."""
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-class KeyFile:
-    """An SQLite file of keys, which several processes may use at once. Only its owner may read it."""
-
-    def __init__(self, path: Path, *, create: bool = False) -> None:
-        """DataError for what is no such file, or is not there."""
-        self.path = path
-        if not create and not path.is_file():
-            raise DataError(f"{path}: no file of keys; make one with: foundling key create NAME --keys {path}")
-        try:
-            if create and not path.exists():
-                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-            with self._open() as db:
-                db.execute(_SCHEMA)
-                db.execute("select name, digest, tokens, concurrent from keys limit 1")
-        except sqlite3.Error as error:
-            raise DataError(f"{path}: cannot be read as a file of keys ({error})") from None
-
-    @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        db = sqlite3.connect(self.path, timeout=10, isolation_level=None)
-        try:
-            db.execute("begin immediate")
-            yield db
-            db.execute("commit")
-        finally:
-            db.close()
-
-    def create(
-        self, name: str, *, tokens: int | None = None, requests_per_minute: int | None = None,
-        concurrent: int | None = None,
-    ) -> str:  # fmt: skip
-        """A new key, which is nowhere stored and cannot be shown again. ConfigError for a name that is taken."""
-        if not 0 < len(name) <= KEY_NAME_CHARS.high or not name.isprintable():
-            raise ConfigError(f"the key's name is {shown(name)}; expected 1 to {KEY_NAME_CHARS.high} characters")
-        key = PREFIX + secrets.token_urlsafe(32)
-        values = (name, digest_of(key), time.time(), *_limits(tokens, requests_per_minute, concurrent))
-        try:
-            with self._open() as db:
-                db.execute(
-                    "insert into keys (name, digest, created, tokens, requests_per_minute, concurrent) "
-                    "values (?, ?, ?, ?, ?, ?)", values,
-                )  # fmt: skip
-        except sqlite3.IntegrityError:
-            raise ConfigError(f"there is a key {shown(name)} already; choose another name, or revoke it") from None
-        return key
-
-    def change(
-        self, name: str, *, tokens: int | None = None, requests_per_minute: int | None = None,
-        concurrent: int | None = None,
-    ) -> None:  # fmt: skip
-        """New limits; None leaves one as it is."""
-        limits = _limits(tokens, requests_per_minute, concurrent)
-        with self._open() as db:
-            self._require(db, name)
-            db.execute(
-                "update keys set tokens = coalesce(?, tokens), requests_per_minute = coalesce(?, requests_per_minute), "
-                "concurrent = coalesce(?, concurrent) where name = ?", (*limits, name),
-            )  # fmt: skip
-
-    def revoke(self, name: str) -> None:
-        """The key is refused from now on; its usage stays."""
-        with self._open() as db:
-            self._require(db, name)
-            db.execute("update keys set revoked = 1 where name = ?", (name,))
-
-    def records(self) -> list[KeyRecord]:
-        fields = ", ".join(KeyRecord._fields)
-        with self._open() as db:
-            rows = db.execute(f"select {fields} from keys order by created").fetchall()
-        return [KeyRecord(*row)._replace(revoked=bool(row[2])) for row in rows]
-
-    def digests(self) -> list[tuple[str, Caller]]:
-        """(digest, caller) of each key that is not revoked."""
-        with self._open() as db:
-            rows = db.execute(
-                "select digest, name, tokens, prompt_tokens + completion_tokens, requests_per_minute, concurrent "
-                "from keys where revoked = 0"
-            ).fetchall()
-        return [(digest, Caller(name, True, *limits)) for digest, name, *limits in rows]
-
-    def charge(self, name: str, prompt_tokens: int, completion_tokens: int, dollars: float) -> None:
-        with self._open() as db:
-            db.execute(
-                "update keys set prompt_tokens = prompt_tokens + ?, completion_tokens = completion_tokens + ?, "
-                "requests = requests + 1, dollars = dollars + ? where name = ?",
-                (prompt_tokens, completion_tokens, dollars, name),
-            )
-
-    @staticmethod
-    def _require(db: sqlite3.Connection, name: str) -> None:
-        if db.execute("select 1 from keys where name = ?", (name,)).fetchone() is None:
-            names = [row[0] for row in db.execute("select name from keys limit 10")]
-            raise ConfigError(f"there is no key {shown(name)}; there are: {', '.join(names) or 'none'}")
-
-
-def _limits(*values: int | None) -> tuple[int | None, ...]:
-    limits = (KEY_TOKENS, REQUESTS_PER_MINUTE, SERVED_COMPLETIONS)
-    names = ("tokens", "requests_per_minute", "concurrent")
-    return tuple(v if v is None else limit.check(v, n) for v, limit, n in zip(values, limits, names, strict=True))
 
 
 class KeyStore:
@@ -179,7 +31,8 @@ class KeyStore:
         for key in keys:
             if not MIN_KEY_CHARS <= len(key) <= MAX_KEY_CHARS or not key.isascii() or not key.isprintable():
                 raise ConfigError(f"an API key has {len(key)} characters; use {MIN_KEY_CHARS} or more of ASCII")
-        self.fixed = [(digest_of(key), Caller(f"key {n + 1}")) for n, key in enumerate(keys)]
+        digests = [digest_of(key) for key in keys]
+        self.fixed = [(d, Caller(f"key {n + 1}", owner=f"option:{d}")) for n, d in enumerate(digests)]
         self.file = file
         self._lock = threading.Lock()
         self._stored: list[tuple[str, Caller]] = []
@@ -201,20 +54,29 @@ class KeyStore:
         return caller
 
     def _of_file(self) -> list[tuple[str, Caller]]:
-        """Read again after a second, so that quotas and revocations hold soon."""
+        """Read again after a second, so that quotas and revocations hold soon. Where that fails no key is known."""
         if self.file is None:
             return []
         with self._lock:
             now = time.monotonic()
-            if now - self._read_at > 1.0 or self._read_at < 0:
-                self._stored, self._read_at = self.file.digests(), now
+            if now - self._read_at > REREAD_SECONDS or self._read_at < 0:
+                self._stored, self._read_at = self._read(), now
             return self._stored
 
+    def _read(self) -> list[tuple[str, Caller]]:
+        """APIError 503 where the file cannot be read; the client learns nothing of it."""
+        assert self.file
+        try:
+            return self.file.callers()
+        except DataError as error:
+            logger.error("%s", error)
+            raise busy("keys cannot be looked up now; try again later", 5, "unavailable", 503) from None
+
     def check_quota(self, caller: Caller) -> None:
-        """APIError 429 where the key's tokens are used up, by usage as it is stored now."""
+        """APIError 429 where the key's tokens are used up, by usage as it is stored now; 401 for a revoked key."""
         if self.file is None or not caller.stored:
             return
-        current = next((one for _, one in self.file.digests() if one.name == caller.name), None)
+        current = next((one for _, one in self._read() if one.name == caller.name), None)
         if current is None:
             raise APIError(401, "the key was revoked", code="invalid_api_key")
         if current.tokens is not None and current.used >= current.tokens:
@@ -222,8 +84,12 @@ class KeyStore:
             raise APIError(429, message, code="insufficient_quota")
 
     def charge(self, caller: Caller, prompt_tokens: int, completion_tokens: int, dollars: float) -> None:
-        if self.file is not None and caller.stored:
+        if self.file is None or not caller.stored:
+            return
+        try:
             self.file.charge(caller.name, prompt_tokens, completion_tokens, dollars)
+        except DataError as error:  # the answer is computed: the client gets it
+            logger.error("usage of the key %s is not counted: %s", caller.name, error)
 
 
 @dataclass
@@ -260,7 +126,3 @@ class Limiter:
             self.running[name] -= 1
             if not self.running[name]:
                 del self.running[name]
-
-
-def as_json(record: KeyRecord) -> dict[str, Any]:
-    return record._asdict()

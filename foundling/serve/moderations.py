@@ -55,7 +55,7 @@ def moderations_router(server: Server) -> APIRouter:
         served: ClassifierModel = server.model(body.model, http, ClassifierModel)
         n_tokens = await asyncio.to_thread(_count_tokens, served, body.texts, server.options)
         usage = Usage(prompt_tokens=n_tokens, price=served.price)
-        server.admit(http, usage)
+        await server.check_quota(http, usage)
         answers = await until_gone(http, batcher_of(served)(body.texts), server.options.request_timeout)
         server.account(http, usage)
         results = [_result(served, answer["scores"], server.options.flag_threshold) for answer in answers]

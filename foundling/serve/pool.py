@@ -33,6 +33,11 @@ class Entry:
     served: dict[str, ServedModel] = field(default_factory=dict)
     """itself and its adapters by name, where it is loaded"""
     state: State = "unloaded"
+    owner: str | None = None
+    """whose it alone is (Caller.owner); None: everybody's"""
+
+    def visible(self, owner: str | None) -> bool:
+        return self.owner in (None, owner)
 
     @property
     def names(self) -> list[str]:
@@ -52,9 +57,9 @@ class ModelPool:
         """models behind other APIs"""
         self._lock, self._turn = asyncio.Lock(), asyncio.Lock()
 
-    def add(self, name: str, directory: str, adapters: dict[str, str] | None = None) -> Entry:
+    def add(self, name: str, directory: str, adapters: dict[str, str] | None = None, owner: str | None = None) -> Entry:
         """Tells the pool of a model, without loading it. ConfigError for a name that is taken or no name."""
-        entry = Entry(name, directory, adapters or {})
+        entry = Entry(name, directory, adapters or {}, owner=owner)
         for each in entry.names:
             check_name(each)
             if self.entry_of(each) or each in self.remotes:
@@ -73,40 +78,50 @@ class ModelPool:
 
     @property
     def names(self) -> list[str]:
-        return [*(name for entry in self.entries.values() for name in entry.names), *self.remotes]
+        return self.names_for(None)
+
+    def names_for(self, owner: str | None) -> list[str]:
+        """What a caller can name."""
+        entries = [entry for entry in self.entries.values() if entry.visible(owner)]
+        return [*(name for entry in entries for name in entry.names), *self.remotes]
 
     @property
     def loaded(self) -> list[ServedModel]:
         return [*(one for entry in self.entries.values() for one in entry.served.values()), *self.remotes.values()]
 
-    def get(self, name: str | None, kind: type[ServedModel] = ServedModel) -> ServedModel:
-        """The loaded model of a name. APIError 404 for an unknown name or a model of another kind, 503 for one that is
-        not loaded."""
+    def loaded_for(self, owner: str | None) -> list[ServedModel]:
+        names = self.names_for(owner)
+        return [one for one in self.loaded if one.name in names]
+
+    def get(self, name: str | None, kind: type[ServedModel] = ServedModel, owner: str | None = None) -> ServedModel:
+        """The loaded model of a name, of those that `owner` may see. APIError 404 for an unknown name or a model of
+        another kind, 503 for one that is not loaded."""
+        loaded = self.loaded_for(owner)
         if name is None:
-            name = next((one.name for one in self.loaded if isinstance(one, kind)), None)
+            name = next((one.name for one in loaded if isinstance(one, kind)), None)
             if name is None:
                 raise APIError(404, "no model that can do this is loaded", param="model", code="model_not_found")
         if name in self.remotes:
             served = self.remotes[name]
         else:
             entry = self.entry_of(name)
-            if entry is None:
-                close = nearest(name[: MODEL_NAME_CHARS.high], self.names)
+            if entry is None or not entry.visible(owner):
+                close = nearest(name[: MODEL_NAME_CHARS.high], self.names_for(owner))
                 raise APIError(404, f"there is no model {shown(name)}; {close}", param="model", code="model_not_found")
             if name not in entry.served:
                 way = "is being loaded; try again soon" if entry.state == "loading" else "is not loaded"
                 raise busy(f"the model {shown(name)} {way}", 5, "model_not_loaded", 503)
             served = entry.served[name]
         if not isinstance(served, kind):
-            able = [one.name for one in self.loaded if isinstance(one, kind)]
+            able = [one.name for one in loaded if isinstance(one, kind)]
             way = f"; ask for {', '.join(able)}" if able else ""
             message = f"the model {shown(name)} does not do this, it is there to {served.kind}{way}"
             raise APIError(400, message, param="model", code="model_not_supported")
         return served
 
-    async def load(self, name: str) -> Entry:
+    async def load(self, name: str, owner: str | None = None) -> Entry:
         """Loads a model that the pool was told of, with its adapters; nothing where it is loaded."""
-        entry = self._entry(name)
+        entry = self._entry(name, owner)
         async with self._lock:
             if entry.state == "loaded":
                 return entry
@@ -133,9 +148,9 @@ class ModelPool:
             self.on_load(served)
             return entry
 
-    async def unload(self, name: str) -> Entry:
+    async def unload(self, name: str, owner: str | None = None) -> Entry:
         """Frees a model and its adapters. Requests that it computes end with an error."""
-        entry = self._entry(name)
+        entry = self._entry(name, owner)
         async with self._lock:
             served, entry.served, entry.state = entry.served, {}, "unloaded"
             for one in served.values():
@@ -143,6 +158,11 @@ class ModelPool:
         del served
         await asyncio.to_thread(gc.collect)
         return entry
+
+    async def remove(self, name: str, owner: str | None = None) -> None:
+        """Unloads a model and forgets it."""
+        entry = await self.unload(name, owner)
+        self.entries.pop(entry.name, None)
 
     async def in_turn(self, function: Callable[[], T]) -> T:
         """A computation of models without an engine: one at a time, beside the event loop."""
@@ -156,9 +176,9 @@ class ModelPool:
             for one in entry.served.values():
                 await one.close()
 
-    def _entry(self, name: str) -> Entry:
+    def _entry(self, name: str, owner: str | None) -> Entry:
         entry = self.entry_of(name)
-        if entry is None:
+        if entry is None or not entry.visible(owner):
             what = "is behind another API" if name in self.remotes else "is unknown"
             raise APIError(404, f"the model {shown(name)} {what}", param="model", code="model_not_found")
         return entry

@@ -7,12 +7,13 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from foundling.decode.detokenize import visible_end
+from foundling.decode.request import Request
 from foundling.decode.text import TextStreamer
 from foundling.serve.models import GenerativeModel, Price
 from foundling.text.framing import AnswerDecoder
@@ -111,9 +112,10 @@ def finite(logprob: float) -> float:
 class Text:
     """The text of one completion as it grows, of which `take` gives what is new and settled."""
 
-    def __init__(self, decode: Callable[[list[int]], str], stop_strings: Sequence[str], ends: Sequence[int]) -> None:
+    def __init__(self, request: Request, ends: Sequence[int]) -> None:
+        assert request.decode is not None
         self._parts: list[str] = []
-        self._streamer = TextStreamer(decode, self._parts.append, stop_strings)
+        self._streamer = TextStreamer(request.decode, self._parts.append, request.stop_strings)
         self._ends = set(ends)
 
     def append(self, tokens: Sequence[int]) -> None:

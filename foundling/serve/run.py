@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import os
+import resource
 import signal
 import socket
 import threading
@@ -13,6 +16,7 @@ from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from foundling.errors import ConfigError, OutputError, render
 from foundling.serve.options import ServeOptions
@@ -20,16 +24,59 @@ from foundling.serve.server import Server
 
 HEADER_BYTES = 32 << 10
 """of the line and headers of a request"""
+HEADER_SECONDS = 30.0
+"""that a connection has for the header of its next request"""
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class _Protocol(H11Protocol):
+    """Closes a connection on which no request comes in time, however slowly its bytes drip, and those that are far
+    beyond what the server may answer."""
+
+    most = 1024
+    """connections; the guard refuses requests long before"""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().connection_made(transport)
+        self.timer: asyncio.TimerHandle | None = None
+        if len(self.connections) > self.most:
+            transport.abort()
+        else:
+            self._expect_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._expect_nothing()
+        super().connection_lost(exc)
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._expect_nothing()
+
+    def on_response_complete(self) -> None:
+        self._expect_request()
+        super().on_response_complete()
+
+    def _expect_request(self) -> None:
+        self._expect_nothing()
+        self.timer = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
+
+    def _expect_nothing(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
 
 class _Uvicorn(uvicorn.Server):
     """Ends by our own rules: the first signal lets running requests finish and the process ends with exit code 0, the
-    second ends them."""
+    second ends it at once."""
 
     def __init__(self, config: uvicorn.Config, server: Server) -> None:
         super().__init__(config)
         self.foundling = server
+
+    def stop(self) -> None:
+        self.foundling.stopping = self.should_exit = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -38,10 +85,9 @@ class _Uvicorn(uvicorn.Server):
             return
 
         def stop(number: int, frame: FrameType | None) -> None:
-            self.foundling.stopping = True
             if self.should_exit:
-                self.force_exit = True
-            self.should_exit = True
+                os._exit(128 + number)  # nothing of ours is half-written when a process ends anywhere
+            self.stop()
 
         before = {number: signal.signal(number, stop) for number in STOPS}
         try:
@@ -75,6 +121,15 @@ def listen(options: ServeOptions) -> socket.socket:
     return listener
 
 
+def _allow_files(n: int) -> None:
+    """Each connection is an open file, of which many systems allow 1,024 unless asked."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = n if hard == resource.RLIM_INFINITY else min(n, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def serve(
     server: Server, app: ASGIApp, listener: socket.socket, on_ready: Callable[[str], None] = lambda url: None
 ) -> None:
@@ -85,12 +140,19 @@ def serve(
     async def main() -> None:
         for name in list(server.pool.entries):
             await server.pool.load(name)
+        protocol = type("Protocol", (_Protocol,), {"most": 2 * server.options.max_connections + 64})
+        _allow_files(2 * server.options.max_connections + 512)
+        # the guard notes every error: what is left for this log are tracebacks of requests that were cut
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         config = uvicorn.Config(
-            app, http="h11", ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
-            h11_max_incomplete_event_size=HEADER_BYTES, limit_concurrency=server.options.max_connections,
+            app, http=protocol, ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
+            h11_max_incomplete_event_size=HEADER_BYTES,
             timeout_graceful_shutdown=int(max(1, server.options.shutdown_seconds)), timeout_keep_alive=30,
         )  # fmt: skip
+        running = _Uvicorn(config, server)
+        loop = asyncio.get_running_loop()
+        server.stop = lambda: loop.call_soon_threadsafe(running.stop)
         on_ready(url)
-        await _Uvicorn(config, server).serve(sockets=[listener])
+        await running.serve(sockets=[listener])
 
     asyncio.run(main())

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +20,8 @@ from foundling.serve.models import ClassifierModel, GenerativeModel, ServedModel
 from foundling.serve.options import ServeOptions
 from foundling.serve.pool import ModelPool
 from foundling.serve.reply import Usage
+
+logger = logging.getLogger("foundling.serve")
 
 
 @dataclass
@@ -38,25 +43,32 @@ class Server:
         self.options, self.pool, self.keys, self.reward = options, pool, keys, reward
         self.limiter, self.metrics = Limiter(), Metrics()
         self.answer_cache: AnswerCache | None = None
+        # a file of keys may be slow and locked by another process: one thread, in the order of the requests, so that a
+        # request that follows another sees what that one was charged
+        self._ledger = ThreadPoolExecutor(1, "keys")
         self.stopping = False
         """whether no further request begins"""
+        self.stop: Callable[[], object] = lambda: None
+        """ends the server as the first signal does; any thread may call it"""
 
     # --- of one request ----------------------------------------------------------------------------------------------
 
     def model(self, name: str | None, http: HTTPRequest, kind: type[Any] = ServedModel) -> Any:
         """The model that a request names, noted for the log. APIError where it is unknown or of another kind."""
-        served = self.pool.get(name, kind)
+        served = self.pool.get(name, kind, record_of(http).caller.owner)
         record_of(http).model = served.name
         return served
 
     def generative(self, name: str | None, http: HTTPRequest) -> GenerativeModel:
         return self.model(name, http, GenerativeModel)
 
-    def admit(self, http: HTTPRequest, usage: Usage) -> None:
+    async def check_quota(self, http: HTTPRequest, usage: Usage) -> None:
         """Before anything is computed: APIError 429 where the key's quota of tokens is used up."""
         record = record_of(http)
         record.usage = usage
-        self.keys.check_quota(record.caller)
+        if record.caller.stored:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._ledger, self.keys.check_quota, record.caller)
 
     def account(self, http: HTTPRequest, usage: Usage) -> None:
         """Charges what was computed to the key, once."""
@@ -65,8 +77,22 @@ class Server:
         if record.charged:
             return
         record.charged = True
-        self.keys.charge(record.caller, usage.prompt_tokens, usage.completion_tokens, usage.cost or 0.0)
+        if record.caller.stored:
+            self._ledger.submit(
+                self._charge, record.caller, usage.prompt_tokens, usage.completion_tokens, usage.cost or 0.0
+            )
         self.metrics.count_tokens(record.model or "", usage.prompt_tokens, usage.completion_tokens)
+
+    def _charge(self, *values: Any) -> None:
+        try:
+            self.keys.charge(*values)
+        except Exception as error:
+            logger.error("the usage of a key was not stored: %s: %s", type(error).__name__, error)
+
+    async def close(self) -> None:
+        """Ends the models, and stores what is still to be charged."""
+        await self.pool.close()
+        await asyncio.to_thread(self._ledger.shutdown)
 
     def fixed(self, body: Any, served: ServedModel) -> dict[str, Any]:
         """In deterministic mode, for a request with a seed: what its id and time are made of."""

@@ -5,30 +5,89 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Protocol
 
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
-from foundling.serve.errors import as_api_error
+from foundling.decode.request import Request
+from foundling.serve.errors import ClientGone, as_api_error
+from foundling.serve.generation import UpdateStream, by_index, took_too_long, until_gone
+from foundling.serve.models import GenerativeModel
 from foundling.serve.reply import DONE, Usage, event
-from foundling.serve.server import Server
+from foundling.serve.server import Server, record_of
 
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+LATE = 5.0
+"""seconds that a client has, beyond the limit of a request, to read the end of its stream"""
 
 
-def event_stream(server: Server, http: HTTPRequest, events: AsyncGenerator[str], usage: Usage) -> StreamingResponse:
-    """The status is sent already when an error comes here, so it is an event of its own, after which nothing comes."""
+class _Closes(Protocol):
+    async def aclose(self) -> None: ...
+
+
+async def event_stream(
+    server: Server, http: HTTPRequest, served: GenerativeModel, requests: Sequence[Request],
+    events_of: Callable[[UpdateStream], AsyncGenerator[str]], usage: Usage,
+) -> StreamingResponse:  # fmt: skip
+    """An answer in events, whose computing has begun. The status is sent before a later error, which is therefore an
+    event of its own, after which nothing comes."""
+    limit = server.options.request_timeout
+    deadline = time.monotonic() + limit
+    updates = served.worker.stream(requests)
+    if server.options.deterministic:
+        updates = by_index(updates)
+    stream = await until_gone(http, UpdateStream.begin(updates), limit)
+    return send_events(server, http, events_of(stream), stream, usage, deadline)
+
+
+def send_events(
+    server: Server, http: HTTPRequest, events: AsyncGenerator[str], source: _Closes, usage: Usage, deadline: float
+) -> StreamingResponse:
+    """Any events, and their end. `source`, what they are made of, is closed at the end in any case; `deadline`: by the
+    monotonic clock."""
+    limit = server.options.request_timeout
 
     async def body() -> AsyncGenerator[str]:
         try:
-            async with asyncio.timeout(server.options.request_timeout), contextlib.aclosing(events):
-                async for one in events:
+            async with contextlib.aclosing(events):
+                while (one := await _next(events, deadline, limit)) is not None:
                     yield one
             yield DONE
         except Exception as error:
-            yield event(as_api_error(error).body)
-        finally:
-            server.account(http, usage)
+            yield event(as_api_error(error, record_of(http).id).body)
 
-    return StreamingResponse(body(), media_type="text/event-stream", headers=HEADERS)
+    return _EventStream(body(), source, lambda: server.account(http, usage), deadline + LATE)
+
+
+async def _next(events: AsyncGenerator[str], deadline: float, limit: float) -> str | None:
+    try:
+        async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+            return await anext(events, None)
+    except TimeoutError:
+        raise took_too_long(limit) from None
+
+
+class _EventStream(StreamingResponse):
+    """Cancels what is computed and charges what was, however it ends: its generator may never begin where the client
+    leaves early."""
+
+    def __init__(
+        self, body: AsyncGenerator[str], updates: _Closes, charge: Callable[[], None], deadline: float
+    ) -> None:
+        super().__init__(body, media_type="text/event-stream", headers=HEADERS)
+        self.body, self.updates, self.charge, self.deadline = body, updates, charge, deadline
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout(max(0.0, self.deadline - time.monotonic())):
+                await super().__call__(scope, receive, send)
+        except TimeoutError:  # the client reads too slowly
+            raise ClientGone from None
+        finally:
+            await self.body.aclose()
+            await self.updates.aclose()
+            self.charge()

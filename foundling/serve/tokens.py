@@ -33,7 +33,9 @@ def tokenize(served: ServedModel, body: TokenizeBody) -> dict[str, Any]:
             ids = framing.prompt(text) if body.add_special_tokens else served.tokenizer.encode(text)
         names = TokenTexts(served, framing.answer([]))
         texts = [names.text(i) for i in ids]
-    tokens = [{"id": i, "text": text} for i, text in zip(ids, texts, strict=True)]
+    bytes_of = served.spellings
+    tokens = [{"id": i, "text": text, "bytes": list(bytes_of[i]) if i < len(bytes_of) else []}
+              for i, text in zip(ids, texts, strict=True)]  # fmt: skip
     return {"tokens": tokens, "count": len(ids), "max_model_len": longest}
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from foundling.serve.protocol import SamplingBody
 from foundling.serve.reply import Usage, event
 from foundling.serve.server import Server
-from foundling.serve.streams import event_stream
+from foundling.serve.streams import send_events
 
 
 class Assembler:
@@ -123,6 +124,8 @@ def reply_whole(
         for one in events_of(answer, bool(body.stream_options and body.stream_options.include_usage)):
             yield one
 
-    response = event_stream(server, http, events(), usage)
+    stream = events()
+    deadline = time.monotonic() + server.options.request_timeout
+    response = send_events(server, http, stream, stream, usage, deadline)
     response.headers.update(headers)
     return response

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -68,7 +69,7 @@ class EngineWorker:
         self.n_open = 0
         """requests that run or wait; only the event loop uses it"""
         self._condition = threading.Condition()
-        self._commands: list[Callable[[], None]] = []
+        self._commands = deque[Callable[[], None]]()
         self._closing = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
@@ -93,8 +94,7 @@ class EngineWorker:
         """Computes the requests; their updates as they come, until all have finished. Leaving it cancels those that
         have not. APIError 429 where the queue is full, 503 where nothing began in time; GenerationError of a request
         that the engine can never serve."""
-        if self._closing:
-            raise APIError(503, f"{self.name} is being unloaded; ask again later", code="unavailable")
+        self._check_open()
         if self.n_open + len(requests) > self.max_queue:
             raise busy(
                 f"{self.name} has {self.n_open} completions running or waiting and takes {self.max_queue}; try again "
@@ -133,7 +133,9 @@ class EngineWorker:
         return [completions[index] for index in range(len(requests))]
 
     async def call(self, function: Callable[[], Any]) -> Any:
-        """What a function returns that runs between two steps, alone on the model."""
+        """What a function returns that runs between two steps, alone on the model. APIError 503 where the model is
+        being unloaded."""
+        self._check_open()
         future: Future[Any] = Future()
 
         def run() -> None:
@@ -145,6 +147,10 @@ class EngineWorker:
 
         self._submit(run)
         return await asyncio.wrap_future(future)
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise busy(f"{self.name} is being unloaded; ask again later", 5.0, "unavailable", 503)
 
     def _submit(self, command: Callable[[], None]) -> None:
         with self._condition:
@@ -160,20 +166,35 @@ class EngineWorker:
     # --- the thread's side -------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            self._run_until_closed()
+            error: Exception = busy(f"{self.name} was unloaded; ask again later", 5.0, "unavailable", 503)
+        except Exception as failure:  # ours: whoever waits is told, and nobody waits for a thread that has ended
+            logger.exception("the worker of %s failed", self.name)
+            error = failure
+        with self._condition:
+            self._closing = True
+        self._run_commands()
+        self._fail(error)
+
+    def _run_until_closed(self) -> None:
         while True:
             with self._condition:
                 while not (self._commands or self.engine.busy or self._closing):
                     self._condition.wait()
-                commands, self._commands = self._commands, []
                 if self._closing:
-                    break
-            for command in commands:
-                command()
+                    return
+            self._run_commands()
             if self.engine.busy:
                 self._step()
-        for command in commands:
-            command()
-        self._fail(APIError(503, f"{self.name} was unloaded; ask again later", code="unavailable"))
+
+    def _run_commands(self) -> None:
+        while self._commands:
+            command = self._commands.popleft()
+            try:
+                command()
+            except Exception:
+                logger.exception("a command of %s failed", self.name)
 
     def _add(self, tickets: Sequence[_Ticket]) -> None:
         for ticket in tickets:

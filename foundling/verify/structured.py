@@ -12,15 +12,21 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from foundling.decode.constrain.constraint import Constraint
+from foundling.decode.constrain.patterns import translate_pattern
+from foundling.decode.constrain.schema_keywords import normalize_schema
 from foundling.errors import ConfigError, DataError
 from foundling.limits import ANSWER_CHARS, JSON_DEPTH, PATTERN_CHARS, shown
 from foundling.runtime.limited import LimitedProcess, LimitError
 from foundling.text.fences import fences
+from foundling.text.tool_calls import STYLES, parse_tool_calls
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -53,17 +59,25 @@ def json_value(text: str) -> Verdict:
     >>> json_value('```json\\n{"a": 1}\\n```').value, json_value('{"a": 1, "a": 2}').reason
     ({'a': 1}, "the key 'a' occurs twice")
     """
+    blocks = fences(text) if len(text) <= ANSWER_CHARS.high else []
+    return _read_json(blocks[0].body if len(blocks) == 1 and blocks[0].whole else text, unique=True)
+
+
+def _read_json(text: str, *, unique: bool) -> Verdict:
     if len(text) > ANSWER_CHARS.high:
         return Verdict(False, f"the answer has {len(text):,} characters; allowed are {ANSWER_CHARS.high:,}")
-    blocks = fences(text)
-    body = (blocks[0].body if len(blocks) == 1 and blocks[0].whole else text).strip()
+    body = text.strip()
     if not body:
         return Verdict(False, "the answer is empty")
     if _depth(body) > JSON_DEPTH.high:
         return Verdict(False, f"over {JSON_DEPTH.high} arrays and objects are inside each other")
     try:
         value = json.loads(
-            body, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite, parse_int=_bounded
+            body,
+            object_pairs_hook=_unique if unique else dict,
+            parse_constant=_refuse,
+            parse_float=_finite,
+            parse_int=_bounded,
         )
         json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
@@ -142,6 +156,58 @@ def matches_grammar(text: str, lark: str) -> Verdict:
     return _check_text("grammar", text, lark)
 
 
+def matches_constraint(text: str, constraint: Constraint) -> Verdict:
+    """Whether an answer follows what it was constrained to: its JSON against the schema as the user wrote it, by
+    jsonschema; the others as `matches_regex` and `matches_grammar`. A free key of an object that comes twice is allowed,
+    and its last value counts, as JSON parsers have it."""
+    if constraint.reasoning is None:
+        return _matches(text, constraint)
+    _, closed, answer = text.partition(constraint.reasoning[1])
+    if not closed:
+        return Verdict(False, f"the reasoning does not end with {constraint.reasoning[1]}")
+    verdicts = [_matches(answer[n:], constraint) for n in range(3) if answer.startswith("\n" * n)]
+    return next((verdict for verdict in verdicts if verdict), verdicts[-1])
+
+
+def _matches(text: str, constraint: Constraint) -> Verdict:
+    kind, source = constraint.kind, constraint.source
+    if kind in ("json_schema", "json_object"):
+        read = _read_json(text, unique=False)
+        return _follows_schema(read.value, json.loads(source)) if read else read
+    if kind == "regex":
+        return _check_text("regex", text, translate_pattern(source, "the regular expression", whole=True))
+    if kind == "grammar":
+        return _check_text("grammar", text, source)
+    if kind == "choice":
+        listed = text in json.loads(source)
+        return Verdict(listed, "" if listed else f"{shown(text)} is none of the texts to choose from")
+    return _matches_tools(text, json.loads(source), constraint.style or "hermes")
+
+
+def _follows_schema(value: Any, schema: Any) -> Verdict:
+    verdict = _check("schema", value, normalize_schema(schema, narrow=False))
+    return Verdict(verdict.follows, verdict.reason, value)
+
+
+def _matches_tools(text: str, source: dict[str, Any], style: str) -> Verdict:
+    content, calls = parse_tool_calls(text, style)
+    if not calls:
+        opening = STYLES[style].opening
+        begun = opening in text if opening else text.startswith("{")
+        return Verdict(source["free"] and not begun, "the answer calls no tool")
+    if content and not source["free"]:
+        return Verdict(False, f"the answer has a text beside its calls: {shown(content)}")
+    if len(calls) > 1 and not source["several"]:
+        return Verdict(False, f"the answer has {len(calls)} calls; one is allowed")
+    for call in calls:
+        if call.name not in source["tools"]:
+            return Verdict(False, f"the tool {shown(call.name)} is unknown")
+        verdict = _follows_schema(json.loads(call.arguments), source["tools"][call.name])
+        if not verdict:
+            return Verdict(False, f"the arguments of {call.name}: {verdict.reason}")
+    return Verdict(True)
+
+
 def _check_text(kind: str, text: str, pattern: str) -> Verdict:
     PATTERN_CHARS.check(len(pattern), f"the {kind}'s length", DataError)
     if len(text) > ANSWER_CHARS.high:
@@ -173,7 +239,9 @@ def _check_schema(value: Any, schema: Any) -> tuple[bool, str]:
     from referencing import Registry
     from referencing.exceptions import Unresolvable
 
-    validator_class = validators.validator_for(schema, default=Draft202012Validator)
+    validator_class = validators.extend(
+        validators.validator_for(schema, default=Draft202012Validator), {"multipleOf": _multiple_of}
+    )
     try:
         validator_class.check_schema(schema)
     except SchemaError as error:
@@ -191,6 +259,14 @@ def _check_schema(value: Any, schema: Any) -> tuple[bool, str]:
     except re.error as error:
         raise DataError(f"a pattern of the schema is no regular expression: {error}") from None
     return (True, "") if error is None else (False, f"{error.json_path}: {_line(error.message)}")
+
+
+def _multiple_of(validator: Any, divisor: Any, instance: Any, schema: Any) -> Iterator[Any]:
+    """By the decimal numbers that JSON has: 0.3 is a multiple of 0.1, which floating-point division denies."""
+    from jsonschema.exceptions import ValidationError
+
+    if validator.is_type(instance, "number") and Fraction(repr(instance)) % Fraction(repr(divisor)):
+        yield ValidationError(f"{instance!r} is not a multiple of {divisor!r}")
 
 
 def _check_derivation(kind: str, text: str, rule: str) -> tuple[bool, str]:

@@ -14,7 +14,8 @@ import torch
 import foundling
 from foundling.cli import main, parse
 from foundling.diffusion.schedule import NoiseSchedule
-from foundling.interpret.look import look, token_name
+from foundling.errors import InterpretError
+from foundling.interpret.look import look, look_at, token_name
 from foundling.report.look import HeadMap, LensRow, LookRecord, heads_svg, look_html, shown_token
 from foundling.text import Tokenizer
 from foundling.weights.convert.diffusers import save_denoiser
@@ -112,6 +113,15 @@ def test_the_command(directory, tmp_path, capsys) -> None:
     assert all(sum(row) == pytest.approx(1, abs=0.01) for head in answer["heads"] for row in head["rows"])
     page = out.read_text(encoding="utf-8")
     assert not Page(page).loads and str(directory) not in page and "llama, a llama" in page
+
+
+def test_ids_and_a_model_in_memory_give_the_same_record(directory) -> None:
+    record = look(directory / "llama", TEXT, layer=1)
+    model, words = foundling.load(directory / "llama"), Tokenizer.load(directory / "llama")
+    assert look_at(model, words, record.ids, layer=1, name="llama", text=TEXT).as_json() == record.as_json()
+    for ids, says in (([], "the tokens are none"), ([320], "from 0 to 319"), ([1] * 65, "at most 64 can be looked at")):
+        with pytest.raises(InterpretError, match=says):
+            look_at(model, words, ids)
 
 
 def test_weights_become_json_only_when_asked_for(directory, tmp_path) -> None:

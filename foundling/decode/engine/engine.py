@@ -266,12 +266,14 @@ class Engine:
                 self.n_proposed, self.n_accepted = self.n_proposed + n_draft, self.n_accepted + n_accepted
             else:
                 state.append_token(token, logits[-1])
+            state.append_forced_tokens()
         except Exception as error:
             _fail(state.completion, error)
             n_accepted = 0
         new = state.completion.tokens[before:]
         sequence.tokens += new
         if state.finished:
+            state.completion.n_shared = sequence.n_shared
             self._remove(request_id)
         else:
             self.scheduler.on_computed(sequence, chunk.n_tokens - n_draft + n_accepted)

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A constraint is compiled in a process of bounded memory and time before it is compiled here."""
+
+from __future__ import annotations
+
+import json
+import random
+from functools import cache
+from typing import TYPE_CHECKING
+
+from foundling.decode.constrain.schema_references import places_of
+from foundling.errors import GenerationError
+from foundling.limits import CONSTRAINT_BYTES, CONSTRAINT_SECONDS
+from foundling.runtime.limited import LimitedProcess, LimitError
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+    from foundling.decode.constrain.constraint import Constraint
+
+_process = LimitedProcess(
+    "foundling.decode.constrain.compilation:compile_here", memory=CONSTRAINT_BYTES.high,
+    seconds=CONSTRAINT_SECONDS.high, answer=1 << 16, modules=("llguidance",),
+)  # fmt: skip
+N_WALKS, N_STEPS = 8, 64
+"""answers of each grammar that are begun, and their bytes, so that one whose steps take too much is refused at once"""
+
+
+def parser_limits() -> LLParserLimits:
+    """What one constraint may take in this process, in llguidance's units: about 20 ms for the largest step."""
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(verbose_errors=False)
+
+
+def check_compiles(constraint: Constraint) -> None:
+    """GenerationError for a grammar that is none, or takes more than it may."""
+    try:
+        error = _process.call(constraint.resolve(lambda _: None))
+    except LimitError as limit:
+        raise GenerationError(f"{constraint.name} takes too much to compile ({limit}); simplify it") from None
+    if "oneOf" in error and constraint.kind in ("json_schema", "tools"):
+        places = ", ".join(places_of("oneOf", json.loads(constraint.source))[:3])
+        raise GenerationError(
+            f"oneOf at {places} is not supported: that exactly one alternative holds is sure only where they differ in "
+            "type or in a constant property that all require; use anyOf"
+        )
+    if error:
+        raise GenerationError(f"{constraint.name} cannot be compiled: {error}")
+
+
+def compile_here(grammar: str) -> str:
+    """What the process runs: why the grammar cannot be compiled, or ""."""
+    from llguidance import LLMatcher
+
+    matcher = LLMatcher(_byte_tokenizer(), grammar, log_level=0, limits=parser_limits())
+    if matcher.is_error():
+        return _first_line(matcher.get_error())
+    for walk in range(N_WALKS):
+        if error := _walk(matcher.deep_copy(), random.Random(walk)):
+            return _first_line(error)
+    return ""
+
+
+def _walk(matcher: LLMatcher, draw: random.Random) -> str:
+    for _ in range(N_STEPS):
+        bits = matcher.compute_bitmask()
+        allowed = [8 * at + bit for at, byte in enumerate(bits[:32]) if byte for bit in range(8) if byte >> bit & 1]
+        if matcher.is_error() or not allowed:
+            break
+        matcher.consume_token(draw.choice(allowed))
+        if matcher.is_stopped():
+            break
+    return matcher.get_error()
+
+
+@cache
+def _byte_tokenizer() -> LLTokenizer:
+    from llguidance import LLTokenizer
+
+    return LLTokenizer("byte")
+
+
+def _first_line(text: str) -> str:
+    lines = text.split("<state>")[0].strip().splitlines()
+    return " ".join(lines[0].split())[:200] if lines else "unknown error"

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The constraint of one answer as a logits processor: which tokens may follow, and which must.
+
+A mask is computed in a thread while the model computes: it is started when a token is accepted, and awaited when the
+logits are there. llguidance releases the interpreter's lock meanwhile.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foundling.errors import GenerationError
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+N_THREADS = max(1, min(8, os.cpu_count() or 1))
+_pools: dict[int, ThreadPoolExecutor] = {}
+"""of this process; a fork has no threads"""
+
+
+def _pool() -> ThreadPoolExecutor:
+    pid = os.getpid()
+    if pid not in _pools:
+        _pools[pid] = ThreadPoolExecutor(N_THREADS, "foundling-masks")
+    return _pools[pid]
+
+
+class Mask(NamedTuple):
+    forbidden: Tensor | None
+    """(V,) bool"""
+    error: str = ""
+
+
+class ConstraintProcessor:
+    """Compiled for one model's tokenizer. `start` gives the state of one answer."""
+
+    def __init__(self, matcher: LLMatcher, n_rows: int, ends: Sequence[int]) -> None:
+        self.n_rows, self.ends = n_rows, tuple(i for i in ends if i < n_rows)
+        self.matcher = matcher
+        self.initial_forced = _forced(matcher, self.ends)
+        self.initial_mask = Mask(None) if self.initial_forced else _compute_mask(matcher, n_rows, self.ends)
+
+    def start(self, prompt: Sequence[int]) -> ConstraintState:
+        """The prompt is not a part of what is constrained."""
+        mask = None if self.initial_forced else _settled(self.initial_mask)
+        return ConstraintState(self, self.matcher.deep_copy(), self.initial_forced, mask)
+
+
+class ConstraintState:
+    """Where one answer is in its grammar."""
+
+    def __init__(
+        self, processor: ConstraintProcessor, matcher: LLMatcher, forced: list[int], mask: Future[Mask] | None
+    ) -> None:
+        self.processor, self.matcher, self.mask = processor, matcher, mask
+        self.pending = [*forced]
+        self.stopped = False
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """Raises GenerationError where the grammar takes more than it may, or no token can follow."""
+        if len(logits) != self.processor.n_rows:
+            raise GenerationError(
+                f"the constraint is of {self.processor.n_rows} tokens, the model has logits for {len(logits)}"
+            )
+        if self.pending:
+            only = torch.full_like(logits, -math.inf)
+            only[self.pending[0]] = logits[self.pending[0]]
+            return only
+        assert self.mask is not None
+        forbidden, error = self.mask.result()
+        if error:
+            raise GenerationError(error)
+        assert forbidden is not None
+        return logits.masked_fill(forbidden.to(logits.device, non_blocking=True), -math.inf)
+
+    def accept(self, token: int) -> None:
+        if self.mask is not None:
+            self.mask.result()  # nothing else may use the matcher meanwhile
+            self.mask = None
+        if not self.matcher.consume_token(token):
+            message = self.matcher.get_error() if self.matcher.is_error() else "the answer has ended"
+            raise GenerationError(f"token {token} does not follow the constraint ({_line(message)})")
+        if self.pending:
+            self.pending.pop(0)
+        if not self.pending:
+            self.pending = _forced(self.matcher, self.processor.ends)
+        self.stopped = self.matcher.is_stopped()
+        if not self.pending:
+            self.mask = _pool().submit(_compute_mask, self.matcher, self.processor.n_rows, self.processor.ends)
+
+    def forced(self) -> list[int]:
+        """The tokens that must follow, as far as they are known; `apply` allows no others."""
+        return [*self.pending]
+
+    def complete(self) -> bool:
+        """Whether the answer is whole and nothing can follow it."""
+        return self.stopped
+
+    def copy(self) -> ConstraintState:
+        if self.mask is not None:
+            self.mask.result()
+        other = ConstraintState(self.processor, self.matcher.deep_copy(), self.pending, self.mask)
+        other.stopped = self.stopped
+        return other
+
+
+def _settled(mask: Mask) -> Future[Mask]:
+    future = Future[Mask]()
+    future.set_result(mask)
+    return future
+
+
+def _forced(matcher: LLMatcher, ends: Sequence[int]) -> list[int]:
+    if matcher.is_stopped():
+        return []
+    tokens = matcher.compute_ff_tokens()
+    stop = next((at for at, token in enumerate(tokens) if token in ends), len(tokens))
+    return tokens[:stop]
+
+
+def _compute_mask(matcher: LLMatcher, n_rows: int, ends: Sequence[int]) -> Mask:
+    if matcher.is_error():
+        return Mask(None, f"the constraint cannot be followed further: {_line(matcher.get_error())}")
+    if matcher.is_stopped():
+        forbidden = torch.ones(n_rows, dtype=torch.bool)
+        forbidden[list(ends)] = False
+        return Mask(forbidden)
+    bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+    if matcher.is_error():
+        return Mask(None, f"the constraint takes too much to follow here: {_line(matcher.get_error())}")
+    allowed = np.unpackbits(bits, count=n_rows, bitorder="little")
+    if not allowed.any():
+        return Mask(None, "the tokenizer has no token that continues the constrained answer here")
+    return Mask(torch.from_numpy(allowed == 0))
+
+
+def _line(text: str) -> str:
+    """The first line: what follows is the parser's state."""
+    return " ".join(text.split("<state>")[0].split())[:200]

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Grammars of calls of tools, in the form that the model's chat template writes (text/tool_calls.py)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from foundling.decode.constrain.constraint import MARK, Constraint, json_rule, quote
+from foundling.decode.constrain.schema_keywords import normalize_schema
+from foundling.errors import GenerationError
+from foundling.limits import PATTERN_CHARS, TOOLS, shown
+from foundling.text.tool_calls import STYLES
+
+NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
+
+
+def tool_calls(
+    tools: Sequence[Mapping[str, Any]],
+    *,
+    style: str = "hermes",
+    required: bool = False,
+    name: str | None = None,
+    parallel: bool = True,
+) -> Constraint:
+    """Calls of `tools`, [{"type": "function", "function": {"name", "parameters": a JSON Schema of an object}}] or the
+    inner objects alone. The arguments always follow their schema. `name`: exactly one call, of this tool; `required`:
+    one call or, with `parallel`, more; neither: free text, or free text and calls. GenerationError for a tool that is
+    none, or whose schema cannot be enforced."""
+    if style not in STYLES:
+        raise GenerationError(f"style is {shown(style)}; expected {', '.join(STYLES)}")
+    functions = _functions(tools)
+    if name is not None and name not in functions:
+        raise GenerationError(f"the tool {shown(name)} is unknown; tools are {', '.join(functions)}")
+    chosen = functions if name is None else {name: functions[name]}
+    arguments = STYLES[style].arguments
+    rules = [f"call: {' | '.join(f'call_{i}' for i in range(len(chosen)))}"]
+    for i, (tool, schema) in enumerate(chosen.items()):
+        begin = json.dumps({"name": tool, arguments: 0}, ensure_ascii=False)[:-2]
+        rules.append(f'call_{i}: {quote(begin)} {json_rule(schema)} "}}"')
+    free, several = not required and name is None, parallel and name is None
+    text = "\n".join([*_start(style, free, several), *rules, ""])
+    marks = tuple(mark for mark in (STYLES[style].opening, STYLES[style].closing) if mark)
+    source = json.dumps(
+        {"tools": {tool: _parameters(each) for tool, each in zip(chosen, _chosen(tools, chosen), strict=True)},
+         "free": free, "several": several}, ensure_ascii=False,
+    )  # fmt: skip
+    PATTERN_CHARS.check(len(source), "the length of the tools' schemas", GenerationError)
+    return Constraint(text, "tools", source, marks, style=style)
+
+
+def _start(style: str, free: bool, several: bool) -> list[str]:
+    """The rules above `call`. `until_0` is free text up to the first mark (Constraint.resolve)."""
+    opening, closing = MARK % 0, MARK % 1
+    if style == "hermes":
+        body = rf'"\n" call "\n" {closing}'
+        more = rf'("\n" {opening} {body})*' if several else ""
+        return [f"start: text | until_0 {body} {more}" if free else f"start: {opening} {body} {more}", "text: TEXT"]
+    if style == "mistral":
+        body = '" "? "[" call (", " call)* "]"' if several else '" "? "[" call "]"'
+        return [f"start: text | until_0 {body}" if free else f"start: {opening} {body}", "text: TEXT"]
+    return ["start: call | prose", r"prose: /([^{](.|\n)*)?/"] if free else ["start: call"]
+
+
+def _functions(tools: Any) -> dict[str, dict[str, Any]]:
+    """name -> normalized schema of the arguments"""
+    if isinstance(tools, str | Mapping) or not isinstance(tools, Sequence) or not tools:
+        raise GenerationError(f"tools are {shown(tools)}; expected a list of at least one")
+    TOOLS.check(len(tools), "the number of tools", GenerationError)
+    functions = dict[str, dict[str, Any]]()
+    for number, tool in enumerate(tools):
+        inner = _inner(tool)
+        name = inner.get("name")
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise GenerationError(
+                f"the name of tools[{number}] is {shown(name)}; expected 1 to 128 letters, digits, _, - and ."
+            )
+        if name in functions:
+            raise GenerationError(f"two tools are called {name}; rename one")
+        try:
+            functions[name] = normalize_schema(_parameters(tool))
+        except GenerationError as error:
+            raise GenerationError(f"the parameters of the tool {name}: {error}") from None
+    return functions
+
+
+def _inner(tool: Any) -> Mapping[str, Any]:
+    inner = tool.get("function", tool) if isinstance(tool, Mapping) else None
+    if not isinstance(inner, Mapping) or tool.get("type", "function") != "function":
+        raise GenerationError(f'a tool is {shown(tool)}; expected {{"type": "function", "function": {{"name", …}}}}')
+    return inner
+
+
+def _parameters(tool: Any) -> dict[str, Any]:
+    """Of an object; a tool without parameters takes none."""
+    schema = _inner(tool).get("parameters")
+    if schema is None or schema == {}:
+        return {"type": "object", "properties": {}, "additionalProperties": False}
+    if not isinstance(schema, dict) or schema.get("type", "object") != "object":
+        raise GenerationError(f"the parameters are {shown(schema)}; expected a JSON Schema of an object")
+    return {"type": "object", **schema}
+
+
+def _chosen(tools: Any, names: Mapping[str, Any]) -> list[Any]:
+    return [tool for tool in tools if _inner(tool)["name"] in names]

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a request says about the form of its answer: response_format and tools, as constraints of decoding."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from foundling.decode.constrain import constraint as constraints
+from foundling.decode.constrain.constraint import Constraint
+from foundling.decode.constrain.tools import tool_calls
+from foundling.decode.request import Completion
+from foundling.errors import GenerationError
+from foundling.serve.errors import APIError
+from foundling.serve.models import GenerativeModel
+from foundling.serve.protocol import ChatBody, NamedTool, ResponseFormat
+from foundling.text.framing import AnswerDecoder
+from foundling.text.tool_calls import STYLES, parse_tool_calls, shown_length, style_of
+from foundling.verify.structured import matches_constraint
+
+logger = logging.getLogger("foundling.serve")
+THINK = ("<think>", "</think>")
+
+
+def format_of(form: ResponseFormat | None) -> Constraint | None:
+    """None for free text. APIError, naming the keyword and its place, for what cannot be enforced."""
+    if form is None or form.type == "text":
+        return None
+    field = {"json_schema": form.json_schema, "regex": form.regex, "grammar": form.grammar, "choice": form.choice}
+    if form.type in field and field[form.type] is None:
+        raise APIError(400, f"response_format.{form.type} is missing", param=f"response_format.{form.type}")
+    if extra := [name for name, value in field.items() if value is not None and name != form.type]:
+        message = f"response_format has type {form.type} and {extra[0]}; leave one out"
+        raise APIError(400, message, param="response_format")
+    try:
+        if form.type == "json_object":
+            return constraints.json_object()
+        if form.type == "json_schema":
+            assert form.json_schema is not None
+            return constraints.json_schema(form.json_schema.schema_)
+        return getattr(constraints, form.type)(field[form.type])
+    except GenerationError as error:
+        raise APIError(400, str(error), param="response_format") from None
+
+
+async def check_answers(constraint: Constraint | None, completions: Sequence[Completion]) -> None:
+    """APIError 500 where an answer that ended by itself does not follow its constraint: what decoding enforces, an
+    independent validator checks. One that was cut may not follow it, and its finish_reason says so."""
+    if constraint is None:
+        return
+    for completion in completions:
+        if completion.finish_reason == "end":
+            verdict = await asyncio.to_thread(matches_constraint, completion.text or "", constraint)
+            if not verdict:
+                logger.error("an answer does not follow %s: %s", constraint.name, verdict.reason)
+                raise APIError(500, f"the answer does not follow {constraint.name}, which is a fault of the server")
+
+
+class AnswerForm:
+    """How the answer of a chat is constrained and read. `prompt`: its ids, whose end says whether the model reasons
+    first."""
+
+    def __init__(self, body: ChatBody, served: GenerativeModel, prompt: Sequence[int]) -> None:
+        template = served.tokenizer.chat_template or ""
+        end = served.tokenizer.backend.decode(list(prompt[-16:]), skip_special_tokens=False).rstrip()
+        choice = "none" if not body.tools else body.tool_choice or "auto"
+        self.style, self.tools = style_of(template), choice != "none"
+        self.opened = end.endswith(THINK[0])
+        """whether the template has begun the reasoning"""
+        if self.tools and body.response_format is not None and body.response_format.type != "text":
+            raise APIError(400, "response_format and tools exclude each other; use tool_choice none", param="tools")
+        self.constraint = self._tools(body, choice) if self.tools else format_of(body.response_format)
+        if self.constraint is not None and THINK[1] in template and not end.endswith(THINK[1]):
+            self.constraint = constraints.after_reasoning(self.constraint, "" if self.opened else THINK[0], THINK[1])
+
+    def _tools(self, body: ChatBody, choice: Any) -> Constraint:
+        tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []]
+        name = choice.function.name if isinstance(choice, NamedTool) else None
+        parallel = body.parallel_tool_calls is not False
+        try:
+            return tool_calls(tools, style=self.style, required=choice == "required", name=name, parallel=parallel)
+        except GenerationError as error:
+            raise APIError(400, str(error), param="tools") from None
+
+    def decoder(self, decode: AnswerDecoder) -> Callable[[list[int]], str]:
+        """`decode`, or one that writes out what it would leave away and this form needs to see."""
+        tokenizer = decode.tokenizer
+        texts = (*THINK, STYLES[self.style].opening, STYLES[self.style].closing) if self.tools else THINK
+        ids = {tokenizer.backend.token_to_id(text): text for text in texts if text}
+        marks = {i: text for i, text in ids.items() if i is not None and i in tokenizer.special}
+        return MarkedDecoder(decode, marks) if marks else decode
+
+    def split(self, text: str) -> tuple[str | None, str]:
+        """The reasoning, None without any, and what follows it. Text that may still be an opening mark is neither."""
+        if not self.opened:
+            bare = text.lstrip()
+            if not bare.startswith(THINK[0]):
+                return None, "" if bare and THINK[0].startswith(bare) else text
+            text = bare
+        reasoning, closed, answer = text.removeprefix(THINK[0]).partition(THINK[1])
+        if not closed:
+            begun = max((n for n in range(1, len(THINK[1])) if reasoning.endswith(THINK[1][:n])), default=0)
+            reasoning = reasoning[: len(reasoning) - begun]
+        return reasoning.lstrip("\n"), answer.lstrip("\n")
+
+    def message(self, text: str, *, cut: bool = False) -> dict[str, Any]:
+        """The message of an answer. Of one that was `cut`, calls that are whole count, and a part of a call is left
+        out: nobody can use it."""
+        reasoning, answer = self.split(text)
+        if reasoning is None:
+            answer = text
+        message: dict[str, Any] = {"role": "assistant", "content": answer, "refusal": None}
+        if reasoning is not None:
+            message["reasoning_content"] = reasoning
+        if self.tools:
+            closing = STYLES[self.style].closing
+            if cut and closing and closing in answer:
+                answer = answer[: answer.rindex(closing) + len(closing)]
+            content, calls = parse_tool_calls(answer, self.style)
+            if calls:
+                message |= {"content": content or None, "tool_calls": [_call(*call) for call in calls]}
+        return message
+
+
+class MarkedDecoder:
+    """Ids of an answer -> its text, in which the special tokens of `marks` (id -> text) are written out."""
+
+    def __init__(self, decode: AnswerDecoder, marks: Mapping[int, str]) -> None:
+        self.decode, self.marks = decode, marks
+
+    def __call__(self, ids: Sequence[int]) -> str:
+        places = [at for at, i in enumerate(ids) if i in self.marks]
+        if not places:
+            return self.decode(ids)
+        text = self.decode(ids[: places[0]])
+        for at, end in zip(places, [*places[1:], len(ids)], strict=True):
+            text += self.marks[ids[at]] + self.decode.tokenizer.decode(ids[at + 1 : end])
+        return text
+
+
+class AnswerStream:
+    """The deltas of one answer as its text grows. A call comes whole, when the answer has ended: before, nobody knows
+    that it is one."""
+
+    def __init__(self, form: AnswerForm) -> None:
+        self.form, self.text, self.sent = form, "", {"reasoning_content": "", "content": ""}
+
+    def add(self, text: str) -> dict[str, Any]:
+        self.text += text
+        reasoning, answer = self.form.split(self.text)
+        if self.form.tools:
+            answer = answer[: shown_length(answer, self.form.style)]
+        return self._delta(reasoning or "", answer)
+
+    def finish(self, *, cut: bool) -> dict[str, Any]:
+        """What is left, calls included."""
+        message = self.form.message(self.text, cut=cut)
+        delta = self._delta(message.get("reasoning_content") or "", message["content"] or "")
+        calls = message.get("tool_calls", [])
+        return delta | ({"tool_calls": [{"index": i, **call} for i, call in enumerate(calls)]} if calls else {})
+
+    def _delta(self, reasoning: str, content: str) -> dict[str, Any]:
+        delta = {}
+        for name, text in (("reasoning_content", reasoning), ("content", content)):
+            if len(text) > len(self.sent[name]):
+                delta[name] = text[len(self.sent[name]) :]
+                self.sent[name] = text
+        return delta
+
+
+def _call(name: str, arguments: str) -> dict[str, Any]:
+    function = {"name": name, "arguments": arguments}
+    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}

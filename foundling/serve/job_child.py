@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process of one fine-tuning job: `python -m foundling.serve.job_child` in the job's folder.
+
+It reads request.json, trains into model/ (from its checkpoint, if one is there), and writes outcome.json where
+that fails. It ends as SIGTERM ends a run, after a checkpoint, once its stdin is closed: with the server that began it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from foundling.config import from_dict
+from foundling.errors import BusyError, FoundlingError, MismatchError
+from foundling.recipes.journal import JOURNAL
+from foundling.recipes.kinds import finetune_model, resume_model
+from foundling.recipes.publish import is_complete
+from foundling.recipes.recipe import Request
+from foundling.runtime import signals
+from foundling.runtime.files import read_json, write_json
+
+logger = logging.getLogger("foundling.serve")
+REQUEST, OUTCOME, MODEL = Path("request.json"), Path("outcome.json"), Path("model")
+NICE = 10
+SAVE_SECONDS = 120.0
+"""that it has to end in once the server has gone"""
+BUSY_SECONDS = 300.0
+"""that it waits for the process of a server that was killed to end"""
+
+
+def main() -> int:
+    os.nice(NICE)
+    threading.Thread(target=_watch_server, daemon=True).start()
+    try:
+        with signals.raising():
+            OUTCOME.unlink(missing_ok=True)
+            _train()
+    except KeyboardInterrupt as stop:
+        return getattr(stop, "exit_code", 130)
+    except FoundlingError as error:
+        write_json(OUTCOME, {"error": str(error)})
+        return error.exit_code
+    except Exception:
+        logger.exception("the fine-tuning failed")
+        return 1
+    return 0
+
+
+def _watch_server() -> None:
+    while os.read(0, 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(SAVE_SECONDS)
+    os._exit(75)
+
+
+def _train() -> None:
+    deadline, request = time.monotonic() + BUSY_SECONDS, from_dict(Request, read_json(REQUEST))
+    while True:
+        try:
+            if is_complete(MODEL) or (MODEL / "run" / JOURNAL).exists():
+                try:
+                    resume_model(MODEL)
+                except MismatchError:  # another version of foundling, or of the base, is there now
+                    logger.warning("the run cannot go on as it was; it begins anew", exc_info=True)
+                    shutil.rmtree(MODEL)
+                    finetune_model(request, MODEL)
+            else:
+                finetune_model(request, MODEL)
+            return
+        except BusyError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

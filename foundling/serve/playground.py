@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page at /: its files, and what it asks beyond the public routes: the logits after some tokens, what the model did
+inside while it read them, and whether an answer follows a schema."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import re
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from importlib.resources import files
+from typing import Annotated, Any, NamedTuple
+
+import torch
+from fastapi import APIRouter
+from fastapi import Request as HTTPRequest
+from fastapi.responses import JSONResponse, Response
+from pydantic import Field
+from torch import Tensor
+
+from foundling.blocks.attention import Attention
+from foundling.contracts.model import named_layers
+from foundling.interpret.look import look_at
+from foundling.limits import ANSWER_CHARS, LOOK_TOKENS, NEXT_TOKENS, TOP_LOGPROBS
+from foundling.runtime.mode import evaluation_mode
+from foundling.serve.errors import APIError, busy
+from foundling.serve.generation import NO_LOGPROBS
+from foundling.serve.models import GenerativeModel
+from foundling.serve.protocol import Body, Name, TokenId
+from foundling.serve.reply import TokenTexts, Usage
+from foundling.serve.server import Server
+from foundling.verify.structured import json_value, matches_schema
+
+TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+NOT_SHOWN = (
+    "this server caps log-probabilities, so it does not show the inside of its models either; start it with "
+    f"--max-logprobs {TOP_LOGPROBS.high} to show both"
+)
+
+
+class NextBody(Body):
+    model: Name | None = None
+    tokens: Annotated[list[TokenId], Field(min_length=1, max_length=NEXT_TOKENS.high)]
+    n: int = Field(40, ge=1, le=TOP_LOGPROBS.high)
+
+
+class LookBody(Body):
+    model: Name | None = None
+    tokens: Annotated[list[TokenId], Field(min_length=1, max_length=LOOK_TOKENS.high)]
+    layer: int | None = Field(None, ge=0, le=1 << 12, description="the one whose heads are shown; None: a middle one")
+
+
+class CheckBody(Body):
+    schema_: dict[str, Any] | bool = Field(alias="schema")
+    text: str = Field(max_length=ANSWER_CHARS.high)
+
+
+class StaticFile(NamedTuple):
+    content: bytes
+    media_type: str
+    etag: str
+
+
+def playground_router(server: Server) -> APIRouter:
+    """The routes of the page. All but the login form of GET / stand behind the key (guard.py)."""
+    router = APIRouter()
+
+    @router.get("/", response_class=Response)
+    async def page(http: HTTPRequest) -> Response:
+        if http.scope.get("foundling.login"):
+            content, policy = login_page()
+            return Response(content, 401, {"Content-Security-Policy": policy, "Cache-Control": "no-store"}, "text/html")
+        return _answer(http, static_files()["index.html"])
+
+    @router.get("/static/{name}", response_class=Response)
+    async def static_file(name: str, http: HTTPRequest) -> Response:
+        file = static_files().get(name)
+        if file is None:
+            raise APIError(404, "there is no such file")
+        return _answer(http, file)
+
+    @router.post("/playground/next")
+    async def next_token(body: NextBody, http: HTTPRequest) -> JSONResponse:
+        if server.options.max_logprobs == 0:
+            raise APIError(400, NO_LOGPROBS)
+        served = _served(server, body.model, body.tokens, http)
+        return JSONResponse(await _compute(server, http, served, body.tokens, lambda: _next(server, served, body)))
+
+    @router.post("/playground/look")
+    async def look_inside(body: LookBody, http: HTTPRequest) -> JSONResponse:
+        if _cap(server) is not None:
+            raise APIError(400, NOT_SHOWN)
+        served = _served(server, body.model, body.tokens, http)
+        return JSONResponse(await _compute(server, http, served, body.tokens, lambda: _look(served, body)))
+
+    @router.post("/playground/check")
+    async def check_schema(body: CheckBody) -> JSONResponse:
+        return JSONResponse(await asyncio.to_thread(_check, body))
+
+    return router
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def static_files() -> dict[str, StaticFile]:
+    """Every file of the page by name: a request can name nothing else."""
+    found = dict[str, StaticFile]()
+    for file in files("foundling.serve").joinpath("static").iterdir():
+        suffix = file.name.rpartition(".")[2]
+        if suffix in TYPES:
+            content = file.read_bytes()
+            found[file.name] = StaticFile(content, TYPES[suffix], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
+    return found
+
+
+def _answer(http: HTTPRequest, file: StaticFile) -> Response:
+    """Browsers keep a file and ask whether it has changed, so that a page never mixes two versions."""
+    headers = {"Cache-Control": "no-cache", "ETag": file.etag}
+    if file.etag in http.headers.get("if-none-match", ""):
+        return Response(None, 304, headers)
+    return Response(file.content, 200, headers, file.media_type)
+
+
+@cache
+def login_page() -> tuple[bytes, str]:
+    """The form that asks for a key, and the policy that names its one style and one script by their hashes: no other
+    file is open without a key."""
+    content = static_files()["login.html"].content
+    style, script = (_digest(content, tag) for tag in (b"style", b"script"))
+    return content, (
+        f"default-src 'none'; style-src {style}; script-src {script}; connect-src 'self'; form-action 'self'; "
+        "base-uri 'none'; frame-ancestors 'none'"
+    )
+
+
+def _digest(content: bytes, tag: bytes) -> str:
+    match = re.search(rb"<%b>(.*?)</%b>" % (tag, tag), content, re.S)
+    assert match
+    return f"'sha256-{base64.b64encode(hashlib.sha256(match[1]).digest()).decode()}'"
+
+
+# --- computing -------------------------------------------------------------------------------------------------------
+
+
+def _served(server: Server, name: str | None, tokens: Sequence[int], http: HTTPRequest) -> GenerativeModel:
+    """APIError for a model that writes no text of its own after a text, and tokens that it cannot read."""
+    served = server.generative(name, http)
+    model = served.model
+    if model.capabilities.reads_source:
+        raise APIError(400, f"{served.name} reads a source and answers it, so no token follows another in one text")
+    rows, longest = model.embedding.num_embeddings, getattr(model.config, "max_seq_len", NEXT_TOKENS.high)
+    if max(tokens) >= rows:
+        raise APIError(400, f"tokens has {max(tokens)}; the model has {rows:,}", param="tokens")
+    if len(tokens) > longest:
+        raise APIError(400, f"{len(tokens):,} tokens; {served.name} reads at most {longest:,}", param="tokens")
+    return served
+
+
+async def _compute(
+    server: Server, http: HTTPRequest, served: GenerativeModel, tokens: Sequence[int], function: Callable[[], Any]
+) -> Any:
+    """In the thread of the model's engine, between two of its steps, charged as a prompt."""
+    usage = Usage(prompt_tokens=len(tokens), price=served.price)
+    await server.check_quota(http, usage)
+    if served.worker.n_open >= server.options.max_queue:
+        raise busy(f"{served.name} is busy; try again later", 2.0)
+    answer = await served.worker.call(function)
+    server.account(http, usage)
+    return answer
+
+
+@contextmanager
+def _as_named(served: GenerativeModel) -> Generator[None]:
+    """Inside, the model computes with the adapter that its name means."""
+    bank = getattr(served.model, "adapter_bank", None)
+    if bank is not None:
+        bank.bind([served.adapter])
+    try:
+        yield
+    finally:
+        if bank is not None:
+            bank.bind(())
+
+
+@torch.no_grad()
+def next_logits(served: GenerativeModel, tokens: Sequence[int]) -> Tensor:
+    """(V,) float32 logits of the token after these, by the model itself; −inf for rows that stand for no token."""
+    model = served.model
+    with evaluation_mode(model), _as_named(served):
+        hidden = model(torch.tensor([list(tokens)], device=model.embedding.weight.device)).hidden
+        logits = model.logits(hidden[:, -1:])[0, 0].float().cpu()
+    logits[list(served.no_rows)] = float("-inf")
+    return logits
+
+
+def _cap(server: Server) -> int | None:
+    """How many log-probabilities of a position the server shows; None where it shows as many as there are."""
+    cap = server.options.max_logprobs
+    return None if cap is None or cap >= TOP_LOGPROBS.high else cap
+
+
+def _next(server: Server, served: GenerativeModel, body: NextBody) -> dict[str, Any]:
+    logits = next_logits(served, body.tokens)
+    normalizer, cap = float(logits.logsumexp(-1)), _cap(server)
+    n = min(body.n, len(logits) - len(served.no_rows), len(logits) if cap is None else cap)
+    values, ids = logits.topk(n)
+    texts = TokenTexts(served, served.framing.answer(body.tokens))
+    top = [
+        {"id": token, "text": texts.text(token), "logit": value, "logprob": value - normalizer}
+        for token, value in zip(ids.tolist(), values.tolist(), strict=True)
+    ]
+    return {
+        "position": len(body.tokens), "top": top, "log_normalizer": normalizer, "ends": list(served.framing.ends),
+        "logits": None if cap is not None else base64.b64encode(logits.numpy().astype("<f4").tobytes()).decode(),
+    }  # fmt: skip
+
+
+def _look(served: GenerativeModel, body: LookBody) -> dict[str, Any]:
+    """The record of `foundling look`, and the layers that attend, of which one is shown."""
+    layers = list(named_layers(served.model).values())
+    attending = [i for i, layer in enumerate(layers) if any(isinstance(m, Attention) for m in layer.modules())]
+    layer = attending[len(attending) // 2] if body.layer is None and attending else body.layer
+    with _as_named(served):
+        record = look_at(served.model, served.tokenizer, body.tokens, layer=layer, name=served.name)
+    return record.as_json() | {"attending": attending}
+
+
+def _check(body: CheckBody) -> dict[str, Any]:
+    verdict = json_value(body.text)
+    if verdict:
+        verdict = matches_schema(verdict.value, body.schema_)
+    return {"valid": bool(verdict), "reason": verdict.reason}
