@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from foundling.cli.stdio import note, say
+from foundling.cli.stdio import flush, note, say
 
 EXAMPLES = [
     "foundling serve runs/notes",
@@ -122,6 +122,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     def ready(url: str) -> None:
         say(f"serving {', '.join(pool.names)} at {url}" + ("" if store.required else " (this machine alone)"))
+        flush()  # or a program that reads our stdout would not learn the port
 
     log = LogWriter(note)
     try:
