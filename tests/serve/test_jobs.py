@@ -17,6 +17,7 @@ from tests.serve.commands import Serving, chats, refusal
 from tests.serve.servers import save_model
 
 KEYS = ("key-of-anna-1", "key-of-ben-22")
+KILLS = 8
 SMALL = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1, "batch_size": 8}}}
 
 
@@ -91,9 +92,7 @@ def test_a_job_trains_reports_and_is_served_to_its_owner(server: Serving, folder
 
     chat: Any = {"model": done.fine_tuned_model, "messages": [{"role": "user", "content": "1: Rome"}], "max_tokens": 4}
     reply = anna.chat.completions.create(**chat)
-    assert (
-        reply.choices[0].message.content and reply.usage and reply.usage.model_extra["cost"] > 0
-    )  # at its base's price
+    assert reply.choices[0].message.content and reply.usage and reply.usage.model_extra["cost"] > 0
     assert done.fine_tuned_model in [one.id for one in anna.models.list()]
     assert [one.id for one in ben.models.list()] == ["base"]
     for call in (
@@ -103,9 +102,16 @@ def test_a_job_trains_reports_and_is_served_to_its_owner(server: Serving, folder
         lambda: ben.fine_tuning.jobs.create(model="base", training_file=valid),
         lambda: ben.post(f"/models/{done.fine_tuned_model}/unload", cast_to=object),
     ):  # fmt: skip
-        with pytest.raises(openai.NotFoundError) as met:
+        with pytest.raises(openai.NotFoundError):
             call()
-        assert "ft:base:mine" not in str(met.value) or "'ft:base:mine" in str(met.value)
+    with server.http(KEYS[1]) as http:  # nothing tells a model of another key from none
+        told = [
+            http.post("/v1/completions", json={"model": name, "prompt": "a"})
+            .json()["error"]["message"]
+            .replace(name, "")
+            for name in (str(done.fine_tuned_model), f"ft:base:mine:{'0' * 8}")
+        ]
+    assert told[0] == told[1]
     assert ben.fine_tuning.jobs.list().data == [] and [one.id for one in anna.fine_tuning.jobs.list()] == [job.id]
     with server.http(KEYS[0]) as http:
         for path in ("", f"/{job.id}", f"/{job.id}/events?limit=100", f"/{job.id}/checkpoints"):
@@ -239,11 +245,11 @@ def test_a_job_outlives_kills_at_any_point_and_ends_once(base: Path, tmp_path: P
     job = client.fine_tuning.jobs.create(model="base", training_file=data, seed=3, method=method)
     killed = 0
     while True:
-        delay = chance.choice([0.0, chance.uniform(0, 2), chance.uniform(0, 12)]) if killed < 12 else 600.0
+        delay = chance.choice([0.0, chance.uniform(0, 2), chance.uniform(0, 12)]) if killed < KILLS else 600.0
         end = time.monotonic() + delay
         while time.monotonic() < end and client.fine_tuning.jobs.retrieve(job.id).status in ("queued", "running"):
             time.sleep(0.05)
-        if killed >= 12:
+        if killed >= KILLS:
             break
         serving.kill()
         killed += 1
