@@ -167,7 +167,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     def ready(url: str) -> None:
         say(f"serving {', '.join(pool.names)} at {url}" + ("" if store.required else " (this machine alone)"))
-        flush()
+        flush()  # or a program that reads our stdout would not learn the port
 
     log = LogWriter(note)
     try:
