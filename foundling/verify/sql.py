@@ -86,6 +86,29 @@ def execute(
     return Rows(answer["columns"], rows, time.monotonic() - begun)
 
 
+def read_schema(database: str | Path, *, timeout: float = TIMEOUT, memory: int = MEMORY) -> dict[str, dict[str, str]]:
+    """{table or view: {column: its declared type, "" for none}} of a SQLite database, as decode/constrain/sql.py takes
+    it. DataError for a file that is none, or has no tables; QueryError for one that cannot be read."""
+    order = {
+        "database": str(require_database(Path(database))),
+        "timeout": check_number(timeout, "timeout", 0.01, 3600.0), "max_bytes": MAX_BYTES,
+        "memory": QUERY_MEMORY.check(memory, "memory"),
+    }  # fmt: skip
+    process = LimitedProcess(
+        "foundling.verify.sql_process:read_schema", memory=2 * memory, seconds=math.ceil(timeout) + 1, answer=MAX_BYTES,
+        modules=["foundling.verify.sql_process", "sqlite3"],
+    )  # fmt: skip
+    try:
+        schema = process.call(order)
+    except LimitError as error:
+        raise SlowQueryError(f"reading the schema was stopped: {error}") from None
+    finally:
+        process.close()
+    if not schema:
+        raise DataError(f"{database}: the database has no tables")
+    return schema
+
+
 _own = threading.local()
 
 
