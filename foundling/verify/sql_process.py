@@ -47,7 +47,9 @@ def read_schema(order: dict[str, Any]) -> dict[str, dict[str, str]]:
         connection = _connect(order, time.monotonic() + order["timeout"], guarded=False)
         try:
             listed = connection.execute("PRAGMA main.table_list").fetchall()
-            names = [row[1] for row in listed if row[2] in ("table", "view") and not row[1].lower().startswith("sqlite_")]
+            names = [
+                row[1] for row in listed if row[2] in ("table", "view") and not row[1].lower().startswith("sqlite_")
+            ]
             schema = dict[str, dict[str, str]]()
             for name in sorted(names):
                 # a view whose tables are gone has no columns; `hidden` 1 is a column of a virtual table

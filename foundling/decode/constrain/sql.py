@@ -31,15 +31,158 @@ ITEMS, CONDITIONS, VALUES, OPERATIONS = 8, 4, 10, 2
 parentheses apart · values of an IN · operations of an arithmetic expression, parentheses apart"""
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _KEYWORDS = frozenset(
-    """abort action add after all alter always analyze and as asc attach autoincrement before begin between by cascade
-    case cast check collate column commit conflict constraint create cross current current_date current_time
-    current_timestamp database default deferrable deferred delete desc detach distinct do drop each else end escape except
-    exclude exclusive exists explain fail false filter first following for foreign from full generated glob group groups
-    having if ignore immediate in index indexed initially inner insert instead intersect into is isnull join key last left
-    like limit match materialized natural no not nothing notnull null nulls of offset on or order others outer over
-    partition plan pragma preceding primary query raise range recursive references regexp reindex release rename replace
-    restrict returning right rollback row rows savepoint select set table temp temporary then ties to transaction trigger
-    true unbounded union unique update using vacuum values view virtual when where window with within without""".split()
+    [
+        "abort",
+        "action",
+        "add",
+        "after",
+        "all",
+        "alter",
+        "always",
+        "analyze",
+        "and",
+        "as",
+        "asc",
+        "attach",
+        "autoincrement",
+        "before",
+        "begin",
+        "between",
+        "by",
+        "cascade",
+        "case",
+        "cast",
+        "check",
+        "collate",
+        "column",
+        "commit",
+        "conflict",
+        "constraint",
+        "create",
+        "cross",
+        "current",
+        "current_date",
+        "current_time",
+        "current_timestamp",
+        "database",
+        "default",
+        "deferrable",
+        "deferred",
+        "delete",
+        "desc",
+        "detach",
+        "distinct",
+        "do",
+        "drop",
+        "each",
+        "else",
+        "end",
+        "escape",
+        "except",
+        "exclude",
+        "exclusive",
+        "exists",
+        "explain",
+        "fail",
+        "false",
+        "filter",
+        "first",
+        "following",
+        "for",
+        "foreign",
+        "from",
+        "full",
+        "generated",
+        "glob",
+        "group",
+        "groups",
+        "having",
+        "if",
+        "ignore",
+        "immediate",
+        "in",
+        "index",
+        "indexed",
+        "initially",
+        "inner",
+        "insert",
+        "instead",
+        "intersect",
+        "into",
+        "is",
+        "isnull",
+        "join",
+        "key",
+        "last",
+        "left",
+        "like",
+        "limit",
+        "match",
+        "materialized",
+        "natural",
+        "no",
+        "not",
+        "nothing",
+        "notnull",
+        "null",
+        "nulls",
+        "of",
+        "offset",
+        "on",
+        "or",
+        "order",
+        "others",
+        "outer",
+        "over",
+        "partition",
+        "plan",
+        "pragma",
+        "preceding",
+        "primary",
+        "query",
+        "raise",
+        "range",
+        "recursive",
+        "references",
+        "regexp",
+        "reindex",
+        "release",
+        "rename",
+        "replace",
+        "restrict",
+        "returning",
+        "right",
+        "rollback",
+        "row",
+        "rows",
+        "savepoint",
+        "select",
+        "set",
+        "table",
+        "temp",
+        "temporary",
+        "then",
+        "ties",
+        "to",
+        "transaction",
+        "trigger",
+        "true",
+        "unbounded",
+        "union",
+        "unique",
+        "update",
+        "using",
+        "vacuum",
+        "values",
+        "view",
+        "virtual",
+        "when",
+        "where",
+        "window",
+        "with",
+        "within",
+        "without",
+    ]
 )
 """of SQLite, true and false among them (https://sqlite.org/lang_keywords.html)"""
 _COMMON = rf"""
@@ -102,7 +245,9 @@ def identifier(name: str) -> str:
 
 def _check(schema: Schema) -> None:
     if not isinstance(schema, Mapping) or not schema or not all(isinstance(c, Mapping) and c for c in schema.values()):
-        raise GenerationError(f"the schema is {shown(schema)}; expected {{table: {{column: type}}}}, at least one of each")
+        raise GenerationError(
+            f"the schema is {shown(schema)}; expected {{table: {{column: type}}}}, at least one of each"
+        )
     SQL_TABLES.check(len(schema), "the number of tables", GenerationError)
     SQL_COLUMNS.check(sum(map(len, schema.values())), "the number of columns", GenerationError)
     for name in itertools.chain(schema, *schema.values()):
@@ -195,7 +340,7 @@ def _numeric(i: int, scope: Scope) -> list[str]:
         f'aggregate_{i}: "COUNT(" ("*" | "DISTINCT "? COLUMN_{i}) ")" | ("AVG(" | "SUM(" | "MIN(" | "MAX(") '
         f'"DISTINCT "? sum_{i} ")"',
         f"value_{i}: factor_{i} (OP factor_{i}){{0,{OPERATIONS}}}",
-        f"factor_{i}: atom_{i} | \"(\" atom_{i} OP atom_{i} \")\"",
+        f'factor_{i}: atom_{i} | "(" atom_{i} OP atom_{i} ")"',
         f"atom_{i}: term_{i} | aggregate_{i}",
     ]
     return rules
@@ -248,7 +393,10 @@ def _subqueries(scopes: list[Scope]) -> list[str]:
         "only_number: " + each("aggregate", [*range(len(scopes))]),
     ]
     if with_numbers:
-        rules += ["first_number: " + each("NUMBER", with_numbers, first), "some_numbers: " + each("NUMBER", with_numbers)]
+        rules += [
+            "first_number: " + each("NUMBER", with_numbers, first),
+            "some_numbers: " + each("NUMBER", with_numbers),
+        ]
     if with_texts:
         rules += [
             'one_text: "(" first_text ")"',
