@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ways to structured output compared on SmolLM2-135M-Instruct: a package of Debian -> one JSON object.
 
-python -m benchmarks.structured_output [ROW …] [--items 300] [--minutes 60]      into docs/results/structured_output.json
+python -m benchmarks.structured_output [ROW …] [--items 300] [--minutes 60]     into docs/results/structured_output.json
 
     Package: libcivetweb-dev
     Installed size: 121        ->    {"section": "libdevel", "is_library": true, "size_kib": 121}
@@ -9,8 +9,8 @@ python -m benchmarks.structured_output [ROW …] [--items 300] [--minutes 60]   
 
 The section is one of the 20 largest, to be inferred, as is whether the package is a library: its section is libs or
 libdevel, or its name begins with "lib". The size is copied. Valid is an answer that is such an object, alone or in one
-Markdown fence. Seconds are of one processor core, so that other work on the machine does not change them. A call goes on
-where another stopped, and begins no row after --minutes.
+Markdown fence. Seconds are of one processor core, so that other work on the machine changes them little. A call goes
+on where another stopped, and begins no row after --minutes.
 """
 
 from __future__ import annotations
@@ -278,15 +278,14 @@ class Rows:
 
     def measure(self, name: str) -> dict[str, Any]:
         answers, training = self.every[name]()
-        values = [self.value(answer["text"]) for answer in answers]
-        truths = [item["answer"] for item in self.test]
+        pairs = [(self.value(answer["text"]), item["answer"]) for answer, item in zip(answers, self.test, strict=True)]
         fields = {
-            field: share([value is not None and value[field] == truth[field] for value, truth in zip(values, truths, strict=True)])
+            field: share([value is not None and value[field] == truth[field] for value, truth in pairs])
             for field in FIELDS
-        }  # fmt: skip
+        }
         return {
-            "valid": share([value is not None for value in values]),
-            "exact": share([value == truth for value, truth in zip(values, truths, strict=True)]),
+            "valid": share([value is not None for value, _ in pairs]),
+            "exact": share([value == truth for value, truth in pairs]),
             "fields": fields, "cost": cost(answers, training), "examples": [answer["text"] for answer in answers[:2]],
         }  # fmt: skip
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text to SQL on movies.db (benchmarks.movies_questions) with SmolLM2-135M-Instruct: a prompt with examples, finetuning,
-a constraint to the database's tables and columns, and what they do together.
+"""Text to SQL on movies.db (benchmarks.movies_questions) with SmolLM2-135M-Instruct: a prompt with examples,
+finetuning, a constraint to the database's tables and columns, and what they do together.
 
 python -m benchmarks.text_to_sql [ROW …] [--each 10] [--minutes 60]              into docs/results/text_to_sql.json
 
@@ -47,9 +47,9 @@ def pairs() -> list[Item]:
         chosen = dict[str, str]()
         for n in range(20 * EACH, 40 * EACH):
             question, query = TEMPLATES[template](Pick(values, template, n))
-            if len(chosen) < N_PAIRS and question not in used and question not in chosen:
-                if is_telling(execute(database(), query).rows):
-                    chosen[question] = query
+            new = len(chosen) < N_PAIRS and question not in used and question not in chosen
+            if new and is_telling(execute(database(), query).rows):
+                chosen[question] = query
         result += [{"prompt": question, "answer": query} for question, query in chosen.items()]
     return result
 
