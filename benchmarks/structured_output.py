@@ -125,6 +125,9 @@ def _written(item: Item) -> dict[str, str]:
 # ------------------------------------------------------------------------------------------------------------- answers
 
 
+LORA = ("--epochs", "1", "--evaluate-every", "0", "--batch-size", "4", "--micro-batch-size", "4")
+
+
 class Generator:
     """Answers of one model directory. What was answered before is read from a file."""
 
@@ -182,7 +185,8 @@ def finetune(kind: str, method: str, train: Path, held_out: Path, out: Path, *op
         before, start = _children_seconds(), time.monotonic()
         extra = ["--merged"] if method == "lora" else []
         foundling_json("finetune", smollm2(), train, "--as", kind, "--method", method, "--held-out", held_out,
-                       "--out", out, "--threads", "1", *extra, *options)  # fmt: skip
+                       "--out", out, "--threads", "1", "--precision", "float32", "--compile", "false", *extra,
+                       *options)  # fmt: skip
         costs = {"processor": _children_seconds() - before, "clock": time.monotonic() - start}
         record.write_text(json.dumps({name: round(value, 1) for name, value in costs.items()}))
     return json.loads(record.read_text())
@@ -266,7 +270,7 @@ class Rows:
         write(FOLDER / "train.jsonl", chats[20:])
         write(FOLDER / "validation.jsonl", chats[:20])
         training = finetune("chat", "lora", FOLDER / "train.jsonl", FOLDER / "validation.jsonl", FOLDER / "finetuned",
-                            "--epochs", "1", "--evaluate-every", "0")  # fmt: skip
+                            *LORA)  # fmt: skip
         model = Generator(FOLDER / "finetuned", FOLDER / "answers")
         asked = [told(SHORT, item) for item in self.test]
         return model.answers(name, asked, max_tokens=MAX_TOKENS, constraint=constraint), training

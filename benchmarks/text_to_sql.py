@@ -22,7 +22,7 @@ from benchmarks.corpora import WORK
 from benchmarks.datasets import write
 from benchmarks.movies_questions import EACH, SCHEMA, TEMPLATES, Pick, database, is_telling, questions, read_values
 from benchmarks.runs import Results
-from benchmarks.structured_output import Answer, Generator, Item, commit, cost, finetune, share, told
+from benchmarks.structured_output import LORA, Answer, Generator, Item, commit, cost, finetune, share, told
 from foundling.decode.constrain.sql import sql_select
 from foundling.errors import QueryError
 from foundling.verify.sql import SqlTask, check, execute, read_schema
@@ -81,7 +81,7 @@ class Rows:
         write(FOLDER / "train.jsonl", [chat for i, chat in enumerate(chats) if i % N_PAIRS])
         write(FOLDER / "validation.jsonl", chats[::N_PAIRS])
         training = finetune("chat", "lora", FOLDER / "train.jsonl", FOLDER / "validation.jsonl", FOLDER / "finetuned",
-                            "--epochs", "1", "--evaluate-every", "0")  # fmt: skip
+                            *LORA)  # fmt: skip
         asked = [told(SYSTEM, {"prompt": task["question"]}) for task in self.tasks]
         model = Generator(FOLDER / "finetuned", FOLDER / "answers")
         return model.answers(name, asked, max_tokens=MAX_TOKENS, constraint=constraint), training
