@@ -33,7 +33,7 @@ import foundling
 from benchmarks.chat_task import smollm2
 from benchmarks.corpora import WORK
 from benchmarks.datasets import described, digest, is_test, write
-from benchmarks.runs import Results, foundling_json
+from benchmarks.runs import DOCS, Results, foundling_json
 from foundling.decode.classify import Classifier
 from foundling.decode.constrain.constrainer import Constrainer
 from foundling.decode.constrain.constraint import Constraint, json_schema
@@ -56,6 +56,48 @@ SHORT = "Reply with the package as one JSON object."
 Item = dict[str, Any]
 Answer = dict[str, Any]
 """{"text", "tokens": new ones of all tries, "seconds"}"""
+
+
+NAMES = {
+    "prompt": "a prompt",
+    "examples": "a prompt with examples",
+    "first valid": f"… first valid of {N_TRIES}",
+    "repair": "a prompt, repaired",
+    "examples and repair": "a prompt with examples, repaired",
+    "constrained": "a prompt with examples, constrained",
+    "finetuned": "finetuned",
+    "finetuned and constrained": "finetuned, constrained",
+    "head": "a classification head",
+}
+
+
+def table(results: dict[str, Any]) -> str:
+    """The table of docs/structured_choices.md, of the rows that are measured."""
+    columns = ["way", "valid", "all right", *FIELDS, "new tokens", "seconds", "training"]
+    lines = [table_row(columns), table_row(["---", *["--:"] * (len(columns) - 1)])]
+    for name, shown in NAMES.items():
+        if name in results:
+            row = results[name]
+            fields = [cell(row["fields"].get(field)) for field in FIELDS]
+            paid = row["cost"]
+            costs = [f"{paid['tokens']:.1f}", f"{paid['seconds']:.2f}", f"{paid['training seconds']:.0f}"]
+            lines.append(table_row([shown, cell(row["valid"]), cell(row["exact"]), *fields, *costs]))
+    return "\n".join(lines)
+
+
+def cell(value: dict[str, Any] | None) -> str:
+    return "–" if value is None else f"{value['value']:.2f} ({value['low']:.2f}–{value['high']:.2f})"
+
+
+def table_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def fill_page(name: str, text: str) -> None:
+    """Replaces what stands between <!-- name --> and <!-- end --> on the page."""
+    page = DOCS / "structured_choices.md"
+    before, mark, rest = page.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
+    page.write_text(f"{before}{mark}{text}\n<!-- end -->{rest.partition('<!-- end -->')[2]}", encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------------------------------------------- data
@@ -318,7 +360,11 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=N_TEST)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--out", type=Path, help="another file for the results")
+    parser.add_argument("--table", action="store_true", help="only put the table into docs/structured_choices.md")
     args = parser.parse_args()
+    if args.table:
+        fill_page("structured_output", table(Results("structured_output", args.out).values))
+        return
     results, rows = Results("structured_output", args.out, minutes=args.minutes), Rows(args.items)
     sections = Counter(item["answer"]["section"] for item in rows.test)
     results.get("data", lambda: {

@@ -22,7 +22,20 @@ from benchmarks.corpora import WORK
 from benchmarks.datasets import write
 from benchmarks.movies_questions import EACH, SCHEMA, TEMPLATES, Pick, database, is_telling, questions, read_values
 from benchmarks.runs import Results
-from benchmarks.structured_output import LORA, Answer, Generator, Item, commit, cost, finetune, share, told
+from benchmarks.structured_output import (
+    LORA,
+    Answer,
+    Generator,
+    Item,
+    cell,
+    commit,
+    cost,
+    fill_page,
+    finetune,
+    share,
+    table_row,
+    told,
+)
 from foundling.decode.constrain.sql import sql_select
 from foundling.errors import QueryError
 from foundling.verify.sql import SqlTask, check, execute, read_schema
@@ -52,6 +65,28 @@ def pairs() -> list[Item]:
                 chosen[question] = query
         result += [{"prompt": question, "answer": query} for question, query in chosen.items()]
     return result
+
+
+NAMES = {
+    "prompt": "a prompt with examples",
+    "constrained": "… constrained",
+    "finetuned": "finetuned",
+    "all three": "finetuned, constrained, with the schema in the prompt",
+}
+
+
+def table(results: dict[str, Any]) -> str:
+    """The table of docs/structured_choices.md, of the rows that are measured."""
+    columns = ["way", "right", "… of trained templates", "… of others", "executes", "new tokens", "seconds", "training"]
+    lines = [table_row(columns), table_row(["---", *["--:"] * (len(columns) - 1)])]
+    for name, shown in NAMES.items():
+        if name in results:
+            row = results[name]
+            figures = [cell(row[key]) for key in ("accuracy", "trained templates", "other templates", "valid")]
+            paid = row["cost"]
+            costs = [f"{paid['tokens']:.1f}", f"{paid['seconds']:.2f}", f"{paid['training seconds']:.0f}"]
+            lines.append(table_row([shown, *figures, *costs]))
+    return "\n".join(lines)
 
 
 class Rows:
@@ -114,7 +149,11 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=10, help="held-out questions of a template")
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--out", type=Path, help="another file for the results")
+    parser.add_argument("--table", action="store_true", help="only put the table into docs/structured_choices.md")
     args = parser.parse_args()
+    if args.table:
+        fill_page("text_to_sql", table(Results("text_to_sql", args.out).values))
+        return
     FOLDER.mkdir(parents=True, exist_ok=True)
     results, rows = Results("text_to_sql", args.out, minutes=args.minutes), Rows(args.each)
     results.get("data", lambda: {
