@@ -166,7 +166,7 @@ async def _compute(
 ) -> Any:
     """In the thread of the model's engine, between two of its steps, charged as a prompt."""
     usage = Usage(prompt_tokens=len(tokens), price=served.price)
-    server.admit(http, usage)
+    await server.check_quota(http, usage)
     if served.worker.n_open >= server.options.max_queue:
         raise busy(f"{served.name} is busy; try again later", 2.0)
     answer = await served.worker.call(function)

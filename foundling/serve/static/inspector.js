@@ -51,6 +51,8 @@ export class Inspector {
   /** On a narrow page, where it lies over the end of the chat. */
   open() {
     this.element.classList.add("open");
+    if (getComputedStyle(this.element).position !== "fixed") return;
+    document.querySelector(".token[aria-pressed]")?.scrollIntoView({ block: "start" });
   }
 
   hide() {

@@ -4,7 +4,6 @@ test, unless it expects it."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import shutil
 import socket
@@ -15,52 +14,16 @@ from typing import Any
 
 import pytest
 import torch
-import uvicorn
 from playwright.sync_api import Browser, Page, sync_playwright
 
 import foundling
-from foundling.serve.app import build_app
-from foundling.serve.keys import KeyStore
 from foundling.serve.models import Price
-from foundling.serve.options import ServeOptions
 from foundling.serve.playground import playground_router
-from foundling.serve.pool import ModelPool
-from foundling.serve.run import listen
-from foundling.serve.server import Server
 from foundling.text import Tokenizer
 from tests.contract.cases import case
+from tests.serve.servers import Live, serving
 
 TEXTS = ["the model reads a token and the model learns " * 3, "slow losses fall and rise again: 3, 2, 1, 0\n{}[]"]
-
-
-class Site:
-    """A server on a free port, in a thread of its own."""
-
-    def __init__(self, models: dict[str, Path], *, keys: tuple[str, ...] = (), **options: Any) -> None:
-        self.options = ServeOptions(port=0, **options)
-        self.pool = ModelPool(self.options, {"chatty": Price(1.0, 2.0)})
-        for name, directory in models.items():
-            self.pool.add(name, str(directory))
-        self.server = Server(self.options, self.pool, KeyStore(keys))
-        self.lines: list[str] = []
-        app = build_app(self.server, [playground_router(self.server)], log=self.lines.append)
-        self.listener = listen(self.options)
-        self.port = self.listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.uvicorn = uvicorn.Server(uvicorn.Config(app, http="h11", ws="none", lifespan="on", log_config=None))
-        self.thread = threading.Thread(target=lambda: asyncio.run(self._main()), daemon=True)
-        self.thread.start()
-
-    async def _main(self) -> None:
-        self.loop = asyncio.get_running_loop()
-        for name in self.pool.entries:
-            await self.pool.load(name)
-        await self.uvicorn.serve(sockets=[self.listener])
-
-    def close(self) -> None:
-        self.uvicorn.should_exit = True
-        self.thread.join(30)
-        assert not self.thread.is_alive()
 
 
 class Proxy:
@@ -110,17 +73,24 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         fields = case("llama").family.module.sized(320, 2048, 32, 2) | {"tie_embeddings": True}
         model = foundling.build("llama", **fields)
         with torch.no_grad():
-            model.embedding.weight.mul_(3)  # sharper than a fresh model, whose distributions are nearly even
-            model.embedding.weight[sorted(tokenizer.special)] = 0.0  # so that no answer ends by chance
+            model.embedding.weight.mul_(0.2)  # of torch's own initialisation, which is so large that every token is certain
+            # no answer ends by chance, and few have parts of characters
+            parts = [i for i in range(320) if "\ufffd" in tokenizer.piece(i)]
+            model.embedding.weight[[*tokenizer.special, *parts]] = 0.0
         foundling.save(model, root / name, tokenizer=tokenizer, about=about)
     return {name: root / name for name in ("chatty", "plain")}
 
 
+def paged(models: dict[str, Path], **options: Any) -> contextlib.AbstractContextManager[Live]:
+    """A server with the page."""
+    prices = {"chatty": Price(1.0, 2.0)}
+    return serving(models, prices=prices, routers=lambda server: [playground_router(server)], **options)
+
+
 @pytest.fixture(scope="session")
-def site(models: dict[str, Path]) -> Iterator[Site]:
-    site = Site(models)
-    yield site
-    site.close()
+def site(models: dict[str, Path]) -> Iterator[Live]:
+    with paged(models) as live:
+        yield live
 
 
 @pytest.fixture(scope="session")
@@ -160,7 +130,7 @@ def watch() -> Iterator[Watch]:
 
 
 @pytest.fixture
-def page(browser: Browser, site: Site, watch: Watch) -> Iterator[Page]:
+def page(browser: Browser, site: Live, watch: Watch) -> Iterator[Page]:
     """The page of `site`, opened anew."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
     page = context.new_page()

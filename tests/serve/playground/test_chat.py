@@ -11,7 +11,8 @@ from playwright.sync_api import Page, expect
 import foundling
 from foundling.decode.sampling import DistributionParams, compute_probs
 from foundling.serve.playground import next_logits
-from tests.serve.playground.conftest import Proxy, Site, ask, finished, set_options, show_tokens, visit
+from tests.serve.playground.conftest import Proxy, ask, finished, set_options, show_tokens, visit
+from tests.serve.servers import Live
 
 NASTY = "<img src=x onerror=alert(1)> **bold** `code` <script>alert(2)</script>\n\n- one\n- two\n\n```js\nlet a = 1;\n```\n[a](javascript:alert(3))"
 
@@ -26,13 +27,13 @@ def path_of(page: Page) -> list[dict]:
     )
 
 
-def prefix_of(site: Site, node: dict, at: int) -> list[int]:
-    served = site.pool.get("chatty")
+def prefix_of(site: Live, node: dict, at: int) -> list[int]:
+    served = site.model("chatty")
     prompt = served.framing.chat([{"role": "user", "content": "the model"}])
     return [*prompt, *(token["id"] for token in node["tokens"][:at])]
 
 
-def test_the_numbers_of_a_token_are_those_of_the_model(page: Page, site: Site) -> None:
+def test_the_numbers_of_a_token_are_those_of_the_model(page: Page, site: Live) -> None:
     set_options(page)
     article = ask(page, "the model")
     expect(article.locator(".facts")).to_contain_text("tokens/s")
@@ -41,7 +42,7 @@ def test_the_numbers_of_a_token_are_those_of_the_model(page: Page, site: Site) -
     assert tokens.count() == len(node["tokens"]) == 16
     tokens.nth(3).click()
     expect(page.locator("#inspector .status, #inspector [role=status]").first).to_contain_text("can be drawn")
-    logits = next_logits(site.pool.get("chatty"), prefix_of(site, node, 3))
+    logits = next_logits(site.model("chatty"), prefix_of(site, node, 3))
     chosen = node["tokens"][3]["id"]
     numbers = dict(zip(page.locator("dt").all_inner_texts(), page.locator("dd").all_inner_texts()))
     assert float(numbers["logit"]) == pytest.approx(float(logits[chosen]), abs=6e-4)
@@ -52,12 +53,12 @@ def test_the_numbers_of_a_token_are_those_of_the_model(page: Page, site: Site) -
     assert shown in (10, 11)
 
 
-def test_sliders_redraw_the_distribution_of_the_server(page: Page, site: Site) -> None:
+def test_sliders_redraw_the_distribution_of_the_server(page: Page, site: Live) -> None:
     set_options(page)
     article = ask(page, "the model")
     show_tokens(article).nth(5).click()
     expect(page.locator(".distribution")).to_be_visible()
-    logits = next_logits(site.pool.get("chatty"), prefix_of(site, path_of(page)[-1], 5))
+    logits = next_logits(site.model("chatty"), prefix_of(site, path_of(page)[-1], 5))
     for params in ((1.3, 0, 1.0, 0.0), (0.6, 5, 1.0, 0.0), (1.0, 0, 0.5, 0.0), (2.0, 40, 0.9, 0.05), (0.0, 0, 1.0, 0.0)):
         for name, value in zip(("Temperature", "Top-k", "Top-p", "Min-p"), params):
             page.locator("#inspector").get_by_label(f"{name}, exact").fill(str(value))
@@ -108,7 +109,7 @@ def test_the_page_computes_probabilities_as_the_server_does(page: Page) -> None:
         torch.testing.assert_close(torch.tensor(answer, dtype=torch.float32), expected, atol=1e-6, rtol=1e-5, msg=str(params))
 
 
-def test_an_alternative_begins_a_version_of_the_answer(page: Page, site: Site) -> None:
+def test_an_alternative_begins_a_version_of_the_answer(page: Page, site: Live) -> None:
     set_options(page)
     article = ask(page, "the model")
     first = path_of(page)[-1]
@@ -125,7 +126,7 @@ def test_an_alternative_begins_a_version_of_the_answer(page: Page, site: Site) -
     assert second["tokens"][4]["id"] != first["tokens"][4]["id"] and len(second["tokens"]) > 5
     assert show_tokens(article).nth(4).locator(".text").inner_text() == label
     # what followed is the continuation of these very ids
-    served = site.pool.get("chatty")
+    served = site.model("chatty")
     logprobs = next_logits(served, prefix_of(site, second, 9)).log_softmax(-1)
     assert second["tokens"][9]["logprob"] == pytest.approx(float(logprobs[second["tokens"][9]["id"]]), abs=2e-4)
     page.get_by_role("button", name="Version before").click()
@@ -157,7 +158,7 @@ def test_edit_regenerate_and_the_tree(page: Page) -> None:
 
 
 def test_stop_keeps_what_came_and_continue_goes_on(page: Page) -> None:
-    set_options(page, max_tokens=1500)
+    set_options(page, max_tokens=1500, temperature=0)
     page.fill("#draft", "the model")
     page.press("#draft", "Enter")
     page.wait_for_selector("article.assistant .token-row > button", state="attached")
@@ -173,13 +174,13 @@ def test_stop_keeps_what_came_and_continue_goes_on(page: Page) -> None:
     assert n < len(path_of(page)[-1]["tokens"]) <= n + 5 and page.locator("article").count() == 2
 
 
-def test_a_model_that_continues_text(page: Page, site: Site) -> None:
+def test_a_model_that_continues_text(page: Page, site: Live) -> None:
     page.select_option("#model", "plain")
     expect(page.locator("#model-facts")).to_contain_text("continues text")
     set_options(page, temperature=0)
     ask(page, "the model reads")
     node = path_of(page)[-1]
-    generator = site.pool.get("plain").generator
+    generator = site.model("plain").generator
     expected = foundling.generate(
         generator.model, [generator.framing.prompt("the model reads")], max_tokens=16, temperature=0.0,
         stop=generator.framing.ends,
@@ -187,7 +188,7 @@ def test_a_model_that_continues_text(page: Page, site: Site) -> None:
     assert [token["id"] for token in node["tokens"]] == expected[0].tokens
 
 
-def test_conversations_stay_until_they_are_deleted(page: Page, site: Site) -> None:
+def test_conversations_stay_until_they_are_deleted(page: Page, site: Live) -> None:
     set_options(page)
     ask(page, "the model")
     page.click("#new-chat")
@@ -285,11 +286,11 @@ def test_a_long_chat_changes_only_its_end(page: Page) -> None:
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_lost_connection_keeps_what_had_arrived(page: Page, site: Site, watch) -> None:
+def test_a_lost_connection_keeps_what_had_arrived(page: Page, site: Live, watch) -> None:
     watch.expect("net::ERR_")
     proxy = Proxy(site.port)
     visit(page, proxy.url)
-    set_options(page, max_tokens=2000)
+    set_options(page, max_tokens=2000, temperature=0)
     page.fill("#draft", "the model")
     page.press("#draft", "Enter")
     page.wait_for_selector("article.assistant .token:nth-child(5)", state="attached")
@@ -310,9 +311,9 @@ def path_of_offline(page: Page) -> dict:
     return json.loads(text)["nodes"]["2"]
 
 
-def test_a_busy_server_says_when_to_try_again(page: Page, site: Site, watch) -> None:
+def test_a_busy_server_says_when_to_try_again(page: Page, site: Live, watch) -> None:
     watch.expect("429")
-    worker = site.pool.get("chatty").worker
+    worker = site.model("chatty").worker
     set_options(page)
     before, worker.max_queue = worker.max_queue, 0
     try:
@@ -328,10 +329,10 @@ def test_a_busy_server_says_when_to_try_again(page: Page, site: Site, watch) -> 
     expect(notice).to_have_count(0)
 
 
-def test_a_model_that_is_unloaded(page: Page, site: Site, watch) -> None:
+def test_a_model_that_is_unloaded(page: Page, site: Live, watch) -> None:
     watch.expect("503")
     set_options(page)
-    entry = site.pool.entries["chatty"]
+    entry = site.server.pool.entries["chatty"]
     served, entry.served = entry.served, {}
     try:
         page.fill("#draft", "the model")
