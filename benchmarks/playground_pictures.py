@@ -37,7 +37,8 @@ class Picture(NamedTuple):
 @contextlib.contextmanager
 def served(directory: Path) -> Iterator[str]:
     """The URL of a server with the model."""
-    command = [sys.executable, "-m", "foundling", "serve", f"smollm2={directory}", "--port", "0", "--price", "smollm2=0.1,0.4"]
+    options = ["--port", "0", "--price", "smollm2=0.1,0.4", "--weights", "float32"]
+    command = [sys.executable, "-m", "foundling", "serve", f"smollm2={directory}", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout
         try:
@@ -51,10 +52,19 @@ def served(directory: Path) -> Iterator[str]:
 
 
 def set_up(page: Page, max_tokens: int = 60) -> None:
+    """Greedy answers."""
     page.click(".options > summary")
     page.fill("#max-tokens", str(max_tokens))
-    page.fill("#seed", "7")
     page.click(".options > summary")
+    sample(page, Temperature="0")
+
+
+def sample(page: Page, **values: str) -> None:
+    if page.locator("#open-inspector").is_visible():
+        page.click("#open-inspector")
+    for name, value in values.items():
+        page.locator("#inspector").get_by_label(f"{name.replace('_', '-')}, exact").fill(value)
+    page.keyboard.press("Escape")
 
 
 def ask(page: Page, text: str) -> Any:
@@ -73,36 +83,41 @@ def choose_token(page: Page, at: int) -> None:
 def draw_chat(page: Page) -> None:
     """A second turn, whose answer has another version from one of its tokens on."""
     set_up(page)
-    ask(page, "Give me three short tips for learning to cook. Answer with a list.")
-    ask(page, "What is the capital of Australia? Answer in one sentence.")
-    choose_token(page, 0)
-    page.locator(".distribution tbody tr:not(.own) .alternative").first.click()
+    ask(page, "Give me two tips for a good night's sleep.")
+    ask(page, "Write a haiku about the sea.")
+    choose_token(page, 7)
+    page.locator(".distribution tbody tr:not(.own) .alternative").nth(1).click()
     page.wait_for_selector("#messages[aria-busy=false] article.assistant:last-child .facts")
-    choose_token(page, 5)
-    page.evaluate("scrollTo(0, 0)")
+    choose_token(page, 7)
+    sample(page, Temperature="0.8")
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
 
 
 def draw_sampling(page: Page) -> None:
     set_up(page)
-    ask(page, "Tell me the beginning of a story about a lighthouse.")
-    choose_token(page, 4)
-    for name, value in (("Temperature", "1.4"), ("Top-k", "40"), ("Top-p", "0.9"), ("Min-p", "0.02")):
-        page.locator("#inspector").get_by_label(f"{name}, exact").fill(value)
-    page.evaluate("scrollTo(0, 0)")
+    ask(page, "Write a haiku about the sea.")
+    choose_token(page, 7)
+    sample(page, Temperature="1.4", Top_k="40", Top_p="0.9", Min_p="0.02")
+    if page.locator("#open-inspector").is_visible():
+        page.click("#open-inspector")
+    else:
+        page.evaluate("scrollTo(0, 0)")
 
 
 def draw_inside(page: Page) -> None:
     set_up(page, 24)
-    ask(page, "What is the capital of Australia? Answer in one sentence.")
-    choose_token(page, 5)
+    ask(page, "Write a haiku about the sea.")
+    choose_token(page, 4)
+    sample(page, Temperature="0.8")
     page.locator("summary", has_text="Attention").click()
     page.wait_for_selector(".thumb")
     page.select_option("select[aria-label=Layer]", "20")
     page.wait_for_selector("text=Layer 20")
     page.locator(".thumb").nth(3).click()
     page.locator("summary", has_text="Logit lens").click()
-    page.locator(".inside").evaluate("one => one.scrollIntoView()")
-    page.evaluate("scrollTo(0, 0)")
+    page.locator("#inspector").evaluate(
+        "one => { one.scrollTop = one.querySelector('.inside').offsetTop - one.offsetTop - 8; }"
+    )
 
 
 def draw_tokenizer(page: Page) -> None:
@@ -124,13 +139,19 @@ def draw_compare(page: Page) -> None:
     page.wait_for_selector("#view-compare > p:not(:empty)")
 
 
+def draw_phone_chat(page: Page) -> None:
+    set_up(page)
+    ask(page, "Give me two tips for a good night's sleep.")
+    page.evaluate("scrollTo(0, 0)")
+
+
 PICTURES = [
     *(Picture(f"chat-{scheme}", scheme, DESKTOP, draw_chat) for scheme in ("light", "dark")),
     Picture("sampling-light", "light", DESKTOP, draw_sampling),
     *(Picture(f"attention-{scheme}", scheme, DESKTOP, draw_inside) for scheme in ("light", "dark")),
     *(Picture(f"tokenizer-{scheme}", scheme, DESKTOP, draw_tokenizer) for scheme in ("light", "dark")),
     Picture("compare-light", "light", DESKTOP, draw_compare),
-    Picture("phone-chat-dark", "dark", PHONE, lambda page: (set_up(page), ask(page, "Name two planets."), None)[2]),
+    Picture("phone-chat-dark", "dark", PHONE, draw_phone_chat),
     Picture("phone-token-light", "light", PHONE, draw_sampling),
     Picture("phone-tokenizer-light", "light", PHONE, draw_tokenizer),
 ]

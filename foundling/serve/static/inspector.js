@@ -8,7 +8,7 @@ import { InsideView } from "./inside.js";
 import { explain } from "./notice.js";
 import { Distribution } from "./sampling.js";
 
-const ROWS = 10;
+const ROWS = 8;
 
 export class Inspector {
   /** `positionOf(chosen)` -> {model, prefix: ids, token or null}; `onbranch(chosen, token, ends)` continues from one. */

@@ -73,7 +73,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         fields = case("llama").family.module.sized(320, 2048, 32, 2) | {"tie_embeddings": True}
         model = foundling.build("llama", **fields)
         with torch.no_grad():
-            model.embedding.weight.mul_(0.2)  # of torch's own initialisation, which is so large that every token is certain
+            model.embedding.weight.mul_(
+                0.2
+            )  # of torch's own initialisation, which is so large that every token is certain
             # no answer ends by chance, and few have parts of characters
             parts = [i for i in range(320) if "\ufffd" in tokenizer.piece(i)]
             model.embedding.weight[[*tokenizer.special, *parts]] = 0.0

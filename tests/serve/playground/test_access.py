@@ -32,8 +32,16 @@ TEXTS = """() => {
   return [...seen.values()];
 }"""
 BORDERS = """() => [...document.querySelectorAll("button, input[type=number], textarea, select")]
-  .filter((one) => one.checkVisibility() && !one.disabled && one.closest(".controls, .composer, .bar, .fields, .column"))
+  .filter((one) => one.checkVisibility() && !one.disabled && one.closest(".controls, .composer, .bar, .column"))
   .map((one) => [getComputedStyle(one).borderTopColor, one.id || one.textContent])"""
+
+
+FOCUSED = """() => {
+  const one = document.activeElement;
+  return one.id || one.className || one.textContent.slice(0, 20) || one.localName;
+}"""
+WIDE = """document.scrollingElement.scrollWidth > innerWidth
+  || document.getElementById('inspector').scrollWidth > innerWidth"""
 
 
 def rgb(color: str) -> tuple[list[float], float]:
@@ -61,8 +69,13 @@ def over(color: str, behind: list[float]) -> list[float]:
 
 def test_contrast_is_computed_as_wcag_defines_it() -> None:
     assert contrast([0, 0, 0], [1, 1, 1]) == pytest.approx(21)
-    assert contrast(*(rgb(color)[0] for color in ("rgb(119, 119, 119)", "rgb(255, 255, 255)"))) == pytest.approx(4.48, abs=0.01)
-    assert over("rgba(0, 0, 0, 0.5)", [1, 1, 1]) == [0.5, 0.5, 0.5] and rgb("color(srgb 1 0.5 0 / 0.25)") == ([1, 0.5, 0], 0.25)
+    assert contrast(*(rgb(color)[0] for color in ("rgb(119, 119, 119)", "rgb(255, 255, 255)"))) == pytest.approx(
+        4.48, abs=0.01
+    )
+    assert over("rgba(0, 0, 0, 0.5)", [1, 1, 1]) == [0.5, 0.5, 0.5] and rgb("color(srgb 1 0.5 0 / 0.25)") == (
+        [1, 0.5, 0],
+        0.25,
+    )
 
 
 def open_everything(page: Page) -> None:
@@ -110,13 +123,26 @@ def test_every_control_has_a_name_and_ids_are_unique(page: Page) -> None:
     for view in VIEWS:
         page.click(f"#tab-{view}")
         tree = page.locator("body").aria_snapshot()
-        for role in ("button", "textbox", "combobox", "slider", "spinbutton", "tab", "link", "log", "tabpanel", "checkbox"):
+        for role in (
+            "button",
+            "textbox",
+            "combobox",
+            "slider",
+            "spinbutton",
+            "tab",
+            "link",
+            "log",
+            "tabpanel",
+            "checkbox",
+        ):
             nameless = [line for line in tree.splitlines() if re.match(rf"\s*- {role}\b(?! \"[^\"])", line)]
             assert not nameless, (view, nameless)
     ids = page.evaluate("[...document.querySelectorAll('[id]')].map((one) => one.id)")
     assert len(ids) == len(set(ids))
     for attribute in ("aria-controls", "aria-labelledby", "aria-describedby", "for"):
-        for name in page.evaluate(f"[...document.querySelectorAll('[{attribute}]')].map((one) => one.getAttribute('{attribute}'))"):
+        for name in page.evaluate(
+            f"[...document.querySelectorAll('[{attribute}]')].map((one) => one.getAttribute('{attribute}'))"
+        ):
             assert name in ids, (attribute, name)
     headings = page.evaluate("[...document.querySelectorAll('h1, h2, h3')].map((one) => one.localName)")
     assert headings[0] == "h1" and headings.count("h1") == 1
@@ -131,15 +157,26 @@ def test_everything_is_reached_by_keyboard_in_order(page: Page) -> None:
     page.keyboard.press("Tab")
     order = list[str]()
     for _ in range(60):
-        name = page.evaluate(
-            "() => { const one = document.activeElement; return one.id || one.className || one.textContent.slice(0, 20) || one.localName; }"
-        )
+        name = page.evaluate(FOCUSED)
         order.append(name)
         assert page.evaluate("document.activeElement.matches(':focus-visible')"), name
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement === document.body"):
             break
-    expected = ["skip", "model", "tab-chat", "conversations", "new-chat", "delete-chats", "token", "draft", "send", "temperature", "min_p", "show-next"]
+    expected = [
+        "skip",
+        "model",
+        "tab-chat",
+        "conversations",
+        "new-chat",
+        "delete-chats",
+        "token",
+        "draft",
+        "send",
+        "temperature",
+        "min_p",
+        "show-next",
+    ]
     places = [order.index(name) for name in expected]
     assert places == sorted(places), order
     assert order.count("token") == 1, "one stop for all tokens"
@@ -151,7 +188,9 @@ def test_everything_is_reached_by_keyboard_in_order(page: Page) -> None:
     page.locator("#tab-chat").focus()
     page.keyboard.press("ArrowRight")
     expect(page.locator("#view-compare")).to_be_visible()
-    assert page.locator("#tab-compare").get_attribute("aria-selected") == "true" and page.locator("#view-chat").is_hidden()
+    assert (
+        page.locator("#tab-compare").get_attribute("aria-selected") == "true" and page.locator("#view-chat").is_hidden()
+    )
 
 
 def test_a_phone(browser: Browser, site: Live, watch) -> None:
@@ -170,8 +209,7 @@ def test_a_phone(browser: Browser, site: Live, watch) -> None:
     assert tokens.nth(2).bounding_box()["y"] < page.locator("#inspector").bounding_box()["y"] - 10
     page.locator("summary", has_text="Attention").tap()
     expect(page.locator(".key").first).to_be_visible()
-    wide = "document.scrollingElement.scrollWidth > innerWidth || document.getElementById('inspector').scrollWidth > innerWidth"
-    assert not page.evaluate(wide)
+    assert not page.evaluate(WIDE)
     page.get_by_role("button", name="Close").tap()
     expect(page.locator("#inspector")).to_be_hidden()
     page.click("#open-inspector")
@@ -180,7 +218,7 @@ def test_a_phone(browser: Browser, site: Live, watch) -> None:
     for view in VIEWS:
         page.locator(f"#tab-{view}").tap()
         expect(page.locator(f"#view-{view}")).to_be_visible()
-        assert not page.evaluate(wide), view
+        assert not page.evaluate(WIDE), view
     context.close()
 
 

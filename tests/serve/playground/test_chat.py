@@ -14,7 +14,15 @@ from foundling.serve.playground import next_logits
 from tests.serve.playground.conftest import Proxy, ask, finished, set_options, show_tokens, visit
 from tests.serve.servers import Live
 
-NASTY = "<img src=x onerror=alert(1)> **bold** `code` <script>alert(2)</script>\n\n- one\n- two\n\n```js\nlet a = 1;\n```\n[a](javascript:alert(3))"
+NASTY = """<img src=x onerror=alert(1)> **bold** `code` <script>alert(2)</script>
+
+- one
+- two
+
+```js
+let a = 1;
+```
+[a](javascript:alert(3))"""
 
 
 def path_of(page: Page) -> list[dict]:
@@ -50,7 +58,7 @@ def test_the_numbers_of_a_token_are_those_of_the_model(page: Page, site: Live) -
     assert float(numbers["log-probability"]) == pytest.approx(logprob, abs=6e-4)
     assert numbers["id"] == str(chosen) and int(numbers["rank"]) == 1 + int((logits > logits[chosen]).sum())
     shown = page.locator(".distribution tbody tr:not(.own)").count() + page.locator(".distribution tr.own").count()
-    assert shown in (10, 11)
+    assert shown in (8, 9)
 
 
 def test_sliders_redraw_the_distribution_of_the_server(page: Page, site: Live) -> None:
@@ -59,13 +67,21 @@ def test_sliders_redraw_the_distribution_of_the_server(page: Page, site: Live) -
     show_tokens(article).nth(5).click()
     expect(page.locator(".distribution")).to_be_visible()
     logits = next_logits(site.model("chatty"), prefix_of(site, path_of(page)[-1], 5))
-    for params in ((1.3, 0, 1.0, 0.0), (0.6, 5, 1.0, 0.0), (1.0, 0, 0.5, 0.0), (2.0, 40, 0.9, 0.05), (0.0, 0, 1.0, 0.0)):
+    for params in (
+        (1.3, 0, 1.0, 0.0),
+        (0.6, 5, 1.0, 0.0),
+        (1.0, 0, 0.5, 0.0),
+        (2.0, 40, 0.9, 0.05),
+        (0.0, 0, 1.0, 0.0),
+    ):
         for name, value in zip(("Temperature", "Top-k", "Top-p", "Min-p"), params):
             page.locator("#inspector").get_by_label(f"{name}, exact").fill(str(value))
         probs = compute_probs(logits[None], DistributionParams(params[0], int(params[1]), *params[2:]))[0]
-        drawn = page.locator(".distribution tbody td.drawn").evaluate_all("all => all.map((one) => Number(one.dataset.p))")
+        drawn = page.locator(".distribution tbody td.drawn").evaluate_all(
+            "all => all.map((one) => Number(one.dataset.p))"
+        )
         ranked = probs[logits.argsort(descending=True, stable=True)]
-        torch.testing.assert_close(torch.tensor(drawn[:10], dtype=torch.float32), ranked[:10], atol=2e-6, rtol=1e-5)
+        torch.testing.assert_close(torch.tensor(drawn[:8], dtype=torch.float32), ranked[:8], atol=2e-6, rtol=1e-5)
         n = int((probs > 0).sum())
         expected = "Only the most likely token" if n == 1 else f"{n} of 320"
         expect(page.locator("#inspector > [role=status]")).to_contain_text(expected)
@@ -84,7 +100,8 @@ def test_the_page_computes_probabilities_as_the_server_does(page: Page) -> None:
     logits[:7] = float("-inf")
     cases = [
         dict(temperature=t, top_k=k, top_p=p, min_p=m)
-        for t in (0.0, 0.05, 0.7, 1.0, 2.0) for k in (0, 1, 3, 50, 700, 900) for p in (0.1, 0.9, 1.0) for m in (0.0, 0.02, 0.9)
+        for t in (0.0, 0.05, 0.7, 1.0, 2.0) for k in (0, 1, 3, 50, 700, 900)
+        for p in (0.1, 0.9, 1.0) for m in (0.0, 0.02, 0.9)
     ]  # fmt: skip
     text = page.evaluate(
         """async (text) => {
@@ -106,7 +123,9 @@ def test_the_page_computes_probabilities_as_the_server_does(page: Page) -> None:
     assert len(answers) == len(cases) == 270
     for params, answer in zip(cases, answers):
         expected = compute_probs(logits[None], DistributionParams(**params))[0]
-        torch.testing.assert_close(torch.tensor(answer, dtype=torch.float32), expected, atol=1e-6, rtol=1e-5, msg=str(params))
+        torch.testing.assert_close(
+            torch.tensor(answer, dtype=torch.float32), expected, atol=1e-6, rtol=1e-5, msg=str(params)
+        )
 
 
 def test_an_alternative_begins_a_version_of_the_answer(page: Page, site: Live) -> None:
@@ -209,7 +228,8 @@ def test_conversations_stay_until_they_are_deleted(page: Page, site: Live) -> No
 def test_storage_has_a_cap(page: Page) -> None:
     sizes = page.evaluate(
         """async () => {
-          const { save, load } = await import("/static/library.js"), { create, add, ROOT } = await import("/static/conversation.js");
+          const { save, load } = await import("/static/library.js");
+          const { create, add, ROOT } = await import("/static/conversation.js");
           for (let at = 0; at < 60; at += 1) {
             const one = create({ changed: at });
             add(one, ROOT, { text: "x".repeat(150000) });
@@ -248,11 +268,12 @@ def test_a_long_chat_changes_only_its_end(page: Page) -> None:
     """500 messages: while an answer arrives, no other message is touched, and what is out of sight is not laid out."""
     page.evaluate(
         """async () => {
-          const { create, add, ROOT } = await import("/static/conversation.js"), { save } = await import("/static/library.js");
+          const { create, add, ROOT } = await import("/static/conversation.js");
+          const { save } = await import("/static/library.js");
           const chat = create();
           let last = ROOT;
           for (let at = 0; at < 500; at += 1)
-            last = add(chat, last, at % 2 ? { role: "assistant", model: "plain", text: "**a**", tokens: [] } : { text: "e" }).id;
+            last = add(chat, last, at % 2 ? { role: "assistant", model: "plain", text: "**a**" } : { text: "e" }).id;
           save(chat);
         }"""
     )
@@ -280,7 +301,9 @@ def test_a_long_chat_changes_only_its_end(page: Page) -> None:
     assert page.locator("article").first.evaluate("one => getComputedStyle(one).contentVisibility") == "auto"
     page.evaluate("scrollTo(0, document.body.scrollHeight)")
     page.wait_for_timeout(50)
-    assert not page.locator("article .text").first.evaluate("one => one.checkVisibility({ contentVisibilityAuto: true })")
+    assert not page.locator("article .text").first.evaluate(
+        "one => one.checkVisibility({ contentVisibilityAuto: true })"
+    )
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

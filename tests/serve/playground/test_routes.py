@@ -26,7 +26,15 @@ def test_files_have_their_types_and_are_asked_for_again(site: Live) -> None:
         assert reply.headers["cache-control"] == "no-cache" and reply.headers["x-content-type-options"] == "nosniff"
         again = site.http("GET", f"/static/{name}", headers={"If-None-Match": reply.headers["etag"]})
         assert (again.status, again.body) == (304, b"")
-    for name in ("../playground.py", "..%2fplayground.py", "%2e%2e/app.py", "none.js", "", "style.css/", "login.html%00"):
+    for name in (
+        "../playground.py",
+        "..%2fplayground.py",
+        "%2e%2e/app.py",
+        "none.js",
+        "",
+        "style.css/",
+        "login.html%00",
+    ):
         assert site.http("GET", f"/static/{name}").status in (400, 404), name
 
 
@@ -36,7 +44,9 @@ def test_the_page_loads_nothing_of_others_and_parses_no_text(site: Live) -> None
     assert "unsafe" not in policy and "frame-ancestors 'none'" in policy
     for file in STATIC.iterdir():
         text = file.read_text("utf-8")
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|DOMParser", text)
+        assert not re.search(
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|DOMParser", text
+        )
         hosts = set(re.findall(r"(?:https?:)?//([\w.-]+\.\w+)", text)) - {"www.w3.org"}
         assert not hosts and len(text.splitlines()) <= 400, file.name
     page = (STATIC / "index.html").read_text("utf-8")
@@ -96,7 +106,8 @@ def test_bad_requests_are_refused_in_words(site: Live, directories) -> None:
     with paged({"recurrent": directories["recurrent"], "translator": directories["translator"]}) as other:
         assert other.post("/playground/next", model="recurrent", tokens=[3]).status == 200
         for path, model, says in (
-            ("look", "recurrent", "has no attention"), ("look", "translator", "reads a source"), ("next", "translator", "reads a source"),
+            ("look", "recurrent", "has no attention"), ("look", "translator", "reads a source"),
+            ("next", "translator", "reads a source"),
         ):  # fmt: skip
             reply = other.post(f"/playground/{path}", model=model, tokens=[3])
             assert reply.status == 400 and says in reply.json()["error"]["message"]

@@ -82,7 +82,9 @@ def test_the_tokenizer_view(page: Page, site: Live) -> None:
     counts = [int(text) for text in rows.locator("td:nth-of-type(1)").all_inner_texts()]
     assert counts == [len(tokenizer.encode(one["text"])) for one in article]
     page.get_by_label("Word").fill("learns")
-    expect(page.locator(".spelling .tokens").nth(2)).to_have_text("".join(tokenizer.piece(i) for i in tokenizer.encode("snrael")))
+    expect(page.locator(".spelling .tokens").nth(2)).to_have_text(
+        "".join(tokenizer.piece(i) for i in tokenizer.encode("snrael"))
+    )
     n = len(tokenizer.encode("learns"))
     expect(page.locator(".spelling ~ p")).to_contain_text(f"The model reads {n} number")
 
