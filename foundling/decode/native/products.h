@@ -7,6 +7,13 @@
 
 #include "lanes.h"
 
+#if defined(__AVX2__) && defined(__F16C__) && !defined(__AVX512VNNI__)
+#include "avx2.h"
+#define INTEGERS_BY_AVX2 1
+#else
+#define INTEGERS_BY_AVX2 0
+#endif
+
 namespace {
 
 // Adds bias and residual and stores R rows x P panels; the last panel may be only partly used.
@@ -125,14 +132,18 @@ __attribute__((noinline)) void tile(const Op &op, int row, int panel) {
         for (int p = 0; p < P; p++) sums[r][p] = F{};
     if constexpr (FORM == F32) tile_float<R, P>(op, row, panel, sums);
     else if constexpr (FORM == BF16) tile_bf16<R, P>(op, row, panel, sums);
+#if INTEGERS_BY_AVX2
+    else tile_avx2<FORM, R, P>(op, row, panel, sums);
+#else
     else tile_int<FORM, R, P>(op, row, panel, sums);
+#endif
     finish<R, P>(op, row, panel, sums);
 }
 
 // A panel stays in the cache for all rows. The numbers of rows and panels per block were chosen by measurement.
 template <int FORM, int P>
 void rows_by(const Op &op, int count, int panel) {
-    constexpr int MANY = FORM == F32 || FORM == BF16 ? 8 : 6;
+    constexpr int MANY = FORM == F32 || FORM == BF16 ? 8 : INTEGERS_BY_AVX2 && FORM != INT4 && FORM != INT4_MIN ? 4 : 6;
     int row = 0;
     for (; row + MANY <= count; row += MANY) tile<FORM, MANY, P>(op, row, panel);
     if (row + 4 <= count) tile<FORM, 4, P>(op, row, panel), row += 4;
@@ -143,7 +154,7 @@ void rows_by(const Op &op, int count, int panel) {
 // Products of all rows and the panels [begin, end).
 template <int FORM>
 void product(const Op &op, int count, int begin, int end) {
-    constexpr int WIDE = FORM == F32 ? 3 : 2, LONG = FORM == BF16 ? 2 : 4;
+    constexpr int WIDE = FORM == F32 ? 3 : INTEGERS_BY_AVX2 && FORM != BF16 ? 1 : 2, LONG = FORM == BF16 ? 2 : 4;
     int panel = begin;
     if (count == 1)
         for (; panel + LONG <= end; panel += LONG) tile<FORM, 1, LONG>(op, 0, panel);
