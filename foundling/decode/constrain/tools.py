@@ -14,6 +14,8 @@ from foundling.errors import GenerationError
 from foundling.limits import PATTERN_CHARS, TOOLS, shown
 from foundling.text.tool_calls import STYLES
 
+MOST_CALLS = 8
+"""of one answer: a weak model repeats a call until nothing is left of its tokens"""
 NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
 
 
@@ -56,10 +58,11 @@ def _start(style: str, free: bool, several: bool) -> list[str]:
     opening, closing = MARK % 0, MARK % 1
     if style == "hermes":
         body = rf'"\n" call "\n" {closing}'
-        more = rf'("\n" {opening} {body})*' if several else ""
+        more = rf'("\n" {opening} {body}){{0,{MOST_CALLS - 1}}}' if several else ""
         return [f"start: text | until_0 {body} {more}" if free else f"start: {opening} {body} {more}", "text: TEXT"]
     if style == "mistral":
-        body = '" "? "[" call (", " call)* "]"' if several else '" "? "[" call "]"'
+        more = f'(", " call){{0,{MOST_CALLS - 1}}}' if several else ""
+        body = f'" "? "[" call {more} "]"'
         return [f"start: text | until_0 {body}" if free else f"start: {opening} {body}", "text: TEXT"]
     return ["start: call | prose", r"prose: /([^{](.|\n)*)?/"] if free else ["start: call"]
 
