@@ -6,8 +6,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Protocol
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from typing import Any, Protocol
 
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import StreamingResponse
@@ -26,7 +26,7 @@ LATE = 5.0
 
 
 class _Closes(Protocol):
-    async def aclose(self) -> None: ...
+    def aclose(self) -> Coroutine[Any, Any, None]: ...
 
 
 async def event_stream(
