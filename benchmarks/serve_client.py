@@ -10,6 +10,7 @@ tokens and its text, and quantiles of the times to the first token and between t
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import statistics
 import sys
@@ -119,7 +120,7 @@ async def measure(address: str, bodies: Sequence[str], clients: int) -> dict[str
     order = {request: number for number, request in enumerate(requests)}
     answers.sort(key=lambda answer: order[answer.request])
     results = [read(answer) for answer in answers]
-    gaps = [b - a for times, *_ in results for a, b in zip(times, times[1:], strict=False)]
+    gaps = [b - a for times, *_ in results for a, b in itertools.pairwise(times)]
     return {
         "seconds": seconds, "cpu": cpu, "tokens": [n for *_, n in results], "texts": [text for _, text, _ in results],
         "first_ms": quantiles([times[0] for times, *_ in results]), "between_ms": quantiles(gaps),

@@ -12,7 +12,7 @@ prompt is another 256 tokens of text, sent as ids to /v1/completions; 64 tokens 
 the ends of a text are forbidden: by ignore_eos there, by logit_bias here. Each client sends its next request when the
 last one is answered. The clients are one process of their own, whose processor time is stated; the servers take turns.
 
-llama-server (b-numbered source vendored in the llama-cpp-python 0.3.36 sdist) is built for this machine by
+llama-server (the source vendored in the llama-cpp-python 0.3.36 sdist) is built for this machine by
 
     pip download --no-binary :all: --no-deps llama-cpp-python==0.3.36 && tar xf llama_cpp_python-0.3.36.tar.gz
     cmake -S llama_cpp_python-0.3.36/vendor/llama.cpp -B build -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON
@@ -27,7 +27,6 @@ import argparse
 import contextlib
 import datetime
 import json
-import os
 import socket
 import statistics
 import subprocess
@@ -77,8 +76,13 @@ class Model(NamedTuple):
 
     def payloads(self, side: str, first: int, count: int) -> list[str]:
         """Bodies of requests, each with a prompt of its own."""
-        body: dict[str, Any] = {"model": "smollm2", "max_tokens": ANSWER, "temperature": 0, "stream": True,
-                                "stream_options": {"include_usage": True}}
+        body: dict[str, Any] = {
+            "model": "smollm2",
+            "max_tokens": ANSWER,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
         if side == "foundling":
             body["logit_bias"] = {str(token): -100 for token in self.ends}
         else:
@@ -111,10 +115,8 @@ def running(command: list[str], port: int) -> Iterator[str]:
     try:
         until = time.monotonic() + 120
         while True:
-            with contextlib.suppress(OSError):
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
-                    if answer.status == 200:
-                        break
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                break  # until then it refuses, or answers 503, which urlopen raises as an OSError
             if process.poll() is not None or time.monotonic() > until:
                 raise SystemExit(f"{' '.join(command)} does not serve (exit code {process.poll()})")
             time.sleep(0.2)
@@ -195,8 +197,8 @@ def run_round(addresses: dict[str, str], model: Model, clients: int, number: int
             **{name: answer[name] for name in ("first_ms", "between_ms")},
         }  # fmt: skip
     pairs = zip(texts["foundling"], texts["llama-server"], strict=True)
-    same = [len(os.path.commonprefix([a, b])) / max(1, len(a), len(b)) for a, b in pairs]
-    return {"sides": cells, "same text": round(statistics.fmean(same), 3)}
+    same = [a == b for a, b in pairs]
+    return {"sides": cells, "same texts": round(statistics.fmean(same), 3)}
 
 
 def about(file: Path, program: Path) -> dict[str, Any]:
