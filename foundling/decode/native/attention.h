@@ -84,8 +84,7 @@ inline void weigh(const T *keys, size_t stride, const int32_t *table, int P, Que
         }
     }
     for (int j = 0; j < Q; j++) {
-        float top = -INFINITY;
-        for (int t = 0; t < W; t++) top = most[j][t] > top ? most[j][t] : top;
+        const float top = largest(most[j]);
         V totals[L / W];
         for (int h = 0; h < L / W; h++) totals[h] = V{};
         for (int n = 0; n * L < longest; n++)

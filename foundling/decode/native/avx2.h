@@ -10,9 +10,9 @@
 
 namespace {
 
-// As tile_int of products.h, and with its results. vpmaddubsw adds two products of an unsigned and a signed byte in 16
-// bits: a group of 4-bit weights sums to at most 8 · 2 · 15 · 127 < 2^15 in each, and is widened once. For 8-bit weights
-// the sign moves to the input, 2 · 128 · 127 < 2^15, and needs no correction of the offset.
+// As tile_int of products.h, and with its results. vpmaddubsw adds two products of an unsigned and a signed byte in
+// 16 bits: a group of 4-bit weights sums to at most 8 · 2 · 15 · 127 < 2^15 in each, and is widened once. For 8-bit
+// weights the sign moves to the input, 2 · 128 · 127 < 2^15, and needs no correction of the offset.
 template <int FORM, int R, int P>
 inline void tile_avx2(const Op &op, int row, int panel, F (&total)[R][P]) {
     constexpr bool FOUR_BITS = FORM == INT4 || FORM == INT4_MIN;
@@ -33,7 +33,8 @@ inline void tile_avx2(const Op &op, int row, int panel, F (&total)[R][P]) {
             for (int k = 0; k < BYTES / 64; k++)
                 for (int p = 0; p < P; p++)
                     for (int h = 0; h < 2; h++) {
-                        const __m256i b = _mm256_loadu_si256((const __m256i *)(w + (p * groups + g) * BYTES + k * 64) + h);
+                        const uint8_t *line = w + (p * groups + g) * BYTES + k * 64 + h * 32;
+                        const __m256i b = _mm256_loadu_si256((const __m256i *)line);
                         for (int part = 0; part < (FOUR_BITS ? 2 : 1); part++) {
                             const __m256i four = _mm256_and_si256(part ? _mm256_srli_epi16(b, 4) : b, low);
                             const __m256i eight = _mm256_xor_si256(b, top), size = _mm256_abs_epi8(eight);

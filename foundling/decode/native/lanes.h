@@ -158,13 +158,14 @@ inline T exponential(T x) {
 template <typename T>
 inline T max(T a, T b) { return a > b ? a : b; }
 #if defined(__AVX512F__)
-inline float largest(F v) { return _mm512_reduce_max_ps((__m512)v); }
+inline float largest(V v) { return _mm512_reduce_max_ps((__m512)v); }
 inline float sum(F v) { return _mm512_reduce_add_ps((__m512)v); }
 inline int32_t sum(I v) { return _mm512_reduce_add_epi32((__m512i)v); }
 #else
-inline float largest(F v) {
+template <typename T>
+inline float largest(T v) {
     float most = v[0];
-    for (int i = 1; i < L; i++) most = v[i] > most ? v[i] : most;
+    for (int i = 1; i < (int)(sizeof(T) / 4); i++) most = v[i] > most ? v[i] : most;
     return most;
 }
 inline float sum(F v) {

@@ -33,6 +33,13 @@ inline void finish(const Op &op, int row, int panel, F (&sums)[R][P]) {
 }
 
 template <int R, int P>
+inline void add_products(V (&acc)[R][P][L / W], const V (&v)[P][L / W], const float *x, size_t in) {
+    for (int r = 0; r < R; r++)
+        for (int p = 0; p < P; p++)
+            for (int h = 0; h < L / W; h++) acc[r][p][h] += v[p][h] * x[r * in];
+}
+
+template <int R, int P>
 inline void whole(const V (&parts)[R][P][L / W], F (&sums)[R][P]) {
     for (int r = 0; r < R; r++)
         for (int p = 0; p < P; p++) memcpy(&sums[r][p], parts[r][p], 64);
@@ -45,12 +52,12 @@ inline void tile_float(const Op &op, int row, int panel, F (&sums)[R][P]) {
     const float *w = (const float *)op.weight + panel * in * L, *x = op.x + row * in;
     V acc[R][P][L / W];
     for (int i = 0; i < R * P * L / W; i++) (&acc[0][0][0])[i] = V{};
-    for (size_t k = 0; k < in; k++)
+    for (size_t k = 0; k < in; k++) {
+        V v[P][L / W];
         for (int p = 0; p < P; p++)
-            for (int h = 0; h < L / W; h++) {
-                const V v = part(w + (p * in + k) * L + h * W);
-                for (int r = 0; r < R; r++) acc[r][p][h] += v * x[r * in + k];
-            }
+            for (int h = 0; h < L / W; h++) v[p][h] = part(w + (p * in + k) * L + h * W);
+        add_products<R, P>(acc, v, x + k, in);
+    }
     whole<R, P>(acc, sums);
 }
 
@@ -62,16 +69,20 @@ inline void tile_bf16(const Op &op, int row, int panel, F (&sums)[R][P]) {
     const float *x = op.x + row * in;
     V acc[R][P][L / W];
     for (int i = 0; i < R * P * L / W; i++) (&acc[0][0][0])[i] = V{};
-    for (size_t k = 0; k < pairs; k++)
+    for (size_t k = 0; k < pairs; k++) {
+        VU both[P][L / W];
+        V v[P][L / W];
         for (int p = 0; p < P; p++)
             for (int h = 0; h < L / W; h++) {
-                VU both;
-                memcpy(&both, w + (p * pairs + k) * L + h * W, W * 4);
-                const V even = (V)(both << 16), odd = (V)(both & 0xffff0000u);
-                for (int r = 0; r < R; r++) acc[r][p][h] += even * x[r * in + 2 * k];
-                if (2 * k + 1 == in) continue;
-                for (int r = 0; r < R; r++) acc[r][p][h] += odd * x[r * in + 2 * k + 1];
+                memcpy(&both[p][h], w + (p * pairs + k) * L + h * W, W * 4);
+                v[p][h] = (V)(both[p][h] << 16);
             }
+        add_products<R, P>(acc, v, x + 2 * k, in);
+        if (2 * k + 1 == in) break;
+        for (int p = 0; p < P; p++)
+            for (int h = 0; h < L / W; h++) v[p][h] = (V)(both[p][h] & 0xffff0000u);
+        add_products<R, P>(acc, v, x + 2 * k + 1, in);
+    }
     whole<R, P>(acc, sums);
 }
 
@@ -152,7 +163,7 @@ __attribute__((noinline)) void tile(const Op &op, int row, int panel) {
 template <int FORM, int P>
 void rows_by(const Op &op, int count, int panel) {
     constexpr bool FLOATS = FORM == F32 || FORM == BF16, FOUR_BITS = FORM == INT4 || FORM == INT4_MIN;
-    constexpr int MANY = W == 16 ? (FLOATS ? 8 : 6) : FLOATS || FOUR_BITS ? 6 : 4;
+    constexpr int MANY = FLOATS ? (W == 16 ? 8 : 6) : INTEGERS_BY_AVX2 && !FOUR_BITS ? 4 : 6;
     int row = 0;
     for (; row + MANY <= count; row += MANY) tile<FORM, MANY, P>(op, row, panel);
     if (row + 4 <= count) tile<FORM, 4, P>(op, row, panel), row += 4;
@@ -163,7 +174,8 @@ void rows_by(const Op &op, int count, int panel) {
 // Products of all rows and the panels [begin, end).
 template <int FORM>
 void product(const Op &op, int count, int begin, int end) {
-    constexpr int WIDE = W < 16 ? 1 : FORM == F32 ? 3 : 2, LONG = FORM == BF16 ? 2 : 4;
+    constexpr bool FLOATS = FORM == F32 || FORM == BF16, NARROW = FLOATS ? W < 16 : INTEGERS_BY_AVX2;
+    constexpr int WIDE = NARROW ? 1 : FORM == F32 ? 3 : 2, LONG = FORM == BF16 ? 2 : 4;
     int panel = begin;
     if (count == 1)
         for (; panel + LONG <= end; panel += LONG) tile<FORM, 1, LONG>(op, 0, panel);
