@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
@@ -69,6 +70,8 @@ class FileStore:
     def __init__(self, directory: Path, options: JobOptions) -> None:
         self.directory, self.options = directory, options
         self.files: dict[str, StoredFile] = {}
+        self._bytes = Counter[str]()
+        """of the files of each owner"""
         self._receiving: dict[str, tuple[str, int]] = {}
         """id -> (owner, bytes so far) of a file that is not acknowledged yet"""
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -77,12 +80,16 @@ class FileStore:
                 stored = from_dict(StoredFile, read_json(path), where=path.name)
                 if stored.id != path.stem or self.path(stored).stat().st_size != stored.bytes:
                     raise DataError(f"{path.name} is not the record of its file")
-                self.files[stored.id] = stored
+                self.add(stored)
             except (WeightsError, ConfigError, DataError, OSError) as error:
                 logger.error("a stored file is left out: %s", error)
         for path in [*directory.glob("*.part"), *directory.glob("*.jsonl")]:
             if not path.with_suffix(".json").exists():  # of an upload or a removal that was cut off
                 path.unlink()
+
+    def add(self, stored: StoredFile) -> None:
+        self.files[stored.id] = stored
+        self._bytes[stored.owner] += stored.bytes
 
     def path(self, stored: StoredFile) -> Path:
         return self.directory / f"{stored.id}.jsonl"
@@ -117,17 +124,20 @@ class FileStore:
     def count(self, receiver: Receiver) -> None:
         """Notes how much has come. APIError beyond a limit."""
         self._receiving[receiver.id] = (receiver.owner, receiver.bytes)
-        kept = [(stored.owner, stored.bytes) for stored in self.files.values()] + list(self._receiving.values())
-        own = sum(size for owner, size in kept if owner == receiver.owner)
+        sizes = self._bytes + Counter[str]()
+        for owner, size in self._receiving.values():
+            sizes[owner] += size
+        own = sizes[receiver.owner]
         if own > self.options.max_key_bytes:
             message = f"the files of the key would have over {self.options.max_key_bytes:,} bytes; delete one"
             raise APIError(403, message, code="file_limit_exceeded")
-        if sum(size for _, size in kept) > self.options.max_bytes:
+        if sizes.total() > self.options.max_bytes:
             raise APIError(503, "the server has no place for more files; ask its operator", code="unavailable")
 
     async def delete(self, stored: StoredFile) -> None:
         """Jobs that were made of the file keep their own link to it."""
-        self.files.pop(stored.id, None)
+        if self.files.pop(stored.id, None):
+            self._bytes[stored.owner] -= stored.bytes
         await asyncio.to_thread(self._remove, stored)
 
     def _remove(self, stored: StoredFile) -> None:
@@ -150,7 +160,7 @@ class Receiver:
         self.bytes += len(data)
         self.lines.write(data)
         if self.lines.fault is None:  # else the rest is read and dropped, so that the client gets its answer
-            with _disk():
+            with disk_errors():
                 if self._out is None:
                     self._out = open(os.open(self._part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb")  # noqa: SIM115
                 self._out.write(data)
@@ -159,7 +169,7 @@ class Receiver:
         """On disk when it returns."""
         kind = self.lines.finish()
         stored = StoredFile(self.id, self.owner, filename, self.bytes, time.time(), kind, self.lines.n_examples)
-        with _disk():
+        with disk_errors():
             self._out.flush()
             os.fsync(self._out.fileno())
             os.replace(self._part, self.store.path(stored))
@@ -173,7 +183,7 @@ class Receiver:
 
 
 @contextmanager
-def _disk() -> Iterator[None]:
+def disk_errors() -> Iterator[None]:
     """What the disk refuses, without its path."""
     try:
         yield
@@ -206,7 +216,7 @@ async def receive_file(store: FileStore, http: HTTPRequest, owner: str) -> Store
             raise APIError(408, f"nothing came for {IDLE_SECONDS:g} s") from None
         except ClientDisconnect:
             raise ClientGone from None
-        store.files[stored.id] = stored
+        store.add(stored)
         return stored
 
 
@@ -239,8 +249,8 @@ def files_router(server: Server, files: Callable[[], FileStore]) -> APIRouter:
 
     @router.get("/v1/files")
     async def list_files(query: Annotated[FileListQuery, Query()], http: HTTPRequest) -> JSONResponse:
-        found = files().of(owner_of(http)) if query.purpose in (None, PURPOSE) else []
-        return JSONResponse(page_of([one.as_json() for one in found[:: 1 if query.order == "desc" else -1]], query))
+        stored = files().of(owner_of(http)) if query.purpose in (None, PURPOSE) else []
+        return JSONResponse(page_of([one.as_json() for one in stored[:: 1 if query.order == "desc" else -1]], query))
 
     @router.get("/v1/files/{file_id}")
     async def retrieve_file(file_id: str, http: HTTPRequest) -> JSONResponse:

@@ -38,6 +38,8 @@ DEFAULT_EPOCHS = 3
 POLL_SECONDS = 0.5
 STOP_SECONDS = 60.0
 """that a process has to write its checkpoint in, before it is killed"""
+RETRY_SECONDS = 5.0
+"""after an error that is not of the job"""
 MAX_STARTS = 10
 """of a job's process without a step of progress; then the job fails"""
 INTERNAL = "the fine-tuning met an error of the server's own; its operator finds more in its log"
@@ -51,7 +53,8 @@ class JobRunner:
         self._wake = asyncio.Event()
         self._changing = asyncio.Lock()
         """held while the state of a job changes"""
-        self._running: tuple[Job, asyncio.subprocess.Process] | None = None
+        self._running: Job | None = None
+        """whose process runs"""
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -75,9 +78,7 @@ class JobRunner:
             if not job.open:
                 raise APIError(400, f"the job has {job.status} already", code="job_ended")
             await self._end(job, "cancelled", "Fine-tuning job cancelled")
-        if self._running and self._running[0] is job:
-            await _stop(self._running[1])
-        else:
+        if self._running is not job:  # else `_train` ends its process first
             await asyncio.to_thread(self.store.tidy, job)
 
     async def delete_model(self, job: Job) -> None:
@@ -92,11 +93,11 @@ class JobRunner:
     # --- the queue ---------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
-        for job in list(self.store.jobs.values()):
-            if job.status == "succeeded" and not job.deleted:
-                await self._serve(job)
-            elif not job.open:
-                await asyncio.to_thread(self.store.tidy, job)
+        served = [job for job in self.store.jobs.values() if job.status == "succeeded" and not job.deleted]
+        for job in served:
+            self._name(job)  # all of them first: one that is still to be loaded is not unknown
+        for job in served:
+            await self._serve(job)
         while True:
             self._wake.clear()
             if (job := self.store.next()) is None:
@@ -104,9 +105,9 @@ class JobRunner:
                 continue
             try:
                 await self._train(job)
-            except Exception:  # one job must not end the others
-                logger.exception("the fine-tuning job %s failed", job.id)
-                await self._fail(job, "server_error", INTERNAL)
+            except Exception:  # such as a full disk; what was acknowledged waits for better times
+                logger.exception("the fine-tuning job %s could not go on", job.id)
+                await asyncio.sleep(RETRY_SECONDS)
             if not job.open:
                 await asyncio.to_thread(self.store.tidy, job)
 
@@ -121,7 +122,7 @@ class JobRunner:
                 sys.executable, "-P", "-m", "foundling.serve.job_child", cwd=folder, env=_environment(),
                 stdin=asyncio.subprocess.PIPE, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
-        self._running, progress = (job, process), JobLog(self.store, job)
+        self._running, progress = job, JobLog(self.store, job)
         try:
             while process.returncode is None:
                 with suppress(TimeoutError):
@@ -166,7 +167,6 @@ class JobRunner:
                 await self._finish(job, result)
         elif code in (75, 129, 130, 143) or (code is not None and code < 0):
             logger.warning("the process of %s ended with %s; it begins again", job.id, code)
-            await asyncio.sleep(POLL_SECONDS)
         else:
             outcome = read_json(folder / OUTCOME) if (folder / OUTCOME).exists() else {}
             message, wrong = self.public(job, outcome.get("error", INTERNAL)), code == 2 and "error" in outcome
@@ -195,16 +195,19 @@ class JobRunner:
             job, "succeeded", "The job has successfully completed", f"New fine-tuned model: {job.served_as}"
         )
 
+    def _name(self, job: Job) -> str:
+        """The name of its model, of which the pool is told; at the price of its base."""
+        pool, name = self.server.pool, job.model_name
+        if pool.entry_of(name) is None:
+            if job.base in pool.prices:
+                pool.prices[name] = pool.prices[job.base]
+            pool.add(name, str(self.store.folder(job) / MODEL), owner=job.owner)
+        return name
+
     async def _serve(self, job: Job) -> None:
         """Loads the model of a job. Where that fails the job has its model all the same: it can be loaded later."""
-        pool, name = self.server.pool, job.served_as
-        assert name
         try:
-            if pool.entry_of(name) is None:
-                if job.base in pool.prices:
-                    pool.prices[name] = pool.prices[job.base]
-                pool.add(name, str(self.store.folder(job) / MODEL), owner=job.owner)
-            await pool.load(name, job.owner)
+            await self.server.pool.load(self._name(job), job.owner)
         except Exception:
             logger.exception("the model of %s could not be loaded", job.id)
             self.store.add_event(job, "The model could not be loaded", level="warn", key="unloaded")
@@ -224,8 +227,9 @@ class JobRunner:
     def public(self, job: Job, message: str) -> str:
         """An error of the job's process without places of this machine."""
         for place, name in (
-            (str(self.store.folder(job).absolute()), "job"), (os.path.abspath(job.base_directory), job.base),
-            (job.base_directory, job.base), (TRAIN, job.training_file), (VALID, job.validation_file or ""),
+            (str(self.store.folder(job).absolute()), "job"), (str(self.options.state.absolute()), "state"),
+            (os.path.abspath(job.base_directory), job.base), (TRAIN, job.training_file),
+            (VALID, job.validation_file or ""),
         ):  # fmt: skip
             message = message.replace(place, name)
         return render.message(
@@ -234,27 +238,28 @@ class JobRunner:
 
 
 def _request_of(job: Job, validated: bool) -> Request:
-    wanted = {name: value for name, value in job.hyperparameters.items() if value != "auto"}
+    chosen = {name: value for name, value in job.hyperparameters.items() if value != "auto"}
     base = job.base_directory
-    given: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "model": {"directory": base if is_hub(base) else os.path.abspath(base)}, "adapt": {"method": job.method},
         "objective": {"kind": job.kind}, "seed": job.seed,
         "runtime": {"threads": max(1, available_threads() - 1)},
     }  # fmt: skip
     if validated:
-        given["data"] = {"held_out": VALID}
-    if "batch_size" in wanted:
-        given["train"] = {"batch_size": wanted["batch_size"]}
-    if "learning_rate_multiplier" in wanted:
-        rate = LEARNING_RATES[job.method] * wanted["learning_rate_multiplier"]
-        given["optim"] = {"optimizer": "adamw", "learning_rate": rate}
-    return Request(TRAIN, Budget("epochs", wanted.get("n_epochs", DEFAULT_EPOCHS)), None, given, "finetune")
+        fields["data"] = {"held_out": VALID}
+    if "batch_size" in chosen:
+        fields["train"] = {"batch_size": chosen["batch_size"]}
+    if "learning_rate_multiplier" in chosen:
+        rate = LEARNING_RATES[job.method] * chosen["learning_rate_multiplier"]
+        fields["optim"] = {"optimizer": "adamw", "learning_rate": rate}
+    return Request(TRAIN, Budget("epochs", chosen.get("n_epochs", DEFAULT_EPOCHS)), None, fields, "finetune")
 
 
 def _environment() -> dict[str, str]:
-    """Of the child: it finds this package wherever it is started, and shows no secret of the server's."""
-    places = [str(Path(foundling.__file__).absolute().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    own = {name: value for name, value in os.environ.items() if not name.endswith(("_KEY", "_TOKEN", "_SECRET"))}
+    """Of the child, which finds this package wherever it is started, and needs no key of the server."""
+    more = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    places = [str(Path(foundling.__file__).absolute().parents[1]), *map(os.path.abspath, more)]
+    own = {name: value for name, value in os.environ.items() if name != "FOUNDLING_API_KEY"}
     return own | {"PYTHONPATH": os.pathsep.join(places)}
 
 

@@ -25,6 +25,7 @@ from foundling.errors import ConfigError, DataError, WeightsError
 from foundling.limits import MAX_LINE_BYTES, shown
 from foundling.runtime.files import cut_torn_line, fsync_path, read_json, write_json
 from foundling.serve.errors import APIError
+from foundling.serve.files import disk_errors
 from foundling.serve.job_options import JobMethod, JobOptions
 
 logger = logging.getLogger("foundling.serve")
@@ -81,7 +82,7 @@ class Job:
         return {
             "id": self.id, "object": "fine_tuning.job", "created_at": int(self.created), "model": self.base,
             "status": self.status, "training_file": self.training_file, "validation_file": self.validation_file,
-            "fine_tuned_model": None if self.deleted else self.served_as,
+            "fine_tuned_model": self.served_as if self.status == "succeeded" and not self.deleted else None,
             "finished_at": None if self.finished is None else int(self.finished), "error": self.error,
             "hyperparameters": self.hyperparameters, "seed": self.seed, "trained_tokens": self.trained_tokens,
             "estimated_finish": int(self.estimated_finish) if self.estimated_finish and self.open else None,
@@ -137,20 +138,21 @@ class JobStore:
     def create(self, job: Job, data: Mapping[str, Path]) -> None:
         """On disk when it returns. `data`: name in the folder -> file of the client."""
         folder = self.folder(job)
-        folder.mkdir(mode=0o700)
-        for name, path in data.items():
-            try:
-                os.link(path, folder / name)
-            except OSError:  # a file system without hard links
-                shutil.copyfile(path, folder / name)
-                fsync_path(folder / name)
-        self.add_event(job, f"Created fine-tuning job: {job.id}", key="created")
-        self.save(job)
-        fsync_path(self.directory)
+        with disk_errors():
+            folder.mkdir(mode=0o700)
+            for name, path in data.items():
+                try:
+                    os.link(path, folder / name)
+                except OSError:  # a file system without hard links
+                    shutil.copyfile(path, folder / name)
+                    fsync_path(folder / name)
+            self.add_event(job, f"Created fine-tuning job: {job.id}", key="created")
+            self.save(job)
+            fsync_path(self.directory)
         self.jobs[job.id] = job
 
     def save(self, job: Job) -> None:
-        with self._lock:
+        with self._lock, disk_errors():
             write_json(self.folder(job) / RECORD, asdict(job))
 
     def remove(self, job: Job) -> None:
@@ -172,7 +174,7 @@ class JobStore:
         self, job: Job, message: str, *, level: str = "info", data: dict[str, Any] | None = None, key: str | None = None
     ) -> None:
         """`key`: of what happens once, which is not noted again where it is there already."""
-        with self._lock:
+        with self._lock, disk_errors():
             events = self.events(job)
             if key is not None and any(event.get("key") == key for event in events):
                 return
@@ -187,7 +189,8 @@ class JobStore:
     def events(self, job: Job) -> list[dict[str, Any]]:
         """The oldest first."""
         with suppress(FileNotFoundError):
-            return [json.loads(line) for line in (self.folder(job) / EVENTS).read_bytes().splitlines()]
+            data = (self.folder(job) / EVENTS).read_bytes()
+            return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
         return []
 
 

@@ -42,12 +42,10 @@ STREAM_SECONDS = 0.5
 
 class Hyperparameters(Body):
     n_epochs: Literal["auto"] | Annotated[int, Field(ge=1, le=JOB_EPOCHS.high)] = "auto"
-    batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=JOB_BATCH_SIZE.high)] = Field(
-        "auto", description="rows of a step; examples share rows"
-    )
-    learning_rate_multiplier: Literal["auto"] | Annotated[float, Field(gt=0, le=100)] = Field(
-        "auto", description="times the rate that the method has by default"
-    )
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=JOB_BATCH_SIZE.high)] = "auto"
+    """rows of a step; examples share rows"""
+    learning_rate_multiplier: Literal["auto"] | Annotated[float, Field(gt=0, le=100)] = "auto"
+    """of the rate that the method has by default"""
 
 
 class Supervised(Body):

@@ -5,7 +5,6 @@ import json
 import random
 import signal
 import time
-from pathlib import Path
 
 import httpx2
 import openai

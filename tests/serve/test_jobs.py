@@ -307,8 +307,8 @@ def test_a_model_that_got_worse_is_not_served(base: Path, tmp_path: Path) -> Non
         done = wait(client, job.id)
         assert done.status == "failed" and done.error and done.error.code == "evaluation_failed"
         assert done.fine_tuned_model is None and "held-out loss" in done.error.message
-        found = done.model_extra["foundling"]["evaluation"]
-        assert found["passed"] is False and found["max_ratio"] == 0.01
+        judged = done.model_extra["foundling"]["evaluation"]
+        assert judged["passed"] is False and judged["max_ratio"] == 0.01
         assert [one.id for one in client.models.list()] == ["base"]
         assert not (tmp_path / "jobs" / job.id / "model").exists()
 

@@ -147,9 +147,9 @@ def test_every_key_is_compared_whichever_matches(file: KeyFile, monkeypatch: pyt
 
     monkeypatch.setattr(keys, "hmac", type("counted", (), {"compare_digest": staticmethod(compare)}))
     names = ["key 1", "key 2", *(f"key {n}" for n in range(5)), None, None, None]
-    asked = ["an-api-key-1", "an-api-key-2", *made, made[0][:-1], "x" * 100_000, None]
+    tried = ["an-api-key-1", "an-api-key-2", *made, made[0][:-1], "x" * 100_000, None]
     owners = set()
-    for name, key in zip(names, asked, strict=True):
+    for name, key in zip(names, tried, strict=True):
         compared.clear()
         caller = store.identify(key)
         assert (caller and caller.name) == name
