@@ -7,7 +7,7 @@ import argparse
 import sys
 from typing import Any
 
-from foundling.cli.generate import sampling, writer_for
+from foundling.cli.generate import check_answer, constraints, read_constraint, sampling, writer_for
 from foundling.cli.stdio import note, read_line, say_text
 
 EXAMPLES = [
@@ -25,6 +25,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--system", metavar="TEXT", help="system message, for a model with a chat template")
     parser.add_argument("--base", action="store_true", help="continue text also where there is a chat template")
+    constraints(parser)
     sampling(parser)
 
 
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from foundling.decode.request import sample_seed
     from foundling.errors import ConfigError
 
+    constraint = read_constraint(args)
     writer = writer_for(args)
     chats = writer.chats and not args.base
     if args.system is not None and not chats:
@@ -60,8 +62,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         prompt = line.rstrip("\n")
         stream = None if args.json else lambda text: say_text(text, end="")
         options: dict[str, Any] = dict(
-            max_tokens=args.max_tokens, seed=sample_seed(args.seed, len(turns)), stop_strings=args.stop, on_text=stream
-        )
+            max_tokens=args.max_tokens, seed=sample_seed(args.seed, len(turns)), stop_strings=args.stop, on_text=stream,
+            constraint=constraint,
+        )  # fmt: skip
         if chats:
             messages.append({"role": "user", "content": prompt})
             (answer,) = talk(writer, messages, options)
@@ -72,5 +75,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             (answer,) = writer.generate(prompt, **options)
         if stream:
             say_text("")
+        if constraint:
+            check_answer(answer, constraint)
         turns.append({"prompt": prompt, **answer})
     return {"model_dir": args.dir, "kind": kind, "turns": turns}

@@ -14,6 +14,8 @@ EXAMPLES = [
     'foundling generate runs/notes --prompt "Dear" --stop "." --n 4 --logprobs 3 --json',
     'foundling generate runs/notes --prompt "Dear" --weights int8',
     'foundling generate runs/code --prompt "def area(r):" --suffix "return a"',
+    'foundling generate runs/notes --prompt "Ada, 36: " --json-schema person.json',
+    'foundling generate runs/notes --prompt "Is it good? " --choice yes --choice no',
 ]
 
 
@@ -47,20 +49,33 @@ def constraints(parser: argparse.ArgumentParser) -> None:
     one.add_argument(
         "--choice", action="append", metavar="TEXT", help="answer with this text, or another --choice; can be repeated"
     )
+    one.add_argument(
+        "--sql", metavar="DATABASE", help="answer with a SELECT over the tables and columns of this SQLite database"
+    )
 
 
 def read_constraint(args: argparse.Namespace) -> Any:
-    """The constraint that the options ask for, or None."""
-    if not any(value is not None for value in (args.json_schema, args.regex, args.grammar, args.choice)):
+    """The constraint that the options ask for, or None. It is compiled before the model is loaded."""
+    if not any(value is not None for value in (args.json_schema, args.regex, args.grammar, args.choice, args.sql)):
         return None
     from foundling.decode.constrain import constraint
+    from foundling.decode.constrain.compilation import check_compiles
     from foundling.decode.constrain.files import read_grammar, read_schema
+    from foundling.decode.constrain.sql import sql_select
+    from foundling.verify import sql
+    from foundling.verify.structured import check_schemas_can_be_checked
 
     if args.json_schema is not None:
-        return constraint.json_schema(read_schema(args.json_schema))
-    if args.grammar is not None:
-        return constraint.grammar(read_grammar(args.grammar))
-    return constraint.regex(args.regex) if args.regex is not None else constraint.choice(args.choice)
+        check_schemas_can_be_checked()
+        result = constraint.json_schema(read_schema(args.json_schema))
+    elif args.grammar is not None:
+        result = constraint.grammar(read_grammar(args.grammar))
+    elif args.sql is not None:
+        result = sql_select(sql.read_schema(args.sql))
+    else:
+        result = constraint.regex(args.regex) if args.regex is not None else constraint.choice(args.choice)
+    check_compiles(result)
+    return result
 
 
 def check_answer(answer: dict[str, Any], constraint: Any) -> None:
@@ -73,6 +88,19 @@ def check_answer(answer: dict[str, Any], constraint: Any) -> None:
         answer["reason"] = verdict.reason
         cut = "it is cut at --max-tokens" if answer["finish_reason"] == "length" else verdict.reason
         note(f"note: the answer does not follow {constraint.name}: {cut}")
+
+
+def check_query(answer: dict[str, Any], database: str) -> None:
+    """Adds to a query that is valid its columns and how many rows it has, or why it cannot be executed."""
+    from foundling.errors import QueryError
+    from foundling.verify.sql import execute
+
+    try:
+        result = execute(database, answer["text"])
+        answer |= {"columns": result.columns, "rows": len(result.rows)}
+    except QueryError as error:
+        answer["query_error"] = str(error)
+        note(f"note: the query cannot be executed: {error}")
 
 
 def sampling(parser: argparse.ArgumentParser) -> None:
@@ -133,6 +161,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
     for answer in answers if constraint else ():
         check_answer(answer, constraint)
+        if args.sql is not None and answer["valid"]:
+            check_query(answer, args.sql)
     if not args.json:
         for number, answer in enumerate(answers):
             if args.n > 1:

@@ -16,6 +16,7 @@ EXAMPLES = [
     "foundling serve chat=runs/notes --adapter polite=runs/polite --port 9000",
     "FOUNDLING_API_KEY=… foundling serve runs/notes --host 0.0.0.0",
     "foundling serve runs/notes --keys keys.sqlite --price notes=0.1,0.4 --max-logprobs 5",
+    "foundling serve runs/notes --upstream big=openai:gpt-4o --record answers.jsonl --answer-cache exact",
     "foundling serve runs/notes --state runs/serve --evaluate-jobs    # clients may fine-tune it",
 ]
 KEY_VARIABLE = "FOUNDLING_API_KEY"
@@ -24,7 +25,7 @@ KEY_VARIABLE = "FOUNDLING_API_KEY"
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "dir",
-        nargs="+",
+        nargs="*",
         metavar="[NAME=]DIR",
         help="model directories or hf://ORG/NAME; NAME is what clients call it (default: DIR's own)",
     )
@@ -38,6 +39,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="a LoRA adapter of the first model; MODEL/NAME=DIR: of MODEL; can be repeated",
     )
     parser.add_argument("--reward", metavar="DIR", help="a classifier or regression model that chooses for best_of")
+    _add_others(parser)
     keys = parser.add_argument_group("keys", f"without any, only this machine may ask; {KEY_VARIABLE} gives one too")
     keys.add_argument(
         "--api-key",
@@ -78,6 +80,48 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_others(parser: argparse.ArgumentParser) -> None:
+    others = parser.add_argument_group("moderations, models behind other APIs, cached answers")
+    others.add_argument(
+        "--harmless",
+        action="append",
+        default=[],
+        metavar="LABEL",
+        help="the label of a classifier that a moderation does not flag (default: ok, safe, harmless, none or ham)",
+    )
+    others.add_argument(
+        "--flag-threshold", type=float, default=0.5, metavar="P", help="flag from this probability on (default 0.5)"
+    )
+    others.add_argument(
+        "--upstream",
+        action="append",
+        default=[],
+        metavar="NAME=MODEL",
+        help="serve a model of another API as NAME: NAME=PROVIDER:MODEL, or NAME=MODEL@https://HOST/v1",
+    )
+    others.add_argument(
+        "--upstream-key-env",
+        action="append",
+        default=[],
+        metavar="NAME=VAR",
+        help="environment variable with the key of that API (default: the provider's own; MODEL@URL: none)",
+    )
+    others.add_argument(
+        "--record", metavar="FILE", help="record answers of other APIs there, and ask for no recorded one again"
+    )
+    others.add_argument(
+        "--answer-cache",
+        choices=["exact", "meaning"],
+        help="give a key the same answer again to the same request, or to one that means the same, if it has a "
+        "temperature of 0 or a seed",
+    )
+    others.add_argument("--cache-embedder", metavar="DIR", help="the model that says what texts mean")
+    others.add_argument(
+        "--cache-threshold", type=float, default=0.95, metavar="COS", help="cosine of equal texts (default 0.95)"
+    )
+    others.add_argument("--cache-every", action="store_true", help="cache answers that are sampled without a seed too")
+
+
 def _add_jobs(jobs: Any) -> None:
     jobs.add_argument(
         "--state", metavar="DIR", help="keep uploaded files and fine-tuning jobs here (default: take none)"
@@ -116,13 +160,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     pool = ModelPool(options, _prices(args.price))
     _tell(pool, args)
     server = Server(options, pool, store, reward=_reward(args.reward, options))
+    _use_others(server, args)
     watch_metrics(server)
     state = _state(args)
     listener = listen(options)
 
     def ready(url: str) -> None:
         say(f"serving {', '.join(pool.names)} at {url}" + ("" if store.required else " (this machine alone)"))
-        flush()
+        flush()  # or a program that reads our stdout would not learn the port
 
     log = LogWriter(note)
     try:
@@ -161,7 +206,33 @@ def _options(args: argparse.Namespace, has_keys: bool) -> Any:
         cache_memory=memory,
         deterministic=args.deterministic,
         weights=args.weights,
+        harmless=tuple(args.harmless),
+        flag_threshold=args.flag_threshold,
     )
+
+
+def _use_others(server: Any, args: argparse.Namespace) -> None:
+    """Models behind other APIs, and the answer cache."""
+    from foundling.errors import ConfigError, WeightsError
+    from foundling.serve.answer_cache import CacheOptions
+    from foundling.serve.cached import use_answer_cache
+    from foundling.serve.models import EmbeddingModel, load_served
+    from foundling.serve.upstream import load_upstreams
+
+    record = Path(args.record) if args.record else None
+    for served in load_upstreams(
+        args.upstream, server.options, key_envs=args.upstream_key_env, record=record, prices=server.pool.prices
+    ):
+        server.pool.add_remote(served)
+    if not server.pool.names:
+        raise ConfigError("nothing to serve; give a model directory, or --upstream NAME=PROVIDER:MODEL")
+    if args.answer_cache is None:
+        return
+    embedder = load_served("cache-embedder", args.cache_embedder, server.options) if args.cache_embedder else None
+    if embedder is not None and not isinstance(embedder, EmbeddingModel):
+        raise WeightsError(f"--cache-embedder {args.cache_embedder}: expected a model that embeds texts")
+    options = CacheOptions(args.answer_cache, args.cache_threshold, every=args.cache_every)
+    use_answer_cache(server, options, embedder and embedder.embedder)
 
 
 def _tell(pool: Any, args: argparse.Namespace) -> None:
@@ -174,7 +245,7 @@ def _tell(pool: Any, args: argparse.Namespace) -> None:
     for text in args.adapter:
         name, equals, directory = text.partition("=")
         model, slash, adapter = name.rpartition("/")
-        model = model if slash else places[0][0]
+        model = model if slash else next(iter(adapters), "")
         if not equals or not adapter or not directory or model not in adapters:
             raise ConfigError(f"--adapter {text!r}: expected NAME=DIR, or MODEL/NAME=DIR of {', '.join(adapters)}")
         adapters[model][adapter] = directory

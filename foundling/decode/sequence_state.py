@@ -52,8 +52,8 @@ class SequenceState:
         return logits
 
     def append_token(self, token: int, logits: Tensor | None) -> None:
-        """Appends the token drawn after the model's `logits` (V,), or finishes if it is a stop id. None for a token that
-        is forced, where the request wants no log-probabilities."""
+        """Appends the token drawn after the model's `logits` (V,), or finishes if it is a stop id. None for a token
+        that is forced, where the request wants no log-probabilities."""
         request, completion = self.request, self.completion
         if token in request.stop:
             self.finish("end")

@@ -169,8 +169,8 @@ class TextGenerator:
     ) -> list[dict[str, Any]]:
         """`n` continuations of ids: {'text', 'tokens' (their number), 'finish_reason': 'end' of the document, 'stop' or
         'length'}. With `logprobs` also 'logprobs': [{'token', 'logprob', 'top_logprobs'}], tokens as text. `on_text`
-        receives the first continuation as it is generated. With a `constraint` (decode/constrain) every answer that ends
-        by itself follows it; one that is cut ('length', 'stop') may not."""
+        receives the first continuation as it is generated. With a `constraint` (decode/constrain) every answer that
+        ends by itself follows it; one that is cut ('length', 'stop') may not."""
         self._check_length(ids)
         if max_tokens is None:
             available = max_completion(self.model, ids, rereads=self.engine is None)

@@ -15,14 +15,21 @@ import ssl
 import stat
 import threading
 import time
-from collections.abc import Callable
-from email.utils import parsedate_to_datetime
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
 from foundling.errors import ConfigError, GenerationError
+from foundling.evaluate.endpoint_errors import (
+    EndpointError,
+    code_inside,
+    error_text,
+    is_permanent,
+    retry_after,
+    way_out,
+)
 from foundling.limits import RESPONSE_BYTES, check_number, shown
 from foundling.runtime.files import is_shallow
 
@@ -142,7 +149,7 @@ class Endpoint:
         self.n_requests = self.n_retries = 0
         self._context = ssl.create_default_context() if self.url.startswith("https:") else None
         self.lock, self._not_before = threading.Lock(), 0.0
-        self._active = dict[http.client.HTTPConnection, list[socket.socket]]()
+        self._active = dict[http.client.HTTPConnection, tuple[list[socket.socket], threading.Event]]()
 
     def post(
         self,
@@ -155,11 +162,11 @@ class Endpoint:
         why an answer is to be asked for again, "" where it is not.
 
         Raises GenerationError for what the server refuses, for what it never answers, and for what is no JSON."""
-        data, reason, wait = json.dumps(body).encode(), "", None
+        data, reason, wait, code = json.dumps(body).encode(), "", None, None
         for attempt in range(self.retries + 1):
             if attempt:
-                self._wait(attempt, wait, reason, stop)
-            wait = None
+                self._wait(attempt, wait, reason, code, stop)
+            wait = code = None
             try:
                 response = self._follow(self.url + path, data, stop)
             except ssl.SSLCertVerificationError as error:
@@ -168,33 +175,71 @@ class Endpoint:
                 reason = self.key.cut(_why(error, self.timeout))
                 continue
             value = self.key.removed(self._parse(response))
-            code = response.status if response.status != 200 else _code_inside(value)
+            code = response.status if response.status != 200 else code_inside(value)
             if code is None and not (reason := self.key.cut(broken(value))):
                 return value
             if code is None:
                 continue
-            reason = f"HTTP {code}: {self.key.cut(error_text(value, response.body.decode('utf-8', 'replace')))}"
-            if code not in RETRIED or _is_permanent(value):
-                raise GenerationError(f"{self.url}{path}: {reason}{_way_out(code, bool(self.key))}")
-            wait = _retry_after(response.headers)
-        raise GenerationError(
+            reason = self._refusal(path, response, value, code)
+            wait = retry_after(response.headers)
+        raise EndpointError(
             f"{self.url}{path}: no answer after {self.retries + 1} tries ({reason}); run again later: what was answered"
-            " and recorded is not asked again"
-        )
+            " and recorded is not asked again", status=code, reason=reason, retry_after=wait,
+        )  # fmt: skip
 
-    def abort(self) -> None:
-        """Cuts the connections under way."""
+    def stream(self, path: str, body: dict[str, Any], stop: threading.Event) -> Iterator[Any]:
+        """The JSON of each event that the server sends (text/event-stream), without the key, up to "[DONE]". It is
+        asked once. Raises as `post`, and where the stream breaks off."""
+        try:
+            yield from self._events(path, json.dumps(body).encode(), stop)
+        except (OSError, http.client.HTTPException) as error:
+            reason = self.key.cut(_why(error, self.timeout))
+            raise EndpointError(f"{self.url}{path}: {reason}", reason=reason) from None
+
+    def _events(self, path: str, data: bytes, stop: threading.Event) -> Iterator[Any]:
+        with self._exchange(self.url + path, data, stop) as (response, headers):
+            if response.status != 200:
+                whole = Response(response.status, headers, self._body(response))
+                value = self.key.removed(self._parse(whole))
+                reason = self._refusal(path, whole, value, whole.status)
+                raise EndpointError(
+                    f"{self.url}{path}: {reason}", status=whole.status, reason=reason, retry_after=retry_after(headers)
+                )
+            n = 0
+            while line := response.readline(RESPONSE_BYTES.high):
+                n += len(line)
+                if n > RESPONSE_BYTES.high:
+                    raise GenerationError(f"{self.url}: an answer of more than {RESPONSE_BYTES.high:,} bytes")
+                name, _, text = line.strip().partition(b":")
+                if name == b"data" and (text := text.strip()) == b"[DONE]":
+                    return
+                if name == b"data":
+                    yield self.key.removed(self._parse(Response(200, headers, text)))
+        raise EndpointError(f"{self.url}: the stream broke off", reason="the stream broke off")
+
+    def _refusal(self, path: str, response: Response, value: Any, code: int) -> str:
+        """What the server says is wrong; EndpointError where asking again does not help."""
+        reason = self.key.cut(error_text(value, response.body.decode("utf-8", "replace")))
+        if code not in RETRIED or is_permanent(value):
+            message = f"{self.url}{path}: HTTP {code}: {reason}{way_out(code, bool(self.key))}"
+            raise EndpointError(message, status=code, reason=reason)
+        return f"HTTP {code}: {reason}"
+
+    def abort(self, stop: threading.Event | None = None) -> None:
+        """Cuts the connections under way, or those of one caller, who named `stop`."""
         with self.lock:
             active = list(self._active.items())
-        for connection, sockets in active:
-            _cut(connection, sockets)
+        for connection, (sockets, event) in active:
+            if stop is None or event is stop:
+                _cut(connection, sockets)
 
-    def _wait(self, attempt: int, wait: float | None, reason: str, stop: threading.Event) -> None:
+    def _wait(self, attempt: int, wait: float | None, reason: str, code: int | None, stop: threading.Event) -> None:
         """Until the next try; what one thread is told to wait holds for all."""
         if wait is None:
             wait = min(MAX_DELAY, self.backoff * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
         elif wait > self.max_wait:
-            raise GenerationError(f"{self.url}: asks to wait {wait:,.0f} s ({reason}); run again then")
+            message = f"{self.url}: asks to wait {wait:,.0f} s ({reason}); run again then"
+            raise EndpointError(message, status=code, reason=reason, retry_after=wait)
         else:
             with self.lock:
                 self._not_before = max(self._not_before, time.monotonic() + wait)
@@ -222,6 +267,24 @@ class Endpoint:
 
     def _send(self, url: str, data: bytes, stop: threading.Event) -> Response:
         """One try. OSError or HTTPException for what the network does."""
+        with self._exchange(url, data, stop) as (response, headers):
+            return Response(response.status, headers, self._body(response))
+
+    def _body(self, response: http.client.HTTPResponse) -> bytes:
+        body = bytearray()
+        while chunk := response.read1(1 << 16):
+            body += chunk
+            if len(body) > RESPONSE_BYTES.high:
+                raise GenerationError(f"{self.url}: an answer of more than {RESPONSE_BYTES.high:,} bytes")
+        if (response.getheader("content-length") or str(len(body))) != str(len(body)):
+            raise http.client.IncompleteRead(bytes(body))
+        return bytes(body)
+
+    @contextlib.contextmanager
+    def _exchange(
+        self, url: str, data: bytes, stop: threading.Event
+    ) -> Iterator[tuple[http.client.HTTPResponse, dict[str, str]]]:
+        """The answer, to be read inside, with its headers. OSError or HTTPException for what the network does."""
         with self.lock:
             self.n_requests += 1
         parts, until = urlsplit(url), time.monotonic() + self.timeout
@@ -231,7 +294,7 @@ class Endpoint:
         watch.daemon = True
         watch.start()
         with self.lock:
-            self._active[connection] = sockets
+            self._active[connection] = sockets, stop
         try:
             sent = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
             path = urlunsplit(("", "", parts.path, parts.query, ""))
@@ -241,17 +304,9 @@ class Endpoint:
                 raise ConnectionAbortedError
             connection.request("POST", path, data, sent | {"User-Agent": "foundling"} | self.key.header())
             response = connection.getresponse()
-            headers = {name.lower(): value for name, value in response.getheaders()}
-            body = bytearray()
-            while chunk := response.read1(1 << 16):
-                body += chunk
-                if len(body) > RESPONSE_BYTES.high:
-                    raise GenerationError(f"{self.url}: an answer of more than {RESPONSE_BYTES.high:,} bytes")
+            yield response, {name.lower(): value for name, value in response.getheaders()}
             if time.monotonic() >= until:  # an answer without a length ends where it was cut
                 raise TimeoutError
-            if headers.get("content-length", str(len(body))) != str(len(body)):
-                raise http.client.IncompleteRead(bytes(body))
-            return Response(response.status, headers, bytes(body))
         except (OSError, http.client.HTTPException) as error:
             raise TimeoutError if time.monotonic() >= until else error from None
         finally:
@@ -328,52 +383,3 @@ def _why(error: Exception, timeout: float) -> str:
     if isinstance(error, http.client.IncompleteRead):
         return "the connection broke within an answer"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
-def error_text(value: Any, body: str = "") -> str:
-    """What a server says is wrong, in any of the layouts in use: {"error": {"message"}}, {"error": "…"}, {"message"},
-    {"detail"} (FastAPI), each of them in a list (Google). As long as it is, and with the key where the server repeats
-    it: see Secret.cut."""
-    if isinstance(value, list) and value:
-        value = value[0]
-    if isinstance(value, dict):
-        inner = value.get("error")
-        for holder in (inner if isinstance(inner, dict) else {}, value):
-            for name in ("message", "detail", "msg"):
-                if holder.get(name):
-                    return str(holder[name])
-        if inner:
-            return str(inner)
-    return body.strip() or "no reason"
-
-
-def _code_inside(value: Any) -> int | None:
-    """The status of an error that came with status 200, as routers pass on what the model's server said."""
-    holder = value[0] if isinstance(value, list) and value else value
-    error = holder.get("error") if isinstance(holder, dict) else None
-    if not error:
-        return None
-    code = error.get("code") if isinstance(error, dict) else None
-    return code if isinstance(code, int) and 400 <= code < 600 else 400
-
-
-def _is_permanent(value: Any) -> bool:
-    """A limit that waiting does not lift: no credit is left (OpenAI answers this with 429)."""
-    error = value.get("error") if isinstance(value, dict) else None
-    return isinstance(error, dict) and "insufficient_quota" in (error.get("code"), error.get("type"))
-
-
-def _way_out(code: int, has_key: bool) -> str:
-    key = "check the key" if has_key else "no key was sent: name its variable (--key-env) or its file (--key-file)"
-    ways = {401: key, 403: "check what the key may do", 404: "check URL and model", 402: "check the credit"}
-    return f"; {ways[code]}" if code in ways else ""
-
-
-def _retry_after(headers: dict[str, str]) -> float | None:
-    """Seconds: RFC 9110, section 10.2.3, as a number or a date; or `retry-after-ms`, which OpenAI sends."""
-    for name, scale in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
-        with contextlib.suppress(KeyError, ValueError):
-            return max(0.0, float(headers[name]) * scale)
-    with contextlib.suppress(KeyError, ValueError, TypeError, OverflowError):
-        return max(0.0, parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
-    return None

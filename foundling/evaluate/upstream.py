@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from foundling.errors import ConfigError, GenerationError
-from foundling.evaluate.endpoint import Endpoint, error_text, read_key
+from foundling.evaluate.endpoint import Endpoint, read_key
+from foundling.evaluate.endpoint_errors import error_text
 from foundling.evaluate.recorded import REPORTED
 from foundling.evaluate.subject import (
     Continuation,

@@ -17,12 +17,15 @@ from starlette.types import ASGIApp
 from foundling.errors import FoundlingError
 from foundling.runtime.release import release
 from foundling.serve import errors
+from foundling.serve.cached import cached
 from foundling.serve.chat import create_chat
 from foundling.serve.completions import create_completion
+from foundling.serve.embeddings import embeddings_router
 from foundling.serve.errors import APIError
 from foundling.serve.guard import Guard
 from foundling.serve.login import login_router
 from foundling.serve.models import GenerativeModel, ServedModel
+from foundling.serve.moderations import moderations_router
 from foundling.serve.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from foundling.serve.server import Server, record_of
 from foundling.serve.sessions import Sessions
@@ -59,7 +62,8 @@ def build_app(server: Server, routers: Sequence[APIRouter] = (), log: Callable[[
                   responses=ERRORS, redirect_slashes=False)  # fmt: skip
     errors.install(app)
     sessions = Sessions()
-    for router in (_generation(server), _models(server), _service(server), login_router(server, sessions), *routers):
+    own = [_generation(server), _models(server), _service(server), login_router(server, sessions)]
+    for router in (*own, embeddings_router(server), moderations_router(server), *routers):
         app.include_router(router)
     _describe_errors(app)
     return Guard(app, server, sessions, log)
@@ -70,11 +74,11 @@ def _generation(server: Server) -> APIRouter:
 
     @router.post("/v1/chat/completions")
     async def chat_completions(body: ChatBody, http: HTTPRequest) -> Response:
-        return await create_chat(server, body, http)
+        return await cached(server, body, http, create_chat)
 
     @router.post("/v1/completions")
     async def completions(body: CompletionBody, http: HTTPRequest) -> Response:
-        return await create_completion(server, body, http)
+        return await cached(server, body, http, create_completion)
 
     @router.post("/tokenize")
     async def tokenize_text(body: TokenizeBody, http: HTTPRequest) -> JSONResponse:

@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from foundling.decode.request import Completion, Request
 from foundling.serve.errors import APIError
 from foundling.serve.formats import AnswerForm, AnswerStream, check_answers
+from foundling.serve.forward import forward, upstream_of
 from foundling.serve.generation import (
     Prompt,
     UpdateStream,
@@ -55,6 +56,8 @@ class Chat:
 
 
 async def create_chat(server: Server, body: ChatBody, http: HTTPRequest) -> Response:
+    if (remote := upstream_of(server, body.model, http)) is not None:
+        return await forward(server, remote, body, http)
     served = server.generative(body.model, http)
     chat = await asyncio.to_thread(_prepare, server, body, served)
     await server.check_quota(http, chat.usage)

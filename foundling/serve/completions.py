@@ -18,6 +18,7 @@ from foundling.decode.constrain.constraint import Constraint
 from foundling.decode.request import Completion, Request, sample_seed
 from foundling.serve.errors import APIError
 from foundling.serve.formats import check_answers, format_of
+from foundling.serve.forward import forward, upstream_of
 from foundling.serve.generation import (
     Prompt,
     UpdateStream,
@@ -55,6 +56,8 @@ class Job:
 
 
 async def create_completion(server: Server, body: CompletionBody, http: HTTPRequest) -> Response:
+    if (remote := upstream_of(server, body.model, http)) is not None:
+        return await forward(server, remote, body, http)
     served = server.generative(body.model, http)
     job = await asyncio.to_thread(_prepare, server, body, served)
     await server.check_quota(http, job.usage)

@@ -33,6 +33,10 @@ class Metrics:
         self.running = named(Gauge, "completions_running", "completions that are computed", ("model",))
         self.cache = named(Gauge, "cache_used_ratio", "share of the blocks of keys and values in use", ("model",))
         self.cancelled = named(Gauge, "completions_cancelled", "completions whose client has gone", ("model",))
+        self.upstream = named(
+            Counter, "upstream_requests", "requests for models behind other APIs, asked there or recorded before",
+            ("model", "source"),
+        )  # fmt: skip
         self.connections = named(Gauge, "requests_running", "requests that are answered now")
 
     def watch(self, served: GenerativeModel) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,10 +13,12 @@ from typing import Any, Literal, NamedTuple
 from foundling.decode.classify import Classifier
 from foundling.decode.embed import TextEmbedder, pooling_of
 from foundling.decode.engine.engine import Engine, EngineOptions
+from foundling.decode.native.encoder import fastest_encoder
 from foundling.decode.request import max_completion
 from foundling.decode.sampling import Sampling
 from foundling.decode.text import TextGenerator
-from foundling.errors import WeightsError
+from foundling.errors import ConfigError, WeightsError
+from foundling.limits import shown
 from foundling.models import family_of
 from foundling.runtime.hub import local_directory
 from foundling.serve.options import ServeOptions
@@ -27,6 +30,8 @@ from foundling.weights.generation import SAMPLED, read_generation_config
 from foundling.weights.loading import files_of, load
 
 Kind = Literal["generate", "embed", "classify", "upstream"]
+HARMLESS = ("ok", "safe", "harmless", "none", "ham")
+"""labels that mean it without being named (--harmless)"""
 
 
 class Price(NamedTuple):
@@ -52,6 +57,8 @@ class ServedModel:
     price: Price | None = None
 
     kind: Kind = field(init=False)
+    load_id: str = field(default_factory=lambda: secrets.token_hex(8), init=False)
+    """another one each time that a model is loaded: answers of one are not those of the next"""
 
     @property
     def family(self) -> str:
@@ -65,6 +72,9 @@ class ServedModel:
     def spellings(self) -> list[bytes]:
         """The bytes of each token."""
         return self.tokenizer.spellings()
+
+    def check(self, options: ServeOptions) -> None:
+        """ConfigError for what has to be decided before it is served."""
 
     async def close(self) -> None:
         """Frees what it holds."""
@@ -131,6 +141,8 @@ class GenerativeModel(ServedModel):
 @dataclass(kw_only=True)
 class EmbeddingModel(ServedModel):
     embedder: TextEmbedder
+    batcher: Any = field(default=None, init=False)
+    """what computes the texts of several requests together, once one has come"""
 
     def __post_init__(self) -> None:
         self.kind = "embed"
@@ -143,9 +155,28 @@ class EmbeddingModel(ServedModel):
 @dataclass(kw_only=True)
 class ClassifierModel(ServedModel):
     classifier: Classifier
+    harmless: str | None = field(default=None, init=False)
+    """the label of texts that a moderation does not flag; None for a head without labels of texts"""
+    batcher: Any = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.kind = "classify"
+
+    def check(self, options: ServeOptions) -> None:
+        if self.classifier.task != "classify":
+            return
+        labels = self.classifier.labels
+        if options.harmless:
+            harmless = [label for label in labels if label in options.harmless]
+        else:
+            harmless = [label for label in labels if label.lower() in HARMLESS]
+        if len(harmless) != 1:
+            names = ", ".join(options.harmless) or f"any of {', '.join(HARMLESS)}"
+            raise ConfigError(
+                f"{self.name}: moderations need to know which label means harmless; of {shown(list(labels))} "
+                f"{len(harmless) or 'none'} is called {names}: give --harmless LABEL"
+            )
+        self.harmless = harmless[0]
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -175,7 +206,8 @@ def load_served(
         return _generative(common, files, options, adapters or {})
     if can.embeds and "text" in can.modalities:
         pooling, max_len = pooling_of(Path(files))
-        return EmbeddingModel(**common, embedder=TextEmbedder(model, Tokenizer.load(files), pooling, max_len))
+        fast = fastest_encoder(model, options.weights)
+        return EmbeddingModel(**common, embedder=TextEmbedder(fast, Tokenizer.load(files), pooling, max_len))
     raise WeightsError(f"{directory}: this {family_of(model).name} neither generates, embeds nor classifies texts")
 
 

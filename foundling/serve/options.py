@@ -57,6 +57,10 @@ class ServeOptions:
     """bytes of a model's keys and values"""
     weights: str | None = None
     """type of native weights (decode/engine/engine.py)"""
+    harmless: tuple[str, ...] = ()
+    """labels of classifiers that mean a harmless text; none: HARMLESS of models.py"""
+    flag_threshold: float = 0.5
+    """probability of all other labels together from which a moderation flags a text"""
     deterministic: bool = False
     """the same request with the same seed gets the same bytes, whatever else is computed"""
 
@@ -71,6 +75,7 @@ class ServeOptions:
             SERVED_LOGPROBS.check(self.max_logprobs, "max_logprobs")
         for name in ("queue_timeout", "request_timeout", "shutdown_seconds"):
             check_number(getattr(self, name), name, 0.001, 86400)
+        check_number(self.flag_threshold, "flag_threshold", 0, 1)
         if not self.host or not self.host.isprintable():
             raise ConfigError(f"host is {shown(self.host)}; expected an address such as 127.0.0.1")
 

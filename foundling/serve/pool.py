@@ -131,6 +131,7 @@ class ModelPool:
                     load_served, entry.name, entry.directory, self.options, adapters=entry.adapters,
                     price=self.prices.get(entry.name),
                 )  # fmt: skip
+                served.check(self.options)
                 if entry.adapters and not isinstance(served, GenerativeModel):
                     raise ConfigError(f"{entry.name} does not generate, so it takes no adapters; leave them out")
             except BaseException:
@@ -169,6 +170,8 @@ class ModelPool:
             return await asyncio.to_thread(function)
 
     async def close(self) -> None:
+        for one in self.remotes.values():
+            await one.close()
         for entry in self.entries.values():
             for one in entry.served.values():
                 await one.close()

@@ -13,6 +13,7 @@ from typing import Any
 
 from starlette.requests import Request as HTTPRequest
 
+from foundling.serve.answer_cache import AnswerCache
 from foundling.serve.keys import Caller, KeyStore, Limiter
 from foundling.serve.metrics import Metrics
 from foundling.serve.models import ClassifierModel, GenerativeModel, ServedModel
@@ -41,6 +42,7 @@ class Server:
     ) -> None:
         self.options, self.pool, self.keys, self.reward = options, pool, keys, reward
         self.limiter, self.metrics = Limiter(), Metrics()
+        self.answer_cache: AnswerCache | None = None
         # a file of keys may be slow and locked by another process: one thread, in the order of the requests, so that a
         # request that follows another sees what that one was charged
         self._ledger = ThreadPoolExecutor(1, "keys")

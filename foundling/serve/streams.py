@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Protocol
 
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import StreamingResponse
@@ -24,6 +25,10 @@ LATE = 5.0
 """seconds that a client has, beyond the limit of a request, to read the end of its stream"""
 
 
+class _Closes(Protocol):
+    async def aclose(self) -> None: ...
+
+
 async def event_stream(
     server: Server, http: HTTPRequest, served: GenerativeModel, requests: Sequence[Request],
     events_of: Callable[[UpdateStream], AsyncGenerator[str]], usage: Usage,
@@ -36,17 +41,26 @@ async def event_stream(
     if server.options.deterministic:
         updates = by_index(updates)
     stream = await until_gone(http, UpdateStream.begin(updates), limit)
+    return send_events(server, http, events_of(stream), stream, usage, deadline)
+
+
+def send_events(
+    server: Server, http: HTTPRequest, events: AsyncGenerator[str], source: _Closes, usage: Usage, deadline: float
+) -> StreamingResponse:
+    """Any events, and their end. `source`, what they are made of, is closed at the end in any case; `deadline`: by the
+    monotonic clock."""
+    limit = server.options.request_timeout
 
     async def body() -> AsyncGenerator[str]:
         try:
-            async with contextlib.aclosing(events_of(stream)) as events:
+            async with contextlib.aclosing(events):
                 while (one := await _next(events, deadline, limit)) is not None:
                     yield one
             yield DONE
         except Exception as error:
             yield event(as_api_error(error, record_of(http).id).body)
 
-    return _EventStream(body(), stream, lambda: server.account(http, usage), deadline + LATE)
+    return _EventStream(body(), source, lambda: server.account(http, usage), deadline + LATE)
 
 
 async def _next(events: AsyncGenerator[str], deadline: float, limit: float) -> str | None:
@@ -62,7 +76,7 @@ class _EventStream(StreamingResponse):
     leaves early."""
 
     def __init__(
-        self, body: AsyncGenerator[str], updates: UpdateStream, charge: Callable[[], None], deadline: float
+        self, body: AsyncGenerator[str], updates: _Closes, charge: Callable[[], None], deadline: float
     ) -> None:
         super().__init__(body, media_type="text/event-stream", headers=HEADERS)
         self.body, self.updates, self.charge, self.deadline = body, updates, charge, deadline

@@ -50,8 +50,8 @@ def style_of(chat_template: str | None) -> str:
 
 
 def parse_tool_calls(text: str, style: str) -> tuple[str, list[ToolCall]]:
-    """What an answer says beside its calls, and the calls. A text in which something that begins like a call is none, or
-    is cut, has no calls: all of it is content."""
+    """What an answer says beside its calls, and the calls. A text in which something that begins like a call is none,
+    or is cut, has no calls: all of it is content."""
     if len(text) > ANSWER_CHARS.high:
         return text, []
     form = STYLES[style]

@@ -42,7 +42,7 @@ def answer(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_schema(order: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """{table or view: {column: declared type}}, without SQLite's own tables and those that virtual tables keep."""
+    """{table or view: {column: declared type}}, without virtual tables, what they keep, and SQLite's own."""
     try:
         connection = _connect(order, time.monotonic() + order["timeout"], guarded=False)
         try:

@@ -133,8 +133,7 @@ def matches_schema(value: Any, schema: dict[str, Any] | bool) -> Verdict:
     """Whether a value follows a JSON Schema (draft 2020-12, or the one that `$schema` names). The reason names the
     first violation and its place. DataError for a schema that is none, is too large, or refers to another document;
     ConfigError without the library jsonschema."""
-    if find_spec("jsonschema") is None:
-        raise ConfigError("checking a JSON Schema needs the library jsonschema: pip install 'foundling[verify]'")
+    check_schemas_can_be_checked()
     try:
         size = len(json.dumps(schema, allow_nan=False))
         json.dumps(value, allow_nan=False)
@@ -142,6 +141,12 @@ def matches_schema(value: Any, schema: dict[str, Any] | bool) -> Verdict:
         raise DataError("the value and the schema must be JSON: objects, arrays, texts, numbers, true, false") from None
     PATTERN_CHARS.check(size, "the schema's length", DataError)
     return _check("schema", value, schema)
+
+
+def check_schemas_can_be_checked() -> None:
+    """ConfigError without the library jsonschema."""
+    if find_spec("jsonschema") is None:
+        raise ConfigError("checking a JSON Schema needs the library jsonschema: pip install 'foundling[verify]'")
 
 
 def matches_regex(text: str, pattern: str) -> Verdict:
@@ -158,8 +163,8 @@ def matches_grammar(text: str, lark: str) -> Verdict:
 
 def matches_constraint(text: str, constraint: Constraint) -> Verdict:
     """Whether an answer follows what it was constrained to: its JSON against the schema as the user wrote it, by
-    jsonschema; the others as `matches_regex` and `matches_grammar`. A free key of an object that comes twice is allowed,
-    and its last value counts, as JSON parsers have it."""
+    jsonschema; the others as `matches_regex` and `matches_grammar`. A free key of an object that comes twice is
+    allowed, and its last value counts, as JSON parsers have it."""
     if constraint.reasoning is None:
         return _matches(text, constraint)
     _, closed, answer = text.partition(constraint.reasoning[1])
@@ -185,6 +190,7 @@ def _matches(text: str, constraint: Constraint) -> Verdict:
 
 
 def _follows_schema(value: Any, schema: Any) -> Verdict:
+    check_schemas_can_be_checked()
     verdict = _check("schema", value, normalize_schema(schema, narrow=False))
     return Verdict(verdict.follows, verdict.reason, value)
 

@@ -20,7 +20,6 @@ import uvicorn
 
 import foundling
 from foundling.adapt.heads import HeadOptions, add_head
-from foundling.blocks.init import initialise
 from foundling.models import build, family
 from foundling.runtime.rng import generator
 from foundling.serve.app import build_app, watch_metrics
@@ -49,12 +48,13 @@ def save_decoder(path: Path, max_seq_len: int = 256) -> Path:
 def save_encoder(path: Path, labels: Sequence[str] = ()) -> Path:
     """A random BERT that embeds, or with labels classifies."""
     tokenizer = word_pieces(path.with_name(path.name + "-words"))
+    torch.manual_seed(0)
     model: Any = build("bert", **family("bert").module.sized(150, 32, 64, 2))
-    initialise(model, generator("init"))
     if labels:
-        add_head(model, HeadOptions(task="classify", labels=tuple(labels)), generator("head"))
+        add_head(model, HeadOptions("classify", tuple(labels)), generator("head"))
         with torch.no_grad():
-            model.score.linear.weight.mul_(40)
+            for weight in model.score.parameters():
+                weight.normal_(0, 0.3 if weight.ndim == 2 else 0)
     return foundling.save(model.eval(), path, tokenizer=tokenizer)
 
 
@@ -66,11 +66,14 @@ class Started:
     keys: Sequence[str] = ()
     lines: list[str] = field(default_factory=list)
     """of its log"""
+    clients: dict[str, openai.OpenAI] = field(default_factory=dict)
 
     def client(self, key: str | None = None) -> openai.OpenAI:
         """The official client, which tries once."""
         key = key or (self.keys[0] if self.keys else "none")
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
+        if key not in self.clients:
+            self.clients[key] = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
+        return self.clients[key]
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of the samples of that name and labels in /metrics."""
@@ -154,9 +157,12 @@ def started(
     if errors:
         raise errors[0]
     port = runner.servers[0].sockets[0].getsockname()[1]
+    live = Started(server, f"http://127.0.0.1:{port}", loops[0], keys, lines)
     try:
-        yield Started(server, f"http://127.0.0.1:{port}", loops[0], keys, lines)
+        yield live
     finally:
+        for client in live.clients.values():
+            client.close()
         runner.should_exit = True
         thread.join(30)
         assert not thread.is_alive(), "the server did not stop"

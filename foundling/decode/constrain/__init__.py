@@ -1,2 +1,3 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Structured output: answers that follow a JSON Schema, a regular expression, a grammar, or are one of several texts."""
+"""Structured output: answers that follow a JSON Schema, a regular expression, a grammar, or are one of several
+texts."""

@@ -22,8 +22,9 @@ _process = LimitedProcess(
     "foundling.decode.constrain.compilation:compile_here", memory=CONSTRAINT_BYTES.high,
     seconds=CONSTRAINT_SECONDS.high, answer=1 << 16, modules=("llguidance",),
 )  # fmt: skip
-N_WALKS, N_STEPS = 8, 64
-"""answers of each grammar that are begun, and their bytes, so that one whose steps take too much is refused at once"""
+N_STEPS = (192, 64, 192, 64, 64, 64)
+"""bytes of answers of each grammar that are tried, so that one whose steps take too much is refused at once"""
+CLOSING = frozenset(b'"]}')
 
 
 def parser_limits() -> LLParserLimits:
@@ -56,19 +57,21 @@ def compile_here(grammar: str) -> str:
     matcher = LLMatcher(_byte_tokenizer(), grammar, log_level=0, limits=parser_limits())
     if matcher.is_error():
         return _first_line(matcher.get_error())
-    for walk in range(N_WALKS):
-        if error := _walk(matcher.deep_copy(), random.Random(walk)):
+    for seed, n_steps in enumerate(N_STEPS):
+        if error := _walk(matcher.deep_copy(), random.Random(seed), n_steps):
             return _first_line(error)
     return ""
 
 
-def _walk(matcher: LLMatcher, draw: random.Random) -> str:
-    for _ in range(N_STEPS):
+def _walk(matcher: LLMatcher, draw: random.Random, n_steps: int) -> str:
+    """An error that an answer of random bytes meets. A long one closes nothing that it need not close."""
+    for _ in range(n_steps):
         bits = matcher.compute_bitmask()
         allowed = [8 * at + bit for at, byte in enumerate(bits[:32]) if byte for bit in range(8) if byte >> bit & 1]
         if matcher.is_error() or not allowed:
             break
-        matcher.consume_token(draw.choice(allowed))
+        inner = [byte for byte in allowed if byte not in CLOSING] if n_steps == max(N_STEPS) else []
+        matcher.consume_token(draw.choice(inner or allowed))
         if matcher.is_stopped():
             break
     return matcher.get_error()

@@ -81,8 +81,8 @@ class Constrainer:
         return f"<[{token}]>" if token is not None and token in self.tokenizer.special and token < self.n_rows else None
 
     def decodes_as(self, begins_anew: bool) -> bool:
-        """Whether the tokenizer's own decoding of a continuation gives the same text as `decode`. `begins_anew`: nothing
-        stands before the answer, whose first space a tokenizer may then drop."""
+        """Whether the tokenizer's own decoding of a continuation gives the same text as `decode`. `begins_anew`:
+        nothing stands before the answer, whose first space a tokenizer may then drop."""
         own = isinstance(self.tokenizer.backend.decoder, decoders.ByteLevel)
         return not self.tokenizer.cleans and (own or (self.vocabulary.spells_spaces and not begins_anew))
 

@@ -33,8 +33,8 @@ GAP = r"\n{0,2}"
 
 @dataclass(frozen=True)
 class Constraint:
-    """`grammar`: Lark in llguidance's dialect. `source`: what it was made from, as JSON or as it is. `marks`: texts that
-    are special tokens in some tokenizers and plain text in others; `grammar` names them by placeholders."""
+    """`grammar`: Lark in llguidance's dialect. `source`: what it was made from, as JSON or as it is. `marks`: texts
+    that are special tokens in some tokenizers and plain text in others; `grammar` names them by placeholders."""
 
     grammar: str
     kind: Kind
@@ -82,8 +82,8 @@ def after_reasoning(constraint: Constraint, opening: str = "<think>", closing: s
 
 
 def json_schema(schema: dict[str, Any] | bool) -> Constraint:
-    """JSON that a schema accepts (drafts 7, 2019-09 and 2020-12). GenerationError, naming the keyword and its place, for
-    one that cannot be enforced: none is ever ignored (docs/structured.md)."""
+    """JSON that a schema accepts (drafts 7, 2019-09 and 2020-12). GenerationError, naming the keyword and its place,
+    for one that cannot be enforced: none is ever ignored (docs/structured.md)."""
     normal = normalize_schema(schema)
     return Constraint(f"start: {json_rule(normal)}\n", "json_schema", json.dumps(schema, ensure_ascii=False))
 

@@ -217,9 +217,9 @@ class _Parser:
 
 def translate_pattern(pattern: str, where: str, *, whole: bool = False) -> str:
     """An expression for all of a text that has a match of `pattern` somewhere, or with `whole` is one. It is without
-    anchors; for a text to match, put it between ^ and $ (Rust) or use fullmatch (Python). GenerationError, with `where`,
-    for a pattern that is none or uses look-around, back-references, word boundaries, properties, or anchors elsewhere
-    than at the ends of alternatives."""
+    anchors; for a text to match, put it between ^ and $ (Rust) or use fullmatch (Python). GenerationError, with
+    `where`, for a pattern that is none or uses look-around, back-references, word boundaries, properties, or anchors
+    elsewhere than at the ends of alternatives."""
     parser = _Parser(pattern, where)
     alternatives = parser.alternatives()
     if parser.peek():

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 N_THREADS = max(1, min(8, os.cpu_count() or 1))
+DEAD_END = "the tokenizer has no token that continues the constrained answer here"
 _pools: dict[int, ThreadPoolExecutor] = {}
 """of this process; a fork has no threads"""
 
@@ -135,14 +136,16 @@ def _compute_mask(matcher: LLMatcher, n_rows: int, ends: Sequence[int]) -> Mask:
         forbidden[list(ends)] = False
         return Mask(forbidden)
     bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+    if matcher.is_error() and matcher.stop_reason().startswith("NoExtension"):
+        return Mask(None, DEAD_END)
     if matcher.is_error():
         return Mask(None, f"the constraint takes too much to follow here: {_line(matcher.get_error())}")
     allowed = np.unpackbits(bits, count=n_rows, bitorder="little")
     if not allowed.any():
-        return Mask(None, "the tokenizer has no token that continues the constrained answer here")
+        return Mask(None, DEAD_END)
     return Mask(torch.from_numpy(allowed == 0))
 
 
 def _line(text: str) -> str:
     """The first line: what follows is the parser's state."""
-    return " ".join(text.split("<state>")[0].split())[:200]
+    return " ".join(text.split("<state>")[0].split("<non-verbose/>")[0].split())[:200]

@@ -15,7 +15,12 @@ from foundling.decode.constrain.formats import FORMATS
 from foundling.decode.constrain.patterns import translate_pattern
 from foundling.decode.constrain.schema_references import References, path_of
 from foundling.decode.constrain.schema_values import (
-    check_enumerated, check_numbers, close_bounds, count, numeric_bounds, positive_multiple,
+    check_enumerated,
+    check_numbers,
+    close_bounds,
+    count,
+    numeric_bounds,
+    positive_multiple,
 )  # fmt: skip
 from foundling.errors import GenerationError
 from foundling.limits import JSON_DEPTH, PATTERN_CHARS, shown
@@ -129,8 +134,8 @@ class _Normalizer:
         others = [k for k in schema if k not in PLACES and k != "$ref"]
         if "$ref" in schema and others and self.draft in (6, 7):
             raise GenerationError(
-                f"{others[0]} at {path_of((*path, others[0]))} is beside $ref, which draft {self.draft} ignores: put both "
-                "into allOf, or name draft 2020-12 in $schema"
+                f"{others[0]} at {path_of((*path, others[0]))} is beside $ref, which draft {self.draft} ignores: put "
+                "both into allOf, or name draft 2020-12 in $schema"
             )
 
     def narrowed(self, node: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
@@ -221,13 +226,13 @@ class _Normalizer:
                 return
             if number > len(required) + 1 or not names <= required:
                 raise GenerationError(
-                    f"minProperties {number} at {path_of(path)} is not supported: it counts properties that may be left "
-                    "out; put those that must be there into required"
+                    f"minProperties {number} at {path_of(path)} is not supported: it counts properties that may be "
+                    "left out; put those that must be there into required"
                 )
         elif not (closed and number >= len(names)) and self.narrow and not names <= required:
             raise GenerationError(
-                f"maxProperties {number} at {path_of(path)} is not supported: it counts properties that may be left out; "
-                "put all properties into required"
+                f"maxProperties {number} at {path_of(path)} is not supported: it counts properties that may be left "
+                "out; put all properties into required"
             )
         elif closed and number >= len(names) and self.narrow:
             return

@@ -10,7 +10,7 @@ from typing import Any
 
 from foundling.decode.constrain.schema_references import path_of
 from foundling.errors import GenerationError
-from foundling.limits import shown
+from foundling.limits import SCHEMA_COUNT, shown
 
 LARGEST = 2**53 - 1
 """of whole numbers that every JSON parser reads exactly (RFC 7493, section 2.2)"""
@@ -23,7 +23,7 @@ def count(value: Any, path: tuple[str, ...]) -> int:
     """A number of characters, items or properties; 3.0 is a whole number too."""
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value != int(value):
         raise GenerationError(f"{path[-1]} at {path_of(path)} is {shown(value)}; expected a whole number, 0 or more")
-    return int(value)
+    return SCHEMA_COUNT.check(int(value), f"{path[-1]} at {path_of(path)}", GenerationError)
 
 
 def positive_multiple(value: Any, path: tuple[str, ...]) -> int | float:
@@ -39,8 +39,8 @@ def check_numbers(node: dict[str, Any], path: tuple[str, ...]) -> None:
     for keyword in BOUNDS:
         if keyword in node and not _is_exact(node[keyword]):
             raise GenerationError(
-                f"{keyword} {shown(node[keyword])} at {path_of((*path, keyword))} is beyond ±(2^53 - 1) or {DECIMALS} decimals, "
-                "which not every JSON parser reads exactly"
+                f"{keyword} {shown(node[keyword])} at {path_of((*path, keyword))} is beyond ±(2^53 - 1) or "
+                f"{DECIMALS} decimals, which not every JSON parser reads exactly"
             )
 
 

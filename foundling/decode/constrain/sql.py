@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A grammar of SELECT statements over the tables and columns of one SQLite database.
 
-A statement has one form of white space and of case, so that what the schema fixes is forced: keywords in capitals, one
-space, identifiers as the schema spells them. What a context-free grammar cannot say is said by one set of rules for each
-scope, a table or a pair of joined tables: a column is only written where a table of its own FROM clause has it.
+White space and case have one form, so that what the schema fixes is forced: keywords in capitals, one space,
+identifiers as the schema spells them. Every scope, a table or a pair of joined tables, has rules of its own, so that a
+column is only written where a table of its own FROM clause has it.
 
-Not enforced: that columns beside an aggregate are grouped (SQLite allows it), that a subquery of one value gives one row,
-and that a query is quick. A query whose syntax and names are right can still fail for its data, as SUM does on overflow.
-Not in the grammar: aliases, joins of more than two tables or of a table with itself, correlated subqueries, UNION, WITH,
-window functions, CASE, CAST, and functions but for the aggregates and LENGTH.
+Not enforced: that columns beside an aggregate are grouped (SQLite does not ask for it), that a subquery compared with
+a value has one row (SQLite takes the first), that a query is quick, and that its arithmetic does not overflow.
+Not in the grammar: aliases, joins of more than two tables or of a table with itself, correlated subqueries, UNION,
+WITH, window functions, CASE, CAST, and functions but for the aggregates and LENGTH.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ ITEMS, CONDITIONS, VALUES, OPERATIONS = 8, 4, 10, 2
 """how many at most: selected columns and columns of GROUP BY and ORDER BY · conditions of a WHERE or HAVING, those in
 parentheses apart · values of an IN · operations of an arithmetic expression, parentheses apart"""
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_KEYWORDS = frozenset(
-    """abort action add after all alter always analyze and as asc attach autoincrement before begin between by cascade
-    case cast check collate column commit conflict constraint create cross current current_date current_time
-    current_timestamp database default deferrable deferred delete desc detach distinct do drop each else end escape except
-    exclude exclusive exists explain fail false filter first following for foreign from full generated glob group groups
-    having if ignore immediate in index indexed initially inner insert instead intersect into is isnull join key last left
-    like limit match materialized natural no not nothing notnull null nulls of offset on or order others outer over
-    partition plan pragma preceding primary query raise range recursive references regexp reindex release rename replace
-    restrict returning right rollback row rows savepoint select set table temp temporary then ties to transaction trigger
-    true unbounded union unique update using vacuum values view virtual when where window with within without""".split()
-)
+_KEYWORDS = """
+abort action add after all alter always analyze and as asc attach autoincrement before begin between by cascade
+case cast check collate column commit conflict constraint create cross current current_date current_time
+current_timestamp database default deferrable deferred delete desc detach distinct do drop each else end escape except
+exclude exclusive exists explain fail false filter first following for foreign from full generated glob group groups
+having if ignore immediate in index indexed initially inner insert instead intersect into is isnull join key last left
+like limit match materialized natural no not nothing notnull null nulls of offset on or order others outer over
+partition plan pragma preceding primary query raise range recursive references regexp reindex release rename replace
+restrict returning right rollback row rows savepoint select set table temp temporary then ties to transaction trigger
+true unbounded union unique update using vacuum values view virtual when where window with within without
+"""
 """of SQLite, true and false among them (https://sqlite.org/lang_keywords.html)"""
 _COMMON = rf"""
 CMP: " = " | " <> " | " < " | " <= " | " > " | " >= "
@@ -72,10 +72,10 @@ class Scope(NamedTuple):
 
 
 def sql_select(schema: Schema) -> Constraint:
-    """One SELECT of SQLite over these tables and views (verify/sql.py, `read_schema`): DISTINCT, aggregates, arithmetic,
-    WHERE with AND, OR, NOT, comparisons, LIKE, IN, BETWEEN, IS NULL, subqueries of one table, a join of two tables on
-    two of their columns, GROUP BY, HAVING, ORDER BY, LIMIT. It can write nothing. GenerationError for a schema without
-    tables, with a name that no text can hold, or that is too large."""
+    """One SELECT of SQLite over these tables and views (`read_schema` of verify/sql.py): DISTINCT, aggregates,
+    arithmetic, WHERE with AND, OR, NOT, comparisons, LIKE, IN, BETWEEN, IS NULL, subqueries of one table, a join of two
+    tables on two of their columns, GROUP BY, HAVING, ORDER BY, LIMIT. It can write nothing. GenerationError for a
+    schema without tables, with a name that no text can hold, or that is too large."""
     _check(schema)
     scopes = [_single(table, columns) for table, columns in schema.items()]
     n_tables = len(scopes)
@@ -89,15 +89,17 @@ def sql_select(schema: Schema) -> Constraint:
     text = "\n".join([*rules, ""])
     if len(text) > PATTERN_CHARS.high:
         raise GenerationError(
-            f"the grammar of {n_tables} tables has {len(text):,} characters; allowed are {PATTERN_CHARS.high:,}: give only "
-            "the tables and columns that queries need"
+            f"the grammar of {n_tables} tables has {len(text):,} characters; allowed are {PATTERN_CHARS.high:,}: give "
+            "only the tables and columns that queries need"
         )
     return grammar(text)
 
 
 def identifier(name: str) -> str:
     """As SQLite reads it: in double quotes where it is no plain word, or a keyword."""
-    return name if _PLAIN.fullmatch(name) and name.lower() not in _KEYWORDS else '"' + name.replace('"', '""') + '"'
+    if _PLAIN.fullmatch(name) and name.lower() not in _KEYWORDS.split():
+        return name
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _check(schema: Schema) -> None:
@@ -114,8 +116,8 @@ def _check(schema: Schema) -> None:
 
 
 def _affinity(declared: str) -> str:
-    """ "number", "text" or "any": SQLite's rules for column affinity (datatype3, section 3.1), where NUMERIC is a number
-    only if the type says so: DATE has that affinity too."""
+    """ "number", "text" or "any", by SQLite's rules for column affinity (datatype3, section 3.1). Its NUMERIC, the
+    affinity of what matches no rule, is "any" unless the type says that it is a number: DATE has it, of texts."""
     name = declared.upper()
     if "INT" in name:
         return "number"

@@ -56,66 +56,76 @@ struct Queries {
 template <typename T, int Q>
 inline void weigh(const T *keys, size_t stride, const int32_t *table, int P, Queries<Q> &of) {
     const int longest = of.length[Q - 1];
-    F most[Q];
-    for (int j = 0; j < Q; j++) most[j] = splat(-INFINITY);
+    V most[Q];
+    for (int j = 0; j < Q; j++) most[j] = V{} - INFINITY;
     for (int n = 0; n * L < longest; n++) {
         const T *k = keys + table[n] * stride, *soon = (n + 1) * L < longest ? keys + table[n + 1] * stride : k;
-        F even[Q], odd[Q];
-        for (int j = 0; j < Q; j++) even[j] = odd[j] = F{};
-        int i = 0;
-        for (; i + 2 <= P; i += 2) {
-            for (size_t at = 0; at < 2 * L * sizeof(T); at += 64) __builtin_prefetch((const char *)(soon + i * L) + at);
-            const F a = load(k + (size_t)i * L), b = load(k + (size_t)(i + 1) * L);
-            for (int j = 0; j < Q; j++) even[j] += a * of.q[j][i];
-            for (int j = 0; j < Q; j++) odd[j] += b * of.q[j][i + 1];
-        }
-        if (i < P)
-            for (int j = 0; j < Q; j++) even[j] += load(k + (size_t)i * L) * of.q[j][i];
-        for (int j = 0; j < Q; j++) {
-            F all = even[j] + odd[j];
-            if ((n + 1) * L > of.length[j])
-                for (int t = 0; t < L; t++) all[t] = n * L + t < of.length[j] ? all[t] : -INFINITY;
-            most[j] = max(most[j], all);
-            store(of.weights[j] + n * L, all);
+        for (int h = 0; h < L; h += W) {
+            V even[Q], odd[Q];
+            for (int j = 0; j < Q; j++) even[j] = odd[j] = V{};
+            int i = 0;
+            for (; i + 2 <= P; i += 2) {
+                if (h == 0)
+                    for (size_t at = 0; at < 2 * L * sizeof(T); at += 64)
+                        __builtin_prefetch((const char *)(soon + i * L) + at);
+                const V a = part(k + (size_t)i * L + h), b = part(k + (size_t)(i + 1) * L + h);
+                for (int j = 0; j < Q; j++) even[j] += a * of.q[j][i];
+                for (int j = 0; j < Q; j++) odd[j] += b * of.q[j][i + 1];
+            }
+            if (i < P)
+                for (int j = 0; j < Q; j++) even[j] += part(k + (size_t)i * L + h) * of.q[j][i];
+            for (int j = 0; j < Q; j++) {
+                V all = even[j] + odd[j];
+                if ((n + 1) * L > of.length[j])
+                    for (int t = 0; t < W; t++) all[t] = n * L + h + t < of.length[j] ? all[t] : -INFINITY;
+                most[j] = max(most[j], all);
+                store_part(of.weights[j] + n * L + h, all);
+            }
         }
     }
     for (int j = 0; j < Q; j++) {
-        const float top = largest(most[j]);
-        F total = F{};
-        for (int n = 0; n * L < longest; n++) {
-            const F s = load(of.weights[j] + n * L), e = exponential(s - top), some = s > -INFINITY ? e : F{};
-            total += some;
-            store(of.weights[j] + n * L, some);
-        }
+        float top = -INFINITY;
+        for (int t = 0; t < W; t++) top = most[j][t] > top ? most[j][t] : top;
+        V totals[L / W];
+        for (int h = 0; h < L / W; h++) totals[h] = V{};
+        for (int n = 0; n * L < longest; n++)
+            for (int h = 0; h < L / W; h++) {
+                float *at = of.weights[j] + n * L + h * W;
+                const V s = part(at), e = exponential(s - top), some = s > -INFINITY ? e : V{};
+                totals[h] += some;
+                store_part(at, some);
+            }
+        F total;
+        memcpy(&total, totals, sizeof total);
         of.by[j] = 1.0f / sum(total);
     }
 }
 
-// Σ weight · value over N x 16 channels. The last load may run past the channels of a head: pages are padded.
+// Σ weight · value over N registers of channels. The last load may run past the channels of a head: pages are padded.
 template <typename T, int Q, int N>
 inline void mix(const T *values, size_t stride, const int32_t *table, int P, Queries<Q> &of, int begin) {
     const int longest = of.length[Q - 1];
-    F acc[Q][N];
+    V acc[Q][N];
     for (int j = 0; j < Q; j++)
-        for (int b = 0; b < N; b++) acc[j][b] = F{};
+        for (int b = 0; b < N; b++) acc[j][b] = V{};
     for (int n = 0; n * L < longest; n++) {
         const T *v = values + table[n] * stride + begin, *soon = v;
         const int tokens = longest - n * L < L ? longest - n * L : L;
         if ((n + 1) * L < longest) soon = values + table[n + 1] * stride + begin;
         for (int t = 0; t < tokens; t++, v += P, soon += P) {
-            for (size_t at = 0; at < N * L * sizeof(T); at += 64) __builtin_prefetch((const char *)soon + at);
-            F some[N];
-            for (int b = 0; b < N; b++) some[b] = load(v + b * L);
+            for (size_t at = 0; at < N * W * sizeof(T); at += 64) __builtin_prefetch((const char *)soon + at);
+            V some[N];
+            for (int b = 0; b < N; b++) some[b] = part(v + b * W);
             for (int j = 0; j < Q; j++)
                 for (int b = 0; b < N; b++) acc[j][b] += some[b] * of.weights[j][n * L + t];
         }
     }
-    const int width = P - begin < N * L ? P - begin : N * L;
+    const int width = P - begin < N * W ? P - begin : N * W;
     for (int j = 0; j < Q; j++)
         for (int b = 0; b < N; b++) {
-            const F v = acc[j][b] * of.by[j];
-            if ((b + 1) * L <= width) store(of.y[j] + begin + b * L, v);
-            else for (int i = 0; b * L + i < width; i++) of.y[j][begin + b * L + i] = v[i];
+            const V v = acc[j][b] * of.by[j];
+            if ((b + 1) * W <= width) store_part(of.y[j] + begin + b * W, v);
+            else for (int i = 0; b * W + i < width; i++) of.y[j][begin + b * W + i] = v[i];
         }
 }
 
@@ -137,8 +147,9 @@ void attend_some(const Op &op, const Rows &rows, const Group &g, int kv, int fir
     weigh<T, Q>((const T *)rows.keys + at, stride, table, P, of);
     const T *values = (const T *)rows.values + at;
     int begin = 0;
-    for (; begin + 4 * L <= P; begin += 4 * L) mix<T, Q, 4>(values, stride, table, P, of, begin);
-    for (; begin < P; begin += L) mix<T, Q, 1>(values, stride, table, P, of, begin);
+    constexpr int N = W == 16 ? 4 : 2;  // Q x N sums fit into the registers
+    for (; begin + N * W <= P; begin += N * W) mix<T, Q, N>(values, stride, table, P, of, begin);
+    for (; begin < P; begin += W) mix<T, Q, 1>(values, stride, table, P, of, begin);
 }
 
 template <typename T>

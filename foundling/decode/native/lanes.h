@@ -15,8 +15,18 @@ namespace {
 
 constexpr int L = 16;      // lanes: outputs of a panel, tokens of a page
 constexpr int GROUP = 32;  // inputs read together; a span of groups shares one scale
+#if defined(__AVX512F__)
+constexpr int W = 16;      // lanes of a register: the compiler keeps vectors that are wider in memory
+#elif defined(__AVX__)
+constexpr int W = 8;
+#else
+constexpr int W = 4;
+#endif
 
 typedef float F __attribute__((vector_size(64)));
+typedef float V __attribute__((vector_size(W * 4)));
+typedef uint32_t VU __attribute__((vector_size(W * 4)));
+typedef uint16_t VH __attribute__((vector_size(W * 2)));
 typedef int32_t I __attribute__((vector_size(64)));
 typedef uint32_t U __attribute__((vector_size(64)));
 typedef uint16_t H __attribute__((vector_size(32)));
@@ -77,6 +87,13 @@ inline F load(const uint16_t *p) {  // bfloat16
     U u = __builtin_convertvector(h, U) << 16;
     return (F)u;
 }
+inline V part(const float *p) { V v; memcpy(&v, p, W * 4); return v; }
+inline V part(const uint16_t *p) {
+    VH h;
+    memcpy(&h, p, W * 2);
+    return (V)(__builtin_convertvector(h, VU) << 16);
+}
+inline void store_part(float *p, V v) { memcpy(p, &v, W * 4); }
 inline uint16_t to_bf16(float v) {
     uint32_t u;
     memcpy(&u, &v, 4);
@@ -119,24 +136,27 @@ inline F halves(const uint16_t *p) {
 }
 
 // e^x for x <= 88, by 2^n · 2^f with a polynomial of degree 6 in f; relative error below 3e-7
-inline F exponential(F x) {
-    x = x < -87.0f ? splat(-87.0f) : x;
-    x = x > 88.0f ? splat(88.0f) : x;
-    F z = x * 1.44269504088896341f;
-    I n = __builtin_convertvector(z + (z < 0.0f ? splat(-0.5f) : splat(0.5f)), I);
-    F f = x - __builtin_convertvector(n, F) * 0.693359375f + __builtin_convertvector(n, F) * 2.12194440e-4f;
-    F p = splat(1.9875691500e-4f);
+template <typename T>
+inline T exponential(T x) {
+    typedef decltype(x < x) N;
+    x = x < -87.0f ? T{} - 87.0f : x;
+    x = x > 88.0f ? T{} + 88.0f : x;
+    T z = x * 1.44269504088896341f;
+    N n = __builtin_convertvector(z + (z < 0.0f ? T{} - 0.5f : T{} + 0.5f), N);
+    T f = x - __builtin_convertvector(n, T) * 0.693359375f + __builtin_convertvector(n, T) * 2.12194440e-4f;
+    T p = T{} + 1.9875691500e-4f;
     p = p * f + 1.3981999507e-3f;
     p = p * f + 8.3334519073e-3f;
     p = p * f + 4.1665795894e-2f;
     p = p * f + 1.6666665459e-1f;
     p = p * f + 5.0000001201e-1f;
     p = p * f * f + f + 1.0f;
-    I bits = (n + 127) << 23;
-    return p * (F)bits;
+    N bits = (n + 127) << 23;
+    return p * (T)bits;
 }
 
-inline F max(F a, F b) { return a > b ? a : b; }
+template <typename T>
+inline T max(T a, T b) { return a > b ? a : b; }
 #if defined(__AVX512F__)
 inline float largest(F v) { return _mm512_reduce_max_ps((__m512)v); }
 inline float sum(F v) { return _mm512_reduce_add_ps((__m512)v); }

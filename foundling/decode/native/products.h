@@ -7,6 +7,13 @@
 
 #include "lanes.h"
 
+#if defined(__AVX2__) && defined(__F16C__) && !defined(__AVX512VNNI__)
+#include "avx2.h"
+#define INTEGERS_BY_AVX2 1
+#else
+#define INTEGERS_BY_AVX2 0
+#endif
+
 namespace {
 
 // Adds bias and residual and stores R rows x P panels; the last panel may be only partly used.
@@ -25,39 +32,47 @@ inline void finish(const Op &op, int row, int panel, F (&sums)[R][P]) {
         }
 }
 
+template <int R, int P>
+inline void whole(const V (&parts)[R][P][L / W], F (&sums)[R][P]) {
+    for (int r = 0; r < R; r++)
+        for (int p = 0; p < P; p++) memcpy(&sums[r][p], parts[r][p], 64);
+}
+
 // Each row sums over its inputs in order, whatever R and P are.
 template <int R, int P>
-inline void tile_float(const Op &op, int row, int panel, F (&acc)[R][P]) {
+inline void tile_float(const Op &op, int row, int panel, F (&sums)[R][P]) {
     const size_t in = op.in;
     const float *w = (const float *)op.weight + panel * in * L, *x = op.x + row * in;
-    for (size_t k = 0; k < in; k++) {
-        F v[P];
-        for (int p = 0; p < P; p++) v[p] = load(w + (p * in + k) * L);
-        for (int r = 0; r < R; r++)
-            for (int p = 0; p < P; p++) acc[r][p] += v[p] * x[r * in + k];
-    }
+    V acc[R][P][L / W];
+    for (int i = 0; i < R * P * L / W; i++) (&acc[0][0][0])[i] = V{};
+    for (size_t k = 0; k < in; k++)
+        for (int p = 0; p < P; p++)
+            for (int h = 0; h < L / W; h++) {
+                const V v = part(w + (p * in + k) * L + h * W);
+                for (int r = 0; r < R; r++) acc[r][p][h] += v * x[r * in + k];
+            }
+    whole<R, P>(acc, sums);
 }
 
 // Two inputs share 32 bits: the even one in the low half, the odd one in the high half.
 template <int R, int P>
-inline void tile_bf16(const Op &op, int row, int panel, F (&acc)[R][P]) {
+inline void tile_bf16(const Op &op, int row, int panel, F (&sums)[R][P]) {
     const size_t in = op.in, pairs = (in + 1) / 2;
     const uint32_t *w = (const uint32_t *)op.weight + panel * pairs * L;
     const float *x = op.x + row * in;
-    for (size_t k = 0; k < pairs; k++) {
-        U both[P];
-        F v[P];
-        for (int p = 0; p < P; p++) {
-            memcpy(&both[p], w + (p * pairs + k) * L, 64);
-            v[p] = (F)(both[p] << 16);
-        }
-        for (int r = 0; r < R; r++)
-            for (int p = 0; p < P; p++) acc[r][p] += v[p] * x[r * in + 2 * k];
-        if (2 * k + 1 == in) return;
-        for (int p = 0; p < P; p++) v[p] = (F)(both[p] & 0xffff0000u);
-        for (int r = 0; r < R; r++)
-            for (int p = 0; p < P; p++) acc[r][p] += v[p] * x[r * in + 2 * k + 1];
-    }
+    V acc[R][P][L / W];
+    for (int i = 0; i < R * P * L / W; i++) (&acc[0][0][0])[i] = V{};
+    for (size_t k = 0; k < pairs; k++)
+        for (int p = 0; p < P; p++)
+            for (int h = 0; h < L / W; h++) {
+                VU both;
+                memcpy(&both, w + (p * pairs + k) * L + h * W, W * 4);
+                const V even = (V)(both << 16), odd = (V)(both & 0xffff0000u);
+                for (int r = 0; r < R; r++) acc[r][p][h] += even * x[r * in + 2 * k];
+                if (2 * k + 1 == in) continue;
+                for (int r = 0; r < R; r++) acc[r][p][h] += odd * x[r * in + 2 * k + 1];
+            }
+    whole<R, P>(acc, sums);
 }
 
 inline I dot4(I acc, B weights, const int8_t *x) {  // acc[lane] += Σ of 4 weights · 4 inputs
@@ -125,14 +140,19 @@ __attribute__((noinline)) void tile(const Op &op, int row, int panel) {
         for (int p = 0; p < P; p++) sums[r][p] = F{};
     if constexpr (FORM == F32) tile_float<R, P>(op, row, panel, sums);
     else if constexpr (FORM == BF16) tile_bf16<R, P>(op, row, panel, sums);
+#if INTEGERS_BY_AVX2
+    else tile_avx2<FORM, R, P>(op, row, panel, sums);
+#else
     else tile_int<FORM, R, P>(op, row, panel, sums);
+#endif
     finish<R, P>(op, row, panel, sums);
 }
 
 // A panel stays in the cache for all rows. The numbers of rows and panels per block were chosen by measurement.
 template <int FORM, int P>
 void rows_by(const Op &op, int count, int panel) {
-    constexpr int MANY = FORM == F32 || FORM == BF16 ? 8 : 6;
+    constexpr bool FLOATS = FORM == F32 || FORM == BF16, FOUR_BITS = FORM == INT4 || FORM == INT4_MIN;
+    constexpr int MANY = W == 16 ? (FLOATS ? 8 : 6) : FLOATS || FOUR_BITS ? 6 : 4;
     int row = 0;
     for (; row + MANY <= count; row += MANY) tile<FORM, MANY, P>(op, row, panel);
     if (row + 4 <= count) tile<FORM, 4, P>(op, row, panel), row += 4;
@@ -143,7 +163,7 @@ void rows_by(const Op &op, int count, int panel) {
 // Products of all rows and the panels [begin, end).
 template <int FORM>
 void product(const Op &op, int count, int begin, int end) {
-    constexpr int WIDE = FORM == F32 ? 3 : 2, LONG = FORM == BF16 ? 2 : 4;
+    constexpr int WIDE = W < 16 ? 1 : FORM == F32 ? 3 : 2, LONG = FORM == BF16 ? 2 : 4;
     int panel = begin;
     if (count == 1)
         for (; panel + LONG <= end; panel += LONG) tile<FORM, 1, LONG>(op, 0, panel);

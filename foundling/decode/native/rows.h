@@ -39,28 +39,33 @@ void norm(const Op &op, const Rows &rows, std::atomic<int> &next) {
     }
 }
 
-inline F gelu_tanh(F x) {  // x · σ(2u) is x/2 · (1 + tanh u)
-    F u = (x + x * x * x * 0.044715f) * 1.5957691216057308f;
+template <typename T>
+inline T gelu_tanh(T x) {  // x · σ(2u) is x/2 · (1 + tanh u)
+    T u = (x + x * x * x * 0.044715f) * 1.5957691216057308f;
     return x / (exponential(-u) + 1.0f);
 }
-inline F silu(F x) { return x / (exponential(-x) + 1.0f); }
+template <typename T>
+inline T silu(T x) { return x / (exponential(-x) + 1.0f); }
 // erf by Abramowitz & Stegun 7.1.26, absolute error below 1.5e-7 plus float32 rounding
-inline F erf(F x) {
-    const F a = x < 0.0f ? -x : x, t = 1.0f / (a * 0.3275911f + 1.0f);
-    F p = splat(1.061405429f);
+template <typename T>
+inline T erf(T x) {
+    const T a = x < 0.0f ? -x : x, t = 1.0f / (a * 0.3275911f + 1.0f);
+    T p = T{} + 1.061405429f;
     p = p * t - 1.453152027f;
     p = p * t + 1.421413741f;
     p = p * t - 0.284496736f;
     p = p * t + 0.254829592f;
-    const F y = 1.0f - p * t * exponential(-a * a);
+    const T y = 1.0f - p * t * exponential(-a * a);
     return x < 0.0f ? -y : y;
 }
-inline F gelu(F x) { return x * 0.5f * (erf(x * 0.70710678118654752f) + 1.0f); }
-inline F activated(int form, F x) {
+template <typename T>
+inline T gelu(T x) { return x * 0.5f * (erf(x * 0.70710678118654752f) + 1.0f); }
+template <typename T>
+inline T activated(int form, T x) {
     switch (form) {
         case SILU_GATED: return silu(x);
         case GELU_TANH: case GELU_TANH_GATED: return gelu_tanh(x);
-        case RELU: return x > 0.0f ? x : F{};
+        case RELU: return x > 0.0f ? x : T{};
         default: return gelu(x);
     }
 }
@@ -75,14 +80,14 @@ void activate(const Op &op, const Rows &rows, std::atomic<int> &next) {
         const float *x = op.x + (size_t)row * op.in;
         float *y = op.y + (size_t)row * op.out;
         int i = begin;
-        for (; i + L <= end; i += L) {
-            const F v = activated(op.form, load(x + i));
-            store(y + i, gated ? v * load(x + op.out + i) : v);
+        for (; i + W <= end; i += W) {
+            const V v = activated(op.form, part(x + i));
+            store_part(y + i, gated ? v * part(x + op.out + i) : v);
         }
         if (i < end) {
-            F a = F{};
+            V a = V{};
             memcpy(&a, x + i, (end - i) * 4);
-            const F v = activated(op.form, a);
+            const V v = activated(op.form, a);
             for (int j = 0; i + j < end; j++) y[i + j] = gated ? v[j] * x[op.out + i + j] : v[j];
         }
     }

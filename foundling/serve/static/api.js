@@ -77,13 +77,17 @@ async function send(path, { method, body, signal }) {
 }
 
 function refused(status, error, retryAfter) {
-  const message = error.message || `The server answered ${status}.`;
+  const message = error.message || `the server answered ${status}`;
   if (status === 401) return new ServerError("login", "The server needs a key. Sign in to go on.", { status });
+  if (error.code === "model_not_loaded") return new ServerError("model", `${capital(message)}.`, { status });
   if (status === 429 || status === 503) {
     const seconds = Math.max(1, Math.ceil(retryAfter));
-    const about = error.code === "insufficient_quota" ? message : "The server is busy.";
+    const about = error.code === "insufficient_quota" ? `${capital(message)}.` : "The server is busy.";
     return new ServerError("busy", about, { status, retryAfter: seconds });
   }
-  if (status === 404) return new ServerError("model", message, { status });
-  return new ServerError("request", message, { status });
+  return new ServerError(status === 404 ? "model" : "request", `${capital(message)}.`, { status });
+}
+
+function capital(message) {
+  return message.charAt(0).toUpperCase() + message.slice(1).replace(/\.$/, "");
 }

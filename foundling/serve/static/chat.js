@@ -150,15 +150,15 @@ export class Chat {
       await this.stream(node, view, model, from, options, controller.signal);
     } catch (problem) {
       error = problem;
-      node.finish = problem.kind === "stopped" ? "stopped" : node.text ? "cut" : null;
+      node.finish = problem.kind === "stopped" ? "stopped" : node.text || node.tokens.length ? "cut" : null;
     }
     this.running = null;
     if (options.schema && node.text) node.verdict = await this.check(options.schema, node);
+    if (conversation === this.conversation) this.keep();
+    else save(conversation);
     view.busy(false);
     view.summarize(error, () => this.again(node));
     this.container.setAttribute("aria-busy", "false");
-    if (conversation === this.conversation) this.keep();
-    else save(conversation);
     this.onstate();
   }
 

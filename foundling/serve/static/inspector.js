@@ -8,7 +8,7 @@ import { InsideView } from "./inside.js";
 import { explain } from "./notice.js";
 import { Distribution } from "./sampling.js";
 
-const ROWS = 10;
+const ROWS = 8;
 
 export class Inspector {
   /** `positionOf(chosen)` -> {model, prefix: ids, token or null}; `onbranch(chosen, token, ends)` continues from one. */
@@ -51,6 +51,8 @@ export class Inspector {
   /** On a narrow page, where it lies over the end of the chat. */
   open() {
     this.element.classList.add("open");
+    if (getComputedStyle(this.element).position !== "fixed") return;
+    document.querySelector(".token[aria-pressed]")?.scrollIntoView({ block: "start" });
   }
 
   hide() {

@@ -6,7 +6,7 @@ import { $, h } from "./dom.js";
 export function explain(error, again = null) {
   const way = {
     login: [["Sign in", () => location.reload()]],
-    model: [["Reload the models", () => location.reload()]],
+    model: [["Reload the models", () => location.reload()], ...(again ? [["Try again", again]] : [])],
   }[error.kind] ?? (again ? [["Try again", again]] : []);
   const line = h("p", { class: "line" }, h("span", { text: error.message || String(error) }));
   if (error.kind === "busy") countDown(line, error.retryAfter, again);

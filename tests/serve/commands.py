@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`foundling serve` as a process of its own, on a free port."""
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+
+import httpx2
+import openai
+
+from tests.e2e.tools import start
+
+
+def chats(n: int = 60, answer: str = "yes") -> bytes:
+    chance = random.Random(n)
+    rows = [
+        {"messages": [{"role": "user", "content": f"{i}: {chance.choice(['Oslo', 'Rome', 'Lima'])}"},
+                      {"role": "assistant", "content": f"{i} {answer}"}]}
+        for i in range(n)
+    ]  # fmt: skip
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+class Serving:
+    """The command, answering at `url` once it is constructed."""
+
+    def __init__(self, *args: object) -> None:
+        self.process = start("serve", *args, "--port", "0")
+        out = self.process.folder / "out"
+        while " at http://" not in (text := out.read_text() if out.exists() else ""):
+            if self.process.poll() is not None:
+                raise AssertionError(self.process.communicate())
+            time.sleep(0.02)
+        self.url = text.partition(" at ")[2].split()[0]
+
+    def client(self, key: str = "none") -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=120)
+
+    def http(self, key: str = "none") -> httpx2.Client:
+        return httpx2.Client(base_url=self.url, headers={"Authorization": f"Bearer {key}"}, timeout=120)
+
+    def stop(self) -> tuple[int, str]:
+        """The exit code and what it wrote to stderr, after SIGTERM."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        _, error = self.process.communicate(timeout=120)
+        return self.process.returncode or 0, error
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.communicate(timeout=60)
+
+    def __enter__(self) -> "Serving":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def refusal(response: httpx2.Response, status: int) -> str:
+    """The message of an error, whose body is as OpenAI's clients read it."""
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"} and error["message"]
+    return error["message"]

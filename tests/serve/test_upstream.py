@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model of one server is served by another, which the official client asks."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from foundling.errors import ConfigError, DataError
+from foundling.serve.models import Price
+from foundling.serve.options import ServeOptions
+from foundling.serve.server import Server
+from foundling.serve.upstream import load_upstreams
+from tests.serve.started import Started, save_decoder, save_encoder, started, until
+
+KEY = "sk-upstream-0123456789"
+MESSAGES: Any = [{"role": "user", "content": "the cat sat"}]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_decoder(tmp_path_factory.mktemp("upstream") / "llama", 8192)
+
+
+@pytest.fixture(scope="module")
+def far(directory: Path) -> Iterator[Started]:
+    """The API behind."""
+    with started({"llama": directory}, keys=[KEY], max_queue=2) as server:
+        yield server
+
+
+def remote(url: str, record: Path | None = None) -> Callable[[Server], None]:
+    def prepare(server: Server) -> None:
+        specs = [f"near=llama@{url}/v1", f"wrong=llama@{url}/v1", f"none=no-such-model@{url}/v1"]
+        envs = ["near=UPSTREAM_KEY", "wrong=WRONG_KEY", "none=UPSTREAM_KEY"]
+        prices = {"near": Price(1.0, 2.0)}
+        for served in load_upstreams(specs, server.options, key_envs=envs, record=record, prices=prices):
+            server.pool.add_remote(served)
+
+    return prepare
+
+
+@pytest.fixture(scope="module", autouse=True)
+def variables() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UPSTREAM_KEY", KEY)
+        patch.setenv("WRONG_KEY", "sk-not-the-key-987654321")
+        yield
+
+
+@pytest.fixture(scope="module")
+def near(far: Started) -> Iterator[Started]:
+    with started({}, prepare=remote(far.url)) as server:
+        yield server
+
+
+def texts(stream: Any) -> tuple[str, Any]:
+    """The text of a stream and the usage at its end."""
+    text, usage = "", None
+    for chunk in stream:
+        assert chunk.model == "near"
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            text += (choice.delta.content or "") if hasattr(choice, "delta") else choice.text
+    return text, usage
+
+
+def test_answers_are_those_of_the_api_behind(far: Started, near: Started) -> None:
+    fields: Any = {"max_tokens": 12, "temperature": 0, "messages": MESSAGES, "logprobs": True, "top_logprobs": 2}
+    there = far.client().chat.completions.create(model="llama", **fields)
+    here = near.client().chat.completions.create(**({"model": "near"} | fields))
+    assert here.choices == there.choices and here.model == "near" and here.usage and there.usage
+    assert here.usage.prompt_tokens == there.usage.prompt_tokens and here.usage.completion_tokens == 12
+    cost: Any = here.usage.model_dump()["cost"]
+    assert cost == pytest.approx((there.usage.prompt_tokens + 2 * 12) / 1e6)
+    options: Any = {"stream": True, "stream_options": {"include_usage": True}}
+    streamed, usage = texts(near.client().chat.completions.create(**({"model": "near"} | fields | options)))
+    assert streamed == there.choices[0].message.content and usage == here.usage
+    prompt: Any = {"max_tokens": 12, "temperature": 0, "prompt": ["the cat", "the dog"], "logprobs": 1}
+    far_text = far.client().completions.create(model="llama", **prompt)
+    assert near.client().completions.create(model="near", **prompt).choices == far_text.choices
+    one: Any = {"model": "near", "max_tokens": 12, "temperature": 0, "prompt": "the cat", "stream": True}
+    assert texts(near.client().completions.create(**one)) == (far_text.choices[0].text, None)
+    until(lambda: len(near.lines) == 4)
+    line = json.loads(near.lines[-1])
+    assert line["completion_tokens"] == 12 and line["model"] == "near" and line["prompt_tokens"] > 0
+    about = near.client().models.retrieve("near").model_dump()["foundling"]
+    assert about["kind"] == "upstream" and far.url not in json.dumps(about)
+
+
+def test_without_a_name_the_only_model_answers(near: Started) -> None:
+    import httpx2
+
+    reply = httpx2.post(f"{near.url}/v1/completions", json={"prompt": "the cat", "max_tokens": 2})
+    assert reply.status_code == 200 and reply.json()["model"] == "near"
+    reply = httpx2.post(f"{near.url}/tokenize", json={"model": "near", "prompt": "the cat"})
+    assert reply.status_code == 400 and "behind another API" in reply.json()["error"]["message"]
+
+
+def test_recorded_answers_are_not_asked_again_and_outlive_the_api(directory: Path, tmp_path: Path) -> None:
+    record = tmp_path / "answers.jsonl"
+    fields: Any = {"model": "near", "messages": MESSAGES, "max_tokens": 8, "temperature": 1}
+    with started({"llama": directory}, keys=[KEY]) as far, started({}, prepare=remote(far.url, record)) as near:
+        raw = near.client().chat.completions.with_raw_response
+        first, again = raw.create(**fields), raw.create(**fields)
+        assert (first.headers["x-foundling-recorded"], again.headers["x-foundling-recorded"]) == ("miss", "hit")
+        assert first.parse().choices == again.parse().choices
+        assert again.parse().usage.model_dump()["cost"] == 0  # pyright: ignore[reportOptionalMemberAccess]
+        other, _ = texts(near.client().chat.completions.create(**(fields | {"stream": True, "seed": 5})))
+        assert near.metric("foundling_upstream_requests_total", source="asked", model="near") == 2
+        assert far.metric("foundling_requests_total", route="/v1/chat/completions") == 2
+        until(lambda: len(near.lines) > 1)
+        assert json.loads(near.lines[1])["completion_tokens"] == 0, "a recorded answer is free"
+    assert record.stat().st_mode & 0o077 == 0 and KEY not in record.read_text()
+    record.write_bytes(record.read_bytes() + b'{"key": "torn')  # the process was killed
+    with started({}, prepare=remote(far.url, record)) as near:  # nobody is there any more
+        client = near.client()
+        whole, _ = texts(client.chat.completions.create(**(fields | {"stream": True})))
+        assert whole == first.parse().choices[0].message.content
+        assert client.chat.completions.create(**(fields | {"seed": 5})).choices[0].message.content == other
+        assert near.metric("foundling_upstream_requests_total", source="recorded") == 2
+        with pytest.raises(openai.InternalServerError, match="does not answer") as refused:
+            client.chat.completions.create(**(fields | {"seed": 6}))
+        assert refused.value.status_code == 503 and "Retry-After" in refused.value.response.headers
+    record.write_text("something else\n")
+    with pytest.raises(DataError, match="line 1: no recorded answer"):
+        load_upstreams(["a=llama@http://127.0.0.1:1/v1"], ServeOptions(), record=record)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("fields", "status", "part"),
+    [
+        ({"model": "wrong"}, 502, "refuses this server (HTTP 401)"),
+        ({"model": "none"}, 502, "refuses this server (HTTP 404)"),
+        ({"max_tokens": 9000}, 400, "which leaves"),
+        ({"n": 3}, 429, "takes no more requests for now"),
+        ({"n": 17}, 400, "this server allows 16"),
+        ({"max_tokens": 1 << 20}, 400, "this server allows 65,536"),
+    ],
+)
+def test_refusals_say_why_and_show_no_key(
+    near: Started, fields: Any, status: int, part: str, stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = {"model": "near", "messages": MESSAGES, "max_tokens": 8, "stream": stream} | fields
+    with pytest.raises(openai.APIStatusError) as refused:
+        near.client().chat.completions.create(**asked)
+    assert refused.value.status_code == status and part in refused.value.message
+    assert (status == 429) == ("retry-after" in refused.value.response.headers)
+    shown = refused.value.response.text + caplog.text + "".join(near.lines)
+    assert KEY not in shown and "not-the-key" not in shown and "Traceback" not in caplog.text
+
+
+def test_who_leaves_a_stream_frees_the_api_behind(far: Started, near: Started) -> None:
+    stream = near.client().chat.completions.create(model="near", messages=MESSAGES, max_tokens=8000, stream=True)
+    next(iter(stream))
+    before = far.metric("foundling_completions_cancelled")
+    stream.close()
+    until(lambda: far.metric("foundling_completions_cancelled") == before + 1)
+    assert far.metric("foundling_completions_open") == 0
+    served: Any = near.server.pool.remotes["near"]
+    until(lambda: served.n_open == 0)
+
+
+def test_what_breaks_off_is_an_error_of_the_stream(directory: Path) -> None:
+    """A server that sends one event and closes the connection."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    import threading
+
+    def answer() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            while not connection.recv(1 << 16).rstrip().endswith(b"}"):
+                pass
+            chunk = {"id": "x", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": "a"}}]}
+            connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n")
+            connection.sendall(f"data: {json.dumps(chunk)}\n\n".encode())
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    with started({}, prepare=remote(f"http://127.0.0.1:{listener.getsockname()[1]}")) as near:
+        stream = near.client().chat.completions.create(model="near", messages=MESSAGES, stream=True)
+        with pytest.raises(openai.APIError, match="the stream broke off"):
+            list(stream)
+    thread.join(10)
+    listener.close()
+
+
+@pytest.mark.parametrize(
+    ("specs", "envs", "message"),
+    [
+        (["near"], [], "expected NAME=PROVIDER:MODEL"),
+        (["near=http://127.0.0.1/v1"], [], "no model of an API"),
+        (["near=m@http://example.org/v1"], [], "use https"),
+        (["near=m@https://example.org/v1"], ["near=NO_SUCH_VARIABLE"], "no key"),
+        (["near=m@https://example.org/v1"], ["far=UPSTREAM_KEY"], "names far, which no --upstream does"),
+        (["near=m@https://user:secret@example.org/v1"], [], "holds a user"),
+    ],
+)
+def test_wrong_upstreams_are_refused_at_the_start(specs: list[str], envs: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as refused:
+        load_upstreams(specs, ServeOptions(), key_envs=envs)
+    assert "secret" not in str(refused.value)
+
+
+def test_only_chats_and_completions_are_passed_on(near: Started, tmp_path: Path) -> None:
+    with pytest.raises(openai.BadRequestError, match="does not do this"):
+        near.client().embeddings.create(model="near", input="the cat")
+    with (
+        pytest.raises(ConfigError, match="two models are called 'near'"),
+        started({"near": save_encoder(tmp_path / "bert")}, prepare=remote(near.url)),
+    ):
+        pass
