@@ -37,7 +37,7 @@ ERRORS: dict[int | str, Any] = {
     for status, about in {
         400: "the request is wrong, and how", 401: "no valid key", 403: "refused", 404: "no such model or thing",
         408: "the body came too slowly", 413: "too large", 429: "too much at once, or a quota is used up",
-        503: "overloaded, loading or stopping",
+        431: "headers too large", 501: "not with these options of the server", 503: "overloaded, loading or stopping",
     }.items()
 }  # fmt: skip
 ERROR_SCHEMA = {

@@ -126,9 +126,8 @@ async def _choose(job: Job, completions: list[Completion]) -> list[tuple[Prompt,
         group = completions[number * best_of : (number + 1) * best_of]
         if best_of > n:
             texts = [(completion.text or "") for completion in group]
-            scores = await job.server.rewards(prompt.decode.before, texts)
-            if scores is None:
-                scores = [one.mean_logprob if one.tokens else -math.inf for one in group]
+            rewards = await job.server.rewards(prompt.decode.before, texts)
+            scores = rewards or [one.mean_logprob if one.tokens else -math.inf for one in group]
             order = sorted(
                 range(best_of), key=lambda i: -math.inf if math.isnan(scores[i]) else scores[i], reverse=True
             )

@@ -55,7 +55,7 @@ class Tries:
 def login_router(server: Server, sessions: Sessions) -> APIRouter:
     router, tries = APIRouter(), Tries()
 
-    @router.post("/login", openapi_extra=_BODY)
+    @router.post("/login", openapi_extra=_BODY, responses={303: {"description": "of a form: on to the page"}})
     async def login(http: HTTPRequest) -> Response:
         """A cookie for a key: JSON gets JSON, a form is sent on to the page."""
         tries.count(http.client.host if http.client else "")
