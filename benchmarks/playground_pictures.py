@@ -24,7 +24,7 @@ from benchmarks.chat_task import smollm2
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "playground"
 MAX_BYTES = 200_000
-DESKTOP, PHONE = (1280, 880), (390, 844)
+DESKTOP, TALL, PHONE = (1280, 880), (1280, 960), (390, 844)
 
 
 class Picture(NamedTuple):
@@ -115,6 +115,7 @@ def draw_inside(page: Page) -> None:
     page.wait_for_selector("text=Layer 20")
     page.locator(".thumb").nth(3).click()
     page.locator("summary", has_text="Logit lens").click()
+    page.wait_for_selector(".inside table tbody tr")
     page.locator("#inspector").evaluate(
         "one => { one.scrollTop = one.querySelector('.inside').offsetTop - one.offsetTop - 8; }"
     )
@@ -132,9 +133,9 @@ def draw_tokenizer(page: Page) -> None:
 
 def draw_compare(page: Page) -> None:
     page.click("#tab-compare")
-    page.locator("#compare-prompt").fill("Name three fruits and their colours.")
+    page.locator("#compare-prompt").fill("Write a haiku about the sea.")
     page.fill("#compare-length", "48")
-    page.fill("#left-seed", "3")
+    page.fill("#left-seed", "5")
     page.get_by_role("button", name="Ask both").click()
     page.wait_for_selector("#view-compare > p:not(:empty)")
 
@@ -149,7 +150,7 @@ PICTURES = [
     *(Picture(f"chat-{scheme}", scheme, DESKTOP, draw_chat) for scheme in ("light", "dark")),
     Picture("sampling-light", "light", DESKTOP, draw_sampling),
     *(Picture(f"attention-{scheme}", scheme, DESKTOP, draw_inside) for scheme in ("light", "dark")),
-    *(Picture(f"tokenizer-{scheme}", scheme, DESKTOP, draw_tokenizer) for scheme in ("light", "dark")),
+    *(Picture(f"tokenizer-{scheme}", scheme, TALL, draw_tokenizer) for scheme in ("light", "dark")),
     Picture("compare-light", "light", DESKTOP, draw_compare),
     Picture("phone-chat-dark", "dark", PHONE, draw_phone_chat),
     Picture("phone-token-light", "light", PHONE, draw_sampling),

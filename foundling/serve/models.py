@@ -132,8 +132,9 @@ class GenerativeModel(ServedModel):
             await self.worker.join()
 
     def about(self) -> dict[str, Any]:
+        fills = self.tokenizer.fim is not None and self.framing.spec.fills_middle is not False
         return super().about() | {
-            "chats": self.generator.chats, "fills_middle": self.tokenizer.fim is not None,
+            "chats": self.generator.chats, "fills_middle": fills,
             "native": self.worker.engine.native, "adapter_of": self.adapter_of,
         }  # fmt: skip
 

@@ -108,7 +108,7 @@ export class InsideView {
     const head = this.record.heads[this.head];
     for (const [key, button] of this.keys.entries()) {
       const weight = head.rows[query][key] ?? 0;
-      button.style.setProperty("--weight", (0.62 * weight).toFixed(3));
+      button.style.setProperty("--weight", (0.62 * Math.sqrt(weight)).toFixed(3));
       button.classList.toggle("query", key === query);
       button.title = weight.toFixed(2);
     }
@@ -126,8 +126,8 @@ export class InsideView {
       paint.clearRect(0, 0, canvas.width, canvas.height);
       paint.fillStyle = ink;
       rows.forEach((row, query) => row.forEach((weight, key) => {
-        if (weight < 0.02) return;
-        paint.globalAlpha = Math.min(1, weight);
+        if (weight < 0.005) return;
+        paint.globalAlpha = Math.min(1, Math.sqrt(weight)); // most weight is often on the first token
         paint.fillRect(key * side, query * side, Math.max(1, side), Math.max(1, side));
       }));
     }

@@ -146,7 +146,7 @@ export class Inspector {
     }
     for (const { rank, bar, drawn } of this.bars) {
       const p = draw && rank < draw.n ? draw.probs[rank] : 0;
-      bar.style.width = `${100 * p}%`;
+      bar.style.width = `${p > 0 ? (100 * p) / draw.probs[0] : 0}%`; // beside the most likely: a flat one has a shape too
       bar.parentElement.dataset.p = p;
       drawn.textContent = draw ? percent(p) : "";
     }
