@@ -143,7 +143,7 @@ def test_an_answer_follows_its_schema(page: Page) -> None:
     expect(article.locator(".foot")).to_contain_text("✗ does not follow the schema: it was cut at the longest answer")
 
 
-@pytest.mark.parametrize("n_shown", [0, 20])
+@pytest.mark.parametrize("n_shown", [pytest.param(0, marks=pytest.mark.slow), 20])
 def test_a_server_that_caps_logprobs(n_shown: int, models, browser, watch) -> None:
     from tests.serve.playground.conftest import paged, visit
 
