@@ -48,6 +48,7 @@ def test_attention_and_lens_are_those_of_the_model(page: Page, site: Live) -> No
     rows = page.locator(".inside table tbody tr")
     expect(rows).to_have_count(3)
     assert rows.last.locator("td").first.inner_text() == "1"
+    assert rows.first.locator("th").evaluate("one => one.offsetHeight") < 60, "a name stands on one line"
     assert [row.split("\t")[0] for row in rows.all_inner_texts()] == [row.name for row in record.lens]
 
 
