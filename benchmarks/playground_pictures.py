@@ -116,9 +116,7 @@ def draw_inside(page: Page) -> None:
     page.locator(".thumb").nth(3).click()
     page.locator("summary", has_text="Logit lens").click()
     page.wait_for_selector(".inside table tbody tr")
-    page.locator("#inspector").evaluate(
-        "one => { one.scrollTop = one.querySelector('.inside').offsetTop - one.offsetTop - 8; }"
-    )
+    page.locator("#inspector").evaluate("one => { one.scrollTop = one.querySelector('.inside').offsetTop - 8; }")
 
 
 def draw_tokenizer(page: Page) -> None:

@@ -40,6 +40,6 @@ def test_a_real_model_is_talked_to_and_looked_into(browser: Browser, watch) -> N
         expect(rows).to_have_count(served.model.config.n_layers + 1, timeout=120_000)
         assert rows.last.locator("td").first.inner_text() == "1" and "·Paris" in rows.last.inner_text()
         assert int(rows.first.locator("td").first.inner_text().replace(",", "")) > 1
-        page.get_by_role("button", name="Continue with ·the", exact=True).click()
+        page.locator(".distribution tr:not(.own) .alternative").first.click()
         expect(page.locator("article.assistant .versions")).to_contain_text("2/2")
         page.context.close()

@@ -48,6 +48,7 @@ def test_attention_and_lens_are_those_of_the_model(page: Page, site: Live) -> No
     rows = page.locator(".inside table tbody tr")
     expect(rows).to_have_count(3)
     assert rows.last.locator("td").first.inner_text() == "1"
+    assert rows.first.locator("th").evaluate("one => one.offsetHeight") < 60, "a name stands on one line"
     assert [row.split("\t")[0] for row in rows.all_inner_texts()] == [row.name for row in record.lens]
 
 
@@ -143,7 +144,7 @@ def test_an_answer_follows_its_schema(page: Page) -> None:
     expect(article.locator(".foot")).to_contain_text("✗ does not follow the schema: it was cut at the longest answer")
 
 
-@pytest.mark.parametrize("n_shown", [0, 20])
+@pytest.mark.parametrize("n_shown", [pytest.param(0, marks=pytest.mark.slow), 20])
 def test_a_server_that_caps_logprobs(n_shown: int, models, browser, watch) -> None:
     from tests.serve.playground.conftest import paged, visit
 
