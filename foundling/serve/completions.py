@@ -59,6 +59,7 @@ async def create_completion(server: Server, body: CompletionBody, http: HTTPRequ
     if (remote := upstream_of(server, body.model, http)) is not None:
         return await forward(server, remote, body, http)
     served = server.generative(body.model, http)
+    served.worker.check_queue(1)  # what is refused costs little
     job = await asyncio.to_thread(_prepare, server, body, served)
     await server.check_quota(http, job.usage)
     if body.stream:

@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -25,6 +26,8 @@ from foundling.serve.server import Server
 
 HEADER_SECONDS = 30.0
 """that a connection has for the header of its next request"""
+SWITCH_SECONDS = 0.001
+"""after which an engine's thread lets the event loop run; Python's own 0.005 adds up over the turns of a request"""
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -155,4 +158,9 @@ def serve(
         on_ready(url)
         await running.serve(sockets=[listener])
 
-    asyncio.run(main())
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    try:
+        asyncio.run(main())
+    finally:
+        sys.setswitchinterval(interval)

@@ -94,12 +94,7 @@ class EngineWorker:
         """Computes the requests; their updates as they come, until all have finished. Leaving it cancels those that
         have not. APIError 429 where the queue is full, 503 where nothing began in time; GenerationError of a request
         that the engine can never serve."""
-        self._check_open()
-        if self.n_open + len(requests) > self.max_queue:
-            raise busy(
-                f"{self.name} has {self.n_open} completions running or waiting and takes {self.max_queue}; try again "
-                "later", retry_after=2.0,
-            )  # fmt: skip
+        self.check_queue(len(requests))
         queue = asyncio.Queue[Update | Exception]()
         tickets = [_Ticket(request, index, queue) for index, request in enumerate(requests)]
         self.n_open += len(tickets)
@@ -147,6 +142,16 @@ class EngineWorker:
 
         self._submit(run)
         return await asyncio.wrap_future(future)
+
+    def check_queue(self, n: int) -> None:
+        """Before n completions are prepared: APIError 429 where the queue has no place for them, 503 where the model is
+        being unloaded."""
+        self._check_open()
+        if self.n_open + n > self.max_queue:
+            raise busy(
+                f"{self.name} has {self.n_open} completions running or waiting and takes {self.max_queue}; try again "
+                "later", retry_after=2.0,
+            )  # fmt: skip
 
     def _check_open(self) -> None:
         if self._closing:
