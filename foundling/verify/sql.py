@@ -88,7 +88,8 @@ def execute(
 
 def read_schema(database: str | Path, *, timeout: float = TIMEOUT, memory: int = MEMORY) -> dict[str, dict[str, str]]:
     """{table or view: {column: its declared type, "" for none}} of a SQLite database, as decode/constrain/sql.py takes
-    it, without virtual tables. DataError for a file that is none, or has no tables; QueryError for one that cannot be read."""
+    it, without virtual tables. DataError for a file that is none, or has no tables; QueryError for one that cannot be
+    read."""
     order = {
         "database": str(require_database(Path(database))),
         "timeout": check_number(timeout, "timeout", 0.01, 3600.0), "max_bytes": MAX_BYTES,

@@ -85,7 +85,7 @@ class _Parser:
         elif char in "*+?{":
             raise self.refuse(f"'{char}' repeats nothing; write \\{char} for the character itself")
         else:
-            item = _Item(text=_write([(self.code(char),) * 2]))
+            item = _Item(text=_write(_single(self.code(char))))
         item.quantifier = self.quantifier()
         if item.anchor and item.quantifier:
             raise self.refuse(f"the anchor {item.anchor} is repeated")
@@ -164,7 +164,7 @@ class _Parser:
         char = self.take()
         if char == "\\":
             return self.escape(in_class=True)
-        return [(self.code(char),) * 2]
+        return _single(self.code(char))
 
     def escape(self, *, in_class: bool) -> Ranges:
         char = self.take()
@@ -172,7 +172,7 @@ class _Parser:
         if shorthand:
             return _complement(shorthand) if char.isupper() else [*shorthand]
         if char in CONTROLS:
-            return [(CONTROLS[char],) * 2]
+            return _single(CONTROLS[char])
         if char == "b" and in_class:
             return [(8, 8)]
         if char in "bB":
@@ -182,15 +182,15 @@ class _Parser:
         if char == "0" and not self.peek().isdecimal():
             return [(0, 0)]
         if char == "c" and self.peek().isascii() and self.peek().isalpha():
-            return [(ord(self.take()) % 32,) * 2]
+            return _single(ord(self.take()) % 32)
         if char == "x":
-            return [(self.hexadecimal(2),) * 2]
+            return _single(self.hexadecimal(2))
         if char == "u":
-            return [(self.unicode(),) * 2]
+            return _single(self.unicode())
         if char.isalnum():
             what = "the back-reference" if char.isdecimal() or char == "k" else "the escape"
             raise self.refuse(f"{what} \\{char} is not supported")
-        return [(self.code(char),) * 2]
+        return _single(self.code(char))
 
     def hexadecimal(self, n: int) -> int:
         digits = self.pattern[self.at : self.at + n]
@@ -252,6 +252,10 @@ def _write_items(parser: _Parser, items: list[_Item]) -> str:
             inner = f"(?:{'|'.join(_write_items(parser, items) for items in item.group)})"
         texts.append(inner + item.quantifier)
     return "".join(texts)
+
+
+def _single(code: int) -> Ranges:
+    return [(code, code)]
 
 
 def _merge(ranges: Ranges) -> Ranges:
