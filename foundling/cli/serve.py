@@ -175,7 +175,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             server, build_app(server, [jobs_router(server, state), playground_router(server)], log=log), listener, ready
         )
     finally:
-        log.close()
+        written = log.close()
+    if not written:
+        flush()
+        os._exit(0)  # nobody reads stderr, which the end of an interpreter would wait for
     return {"models": pool.names}
 
 

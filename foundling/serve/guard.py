@@ -24,6 +24,7 @@ from foundling.serve.sessions import Sessions
 logger = logging.getLogger("foundling.serve")
 OPEN = {"/health"}
 """the only route that asks for no key"""
+GENERATES = {"/v1/chat/completions", "/v1/completions"}
 LOGIN = "/login"
 HEADER_BYTES = 32 << 10
 """of the line and headers of a request"""
@@ -116,6 +117,8 @@ class Guard:
             record.caller = caller
         if self.server.stopping and path not in OPEN:
             raise APIError(503, "the server is stopping", code="unavailable", headers={"Retry-After": "5"})
+        if path in GENERATES and method == "POST":
+            self.server.check_queues()
         receive = await self._bounded(scope, receive, headers)
         if path in OPEN or path == LOGIN:
             await self.app(scope, receive, send)

@@ -27,13 +27,15 @@ class LogWriter:
         except queue.Full:
             self.n_dropped += 1
 
-    def close(self, seconds: float = 2.0) -> None:
-        """Writes what waits, within these seconds."""
+    def close(self, seconds: float = 2.0) -> bool:
+        """Writes what waits, within these seconds; whether it could. If not, the thread still waits inside a write, and
+        whatever else writes there would wait as well."""
         try:
             self._lines.put(None, timeout=seconds)
         except queue.Full:
-            return
+            return False
         self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while (line := self._lines.get()) is not None:

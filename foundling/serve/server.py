@@ -59,6 +59,13 @@ class Server:
         record_of(http).model = served.name
         return served
 
+    def check_queues(self) -> None:
+        """Before anything of a request is read: APIError 429 where no model takes a further completion. Under overload
+        most requests end here, so it has to cost little, or those that are refused would keep the rest waiting."""
+        workers = [one.worker for one in self.pool.loaded if isinstance(one, GenerativeModel)]
+        if workers and all(worker.n_open >= worker.max_queue for worker in workers):
+            workers[0].check_queue(1)
+
     def generative(self, name: str | None, http: HTTPRequest) -> GenerativeModel:
         return self.model(name, http, GenerativeModel)
 
