@@ -22,7 +22,7 @@ import shutil
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,8 +71,11 @@ NAMES = {
 }
 
 
+MISSING = "not measured yet"
+
+
 def table(results: dict[str, Any]) -> str:
-    """The table of docs/structured_choices.md, of the rows that are measured."""
+    """The table of docs/structured_choices.md."""
     columns = ["way", "valid", "all right", *FIELDS, "new tokens", "seconds", "training"]
     lines = [table_row(columns), table_row(["---", *["--:"] * (len(columns) - 1)])]
     for name, shown in NAMES.items():
@@ -82,7 +85,21 @@ def table(results: dict[str, Any]) -> str:
             paid = row["cost"]
             costs = [f"{paid['tokens']:.1f}", f"{paid['seconds']:.2f}", f"{paid['training seconds']:.0f}"]
             lines.append(table_row([shown, cell(row["valid"]), cell(row["exact"]), *fields, *costs]))
+        else:
+            lines.append(missing_row(shown, columns))
     return "\n".join(lines)
+
+
+def missing_row(shown: str, columns: Sequence[str]) -> str:
+    return table_row([shown, MISSING, *[""] * (len(columns) - 2)])
+
+
+def fill_table(results: Results, make: Callable[[dict[str, Any]], str], names: Iterable[str]) -> None:
+    """Puts the table into the page, and notes in the results that all of it is measured, once it is."""
+    if all(name in results.values for name in names) and not results.values.get("whole"):
+        results.values["whole"] = True
+        results.save()
+    fill_page(results.file.stem, make(results.values))
 
 
 def cell(value: dict[str, Any] | None) -> str:
@@ -363,7 +380,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only put the table into docs/structured_choices.md")
     args = parser.parse_args()
     if args.table:
-        fill_page("structured_output", table(Results("structured_output", args.out).values))
+        fill_table(Results("structured_output", args.out), table, NAMES)
         return
     results, rows = Results("structured_output", args.out, minutes=args.minutes), Rows(args.items)
     sections = Counter(item["answer"]["section"] for item in rows.test)

@@ -30,8 +30,9 @@ from benchmarks.structured_output import (
     cell,
     commit,
     cost,
-    fill_page,
+    fill_table,
     finetune,
+    missing_row,
     share,
     table_row,
     told,
@@ -76,7 +77,7 @@ NAMES = {
 
 
 def table(results: dict[str, Any]) -> str:
-    """The table of docs/structured_choices.md, of the rows that are measured."""
+    """The table of docs/structured_choices.md."""
     columns = ["way", "right", "… of trained templates", "… of others", "executes", "new tokens", "seconds", "training"]
     lines = [table_row(columns), table_row(["---", *["--:"] * (len(columns) - 1)])]
     for name, shown in NAMES.items():
@@ -86,6 +87,8 @@ def table(results: dict[str, Any]) -> str:
             paid = row["cost"]
             costs = [f"{paid['tokens']:.1f}", f"{paid['seconds']:.2f}", f"{paid['training seconds']:.0f}"]
             lines.append(table_row([shown, *figures, *costs]))
+        else:
+            lines.append(missing_row(shown, columns))
     return "\n".join(lines)
 
 
@@ -152,7 +155,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only put the table into docs/structured_choices.md")
     args = parser.parse_args()
     if args.table:
-        fill_page("text_to_sql", table(Results("text_to_sql", args.out).values))
+        fill_table(Results("text_to_sql", args.out), table, NAMES)
         return
     FOLDER.mkdir(parents=True, exist_ok=True)
     results, rows = Results("text_to_sql", args.out, minutes=args.minutes), Rows(args.each)

@@ -199,7 +199,7 @@ def _matches_tools(text: str, source: dict[str, Any], style: str) -> Verdict:
     content, calls = parse_tool_calls(text, style)
     if not calls:
         opening = STYLES[style].opening
-        begun = opening in text if opening else text.startswith("{")
+        begun = opening in text if opening else text.lstrip(" \t\n\r").startswith("{")
         return Verdict(source["free"] and not begun, "the answer calls no tool")
     if content and not source["free"]:
         return Verdict(False, f"the answer has a text beside its calls: {shown(content)}")

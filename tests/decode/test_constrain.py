@@ -5,7 +5,9 @@ import gc
 import json
 import random
 import shutil
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -309,6 +311,52 @@ def test_a_constraint_is_compiled_once() -> None:
     _, _, constrainer = built("llama")
     assert constrainer.processor(json_object()) is constrainer.processor(json_object())
     assert constrainer.processor(regex("a")) is not constrainer.processor(regex("b"))
+
+
+def test_a_constraint_that_is_compiled_delays_no_other(monkeypatch: Any) -> None:
+    """The compilation of one is stopped in its middle by a lock of the test: others are looked up and compiled, and a
+    second thread that asks for it waits for the first."""
+    _, _, constrainer = built("llama")
+    ready, slow = constrainer.processor(regex("a")), regex("slow")
+    begun, go, calls, compile_now = threading.Event(), threading.Event(), list[Constraint](), constrainer._compile
+
+    def compile_slowly(constraint: Constraint) -> Any:
+        calls.append(constraint)
+        if constraint == slow:
+            begun.set()
+            assert go.wait(60)
+        return compile_now(constraint)
+
+    monkeypatch.setattr(constrainer, "_compile", compile_slowly)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(constrainer.processor, slow)
+        assert begun.wait(60)
+        second = pool.submit(constrainer.processor, slow)
+        assert constrainer.processor(regex("a")) is ready
+        constrainer.processor(regex("b"))
+        assert not first.done() and not second.done()
+        go.set()
+        assert first.result() is second.result()
+    assert calls == [slow, regex("b")]
+
+
+def test_a_refusal_is_not_tried_again(monkeypatch: Any) -> None:
+    _, _, constrainer = built("llama")
+    wrong, compilation = grammar("start: nothing"), "foundling.decode.constrain.constrainer"
+    with pytest.raises(GenerationError, match="cannot be compiled") as first:
+        constrainer.processor(wrong)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{compilation}.check_compiles", lambda constraint: pytest.fail("it is compiled again"))
+        with pytest.raises(GenerationError) as second:
+            constrainer.processor(wrong)
+    assert str(first.value) == str(second.value)
+    calls = list[Constraint]()
+    monkeypatch.setattr(f"{compilation}.REFUSED_SECONDS", -1)
+    monkeypatch.setattr(f"{compilation}.check_compiles", calls.append)
+    for _ in range(2):  # a refusal that is over
+        with pytest.raises(GenerationError, match="cannot be compiled"):
+            constrainer.processor(grammar("start: no_such_rule"))
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("special", [True, False])

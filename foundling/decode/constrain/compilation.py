@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import random
 from functools import cache
+from queue import LifoQueue
 from typing import TYPE_CHECKING
 
 from foundling.decode.constrain.schema_references import places_of
@@ -18,10 +19,14 @@ if TYPE_CHECKING:
 
     from foundling.decode.constrain.constraint import Constraint
 
-_process = LimitedProcess(
-    "foundling.decode.constrain.compilation:compile_here", memory=CONSTRAINT_BYTES.high,
-    seconds=CONSTRAINT_SECONDS.high, answer=1 << 16, modules=("llguidance",),
-)  # fmt: skip
+N_PROCESSES = 2
+"""so that one grammar that takes long delays no others; the second is started when both are needed"""
+_processes = LifoQueue[LimitedProcess]()
+for _ in range(N_PROCESSES):
+    _processes.put(LimitedProcess(
+        "foundling.decode.constrain.compilation:compile_here", memory=CONSTRAINT_BYTES.high,
+        seconds=CONSTRAINT_SECONDS.high, answer=1 << 16, modules=("llguidance",),
+    ))  # fmt: skip
 N_STEPS = (192, 64, 192, 64, 64, 64)
 """bytes of answers of each grammar that are tried, so that one whose steps take too much is refused at once"""
 CLOSING = frozenset(b'"]}')
@@ -36,10 +41,13 @@ def parser_limits() -> LLParserLimits:
 
 def check_compiles(constraint: Constraint) -> None:
     """GenerationError for a grammar that is none, or takes more than it may."""
+    process = _processes.get()
     try:
-        error = _process.call(constraint.resolve(lambda _: None))
+        error = process.call(constraint.resolve(lambda _: None))
     except LimitError as limit:
         raise GenerationError(f"{constraint.name} takes too much to compile ({limit}); simplify it") from None
+    finally:
+        _processes.put(process)
     if "oneOf" in error and constraint.kind in ("json_schema", "tools"):
         places = ", ".join(places_of("oneOf", json.loads(constraint.source))[:3])
         raise GenerationError(

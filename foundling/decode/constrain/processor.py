@@ -136,9 +136,9 @@ def _compute_mask(matcher: LLMatcher, n_rows: int, ends: Sequence[int]) -> Mask:
         forbidden[list(ends)] = False
         return Mask(forbidden)
     bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
-    if matcher.is_error() and matcher.stop_reason().startswith("NoExtension"):
-        return Mask(None, DEAD_END)
     if matcher.is_error():
+        if any(text.startswith("NoExtension") for text in (matcher.stop_reason(), matcher.get_error())):
+            return Mask(None, DEAD_END)
         return Mask(None, f"the constraint takes too much to follow here: {_line(matcher.get_error())}")
     allowed = np.unpackbits(bits, count=n_rows, bitorder="little")
     if not allowed.any():

@@ -51,6 +51,8 @@ REFUSED = {
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 IN_PLACE = ("allOf", "anyOf", "oneOf")
 DRAFTS = {"draft-06/schema": 6, "draft-07/schema": 7, "draft/2019-09/schema": 2019, "draft/2020-12/schema": 2020}
+AFTER_OTHERS = ("minProperties", "maxProperties", "uniqueItems", "unevaluatedProperties", "unevaluatedItems")
+"""keywords that read others beside them, whose values are checked first"""
 LEVELS = 8
 """of arrays and objects in a value of which the schema says nothing"""
 ANY = "any{}"
@@ -105,7 +107,7 @@ class _Normalizer:
         schema = {key: value for key, value in schema.items() if key not in ANNOTATIONS and not _is_extension(key)}
         self.check_places(schema, path)
         result = dict[str, Any]()
-        for keyword, value in schema.items():
+        for keyword, value in sorted(schema.items(), key=lambda item: item[0] in AFTER_OTHERS):
             if keyword in PLACES:
                 continue
             if keyword in REFUSED:
