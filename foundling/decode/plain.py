@@ -38,6 +38,7 @@ def generate(
     seed: int = 0,
     n: int = 1,
     stop: Sequence[int] = (),
+    stop_tokens: Sequence[int] = (),
     stop_strings: Sequence[str] = (),
     decode: Callable[[list[int]], str] | None = None,
     logprobs: int | None = None,
@@ -66,8 +67,8 @@ def generate(
     check_generates(model)
     requests = build_requests(
         tokens, n, seed, build_sampling(sampling, sampling_fields), max_tokens=max_tokens, stop=stop,
-        stop_strings=stop_strings, decode=decode, logprobs=logprobs, prompt_logprobs=prompt_logprobs,
-        processors=processors,
+        stop_tokens=stop_tokens, stop_strings=stop_strings, decode=decode, logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs, processors=processors,
     )  # fmt: skip
     for request in requests:
         _check_plain(model, request, rereads=beams == 1 and draft is None)
@@ -157,9 +158,10 @@ def _check_beams(request: Request, beams: int, n: int, length_penalty: float, dr
     if beams == 1:
         return
     samples = request.sampling not in (Sampling(), Sampling(temperature=0))
-    if drafts_or_streams or samples or request.processors or request.stop_strings:
+    if drafts_or_streams or samples or request.processors or request.stop_strings or request.stop_tokens:
         raise GenerationError(
-            "beam search does not sample: omit sampling options, processors, stop_strings, draft and on_token"
+            "beam search does not sample: omit sampling options, processors, stop_strings, stop_tokens, draft and "
+            "on_token"
         )
     if request.logprobs is not None or request.prompt_logprobs is not None:
         raise GenerationError("beam search scores whole completions: omit logprobs and prompt_logprobs")

@@ -182,16 +182,16 @@ class TextGenerator:
         processors = [] if constraint is None else [self.constrainer.processor(constraint)]
         if constraint is not None:
             decode = self.constrainer.decoder(constraint, decode, self.framing.spec.reads_source)
-        stop = [*self.framing.ends, *self.framing.stops(stop_strings)]
+        ends, stops = [*self.framing.ends], self.framing.stops(stop_strings)
         streamer = None if on_text is None else TextStreamer(decode, on_text, stop_strings)
 
         def append(token: int) -> None:
-            if streamer and token != -1 and token not in stop:
+            if streamer and token not in (-1, *ends, *stops):
                 streamer.append(token)
 
         options: dict[str, Any] = dict(
-            max_tokens=max_tokens, stop=stop, stop_strings=stop_strings, decode=decode, logprobs=logprobs,
-            processors=processors,
+            max_tokens=max_tokens, stop=ends, stop_tokens=stops, stop_strings=stop_strings, decode=decode,
+            logprobs=logprobs, processors=processors,
         )  # fmt: skip
         if self.engine is None:
             completions = plain.generate(

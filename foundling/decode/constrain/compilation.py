@@ -29,14 +29,22 @@ for _ in range(N_PROCESSES):
     ))  # fmt: skip
 N_STEPS = (192, 64, 192, 64, 64, 64)
 """bytes of answers of each grammar that are tried, so that one whose steps take too much is refused at once"""
+STEP_FUEL, STEP_ITEMS, ROW_ITEMS = 200_000, 50_000, 2_000
+"""of the lexer and of the parser for one mask, about 14 and 3 ms of a processor core, and of the parser for one byte"""
+COMPILATION_FUEL, LEXER_STATES, GRAMMAR_SYMBOLS = 1_000_000, 250_000, 500_000
+"""of the lexer for its first states, about 20 ms · of one constraint, about 1 kB each · of one grammar"""
 CLOSING = frozenset(b'"]}')
 
 
 def parser_limits() -> LLParserLimits:
-    """What one constraint may take in this process, in llguidance's units: about 20 ms for the largest step."""
+    """What one constraint may take in this process, in llguidance's units."""
     from llguidance import LLParserLimits
 
-    return LLParserLimits(verbose_errors=False)
+    return LLParserLimits(
+        step_lexer_fuel=STEP_FUEL, step_max_items=STEP_ITEMS, max_items_in_row=ROW_ITEMS,
+        initial_lexer_fuel=COMPILATION_FUEL, max_lexer_states=LEXER_STATES, max_grammar_size=GRAMMAR_SYMBOLS,
+        verbose_errors=False,
+    )  # fmt: skip
 
 
 def check_compiles(constraint: Constraint) -> None:

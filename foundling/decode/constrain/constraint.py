@@ -116,7 +116,7 @@ def regex(pattern: str) -> Constraint:
     back-references and word boundaries. GenerationError for a pattern that is none."""
     PATTERN_CHARS.check(len(pattern) if isinstance(pattern, str) else None, "the pattern's length", GenerationError)
     translated = translate_pattern(pattern, "the regular expression", whole=True)
-    return Constraint(f"start: /{_in_slashes(translated)}/\n", "regex", pattern)
+    return Constraint(f"start: /{translated}/\n", "regex", pattern)
 
 
 def grammar(lark: str) -> Constraint:
@@ -124,6 +124,7 @@ def grammar(lark: str) -> Constraint:
     if not isinstance(lark, str) or not lark.strip():
         raise GenerationError(f"the grammar is {shown(lark)}; expected a text with a rule `start:`")
     PATTERN_CHARS.check(len(lark), "the grammar's length", GenerationError)
+    _check_text(lark)
     return Constraint(lark, "grammar", lark)
 
 
@@ -139,12 +140,12 @@ def choice(texts: Sequence[str]) -> Constraint:
 
 def quote(text: str) -> str:
     """A text as a literal of a grammar."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise GenerationError(f"the text {shown(text)} has half of a surrogate pair, which no text can hold") from None
+    _check_text(text)
     return json.dumps(text, ensure_ascii=False)
 
 
-def _in_slashes(pattern: str) -> str:
-    return pattern.replace("/", "\\/").replace("\n", "\\n")
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise GenerationError(f"the text {shown(text)} has half of a surrogate pair, which UTF-8 has not") from None

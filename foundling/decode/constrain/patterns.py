@@ -209,7 +209,8 @@ class _Parser:
             code = self.hexadecimal(4)
             if 0xD800 <= code < 0xDC00 and self.pattern[self.at : self.at + 2] == "\\u":
                 self.at += 2
-                code = 0x10000 + ((code - 0xD800) << 10) + self.hexadecimal(4) - 0xDC00
+                low = self.hexadecimal(4)
+                code = 0x10000 + ((code - 0xD800) << 10) + low - 0xDC00 if 0xDC00 <= low <= 0xDFFF else -1
         if not 0 <= code <= LAST or SURROGATES[0] <= code <= SURROGATES[1]:
             raise self.refuse("an escape names no character")
         return code

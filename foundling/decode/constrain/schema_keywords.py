@@ -58,11 +58,10 @@ LEVELS = 8
 ANY = "any{}"
 
 
-def normalize_schema(schema: Any, *, narrow: bool = True) -> dict[str, Any]:
-    """The schema with nothing in it but keywords that are enforced, in a form that Python's regular expressions and
-    Rust's read alike. With `narrow`, for generation: where the schema says nothing, objects have no further properties,
-    numbers are within ±(2⁵³ − 1), and values nest at most 8 levels. Without, it accepts what the schema accepts.
-    GenerationError, naming the keyword and its JSON path, for what cannot be enforced."""
+def normalize_schema(schema: Any) -> dict[str, Any]:
+    """The schema with nothing in it but keywords that are enforced. Where it says nothing, objects have no further
+    properties, numbers are within ±(2⁵³ − 1), and values nest at most 8 levels. GenerationError, naming the keyword and
+    its JSON path, for what cannot be enforced."""
     if not isinstance(schema, dict | bool):
         raise GenerationError(f"the JSON Schema is {shown(schema)}; expected an object, true or false")
     try:
@@ -71,13 +70,12 @@ def normalize_schema(schema: Any, *, narrow: bool = True) -> dict[str, Any]:
     except (TypeError, ValueError, RecursionError):
         raise GenerationError("the JSON Schema holds what JSON does not: NaN, halves of surrogates, a loop") from None
     PATTERN_CHARS.check(len(text), "the JSON Schema's length", GenerationError)
-    return _Normalizer(schema, narrow).result()
+    return _Normalizer(schema).result()
 
 
 class _Normalizer:
-    def __init__(self, schema: dict[str, Any] | bool, narrow: bool) -> None:
-        self.schema, self.narrow = schema, narrow
-        self.draft = _draft(schema)
+    def __init__(self, schema: dict[str, Any] | bool) -> None:
+        self.schema, self.draft = schema, draft_of(schema)
         self.references = References(schema, self.draft)
         self.free_used = False
 
@@ -124,7 +122,7 @@ class _Normalizer:
                 )
             handle(self, result, value, (*path, keyword), schema)
         check_numbers(result, path)
-        return self.narrowed(result, path) if self.narrow else result
+        return self.narrowed(result, path)
 
     def check_places(self, schema: dict[str, Any], path: tuple[str, ...]) -> None:
         if path and "$schema" in schema:
@@ -132,6 +130,18 @@ class _Normalizer:
         if path and "$id" in schema:
             raise GenerationError(
                 f"$id at {path_of(path)} is inside a schema, whose references would change; leave it out"
+            )
+        for keyword, kind, expected in (
+            ("$id", str, "a text"), ("$anchor", str, "a text"), ("$defs", dict, "an object"),
+            ("definitions", dict, "an object"),
+        ):  # fmt: skip
+            if keyword in schema and not isinstance(schema[keyword], kind):
+                where = path_of((*path, keyword))
+                raise GenerationError(f"{keyword} at {where} is {shown(schema[keyword])}; expected {expected}")
+        if "$anchor" in schema and self.draft in (6, 7):
+            raise GenerationError(
+                f"$anchor at {path_of(path)} is no keyword of draft {self.draft}; refer to the schema by its place, or "
+                "name draft 2020-12 in $schema"
             )
         others = [k for k in schema if k not in PLACES and k != "$ref"]
         if "$ref" in schema and others and self.draft in (6, 7):
@@ -202,7 +212,7 @@ class _Normalizer:
     ) -> None:
         self.check_object(value, path)
         node["patternProperties"] = {
-            self.anchored(translate_pattern(pattern, f"patternProperties at {path_of(path)}")): (
+            _anchored(translate_pattern(pattern, f"patternProperties at {path_of(path)}")): (
                 False if part is False else self.node(part, (*path, pattern))
             )
             for pattern, part in value.items()
@@ -223,7 +233,7 @@ class _Normalizer:
         names = {*schema.get("properties", {})}
         closed = schema.get("additionalProperties") is False and not schema.get("patternProperties")
         if path[-1] == "minProperties":
-            if number <= len(required) or not self.narrow:
+            if number <= len(required):
                 node["minProperties"] = number
                 return
             if number > len(required) + 1 or not names <= required:
@@ -231,12 +241,12 @@ class _Normalizer:
                     f"minProperties {number} at {path_of(path)} is not supported: it counts properties that may be "
                     "left out; put those that must be there into required"
                 )
-        elif not (closed and number >= len(names)) and self.narrow and not names <= required:
+        elif not (closed and number >= len(names)) and not names <= required:
             raise GenerationError(
                 f"maxProperties {number} at {path_of(path)} is not supported: it counts properties that may be left "
                 "out; put all properties into required"
             )
-        elif closed and number >= len(names) and self.narrow:
+        elif closed and number >= len(names):
             return
         node[path[-1]] = number
 
@@ -246,6 +256,8 @@ class _Normalizer:
             return
         if self.draft == 2020 and "$schema" in (self.schema if isinstance(self.schema, dict) else {}):
             raise GenerationError(f"items at {path_of(path)} is a list, which draft 2020-12 calls prefixItems")
+        if "prefixItems" in schema:
+            raise GenerationError(f"items at {path_of(path)} is a list beside prefixItems, which means the same")
         self.prefix_items(node, value, path, schema)
         rest = schema.get("additionalItems", True)
         if rest is not True:
@@ -254,6 +266,8 @@ class _Normalizer:
     def prefix_items(self, node: dict[str, Any], value: Any, path: tuple[str, ...], schema: dict[str, Any]) -> None:
         if not isinstance(value, list):
             raise GenerationError(f"{path[-1]} at {path_of(path)} is {shown(value)}; expected a list of schemas")
+        if path[-1] == "prefixItems" and self.draft != 2020:
+            raise GenerationError(f"prefixItems at {path_of(path)} is no keyword of draft {self.draft}; use items")
         node["prefixItems"] = [self.node(part, (*path, str(i))) for i, part in enumerate(value)]
 
     def additional_items(self, node: dict[str, Any], value: Any, path: tuple[str, ...], schema: dict[str, Any]) -> None:
@@ -294,12 +308,9 @@ class _Normalizer:
 
     def add_pattern(self, node: dict[str, Any], translated: str) -> None:
         if "pattern" in node:
-            node.setdefault("allOf", []).append({"pattern": self.anchored(translated)})
+            node.setdefault("allOf", []).append({"pattern": _anchored(translated)})
         else:
-            node["pattern"] = self.anchored(translated)
-
-    def anchored(self, translated: str) -> str:
-        return f"^{translated}$" if self.narrow else rf"\A{translated}\Z"
+            node["pattern"] = _anchored(translated)
 
     def numbers(self, node: dict[str, Any], value: Any, path: tuple[str, ...], schema: dict[str, Any]) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -313,7 +324,7 @@ class _Normalizer:
         values = [value] if path[-1] == "const" else value
         if not isinstance(values, list) or not values:
             raise GenerationError(f"enum at {path_of(path)} is {shown(value)}; expected a list of at least one value")
-        for each in values if self.narrow else ():
+        for each in values:
             check_enumerated(each, path)
         node[path[-1]] = value
 
@@ -340,7 +351,12 @@ HANDLERS: dict[str, Handler] = {
 """keyword -> how it is enforced"""
 
 
-def _draft(schema: dict[str, Any] | bool) -> int:
+def _anchored(translated: str) -> str:
+    return f"^{translated}$"
+
+
+def draft_of(schema: dict[str, Any] | bool) -> int:
+    """The draft that `$schema` names, 2020 without one: 6, 7, 2019 or 2020. GenerationError for another one."""
     named = schema.get("$schema") if isinstance(schema, dict) else None
     if named is None:
         return 2020
