@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from foundling.decode.constrain import compilation
 from foundling.decode.constrain.constrainer import Constrainer
 from foundling.decode.constrain.constraint import (
     Constraint,
@@ -251,15 +252,16 @@ def test_states_are_freed() -> None:
     assert len(made) == 6 and not [ref for ref in made if ref() is not None]
 
 
-def test_a_step_that_takes_too_much_ends_its_request_alone() -> None:
+def test_a_step_that_takes_too_much_ends_its_request_alone(monkeypatch: Any) -> None:
+    """Each x of an ambiguous grammar takes more than the one before."""
     model, words, constrainer = built("llama")
-    blow_up = grammar("start: /(.*x.{300}){3}/")  # of a text of x and a, the lexer needs more states than it may have
     other = Request([5, 7], 30, stop=[words.eos], processors=[constrainer.processor(CONSTRAINTS[1])])
-    processor = constrainer.processor(blow_up)
-    often = {token: 60.0 for text in "xa" for token in words.encode(text)}
-    request = Request([5, 6], 150, Sampling(1.0, logit_bias=often), stop=[words.eos], processors=[processor])
+    monkeypatch.setattr(compilation, "STEP_ITEMS", 200)
+    processor = constrainer.processor(grammar('start: "Q" s | /[a-zA-PR-Z]{1,300}/\ns: s s | s s s | "x"\n'))
+    bias = {words.encode("Q")[0]: 60.0, words.eos: -100.0}
+    request = Request([5, 6], 150, Sampling(logit_bias=bias), stop=[words.eos], processors=[processor])
     first, second = Engine(model, EngineOptions(native=False)).generate([request, other])
-    assert first.finish_reason == "error" and second.finish_reason == "end"
+    assert first.finish_reason == "error" and 5 < len(first.tokens) < 100 and second.finish_reason == "end"
     assert first.error and "constraint takes too much" in first.error and "\n" not in first.error
 
 
@@ -279,6 +281,7 @@ def test_a_step_that_takes_too_much_ends_its_request_alone() -> None:
         lambda: choice([]),
         lambda: choice("yes"),
         lambda: grammar(""),
+        lambda: grammar('start: "\ud800"'),
         lambda: regex("a" * 70_000),
         lambda: after_reasoning(choice(["a"]), closing=""),
     ],
