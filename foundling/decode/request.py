@@ -16,8 +16,8 @@ from foundling.errors import GenerationError
 from foundling.limits import COMPLETIONS, MAX_TOKENS, REQUESTS, SEED, TOKEN_ID, TOP_LOGPROBS, shown
 
 FinishReason = Literal["end", "stop", "length", "cancelled", "error"]
-"""an id of `stop` · a string of `stop_strings` or an id of `stop_tokens` · max_tokens · `Engine.cancel` · a processor or
-`decode` raised"""
+"""an id of `stop` · one of `stop_strings` or `stop_tokens` · max_tokens · `Engine.cancel` · a processor or `decode`
+raised"""
 
 
 @dataclass(frozen=True)

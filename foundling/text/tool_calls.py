@@ -17,7 +17,7 @@ from foundling.limits import ANSWER_CHARS, JSON_DEPTH, TOOL_CALLS
 
 class Style(NamedTuple):
     opening: str
-    """what begins the calls; "" where an answer is a call or is none"""
+    """what begins the calls; "" where an answer is a call as a whole, or has none"""
     closing: str
     arguments: str
     """the key of the arguments"""
@@ -56,8 +56,9 @@ def style_of(chat_template: str | None) -> str:
 
 
 def parse_tool_calls(text: str, style: str) -> tuple[str, list[ToolCall]]:
-    """What an answer says beside its calls, and the calls. A text in which something that begins like a call is none,
-    or is cut, has no calls: all of it is content. Marks that are special tokens must be written out in `text`."""
+    """What an answer says beside its calls, and the calls. A text in which something that begins like a call is
+    invalid, or is cut, has no calls: all of it is content. Marks that are special tokens must be written out in
+    `text`."""
     if len(text) > ANSWER_CHARS.high:
         return text, []
     form = STYLES[style]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class StoppedError(Exception):
-    """A check takes more than it may: nothing is known of the answer."""
+    """A check takes more than it may: it says nothing of the answer."""
 
 
 def check_value(value: Any, schema: Any, *, constrains: bool) -> tuple[bool, str]:

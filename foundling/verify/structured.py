@@ -33,7 +33,7 @@ SECONDS = 2
 @dataclass(frozen=True)
 class Verdict:
     """`reason` says why an answer does not follow; "" where it does. `value`: what `json_value` read. `stopped`: the
-    check takes more than it may, so that nothing is known of the answer; `reason` says what."""
+    check takes more than it may, and says nothing of the answer; `reason` says what."""
 
     follows: bool
     reason: str = ""
@@ -126,7 +126,7 @@ def _depth(text: str) -> int:
 
 def matches_schema(value: Any, schema: dict[str, Any] | bool) -> Verdict:
     """Whether a value follows a JSON Schema (draft 2020-12, or the one that `$schema` names). The reason names the
-    first violation and its place. DataError for a schema that is none, is too large, or refers to another document;
+    first violation and its place. DataError for a schema that is invalid, is too large, or refers to another document;
     ConfigError without the library jsonschema."""
     check_schemas_can_be_checked()
     try:
@@ -146,13 +146,13 @@ def check_schemas_can_be_checked() -> None:
 
 def matches_regex(text: str, pattern: str) -> Verdict:
     """Whether the whole text matches a regular expression in Rust's syntax (Python's without look-around and
-    back-references); `.` matches no line break. DataError for a pattern that is none."""
+    back-references); `.` matches no line break. DataError for an invalid pattern."""
     return _check_text("regex", text, pattern)
 
 
 def matches_grammar(text: str, lark: str) -> Verdict:
     """Whether the whole text is derived from a grammar in llguidance's dialect of Lark, from its rule `start`. The
-    reason gives the first character that does not fit. DataError for a grammar that is none."""
+    reason gives the first character that does not fit. DataError for an invalid grammar."""
     return _check_text("grammar", text, lark)
 
 
@@ -181,7 +181,7 @@ def _matches(text: str, constraint: Constraint) -> Verdict:
         return _check_text("grammar", text, source)
     if kind == "choice":
         listed = text in json.loads(source)
-        return Verdict(listed, "" if listed else f"{shown(text)} is none of the texts to choose from")
+        return Verdict(listed, "" if listed else f"{shown(text)} is not one of the texts to choose from")
     return _matches_tools(text, json.loads(source), constraint.style or "hermes")
 
 

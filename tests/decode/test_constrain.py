@@ -91,17 +91,17 @@ def test_all_paths_of_every_family_give_the_tokens_of_plain_decoding(family: str
 def paths_agree(family: str, logprobs_of: list[list[int | None]], every: int) -> None:
     model, words, constrainer = built(family)
     for logprobs in logprobs_of:
-        asked = requests_of(constrainer, words, logprobs)[::every]
-        plain = complete(model, asked)
-        assert sum(c.finish_reason == "end" for c in plain) >= 0.4 * len(asked)
-        for request, answer in zip(asked, plain, strict=True):
+        requests = requests_of(constrainer, words, logprobs)[::every]
+        plain = complete(model, requests)
+        assert sum(c.finish_reason == "end" for c in plain) >= 0.4 * len(requests)
+        for request, answer in zip(requests, plain, strict=True):
             if answer.finish_reason == "end":
                 constraint = next(c for c in CONSTRAINTS if constrainer.processor(c) is request.processors[0])
                 assert matches_constraint(constrainer.decode(answer.tokens), constraint)
         for native in [False, True] if NATIVE else [False]:
             for lookup in (0, 3):
                 engine = Engine(model, EngineOptions(native=None if native else False, max_num_seqs=4, lookup=lookup))
-                for request, answer, expected in zip(asked, engine.generate(asked), plain, strict=True):
+                for request, answer, expected in zip(requests, engine.generate(requests), plain, strict=True):
                     if lookup and request.sampling.temperature:  # accepted by other draws, of the same distribution
                         assert answer.finish_reason in ("end", "length")
                         continue
@@ -219,15 +219,15 @@ def test_n_samples_and_beams() -> None:
 
 def test_constrained_and_other_requests_do_not_disturb_each_other() -> None:
     model, words, constrainer = built("llama")
-    held = [
+    constrained = [
         Request([5, 6, n], 50, Sampling(1.0), seed=n, stop=[words.eos],
                 processors=[constrainer.processor(CONSTRAINTS[n % len(CONSTRAINTS)])]) for n in range(32)
     ]  # fmt: skip
     free = [Request([5, 6, n], 50, Sampling(1.0), seed=n, stop=[words.eos]) for n in range(32)]
-    mixed = [request for pair in zip(held, free, strict=True) for request in pair]
+    mixed = [request for pair in zip(constrained, free, strict=True) for request in pair]
     options = EngineOptions(native=False, max_num_seqs=64)
     together = Engine(model, options).generate(mixed)
-    apart = [*Engine(model, options).generate(held), *Engine(model, options).generate(free)]
+    apart = [*Engine(model, options).generate(constrained), *Engine(model, options).generate(free)]
     assert [c.tokens for c in together[0::2] + together[1::2]] == [c.tokens for c in apart]
 
 

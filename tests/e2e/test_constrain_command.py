@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`foundling generate` and `chat` held to a form: what ends follows it, and what is none is refused in one line."""
+"""`foundling generate` and `chat` with a constraint: what ends follows it, what is invalid is refused in one line."""
 
 import json
 from pathlib import Path

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import random
-from functools import cache
+from functools import cache, lru_cache
 from queue import LifoQueue
 from typing import TYPE_CHECKING
 
@@ -48,14 +48,11 @@ def parser_limits() -> LLParserLimits:
 
 
 def check_compiles(constraint: Constraint) -> None:
-    """GenerationError for a grammar that is none, or takes more than it may."""
-    process = _processes.get()
+    """GenerationError for a grammar that is invalid, or takes more than it may."""
     try:
-        error = process.call(constraint.resolve(lambda _: None))
+        error = _error_of(constraint.resolve(lambda _: None))
     except LimitError as limit:
         raise GenerationError(f"{constraint.name} takes too much to compile ({limit}); simplify it") from None
-    finally:
-        _processes.put(process)
     if "oneOf" in error and constraint.kind in ("json_schema", "tools"):
         places = ", ".join(places_of("oneOf", json.loads(constraint.source))[:3])
         raise GenerationError(
@@ -64,6 +61,16 @@ def check_compiles(constraint: Constraint) -> None:
         )
     if error:
         raise GenerationError(f"{constraint.name} cannot be compiled: {error}")
+
+
+@lru_cache(16)
+def _error_of(grammar: str) -> str:
+    """Of `compile_here`. The command line checks a constraint before it loads a model, which checks it again."""
+    process = _processes.get()
+    try:
+        return process.call(grammar)
+    finally:
+        _processes.put(process)
 
 
 def compile_here(grammar: str) -> str:

@@ -120,7 +120,7 @@ class Constrainer:
         return processor
 
     def _write_mark(self, text: str) -> str | None:
-        """A special token as a grammar names it, by its id; None where the text is none."""
+        """A special token as a grammar names it, by its id; None where it is not one."""
         token = self.tokenizer.backend.token_to_id(text)
         return f"<[{token}]>" if token is not None and token in self.tokenizer.special and token < self.n_rows else None
 

@@ -95,7 +95,7 @@ def after_reasoning(constraint: Constraint, opening: str = "<think>", closing: s
 
 
 def json_schema(schema: dict[str, Any] | bool) -> Constraint:
-    """JSON that a schema accepts (drafts 7, 2019-09 and 2020-12). GenerationError, naming the keyword and its place,
+    """JSON that a schema accepts (drafts 6, 7, 2019-09 and 2020-12). GenerationError, naming the keyword and its place,
     for one that cannot be enforced: none is ever ignored (docs/structured.md)."""
     normal = normalize_schema(schema)
     return Constraint(f"start: {json_rule(normal)}\n", "json_schema", json.dumps(schema, ensure_ascii=False))
@@ -113,7 +113,7 @@ def json_object() -> Constraint:
 
 def regex(pattern: str) -> Constraint:
     """A text that the whole pattern matches, in the syntax of JavaScript and JSON Schema, without look-around,
-    back-references and word boundaries. GenerationError for a pattern that is none."""
+    back-references and word boundaries. GenerationError for an invalid pattern."""
     PATTERN_CHARS.check(len(pattern) if isinstance(pattern, str) else None, "the pattern's length", GenerationError)
     translated = translate_pattern(pattern, "the regular expression", whole=True)
     return Constraint(f"start: /{translated}/\n", "regex", pattern)

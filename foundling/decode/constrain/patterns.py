@@ -2,7 +2,7 @@
 """Regular expressions of JSON Schema (ECMA-262, section 22.2) in a form that Rust's and Python's engines read alike.
 
 Each class is written out as ranges of code points, because engines disagree on \\d, \\w, \\s, `.` and what ^ negates.
-What no finite automaton decides, or a generated text cannot be held to, is refused by name.
+What no finite automaton decides, or no mask can enforce, is refused by name.
 """
 
 from __future__ import annotations
@@ -219,8 +219,8 @@ class _Parser:
 def translate_pattern(pattern: str, where: str, *, whole: bool = False) -> str:
     """An expression for all of a text that has a match of `pattern` somewhere, or with `whole` is one. It is without
     anchors; for a text to match, put it between ^ and $ (Rust) or use fullmatch (Python). GenerationError, with
-    `where`, for a pattern that is none or uses look-around, back-references, word boundaries, properties, or anchors
-    elsewhere than at the ends of alternatives."""
+    `where`, for an invalid pattern, or one that uses look-around, back-references, word boundaries, properties, or
+    anchors elsewhere than at the ends of alternatives."""
     parser = _Parser(pattern, where)
     alternatives = parser.alternatives()
     if parser.peek():

@@ -105,7 +105,7 @@ class ConstraintState:
             self.mask = _pool().submit(_compute_mask, self.matcher, self.processor.n_rows, self.processor.ends)
 
     def forced(self) -> list[int]:
-        """The tokens that must follow, as far as they are known; `apply` allows no others."""
+        """The tokens that must follow, as far as they are determined; `apply` allows no others."""
         return [*self.pending]
 
     def complete(self) -> bool:

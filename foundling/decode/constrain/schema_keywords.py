@@ -13,7 +13,7 @@ from typing import Any
 
 from foundling.decode.constrain.formats import FORMATS
 from foundling.decode.constrain.patterns import translate_pattern
-from foundling.decode.constrain.schema_references import References, path_of
+from foundling.decode.constrain.schema_references import IN_PLACE, References, path_of
 from foundling.decode.constrain.schema_values import (
     check_enumerated,
     check_numbers,
@@ -49,7 +49,6 @@ REFUSED = {
     "id": "it is of draft 4; use $id",
 }  # fmt: skip
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
-IN_PLACE = ("allOf", "anyOf", "oneOf")
 DRAFTS = {"draft-06/schema": 6, "draft-07/schema": 7, "draft/2019-09/schema": 2019, "draft/2020-12/schema": 2020}
 AFTER_OTHERS = ("minProperties", "maxProperties", "uniqueItems", "unevaluatedProperties", "unevaluatedItems")
 """keywords that read others beside them, whose values are checked first"""
@@ -86,7 +85,7 @@ class _Normalizer:
             for pointer in pending:
                 name = self.references.names[pointer]
                 definitions[name] = self.node(self.references.target(pointer), pointer)
-        self.references.check_cycles(root, definitions)
+        self.references.check_cycles(definitions)
         if self.free_used:
             definitions |= _free_values()
         return {**root, "$defs": definitions} if definitions else root
@@ -117,7 +116,7 @@ class _Normalizer:
             handle = HANDLERS.get(keyword)
             if handle is None:
                 raise GenerationError(
-                    f"{shown(keyword)} at {path_of((*path, keyword))} is no keyword of JSON Schema that is known here; "
+                    f"{shown(keyword)} at {path_of((*path, keyword))} is not a supported keyword of JSON Schema; "
                     "leave it out"
                 )
             handle(self, result, value, (*path, keyword), schema)
@@ -366,7 +365,9 @@ def draft_of(schema: dict[str, Any] | bool) -> int:
             f"https://json-schema.org/{ending}",
         ):
             return draft
-    raise GenerationError(f"$schema is {shown(named)}; supported are drafts 7, 2019-09 and 2020-12 of json-schema.org")
+    raise GenerationError(
+        f"$schema is {shown(named)}; supported are drafts 6, 7, 2019-09 and 2020-12 of json-schema.org"
+    )
 
 
 def _is_empty(keyword: str, value: Any) -> bool:
@@ -380,7 +381,7 @@ def _is_extension(key: str) -> bool:
 
 
 def _free_values() -> dict[str, Any]:
-    """Definitions of values of which nothing is said, of so many levels."""
+    """Definitions of values that a schema leaves open, of so many levels."""
     plain: dict[str, Any] = {"type": ["null", "boolean", "string", "number"]}
     numeric_bounds(plain, plain["type"])
     levels: dict[str, Any] = {ANY.format(0): plain}

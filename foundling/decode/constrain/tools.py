@@ -29,8 +29,8 @@ def tool_calls(
 ) -> Constraint:
     """Calls of `tools`, [{"type": "function", "function": {"name", "parameters": a JSON Schema of an object}}] or the
     inner objects alone. The arguments always follow their schema. `name`: exactly one call, of this tool; `required`:
-    one call or, with `parallel`, more; neither: free text, or free text and calls. GenerationError for a tool that is
-    none, or whose schema cannot be enforced."""
+    one call or, with `parallel`, more; neither: free text, or free text and calls. GenerationError for an invalid
+    tool, or one whose schema cannot be enforced."""
     if style not in STYLES:
         raise GenerationError(f"style is {shown(style)}; expected {', '.join(STYLES)}")
     functions = _functions(tools)
