@@ -55,20 +55,19 @@ def generate(
     prompts are its source. Options not described here are those of `Request`. Sampling is either `sampling` or its
     fields by name (temperature, top_k, …).
 
-    `n` completions per prompt, which is prefilled once: completion j of prompt i is row i·n + j, and draws by
-    sample_seed(seed, row). `beams` above 1 searches for likely completions instead of sampling (decode/beam.py) and
+    `n` completions per prompt, prefilled once: completion j of prompt i is row r = i·n + j, and draws by
+    sample_seed(seed, r). `beams` above 1 searches for likely completions instead of sampling (decode/beam.py) and
     returns the n best. `draft`, a smaller model of the same vocabulary or a `DraftProposer`, proposes `draft_tokens` at
     a time; the distribution is unchanged (decode/speculative.py). `on_token` is called at each step with the new id of
     every row, −1 for a finished row. The model runs in evaluation mode, and is left in the mode that it was in.
-
     Raises GenerationError for an empty prompt, values that are invalid or exclude each other, ids outside the
     vocabulary, or more tokens than the model's max_seq_len.
     """
     check_generates(model)
     requests = build_requests(
-        tokens, n, seed, build_sampling(sampling, sampling_fields), max_tokens=max_tokens, stop=stop,
-        stop_tokens=stop_tokens, stop_strings=stop_strings, decode=decode, logprobs=logprobs,
-        prompt_logprobs=prompt_logprobs, processors=processors,
+        tokens, n, seed, build_sampling(sampling, sampling_fields), max_tokens=max_tokens, stop=stop, decode=decode,
+        stop_tokens=stop_tokens, stop_strings=stop_strings, logprobs=logprobs, prompt_logprobs=prompt_logprobs,
+        processors=processors,
     )  # fmt: skip
     for request in requests:
         _check_plain(model, request, rereads=beams == 1 and draft is None)
