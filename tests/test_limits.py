@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is beyond a limit, or of another type, is refused by the name of its argument, before anything is allocated."""
 
+import ast
 import functools
 import json
 import math
 import os
-from collections import namedtuple
+from collections import Counter, namedtuple
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +33,12 @@ from tests.contract.cases import case
 from tests.text.kinds import KINDS, tokenizer
 
 HUGE = 10**20
+
+
+def test_no_limit_has_two_values() -> None:
+    tree = ast.parse(Path(limits.__file__).read_text(encoding="utf-8"))
+    names = [target.id for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]  # pyright: ignore
+    assert len(names) > 30 and [name for name, n in Counter(names).items() if n > 1] == []
 
 
 def test_every_limit_says_what_it_counts() -> None:

@@ -83,11 +83,15 @@ def check_answer(answer: dict[str, Any], constraint: Any) -> None:
     from foundling.verify.structured import matches_constraint
 
     verdict = matches_constraint(answer["text"], constraint)
-    answer["valid"] = verdict.follows
-    if not verdict:
-        answer["reason"] = verdict.reason
-        cut = "it is cut at --max-tokens" if answer["finish_reason"] == "length" else verdict.reason
-        note(f"note: the answer does not follow {constraint.name}: {cut}")
+    answer["valid"] = None if verdict.stopped else verdict.follows
+    if verdict:
+        return
+    answer["reason"] = verdict.reason
+    if verdict.stopped:
+        note(f"note: whether the answer follows {constraint.name} is unknown: {verdict.reason}")
+        return
+    cuts = {"length": f"it is cut at {answer['tokens']} tokens", "stop": "it is cut by --stop"}
+    note(f"note: the answer does not follow {constraint.name}: {cuts.get(answer['finish_reason'], verdict.reason)}")
 
 
 def check_query(answer: dict[str, Any], database: str) -> None:

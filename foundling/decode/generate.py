@@ -25,6 +25,7 @@ def generate(
     seed: int = 0,
     n: int = 1,
     stop: Sequence[int] = (),
+    stop_tokens: Sequence[int] = (),
     stop_strings: Sequence[str] = (),
     decode: Callable[[list[int]], str] | None = None,
     logprobs: int | None = None,
@@ -39,8 +40,8 @@ def generate(
     the model. Raises GenerationError for a request that cannot be served.
     """
     options: dict[str, Any] = dict(
-        max_tokens=max_tokens, stop=stop, stop_strings=stop_strings, decode=decode, logprobs=logprobs,
-        prompt_logprobs=prompt_logprobs, processors=processors,
+        max_tokens=max_tokens, stop=stop, stop_tokens=stop_tokens, stop_strings=stop_strings, decode=decode,
+        logprobs=logprobs, prompt_logprobs=prompt_logprobs, processors=processors,
     )  # fmt: skip
     if not isinstance(model, Engine):
         return plain.generate(model, tokens, sampling=sampling, seed=seed, n=n, **options, **more)

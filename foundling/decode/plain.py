@@ -38,6 +38,7 @@ def generate(
     seed: int = 0,
     n: int = 1,
     stop: Sequence[int] = (),
+    stop_tokens: Sequence[int] = (),
     stop_strings: Sequence[str] = (),
     decode: Callable[[list[int]], str] | None = None,
     logprobs: int | None = None,
@@ -54,19 +55,18 @@ def generate(
     prompts are its source. Options not described here are those of `Request`. Sampling is either `sampling` or its
     fields by name (temperature, top_k, …).
 
-    `n` completions per prompt, which is prefilled once: completion j of prompt i is row i·n + j, and draws by
-    sample_seed(seed, row). `beams` above 1 searches for likely completions instead of sampling (decode/beam.py) and
+    `n` completions per prompt, prefilled once: completion j of prompt i is row r = i·n + j, and draws by
+    sample_seed(seed, r). `beams` above 1 searches for likely completions instead of sampling (decode/beam.py) and
     returns the n best. `draft`, a smaller model of the same vocabulary or a `DraftProposer`, proposes `draft_tokens` at
     a time; the distribution is unchanged (decode/speculative.py). `on_token` is called at each step with the new id of
     every row, −1 for a finished row. The model runs in evaluation mode, and is left in the mode that it was in.
-
     Raises GenerationError for an empty prompt, values that are invalid or exclude each other, ids outside the
     vocabulary, or more tokens than the model's max_seq_len.
     """
     check_generates(model)
     requests = build_requests(
-        tokens, n, seed, build_sampling(sampling, sampling_fields), max_tokens=max_tokens, stop=stop,
-        stop_strings=stop_strings, decode=decode, logprobs=logprobs, prompt_logprobs=prompt_logprobs,
+        tokens, n, seed, build_sampling(sampling, sampling_fields), max_tokens=max_tokens, stop=stop, decode=decode,
+        stop_tokens=stop_tokens, stop_strings=stop_strings, logprobs=logprobs, prompt_logprobs=prompt_logprobs,
         processors=processors,
     )  # fmt: skip
     for request in requests:
@@ -157,9 +157,10 @@ def _check_beams(request: Request, beams: int, n: int, length_penalty: float, dr
     if beams == 1:
         return
     samples = request.sampling not in (Sampling(), Sampling(temperature=0))
-    if drafts_or_streams or samples or request.processors or request.stop_strings:
+    if drafts_or_streams or samples or request.processors or request.stop_strings or request.stop_tokens:
         raise GenerationError(
-            "beam search does not sample: omit sampling options, processors, stop_strings, draft and on_token"
+            "beam search does not sample: omit sampling options, processors, stop_strings, stop_tokens, draft and "
+            "on_token"
         )
     if request.logprobs is not None or request.prompt_logprobs is not None:
         raise GenerationError("beam search scores whole completions: omit logprobs and prompt_logprobs")

@@ -16,7 +16,8 @@ from foundling.errors import GenerationError
 from foundling.limits import COMPLETIONS, MAX_TOKENS, REQUESTS, SEED, TOKEN_ID, TOP_LOGPROBS, shown
 
 FinishReason = Literal["end", "stop", "length", "cancelled", "error"]
-"""an id of `stop` · a string of `stop_strings` · max_tokens · `Engine.cancel` · a processor or `decode` raised"""
+"""an id of `stop` · one of `stop_strings` or `stop_tokens` · max_tokens · `Engine.cancel` · a processor or `decode`
+raised"""
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Request:
     """applied after the processors that `sampling` implies"""
     adapter: str | None = None
     """name of an adapter in the model's AdapterBank; only an engine reads it"""
+    stop_tokens: Sequence[int] = ()
+    """ids that cut the completion as `stop_strings` do, such as special tokens; they are not part of it"""
 
     def __post_init__(self) -> None:
         """GenerationError, naming the field, for a value of another type or beyond its limit."""
@@ -48,6 +51,7 @@ class Request:
             raise GenerationError("stop takes ids and stop_strings a list of strings; wrap the string in a list")
         check_ids(self.prompt, "the prompt")
         check_ids(self.stop, "stop")
+        check_ids(self.stop_tokens, "stop_tokens")
         SEED.check(self.seed, "seed", GenerationError)
         MAX_TOKENS.check(self.max_tokens, "max_tokens", GenerationError)
         if not isinstance(self.sampling, Sampling):

@@ -55,8 +55,8 @@ class SequenceState:
         """Appends the token drawn after the model's `logits` (V,), or finishes if it is a stop id. None for a token
         that is forced, where the request wants no log-probabilities."""
         request, completion = self.request, self.completion
-        if token in request.stop:
-            self.finish("end")
+        if token in request.stop or token in request.stop_tokens:
+            self.finish("end" if token in request.stop else "stop")
             return
         completion.tokens.append(token)
         self.n_logits = self.n_logits if logits is None else len(logits)
@@ -96,9 +96,10 @@ class SequenceState:
                 others = state.apply(others)
         return bool(others[token] > -math.inf)
 
-    def finish(self, reason: FinishReason) -> None:
+    def finish(self, reason: FinishReason, *, cuts_text: bool = False) -> None:
+        """`cuts_text`: `Completion.text` is what it is, shorter than that of its tokens."""
         self.completion.finish_reason = reason
-        if self.request.decode is not None and reason != "stop":
+        if self.request.decode is not None and not cuts_text:
             self.completion.text = self.request.decode(self.completion.tokens)
 
     def _check_stop_strings(self, token: int) -> None:
@@ -110,7 +111,7 @@ class SequenceState:
         matches = [at for s in self.request.stop_strings if (at := text.find(s, start)) >= 0]
         if matches:
             self.completion.text = text[: min(matches)]
-            self.finish("stop")
+            self.finish("stop", cuts_text=True)
 
 
 def token_logprobs(logits: Tensor, tokens: Sequence[int], n_top: int) -> list[tuple[float, dict[int, float]]]:

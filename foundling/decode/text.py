@@ -180,18 +180,18 @@ class TextGenerator:
             max_tokens = most if available is None else min(most, available)
         decode: Callable[[list[int]], str] = self.framing.answer(ids)
         processors = [] if constraint is None else [self.constrainer.processor(constraint)]
-        if constraint is not None and not self.constrainer.decodes_as(self.framing.spec.reads_source):
-            decode = self.constrainer.decode
-        stop = [*self.framing.ends, *self.framing.stops(stop_strings)]
+        if constraint is not None:
+            decode = self.constrainer.decoder(constraint, decode, self.framing.spec.reads_source)
+        ends, stops = [*self.framing.ends], self.framing.stops(stop_strings)
         streamer = None if on_text is None else TextStreamer(decode, on_text, stop_strings)
 
         def append(token: int) -> None:
-            if streamer and token != -1 and token not in stop:
+            if streamer and token not in (-1, *ends, *stops):
                 streamer.append(token)
 
         options: dict[str, Any] = dict(
-            max_tokens=max_tokens, stop=stop, stop_strings=stop_strings, decode=decode, logprobs=logprobs,
-            processors=processors,
+            max_tokens=max_tokens, stop=ends, stop_tokens=stops, stop_strings=stop_strings, decode=decode,
+            logprobs=logprobs, processors=processors,
         )  # fmt: skip
         if self.engine is None:
             completions = plain.generate(
@@ -206,6 +206,9 @@ class TextGenerator:
                 if output.completion:
                     finished[output.request_id] = output.completion
             completions = [finished[i] for i in range(n)]
+            for completion in completions:
+                if completion.finish_reason == "error":  # plain decoding raises it
+                    raise GenerationError(completion.error or "the engine cannot continue the answer")
         results = [self._to_dict(completion, self.framing.answer(ids)) for completion in completions]
         if streamer:
             streamer.finish(results[0]["text"])

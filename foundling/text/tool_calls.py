@@ -9,6 +9,7 @@ llama3                                 {"name": "f", "parameters": {…}}, the w
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, NamedTuple
 
 from foundling.limits import ANSWER_CHARS, JSON_DEPTH, TOOL_CALLS
@@ -16,7 +17,7 @@ from foundling.limits import ANSWER_CHARS, JSON_DEPTH, TOOL_CALLS
 
 class Style(NamedTuple):
     opening: str
-    """what begins the calls; "" where an answer is a call or is none"""
+    """what begins the calls; "" where an answer is a call as a whole, or has none"""
     closing: str
     arguments: str
     """the key of the arguments"""
@@ -27,6 +28,11 @@ STYLES = {
     "mistral": Style("[TOOL_CALLS]", "", "arguments"),
     "llama3": Style("", "", "parameters"),
 }
+
+
+SPACE = re.compile(r"[ \t\n\r]*")
+"""of JSON"""
+DECODER = json.JSONDecoder()
 
 
 class ToolCall(NamedTuple):
@@ -50,17 +56,16 @@ def style_of(chat_template: str | None) -> str:
 
 
 def parse_tool_calls(text: str, style: str) -> tuple[str, list[ToolCall]]:
-    """What an answer says beside its calls, and the calls. A text in which something that begins like a call is none,
-    or is cut, has no calls: all of it is content."""
+    """What an answer says beside its calls, and the calls. A text in which something that begins like a call is
+    invalid, or is cut, has no calls: all of it is content. Marks that are special tokens must be written out in
+    `text`."""
     if len(text) > ANSWER_CHARS.high:
         return text, []
     form = STYLES[style]
     if style == "hermes":
         return _parse_marked(text, form)
-    body, content = text, ""
-    if form.opening and form.opening in text:  # a special token is left out of a decoded text
-        content, _, body = text.partition(form.opening)
-    elif style == "mistral" and not text.lstrip().startswith('[{"name"'):
+    content, marked, body = text.partition(form.opening) if form.opening else ("", "", text)
+    if form.opening and not marked:
         return text, []
     value = _read(body)
     calls = [_call(part, form) for part in (value if isinstance(value, list) else [value])]
@@ -71,27 +76,32 @@ def parse_tool_calls(text: str, style: str) -> tuple[str, list[ToolCall]]:
 
 
 def _parse_marked(text: str, form: Style) -> tuple[str, list[ToolCall]]:
-    content, *parts = text.split(form.opening)
-    if len(parts) > TOOL_CALLS.high:
-        return text, []
-    calls, outside = list[ToolCall](), [content]
-    for part in parts:
-        body, closed, rest = part.partition(form.closing)
-        call = _call(_read(body), form) if closed else None
-        if call is None:
+    """The marks are those outside of the JSON: a text in the arguments may have the same characters."""
+    calls, outside, at = list[ToolCall](), list[str](), 0
+    while (opening := text.find(form.opening, at)) >= 0:
+        value, end = _read_from(text, opening + len(form.opening))
+        call = _call(value, form)
+        if call is None or len(calls) == TOOL_CALLS.high or not text.startswith(form.closing, end):
             return text, []
         calls.append(call)
-        outside.append(rest)
-    return "".join(outside).strip() if calls else text, calls
+        outside.append(text[at:opening])
+        at = end + len(form.closing)
+    return "".join([*outside, text[at:]]).strip() if calls else text, calls
+
+
+def _read_from(text: str, at: int) -> tuple[Any, int]:
+    """The JSON value that begins there, None without one, and where something other than white space follows it."""
+    start = SPACE.match(text, at).end()  # pyright: ignore[reportOptionalMemberAccess]
+    try:
+        value, end = DECODER.raw_decode(text, start)
+    except (ValueError, RecursionError):
+        return None, start
+    return value, SPACE.match(text, end).end()  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def _read(text: str) -> Any:
-    try:
-        if text.count("{") + text.count("[") > 1 << 16:
-            return None
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+    value, end = _read_from(text, 0)
+    return value if end == len(text) else None
 
 
 def _call(value: Any, form: Style) -> ToolCall | None:
@@ -116,12 +126,10 @@ def _depth(value: Any) -> int:
 
 def shown_length(text: str, style: str) -> int:
     """How many characters of an answer under way are surely content: those before a call, or what may be its beginning.
-    An answer of llama3 is content unless it begins with a brace, one of mistral unless with [{."""
+    An answer of llama3 is content unless it begins with a brace."""
     form = STYLES[style]
     if not form.opening:
         return 0 if text.lstrip()[:1] in ("{", "") else len(text)
-    if style == "mistral" and text.lstrip()[:1] in ("[", ""):
-        return 0
     at = text.find(form.opening)
     if at >= 0:
         return len(text[:at].rstrip())

@@ -3,8 +3,7 @@
 
 Patterns and grammars run in llguidance, whose engine takes time linear in the text (it has no backtracking, hence no
 look-around and no back-references). Schemas are checked by jsonschema, which reads no `$ref` that points out of the
-schema. Both run in a process of bounded memory and time (foundling/runtime/limited.py): a schema's `pattern` is a
-regular expression of Python, which can take forever.
+schema (verify/json_schema.py). Both run in a process of bounded memory and time (foundling/runtime/limited.py).
 """
 
 from __future__ import annotations
@@ -12,24 +11,18 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from fractions import Fraction
-from functools import cache
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from foundling.decode.constrain.constraint import Constraint
 from foundling.decode.constrain.patterns import translate_pattern
-from foundling.decode.constrain.schema_keywords import normalize_schema
 from foundling.errors import ConfigError, DataError
-from foundling.limits import ANSWER_CHARS, JSON_DEPTH, PATTERN_CHARS, shown
+from foundling.limits import ANSWER_CHARS, JSON_DEPTH, PATTERN_CHARS, Limit, shown
 from foundling.runtime.limited import LimitedProcess, LimitError
 from foundling.text.fences import fences
 from foundling.text.tool_calls import STYLES, parse_tool_calls
-
-if TYPE_CHECKING:
-    from llguidance import LLTokenizer
+from foundling.verify.json_schema import StoppedError, bytes_tokenizer, check_value, one_line
 
 MEMORY = 1 << 29
 """bytes that a check may take"""
@@ -39,11 +32,13 @@ SECONDS = 2
 
 @dataclass(frozen=True)
 class Verdict:
-    """`reason` says why an answer does not follow; "" where it does. `value`: what `json_value` read."""
+    """`reason` says why an answer does not follow; "" where it does. `value`: what `json_value` read. `stopped`: the
+    check takes more than it may, and says nothing of the answer; `reason` says what."""
 
     follows: bool
     reason: str = ""
     value: Any = None
+    stopped: bool = False
 
     def __bool__(self) -> bool:
         return self.follows
@@ -131,7 +126,7 @@ def _depth(text: str) -> int:
 
 def matches_schema(value: Any, schema: dict[str, Any] | bool) -> Verdict:
     """Whether a value follows a JSON Schema (draft 2020-12, or the one that `$schema` names). The reason names the
-    first violation and its place. DataError for a schema that is none, is too large, or refers to another document;
+    first violation and its place. DataError for a schema that is invalid, is too large, or refers to another document;
     ConfigError without the library jsonschema."""
     check_schemas_can_be_checked()
     try:
@@ -151,20 +146,21 @@ def check_schemas_can_be_checked() -> None:
 
 def matches_regex(text: str, pattern: str) -> Verdict:
     """Whether the whole text matches a regular expression in Rust's syntax (Python's without look-around and
-    back-references); `.` matches no line break. DataError for a pattern that is none."""
+    back-references); `.` matches no line break. DataError for an invalid pattern."""
     return _check_text("regex", text, pattern)
 
 
 def matches_grammar(text: str, lark: str) -> Verdict:
     """Whether the whole text is derived from a grammar in llguidance's dialect of Lark, from its rule `start`. The
-    reason gives the first character that does not fit. DataError for a grammar that is none."""
+    reason gives the first character that does not fit. DataError for an invalid grammar."""
     return _check_text("grammar", text, lark)
 
 
 def matches_constraint(text: str, constraint: Constraint) -> Verdict:
     """Whether an answer follows what it was constrained to: its JSON against the schema as the user wrote it, by
-    jsonschema; the others as `matches_regex` and `matches_grammar`. A free key of an object that comes twice is
-    allowed, and its last value counts, as JSON parsers have it."""
+    jsonschema in the draft that it names, with patterns and formats by llguidance; the others as `matches_regex` and
+    `matches_grammar`. A free key of an object that comes twice is allowed, and its last value counts, as JSON parsers
+    have it."""
     if constraint.reasoning is None:
         return _matches(text, constraint)
     _, closed, answer = text.partition(constraint.reasoning[1])
@@ -180,26 +176,25 @@ def _matches(text: str, constraint: Constraint) -> Verdict:
         read = _read_json(text, unique=False)
         return _follows_schema(read.value, json.loads(source)) if read else read
     if kind == "regex":
-        return _check_text("regex", text, translate_pattern(source, "the regular expression", whole=True))
+        return _check_text("regex", text, translate_pattern(source, "the regular expression", whole=True), longest=None)
     if kind == "grammar":
         return _check_text("grammar", text, source)
     if kind == "choice":
         listed = text in json.loads(source)
-        return Verdict(listed, "" if listed else f"{shown(text)} is none of the texts to choose from")
+        return Verdict(listed, "" if listed else f"{shown(text)} is not one of the texts to choose from")
     return _matches_tools(text, json.loads(source), constraint.style or "hermes")
 
 
 def _follows_schema(value: Any, schema: Any) -> Verdict:
     check_schemas_can_be_checked()
-    verdict = _check("schema", value, normalize_schema(schema, narrow=False))
-    return Verdict(verdict.follows, verdict.reason, value)
+    return replace(_check("answer", value, schema), value=value)
 
 
 def _matches_tools(text: str, source: dict[str, Any], style: str) -> Verdict:
     content, calls = parse_tool_calls(text, style)
     if not calls:
         opening = STYLES[style].opening
-        begun = opening in text if opening else text.startswith("{")
+        begun = opening in text if opening else text.lstrip(" \t\n\r").startswith("{")
         return Verdict(source["free"] and not begun, "the answer calls no tool")
     if content and not source["free"]:
         return Verdict(False, f"the answer has a text beside its calls: {shown(content)}")
@@ -210,12 +205,14 @@ def _matches_tools(text: str, source: dict[str, Any], style: str) -> Verdict:
             return Verdict(False, f"the tool {shown(call.name)} is unknown")
         verdict = _follows_schema(json.loads(call.arguments), source["tools"][call.name])
         if not verdict:
-            return Verdict(False, f"the arguments of {call.name}: {verdict.reason}")
+            return replace(verdict, reason=f"the arguments of {call.name}: {verdict.reason}", value=None)
     return Verdict(True)
 
 
-def _check_text(kind: str, text: str, pattern: str) -> Verdict:
-    PATTERN_CHARS.check(len(pattern), f"the {kind}'s length", DataError)
+def _check_text(kind: str, text: str, pattern: str, *, longest: Limit | None = PATTERN_CHARS) -> Verdict:
+    """`longest`: of the pattern, None for one whose source was checked."""
+    if longest:
+        longest.check(len(pattern), f"the {kind}'s length", DataError)
     if len(text) > ANSWER_CHARS.high:
         return Verdict(False, f"the answer has {len(text):,} characters; allowed are {ANSWER_CHARS.high:,}")
     try:
@@ -229,50 +226,20 @@ def _check(kind: str, value: Any, rule: Any) -> Verdict:
     try:
         follows, reason = _process.call([kind, value, rule])
     except LimitError as error:
-        return Verdict(False, f"the check was stopped: {error}")
-    return Verdict(follows, reason)
+        return Verdict(False, f"the check was stopped: {error}", stopped=True)
+    return Verdict(bool(follows), reason, stopped=follows is None)
 
 
-def check_here(values: list[Any]) -> tuple[bool, str]:
-    """What the process runs, without bounds: [kind, value, rule] -> (whether it follows, why not)."""
+def check_here(values: list[Any]) -> tuple[bool | None, str]:
+    """What the process runs, without bounds: [kind, value, rule] -> (whether it follows, None where the check takes too
+    much, and why not). Kinds: a schema, the schema of an answer that was constrained to it, a regex, a grammar."""
     kind, value, rule = values
-    return _check_schema(value, rule) if kind == "schema" else _check_derivation(kind, value, rule)
-
-
-def _check_schema(value: Any, schema: Any) -> tuple[bool, str]:
-    from jsonschema import Draft202012Validator, validators
-    from jsonschema.exceptions import SchemaError
-    from referencing import Registry
-    from referencing.exceptions import Unresolvable
-
-    validator_class = validators.extend(
-        validators.validator_for(schema, default=Draft202012Validator), {"multipleOf": _multiple_of}
-    )
     try:
-        validator_class.check_schema(schema)
-    except SchemaError as error:
-        raise DataError(f"the schema is none: {_line(error.message)} at {error.json_path}") from None
-    except (re.error, RecursionError) as error:
-        raise DataError(f"the schema is none: {_line(str(error))}") from None
-    # an empty registry: what is not in the schema cannot be resolved, and nothing is fetched
-    validator = validator_class(schema, registry=Registry())
-    try:
-        error = next(iter(validator.iter_errors(value)), None)
-    except Unresolvable as error:
-        raise DataError(f"the schema refers to {shown(error.ref)}, which is not in it; add it under $defs") from None
-    except RecursionError:
-        return False, "the schema refers to itself without end, or the value is too deep"
-    except re.error as error:
-        raise DataError(f"a pattern of the schema is no regular expression: {error}") from None
-    return (True, "") if error is None else (False, f"{error.json_path}: {_line(error.message)}")
-
-
-def _multiple_of(validator: Any, divisor: Any, instance: Any, schema: Any) -> Iterator[Any]:
-    """By the decimal numbers that JSON has: 0.3 is a multiple of 0.1, which floating-point division denies."""
-    from jsonschema.exceptions import ValidationError
-
-    if validator.is_type(instance, "number") and Fraction(repr(instance)) % Fraction(repr(divisor)):
-        yield ValidationError(f"{instance!r} is not a multiple of {divisor!r}")
+        if kind in ("schema", "answer"):
+            return check_value(value, rule, constrains=kind == "answer")
+        return _check_derivation(kind, value, rule)
+    except StoppedError as error:
+        return None, f"the check was stopped: {error}"
 
 
 def _check_derivation(kind: str, text: str, rule: str) -> tuple[bool, str]:
@@ -280,28 +247,16 @@ def _check_derivation(kind: str, text: str, rule: str) -> tuple[bool, str]:
 
     make = LLMatcher.grammar_from_regex if kind == "regex" else LLMatcher.grammar_from_lark
     try:
-        matcher = LLMatcher(_bytes_tokenizer(), make(rule), log_level=0)
+        matcher = LLMatcher(bytes_tokenizer(), make(rule), log_level=0)
     except ValueError as error:
-        raise DataError(f"the {kind} is none: {_line(str(error))}") from None
+        raise DataError(f"the {kind} is invalid: {one_line(str(error))}") from None
     if matcher.is_error():
-        raise DataError(f"the {kind} is none: {_line(matcher.get_error())}")
+        raise DataError(f"the {kind} is invalid: {one_line(matcher.get_error())}")
     data = text.encode()
     n = matcher.try_consume_tokens(list(data))
     if matcher.is_error():
-        return False, f"the {kind} is too complex: {_line(matcher.get_error())}"
+        raise StoppedError(f"the {kind} is too complex: {one_line(matcher.get_error())}")
     if n < len(data):
         at = len(data[:n].decode(errors="ignore"))
         return False, f"character {at + 1} does not fit: {shown(text[at : at + 20])}"
     return (True, "") if matcher.is_accepting() else (False, "the text ends too early")
-
-
-@cache
-def _bytes_tokenizer() -> LLTokenizer:
-    """Its tokens are the bytes."""
-    from llguidance import LLTokenizer
-
-    return LLTokenizer("byte")
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())[:300]

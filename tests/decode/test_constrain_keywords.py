@@ -268,7 +268,7 @@ def test_what_is_not_supported_is_refused_by_name_and_place(keyword: str) -> Non
         ({"$ref": "#/nowhere"}, "leads to no schema"),
         ({"$ref": "#"}, "without end"),
         ({"anyOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}]}}}, "without end"),
-        ({"$schema": "http://json-schema.org/draft-04/schema#"}, "drafts 7"),
+        ({"$schema": "http://json-schema.org/draft-04/schema#"}, "drafts 6, 7"),
         ({"$schema": "http://json-schema.org/draft-07/schema#", "$ref": "#/definitions/a", "minimum": 3,
           "definitions": {"a": {}}}, "beside $ref"),
         ({"properties": {"a": {"$id": "b"}}}, "$id at $.properties.a"),
@@ -307,7 +307,7 @@ def test_what_only_the_compiler_sees_is_refused_too(schema: Any) -> None:
 
 
 def test_what_a_schema_leaves_open_is_closed() -> None:
-    """The documented narrowing: jsonschema accepts these, and a constrained answer is none of them."""
+    """The documented narrowing: jsonschema accepts these, and no constrained answer is one of them."""
     for schema, text in [
         ({"type": "object", "properties": AB}, '{"c": 1}'),
         ({"type": "object", "properties": AB}, '{"b": "x", "a": 1}'),
@@ -329,3 +329,30 @@ def test_a_key_cannot_be_written_a_second_way() -> None:
     schema = {"type": "object", "properties": {"a": INTEGER}, "additionalProperties": True}
     assert admits(schema, '{"a": 1, "b": "x"}') and not admits(schema, '{"a": 1, "\\u0061": "x"}')
     assert not admits(schema, '{"a": 1, "a": "x"}')
+
+
+VALUES = [None, True, -1, 5, "a", [{}], [3], {"a": 3}]
+KEYWORDS = sorted({*HANDLERS, *REFUSED, *PLACES, *ANNOTATIONS})
+
+
+@pytest.mark.parametrize("keyword", KEYWORDS)
+def test_values_of_wrong_types_are_refused_by_name(keyword: str) -> None:
+    """Beside each other keyword, in both orders: what is refused is a GenerationError of one line, and nothing else."""
+    n_refused = 0
+    for value in VALUES:
+        for other in HANDLERS:
+            for beside in (None, 5, [{}]):
+                for schema in ({keyword: value, other: beside}, {other: beside, keyword: value}):
+                    try:
+                        normalize_schema(schema)
+                    except GenerationError as error:
+                        n_refused += 1
+                        assert "\n" not in str(error)
+    assert n_refused
+
+
+def test_a_count_of_properties_beside_what_is_none() -> None:
+    for beside in ({"required": 5}, {"properties": None}, {"required": [{}]}, {"properties": [{}]}):
+        for schema in ({"minProperties": 1, **beside}, {**beside, "maxProperties": 1}):
+            with pytest.raises(GenerationError, match=f"{next(iter(beside))} at"):
+                normalize_schema(schema)

@@ -99,6 +99,9 @@ def test_classes_are_those_of_ecma_262() -> None:
         ("(?<=a)", "look-around"),
         (r"\1", r"back-reference \1"),
         (r"\k<x>", "back-reference"),
+        (r"\ud83d\u0041", "names no character"),
+        (r"\ud83d\ud83d", "names no character"),
+        (r"\ude42", "names no character"),
         (r"\bx", "word boundary"),
         (r"\p{L}", "property"),
         ("(?i)a", "is not supported"),
@@ -123,7 +126,7 @@ def test_classes_are_those_of_ecma_262() -> None:
         (r"[\d-z]", "end of a range"),
     ],
 )
-def test_what_cannot_be_held_to_is_refused_by_name(pattern: str, words: str) -> None:
+def test_what_no_mask_can_enforce_is_refused_by_name(pattern: str, words: str) -> None:
     for make in (lambda: translate_pattern(pattern, "pattern at $.a"), lambda: regex(pattern)):
         with pytest.raises(GenerationError) as caught:
             make()

@@ -8,7 +8,6 @@ import pytest
 
 from foundling.decode.constrain.constrainer import Constrainer
 from foundling.decode.constrain.constraint import json_schema
-from foundling.decode.constrain.schema_keywords import normalize_schema
 from foundling.decode.engine.engine import Engine, EngineOptions
 from foundling.decode.request import Request
 from foundling.decode.sampling import Sampling
@@ -55,18 +54,17 @@ def check(ended: list[tuple[dict, str]]) -> None:
         # and by the library alone, on the schema as it was written (its floats have no exact multiples)
         if "multipleOf" not in json.dumps(schema):
             jsonschema.Draft202012Validator(schema).validate(json.loads(text))
-        json.dumps(normalize_schema(schema, narrow=False))
 
 
 @pytest.mark.parametrize(("kind", "start"), [("gpt2", 0), ("llama 2", 20)])
 def test_no_answer_of_a_random_schema_is_invalid(kind: str, start: int) -> None:
     ended, cut, refused = answers_of(range(start, start + 20), kind)
-    assert len(ended) >= 12, (cut, refused)
+    assert len(ended) >= 12 and refused <= 2, (cut, refused)
     check(ended)
 
 
 @pytest.mark.slow
 def test_no_answer_of_500_random_schemas_is_invalid() -> None:
     ended, cut, refused = answers_of(range(1000, 1800), "ours")
-    assert len(ended) >= 500, (cut, refused)
+    assert len(ended) >= 500 and refused <= 80, (cut, refused)
     check(ended)

@@ -217,7 +217,7 @@ def test_a_file_without_tables_is_refused_in_one_line(tmp_path: Path) -> None:
     ("schema", "message"),
     [
         ({}, "expected {table: {column: type}}"), ({"t": {}}, "expected {table: {column: type}}"),
-        ({"t": {"a\nb": ""}}, "line break"), ({"t": {"": ""}}, "is none of a table or column"),
+        ({"t": {"a\nb": ""}}, "control character"), ({"t": {"": ""}}, "is empty"),
         ({"t": {"\ud800": ""}}, "surrogate"), ({f"t{i}": {"a": ""} for i in range(257)}, "number of tables"),
         ({"t": {f"c{i}": "" for i in range(4097)}}, "number of columns"),
         ({f"t{i}": {f"column_{i}_{j}": "TEXT" for j in range(60)} for i in range(60)}, "the grammar of 60 tables has"),

@@ -86,7 +86,7 @@ def test_what_is_allowed(style: str, special: bool) -> None:
     unknown = wrapped(style, '{"name": "rm", "%s": {}}')
     now = wrapped(style, '{"name": "now", "%s": {}}')
     free = "I do not know." if style == "llama3" else "I do not know {or} do."
-    said = {
+    constraints = {
         "auto": tool_calls(TOOLS, style=style),
         "required": tool_calls(TOOLS, style=style, required=True),
         "single": tool_calls(TOOLS, style=style, required=True, parallel=False),
@@ -99,7 +99,7 @@ def test_what_is_allowed(style: str, special: bool) -> None:
         "single": [one, now],
         "named": [one],
     }
-    for name, constraint in said.items():
+    for name, constraint in constraints.items():
         for text in [one, bad, two, unknown, now, free, free + one, "", one[:-3], one + " and"]:
             if style == "llama3" and text == two:
                 continue

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`foundling generate` and `chat` held to a form: what ends follows it, and what is none is refused in one line."""
+"""`foundling generate` and `chat` with a constraint: what ends follows it, what is invalid is refused in one line."""
 
 import json
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_every_option_holds_the_answer(directory: Path, tmp_path: Path) -> None:
     done = foundling("generate", directory, "--prompt", "the", "--json-schema", schema, "--max-tokens", 3, "--json")
     (answer,) = json.loads(done.stdout)["answers"]
     assert answer["finish_reason"] == "length" and answer["valid"] is False and answer["reason"]
-    assert "it is cut at --max-tokens" in done.stderr
+    assert "it is cut at 3 tokens" in done.stderr
 
 
 def test_chat_holds_each_answer(directory: Path) -> None:

@@ -30,10 +30,20 @@ HERMES = '<tool_call>\n{"name": "f", "arguments": {"x": "é"}}\n</tool_call>'
             "",
             [("f", "{}"), ("g", '{"y": 1}')],
         ),
-        ("mistral", '[{"name": "f", "arguments": {}}]', "", [("f", "{}")]),  # the mark was a special token
+        ("mistral", '[{"name": "f", "arguments": {}}]', '[{"name": "f", "arguments": {}}]', []),  # without the mark
+        ("mistral", '[TOOL_CALLS] [{"name": "f", "arguments": {}}] and', None, []),
+        (
+            "hermes",
+            'So <tool_call>{"name": "f", "arguments": {"x": "</tool_call><tool_call>"}} </tool_call>.',
+            "So .",
+            [("f", '{"x": "</tool_call><tool_call>"}')],
+        ),
+        ("hermes", '<tool_call>{"name": "f"} x</tool_call>', None, []),
+        ("hermes", HERMES + "<tool_call>", None, []),
         ("mistral", "[1, 2]", "[1, 2]", []),
         ("mistral", "text", "text", []),
         ("llama3", '{"name": "f", "parameters": {"x": 1}}', "", [("f", '{"x": 1}')]),
+        ("llama3", '\n {"name": "f", "parameters": {"x": 1}}\n', "", [("f", '{"x": 1}')]),
         ("llama3", '{"answer": 3}', '{"answer": 3}', []),
         ("llama3", '[{"name": "f", "parameters": {}}]', '[{"name": "f", "parameters": {}}]', []),
         ("hermes", "<tool_call>" + "[" * 100_000 + "</tool_call>", "<tool_call>" + "[" * 100_000 + "</tool_call>", []),
@@ -59,6 +69,8 @@ def test_the_style_is_that_of_the_chat_template() -> None:
         ("mistral", '[TOOL_CALLS] [{"name": "f", "arguments": {}}]'),
         ("llama3", '{"name": "f", "parameters": {}}'),
         ("llama3", "A plain answer."),
+        ("mistral", '[{"name": "f", "arguments": {}}]'),
+        ("mistral", "[TOOL and no more"),
     ],
 )
 def test_what_is_shown_of_an_answer_under_way_is_never_taken_back(style: str, answer: str) -> None:

@@ -2,14 +2,18 @@
 """JSON from an answer, schemas, patterns and grammars: what follows, what does not and why, and what would not end."""
 
 import json
+import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from foundling.decode.constrain.constraint import json_schema, regex
+from foundling.decode.constrain.patterns import translate_pattern
 from foundling.errors import ConfigError, DataError
 from foundling.verify import structured
-from foundling.verify.structured import json_value, matches_grammar, matches_regex, matches_schema
+from foundling.verify.structured import json_value, matches_constraint, matches_grammar, matches_regex, matches_schema
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 VALUES = st.recursive(
@@ -85,10 +89,69 @@ def test_a_schema_that_refers_to_itself() -> None:
     assert matches_schema(1, True).follows
 
 
+def test_patterns_take_time_linear_in_the_text() -> None:
+    """Each would take longer than the process may in an engine that backtracks."""
+    slow, text = "^(a+)+$", "a" * 20_000 + "b"
+    nested = {"patternProperties": {slow: {"const": 1}}, "additionalProperties": False}
+    for value, schema in ((text, {"pattern": slow}), ({text: 1}, nested)):
+        verdict = matches_schema(value, schema)
+        assert not verdict and not verdict.stopped
+    assert matches_schema({"aa": 1}, nested) and not matches_schema({"aa": 2}, nested)
+
+
+def test_patterns_are_those_of_the_standard() -> None:
+    """ECMA-262: $ matches at the end alone, and digits are those of ASCII; an expression of Python is read as one."""
+    assert matches_schema("a", {"pattern": "^a$"}) and not matches_schema("a\n", {"pattern": "^a$"})
+    assert matches_schema("7", {"pattern": r"\d"}) and not matches_schema("٣", {"pattern": r"\d"})
+    assert matches_schema("ab", {"pattern": "a(?=b)"}) and not matches_schema("ac", {"pattern": "a(?=b)"})
+
+
 @pytest.mark.slow
-def test_a_pattern_that_would_not_end() -> None:
-    assert "stopped" in matches_schema("a" * 60 + "b", {"pattern": "^(a+)+$"}).reason
+def test_a_check_that_is_stopped_is_no_verdict_on_the_answer() -> None:
+    verdict = matches_schema("a" * 60 + "b", {"pattern": "(?=a)^(a+)+$"})
+    assert verdict.stopped and "stopped" in verdict.reason and not verdict
     assert matches_schema(1, True).follows
+
+
+def test_a_regex_that_is_too_complex_is_no_verdict_on_the_answer() -> None:
+    text = "".join(random.Random(0).choices("xyab", k=3000))
+    verdict = matches_regex(text, "(.*[xa].{999}){9}")
+    assert verdict.stopped and "too complex" in verdict.reason and "\n" not in verdict.reason
+    assert not matches_regex("b", "a").stopped
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "follows"),
+    [
+        ({"type": "array", "items": [{"type": "integer"}], "additionalItems": False}, "[1]", True),
+        ({"type": "array", "items": [{"type": "integer"}], "additionalItems": False}, "[1, 2]", False),
+        ({"type": "array", "items": [{"type": "integer"}], "additionalItems": {"type": "null"}}, "[1, null]", True),
+        ({"type": "array", "items": [{"type": "integer"}], "additionalItems": {"type": "null"}}, "[1, 2]", False),
+        ({"type": "array", "prefixItems": [{"type": "integer"}], "items": False}, "[1, 2]", False),
+        ({"$schema": "http://json-schema.org/draft-07/schema#", "items": [{"type": "null"}]}, "[null, 1]", True),
+        ({"$schema": "https://json-schema.org/draft-07/schema", "items": [{"type": "null"}]}, "[1]", False),
+        ({"type": "string", "format": "ipv4"}, '"1.2.3.4"', True),
+        ({"type": "string", "format": "ipv4"}, '"1.2.3.400"', False),
+        ({"type": "object", "properties": {"a": True}, "unevaluatedProperties": False}, '{"b": 1}', False),
+        ({"type": "object", "minProperties": 1, "required": ["a"], "properties": {"a": True}}, "{}", False),
+        ({"oneOf": [{"type": "string"}, {"type": "null"}]}, "null", True),
+        ({"enum": ["a", "a"]}, '"a"', True),
+    ],
+)
+def test_an_answer_is_checked_against_the_schema_as_it_was_written(schema: dict, text: str, follows: bool) -> None:
+    assert matches_constraint(text, json_schema(schema)).follows == follows
+
+
+def test_the_validator_does_not_read_what_decoding_made_of_the_schema() -> None:
+    """A mistake of the one is noticed by the other: here the schema was compiled to another one."""
+    constraint = replace(json_schema({"type": "integer"}), source='{"type": "string"}')
+    assert not matches_constraint("3", constraint) and matches_constraint('"3"', constraint)
+
+
+def test_the_limit_of_a_pattern_is_that_of_its_source() -> None:
+    pattern = r"\S" * 700 + "|a"
+    assert len(pattern) < 1 << 16 < len(translate_pattern(pattern, "x"))
+    assert not matches_constraint("b", regex(pattern)).stopped and matches_constraint("a", regex(pattern))
 
 
 @pytest.mark.parametrize("schema", [{"type": 5}, {"pattern": "("}, {"type": "nothing"}])

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import random
-from functools import cache
+from functools import cache, lru_cache
+from queue import LifoQueue
 from typing import TYPE_CHECKING
 
 from foundling.decode.constrain.schema_references import places_of
@@ -18,26 +19,38 @@ if TYPE_CHECKING:
 
     from foundling.decode.constrain.constraint import Constraint
 
-_process = LimitedProcess(
-    "foundling.decode.constrain.compilation:compile_here", memory=CONSTRAINT_BYTES.high,
-    seconds=CONSTRAINT_SECONDS.high, answer=1 << 16, modules=("llguidance",),
-)  # fmt: skip
+N_PROCESSES = 2
+"""so that one grammar that takes long delays no others; the second is started when both are needed"""
+_processes = LifoQueue[LimitedProcess]()
+for _ in range(N_PROCESSES):
+    _processes.put(LimitedProcess(
+        "foundling.decode.constrain.compilation:compile_here", memory=CONSTRAINT_BYTES.high,
+        seconds=CONSTRAINT_SECONDS.high, answer=1 << 16, modules=("llguidance",),
+    ))  # fmt: skip
 N_STEPS = (192, 64, 192, 64, 64, 64)
 """bytes of answers of each grammar that are tried, so that one whose steps take too much is refused at once"""
+STEP_FUEL, STEP_ITEMS, ROW_ITEMS = 200_000, 50_000, 2_000
+"""of the lexer and of the parser for one mask, about 14 and 3 ms of a processor core, and of the parser for one byte"""
+COMPILATION_FUEL, LEXER_STATES, GRAMMAR_SYMBOLS = 1_000_000, 250_000, 500_000
+"""of the lexer for its first states, about 20 ms · of one constraint, about 1 kB each · of one grammar"""
 CLOSING = frozenset(b'"]}')
 
 
 def parser_limits() -> LLParserLimits:
-    """What one constraint may take in this process, in llguidance's units: about 20 ms for the largest step."""
+    """What one constraint may take in this process, in llguidance's units."""
     from llguidance import LLParserLimits
 
-    return LLParserLimits(verbose_errors=False)
+    return LLParserLimits(
+        step_lexer_fuel=STEP_FUEL, step_max_items=STEP_ITEMS, max_items_in_row=ROW_ITEMS,
+        initial_lexer_fuel=COMPILATION_FUEL, max_lexer_states=LEXER_STATES, max_grammar_size=GRAMMAR_SYMBOLS,
+        verbose_errors=False,
+    )  # fmt: skip
 
 
 def check_compiles(constraint: Constraint) -> None:
-    """GenerationError for a grammar that is none, or takes more than it may."""
+    """GenerationError for a grammar that is invalid, or takes more than it may."""
     try:
-        error = _process.call(constraint.resolve(lambda _: None))
+        error = _error_of(constraint.resolve(lambda _: None))
     except LimitError as limit:
         raise GenerationError(f"{constraint.name} takes too much to compile ({limit}); simplify it") from None
     if "oneOf" in error and constraint.kind in ("json_schema", "tools"):
@@ -48,6 +61,16 @@ def check_compiles(constraint: Constraint) -> None:
         )
     if error:
         raise GenerationError(f"{constraint.name} cannot be compiled: {error}")
+
+
+@lru_cache(16)
+def _error_of(grammar: str) -> str:
+    """Of `compile_here`. The command line checks a constraint before it loads a model, which checks it again."""
+    process = _processes.get()
+    try:
+        return process.call(grammar)
+    finally:
+        _processes.put(process)
 
 
 def compile_here(grammar: str) -> str:

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, NamedTuple
 
 from tokenizers import decoders
 
@@ -23,6 +25,16 @@ if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
 
+REFUSED_SECONDS = 60
+"""that a refusal is valid for: a machine under load may have refused what it compiles later"""
+
+
+class Refusal(NamedTuple):
+    message: str
+    until: float
+    """in the seconds of time.monotonic"""
+
+
 class Constrainer:
     """Compiles constraints for one model; any thread may ask. The vocabulary is read at the first constraint: about
     0.2 s for 50,000 tokens and 1 s for 250,000 (benchmarks/structured_speed.py)."""
@@ -33,33 +45,65 @@ class Constrainer:
         self.tokenizer, self.n_rows, self.ends = tokenizer, n_rows, tuple(dict.fromkeys(ends))
         if not any(i < n_rows for i in self.ends):
             raise GenerationError(f"none of the ids that end an answer ({self.ends}) is among the {n_rows} logits")
-        self.lock = threading.RLock()
-        self.processors: OrderedDict[Constraint, ConstraintProcessor] = OrderedDict()
+        self.lock, self.vocabulary_lock = threading.Lock(), threading.RLock()
+        self.processors: OrderedDict[Constraint, Future[ConstraintProcessor | Refusal]] = OrderedDict()
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        with self.vocabulary_lock:
+            return self._vocabulary
+
+    @property
+    def ll_tokenizer(self) -> LLTokenizer:
+        with self.vocabulary_lock:
+            return self._ll_tokenizer
 
     @cached_property
-    def vocabulary(self) -> Vocabulary:
+    def _vocabulary(self) -> Vocabulary:
         return Vocabulary(self.tokenizer, self.n_rows, self.ends)
 
     @cached_property
-    def ll_tokenizer(self) -> LLTokenizer:
+    def _ll_tokenizer(self) -> LLTokenizer:
         from llguidance import LLTokenizer, TokenizerWrapper
 
         ends = [i for i in self.ends if i < self.n_rows]
         return LLTokenizer(TokenizerWrapper(self.vocabulary), n_vocab=self.n_rows, eos_token=ends)
 
     def processor(self, constraint: Constraint) -> ConstraintProcessor:
-        """Compiled now, or before for an equal constraint. GenerationError for one that cannot be compiled, or that
-        takes more memory or time than a constraint may."""
+        """Compiled now, or before for an equal constraint; a constraint that is being compiled delays no other, and is
+        compiled once. GenerationError for one that cannot be compiled, or that takes more memory or time than a
+        constraint may, without another attempt within REFUSED_SECONDS."""
+        future, is_new = self._look_up(constraint)
+        if is_new:
+            try:
+                check_compiles(constraint)
+                future.set_result(self._compile(constraint))
+            except GenerationError as error:
+                future.set_result(Refusal(str(error), time.monotonic() + REFUSED_SECONDS))
+            except BaseException as error:
+                with self.lock:
+                    self.processors.pop(constraint, None)
+                future.set_exception(error)
+                raise
+        result = future.result()
+        if isinstance(result, Refusal):
+            raise GenerationError(result.message)
+        return result
+
+    def _look_up(self, constraint: Constraint) -> tuple[Future[ConstraintProcessor | Refusal], bool]:
+        """Where the processor is or will be, and whether the caller has to compile it."""
         with self.lock:
-            if constraint in self.processors:
-                self.processors.move_to_end(constraint)
-                return self.processors[constraint]
-            check_compiles(constraint)
-            processor = self._compile(constraint)
-            self.processors[constraint] = processor
+            future = self.processors.get(constraint)
+            result = future.result() if future and future.done() and not future.exception() else None
+            if future is None or (isinstance(result, Refusal) and result.until < time.monotonic()):
+                future, is_new = Future[ConstraintProcessor | Refusal](), True
+                self.processors[constraint] = future
+            else:
+                is_new = False
+            self.processors.move_to_end(constraint)
             if len(self.processors) > CONSTRAINTS.high:
                 self.processors.popitem(last=False)
-            return processor
+            return future, is_new
 
     def _compile(self, constraint: Constraint) -> ConstraintProcessor:
         from llguidance import LLMatcher
@@ -76,9 +120,21 @@ class Constrainer:
         return processor
 
     def _write_mark(self, text: str) -> str | None:
-        """A special token as a grammar names it, by its id; None where the text is none."""
+        """A special token as a grammar names it, by its id; None where it is not one."""
         token = self.tokenizer.backend.token_to_id(text)
         return f"<[{token}]>" if token is not None and token in self.tokenizer.special and token < self.n_rows else None
+
+    def decoder(
+        self, constraint: Constraint, decode: Callable[[list[int]], str], begins_anew: bool
+    ) -> Callable[[list[int]], str]:
+        """Ids of an answer to its text, as the grammar saw it: `decode`, the tokenizer's own for this prompt, where
+        that gives it (see `decodes_as`). Marks of the constraint that are special tokens are written out."""
+        texts = (*constraint.marks, *(constraint.reasoning or ()))
+        ids = {self.tokenizer.backend.token_to_id(text): text for text in texts if text}
+        marks = {i: text for i, text in ids.items() if i is not None and i in self.tokenizer.special}
+        if marks:
+            return partial(self.decode, marks=marks)
+        return decode if self.decodes_as(begins_anew) else self.decode
 
     def decodes_as(self, begins_anew: bool) -> bool:
         """Whether the tokenizer's own decoding of a continuation gives the same text as `decode`. `begins_anew`:
@@ -86,9 +142,12 @@ class Constrainer:
         own = isinstance(self.tokenizer.backend.decoder, decoders.ByteLevel)
         return not self.tokenizer.cleans and (own or (self.vocabulary.spells_spaces and not begins_anew))
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], marks: Mapping[int, str] | None = None) -> str:
         """The text of a constrained answer, exactly as the grammar saw it: the bytes of its tokens, without special
-        ones. Other than `Tokenizer.decode` it removes no space, at the beginning or before a full stop."""
-        special = self.vocabulary.special_token_ids
-        data = self.vocabulary.spell([i for i in ids if i not in special])
-        return data.decode(errors="replace")
+        ones but for `marks` (id -> text). Other than `Tokenizer.decode` it removes no space, at the beginning or before
+        a full stop."""
+        vocabulary, marks = self.vocabulary, marks or {}
+        parts = (
+            marks[i].encode() if i in marks else b"" if i in vocabulary.hidden else vocabulary.spell([i]) for i in ids
+        )
+        return b"".join(parts).decode(errors="replace")

@@ -7,6 +7,7 @@ A constraint knows no model; `Constrainer` compiles it for one.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -27,18 +28,22 @@ JSON_FORM = {
 """JSON is written as Python's json.dumps writes it: one form of each value, so that what a schema fixes is forced, and
 no answer fills itself with white space. Without \\u no key can be written twice in two forms."""
 MARK = "\N{OBJECT REPLACEMENT CHARACTER}%d\N{OBJECT REPLACEMENT CHARACTER}"
-"""where a grammar has a mark, by its number"""
+"""where a frame has a mark, by its number"""
 GAP = r"\n{0,2}"
+FREE_TEXT = "until_mark\n"
+"""at the end of a frame: the rules `until_mark`, free text up to the first mark and the mark, and TEXT, free text"""
 
 
 @dataclass(frozen=True)
 class Constraint:
-    """`grammar`: Lark in llguidance's dialect. `source`: what it was made from, as JSON or as it is. `marks`: texts
-    that are special tokens in some tokenizers and plain text in others; `grammar` names them by placeholders."""
+    """`grammar`: Lark in llguidance's dialect. `source`: what it was made from, as JSON or as it is. `frame`: the rules
+    above those of `grammar`, of calls of tools, with placeholders for `marks`: texts that are special tokens in some
+    tokenizers and plain text in others. Nothing of a user is in a frame, and `grammar` has no placeholders."""
 
     grammar: str
     kind: Kind
     source: str
+    frame: str = ""
     marks: tuple[str, ...] = ()
     style: str | None = None
     """of calls of tools"""
@@ -51,26 +56,34 @@ class Constraint:
 
     def resolve(self, write_mark: Callable[[str], str | None]) -> str:
         """The grammar, with each mark as `write_mark` writes a special token, or as text where that is None."""
-        inner = _resolve(self.grammar, self.marks, write_mark)
+        inner = _write_frame(self.frame, self.marks, write_mark) + self.grammar
         if self.reasoning is None:
             return inner
         opening, closing = self.reasoning
         first = f"[{special}] " if (special := write_mark(opening)) else ""  # as text it is a part of the free text
-        outer = _resolve(f"start: {first}until_0 GAP @answer\nGAP: /{GAP}/\n", (closing,), write_mark)
+        frame = f"start: {first}until_mark GAP @answer\nGAP: /{GAP}/\n{FREE_TEXT}"
+        outer = _write_frame(frame, (closing,), write_mark)
         return json.dumps({"grammars": [
             {"name": "reasoning", "lark_grammar": outer}, {"name": "answer", "lark_grammar": inner},
         ]}, ensure_ascii=False)  # fmt: skip
 
 
-def _resolve(grammar: str, marks: Sequence[str], write_mark: Callable[[str], str | None]) -> str:
-    """`until_0` is free text up to the first mark, and the mark."""
-    written = [write_mark(mark) or quote(mark) for mark in marks]
-    for number, mark in enumerate(written):
-        grammar = grammar.replace(MARK % number, mark)
-    if "until_0" in grammar:
-        lazy = "[lazy]" if written[0].startswith('"') else ""
-        grammar += f"until_0{lazy}: TEXT {written[0]}\n"
-    return grammar + (r"TEXT: /(.|\n)*/" + "\n" if "TEXT" in grammar else "")
+def _write_frame(frame: str, marks: Sequence[str], write_mark: Callable[[str], str | None]) -> str:
+    """The frame with its marks and, where it ends with FREE_TEXT, the rules of that."""
+    tokens = [write_mark(mark) for mark in marks]
+    written = [token or quote(mark) for token, mark in zip(tokens, marks, strict=True)]
+    frame = re.sub(MARK.replace("%d", "([0-9]+)"), lambda match: written[int(match[1])], frame)
+    if not frame.endswith(FREE_TEXT):
+        return frame
+    rule, text = "until_mark[lazy]", r"/(?s:.)*/"
+    if tokens[0]:  # the same characters as plain text would be taken for the token when the answer is read
+        rule, text = "until_mark", rf"{text} & ~/(?s:.)*{_escape(marks[0])}(?s:.)*/"
+    return f"{frame.removesuffix(FREE_TEXT)}{rule}: TEXT {written[0]}\nTEXT: {text}\n"
+
+
+def _escape(text: str) -> str:
+    """As an expression between slashes."""
+    return "".join(c if c.isalnum() else f"\\u{{{ord(c):x}}}" for c in text)
 
 
 def after_reasoning(constraint: Constraint, opening: str = "<think>", closing: str = "</think>") -> Constraint:
@@ -82,7 +95,7 @@ def after_reasoning(constraint: Constraint, opening: str = "<think>", closing: s
 
 
 def json_schema(schema: dict[str, Any] | bool) -> Constraint:
-    """JSON that a schema accepts (drafts 7, 2019-09 and 2020-12). GenerationError, naming the keyword and its place,
+    """JSON that a schema accepts (drafts 6, 7, 2019-09 and 2020-12). GenerationError, naming the keyword and its place,
     for one that cannot be enforced: none is ever ignored (docs/structured.md)."""
     normal = normalize_schema(schema)
     return Constraint(f"start: {json_rule(normal)}\n", "json_schema", json.dumps(schema, ensure_ascii=False))
@@ -100,10 +113,10 @@ def json_object() -> Constraint:
 
 def regex(pattern: str) -> Constraint:
     """A text that the whole pattern matches, in the syntax of JavaScript and JSON Schema, without look-around,
-    back-references and word boundaries. GenerationError for a pattern that is none."""
+    back-references and word boundaries. GenerationError for an invalid pattern."""
     PATTERN_CHARS.check(len(pattern) if isinstance(pattern, str) else None, "the pattern's length", GenerationError)
     translated = translate_pattern(pattern, "the regular expression", whole=True)
-    return Constraint(f"start: /{_in_slashes(translated)}/\n", "regex", pattern)
+    return Constraint(f"start: /{translated}/\n", "regex", pattern)
 
 
 def grammar(lark: str) -> Constraint:
@@ -111,6 +124,7 @@ def grammar(lark: str) -> Constraint:
     if not isinstance(lark, str) or not lark.strip():
         raise GenerationError(f"the grammar is {shown(lark)}; expected a text with a rule `start:`")
     PATTERN_CHARS.check(len(lark), "the grammar's length", GenerationError)
+    _check_text(lark)
     return Constraint(lark, "grammar", lark)
 
 
@@ -126,12 +140,12 @@ def choice(texts: Sequence[str]) -> Constraint:
 
 def quote(text: str) -> str:
     """A text as a literal of a grammar."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise GenerationError(f"the text {shown(text)} has half of a surrogate pair, which no text can hold") from None
+    _check_text(text)
     return json.dumps(text, ensure_ascii=False)
 
 
-def _in_slashes(pattern: str) -> str:
-    return pattern.replace("/", "\\/").replace("\n", "\\n")
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise GenerationError(f"the text {shown(text)} has half of a surrogate pair, which UTF-8 has not") from None

@@ -16,12 +16,12 @@ def read_grammar(path: str | Path) -> str:
     """GenerationError for a file that cannot be read, is too large, or is no text."""
     file = Path(path)
     try:
-        found = file.stat()
-        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
             raise GenerationError(f"{file}: not a file")
-        if found.st_size > 4 * PATTERN_CHARS.high:
+        if status.st_size > 4 * PATTERN_CHARS.high:  # bytes of a character
             raise GenerationError(
-                f"{file}: {found.st_size:,} bytes; a schema or grammar has at most {PATTERN_CHARS.high:,}"
+                f"{file}: {status.st_size:,} bytes; a schema or grammar has at most {PATTERN_CHARS.high:,} characters"
             )
         return file.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -33,7 +33,7 @@ def read_grammar(path: str | Path) -> str:
 
 
 def read_schema(path: str | Path) -> Any:
-    """The JSON value of a file. GenerationError as `read_grammar`, and for what is no JSON."""
+    """The JSON value of a file. GenerationError as `read_grammar`, and for invalid JSON."""
     text = read_grammar(path)
     if not is_shallow(text.encode()):
         raise GenerationError(f"{path}: nested too deeply for a JSON Schema")

@@ -2,7 +2,7 @@
 """Regular expressions of JSON Schema (ECMA-262, section 22.2) in a form that Rust's and Python's engines read alike.
 
 Each class is written out as ranges of code points, because engines disagree on \\d, \\w, \\s, `.` and what ^ negates.
-What no finite automaton decides, or a generated text cannot be held to, is refused by name.
+What no finite automaton decides, or no mask can enforce, is refused by name.
 """
 
 from __future__ import annotations
@@ -209,7 +209,8 @@ class _Parser:
             code = self.hexadecimal(4)
             if 0xD800 <= code < 0xDC00 and self.pattern[self.at : self.at + 2] == "\\u":
                 self.at += 2
-                code = 0x10000 + ((code - 0xD800) << 10) + self.hexadecimal(4) - 0xDC00
+                low = self.hexadecimal(4)
+                code = 0x10000 + ((code - 0xD800) << 10) + low - 0xDC00 if 0xDC00 <= low <= 0xDFFF else -1
         if not 0 <= code <= LAST or SURROGATES[0] <= code <= SURROGATES[1]:
             raise self.refuse("an escape names no character")
         return code
@@ -218,8 +219,8 @@ class _Parser:
 def translate_pattern(pattern: str, where: str, *, whole: bool = False) -> str:
     """An expression for all of a text that has a match of `pattern` somewhere, or with `whole` is one. It is without
     anchors; for a text to match, put it between ^ and $ (Rust) or use fullmatch (Python). GenerationError, with
-    `where`, for a pattern that is none or uses look-around, back-references, word boundaries, properties, or anchors
-    elsewhere than at the ends of alternatives."""
+    `where`, for an invalid pattern, or one that uses look-around, back-references, word boundaries, properties, or
+    anchors elsewhere than at the ends of alternatives."""
     parser = _Parser(pattern, where)
     alternatives = parser.alternatives()
     if parser.peek():

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -18,21 +20,25 @@ import torch
 from torch import Tensor
 
 from foundling.errors import GenerationError
+from foundling.runtime.device import available_threads
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
-N_THREADS = max(1, min(8, os.cpu_count() or 1))
 DEAD_END = "the tokenizer has no token that continues the constrained answer here"
-_pools: dict[int, ThreadPoolExecutor] = {}
-"""of this process; a fork has no threads"""
+MOST_THREADS = 8
+_pool_lock = threading.Lock()
+
+
+@cache
+def _pool_of(pid: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max(1, min(MOST_THREADS, available_threads())), "foundling-masks")
 
 
 def _pool() -> ThreadPoolExecutor:
-    pid = os.getpid()
-    if pid not in _pools:
-        _pools[pid] = ThreadPoolExecutor(N_THREADS, "foundling-masks")
-    return _pools[pid]
+    """Of this process: a fork has no threads."""
+    with _pool_lock:
+        return _pool_of(os.getpid())
 
 
 class Mask(NamedTuple):
@@ -99,7 +105,7 @@ class ConstraintState:
             self.mask = _pool().submit(_compute_mask, self.matcher, self.processor.n_rows, self.processor.ends)
 
     def forced(self) -> list[int]:
-        """The tokens that must follow, as far as they are known; `apply` allows no others."""
+        """The tokens that must follow, as far as they are determined; `apply` allows no others."""
         return [*self.pending]
 
     def complete(self) -> bool:
@@ -136,9 +142,9 @@ def _compute_mask(matcher: LLMatcher, n_rows: int, ends: Sequence[int]) -> Mask:
         forbidden[list(ends)] = False
         return Mask(forbidden)
     bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
-    if matcher.is_error() and matcher.stop_reason().startswith("NoExtension"):
-        return Mask(None, DEAD_END)
     if matcher.is_error():
+        if any(text.startswith("NoExtension") for text in (matcher.stop_reason(), matcher.get_error())):
+            return Mask(None, DEAD_END)
         return Mask(None, f"the constraint takes too much to follow here: {_line(matcher.get_error())}")
     allowed = np.unpackbits(bits, count=n_rows, bitorder="little")
     if not allowed.any():

@@ -13,7 +13,7 @@ from typing import Any
 
 from foundling.decode.constrain.formats import FORMATS
 from foundling.decode.constrain.patterns import translate_pattern
-from foundling.decode.constrain.schema_references import References, path_of
+from foundling.decode.constrain.schema_references import IN_PLACE, References, path_of
 from foundling.decode.constrain.schema_values import (
     check_enumerated,
     check_numbers,
@@ -49,18 +49,18 @@ REFUSED = {
     "id": "it is of draft 4; use $id",
 }  # fmt: skip
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
-IN_PLACE = ("allOf", "anyOf", "oneOf")
 DRAFTS = {"draft-06/schema": 6, "draft-07/schema": 7, "draft/2019-09/schema": 2019, "draft/2020-12/schema": 2020}
+AFTER_OTHERS = ("minProperties", "maxProperties", "uniqueItems", "unevaluatedProperties", "unevaluatedItems")
+"""keywords that read others beside them, whose values are checked first"""
 LEVELS = 8
 """of arrays and objects in a value of which the schema says nothing"""
 ANY = "any{}"
 
 
-def normalize_schema(schema: Any, *, narrow: bool = True) -> dict[str, Any]:
-    """The schema with nothing in it but keywords that are enforced, in a form that Python's regular expressions and
-    Rust's read alike. With `narrow`, for generation: where the schema says nothing, objects have no further properties,
-    numbers are within ±(2⁵³ − 1), and values nest at most 8 levels. Without, it accepts what the schema accepts.
-    GenerationError, naming the keyword and its JSON path, for what cannot be enforced."""
+def normalize_schema(schema: Any) -> dict[str, Any]:
+    """The schema with nothing in it but keywords that are enforced. Where it says nothing, objects have no further
+    properties, numbers are within ±(2⁵³ − 1), and values nest at most 8 levels. GenerationError, naming the keyword and
+    its JSON path, for what cannot be enforced."""
     if not isinstance(schema, dict | bool):
         raise GenerationError(f"the JSON Schema is {shown(schema)}; expected an object, true or false")
     try:
@@ -69,13 +69,12 @@ def normalize_schema(schema: Any, *, narrow: bool = True) -> dict[str, Any]:
     except (TypeError, ValueError, RecursionError):
         raise GenerationError("the JSON Schema holds what JSON does not: NaN, halves of surrogates, a loop") from None
     PATTERN_CHARS.check(len(text), "the JSON Schema's length", GenerationError)
-    return _Normalizer(schema, narrow).result()
+    return _Normalizer(schema).result()
 
 
 class _Normalizer:
-    def __init__(self, schema: dict[str, Any] | bool, narrow: bool) -> None:
-        self.schema, self.narrow = schema, narrow
-        self.draft = _draft(schema)
+    def __init__(self, schema: dict[str, Any] | bool) -> None:
+        self.schema, self.draft = schema, draft_of(schema)
         self.references = References(schema, self.draft)
         self.free_used = False
 
@@ -86,7 +85,7 @@ class _Normalizer:
             for pointer in pending:
                 name = self.references.names[pointer]
                 definitions[name] = self.node(self.references.target(pointer), pointer)
-        self.references.check_cycles(root, definitions)
+        self.references.check_cycles(definitions)
         if self.free_used:
             definitions |= _free_values()
         return {**root, "$defs": definitions} if definitions else root
@@ -105,7 +104,7 @@ class _Normalizer:
         schema = {key: value for key, value in schema.items() if key not in ANNOTATIONS and not _is_extension(key)}
         self.check_places(schema, path)
         result = dict[str, Any]()
-        for keyword, value in schema.items():
+        for keyword, value in sorted(schema.items(), key=lambda item: item[0] in AFTER_OTHERS):
             if keyword in PLACES:
                 continue
             if keyword in REFUSED:
@@ -117,12 +116,12 @@ class _Normalizer:
             handle = HANDLERS.get(keyword)
             if handle is None:
                 raise GenerationError(
-                    f"{shown(keyword)} at {path_of((*path, keyword))} is no keyword of JSON Schema that is known here; "
+                    f"{shown(keyword)} at {path_of((*path, keyword))} is not a supported keyword of JSON Schema; "
                     "leave it out"
                 )
             handle(self, result, value, (*path, keyword), schema)
         check_numbers(result, path)
-        return self.narrowed(result, path) if self.narrow else result
+        return self.narrowed(result, path)
 
     def check_places(self, schema: dict[str, Any], path: tuple[str, ...]) -> None:
         if path and "$schema" in schema:
@@ -130,6 +129,18 @@ class _Normalizer:
         if path and "$id" in schema:
             raise GenerationError(
                 f"$id at {path_of(path)} is inside a schema, whose references would change; leave it out"
+            )
+        for keyword, kind, expected in (
+            ("$id", str, "a text"), ("$anchor", str, "a text"), ("$defs", dict, "an object"),
+            ("definitions", dict, "an object"),
+        ):  # fmt: skip
+            if keyword in schema and not isinstance(schema[keyword], kind):
+                where = path_of((*path, keyword))
+                raise GenerationError(f"{keyword} at {where} is {shown(schema[keyword])}; expected {expected}")
+        if "$anchor" in schema and self.draft in (6, 7):
+            raise GenerationError(
+                f"$anchor at {path_of(path)} is no keyword of draft {self.draft}; refer to the schema by its place, or "
+                "name draft 2020-12 in $schema"
             )
         others = [k for k in schema if k not in PLACES and k != "$ref"]
         if "$ref" in schema and others and self.draft in (6, 7):
@@ -200,7 +211,7 @@ class _Normalizer:
     ) -> None:
         self.check_object(value, path)
         node["patternProperties"] = {
-            self.anchored(translate_pattern(pattern, f"patternProperties at {path_of(path)}")): (
+            _anchored(translate_pattern(pattern, f"patternProperties at {path_of(path)}")): (
                 False if part is False else self.node(part, (*path, pattern))
             )
             for pattern, part in value.items()
@@ -221,7 +232,7 @@ class _Normalizer:
         names = {*schema.get("properties", {})}
         closed = schema.get("additionalProperties") is False and not schema.get("patternProperties")
         if path[-1] == "minProperties":
-            if number <= len(required) or not self.narrow:
+            if number <= len(required):
                 node["minProperties"] = number
                 return
             if number > len(required) + 1 or not names <= required:
@@ -229,12 +240,12 @@ class _Normalizer:
                     f"minProperties {number} at {path_of(path)} is not supported: it counts properties that may be "
                     "left out; put those that must be there into required"
                 )
-        elif not (closed and number >= len(names)) and self.narrow and not names <= required:
+        elif not (closed and number >= len(names)) and not names <= required:
             raise GenerationError(
                 f"maxProperties {number} at {path_of(path)} is not supported: it counts properties that may be left "
                 "out; put all properties into required"
             )
-        elif closed and number >= len(names) and self.narrow:
+        elif closed and number >= len(names):
             return
         node[path[-1]] = number
 
@@ -244,6 +255,8 @@ class _Normalizer:
             return
         if self.draft == 2020 and "$schema" in (self.schema if isinstance(self.schema, dict) else {}):
             raise GenerationError(f"items at {path_of(path)} is a list, which draft 2020-12 calls prefixItems")
+        if "prefixItems" in schema:
+            raise GenerationError(f"items at {path_of(path)} is a list beside prefixItems, which means the same")
         self.prefix_items(node, value, path, schema)
         rest = schema.get("additionalItems", True)
         if rest is not True:
@@ -252,6 +265,8 @@ class _Normalizer:
     def prefix_items(self, node: dict[str, Any], value: Any, path: tuple[str, ...], schema: dict[str, Any]) -> None:
         if not isinstance(value, list):
             raise GenerationError(f"{path[-1]} at {path_of(path)} is {shown(value)}; expected a list of schemas")
+        if path[-1] == "prefixItems" and self.draft != 2020:
+            raise GenerationError(f"prefixItems at {path_of(path)} is no keyword of draft {self.draft}; use items")
         node["prefixItems"] = [self.node(part, (*path, str(i))) for i, part in enumerate(value)]
 
     def additional_items(self, node: dict[str, Any], value: Any, path: tuple[str, ...], schema: dict[str, Any]) -> None:
@@ -292,12 +307,9 @@ class _Normalizer:
 
     def add_pattern(self, node: dict[str, Any], translated: str) -> None:
         if "pattern" in node:
-            node.setdefault("allOf", []).append({"pattern": self.anchored(translated)})
+            node.setdefault("allOf", []).append({"pattern": _anchored(translated)})
         else:
-            node["pattern"] = self.anchored(translated)
-
-    def anchored(self, translated: str) -> str:
-        return f"^{translated}$" if self.narrow else rf"\A{translated}\Z"
+            node["pattern"] = _anchored(translated)
 
     def numbers(self, node: dict[str, Any], value: Any, path: tuple[str, ...], schema: dict[str, Any]) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -311,7 +323,7 @@ class _Normalizer:
         values = [value] if path[-1] == "const" else value
         if not isinstance(values, list) or not values:
             raise GenerationError(f"enum at {path_of(path)} is {shown(value)}; expected a list of at least one value")
-        for each in values if self.narrow else ():
+        for each in values:
             check_enumerated(each, path)
         node[path[-1]] = value
 
@@ -338,7 +350,12 @@ HANDLERS: dict[str, Handler] = {
 """keyword -> how it is enforced"""
 
 
-def _draft(schema: dict[str, Any] | bool) -> int:
+def _anchored(translated: str) -> str:
+    return f"^{translated}$"
+
+
+def draft_of(schema: dict[str, Any] | bool) -> int:
+    """The draft that `$schema` names, 2020 without one: 6, 7, 2019 or 2020. GenerationError for another one."""
     named = schema.get("$schema") if isinstance(schema, dict) else None
     if named is None:
         return 2020
@@ -348,7 +365,9 @@ def _draft(schema: dict[str, Any] | bool) -> int:
             f"https://json-schema.org/{ending}",
         ):
             return draft
-    raise GenerationError(f"$schema is {shown(named)}; supported are drafts 7, 2019-09 and 2020-12 of json-schema.org")
+    raise GenerationError(
+        f"$schema is {shown(named)}; supported are drafts 6, 7, 2019-09 and 2020-12 of json-schema.org"
+    )
 
 
 def _is_empty(keyword: str, value: Any) -> bool:
@@ -362,7 +381,7 @@ def _is_extension(key: str) -> bool:
 
 
 def _free_values() -> dict[str, Any]:
-    """Definitions of values of which nothing is said, of so many levels."""
+    """Definitions of values that a schema leaves open, of so many levels."""
     plain: dict[str, Any] = {"type": ["null", "boolean", "string", "number"]}
     numeric_bounds(plain, plain["type"])
     levels: dict[str, Any] = {ANY.format(0): plain}

@@ -32,8 +32,8 @@ def path_of(path: Path) -> str:
 def places_of(keyword: str, value: Any, path: Path = ()) -> list[str]:
     """Where a keyword stands, as JSON paths."""
     parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    found = [path_of((*path, keyword))] if isinstance(value, dict) and keyword in value else []
-    return found + [place for key, part in parts for place in places_of(keyword, part, (*path, str(key)))]
+    results = [path_of((*path, keyword))] if isinstance(value, dict) and keyword in value else []
+    return results + [place for key, part in parts for place in places_of(keyword, part, (*path, str(key)))]
 
 
 class References:
@@ -112,7 +112,7 @@ class References:
                 if "$ref" in node:
                     pending.append(self.resolve(node["$ref"], (*path, "$ref")))
 
-    def check_cycles(self, root: dict[str, Any], definitions: dict[str, Any]) -> None:
+    def check_cycles(self, definitions: dict[str, Any]) -> None:
         """GenerationError for a schema that refers to itself before any of the value is written."""
         nodes = {f"#/$defs/{name}": node for name, node in definitions.items()}
         origin = {f"#/$defs/{name}": path for path, name in self.names.items()}
@@ -138,8 +138,8 @@ class References:
 def _in_place(node: Any) -> list[str]:
     if not isinstance(node, dict):
         return []
-    found = [node["$ref"]] if "$ref" in node else []
-    return found + [ref for keyword in IN_PLACE for part in node.get(keyword, []) for ref in _in_place(part)]
+    results = [node["$ref"]] if "$ref" in node else []
+    return results + [ref for keyword in IN_PLACE for part in node.get(keyword, []) for ref in _in_place(part)]
 
 
 def _combines(node: dict[str, Any]) -> bool:

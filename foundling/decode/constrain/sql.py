@@ -111,7 +111,9 @@ def _check(schema: Schema) -> None:
     SQL_COLUMNS.check(sum(map(len, schema.values())), "the number of columns", GenerationError)
     for name in itertools.chain(schema, *schema.values()):
         if not isinstance(name, str) or not name or any(ord(character) < 32 for character in name):
-            raise GenerationError(f"the name {shown(name)} is none of a table or column, or has a line break")
+            raise GenerationError(
+                f"the name {shown(name)} of a table or column is empty, not a text, or has a control character"
+            )
         quote(name)  # refuses half of a surrogate pair
 
 

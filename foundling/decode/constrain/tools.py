@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from foundling.decode.constrain.constraint import MARK, Constraint, json_rule, quote
+from foundling.decode.constrain.constraint import FREE_TEXT, MARK, Constraint, json_rule, quote
 from foundling.decode.constrain.schema_keywords import normalize_schema
 from foundling.errors import GenerationError
 from foundling.limits import PATTERN_CHARS, TOOLS, shown
@@ -29,8 +29,8 @@ def tool_calls(
 ) -> Constraint:
     """Calls of `tools`, [{"type": "function", "function": {"name", "parameters": a JSON Schema of an object}}] or the
     inner objects alone. The arguments always follow their schema. `name`: exactly one call, of this tool; `required`:
-    one call or, with `parallel`, more; neither: free text, or free text and calls. GenerationError for a tool that is
-    none, or whose schema cannot be enforced."""
+    one call or, with `parallel`, more; neither: free text, or free text and calls. GenerationError for an invalid
+    tool, or one whose schema cannot be enforced."""
     if style not in STYLES:
         raise GenerationError(f"style is {shown(style)}; expected {', '.join(STYLES)}")
     functions = _functions(tools)
@@ -38,33 +38,33 @@ def tool_calls(
         raise GenerationError(f"the tool {shown(name)} is unknown; tools are {', '.join(functions)}")
     chosen = functions if name is None else {name: functions[name]}
     arguments = STYLES[style].arguments
-    rules = [f"call: {' | '.join(f'call_{i}' for i in range(len(chosen)))}"]
+    rules = [f"call: {' | '.join(f'call_{i}' for i in range(len(chosen)))}\n"]
     for i, (tool, schema) in enumerate(chosen.items()):
         begin = json.dumps({"name": tool, arguments: 0}, ensure_ascii=False)[:-2]
-        rules.append(f'call_{i}: {quote(begin)} {json_rule(schema)} "}}"')
+        rules.append(f'call_{i}: {quote(begin)} {json_rule(schema)} "}}"\n')
     free, several = not required and name is None, parallel and name is None
-    text = "\n".join([*_start(style, free, several), *rules, ""])
     marks = tuple(mark for mark in (STYLES[style].opening, STYLES[style].closing) if mark)
     source = json.dumps(
         {"tools": {tool: _parameters(each) for tool, each in zip(chosen, _chosen(tools, chosen), strict=True)},
          "free": free, "several": several}, ensure_ascii=False,
     )  # fmt: skip
     PATTERN_CHARS.check(len(source), "the length of the tools' schemas", GenerationError)
-    return Constraint(text, "tools", source, marks, style=style)
+    return Constraint("".join(rules), "tools", source, _frame(style, free, several), marks, style=style)
 
 
-def _start(style: str, free: bool, several: bool) -> list[str]:
-    """The rules above `call`. `until_0` is free text up to the first mark (Constraint.resolve)."""
-    opening, closing = MARK % 0, MARK % 1
+def _frame(style: str, free: bool, several: bool) -> str:
+    """The rules above `call`."""
+    opening, closing, text = MARK % 0, MARK % 1, f"text: TEXT\n{FREE_TEXT}"
     if style == "hermes":
         body = rf'"\n" call "\n" {closing}'
         more = rf'("\n" {opening} {body}){{0,{MOST_CALLS - 1}}}' if several else ""
-        return [f"start: text | until_0 {body} {more}" if free else f"start: {opening} {body} {more}", "text: TEXT"]
+        return f"start: text | until_mark {body} {more}\n{text}" if free else f"start: {opening} {body} {more}\n"
     if style == "mistral":
         more = f'(", " call){{0,{MOST_CALLS - 1}}}' if several else ""
         body = f'" "? "[" call {more} "]"'
-        return [f"start: text | until_0 {body}" if free else f"start: {opening} {body}", "text: TEXT"]
-    return ["start: call | prose", r"prose: /([^{](.|\n)*)?/"] if free else ["start: call"]
+        return f"start: text | until_mark {body}\n{text}" if free else f"start: {opening} {body}\n"
+    # a text whose first character beside white space is a brace would be read as a call
+    return "start: call | prose\nprose: /[ \\t\\n\\r]*([^{ \\t\\n\\r](?s:.)*)?/\n" if free else "start: call\n"
 
 
 def _functions(tools: Any) -> dict[str, dict[str, Any]]:

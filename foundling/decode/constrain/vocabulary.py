@@ -27,8 +27,8 @@ class Vocabulary:
         self.special_token_ids = sorted(i for i in {*tokenizer.special, *ends} if i < n_rows)
         self.eos_token_id = next(i for i in ends if i < n_rows)
         self.bos_token_id: int | None = None
-        hidden = {*self.special_token_ids}
-        self.id_of = {token: i for i, token in reversed([*enumerate(self.tokens)]) if token and i not in hidden}
+        self.hidden = frozenset(self.special_token_ids)
+        self.id_of = {token: i for i, token in reversed([*enumerate(self.tokens)]) if token and i not in self.hidden}
         self.longest = max(map(len, self.id_of), default=1)
         self.anchors = [(anchor, ids) for anchor in ANCHORS if (ids := tokenizer.encode(anchor))]
 
