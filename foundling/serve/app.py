@@ -82,13 +82,11 @@ def _generation(server: Server) -> APIRouter:
 
     @router.post("/tokenize")
     async def tokenize_text(body: TokenizeBody, http: HTTPRequest) -> JSONResponse:
-        served = server.model(body.model, http)
-        return JSONResponse(await asyncio.to_thread(tokenize, served, body))
+        return await asyncio.to_thread(tokenize, server.model(body.model, http), body)
 
     @router.post("/detokenize")
     async def detokenize_ids(body: DetokenizeBody, http: HTTPRequest) -> JSONResponse:
-        served = server.model(body.model, http)
-        return JSONResponse(await asyncio.to_thread(detokenize, served, body))
+        return await asyncio.to_thread(detokenize, server.model(body.model, http), body)
 
     return router
 

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,16 +10,13 @@ from typing import Any
 from foundling.decode.constrain import constraint as constraints
 from foundling.decode.constrain.constraint import Constraint
 from foundling.decode.constrain.tools import tool_calls
-from foundling.decode.request import Completion
 from foundling.errors import GenerationError
 from foundling.serve.errors import APIError
 from foundling.serve.models import GenerativeModel
 from foundling.serve.protocol import ChatBody, NamedTool, ResponseFormat
 from foundling.text.framing import AnswerDecoder
 from foundling.text.tool_calls import STYLES, parse_tool_calls, shown_length, style_of
-from foundling.verify.structured import matches_constraint
 
-logger = logging.getLogger("foundling.serve")
 THINK = ("<think>", "</think>")
 
 
@@ -44,19 +39,6 @@ def format_of(form: ResponseFormat | None) -> Constraint | None:
         return getattr(constraints, form.type)(field[form.type])
     except GenerationError as error:
         raise APIError(400, str(error), param="response_format") from None
-
-
-async def check_answers(constraint: Constraint | None, completions: Sequence[Completion]) -> None:
-    """APIError 500 where an answer that ended by itself does not follow its constraint: what decoding enforces, an
-    independent validator checks. One that was cut may not follow it, and its finish_reason says so."""
-    if constraint is None:
-        return
-    for completion in completions:
-        if completion.finish_reason == "end":
-            verdict = await asyncio.to_thread(matches_constraint, completion.text or "", constraint)
-            if not verdict:
-                logger.error("an answer does not follow %s: %s", constraint.name, verdict.reason)
-                raise APIError(500, f"the answer does not follow {constraint.name}, which is a fault of the server")
 
 
 class AnswerForm:

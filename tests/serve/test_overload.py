@@ -4,6 +4,7 @@
 import asyncio
 import gc
 import json
+import socket
 from typing import Any
 
 import psutil
@@ -138,12 +139,17 @@ def test_one_client_more_than_is_allowed_is_told_to_wait(directories) -> None:
 
 def test_a_client_that_does_not_read_is_not_waited_for(directories, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "LATE", 0.2)
-    with serving({"tiny": directories["tiny"]}, request_timeout=2.0, max_num_seqs=8) as live:
-        body = {"prompt": "a", "max_tokens": 200, "stream": True, "logprobs": 300, "n": 8}
-        with raw.connect(live) as connection:
-            connection.sendall(raw.request("/v1/completions", json.dumps(body).encode(), live=live))
+    with serving({"tiny": directories["tiny"]}, request_timeout=4.0, max_num_seqs=8) as live:
+        body = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 200, "stream": True, "n": 8}
+        body |= {"logprobs": True, "top_logprobs": 300}  # more than the buffers of both sides hold
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect((live.host, live.port))
+            connection.sendall(raw.request("/v1/chat/completions", json.dumps(body).encode(), live=live))
             raw.wait_for(lambda: live.guard.n_running == 1)
             raw.wait_for(lambda: is_idle(live))
+            # also its connection, on which much waits to be sent, and which the client has not closed
+            raw.wait_for(lambda: not live.server.n_connections(), 60)
         assert live.line()["status"] in (200, 499)
         assert loads(live)
 

@@ -33,7 +33,7 @@ class Constrainer:
         self.tokenizer, self.n_rows, self.ends = tokenizer, n_rows, tuple(dict.fromkeys(ends))
         if not any(i < n_rows for i in self.ends):
             raise GenerationError(f"none of the ids that end an answer ({self.ends}) is among the {n_rows} logits")
-        self.lock = threading.RLock()
+        self.lock, self.compiling = threading.Lock(), threading.Lock()
         self.processors: OrderedDict[Constraint, ConstraintProcessor] = OrderedDict()
 
     @cached_property
@@ -50,16 +50,25 @@ class Constrainer:
     def processor(self, constraint: Constraint) -> ConstraintProcessor:
         """Compiled now, or before for an equal constraint. GenerationError for one that cannot be compiled, or that
         takes more memory or time than a constraint may."""
+        if (processor := self.compiled(constraint)) is not None:
+            return processor
+        with self.compiling:  # what is compiled already does not wait for it
+            processor = self.compiled(constraint)
+            if processor is None:
+                check_compiles(constraint)
+                processor = self._compile(constraint)
+                with self.lock:
+                    self.processors[constraint] = processor
+                    if len(self.processors) > CONSTRAINTS.high:
+                        self.processors.popitem(last=False)
+            return processor
+
+    def compiled(self, constraint: Constraint) -> ConstraintProcessor | None:
+        """Of an equal constraint that was compiled before; None without one. It never waits for a compilation."""
         with self.lock:
             if constraint in self.processors:
                 self.processors.move_to_end(constraint)
-                return self.processors[constraint]
-            check_compiles(constraint)
-            processor = self._compile(constraint)
-            self.processors[constraint] = processor
-            if len(self.processors) > CONSTRAINTS.high:
-                self.processors.popitem(last=False)
-            return processor
+            return self.processors.get(constraint)
 
     def _compile(self, constraint: Constraint) -> ConstraintProcessor:
         from llguidance import LLMatcher
