@@ -13,7 +13,7 @@ from foundling.blocks.position import short_limit
 from foundling.decode import plain
 from foundling.decode.constrain.constrainer import Constrainer
 from foundling.decode.constrain.constraint import Constraint
-from foundling.decode.detokenize import REPLACEMENT, incremental_decoder, visible_end
+from foundling.decode.detokenize import REPLACEMENT, MarkedDecoder, incremental_decoder, visible_end
 from foundling.decode.engine.engine import Engine, EngineOptions
 from foundling.decode.request import Completion, build_requests, check_generates, max_completion
 from foundling.decode.sampling import Sampling
@@ -37,7 +37,9 @@ class TextStreamer:
     ) -> None:
         self.decoder, self.on_text, self.stop_strings = incremental_decoder(decode), on_text, stop_strings
         self.n_sent = 0
-        owner = decode.tokenizer if isinstance(decode, AnswerDecoder) else getattr(decode, "__self__", None)
+        owner = (
+            decode.tokenizer if isinstance(decode, AnswerDecoder | MarkedDecoder) else getattr(decode, "__self__", None)
+        )
         self.tokenizer = owner if isinstance(owner, Tokenizer) else None
         self.n_unsettled = CLEANED_SPAN if self.tokenizer and self.tokenizer.cleans else 0
         self.in_bytes = False
@@ -50,9 +52,7 @@ class TextStreamer:
         # the bytes of a character may arrive in several tokens, and one that is wrong spoils all before it
         if text.endswith(REPLACEMENT) or self.in_bytes:
             return
-        n_pending = max(
-            (n for s in self.stop_strings for n in range(1, len(s)) if text.endswith(s[:n])), default=0
-        )  # may be the beginning of a stop string
+        n_pending = max((_begun(s, text) for s in self.stop_strings), default=0)
         matches = [at for s in self.stop_strings if (at := text.find(s, max(0, self.n_sent - len(s)))) >= 0]
         self._send(text[: max(0, min([*matches, len(text) - max(n_pending, self.n_unsettled)]))])
 
@@ -64,6 +64,16 @@ class TextStreamer:
         if len(text) > self.n_sent:
             self.on_text(text[self.n_sent :])
             self.n_sent = len(text)
+
+
+def _begun(stop: str, text: str) -> int:
+    """How many characters at the end of a text may be the beginning of a stop string: as many as possible."""
+    at = max(0, len(text) - len(stop) + 1)
+    while (at := text.find(stop[0], at)) >= 0:
+        if stop.startswith(text[at:]):
+            return len(text) - at
+        at += 1
+    return 0
 
 
 @dataclass
@@ -181,7 +191,7 @@ class TextGenerator:
         decode: Callable[[list[int]], str] = self.framing.answer(ids)
         processors = [] if constraint is None else [self.constrainer.processor(constraint)]
         if constraint is not None and not self.constrainer.decodes_as(self.framing.spec.reads_source):
-            decode = self.constrainer.decode
+            decode = self.constrainer.decoder
         stop = [*self.framing.ends, *self.framing.stops(stop_strings)]
         streamer = None if on_text is None else TextStreamer(decode, on_text, stop_strings)
 

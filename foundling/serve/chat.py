@@ -37,6 +37,9 @@ from foundling.serve.reply import FINISH, Head, LargeJSON, Text, Usage, event, h
 from foundling.serve.server import Server
 from foundling.serve.streams import event_stream
 
+CUT = ("length", "stop")
+"""finish reasons of answers that may end in the middle of a call"""
+
 
 @dataclass
 class Chat:
@@ -108,7 +111,7 @@ def _read(server: Server, body: ChatBody, served: GenerativeModel) -> tuple[Chat
 
 
 def _choice(chat: Chat, index: int, completion: Completion) -> dict[str, Any]:
-    message = chat.form.message(completion.text or "", cut=completion.finish_reason == "length")
+    message = chat.form.message(completion.text or "", cut=completion.finish_reason in CUT)
     return {
         "index": index, "message": message, "finish_reason": _reason(completion, message),
         "logprobs": _logprobs(chat, completion.tokens, completion.logprobs, completion.top_logprobs),
@@ -156,7 +159,7 @@ async def _events(chat: Chat, updates: UpdateStream) -> AsyncGenerator[str]:
                 yield chunk(index, delta or {"content": ""}, logprobs=logprobs)
             if completion is not None:
                 await chat.server.compiler.check(chat.form.constraint, [completion])
-                if rest := answers[index].finish(cut=completion.finish_reason == "length"):
+                if rest := answers[index].finish(cut=completion.finish_reason in CUT):
                     yield chunk(index, rest)
                 yield chunk(index, {}, _reason(completion, rest))
     if include_usage:

@@ -45,7 +45,7 @@ class Compiler:
 
         def compiled() -> Compiled:
             own = constrainer.decodes_as(served.framing.spec.reads_source)
-            return Compiled(constrainer.processor(constraint), None if own else constrainer.decode)
+            return Compiled(constrainer.processor(constraint), None if own else constrainer.decoder)
 
         if constrainer.compiled(constraint) is not None:
             return compiled()

@@ -92,6 +92,11 @@ def _check(server: Server, body: CompletionBody) -> None:
         raise APIError(400, "prompt is an empty list; send at least one", param="prompt")
     if len(texts) > options.max_prompts:
         raise APIError(400, f"{len(texts)} prompts; this server allows {options.max_prompts}", param="prompt")
+    if (total := len(texts) * best_of) > options.max_queue:
+        message = (
+            f"{len(texts)} prompts of {best_of} completions are {total}; this server takes {options.max_queue} at once"
+        )
+        raise APIError(400, f"{message}: send fewer", param="prompt" if len(texts) > 1 else "n")
     if best_of < body.n:
         raise APIError(400, f"best_of is {best_of} and n {body.n}; best_of is at least n", param="best_of")
     if best_of > body.n and body.stream:

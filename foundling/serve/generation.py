@@ -145,8 +145,9 @@ def _biases(biases: dict[str, float], served: GenerativeModel) -> dict[int, floa
 
 
 def check_n(n: int, options: ServeOptions, param: str = "n") -> None:
-    if n > options.max_n:
-        raise APIError(400, f"{param} is {n}; this server allows {options.max_n}", param=param)
+    most = min(options.max_n, options.max_queue)
+    if n > most:
+        raise APIError(400, f"{param} is {n}; this server allows {most}", param=param)
 
 
 def check_finished(completion: Completion | None) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from foundling.limits import (
+    BIAS,
     BIASES,
     MAX_TOKENS,
     MESSAGE_PARTS,
@@ -57,7 +58,7 @@ class SamplingBody(Body):
     repetition_penalty: float | None = Field(None, gt=0, le=100, description="not of OpenAI: 1 is off")
     presence_penalty: float | None = Field(None, ge=-100, le=100)
     frequency_penalty: float | None = Field(None, ge=-100, le=100)
-    logit_bias: dict[str, float] | None = Field(None, max_length=BIASES.high)
+    logit_bias: dict[str, Annotated[float, Field(ge=-BIAS, le=BIAS)]] | None = Field(None, max_length=BIASES.high)
     n: Count = 1
     seed: int | None = Field(None, ge=-(1 << 63), le=SEED.high)
     stop: Stop | Annotated[list[Stop], Field(max_length=STOPS.high)] | None = None

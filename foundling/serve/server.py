@@ -16,7 +16,7 @@ from starlette.requests import Request as HTTPRequest
 from foundling.serve.answer_cache import AnswerCache
 from foundling.serve.compiling import Compiler
 from foundling.serve.keys import Caller, KeyStore, Limiter
-from foundling.serve.metrics import Metrics
+from foundling.serve.metrics import Metrics, label_of
 from foundling.serve.models import ClassifierModel, GenerativeModel, ServedModel
 from foundling.serve.options import ServeOptions
 from foundling.serve.pool import ModelPool
@@ -85,7 +85,7 @@ class Server:
             self._ledger.submit(
                 self._charge, record.caller, usage.prompt_tokens, usage.completion_tokens, usage.cost or 0.0
             )
-        self.metrics.count_tokens(record.model or "", usage.prompt_tokens, usage.completion_tokens)
+        self.metrics.count_tokens(label_of(record.model or "", self.pool), usage.prompt_tokens, usage.completion_tokens)
 
     def _charge(self, *values: Any) -> None:
         try:

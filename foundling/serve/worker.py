@@ -68,9 +68,11 @@ class _Ticket:
 
 @dataclass
 class WorkerStats:
-    """`n_cancelled`: completions since the start whose client has gone. The functions are called with seconds."""
+    """`n_cancelled`: completions since the start whose client has gone; `on_cancelled` gets how many more. The others
+    are called with seconds."""
 
     n_cancelled: int = 0
+    on_cancelled: Callable[[int], None] = lambda n: None
     to_first_token: Callable[[float], None] = lambda seconds: None
     between_tokens: Callable[[float], None] = lambda seconds: None
 
@@ -252,6 +254,7 @@ class EngineWorker:
                     self.engine.cancel(ticket.request_id)
                     self.tickets.pop(ticket.request_id, None)
         self.stats.n_cancelled += n
+        self.stats.on_cancelled(n)
         self._call_in_loop(lambda: setattr(self, "n_open", self.n_open - n))
 
     def _step(self) -> None:

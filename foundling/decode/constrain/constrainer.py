@@ -15,6 +15,7 @@ from foundling.decode.constrain.compilation import check_compiles, parser_limits
 from foundling.decode.constrain.constraint import Constraint
 from foundling.decode.constrain.processor import ConstraintProcessor
 from foundling.decode.constrain.vocabulary import Vocabulary
+from foundling.decode.detokenize import SpellingDecoder
 from foundling.errors import GenerationError
 from foundling.limits import CONSTRAINTS
 from foundling.text.tokenizer import Tokenizer
@@ -39,6 +40,11 @@ class Constrainer:
     @cached_property
     def vocabulary(self) -> Vocabulary:
         return Vocabulary(self.tokenizer, self.n_rows, self.ends)
+
+    @cached_property
+    def decoder(self) -> SpellingDecoder:
+        """`decode` as what a request takes, which decodes a token at a time too."""
+        return SpellingDecoder(self.vocabulary.spell, self.vocabulary.special_token_ids)
 
     @cached_property
     def ll_tokenizer(self) -> LLTokenizer:
@@ -98,6 +104,4 @@ class Constrainer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a constrained answer, exactly as the grammar saw it: the bytes of its tokens, without special
         ones. Other than `Tokenizer.decode` it removes no space, at the beginning or before a full stop."""
-        special = self.vocabulary.special_token_ids
-        data = self.vocabulary.spell([i for i in ids if i not in special])
-        return data.decode(errors="replace")
+        return self.decoder(ids)
