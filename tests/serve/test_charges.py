@@ -180,3 +180,9 @@ def test_of_a_field_of_several_types_the_error_is_that_of_the_one_meant(
 ) -> None:
     error = live.post("/v1/completions", model="tiny", **body).json()["error"]
     assert error["param"] == param and word in error["message"] and error["message"].startswith(f"{param}: ")
+
+
+def test_any_loopback_address_answers_to_its_own_name(directories) -> None:
+    with serving({"tiny": directories["tiny"]}, host="127.1.2.3") as live:
+        assert live.http("GET", "/v1/models").status == 200
+        assert live.http("GET", "/v1/models", headers={"Host": "127.1.2.4"}).status == 403
