@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import codecs
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from tokenizers.decoders import DecodeStream
@@ -94,9 +95,76 @@ class StreamDecoder:
         return self.tokenizer.decode(self.tokens[self.n_context :])[len(context) :]
 
 
+class MarkedDecoder:
+    """Ids of an answer -> its text, in which the special tokens of `marks` (id -> text) are written out."""
+
+    def __init__(self, decode: AnswerDecoder, marks: Mapping[int, str]) -> None:
+        self.decode, self.marks, self.tokenizer = decode, marks, decode.tokenizer
+
+    def __call__(self, ids: Sequence[int]) -> str:
+        places = [at for at, i in enumerate(ids) if i in self.marks]
+        if not places:
+            return self.decode(ids)
+        text = self.decode(ids[: places[0]])
+        for at, end in zip(places, [*places[1:], len(ids)], strict=True):
+            text += self.marks[ids[at]] + self.tokenizer.decode(ids[at + 1 : end])
+        return text
+
+
+class MarkedStream:
+    """Of a MarkedDecoder: what stands between two marks is a text of its own."""
+
+    def __init__(self, decode: MarkedDecoder) -> None:
+        self.decode = decode
+        self.before, self.text, self.stream = "", "", StreamDecoder(decode.decode)
+
+    def append(self, token: int) -> str:
+        mark = self.decode.marks.get(token)
+        if mark is None:
+            self.text = self.stream.append(token)
+        else:
+            self.before += self.text + mark
+            self.text, self.stream = "", StreamDecoder(AnswerDecoder(self.decode.tokenizer))
+        return self.before + self.text
+
+
+class SpellingDecoder:
+    """Ids -> the text of their bytes by `spell`, without those of `left_out` but for `marks` (id -> text)."""
+
+    def __init__(
+        self, spell: Callable[[Sequence[int]], bytes], left_out: Collection[int], marks: Mapping[int, str] | None = None
+    ) -> None:
+        self.spell, self.left_out = spell, frozenset(left_out)
+        self.marks = {i: text.encode() for i, text in (marks or {}).items()}
+
+    def bytes_of(self, token: int) -> bytes:
+        if token in self.marks:
+            return self.marks[token]
+        return b"" if token in self.left_out else self.spell([token])
+
+    def __call__(self, ids: Sequence[int]) -> str:
+        return b"".join(map(self.bytes_of, ids)).decode(errors="replace")
+
+
+class SpellingStream:
+    """Of a SpellingDecoder: bytes that are no whole character yet are one U+FFFD, as in a text that ends there."""
+
+    def __init__(self, decode: SpellingDecoder) -> None:
+        self.decode, self.text = decode, ""
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def append(self, token: int) -> str:
+        self.text += self.decoder.decode(self.decode.bytes_of(token))
+        return self.text + (REPLACEMENT if self.decoder.getstate()[0] else "")
+
+
 def incremental_decoder(decode: Callable[[list[int]], str]) -> IncrementalDecoder:
-    """For `decode`, ids → text: by the tokenizers library where it is an AnswerDecoder, or the method of a
-    foundling.text.Tokenizer."""
+    """For `decode`, ids → text: by the tokenizers library where it is an AnswerDecoder, marked or not, or the method of
+    a foundling.text.Tokenizer; byte by byte where it spells them."""
+    if isinstance(decode, MarkedDecoder):
+        return MarkedStream(decode)
+    if isinstance(decode, SpellingDecoder):
+        return SpellingStream(decode)
     owner = getattr(decode, "__self__", None)
     if isinstance(owner, Tokenizer) and getattr(decode, "__func__", None) is Tokenizer.decode:
         return StreamDecoder(AnswerDecoder(owner))

@@ -112,6 +112,8 @@ class Completion:
     prompt_top_logprobs: list[dict[int, float]] | None = None
     n_shared: int = 0
     """tokens of the prompt whose keys and values an engine had computed for another request"""
+    exception: Exception | None = field(default=None, repr=False, compare=False)
+    """what was raised, where finish_reason is "error": a FoundlingError is the request's own fault"""
 
     @property
     def mean_logprob(self) -> float:

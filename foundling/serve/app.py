@@ -24,6 +24,7 @@ from foundling.serve.embeddings import embeddings_router
 from foundling.serve.errors import APIError
 from foundling.serve.guard import Guard
 from foundling.serve.login import login_router
+from foundling.serve.metrics import label_of
 from foundling.serve.models import GenerativeModel, ServedModel
 from foundling.serve.moderations import moderations_router
 from foundling.serve.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
@@ -82,13 +83,11 @@ def _generation(server: Server) -> APIRouter:
 
     @router.post("/tokenize")
     async def tokenize_text(body: TokenizeBody, http: HTTPRequest) -> JSONResponse:
-        served = server.model(body.model, http)
-        return JSONResponse(await asyncio.to_thread(tokenize, served, body))
+        return await asyncio.to_thread(tokenize, server.model(body.model, http), body)
 
     @router.post("/detokenize")
     async def detokenize_ids(body: DetokenizeBody, http: HTTPRequest) -> JSONResponse:
-        served = server.model(body.model, http)
-        return JSONResponse(await asyncio.to_thread(detokenize, served, body))
+        return await asyncio.to_thread(detokenize, server.model(body.model, http), body)
 
     return router
 
@@ -113,8 +112,9 @@ def _models(server: Server) -> APIRouter:
 
     @router.post("/v1/models/{name}/load")
     async def load_model(name: str, http: HTTPRequest) -> JSONResponse:
+        owner = _manager(server, name, http)
         try:
-            entry = await server.pool.load(name, record_of(http).caller.owner)
+            entry = await server.pool.load(name, owner)
         except FoundlingError as error:  # it names directories, which are none of a client's business
             logger.error("the model %s was not loaded: %s", name, error)
             message = f"the model {name} could not be loaded; the server's log says why"
@@ -123,10 +123,20 @@ def _models(server: Server) -> APIRouter:
 
     @router.post("/v1/models/{name}/unload")
     async def unload_model(name: str, http: HTTPRequest) -> JSONResponse:
-        entry = await server.pool.unload(name, record_of(http).caller.owner)
+        entry = await server.pool.unload(name, _manager(server, name, http))
         return JSONResponse({"id": name, "object": "model.state", "state": entry.state})
 
     return router
+
+
+def _manager(server: Server, name: str, http: HTTPRequest) -> str:
+    """The owner of the key of a request that loads or unloads a model. APIError 403 for a key of the key file, unless
+    the model is its own: others share what is not."""
+    caller = record_of(http).caller
+    entry = server.pool.visible_entry(name, caller.owner)
+    if caller.stored and entry.owner is None:
+        raise APIError(403, "only the server's own keys (--api-key) load and unload models that all keys share")
+    return caller.owner
 
 
 def _service(server: Server) -> APIRouter:
@@ -164,6 +174,6 @@ def watch_metrics(server: Server) -> None:
 
     def watch(served: ServedModel) -> None:
         if isinstance(served, GenerativeModel):
-            server.metrics.watch(served)
+            server.metrics.watch(served, label_of(served.name, server.pool))
 
     server.pool.on_load = watch

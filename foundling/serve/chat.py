@@ -5,19 +5,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from starlette.requests import Request as HTTPRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from foundling.decode.request import Completion, Request
 from foundling.serve.errors import APIError
-from foundling.serve.formats import AnswerForm, AnswerStream, check_answers
+from foundling.serve.formats import AnswerForm, AnswerStream
 from foundling.serve.forward import forward, upstream_of
 from foundling.serve.generation import (
+    Meter,
     Prompt,
     UpdateStream,
     build_requests,
@@ -25,17 +26,19 @@ from foundling.serve.generation import (
     check_logprobs,
     check_n,
     complete,
-    count_usage,
     max_tokens_of,
     prompt_of,
-    refuse_error,
     seed_of,
+    until_gone,
 )
 from foundling.serve.models import GenerativeModel
 from foundling.serve.protocol import ChatBody
-from foundling.serve.reply import FINISH, Head, Text, Usage, event, head_of
+from foundling.serve.reply import FINISH, Head, LargeJSON, Text, Usage, event, head_of
 from foundling.serve.server import Server
 from foundling.serve.streams import event_stream
+
+CUT = ("length", "stop")
+"""finish reasons of answers that may end in the middle of a call"""
 
 
 @dataclass
@@ -60,20 +63,30 @@ async def create_chat(server: Server, body: ChatBody, http: HTTPRequest) -> Resp
         return await forward(server, remote, body, http)
     served = server.generative(body.model, http)
     served.worker.check_queue(1)  # what is refused costs little
-    chat = await asyncio.to_thread(_prepare, server, body, served)
+    chat = await until_gone(http, _prepare(server, body, served), server.options.request_timeout)
     await server.check_quota(http, chat.usage)
+    meter = Meter(chat.requests, chat.usage)
     if body.stream:
-        return await event_stream(server, http, served, chat.requests, partial(_events, chat), chat.usage)
-    completions = await complete(server, http, served, chat.requests, chat.usage)
-    check_finished(completions)
-    await check_answers(chat.form.constraint, completions)
-    count_usage([chat.prompt], completions, chat.usage)
-    server.account(http, chat.usage)
+        return await event_stream(server, http, served, meter, partial(_events, chat))
+    completions = await complete(server, http, served, meter)
+    await server.compiler.check(chat.form.constraint, completions)
+    return await asyncio.to_thread(_answer, chat, completions)
+
+
+def _answer(chat: Chat, completions: Sequence[Completion]) -> Response:
     choices = [_choice(chat, index, completion) for index, completion in enumerate(completions)]
-    return JSONResponse(chat.head.as_json() | {"choices": choices, "usage": chat.usage.as_json()})
+    return LargeJSON(chat.head.as_json() | {"choices": choices, "usage": chat.usage.as_json()})
 
 
-def _prepare(server: Server, body: ChatBody, served: GenerativeModel) -> Chat:
+async def _prepare(server: Server, body: ChatBody, served: GenerativeModel) -> Chat:
+    chat, build = await asyncio.to_thread(_read, server, body, served)
+    compiled = await server.compiler.compile(served, chat.form.constraint)
+    chat.requests = await asyncio.to_thread(build, compiled=compiled)
+    return chat
+
+
+def _read(server: Server, body: ChatBody, served: GenerativeModel) -> tuple[Chat, Callable[..., list[Request]]]:
+    """The chat, and what makes its requests once the constraint of its form is compiled."""
     if served.tokenizer.chat_template is None:
         raise APIError(400, f"{served.name} has no chat template; ask /v1/completions", param="model")
     check_n(body.n, server.options)
@@ -88,17 +101,17 @@ def _prepare(server: Server, body: ChatBody, served: GenerativeModel) -> Chat:
     prompt = prompt_of(served, ids, body.stops)
     limit = max_tokens_of(served, ids, body.limit, server.options, "messages")
     form = AnswerForm(body, served, ids)
-    requests = build_requests(
-        prompt, body, body.n, max_tokens=limit, seed=seed_of(body), logprobs=n_top, constraint=form.constraint,
+    build = partial(
+        build_requests, prompt, body, body.n, max_tokens=limit, seed=seed_of(body), logprobs=n_top,
         decode=form.decoder(prompt.decode),
     )  # fmt: skip
     head = head_of("chat.completion", "chatcmpl", served.name, **server.fixed(body, served))
     usage = Usage(prompt_tokens=len(ids), price=served.price, deterministic=server.options.deterministic)
-    return Chat(server, body, prompt, requests, head, usage, form)
+    return Chat(server, body, prompt, [], head, usage, form), build
 
 
 def _choice(chat: Chat, index: int, completion: Completion) -> dict[str, Any]:
-    message = chat.form.message(completion.text or "", cut=completion.finish_reason == "length")
+    message = chat.form.message(completion.text or "", cut=completion.finish_reason in CUT)
     return {
         "index": index, "message": message, "finish_reason": _reason(completion, message),
         "logprobs": _logprobs(chat, completion.tokens, completion.logprobs, completion.top_logprobs),
@@ -130,7 +143,7 @@ async def _events(chat: Chat, updates: UpdateStream) -> AsyncGenerator[str]:
     answers, begun = [AnswerStream(chat.form) for _ in chat.requests], set[int]()
     async with contextlib.aclosing(updates):
         async for update in updates:
-            refuse_error(update.completion)
+            check_finished(update.completion)
             index, completion, text = update.index, update.completion, texts[update.index]
             if index not in begun:
                 begun.add(index)
@@ -145,8 +158,8 @@ async def _events(chat: Chat, updates: UpdateStream) -> AsyncGenerator[str]:
             if delta or logprobs:
                 yield chunk(index, delta or {"content": ""}, logprobs=logprobs)
             if completion is not None:
-                await check_answers(chat.form.constraint, [completion])
-                if rest := answers[index].finish(cut=completion.finish_reason == "length"):
+                await chat.server.compiler.check(chat.form.constraint, [completion])
+                if rest := answers[index].finish(cut=completion.finish_reason in CUT):
                     yield chunk(index, rest)
                 yield chunk(index, {}, _reason(completion, rest))
     if include_usage:

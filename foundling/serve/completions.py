@@ -12,14 +12,16 @@ from functools import partial
 from typing import Any
 
 from starlette.requests import Request as HTTPRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from foundling.decode.constrain.constraint import Constraint
 from foundling.decode.request import Completion, Request, sample_seed
+from foundling.serve.compiling import Compiled
 from foundling.serve.errors import APIError
-from foundling.serve.formats import check_answers, format_of
+from foundling.serve.formats import format_of
 from foundling.serve.forward import forward, upstream_of
 from foundling.serve.generation import (
+    Meter,
     Prompt,
     UpdateStream,
     build_requests,
@@ -27,15 +29,14 @@ from foundling.serve.generation import (
     check_logprobs,
     check_n,
     complete,
-    count_usage,
     max_tokens_of,
     prompt_of,
-    refuse_error,
     seed_of,
+    until_gone,
 )
 from foundling.serve.models import GenerativeModel
 from foundling.serve.protocol import CompletionBody
-from foundling.serve.reply import FINISH, Head, Text, Usage, event, finite, head_of
+from foundling.serve.reply import FINISH, Head, LargeJSON, Text, Usage, event, finite, head_of
 from foundling.serve.server import Server
 from foundling.serve.streams import event_stream
 
@@ -60,21 +61,30 @@ async def create_completion(server: Server, body: CompletionBody, http: HTTPRequ
         return await forward(server, remote, body, http)
     served = server.generative(body.model, http)
     served.worker.check_queue(1)  # what is refused costs little
-    job = await asyncio.to_thread(_prepare, server, body, served)
+    job = await until_gone(http, _prepare(server, body, served), server.options.request_timeout)
     await server.check_quota(http, job.usage)
+    meter = Meter(job.requests, job.usage, counts_tokens=body.max_tokens != 0)
     if body.stream:
-        return await event_stream(server, http, served, job.requests, partial(_events, job), job.usage)
-    completions = await complete(server, http, served, job.requests, job.usage)
-    check_finished(completions)
-    await check_answers(job.constraint, completions)
-    count_usage(job.prompts, completions, job.usage)
+        return await event_stream(server, http, served, meter, partial(_events, job))
+    completions = await complete(server, http, served, meter)
+    await server.compiler.check(job.constraint, completions)
     chosen = await _choose(job, completions)
-    server.account(http, job.usage)
-    choices = await asyncio.to_thread(_choices, job, chosen)
-    return JSONResponse(job.head.as_json() | {"choices": choices, "usage": job.usage.as_json()})
+    return await asyncio.to_thread(_answer, job, chosen)
 
 
-def _prepare(server: Server, body: CompletionBody, served: GenerativeModel) -> Job:
+def _answer(job: Job, chosen: Sequence[tuple[Prompt, Completion]]) -> Response:
+    return LargeJSON(job.head.as_json() | {"choices": _choices(job, chosen), "usage": job.usage.as_json()})
+
+
+async def _prepare(server: Server, body: CompletionBody, served: GenerativeModel) -> Job:
+    _check(server, body)
+    constraint = await asyncio.to_thread(format_of, body.response_format)
+    compiled = await server.compiler.compile(served, constraint)
+    return await asyncio.to_thread(_build, server, body, served, constraint, compiled)
+
+
+def _check(server: Server, body: CompletionBody) -> None:
+    """APIError for fields that exclude each other, or are more than the server allows."""
     options, best_of = server.options, body.best_of or body.n
     check_n(best_of, options, "best_of" if body.best_of else "n")
     texts = body.prompts
@@ -82,6 +92,11 @@ def _prepare(server: Server, body: CompletionBody, served: GenerativeModel) -> J
         raise APIError(400, "prompt is an empty list; send at least one", param="prompt")
     if len(texts) > options.max_prompts:
         raise APIError(400, f"{len(texts)} prompts; this server allows {options.max_prompts}", param="prompt")
+    if (total := len(texts) * best_of) > options.max_queue:
+        message = (
+            f"{len(texts)} prompts of {best_of} completions are {total}; this server takes {options.max_queue} at once"
+        )
+        raise APIError(400, f"{message}: send fewer", param="prompt" if len(texts) > 1 else "n")
     if best_of < body.n:
         raise APIError(400, f"best_of is {best_of} and n {body.n}; best_of is at least n", param="best_of")
     if best_of > body.n and body.stream:
@@ -93,9 +108,16 @@ def _prepare(server: Server, body: CompletionBody, served: GenerativeModel) -> J
         raise APIError(
             400, "max_tokens is 0, which leaves nothing to return; use echo, or ask for more", param="max_tokens"
         )
+
+
+def _build(
+    server: Server, body: CompletionBody, served: GenerativeModel, constraint: Constraint | None,
+    compiled: Compiled | None,
+) -> Job:  # fmt: skip
+    options, texts, best_of = server.options, body.prompts, body.best_of or body.n
     n_top = check_logprobs(body.logprobs, options, "logprobs", bool(body.logit_bias))
     prompts = [prompt_of(served, _ids(served, text, body.suffix), body.stops) for text in texts]
-    requests, seed, constraint = list[Request](), seed_of(body), format_of(body.response_format)
+    requests, seed = list[Request](), seed_of(body)
     for number, prompt in enumerate(prompts):
         requests += build_requests(
             prompt, body, best_of, seed=sample_seed(seed, number) if number else seed,
@@ -103,7 +125,7 @@ def _prepare(server: Server, body: CompletionBody, served: GenerativeModel) -> J
                 served, prompt.ids, 1 if body.max_tokens == 0 else body.max_tokens, options, "prompt"
             ),
             logprobs=0 if n_top is None and best_of > body.n else n_top,
-            prompt_logprobs=n_top if body.echo else None, constraint=constraint,
+            prompt_logprobs=n_top if body.echo else None, compiled=compiled,
         )  # fmt: skip
     head = head_of("text_completion", "cmpl", served.name, **server.fixed(body, served))
     n_prompt = sum(len(prompt.ids) for prompt in prompts)
@@ -204,12 +226,12 @@ async def _events(job: Job, updates: UpdateStream) -> AsyncGenerator[str]:
     offsets = [0] * len(texts)
     async with contextlib.aclosing(updates):
         async for update in updates:
-            refuse_error(update.completion)
+            check_finished(update.completion)
             index, completion, text = update.index, update.completion, texts[update.index]
             text.append(update.tokens)
             job.usage.completion_tokens += len(update.tokens)
             if completion is not None:
-                await check_answers(job.constraint, [completion])
+                await job.server.compiler.check(job.constraint, [completion])
                 text.finish(completion.text or "")
                 job.usage.cached_tokens += completion.n_shared
             content, logprobs = text.take(), None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +86,8 @@ def log_internal(error: BaseException, request_id: str) -> None:
 
 def _of_validation(error: RequestValidationError) -> APIError:
     """The first thing that is wrong, with the name of its field."""
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part != "body"]
-    # of a union, the loc names the alternative too: chat messages[0].content.str
-    name = ".".join(place) or None
+    first = _nearest(error.errors())
+    name = ".".join(_path(first, error.body)) or None
     kind, message = first["type"], str(first["msg"])
     if kind == "json_invalid":
         return APIError(400, f"the body is not JSON: {render.message(str(first.get('ctx', {}).get('error', message)))}")
@@ -98,6 +97,39 @@ def _of_validation(error: RequestValidationError) -> APIError:
         return APIError(400, f"{name or 'the body'} is missing", param=name)
     value = f" (got {shown(first['input'])})" if not isinstance(first.get("input"), dict | list) else ""
     return APIError(400, render.message(f"{name or 'the body'}: {message}{value}"), param=name)
+
+
+def _nearest(errors: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of the first field that is wrong. A field that may be one of several types has an error for each: the one that
+    lies deepest, or furthest in a list, is of the type that was meant."""
+    first = [one for one in errors if one["loc"][:2] == errors[0]["loc"][:2]]
+
+    def depth(one: dict[str, Any]) -> tuple[bool, int, int]:
+        place = one["loc"]
+        wrong_type = one["type"].endswith("_type")
+        return not wrong_type, len(place), place[-1] if isinstance(place[-1], int) else -1
+
+    best = max(first, key=depth)
+    same = [one["msg"] for one in first if depth(one) == depth(best)]
+    return best | {"msg": ", or ".join(dict.fromkeys(same))}
+
+
+def _path(error: dict[str, Any], body: Any) -> list[str]:
+    """Where it is, in the request's own names: of a field of several types, `loc` names the type too."""
+    place, path, value = list(error["loc"]), list[str](), body
+    if place[:1] == ["body"]:
+        place = place[1:]
+    else:
+        return [str(part) for part in place]
+    for number, part in enumerate(place):
+        if (isinstance(value, dict) and part in value) or (
+            isinstance(value, list) and isinstance(part, int) and part < len(value)
+        ):
+            value = value[part]
+        elif not (error["type"] == "missing" and number == len(place) - 1):
+            continue
+        path.append(str(part))
+    return path
 
 
 def install(app: FastAPI) -> None:

@@ -3,25 +3,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from foundling.decode.constrain import constraint as constraints
 from foundling.decode.constrain.constraint import Constraint
 from foundling.decode.constrain.tools import tool_calls
-from foundling.decode.request import Completion
+from foundling.decode.detokenize import MarkedDecoder
 from foundling.errors import GenerationError
 from foundling.serve.errors import APIError
 from foundling.serve.models import GenerativeModel
 from foundling.serve.protocol import ChatBody, NamedTool, ResponseFormat
 from foundling.text.framing import AnswerDecoder
 from foundling.text.tool_calls import STYLES, parse_tool_calls, shown_length, style_of
-from foundling.verify.structured import matches_constraint
 
-logger = logging.getLogger("foundling.serve")
 THINK = ("<think>", "</think>")
 
 
@@ -46,19 +42,6 @@ def format_of(form: ResponseFormat | None) -> Constraint | None:
         raise APIError(400, str(error), param="response_format") from None
 
 
-async def check_answers(constraint: Constraint | None, completions: Sequence[Completion]) -> None:
-    """APIError 500 where an answer that ended by itself does not follow its constraint: what decoding enforces, an
-    independent validator checks. One that was cut may not follow it, and its finish_reason says so."""
-    if constraint is None:
-        return
-    for completion in completions:
-        if completion.finish_reason == "end":
-            verdict = await asyncio.to_thread(matches_constraint, completion.text or "", constraint)
-            if not verdict:
-                logger.error("an answer does not follow %s: %s", constraint.name, verdict.reason)
-                raise APIError(500, f"the answer does not follow {constraint.name}, which is a fault of the server")
-
-
 class AnswerForm:
     """How the answer of a chat is constrained and read. `prompt`: its ids, whose end says whether the model reasons
     first."""
@@ -66,6 +49,8 @@ class AnswerForm:
     def __init__(self, body: ChatBody, served: GenerativeModel, prompt: Sequence[int]) -> None:
         template = served.tokenizer.chat_template or ""
         end = served.tokenizer.backend.decode(list(prompt[-16:]), skip_special_tokens=False).rstrip()
+        if not body.tools and body.tool_choice not in (None, "none", "auto"):
+            raise APIError(400, "tool_choice asks for a call, and there are no tools; send tools", param="tool_choice")
         choice = "none" if not body.tools else body.tool_choice or "auto"
         self.style, self.tools = style_of(template), choice != "none"
         self.opened = end.endswith(THINK[0])
@@ -116,29 +101,28 @@ class AnswerForm:
         if reasoning is not None:
             message["reasoning_content"] = reasoning
         if self.tools:
-            closing = STYLES[self.style].closing
-            if cut and closing and closing in answer:
-                answer = answer[: answer.rindex(closing) + len(closing)]
+            if cut and (whole := self._before_part(answer)) != answer:
+                message["content"] = answer = whole.rstrip()
             content, calls = parse_tool_calls(answer, self.style)
             if calls:
                 message |= {"content": content or None, "tool_calls": [_call(*call) for call in calls]}
         return message
 
-
-class MarkedDecoder:
-    """Ids of an answer -> its text, in which the special tokens of `marks` (id -> text) are written out."""
-
-    def __init__(self, decode: AnswerDecoder, marks: Mapping[int, str]) -> None:
-        self.decode, self.marks = decode, marks
-
-    def __call__(self, ids: Sequence[int]) -> str:
-        places = [at for at, i in enumerate(ids) if i in self.marks]
-        if not places:
-            return self.decode(ids)
-        text = self.decode(ids[: places[0]])
-        for at, end in zip(places, [*places[1:], len(ids)], strict=True):
-            text += self.marks[ids[at]] + self.decode.tokenizer.decode(ids[at + 1 : end])
-        return text
+    def _before_part(self, answer: str) -> str:
+        """An answer that was cut, without the call in whose middle it was, or the beginning of the mark of one."""
+        form = STYLES[self.style]
+        if form.closing == "" and parse_tool_calls(answer, self.style)[1]:
+            return answer
+        if not form.opening:
+            return "" if answer.lstrip().startswith("{") else answer
+        if self.style == "mistral" and answer.lstrip().startswith('[{"'):
+            return ""
+        whole = answer.rfind(form.closing) + len(form.closing) if form.closing and form.closing in answer else 0
+        at = answer.find(form.opening, whole)
+        if at < 0:
+            begun = (n for n in range(1 if whole else 2, len(form.opening)) if answer.endswith(form.opening[:n]))
+            at = len(answer) - max(begun, default=0)
+        return answer[:at]
 
 
 class AnswerStream:

@@ -6,24 +6,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from starlette.requests import Request as HTTPRequest
 
-from foundling.decode.constrain.constraint import Constraint
 from foundling.decode.processors import LogitsProcessor
 from foundling.decode.request import Completion, Request, sample_seed
-from foundling.errors import GenerationError
 from foundling.limits import SEED, shown
+from foundling.serve.compiling import Compiled
 from foundling.serve.errors import APIError, ClientGone, busy
 from foundling.serve.models import GenerativeModel
 from foundling.serve.options import ServeOptions
 from foundling.serve.protocol import SamplingBody
 from foundling.serve.reply import TokenTexts, Usage
-from foundling.serve.server import Server
-from foundling.serve.worker import Update
+from foundling.serve.server import Server, record_of
+from foundling.serve.worker import Computed, Update
 from foundling.text.framing import AnswerDecoder
 
 T = TypeVar("T")
@@ -64,9 +64,9 @@ def max_tokens_of(served: GenerativeModel, ids: list[int], limit: int | None, op
     that the ids come from."""
     available = served.available(ids)
     if available < 1:
-        longest = served.model.config.max_seq_len
+        most = "a source has" if served.framing.spec.reads_source else "prompt and completion have"
         raise APIError(
-            400, f"the prompt has {len(ids):,} tokens; prompt and completion have {longest:,} at most: shorten it",
+            400, f"the prompt has {len(ids):,} tokens; {most} {served.longest:,} at most: shorten it",
             param=param, code="context_length_exceeded",
         )  # fmt: skip
     if limit is None:
@@ -105,17 +105,16 @@ def build_requests(
     seed: int,
     logprobs: int | None = None,
     prompt_logprobs: int | None = None,
-    constraint: Constraint | None = None,
+    compiled: Compiled | None = None,
     decode: Callable[[list[int]], str] | None = None,
 ) -> list[Request]:
-    """`n` completions of one prompt; completion k draws by sample_seed(seed, k). GenerationError for a constraint that
-    cannot be compiled."""
-    served, processors, decode = prompt.served, list[LogitsProcessor](), decode or prompt.decode
-    if constraint is not None:
-        constrainer = served.generator.constrainer
-        processors.append(constrainer.processor(constraint))
-        if decode is prompt.decode and not constrainer.decodes_as(served.framing.spec.reads_source):
-            decode = constrainer.decode
+    """`n` completions of one prompt; completion k draws by sample_seed(seed, k)."""
+    served, processors = prompt.served, list[LogitsProcessor]()
+    decode = decode or prompt.decode
+    if compiled is not None:
+        processors.append(compiled.processor)
+        if decode is prompt.decode and compiled.decode is not None:
+            decode = compiled.decode
     fields: dict[str, Any] = {name: value for name in SAMPLING if (value := getattr(body, name)) is not None}
     if body.logit_bias:
         fields["logit_bias"] = _biases(body.logit_bias, served)
@@ -146,53 +145,63 @@ def _biases(biases: dict[str, float], served: GenerativeModel) -> dict[int, floa
 
 
 def check_n(n: int, options: ServeOptions, param: str = "n") -> None:
-    if n > options.max_n:
-        raise APIError(400, f"{param} is {n}; this server allows {options.max_n}", param=param)
+    most = min(options.max_n, options.max_queue)
+    if n > most:
+        raise APIError(400, f"{param} is {n}; this server allows {most}", param=param)
 
 
-def check_finished(completions: Sequence[Completion]) -> None:
-    """APIError for one that ended in an error of its constraints or its text."""
-    for completion in completions:
-        if completion.finish_reason == "error":
-            raise APIError(400, completion.error or "the completion failed")
+def check_finished(completion: Completion | None) -> None:
+    """What ended a completion in an error: a FoundlingError where the request is at fault, else ours."""
+    if completion is not None and completion.finish_reason == "error":
+        raise completion.exception or RuntimeError(completion.error or "a completion failed")
 
 
-def count_usage(prompts: Sequence[Prompt], completions: Sequence[Completion], usage: Usage) -> None:
-    usage.prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
-    usage.completion_tokens = sum(len(completion.tokens) for completion in completions)
-    usage.cached_tokens = sum(completion.n_shared for completion in completions)
+class Meter:
+    """What a key is charged for requests: each prompt once, which the engine has begun to compute, and every token that
+    it has computed. `counts_tokens`: whether the client gets those."""
+
+    def __init__(self, requests: Sequence[Request], usage: Usage, counts_tokens: bool = True) -> None:
+        self.requests, self.usage, self.counts_tokens = requests, usage, counts_tokens
+        self.begun = False
+
+    def take(self, computed: Sequence[Computed]) -> None:
+        pairs = [(request, one) for request, one in zip(self.requests, computed, strict=True) if one.begun]
+        self.begun = bool(pairs)
+        usage = self.usage
+        usage.prompt_tokens = sum({id(request.prompt): len(request.prompt) for request, _ in pairs}.values())
+        usage.completion_tokens = sum(one.n_tokens for _, one in pairs) if self.counts_tokens else 0
+        usage.cached_tokens = sum(one.n_shared for _, one in pairs)
 
 
-async def complete(
-    server: Server, http: HTTPRequest, served: GenerativeModel, requests: Sequence[Request], usage: Usage
-) -> list[Completion]:
-    """All completions, in the order of the requests. What was computed is charged, also where nobody waits for it any
-    more or it took too long."""
+async def complete(server: Server, http: HTTPRequest, served: GenerativeModel, meter: Meter) -> list[Completion]:
+    """All completions, in the order of the requests. What was computed is charged, whatever becomes of it."""
 
     async def run() -> list[Completion]:
         completions = dict[int, Completion]()
-        async with contextlib.aclosing(served.worker.stream(requests)) as updates:
+        async with contextlib.aclosing(served.worker.stream(meter.requests, meter.take)) as updates:
             async for update in updates:
-                usage.completion_tokens += len(update.tokens)
                 if update.completion is not None:
                     completions[update.index] = update.completion
-        return [completions[index] for index in range(len(requests))]
+        return [completions[index] for index in range(len(meter.requests))]
 
     try:
-        return await until_gone(http, run(), server.options.request_timeout)
-    except BaseException:
-        if usage.completion_tokens:
-            server.account(http, usage)
-        raise
+        completions = await until_gone(http, run(), server.options.request_timeout)
+    finally:
+        if meter.begun:
+            server.account(http, meter.usage)
+    for completion in completions:
+        check_finished(completion)
+    return completions
 
 
 async def until_gone(http: HTTPRequest, awaitable: Awaitable[T], seconds: float) -> T:
-    """What is awaited; ClientGone where the client closes its connection first, APIError 503 after `seconds`. When it
-    raises, what was awaited has ended."""
+    """What is awaited; ClientGone where the client closes its connection first, APIError 503 where the request is older
+    than `seconds`. When it raises, what was awaited has ended."""
+    rest = max(0.0, record_of(http).begin + seconds - time.monotonic())
     task = asyncio.ensure_future(awaitable)
     watcher = asyncio.ensure_future(_gone(http))
     try:
-        await asyncio.wait({task, watcher}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, watcher}, timeout=rest, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
         if watcher.done():
@@ -251,9 +260,3 @@ async def by_index(updates: AsyncGenerator[Update]) -> AsyncGenerator[Update]:
                 if ready[-1].completion is None:
                     break
                 current += 1
-
-
-def refuse_error(completion: Completion | None) -> None:
-    """GenerationError where a completion of a stream failed."""
-    if completion is not None and completion.finish_reason == "error":
-        raise GenerationError(completion.error or "the completion failed")

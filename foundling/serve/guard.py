@@ -50,6 +50,8 @@ class Guard:
         """`log` takes a line of JSON for each request."""
         self.app, self.server, self.sessions, self.log = app, server, sessions, log
         self.n_running = 0
+        own = server.options.host.lower()
+        self.hosts = LOCAL_HOSTS | {f"[{own}]" if ":" in own else own}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -130,7 +132,7 @@ class Guard:
         """A page of another site must not ask through a browser: neither by a name that it points here (DNS
         rebinding), nor from its own origin."""
         host = headers.get(b"host", b"").decode("latin-1").lower()
-        if self.server.options.loopback and host and _without_port(host) not in LOCAL_HOSTS:
+        if self.server.options.loopback and host and _without_port(host) not in self.hosts:
             raise APIError(403, "this server answers to localhost alone; see --host")
         origin = headers.get(b"origin", b"").decode("latin-1").lower()
         if origin and scope["method"] != "GET" and origin.partition("://")[2] != host:
@@ -186,7 +188,7 @@ class Guard:
         }  # fmt: skip
         if record.model:
             line["model"] = record.model
-        if record.usage:
+        if record.usage and record.charged:
             line |= {"prompt_tokens": record.usage.prompt_tokens, "completion_tokens": record.usage.completion_tokens}
             if record.usage.cost is not None:
                 line["dollars"] = round(record.usage.cost, 8)

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from foundling.blocks.position import position_limit
 from foundling.decode.classify import Classifier
 from foundling.decode.embed import TextEmbedder, pooling_of
 from foundling.decode.engine.engine import Engine, EngineOptions
@@ -18,7 +19,7 @@ from foundling.decode.request import max_completion
 from foundling.decode.sampling import Sampling
 from foundling.decode.text import TextGenerator
 from foundling.errors import ConfigError, WeightsError
-from foundling.limits import shown
+from foundling.limits import SOURCE_TOKENS, shown
 from foundling.models import family_of
 from foundling.runtime.hub import local_directory
 from foundling.serve.options import ServeOptions
@@ -121,10 +122,26 @@ class GenerativeModel(ServedModel):
         values["logit_bias"] = {**self.no_rows, **values.get("logit_bias", {})}
         return Sampling(**values)
 
+    @property
+    def capacity(self) -> int:
+        """How many tokens of one sequence the engine has memory for; the source of an encoder-decoder is none of
+        them."""
+        blocks = self.worker.engine.blocks
+        return blocks.n_blocks * blocks.block_size
+
+    @property
+    def longest(self) -> int:
+        """How many tokens a prompt and its completion may have; of an encoder-decoder, a source or its completion."""
+        if not self.framing.spec.reads_source:
+            return min(self.model.config.max_seq_len, self.capacity)
+        limit = position_limit(self.model)
+        return max(SOURCE_TOKENS.high, self.model.config.max_seq_len) if limit is None else limit
+
     def available(self, ids: list[int]) -> int:
-        """How many tokens can follow these. GenerationError for a source that is too long."""
-        most = max_completion(self.model, ids)
-        return 1 << 20 if most is None else most
+        """How many tokens can follow these, negative where they are too many already."""
+        if self.framing.spec.reads_source:
+            return min(self.longest, self.capacity - 1) if len(ids) <= self.longest else -1
+        return min(max_completion(self.model, ids) or 0, self.capacity - len(ids))
 
     async def close(self) -> None:
         if self.adapter is None:

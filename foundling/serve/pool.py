@@ -121,7 +121,7 @@ class ModelPool:
 
     async def load(self, name: str, owner: str | None = None) -> Entry:
         """Loads a model that the pool was told of, with its adapters; nothing where it is loaded."""
-        entry = self._entry(name, owner)
+        entry = self.visible_entry(name, owner)
         async with self._lock:
             if entry.state == "loaded":
                 return entry
@@ -150,7 +150,7 @@ class ModelPool:
 
     async def unload(self, name: str, owner: str | None = None) -> Entry:
         """Frees a model and its adapters. Requests that it computes end with an error."""
-        entry = self._entry(name, owner)
+        entry = self.visible_entry(name, owner)
         async with self._lock:
             served, entry.served, entry.state = entry.served, {}, "unloaded"
             for one in served.values():
@@ -176,7 +176,8 @@ class ModelPool:
             for one in entry.served.values():
                 await one.close()
 
-    def _entry(self, name: str, owner: str | None) -> Entry:
+    def visible_entry(self, name: str, owner: str | None) -> Entry:
+        """APIError 404 where there is none that `owner` may see."""
         entry = self.entry_of(name)
         if entry is None or not entry.visible(owner):
             what = "is behind another API" if name in self.remotes else "is unknown"

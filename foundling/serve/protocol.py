@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from foundling.limits import (
+    BIAS,
     BIASES,
     MAX_TOKENS,
     MESSAGE_PARTS,
@@ -17,10 +19,14 @@ from foundling.limits import (
     STOP_CHARS,
     STOPS,
     TOKEN_ID,
+    TOKENIZED,
     TOOLS,
     TOP_K,
     TOP_LOGPROBS,
+    shown,
 )
+from foundling.runtime.files import is_shallow
+from foundling.serve.errors import APIError
 
 
 class Body(BaseModel):
@@ -52,7 +58,7 @@ class SamplingBody(Body):
     repetition_penalty: float | None = Field(None, gt=0, le=100, description="not of OpenAI: 1 is off")
     presence_penalty: float | None = Field(None, ge=-100, le=100)
     frequency_penalty: float | None = Field(None, ge=-100, le=100)
-    logit_bias: dict[str, float] | None = Field(None, max_length=BIASES.high)
+    logit_bias: dict[str, Annotated[float, Field(ge=-BIAS, le=BIAS)]] | None = Field(None, max_length=BIASES.high)
     n: Count = 1
     seed: int | None = Field(None, ge=-(1 << 63), le=SEED.high)
     stop: Stop | Annotated[list[Stop], Field(max_length=STOPS.high)] | None = None
@@ -85,6 +91,27 @@ class ToolCall(Body):
     function: FunctionCall
     index: int | None = None
 
+    def as_template_sees_it(self) -> dict[str, Any]:
+        function = {"name": self.function.name, "arguments": _object(self.function.arguments)}
+        return {"id": self.id, "type": self.type, "function": function}
+
+
+def _object(arguments: str) -> dict[str, Any]:
+    """Of the text that OpenAI's clients send; "" stands for no arguments."""
+    try:
+        value = json.loads(arguments or "{}", parse_constant=_refuse) if is_shallow(arguments.encode()) else None
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise APIError(
+            400, f"the arguments of a call are {shown(arguments)}; expected an object as JSON", param="messages"
+        )
+    return value
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
+
 
 class Message(Body):
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -99,14 +126,15 @@ class Message(Body):
     function_call: None = None
 
     def as_template_sees_it(self) -> dict[str, Any]:
-        """Text parts joined; only the fields that are there."""
+        """Text parts joined; only the fields that are there; the arguments of a call as the object that they are, which
+        templates write themselves. APIError for arguments that are none."""
         content = self.content
         if isinstance(content, list):
             content = "".join(part.text for part in content)
         role = "system" if self.role == "developer" else self.role
         message: dict[str, Any] = {"role": role, "content": "" if content is None else content}
         if self.tool_calls:
-            message["tool_calls"] = [call.model_dump(exclude={"index"}) for call in self.tool_calls]
+            message["tool_calls"] = [call.as_template_sees_it() for call in self.tool_calls]
         for name in ("name", "tool_call_id", "reasoning_content"):
             if (value := getattr(self, name)) is not None:
                 message[name] = value
@@ -207,4 +235,4 @@ class TokenizeBody(Body):
 
 class DetokenizeBody(Body):
     model: Name | None = None
-    tokens: list[TokenId]
+    tokens: Annotated[list[TokenId], Field(max_length=TOKENIZED.high)]

@@ -7,10 +7,12 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+
+from starlette.responses import JSONResponse
 
 from foundling.decode.detokenize import visible_end
 from foundling.decode.request import Request
@@ -75,6 +77,30 @@ def head_of(kind: str, prefix: str, model: str, *, body: Any = None, created: in
 def event(value: dict[str, Any]) -> str:
     """One event of a stream (text/event-stream)."""
     return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+class LargeJSON(JSONResponse):
+    """For answers that may be large, made in a thread: json.dumps of the whole would hold the interpreter, and with it
+    the event loop, until its last byte."""
+
+    def render(self, content: Any) -> bytes:
+        return "".join(_parts(content, 5)).encode()
+
+
+def _parts(value: Any, depth: int) -> Iterator[str]:
+    """The JSON of a value, that of its inner values apart."""
+    if depth and isinstance(value, dict):
+        for at, (name, inner) in enumerate(value.items()):
+            yield f"{'{' if at == 0 else ','}{json.dumps(name)}:"
+            yield from _parts(inner, depth - 1)
+        yield "}" if value else "{}"
+    elif depth and isinstance(value, list):
+        for at, inner in enumerate(value):
+            yield "[" if at == 0 else ","
+            yield from _parts(inner, depth - 1)
+        yield "]" if value else "[]"
+    else:
+        yield json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 class TokenTexts:

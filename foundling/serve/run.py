@@ -13,10 +13,12 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
+from typing import Any
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from foundling.errors import ConfigError, OutputError, render
@@ -42,6 +44,8 @@ class _Protocol(H11Protocol):
         super().connection_made(transport)
         self.timer: asyncio.TimerHandle | None = None
         self.access_log = False  # paths may contain anything; the guard's log has routes
+        self.app: Any = partial(self._run_app, self.app)
+        self.unsent = 0
         if len(self.connections) > self.most:
             transport.abort()
         else:
@@ -60,9 +64,26 @@ class _Protocol(H11Protocol):
         self._expect_request()
         super().on_response_complete()
 
+    async def _run_app(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """What an answer that broke off has left would wait for ever for a client that does not read."""
+        cycle = self.cycle
+        try:
+            await app(scope, receive, send)
+        finally:
+            if cycle.response_started and not cycle.response_complete:
+                self.transport.abort()
+
     def _expect_request(self) -> None:
         self._expect_nothing()
-        self.timer = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
+        self.unsent = self.transport.get_write_buffer_size()
+        self.timer = self.loop.call_later(HEADER_SECONDS, self._abort_idle)
+
+    def _abort_idle(self) -> None:
+        """Unless the client still takes the last answer, however slowly."""
+        if 0 < self.transport.get_write_buffer_size() < self.unsent:
+            self._expect_request()
+        else:
+            self.transport.abort()
 
     def _expect_nothing(self) -> None:
         if self.timer is not None:
@@ -127,10 +148,10 @@ def listen(options: ServeOptions) -> socket.socket:
 def _allow_files(n: int) -> None:
     """Each connection is an open file, of which many systems allow 1,024 unless asked."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = n if hard == resource.RLIM_INFINITY else min(n, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
+    limit = n if hard == resource.RLIM_INFINITY else min(n, hard)
+    if soft != resource.RLIM_INFINITY and soft < limit:
         with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def serve(
@@ -154,6 +175,7 @@ def serve(
         )  # fmt: skip
         running = _Uvicorn(config, server)
         loop = asyncio.get_running_loop()
+        server.n_connections = lambda: len(running.server_state.connections)
         server.stop = lambda: loop.call_soon_threadsafe(running.stop)
         on_ready(url)
         await running.serve(sockets=[listener])

@@ -14,8 +14,9 @@ from typing import Any
 from starlette.requests import Request as HTTPRequest
 
 from foundling.serve.answer_cache import AnswerCache
+from foundling.serve.compiling import Compiler
 from foundling.serve.keys import Caller, KeyStore, Limiter
-from foundling.serve.metrics import Metrics
+from foundling.serve.metrics import Metrics, label_of
 from foundling.serve.models import ClassifierModel, GenerativeModel, ServedModel
 from foundling.serve.options import ServeOptions
 from foundling.serve.pool import ModelPool
@@ -42,6 +43,7 @@ class Server:
     ) -> None:
         self.options, self.pool, self.keys, self.reward = options, pool, keys, reward
         self.limiter, self.metrics = Limiter(), Metrics()
+        self.compiler = Compiler()
         self.answer_cache: AnswerCache | None = None
         # a file of keys may be slow and locked by another process: one thread, in the order of the requests, so that a
         # request that follows another sees what that one was charged
@@ -50,6 +52,8 @@ class Server:
         """whether no further request begins"""
         self.stop: Callable[[], object] = lambda: None
         """ends the server as the first signal does; any thread may call it"""
+        self.n_connections: Callable[[], int] = lambda: 0
+        """open connections, whether a request runs on them or not"""
 
     # --- of one request ----------------------------------------------------------------------------------------------
 
@@ -88,7 +92,7 @@ class Server:
             self._ledger.submit(
                 self._charge, record.caller, usage.prompt_tokens, usage.completion_tokens, usage.cost or 0.0
             )
-        self.metrics.count_tokens(record.model or "", usage.prompt_tokens, usage.completion_tokens)
+        self.metrics.count_tokens(label_of(record.model or "", self.pool), usage.prompt_tokens, usage.completion_tokens)
 
     def _charge(self, *values: Any) -> None:
         try:
@@ -99,6 +103,7 @@ class Server:
     async def close(self) -> None:
         """Ends the models, and stores what is still to be charged."""
         await self.pool.close()
+        self.compiler.close()
         await asyncio.to_thread(self._ledger.shutdown)
 
     def fixed(self, body: Any, served: ServedModel) -> dict[str, Any]:

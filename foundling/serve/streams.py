@@ -6,16 +6,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, Protocol
 
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from foundling.decode.request import Request
 from foundling.serve.errors import ClientGone, as_api_error
-from foundling.serve.generation import UpdateStream, by_index, took_too_long, until_gone
+from foundling.serve.generation import Meter, UpdateStream, by_index, took_too_long, until_gone
 from foundling.serve.models import GenerativeModel
 from foundling.serve.reply import DONE, Usage, event
 from foundling.serve.server import Server, record_of
@@ -30,18 +29,24 @@ class _Closes(Protocol):
 
 
 async def event_stream(
-    server: Server, http: HTTPRequest, served: GenerativeModel, requests: Sequence[Request],
-    events_of: Callable[[UpdateStream], AsyncGenerator[str]], usage: Usage,
+    server: Server, http: HTTPRequest, served: GenerativeModel, meter: Meter,
+    events_of: Callable[[UpdateStream], AsyncGenerator[str]],
 ) -> StreamingResponse:  # fmt: skip
     """An answer in events, whose computing has begun. The status is sent before a later error, which is therefore an
     event of its own, after which nothing comes."""
     limit = server.options.request_timeout
-    deadline = time.monotonic() + limit
-    updates = served.worker.stream(requests)
+    deadline = record_of(http).begin + limit
+    updates = served.worker.stream(meter.requests, meter.take)
     if server.options.deterministic:
         updates = by_index(updates)
-    stream = await until_gone(http, UpdateStream.begin(updates), limit)
-    return send_events(server, http, events_of(stream), stream, usage, deadline)
+    try:
+        stream = await until_gone(http, UpdateStream.begin(updates), limit)
+    except BaseException:
+        await updates.aclose()
+        if meter.begun:
+            server.account(http, meter.usage)
+        raise
+    return send_events(server, http, events_of(stream), stream, meter.usage, deadline)
 
 
 def send_events(

@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from foundling.decode.engine.engine import Engine, RequestOutput
 from foundling.decode.request import Completion, Request
@@ -20,6 +22,17 @@ from foundling.errors import FoundlingError
 from foundling.serve.errors import APIError, busy
 
 logger = logging.getLogger("foundling.serve")
+COMMAND_SECONDS = 0.02
+"""of requests that are added before the next step: an encoder reads a whole source while one is added"""
+
+
+class Computed(NamedTuple):
+    """What the engine has computed for one request."""
+
+    begun: bool
+    """whether it has begun to compute its prompt"""
+    n_tokens: int
+    n_shared: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +60,19 @@ class _Ticket:
     waiting_since: float = field(default_factory=time.monotonic)
     last_token: float | None = None
     finished: bool = False
+    abandoned: bool = False
+    """whether nobody waits for it any more; set by the event loop before the thread cancels it"""
+    completion: Completion | None = None
+    """once it has finished"""
 
 
 @dataclass
 class WorkerStats:
-    """Counts since the start. Seconds are appended by the worker and taken by whoever observes them."""
+    """`n_cancelled`: completions since the start whose client has gone; `on_cancelled` gets how many more. The others
+    are called with seconds."""
 
-    n_requests: int = 0
-    n_tokens: int = 0
     n_cancelled: int = 0
+    on_cancelled: Callable[[int], None] = lambda n: None
     to_first_token: Callable[[float], None] = lambda seconds: None
     between_tokens: Callable[[float], None] = lambda seconds: None
 
@@ -90,15 +107,19 @@ class EngineWorker:
 
     # --- the event loop's side ---------------------------------------------------------------------------------------
 
-    async def stream(self, requests: Sequence[Request]) -> AsyncGenerator[Update]:
+    async def stream(
+        self, requests: Sequence[Request], on_end: Callable[[list[Computed]], None] = lambda computed: None
+    ) -> AsyncGenerator[Update]:
         """Computes the requests; their updates as they come, until all have finished. Leaving it cancels those that
-        have not. APIError 429 where the queue is full, 503 where nothing began in time; GenerationError of a request
-        that the engine can never serve."""
+        have not. `on_end` is called once, however it ends, with what was computed until then, whether its updates were
+        taken or not. APIError 429 where the queue is full, 503 where nothing began in time; GenerationError of a
+        request that the engine can never serve."""
         self.check_queue(len(requests))
         queue = asyncio.Queue[Update | Exception]()
         tickets = [_Ticket(request, index, queue) for index, request in enumerate(requests)]
         self.n_open += len(tickets)
-        self._submit(lambda: self._add(tickets))
+        for ticket in tickets:
+            self._submit(partial(self._add, ticket))
         n_left, started = len(tickets), False
         deadline = time.monotonic() + self.queue_timeout
         try:
@@ -115,17 +136,21 @@ class EngineWorker:
                 n_left -= update.completion is not None
                 yield update
         finally:
+            on_end([self._computed(ticket) for ticket in tickets])
             if n_left:
+                for ticket in tickets:
+                    ticket.abandoned = True
                 self._submit(lambda: self._cancel(tickets))
 
-    async def run(self, requests: Sequence[Request]) -> list[Completion]:
-        """All completions, in the order of the requests. Raises as `stream`, and APIError 500 where a request's own
-        code failed."""
-        completions: dict[int, Completion] = {}
-        async for update in self.stream(requests):
-            if update.completion is not None:
-                completions[update.index] = update.completion
-        return [completions[index] for index in range(len(requests))]
+    def _computed(self, ticket: _Ticket) -> Computed:
+        """Until now; the thread may be in a step."""
+        if ticket.completion is not None:
+            return Computed(True, len(ticket.completion.tokens), ticket.completion.n_shared)
+        active = None if ticket.request_id is None else self.engine.active.get(ticket.request_id)
+        begun = bool(ticket.n_sent)
+        if active is not None:
+            begun = begun or self.engine.reads_source or bool(active[1].blocks or active[1].n_computed)
+        return Computed(begun, ticket.n_sent, active[1].n_shared if active else 0)
 
     async def call(self, function: Callable[[], Any]) -> Any:
         """What a function returns that runs between two steps, alone on the model. APIError 503 where the model is
@@ -189,31 +214,35 @@ class EngineWorker:
                     self._condition.wait()
                 if self._closing:
                     return
-            self._run_commands()
+            self._run_commands(COMMAND_SECONDS)
             if self.engine.busy:
                 self._step()
 
-    def _run_commands(self) -> None:
+    def _run_commands(self, seconds: float = math.inf) -> None:
+        """Those that wait, or as many as these seconds allow, one at least."""
+        end = time.monotonic() + seconds
         while self._commands:
             command = self._commands.popleft()
             try:
                 command()
             except Exception:
                 logger.exception("a command of %s failed", self.name)
+            if time.monotonic() >= end:
+                break
 
-    def _add(self, tickets: Sequence[_Ticket]) -> None:
-        for ticket in tickets:
-            try:
-                ticket.request_id = self.engine.add(ticket.request)
-            except Exception as error:
-                # the group fails as a whole: its first error is its answer
-                ticket.finished = True
-                if not isinstance(error, FoundlingError | APIError):
-                    logger.exception("a request could not be added")
-                self._send([(ticket, error)])
-            else:
-                self.tickets[ticket.request_id] = ticket
-                self.stats.n_requests += 1
+    def _add(self, ticket: _Ticket) -> None:
+        if ticket.abandoned:
+            return  # its cancellation waits behind
+        try:
+            ticket.request_id = self.engine.add(ticket.request)
+        except Exception as error:
+            # the group fails as a whole: its first error is its answer
+            ticket.finished = True
+            if not isinstance(error, FoundlingError | APIError):
+                logger.exception("a request could not be added")
+            self._send([(ticket, error)])
+        else:
+            self.tickets[ticket.request_id] = ticket
 
     def _cancel(self, tickets: Sequence[_Ticket]) -> None:
         n = 0
@@ -225,6 +254,7 @@ class EngineWorker:
                     self.engine.cancel(ticket.request_id)
                     self.tickets.pop(ticket.request_id, None)
         self.stats.n_cancelled += n
+        self.stats.on_cancelled(n)
         self._call_in_loop(lambda: setattr(self, "n_open", self.n_open - n))
 
     def _step(self) -> None:
@@ -247,11 +277,10 @@ class EngineWorker:
             else:
                 self.stats.between_tokens(now - ticket.last_token)
             ticket.last_token = now
-        self.stats.n_tokens += len(output.new_tokens)
         completion = output.completion or self.engine.active[output.request_id][0].completion
         begin, ticket.n_sent = ticket.n_sent, len(completion.tokens)
         if output.completion is not None:
-            ticket.finished = True
+            ticket.finished, ticket.completion = True, output.completion
             del self.tickets[output.request_id]
         logprobs, top = completion.logprobs or [], completion.top_logprobs or []
         return Update(ticket.index, output.new_tokens, logprobs[begin:], top[begin:], output.completion)

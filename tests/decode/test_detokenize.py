@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from foundling.decode.detokenize import FullDecoder, StreamDecoder, incremental_decoder
+from foundling.decode.detokenize import FullDecoder, MarkedDecoder, SpellingDecoder, StreamDecoder, incremental_decoder
 from foundling.decode.text import TextStreamer
 from foundling.text import Tokenizer
 from foundling.text.framing import AnswerDecoder
@@ -95,6 +95,45 @@ def test_only_a_short_window_is_decoded_however_long_the_text() -> None:
         decoder.append(token)
         longest = max(longest, len(decoder.tokens) - decoder.n_context)
     assert decoder.text == tokenizer.decode(decoder.tokens) and decoder.fallback is None and longest < 20
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_marks_and_spelled_bytes_come_token_by_token_too(kind: str, data) -> None:
+    """The text so far is that of all tokens at once, and no FullDecoder makes it."""
+    tokenizer = TOKENIZERS[kind]
+    special, ids = sorted(tokenizer.special), st.lists(st.sampled_from(sorted(tokenizer.ids)), max_size=30)
+    prompt, answer = data.draw(ids), data.draw(st.lists(st.one_of(ids, st.lists(st.sampled_from(special), max_size=2))))
+    spellings = tokenizer.spellings()
+    marked = MarkedDecoder(AnswerDecoder(tokenizer, prompt), {special[-1]: "<call>"})
+    spelled = SpellingDecoder(lambda ids: b"".join(spellings[i] for i in ids), special)
+    for decode in (marked, spelled):
+        decoder, sofar = incremental_decoder(decode), list[int]()
+        assert not isinstance(decoder, FullDecoder)
+        for token in [token for part in answer for token in part]:
+            sofar.append(token)
+            assert decoder.append(token) == decode(sofar)
+    assert marked([special[-1], special[-1]]) == "<call><call>"
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_nothing_that_may_be_a_stop_string_is_sent(data) -> None:
+    letters = st.text("ab", min_size=1, max_size=8)
+    stops, pieces = data.draw(st.lists(letters, min_size=1, max_size=3)), data.draw(st.lists(letters))
+    text = "".join(pieces)
+    streamed = list[str]()
+    streamer = TextStreamer(lambda ids: text[: len(ids)], streamed.append, stops)
+    for n in range(1, len(text) + 1):
+        streamer.append(0)
+        sent = "".join(streamed)
+        pending = max(k for stop in stops for k in range(len(stop)) if text[:n].endswith(stop[:k]))
+        ends = [at for stop in stops if (at := text[:n].find(stop)) >= 0]
+        if ends:
+            assert len(sent) <= min(ends)
+            break
+        assert sent == text[: n - pending]
 
 
 def test_only_the_method_of_a_tokenizer_is_streamed() -> None:

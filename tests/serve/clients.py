@@ -86,10 +86,10 @@ async def overload(port: int, n_clients: int, seconds: float, max_tokens: int, p
 
     async def watch() -> None:
         while time.monotonic() - begin < seconds:
-            asked = time.monotonic()
+            sent = time.monotonic()
             status, _, _ = await ask(port, payload("/health", method="GET"))
             assert status == 200
-            outcome.health.append(time.monotonic() - asked)
+            outcome.health.append(time.monotonic() - sent)
             if process is not None:
                 outcome.rss.append((time.monotonic() - begin, process.memory_info().rss))
             await asyncio.sleep(0.05)
@@ -142,11 +142,11 @@ def command(*args: object) -> Iterator[tuple[Forked, int]]:
     process = Forked(["foundling", "serve", *map(str, args), "--port", "0"], env=environment())
     try:
         out = process.folder / "out"
-        while not (out.exists() and (found := re.search(r"http://127\.0\.0\.1:(\d+)", out.read_text()))):
+        while not (out.exists() and (match := re.search(r"http://127\.0\.0\.1:(\d+)", out.read_text()))):
             error = (process.folder / "err").read_text() if process.poll() is not None else ""
             assert process.poll() is None, f"it ended with {process.poll()}: {error}"
             time.sleep(0.02)
-        yield process, int(found[1])
+        yield process, int(match[1])
     finally:
         if process.poll() is None:
             process.process.kill()

@@ -143,19 +143,19 @@ def test_a_seed_repeats_an_answer_and_none_does_not(live: Live) -> None:
 def test_biases_and_penalties_reach_the_model(live: Live) -> None:
     served = live.model("tiny")
     (token,) = served.tokenizer.encode(" cat")
-    assert ask(live, logit_bias={str(token): 1000}, max_tokens=3).choices[0].message.content == " cat" * 3
+    assert ask(live, logit_bias={str(token): 100}, max_tokens=3).choices[0].message.content == " cat" * 3
     end = served.framing.ends[0]
-    choice = ask(live, logit_bias={str(end): 10000}).choices[0]
+    choice = ask(live, logit_bias={str(end): 100}).choices[0]
     assert (choice.message.content, choice.finish_reason) == ("", "stop")
-    bias = {str(token): 1000}
+    bias = {str(token): 100}
     for name in ("presence_penalty", "frequency_penalty"):
         forced = ask(live, logit_bias=bias, temperature=0, max_tokens=3, **{name: 2.0}).choices[0].message.content
         assert forced == " cat" * 3
         freed = ask(live, logit_bias={str(token): 40}, temperature=0, max_tokens=30, **{name: 2.0})
-        kept = ask(live, logit_bias={str(token): 40}, temperature=0, max_tokens=30)
+        plain = ask(live, logit_bias={str(token): 40}, temperature=0, max_tokens=30)
         generator = TextGenerator.load(served.directory, temperature=0, logit_bias={token: 40.0}, **{name: 2.0})
         assert freed.choices[0].message.content == generator.chat(HELLO, max_tokens=30)[0]["text"]
-        assert freed.choices[0].message.content.count(" cat") <= kept.choices[0].message.content.count(" cat")
+        assert freed.choices[0].message.content.count(" cat") <= plain.choices[0].message.content.count(" cat")
     for name, value in (("top_k", 1), ("min_p", 1.0)):  # both leave the likeliest token alone
         reply = ask(live, temperature=2.0, extra_body={name: value})
         assert reply.choices[0].message.content == ask(live, temperature=0).choices[0].message.content
@@ -190,6 +190,12 @@ def test_limits_of_tokens(live: Live) -> None:
         ({"logit_bias": {"99999": 1}}, "logit_bias"),
         ({"logit_bias": {"-1": 1}}, "logit_bias"),
         ({"logit_bias": {"1²": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 100.5}}, "logit_bias.5"),
+        ({"stop": ["a" * 257]}, "stop.0"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "sit"}}}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {}}}, "tool_choice.function.name"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text"),
         ({"stop": ["a"] * 100}, "stop"),
         ({"stop": ""}, "stop"),
         ({"messages": []}, "messages"),

@@ -8,7 +8,8 @@ from typing import Any
 import openai
 import pytest
 
-from foundling.serve.formats import AnswerStream
+from foundling.serve.formats import AnswerForm, AnswerStream
+from foundling.serve.protocol import ChatBody
 from tests.serve.servers import Live, save_model, serving
 
 SCHEMA = {
@@ -165,16 +166,32 @@ def test_reasoning_comes_first_and_apart(thinker: Live) -> None:
     assert not any("think>" in choice.message.reasoning_content for choice in choices)
 
 
-def test_deltas_never_take_back_what_was_sent() -> None:
+def form_of(live: Live, style: str = "hermes") -> AnswerForm:
+    """How answers with tools are read, in another style than the model's template too."""
+    body = ChatBody.model_validate({"messages": ASK, "tools": TOOLS})
+    form = AnswerForm(body, live.model("tiny"), live.model("tiny").framing.chat(ASK))
+    form.style = style
+    return form
+
+
+def amount(form: AnswerForm, text: str, size: int, *, cut: bool) -> tuple[str, str, int]:
+    """The content, the reasoning and the number of calls of a stream in pieces of this size."""
+    stream, sums = AnswerStream(form), {"content": "", "reasoning_content": ""}
+    deltas = [stream.add(text[at : at + size]) for at in range(0, len(text), size)] + [stream.finish(cut=cut)]
+    for delta in deltas:
+        for name in sums:
+            sums[name] += delta.get(name, "")
+    return sums["content"], sums["reasoning_content"], len(deltas[-1].get("tool_calls", []))
+
+
+def amount_of(message: dict[str, Any]) -> tuple[str, str, int]:
+    content, reasoning = message["content"] or "", message.get("reasoning_content", "")
+    return content, reasoning, len(message.get("tool_calls", []))
+
+
+def test_deltas_never_take_back_what_was_sent(live: Live) -> None:
     """Reasoning, text and calls in pieces of every size amount to the message."""
-
-    class Form:
-        tools, style, opened = True, "hermes", False
-
-    from foundling.serve.formats import AnswerForm
-
-    form: Any = object.__new__(AnswerForm)
-    form.__dict__.update(vars(Form) | {"tools": True, "style": "hermes", "opened": False})
+    form = form_of(live)
     call = '<tool_call>\n{"name": "sit", "arguments": {"where": "mat"}}\n</tool_call>'
     for text in (
         "plain",
@@ -184,13 +201,49 @@ def test_deltas_never_take_back_what_was_sent() -> None:
         "a <tool_cat",
         "<thin",
     ):
-        message = form.message(text)
         for size in (1, 2, 3, 7, 1000):
-            stream, sums = AnswerStream(form), {"content": "", "reasoning_content": ""}
-            deltas = [stream.add(text[at : at + size]) for at in range(0, len(text), size)] + [stream.finish(cut=False)]
-            for delta in deltas:
-                for name in sums:
-                    sums[name] += delta.get(name, "")
-            assert sums["content"] == (message["content"] or "")
-            assert sums["reasoning_content"] == message.get("reasoning_content", "")
-            assert len(deltas[-1].get("tool_calls", [])) == len(message.get("tool_calls", []))
+            assert amount(form, text, size, cut=False) == amount_of(form.message(text))
+
+
+@pytest.mark.parametrize(
+    ("style", "text", "content"),
+    [
+        ("hermes", 'so <tool_call>\n{"name": "sit", "arguments": {"where": "mat"}}\n</tool_call>\n'
+                   '<tool_call>\n{"name": "bark", "arguments": {"loud": true}}\n</tool_call>', "so <"),
+        ("mistral", 'so [TOOL_CALLS] [{"name": "sit", "arguments": {"where": "mat"}}]', "so ["),
+        ("mistral", '[{"name": "sit", "arguments": {"where": "mat"}}]', "[{"),
+        ("llama3", '{"name": "sit", "parameters": {"where": "mat"}}', ""),
+    ],
+)  # fmt: skip
+def test_a_part_of_a_call_is_never_shown_as_text(live: Live, style: str, text: str, content: str) -> None:
+    """An answer that is cut anywhere has whole calls, and the text before them."""
+    form, counts = form_of(live, style), set()
+    for end in range(len(text) + 1):
+        message = form.message(text[:end], cut=True)
+        assert content.startswith(message["content"] or ""), text[:end]
+        counts.add(len(message.get("tool_calls", [])))
+        for size in (1, 5, 1000):
+            assert amount(form, text[:end], size, cut=True) == amount_of(message)
+    assert counts == {0, text.count('"name"')} | {1}
+
+
+def test_a_call_that_is_cut_is_no_content(live: Live) -> None:
+    for end in ({"max_tokens": 14}, {"stop": "name"}):
+        options = {"tools": TOOLS, "tool_choice": "required"} | end
+        choice = ask(live, **options)
+        assert (choice.message.content or "", choice.message.tool_calls, choice.finish_reason) == ("", None, "length")
+        assert streamed(live, **options) == ("", [], "length")
+
+
+def test_an_answer_that_a_stop_string_cuts_does_not_look_complete(live: Live) -> None:
+    options = {"response_format": as_format(SCHEMA), "stop": ["legs"]}
+    choice = ask(live, **options)
+    assert choice.finish_reason == "length" and "legs" not in choice.message.content
+    assert streamed(live, **options) == (choice.message.content, [], "length")
+    whole = ask(live, response_format={"type": "regex", "regex": "aaa(bbb)?"}, stop=["bb"], logit_bias=bias(live, "b"))
+    assert whole.finish_reason in ("stop", "length")
+    assert (whole.finish_reason == "stop") == (whole.message.content == "aaa")
+
+
+def bias(live: Live, text: str) -> dict[str, float]:
+    return {str(token): 50.0 for token in live.model("tiny").tokenizer.encode(text)}

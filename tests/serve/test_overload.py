@@ -4,13 +4,15 @@
 import asyncio
 import gc
 import json
+import socket
+import time
 from typing import Any
 
 import psutil
 import pytest
 
 from foundling.decode.request import Request
-from foundling.serve import streams
+from foundling.serve import run, streams
 from tests.serve import raw
 from tests.serve.clients import ask, command, leave_all, overload, payload
 from tests.serve.servers import Live, serving
@@ -45,6 +47,8 @@ def test_every_request_ends_under_overload(directories) -> None:
     with serving({"tiny": directories["tiny"]}, max_queue=8, max_num_seqs=4) as live:
         outcome = asyncio.run(overload(live.port, 40, 3.0, 40))
         assert outcome.statuses.get(200, 0) > 0 and outcome.statuses.get(429, 0) > 0
+        # it is answered between the others: an answer takes over a second where one waits for all of them
+        assert len(outcome.health) >= 3 and outcome.percentile(0.5) < 1
         raw.wait_for(lambda: is_idle(live))
         assert loads(live)
 
@@ -63,7 +67,8 @@ def test_ten_times_too_much_for_a_minute(directories, capsys: pytest.CaptureFixt
             print(f"\n60 s, 320 clients: {outcome.statuses}; /health p50, p99, max: {ms} ms of {len(outcome.health)}")
             print(f"memory at the start, at half, at the end: {rss[0]}, {rss[len(rss) // 2]}, {rss[-1]} MiB")
         assert outcome.statuses.get(200, 0) > 0 and outcome.statuses.get(429, 0) > 0
-        assert max(outcome.health) < 10
+        # under 0.1 s on a machine that does nothing else; the clients here share its cores with the server
+        assert len(outcome.health) >= 60 and outcome.percentile(0.5) < 0.1 and outcome.percentile(0.99) < 1
         half = len(rss) // 2
         # allocators and connections breathe; a leak of 1 KiB a request would be more
         assert sum(rss[half:]) / len(rss[half:]) - sum(rss[:half]) / len(rss[:half]) < 32
@@ -138,14 +143,41 @@ def test_one_client_more_than_is_allowed_is_told_to_wait(directories) -> None:
 
 def test_a_client_that_does_not_read_is_not_waited_for(directories, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "LATE", 0.2)
-    with serving({"tiny": directories["tiny"]}, request_timeout=2.0, max_num_seqs=8) as live:
-        body = {"prompt": "a", "max_tokens": 200, "stream": True, "logprobs": 300, "n": 8}
-        with raw.connect(live) as connection:
-            connection.sendall(raw.request("/v1/completions", json.dumps(body).encode(), live=live))
+    monkeypatch.setattr(run, "HEADER_SECONDS", 2.0)
+    with serving({"tiny": directories["tiny"]}, request_timeout=6.0, max_num_seqs=8) as live:
+        body = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 200, "stream": True, "n": 8}
+        body |= {"logprobs": True, "top_logprobs": 300}  # more than the buffers of both sides hold
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect((live.host, live.port))
+            connection.sendall(raw.request("/v1/chat/completions", json.dumps(body).encode(), live=live))
             raw.wait_for(lambda: live.guard.n_running == 1)
             raw.wait_for(lambda: is_idle(live))
+            # also its connection, on which much waits to be sent, and which the client has not closed
+            raw.wait_for(lambda: not live.server.n_connections(), 60)
         assert live.line()["status"] in (200, 499)
         assert loads(live)
+
+
+def test_a_client_that_reads_slowly_gets_its_answer(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than a connection may be idle, as long as it takes something."""
+    monkeypatch.setattr(run, "HEADER_SECONDS", 1.0)
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "max_tokens": 60, "n": 8}
+    body |= {"logprobs": True, "top_logprobs": 300}  # more than the buffers of both sides hold
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        connection.settimeout(60)
+        connection.connect((live.host, live.port))
+        connection.sendall(raw.request("/v1/chat/completions", json.dumps(body).encode(), live=live))
+        head = connection.recv(1 << 10)
+        length = int(head.lower().split(b"content-length:")[1].split()[0])
+        size, begin = len(head.partition(b"\r\n\r\n")[2]), time.monotonic()
+        while size < length:
+            part = connection.recv(1 << 17)
+            assert part, f"cut after {size:,} of {length:,} bytes"
+            size += len(part)
+            time.sleep(0.02)
+        assert size == length and time.monotonic() - begin > run.HEADER_SECONDS
 
 
 def test_a_request_that_takes_too_long_is_told_so(directories) -> None:
@@ -180,13 +212,13 @@ def test_a_model_is_unloaded_while_it_answers(directories) -> None:
 
         async def main() -> list[Any]:
             bodies = [{"model": "recurrent", **LONG, "n": 8, "stream": stream} for stream in (False, True)]
-            asked = [asyncio.create_task(ask(live.port, payload("/v1/completions", body))) for body in bodies]
+            answers = [asyncio.create_task(ask(live.port, payload("/v1/completions", body))) for body in bodies]
             worker = live.model("recurrent").worker
             while worker.n_open < 16:
                 await asyncio.sleep(0.001)
             state, _, body = await ask(live.port, payload("/v1/models/recurrent/unload"))
             assert state == 200 and json.loads(body)["state"] == "unloaded"
-            return await asyncio.gather(*asked)
+            return await asyncio.gather(*answers)
 
         whole, streamed = asyncio.run(main())
         assert whole[0] == 503 and whole[1]["retry-after"] and b"unloaded" in whole[2]

@@ -28,17 +28,17 @@ def locked(directories):
 
 def routes(live: Live) -> list[tuple[str, str]]:
     """(method, path) of every route, with a name in the place of each parameter."""
-    found, routes = [], [*live.app.routes]
+    seen, routes = [], [*live.app.routes]
     while routes:
         route: Any = routes.pop()
         if hasattr(route, "original_router"):
             routes += route.original_router.routes
             continue
         path = re.sub(r"\{[^}]*\}", "tiny", route.path)
-        found += [(method, path) for method in route.methods - {"HEAD"}]
+        seen += [(method, path) for method in route.methods - {"HEAD"}]
     described = {(m.upper(), path) for path, methods in live.app.openapi()["paths"].items() for m in methods}
-    assert {(m, re.sub(r"\{[^}]*\}", "tiny", path)) for m, path in described} <= set(found)
-    return found
+    assert {(m, re.sub(r"\{[^}]*\}", "tiny", path)) for m, path in described} <= set(seen)
+    return seen
 
 
 # --- keys ------------------------------------------------------------------------------------------------------------
@@ -72,9 +72,9 @@ def test_keys_are_compared_by_digest_all_of_them(monkeypatch: pytest.MonkeyPatch
     compare = keys.hmac.compare_digest
     monkeypatch.setattr(keys.hmac, "compare_digest", lambda a, b: compared.append((a, b)) or compare(a, b))
     store = keys.KeyStore([f"key-number-{i}" for i in range(5)])
-    for asked, owner in (("key-number-0", "key 1"), ("key-number-4", "key 5"), ("nobody's key", None), ("", None)):
+    for key, owner in (("key-number-0", "key 1"), ("key-number-4", "key 5"), ("nobody's key", None), ("", None)):
         compared.clear()
-        caller = store.identify(asked)
+        caller = store.identify(key)
         assert (caller and caller.name) == owner
         assert len(compared) == 5 and all(len(a) == len(b) == 64 for a, b in compared)
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 from foundling.serve.key_file import KeyFile
-from tests.e2e.tools import environment
+from tests.e2e.tools import environment, start
 from tests.serve.clients import ask, command, payload
 
 LONG = {"prompt": "the cat", "max_tokens": 200, "stream": True, "n": 4}
@@ -93,12 +94,13 @@ def test_a_kill_leaves_nothing_half_written(directories, tmp_path: Path) -> None
         await asyncio.gather(*(client() for _ in range(6)))
         return done
 
-    for _ in range(2):
+    for n_kills in (1, 2):
         with command(directories["tiny"], "--keys", file.path) as (process, port):
             acknowledged += asyncio.run(main(port, process))
         (record,) = file.records()
-        # what is charged last may be lost, and nothing is charged twice
-        assert 0 < record.requests <= acknowledged + 12 and record.prompt_tokens == record.requests * 2
+        # what is charged last, of each of the six clients, may be lost; nothing is charged twice
+        assert abs(record.requests - acknowledged) <= 6 * n_kills, (record, acknowledged)
+        assert record.prompt_tokens == record.requests * 2
         with sqlite3.connect(file.path) as db:
             assert db.execute("pragma integrity_check").fetchone() == ("ok",)
     assert {path.name: path.read_bytes() for path in directories["tiny"].iterdir()} == before
@@ -118,10 +120,10 @@ def test_a_full_pipe_does_not_stop_it(directories) -> None:
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=write, text=True, env=environment())
     try:
         assert process.stdout
-        found = re.search(r":(\d+)", process.stdout.readline())
-        assert found
+        match = re.search(r":(\d+)", process.stdout.readline())
+        assert match
         for _ in range(50):
-            status, _, _ = asyncio.run(ask(int(found[1]), payload("/v1/completions", {"prompt": "a", "max_tokens": 1})))
+            status, _, _ = asyncio.run(ask(int(match[1]), payload("/v1/completions", {"prompt": "a", "max_tokens": 1})))
             assert status == 200
         process.terminate()
         process.wait(60)
@@ -133,12 +135,19 @@ def test_a_full_pipe_does_not_stop_it(directories) -> None:
 
 
 def test_it_ends_while_it_loads(directories) -> None:
-    """By a signal before it listens to requests: nothing runs yet."""
-    from tests.e2e.tools import start
-
-    process = start("serve", directories["tiny"], "--port", "0")
-    time.sleep(0.1)
+    """By a signal after it has taken its port, and before it has loaded all of its models."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = start("serve", *(f"m{i}={directories['tiny']}" for i in range(200)), "--port", port)
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=10).close()
+            break
+        except OSError:
+            assert process.poll() is None
+            time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
     process.wait(60)
-    _, error = process.communicate()
-    assert "Traceback" not in error and process.returncode in (0, 128 + signal.SIGTERM, -signal.SIGTERM)
+    out, error = process.communicate()
+    assert "serving" not in out and "Traceback" not in error and process.returncode == 128 + signal.SIGTERM

@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from tokenizers import decoders
@@ -17,6 +17,7 @@ from foundling.decode.constrain.compilation import check_compiles, parser_limits
 from foundling.decode.constrain.constraint import Constraint
 from foundling.decode.constrain.processor import ConstraintProcessor
 from foundling.decode.constrain.vocabulary import Vocabulary
+from foundling.decode.detokenize import SpellingDecoder
 from foundling.errors import GenerationError
 from foundling.limits import CONSTRAINTS
 from foundling.text.tokenizer import Tokenizer
@@ -90,6 +91,15 @@ class Constrainer:
             raise GenerationError(result.message)
         return result
 
+    def compiled(self, constraint: Constraint) -> ConstraintProcessor | None:
+        """Of an equal constraint that was compiled before; None without one. It never waits for a compilation."""
+        with self.lock:
+            future = self.processors.get(constraint)
+        if future is None or not future.done() or future.exception():
+            return None
+        result = future.result()
+        return None if isinstance(result, Refusal) else result
+
     def _look_up(self, constraint: Constraint) -> tuple[Future[ConstraintProcessor | Refusal], bool]:
         """Where the processor is or will be, and whether the caller has to compile it."""
         with self.lock:
@@ -133,8 +143,13 @@ class Constrainer:
         ids = {self.tokenizer.backend.token_to_id(text): text for text in texts if text}
         marks = {i: text for i, text in ids.items() if i is not None and i in self.tokenizer.special}
         if marks:
-            return partial(self.decode, marks=marks)
-        return decode if self.decodes_as(begins_anew) else self.decode
+            return SpellingDecoder(self.vocabulary.spell, self.vocabulary.hidden, marks)
+        return decode if self.decodes_as(begins_anew) else self.spelling
+
+    @property
+    def spelling(self) -> SpellingDecoder:
+        """`decode`, as a request takes it: it decodes a token at a time too."""
+        return SpellingDecoder(self.vocabulary.spell, self.vocabulary.hidden)
 
     def decodes_as(self, begins_anew: bool) -> bool:
         """Whether the tokenizer's own decoding of a continuation gives the same text as `decode`. `begins_anew`:
@@ -146,8 +161,4 @@ class Constrainer:
         """The text of a constrained answer, exactly as the grammar saw it: the bytes of its tokens, without special
         ones but for `marks` (id -> text). Other than `Tokenizer.decode` it removes no space, at the beginning or before
         a full stop."""
-        vocabulary, marks = self.vocabulary, marks or {}
-        parts = (
-            marks[i].encode() if i in marks else b"" if i in vocabulary.hidden else vocabulary.spell([i]) for i in ids
-        )
-        return b"".join(parts).decode(errors="replace")
+        return SpellingDecoder(self.vocabulary.spell, self.vocabulary.hidden, marks or {})(ids)

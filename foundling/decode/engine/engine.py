@@ -355,6 +355,7 @@ def _choose_or_fail(states: list[SequenceState], logits: Tensor) -> list[int | E
 
 def _fail(completion: Completion, error: Exception) -> None:
     completion.finish_reason, completion.error = "error", str(error) or type(error).__name__
+    completion.exception = error
 
 
 def _weights_of(model: Any) -> str:
