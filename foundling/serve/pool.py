@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,10 @@ class Entry:
     served: dict[str, ServedModel] = field(default_factory=dict)
     """itself and its adapters by name, where it is loaded"""
     state: State = "unloaded"
+    on_demand: Callable[[], None] | None = None
+    """begins to load it: of a model that is loaded once it is asked for"""
+    used: float = 0.0
+    """when it was asked for last, by the monotonic clock"""
     owner: str | None = None
     """whose it alone is (Caller.owner); None: everybody's"""
 
@@ -109,9 +114,12 @@ class ModelPool:
                 close = nearest(name[: MODEL_NAME_CHARS.high], self.names_for(owner))
                 raise APIError(404, f"there is no model {shown(name)}; {close}", param="model", code="model_not_found")
             if name not in entry.served:
-                way = "is being loaded; try again soon" if entry.state == "loading" else "is not loaded"
+                if entry.on_demand is not None:
+                    entry.on_demand()
+                coming = entry.on_demand is not None or entry.state == "loading"
+                way = "is being loaded; try again soon" if coming else "is not loaded"
                 raise busy(f"the model {shown(name)} {way}", 5, "model_not_loaded", 503)
-            served = entry.served[name]
+            served, entry.used = entry.served[name], time.monotonic()
         if not isinstance(served, kind):
             able = [one.name for one in loaded if isinstance(one, kind)]
             way = f"; ask for {', '.join(able)}" if able else ""
@@ -144,7 +152,7 @@ class ModelPool:
                     adapter: with_adapter(served, adapter, adapter, self.prices.get(adapter))
                     for adapter in entry.adapters
                 }
-            entry.state = "loaded"
+            entry.state, entry.used = "loaded", time.monotonic()
             self.on_load(served)
             return entry
 
@@ -166,8 +174,11 @@ class ModelPool:
 
     async def in_turn(self, function: Callable[[], T]) -> T:
         """A computation of models without an engine: one at a time, beside the event loop."""
-        async with self._turn:
-            return await asyncio.to_thread(function)
+        await self._turn.acquire()
+        task = asyncio.create_task(asyncio.to_thread(function))
+        # a thread cannot be cancelled: whoever leaves, the next one begins when it has ended
+        task.add_done_callback(lambda _: self._turn.release())
+        return await asyncio.shield(task)
 
     async def close(self) -> None:
         for one in self.remotes.values():

@@ -93,6 +93,7 @@ class Server:
         """Ends the models, and stores what is still to be charged."""
         await self.pool.close()
         await asyncio.to_thread(self._ledger.shutdown)
+        self.keys.close()
 
     def fixed(self, body: Any, served: ServedModel) -> dict[str, Any]:
         """In deterministic mode, for a request with a seed: what its id and time are made of."""

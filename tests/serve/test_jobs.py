@@ -11,8 +11,6 @@ from typing import Any
 import openai
 import pytest
 
-from foundling.serve.job_options import JobOptions
-from foundling.serve.job_store import Job, JobStore
 from tests.serve.commands import Serving, chats, refusal
 from tests.serve.servers import save_model
 
@@ -194,40 +192,6 @@ def test_too_few_examples_and_two_kinds_are_refused(server: Serving) -> None:
         client.fine_tuning.jobs.create(model="base", training_file=enough, validation_file=texts)
     for file_id in (few, enough, texts):
         client.files.delete(file_id)
-
-
-# --- the store -------------------------------------------------------------------------------------------------------
-
-
-def a_job(n: int, **more: Any) -> Job:
-    values = ("anna", float(n), "base", "/models/base", "chat", "lora", "file-1", None, None, 0, {"n_epochs": "auto"})
-    return Job(f"ftjob-{n:024d}", *values, **more)
-
-
-def test_records_and_events_come_back_as_they_were(tmp_path: Path) -> None:
-    (tmp_path / "data").write_bytes(chats(8))
-    store = JobStore(tmp_path / "jobs", JobOptions(tmp_path))
-    jobs = [a_job(n) for n in range(3)]
-    for job in jobs:
-        store.create(job, {"train.jsonl": tmp_path / "data"})
-    jobs[1].status = "running"
-    store.save(jobs[1])
-    jobs[0].status = "cancelled"
-    store.save(jobs[0])
-    store.add_event(jobs[1], "once", key="once")
-    store.add_event(jobs[1], "once", key="once")
-    with open(store.folder(jobs[1]) / "events.jsonl", "ab") as file:
-        file.write(b'{"object": "fine_tu')  # as a killed process leaves it
-    unfinished = tmp_path / "jobs" / "ftjob-unacknowledged"
-    unfinished.mkdir()
-    (unfinished / "train.jsonl").write_bytes(b"")
-    again = JobStore(tmp_path / "jobs", JobOptions(tmp_path))
-    assert again.jobs == {job.id: job for job in jobs} and not unfinished.exists()
-    assert [event["message"] for event in again.events(jobs[1])] == [f"Created fine-tuning job: {jobs[1].id}", "once"]
-    again.add_event(jobs[1], "twice")
-    assert len(again.events(jobs[1])) == 3
-    assert again.next() == jobs[1]  # what was begun, before what waits
-    assert (again.folder(jobs[2]) / "train.jsonl").read_bytes() == chats(8)
 
 
 # --- slow: whole runs ------------------------------------------------------------------------------------------------

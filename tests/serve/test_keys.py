@@ -66,7 +66,7 @@ def test_what_a_file_of_keys_cannot_be(tmp_path: Path) -> None:
 
 
 def test_names_limits_and_changes(file: KeyFile) -> None:
-    file.create("anna", requests_per_minute=5)
+    digest = digest_of(file.create("anna", requests_per_minute=5))
     for name in ("anna", "", "a" * 200, "a\nb", "a\x1b[2J"):
         with pytest.raises(ConfigError):
             file.create(name)
@@ -76,8 +76,8 @@ def test_names_limits_and_changes(file: KeyFile) -> None:
         with pytest.raises(ConfigError):
             file.change("anna", **limits)
     file.change("anna", tokens=7)
-    file.charge("anna", 3, 4, 0.5)
-    file.charge("anna", 1, 0, 0.25)
+    file.charge(digest, 3, 4, 0.5)
+    file.charge(digest, 1, 0, 0.25)
     (record,) = file.records()
     assert (record.tokens, record.requests_per_minute, record.concurrent) == (7, 5, None)
     assert (record.prompt_tokens, record.completion_tokens, record.requests, record.dollars) == (4, 4, 2, 0.75)
@@ -90,25 +90,25 @@ def test_names_limits_and_changes(file: KeyFile) -> None:
         file.create("anna")
 
 
-def _charge(path: str, n: int, queue: Any) -> None:
+def _charge(path: str, digest: str, n: int, queue: Any) -> None:
     file = KeyFile(Path(path), create=True)
     for _ in range(n):
-        file.charge("anna", 1, 2, 0.5)
+        file.charge(digest, 1, 2, 0.5)
     queue.put(file.create(f"of process {queue.get()}"))
 
 
 def test_processes_and_threads_charge_and_create_without_losing_any(tmp_path: Path) -> None:
     path, n = tmp_path / "keys.sqlite", 40
-    KeyFile(path, create=True).create("anna")
+    digest = digest_of(KeyFile(path, create=True).create("anna"))
     queue = SERVER.Queue()
     for number in range(3):
         queue.put(number)
-    processes = [SERVER.Process(target=_charge, args=(str(path), n, queue)) for _ in range(3)]
+    processes = [SERVER.Process(target=_charge, args=(str(path), digest, n, queue)) for _ in range(3)]
     for process in processes:
         process.start()
     with ThreadPoolExecutor(4) as pool:
         file = KeyFile(path)
-        list(pool.map(lambda _: (file.charge("anna", 1, 2, 0.5), file.callers()), range(n)))
+        list(pool.map(lambda _: (file.charge(digest, 1, 2, 0.5), file.callers()), range(n)))
     for process in processes:
         process.join(120)
         assert process.exitcode == 0
@@ -176,14 +176,61 @@ def test_a_quota_is_reached_and_raised(file: KeyFile) -> None:
     assert met.value.status == 401
 
 
-def test_a_file_that_is_damaged_while_a_server_runs_is_a_503_without_its_path(file: KeyFile) -> None:
+def test_a_file_that_is_damaged_while_a_server_runs_keeps_its_keys_known_and_counts_none(
+    file: KeyFile, caplog: pytest.LogCaptureFixture
+) -> None:
     key = file.create("anna")
     store = KeyStore([], file)
-    for path in file.path.parent.iterdir():
-        path.write_bytes(b"nonsense" * 1000)
+    (file.path.parent / "other").write_bytes(b"nonsense" * 1000)
+    (file.path.parent / "other").replace(file.path)
+    caller = store.identify(key)
+    assert caller is not None and caller.name == "anna"
     with pytest.raises(APIError) as met:
-        store.identify(key)
+        store.check_quota(caller)
     assert met.value.status == 503 and str(file.path.parent) not in met.value.message
+    for _ in range(3):
+        store._read()
+    assert store.identify(key) == caller
+    assert caplog.text.count("cannot be used as a file of keys") == 2  # the quota, and the first of the readings
+    file.path.unlink()
+    with pytest.raises(DataError):
+        file.callers()
+    assert not file.path.exists()  # none is made where one was removed
+
+
+def test_a_key_of_another_file_is_another_owner(tmp_path: Path) -> None:
+    """Who is called anna there gets neither the files and jobs of anna here, nor her share of requests."""
+    callers = [KeyFile(tmp_path / name, create=True) for name in ("a", "b")]
+    owners = []
+    for one in callers:
+        key = one.create("anna", requests_per_minute=1)
+        ((digest, caller),) = one.callers()
+        assert digest == digest_of(key) == caller.digest and key not in caller.owner
+        owners.append(caller)
+    assert owners[0].owner != owners[1].owner
+    limiter = keys.Limiter()
+    for caller in owners:
+        with limiter.enter(caller):
+            pass
+    with pytest.raises(APIError), limiter.enter(owners[0]):
+        pass
+
+
+def test_a_server_uses_one_connection_and_none_in_the_event_loop(
+    file: KeyFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = file.create("anna", tokens=100)
+    store, opened, connect = KeyStore([], file), [], sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: opened.append(args) or connect(*args, **options))
+    monkeypatch.setattr(keys.KeyFile, "callers", lambda self: opened.append("read"))
+    caller = store.identify(key)
+    assert caller is not None and not opened  # neither read nor opened for a request
+    for _ in range(3):
+        store.check_quota(caller)
+        store.charge(caller, 1, 1, 0.0)
+    assert [one for one in opened if one != "read"] == []  # what was opened at the start is used on
+    monkeypatch.undo()
+    assert file.records()[0].requests == 3
 
 
 # --- the command, and a server that runs -----------------------------------------------------------------------------
