@@ -6,7 +6,6 @@ import asyncio
 import errno
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -332,14 +331,16 @@ def test_a_full_disk_ends_a_run_with_the_wish_to_go_on(tmp_path: Path, model: Pa
     store, (job,) = filled(tmp_path, 1)
     job.base_directory = str(model)
     folder = store.folder(job)
-    with job_runner._prepare(job, folder) as log:
-        code = (
-            "import resource, runpy\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-            "runpy.run_module('foundling.serve.job_child', run_name='__main__')"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, env=child_environment(str(model)) | {"PYTHONPATH": os.pathsep.join(sys.path)},
-            timeout=300,
-        ) if log else None  # fmt: skip
-    assert done and done.returncode == job_child.AGAIN and not (folder / "outcome.json").exists()
+    job_runner._prepare(job, folder).close()
+    code = (
+        "import resource, runpy\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "runpy.run_module('foundling.serve.job_child', run_name='__main__')"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=folder, env=child_environment(str(model)),
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stderr
+        log = process.stderr.read()  # its stdin stays open meanwhile
+        assert process.wait(300) == job_child.AGAIN, log
+    assert b"cannot be written" in log and not (folder / "outcome.json").exists()
