@@ -66,8 +66,8 @@ async def forward(
     path = "/chat/completions" if isinstance(body, ChatBody) else "/completions"
     n_chars = len(json.dumps(sent.get("messages", sent.get("prompt", "")), ensure_ascii=False))
     usage = Usage(prompt_tokens=n_chars // CHARS_PER_TOKEN, price=served.price)
+    await _reserve(server, http, body, sent, usage)
     one = Forwarded(served, path, sent, usage, served.key(path, sent))
-    await server.check_quota(http, usage)
     recording, headers = served.recording, dict[str, str]()
     if recording:
         answer = await asyncio.to_thread(recording.get, one.key)  # None where it cannot be read
@@ -98,6 +98,20 @@ async def forward(
     server.account(http, usage)
     await _record(one, answer)
     return reply_whole(server, http, body, _named(one, answer, usage), usage, headers)
+
+
+async def _reserve(
+    server: Server, http: HTTPRequest, body: ChatBody | CompletionBody, sent: dict[str, Any], usage: Usage
+) -> None:
+    """As quota.py: the API is asked for no more tokens than the key has left."""
+    n, limit = body.n, body.limit if isinstance(body, ChatBody) else body.max_tokens
+    if isinstance(body, CompletionBody):
+        n = (body.best_of or n) * len(body.prompts)
+    most = server.options.max_tokens if limit is None else limit
+    allowed = await server.check_quota(http, usage, [most] * n)
+    if allowed and min(allowed) < most:
+        names = [name for name in sent if name in ("max_tokens", "max_completion_tokens")]
+        sent.update(dict.fromkeys(names or ["max_tokens"], min(allowed)))
 
 
 def _check(server: Server, body: ChatBody | CompletionBody) -> None:

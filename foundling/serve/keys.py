@@ -66,11 +66,11 @@ class KeyStore:
                 logger.error("%s", error)
             self._failed = True
 
-    def check_quota(self, caller: Caller) -> None:
-        """APIError 429 where the key's tokens are used up, by usage as it is stored now; 401 for a revoked key; 503
-        where the file cannot be read. It waits for the file: the event loop does not call it."""
+    def current(self, caller: Caller) -> Caller:
+        """Its limits and usage as they are stored now. APIError 401 for a revoked key, 503 where the file cannot be
+        read. It waits for the file: the event loop does not call it."""
         if self.file is None or not caller.stored:
-            return
+            return caller
         try:
             current = self.file.caller(caller.digest)
         except DataError as error:  # the client learns nothing of the file
@@ -78,12 +78,10 @@ class KeyStore:
             raise busy("keys cannot be looked up now; try again later", 5, "unavailable", 503) from None
         if current is None:
             raise APIError(401, "the key was revoked", code="invalid_api_key")
-        if current.tokens is not None and current.used >= current.tokens:
-            message = f"the key has used {current.used:,} of its {current.tokens:,} tokens; ask for a larger quota"
-            raise APIError(429, message, code="insufficient_quota")
+        return current
 
     def charge(self, caller: Caller, prompt_tokens: int, completion_tokens: int, dollars: float) -> None:
-        """It waits for the file, as `check_quota` does."""
+        """It waits for the file, as `current` does."""
         if self.file is None or not caller.stored:
             return
         try:

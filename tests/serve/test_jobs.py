@@ -11,7 +11,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.serve.commands import Serving, chats, refusal
+from tests.serve.commands import Clients, Serving, chats, refusal, served
 from tests.serve.servers import save_model
 
 KEYS = ("key-of-anna-1", "key-of-ben-22")
@@ -31,9 +31,8 @@ def base(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def server(base: Path, folder: Path):
-    options = [word for key in KEYS for word in ("--api-key", key)]
-    with Serving(base, "--state", folder / "state", "--price", "base=1,2", *options) as serving:
-        yield serving
+    with served(base, folder / "state", KEYS) as clients:
+        yield clients
 
 
 def upload(client: openai.OpenAI, data: bytes | None = None) -> str:
@@ -56,7 +55,7 @@ def places(text: str, folder: Path) -> list[str]:
     return [place for place in (str(folder), "/tmp", "site-packages", "Traceback") if place in text]
 
 
-def test_a_job_trains_reports_and_is_served_to_its_owner(server: Serving, folder: Path) -> None:
+def test_a_job_trains_reports_and_is_served_to_its_owner(server: Clients, folder: Path) -> None:
     anna, ben = (server.client(key) for key in KEYS)
     train, valid = upload(anna), upload(anna, chats(10, "no"))
     job = anna.fine_tuning.jobs.create(
@@ -126,7 +125,7 @@ def test_a_job_trains_reports_and_is_served_to_its_owner(server: Serving, folder
     assert not (folder / "state" / "jobs" / job.id / "model").exists()
 
 
-def test_one_job_runs_at_a_time_and_each_can_be_cancelled(server: Serving) -> None:
+def test_one_job_runs_at_a_time_and_each_can_be_cancelled(server: Clients) -> None:
     client = server.client(KEYS[1])
     data = upload(client)
     first, second = (client.fine_tuning.jobs.create(model="base", training_file=data, method=SMALL) for _ in range(2))
@@ -170,7 +169,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_a_job_cannot_be(name: str, server: Serving, folder: Path) -> None:
+def test_what_a_job_cannot_be(name: str, server: Clients, folder: Path) -> None:
     body, words = WRONG[name]
     with server.http(KEYS[0]) as http:
         form = {"files": {"file": ("a", chats(8))}, "data": {"purpose": "fine-tune"}}
@@ -182,7 +181,7 @@ def test_what_a_job_cannot_be(name: str, server: Serving, folder: Path) -> None:
         http.delete(f"/v1/files/{data}")
 
 
-def test_too_few_examples_and_two_kinds_are_refused(server: Serving) -> None:
+def test_too_few_examples_and_two_kinds_are_refused(server: Clients) -> None:
     client = server.client(KEYS[0])
     few, enough = upload(client, chats(7)), upload(client, chats(8))
     texts = upload(client, b"".join(json.dumps({"text": f"text {n}"}).encode() + b"\n" for n in range(8)))

@@ -19,10 +19,11 @@ from foundling.serve import keys
 from foundling.serve.errors import APIError
 from foundling.serve.key_file import KeyFile, digest_of
 from foundling.serve.keys import KeyStore
+from foundling.serve.quota import Reservations
 from tests.e2e.tools import foundling
 from tests.processes import SERVER
 from tests.serve.commands import Serving, refusal
-from tests.serve.servers import save_model
+from tests.serve.servers import save_model, serving
 
 
 @pytest.fixture
@@ -55,8 +56,8 @@ def test_what_a_file_of_keys_cannot_be(tmp_path: Path) -> None:
         with pytest.raises(DataError) as met:
             KeyFile(path)
         assert "\n" not in str(met.value) and str(path) in str(met.value)
-        done = foundling("key", "list", "--keys", path)
-        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    done = foundling("key", "list", "--keys", torn)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     with pytest.raises(DataError):
         KeyFile(other, create=True)
     with sqlite3.connect(other) as db:  # nothing was put into a database of someone else
@@ -97,6 +98,7 @@ def _charge(path: str, digest: str, n: int, queue: Any) -> None:
     queue.put(file.create(f"of process {queue.get()}"))
 
 
+@pytest.mark.slow
 def test_processes_and_threads_charge_and_create_without_losing_any(tmp_path: Path) -> None:
     path, n = tmp_path / "keys.sqlite", 40
     digest = digest_of(KeyFile(path, create=True).create("anna"))
@@ -121,6 +123,7 @@ def _make(path: str, queue: Any) -> None:
     queue.put(KeyFile(Path(path), create=True).create(f"key {time.monotonic_ns()}"))
 
 
+@pytest.mark.slow
 def test_processes_that_make_the_file_at_once_share_it(tmp_path: Path) -> None:
     queue, path = SERVER.Queue(), tmp_path / "keys.sqlite"
     processes = [SERVER.Process(target=_make, args=(str(path), queue)) for _ in range(4)]
@@ -158,22 +161,60 @@ def test_every_key_is_compared_whichever_matches(file: KeyFile, monkeypatch: pyt
     assert len(owners) == 8  # a key of the command line that has the name of one of the file is another owner
 
 
+def test_a_quota_bounds_what_requests_may_take_together(file: KeyFile) -> None:
+    file.create("anna", tokens=100)
+    ((_, caller),) = file.callers()
+    running = Reservations()
+    assert running.reserve(caller, "first", 10, [20, 20]) == [20, 20]
+    assert running.reserve(caller, "second", 10, [100, 5]) == [20, 5]  # of the 40 that are left, half for each
+    with pytest.raises(APIError, match="may take 85, and this one has a prompt of 15") as met:
+        running.reserve(caller, "third", 15, [1])
+    assert met.value.code == "insufficient_quota"
+    assert running.reserve(caller, "third", 0, []) == []  # nothing is computed
+    assert running.reserve(caller, "fourth", 14, [50]) == [1]
+    assert running.reserve(caller, "first", 10, [20, 20]) == [20, 20]  # once, however often it is checked
+    assert running.reserve(caller._replace(owner="ben"), "of another key", 0, [100]) == [100]
+    running.release("first")
+    running.release("first")
+    assert running.reserve(caller, "fifth", 0, [100]) == [50]
+    assert running.reserve(caller._replace(tokens=None), "sixth", 1000, [1000]) == [1000]
+
+
 def test_a_quota_is_reached_and_raised(file: KeyFile) -> None:
     key = file.create("anna", tokens=10)
-    store = KeyStore([], file)
+    store, running = KeyStore([], file), Reservations()
     caller = store.identify(key)
     assert caller is not None
-    store.check_quota(caller)
+    running.reserve(store.current(caller), "a", 0, [])
     store.charge(caller, 6, 4, 0.0)
     with pytest.raises(APIError) as met:
-        store.check_quota(caller)
+        running.reserve(store.current(caller), "b", 0, [])
     assert met.value.status == 429 and met.value.code == "insufficient_quota"
     file.change("anna", tokens=11)
-    store.check_quota(caller)
+    running.reserve(store.current(caller), "c", 0, [])
     file.revoke("anna")
     with pytest.raises(APIError) as met:
-        store.check_quota(caller)
+        store.current(caller)
     assert met.value.status == 401
+
+
+def test_requests_that_run_at_once_do_not_exceed_a_quota(file: KeyFile, directories: dict[str, Path]) -> None:
+    """Over real HTTP: sixteen at once of 40 tokens each, of a quota of 60."""
+    key = file.create("anna", tokens=60)
+    with serving({"tiny": directories["tiny"]}, key_file=file.path) as live:
+        body = {"model": "tiny", "prompt": "the cat", "max_tokens": 40, "temperature": 0}
+        with ThreadPoolExecutor(16) as pool:
+            answers = list(pool.map(lambda _: live.http("POST", "/v1/completions", body, key=key), range(16)))
+        assert {answer.status for answer in answers} == {200, 429}
+        for answer in answers:
+            if answer.status == 429:
+                assert answer.json()["error"]["code"] == "insufficient_quota"
+        last = live.http("POST", "/v1/completions", body, key=key)
+        while last.status == 200:  # what was reserved and not taken is free again
+            assert last.json()["choices"][0]["finish_reason"] == "length"
+            last = live.http("POST", "/v1/completions", body, key=key)
+    (record,) = file.records()
+    assert 58 <= record.prompt_tokens + record.completion_tokens <= 60
 
 
 def test_a_file_that_is_damaged_while_a_server_runs_keeps_its_keys_known_and_counts_none(
@@ -186,7 +227,7 @@ def test_a_file_that_is_damaged_while_a_server_runs_keeps_its_keys_known_and_cou
     caller = store.identify(key)
     assert caller is not None and caller.name == "anna"
     with pytest.raises(APIError) as met:
-        store.check_quota(caller)
+        store.current(caller)
     assert met.value.status == 503 and str(file.path.parent) not in met.value.message
     for _ in range(3):
         store._read()
@@ -226,7 +267,7 @@ def test_a_server_uses_one_connection_and_none_in_the_event_loop(
     caller = store.identify(key)
     assert caller is not None and not opened  # neither read nor opened for a request
     for _ in range(3):
-        store.check_quota(caller)
+        store.current(caller)
         store.charge(caller, 1, 1, 0.0)
     assert [one for one in opened if one != "read"] == []  # what was opened at the start is used on
     monkeypatch.undo()
@@ -273,6 +314,7 @@ def test_the_command_imports_no_server(tmp_path: Path) -> None:
     assert done.returncode == 0 and "Error" not in done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_a_running_server_takes_changes_up(tmp_path: Path) -> None:
     """A quota is used up by real answers and raised; a key that is revoked is refused soon, and so is one of nobody."""
     base, path = save_model(tmp_path / "base"), tmp_path / "keys.sqlite"
@@ -285,7 +327,7 @@ def test_a_running_server_takes_changes_up(tmp_path: Path) -> None:
         command("change", "anna", "--keys", path, "--tokens", 1000)
         assert http.post("/v1/completions", json=body).status_code == 200
         used = command("list", "--keys", path)["keys"][0]
-        assert used["requests"] == 2 and used["completion_tokens"] == 12
+        assert used["requests"] == 2 and used["completion_tokens"] == 5 + 6  # the first was cut to what was left
 
         second = command("create", "ben", "--keys", path)["key"]  # after the server has begun
         with serving.http(second) as other:
