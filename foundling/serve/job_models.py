@@ -38,7 +38,8 @@ class JobModels:
             if job.base in pool.prices:
                 pool.prices[name] = pool.prices[job.base]
             pool.add(name, str(self.store.folder(job) / MODEL), owner=job.owner)
-            pool.entries[name].on_demand = lambda: self.begin([job])
+            entry = pool.entries[name]
+            entry.on_demand, entry.loader = lambda: self.begin([job]), lambda: self.load(job)
         return name
 
     def begin(self, jobs: Iterable[Job]) -> None:
@@ -57,7 +58,7 @@ class JobModels:
                 name = self.add(job)
                 if job.deleted or not await self._make_place(name):
                     return False
-                await self.server.pool.load(name, job.owner)
+                await self.server.pool.load(name, job.owner, has_place=True)
                 self._failed.pop(name, None)
                 return True
             except Exception:

@@ -12,7 +12,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +35,7 @@ create table if not exists keys (
 """
 
 
+LIMITS = ("tokens", "requests_per_minute", "concurrent")
 _CALLER = "digest, name, tokens, prompt_tokens + completion_tokens, requests_per_minute, concurrent"
 OWNER = "file:"
 
@@ -179,9 +180,9 @@ class KeyFile:
 
     def change(
         self, name: str, *, tokens: int | None = None, requests_per_minute: int | None = None,
-        concurrent: int | None = None,
+        concurrent: int | None = None, lift: Collection[str] = (),
     ) -> None:  # fmt: skip
-        """New limits; None leaves one as it is. ConfigError for an unknown name."""
+        """New limits; None leaves one as it is, and those that `lift` names end. ConfigError for an unknown name."""
         limits = _limits(tokens, requests_per_minute, concurrent)
         with self._open(writes=True) as db:
             self._require(db, name)
@@ -189,6 +190,9 @@ class KeyFile:
                 "update keys set tokens = coalesce(?, tokens), requests_per_minute = coalesce(?, requests_per_minute), "
                 "concurrent = coalesce(?, concurrent) where name = ?", (*limits, name),
             )  # fmt: skip
+            for column in LIMITS:
+                if column in lift:
+                    db.execute(f"update keys set {column} = null where name = ?", (name,))
 
     def revoke(self, name: str) -> None:
         """The key is refused from now on; its name and usage stay. ConfigError for an unknown name."""
@@ -235,5 +239,4 @@ def _caller(digest: str, name: str, *limits: int | None) -> tuple[str, Caller]:
 
 def _limits(*values: int | None) -> tuple[int | None, ...]:
     limits = (KEY_TOKENS, REQUESTS_PER_MINUTE, SERVED_COMPLETIONS)
-    names = ("tokens", "requests_per_minute", "concurrent")
-    return tuple(v if v is None else limit.check(v, n) for v, limit, n in zip(values, limits, names, strict=True))
+    return tuple(v if v is None else limit.check(v, n) for v, limit, n in zip(values, limits, LIMITS, strict=True))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -36,6 +36,8 @@ class Entry:
     state: State = "unloaded"
     on_demand: Callable[[], None] | None = None
     """begins to load it: of a model that is loaded once it is asked for"""
+    loader: Callable[[], Awaitable[bool]] | None = None
+    """loads such a model where there is place for it, and says whether there was"""
     used: float = 0.0
     """when it was asked for last, by the monotonic clock"""
     owner: str | None = None
@@ -127,9 +129,14 @@ class ModelPool:
             raise APIError(400, message, param="model", code="model_not_supported")
         return served
 
-    async def load(self, name: str, owner: str | None = None) -> Entry:
-        """Loads a model that the pool was told of, with its adapters; nothing where it is loaded."""
+    async def load(self, name: str, owner: str | None = None, *, has_place: bool = False) -> Entry:
+        """Loads a model that the pool was told of, with its adapters; nothing where it is loaded. APIError 503 where
+        there is no place for a model that is loaded on demand, unless its loader has made it (`has_place`)."""
         entry = self._entry(name, owner)
+        if entry.loader is not None and not has_place:
+            if not await entry.loader():
+                raise busy(f"the model {shown(name)} cannot be loaded now", 5, "model_not_loaded", 503)
+            return entry
         async with self._lock:
             if entry.state == "loaded":
                 return entry

@@ -251,6 +251,8 @@ def test_few_models_are_in_memory_and_others_are_loaded_when_they_are_asked_for(
         for job in (jobs[0], jobs[2]):
             get(job).worker.n_open += 1  # requests run: neither is taken from its clients
         assert not await runner.models.load(jobs[1]) and loaded() == [first, third]
+        with pytest.raises(APIError, match="cannot be loaded now"):  # as POST /v1/models/NAME/load does
+            await server.pool.load(second, "anna")
         get(jobs[0]).worker.n_open -= 1
         await ask(jobs[1])
         assert loaded() == [second, third]

@@ -82,6 +82,8 @@ def test_names_limits_and_changes(file: KeyFile) -> None:
     (record,) = file.records()
     assert (record.tokens, record.requests_per_minute, record.concurrent) == (7, 5, None)
     assert (record.prompt_tokens, record.completion_tokens, record.requests, record.dollars) == (4, 4, 2, 0.75)
+    file.change("anna", concurrent=2, lift=["tokens", "requests_per_minute", "name"])
+    assert file.records()[0][3:6] == (None, None, 2)
     file.revoke("anna")
     assert file.records()[0].revoked and file.callers() == []
     for change in (lambda: file.change("bob", tokens=1), lambda: file.revoke("bob")):
@@ -290,6 +292,10 @@ def test_the_command_makes_lists_changes_and_revokes(tmp_path: Path) -> None:
     plain = foundling("key", "create", "ben", *keys_file)
     assert plain.stdout.startswith("fk-") and len(plain.stdout.splitlines()) == 1 and "only time" in plain.stderr
     command("change", "anna", *keys_file, "--tokens", 20)
+    lifted = command("change", "anna", *keys_file, "--tokens", "none", "--concurrent", 3)
+    assert lifted == {"name": "anna", "tokens": None, "concurrent": 3}
+    assert command("list", *keys_file)["keys"][0]["tokens"] is None
+    command("change", "anna", *keys_file, "--tokens", 20, "--concurrent", 2)
     assert command("revoke", "ben", *keys_file) == {"name": "ben", "revoked": True}
     listed = command("list", *keys_file)["keys"]
     assert [(k["name"], k["tokens"], k["concurrent"], k["revoked"]) for k in listed] == [
