@@ -33,7 +33,6 @@ from foundling.serve.generation import (
 )
 from foundling.serve.models import GenerativeModel
 from foundling.serve.protocol import ChatBody
-from foundling.serve.quota import reserve
 from foundling.serve.reply import FINISH, Head, Text, Usage, event, head_of
 from foundling.serve.server import Server
 from foundling.serve.streams import event_stream
@@ -62,7 +61,7 @@ async def create_chat(server: Server, body: ChatBody, http: HTTPRequest) -> Resp
     served = server.generative(body.model, http)
     served.worker.check_queue(1)  # what is refused costs little
     chat = await asyncio.to_thread(_prepare, server, body, served)
-    await reserve(server, http, chat.usage, chat.requests)
+    await server.reserve(http, chat.usage, chat.requests)
     if body.stream:
         return await event_stream(server, http, served, chat.requests, partial(_events, chat), chat.usage)
     completions = await complete(server, http, served, chat.requests, chat.usage)

@@ -35,7 +35,6 @@ from foundling.serve.generation import (
 )
 from foundling.serve.models import GenerativeModel
 from foundling.serve.protocol import CompletionBody
-from foundling.serve.quota import reserve
 from foundling.serve.reply import FINISH, Head, Text, Usage, event, finite, head_of
 from foundling.serve.server import Server
 from foundling.serve.streams import event_stream
@@ -62,7 +61,7 @@ async def create_completion(server: Server, body: CompletionBody, http: HTTPRequ
     served = server.generative(body.model, http)
     served.worker.check_queue(1)  # what is refused costs little
     job = await asyncio.to_thread(_prepare, server, body, served)
-    await reserve(server, http, job.usage, job.requests)
+    await server.reserve(http, job.usage, job.requests)
     if body.stream:
         return await event_stream(server, http, served, job.requests, partial(_events, job), job.usage)
     completions = await complete(server, http, served, job.requests, job.usage)

@@ -4,18 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from foundling.decode.request import Request
 from foundling.serve.errors import APIError
 from foundling.serve.key_file import Caller
-from foundling.serve.reply import Usage
-
-if TYPE_CHECKING:
-    from starlette.requests import Request as HTTPRequest
-
-    from foundling.serve.server import Server
 
 
 class Reservations:
@@ -50,10 +41,3 @@ class Reservations:
     def release(self, request_id: str) -> None:
         """Once what the request has taken is charged."""
         self._tokens.pop(request_id, None)
-
-
-async def reserve(server: Server, http: HTTPRequest, usage: Usage, requests: list[Request]) -> None:
-    """Before anything is computed: shortens the requests to what the key's quota has left. APIError as
-    `Server.check_quota`."""
-    allowed = await server.check_quota(http, usage, [request.max_tokens for request in requests])
-    requests[:] = [replace(request, max_tokens=n) for request, n in zip(requests, allowed, strict=True)]

@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from starlette.requests import Request as HTTPRequest
 
+from foundling.decode.request import Request
 from foundling.serve.answer_cache import AnswerCache
 from foundling.serve.keys import Caller, KeyStore, Limiter
 from foundling.serve.metrics import Metrics
@@ -77,6 +78,11 @@ class Server:
             return self._reservations.reserve(caller, record.id, usage.prompt_tokens, limits)
 
         return await asyncio.get_running_loop().run_in_executor(self._ledger, reserve)
+
+    async def reserve(self, http: HTTPRequest, usage: Usage, requests: list[Request]) -> None:
+        """Before anything is computed: shortens the requests to what the key's quota has left."""
+        allowed = await self.check_quota(http, usage, [request.max_tokens for request in requests])
+        requests[:] = [replace(request, max_tokens=n) for request, n in zip(requests, allowed, strict=True)]
 
     def settle(self, record: Record) -> None:
         """A request has ended: what it did not take of its key's quota is free again."""

@@ -55,6 +55,7 @@ def places(text: str, folder: Path) -> list[str]:
     return [place for place in (str(folder), "/tmp", "site-packages", "Traceback") if place in text]
 
 
+@pytest.mark.slow  # some fifteen seconds of a processor: its process imports, plans, trains and evaluates
 def test_a_job_trains_reports_and_is_served_to_its_owner(server: Clients, folder: Path) -> None:
     anna, ben = (server.client(key) for key in KEYS)
     train, valid = upload(anna), upload(anna, chats(10, "no"))
