@@ -10,16 +10,17 @@ from typing import Any
 
 from foundling.cli.stdio import note, say
 from foundling.errors import ConfigError
-from foundling.serve.key_file import DEFAULT_FILE, KeyFile, KeyRecord
+from foundling.serve.key_file import DEFAULT_FILE, LIMITS, KeyFile, KeyRecord
 
 EXAMPLES = [
     "foundling key create anna --tokens 1000000 --requests-per-minute 60   # shows the key, once",
     "foundling serve runs/notes --keys foundling-keys.sqlite               # a server that takes it",
     "foundling key list",
     "foundling key change anna --tokens 5000000                            # while the server runs",
+    "foundling key change anna --requests-per-minute none                  # no such limit any more",
     "foundling key revoke anna",
 ]
-LIMITS = ("tokens", "requests_per_minute", "concurrent")
+NONE = "none"
 ACTIONS = ("create", "list", "change", "revoke")
 
 
@@ -27,10 +28,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=ACTIONS, help="what to do")
     parser.add_argument("name", nargs="?", help="name of the key, for create, change and revoke")
     parser.add_argument("--keys", default=DEFAULT_FILE, metavar="FILE", help=f"file of keys (default {DEFAULT_FILE})")
-    limits = parser.add_argument_group("limits", "for create and change; without one there is none")
-    limits.add_argument("--tokens", type=int, metavar="N", help="tokens of prompts and completions over its whole life")
-    limits.add_argument("--requests-per-minute", type=int, metavar="N", help="requests a minute")
-    limits.add_argument("--concurrent", type=int, metavar="N", help="requests at the same time")
+    limits = parser.add_argument_group("limits", "a number or none; a key is created with none")
+    limits.add_argument(
+        "--tokens", type=number_or_none, metavar="N", help="tokens of prompts and answers, in all its life"
+    )
+    limits.add_argument("--requests-per-minute", type=number_or_none, metavar="N", help="requests a minute")
+    limits.add_argument("--concurrent", type=number_or_none, metavar="N", help="requests at the same time")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -45,19 +48,24 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(f"name the key: foundling key {args.action} NAME")
     file = KeyFile(Path(args.keys), create=args.action == "create")
     done: dict[str, Any] = {"name": args.name}
+    numbers = {name: value for name, value in limits.items() if value != NONE}
     if args.action == "create":
-        done["key"] = file.create(args.name, **limits)
+        done["key"] = file.create(args.name, **numbers)
         if not args.json:
             say(done["key"])
             note(f"note: this is the only time that the key is shown; {args.keys} stores its hash alone")
     elif args.action == "change":
         if not limits:
             raise ConfigError("nothing to change; give --tokens, --requests-per-minute or --concurrent")
-        file.change(args.name, **limits)
+        file.change(args.name, **numbers, lift=limits.keys() - numbers.keys())
     else:
         file.revoke(args.name)
         done["revoked"] = True
-    return done | limits
+    return done | limits | dict.fromkeys(limits.keys() - numbers.keys())
+
+
+def number_or_none(text: str) -> int | str:
+    return text if text == NONE else int(text)
 
 
 def _list(file: KeyFile, as_json: bool) -> dict[str, Any]:

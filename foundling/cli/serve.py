@@ -134,6 +134,9 @@ def _add_jobs(jobs: Any) -> None:
         help="serve a fine-tuned model only where its held-out loss is at most RATIO (1 without a number) times that "
         "of its base",
     )  # fmt: skip
+    jobs.add_argument(
+        "--max-fine-tuned", type=int, default=4, metavar="N", help="fine-tuned models in memory at once (default 4)"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -191,7 +194,7 @@ def _state(args: argparse.Namespace) -> Any:
         if args.evaluate_jobs is not None:
             raise ConfigError("--evaluate-jobs is for fine-tuning jobs; give --state DIR too, or leave it out")
         return None
-    return ServerState(JobOptions(Path(args.state), args.job_method, args.evaluate_jobs))
+    return ServerState(JobOptions(Path(args.state), args.job_method, args.evaluate_jobs, args.max_fine_tuned))
 
 
 def _options(args: argparse.Namespace, has_keys: bool) -> Any:

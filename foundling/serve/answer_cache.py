@@ -2,14 +2,16 @@
 """Answers that a key has had before: to the same request, or to one whose text means nearly the same.
 
 Everything but the text has to be equal in any case: the key, the loaded model, sampling, earlier messages, tools. An
-answer by meaning can be wrong: texts with a cosine near 1 may differ by a "not" or a name. Texts that hold other
-numbers, and texts that the embedder cuts, are never taken for equal. No key gets answers of another, so who plants a
-wrong answer harms that key alone; a key that many users share is one user here."""
+answer by meaning can be wrong: texts with a cosine near 1 may differ by a "not", a name or a number in words. Texts
+with other digits, and texts that the embedder cuts, are never taken for equal. No key gets answers of another, so who
+plants a wrong answer harms that key alone; a key that many users share is one user here."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -25,6 +27,9 @@ from foundling.serve.keys import Caller
 from foundling.serve.models import ServedModel
 from foundling.serve.protocol import ChatBody, CompletionBody
 
+logger = logging.getLogger("foundling.serve")
+MAX_WAITING = 64
+"""answers whose vectors are still to be computed; more are not cached"""
 Mode = Literal["exact", "meaning"]
 Result = Literal["hit", "similar", "miss"]
 NO_PART = {"model", "stream", "stream_options", "user", "metadata", "store"}
@@ -66,6 +71,8 @@ class AnswerCache:
         if options.mode == "meaning" and embedder is None:
             raise ConfigError("a cache by meaning needs a model that embeds texts: --cache-embedder DIR")
         self.options, self.embedder, self._in_turn = options, embedder, in_turn
+        self._tasks = set[asyncio.Task[None]]()
+        """answers that are put in"""
         self.on_result: Callable[[Result], None] = lambda result: None
         self.answers = ResponseCache[bytes](
             options.max_answers, self._embed if options.mode == "meaning" else None, options.threshold,
@@ -84,13 +91,30 @@ class AnswerCache:
         return Query(scope, "" if text is None else text)
 
     async def get(self, query: Query) -> dict[str, Any] | None:
-        answer, result = await self._run(lambda: self._get(query))
+        """None also where it cannot be looked up: then it is computed anew."""
+        try:
+            answer, result = await self._run(lambda: self._get(query))
+        except Exception as error:
+            logger.error("the answer cache failed: %s: %s", type(error).__name__, error)
+            answer, result = None, "miss"
         self.on_result(result)
         return None if answer is None else json.loads(answer)
 
     async def put(self, query: Query, answer: dict[str, Any]) -> None:
-        data = json.dumps(answer).encode()
-        await self._run(lambda: self.answers.put(query.text, data, query.scope))
+        """No client waits for a vector, and none loses its answer where one cannot be computed."""
+        if self.answers.embed is None:
+            await self._put(query, answer)
+        elif len(self._tasks) < MAX_WAITING:
+            task = asyncio.create_task(self._put(query, answer))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _put(self, query: Query, answer: dict[str, Any]) -> None:
+        try:
+            data = json.dumps(answer).encode()
+            await self._run(lambda: self.answers.put(query.text, data, query.scope))
+        except Exception as error:
+            logger.error("the answer cache failed: %s: %s", type(error).__name__, error)
 
     @property
     def hit_ratio(self) -> float:

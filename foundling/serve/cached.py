@@ -62,14 +62,14 @@ async def cached(
     response = await create(server, body, http)
     response.headers[HEADER] = "miss"
     if isinstance(response, StreamingResponse):
-        response.body_iterator = _kept(cache, query, http, response.body_iterator)
+        response.body_iterator = _cached_events(cache, query, http, response.body_iterator)
     elif isinstance(response, JSONResponse):
         await cache.put(query, json.loads(bytes(response.body)))
     return response
 
 
-async def _kept(cache: AnswerCache, query: Query, http: HTTPRequest, events: Any) -> AsyncGenerator[Any]:
-    """The same events, of which the answer is kept once the last one has been sent."""
+async def _cached_events(cache: AnswerCache, query: Query, http: HTTPRequest, events: Any) -> AsyncGenerator[Any]:
+    """The same events, whose answer is cached once the last one has been sent."""
     chunks = Assembler()
     async with contextlib.aclosing(events):
         async for one in events:

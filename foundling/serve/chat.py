@@ -64,7 +64,7 @@ async def create_chat(server: Server, body: ChatBody, http: HTTPRequest) -> Resp
     served = server.generative(body.model, http)
     served.worker.check_queue(1)  # what is refused costs little
     chat = await until_gone(http, _prepare(server, body, served), server.options.request_timeout)
-    await server.check_quota(http, chat.usage)
+    await server.reserve(http, chat.usage, chat.requests)
     meter = Meter(chat.requests, chat.usage)
     if body.stream:
         return await event_stream(server, http, served, meter, partial(_events, chat))

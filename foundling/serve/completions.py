@@ -62,7 +62,7 @@ async def create_completion(server: Server, body: CompletionBody, http: HTTPRequ
     served = server.generative(body.model, http)
     served.worker.check_queue(1)  # what is refused costs little
     job = await until_gone(http, _prepare(server, body, served), server.options.request_timeout)
-    await server.check_quota(http, job.usage)
+    await server.reserve(http, job.usage, job.requests)
     meter = Meter(job.requests, job.usage, counts_tokens=body.max_tokens != 0)
     if body.stream:
         return await event_stream(server, http, served, meter, partial(_events, job))

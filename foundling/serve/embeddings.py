@@ -52,7 +52,7 @@ class EmbeddingUsage(Usage):
 
 
 def embeddings_router(server: Server) -> APIRouter:
-    router = APIRouter()
+    router, sizes = APIRouter(), dict[str, int]()
     batches = Counter(
         "foundling_embedding_batches", "texts of several requests that were computed together", ("model",),
         registry=server.metrics.registry,
@@ -62,21 +62,32 @@ def embeddings_router(server: Server) -> APIRouter:
         if served.batcher is None:
             served.batcher = Batcher(
                 server.in_turn, _computation(served.embedder), max_items=BATCH, max_waiting=server.options.max_queue,
-                alone=server.options.deterministic, on_batch=lambda n: batches.labels(served.name).inc(),
+                max_wait=server.options.queue_timeout, alone=server.options.deterministic,
+                on_batch=lambda n: batches.labels(served.name).inc(),
             )  # fmt: skip
         return served.batcher
+
+    async def size_of(served: EmbeddingModel) -> int:
+        """Values of a vector, by one of a single token."""
+        if served.load_id not in sizes:
+            sizes[served.load_id] = len((await batcher_of(served)([[0]]))[0])
+        return sizes[served.load_id]
 
     @router.post("/v1/embeddings")
     async def embeddings(body: EmbeddingBody, http: HTTPRequest) -> Response:
         served: EmbeddingModel = server.model(body.model, http, EmbeddingModel)
+        batcher = batcher_of(served)
+        batcher.check_queue()  # what is refused costs little
         rows = await asyncio.to_thread(_rows, served, body, server.options)
         usage = EmbeddingUsage(prompt_tokens=sum(len(row) for row in rows), price=served.price)
         await server.check_quota(http, usage)
-        vectors = await until_gone(http, batcher_of(served)(rows), server.options.request_timeout)
-        if body.dimensions not in (None, len(vectors[0])):
-            message = f"dimensions is {body.dimensions}; {served.name} has {len(vectors[0])} values: leave it out"
-            raise APIError(400, message, param="dimensions")
-        server.account(http, usage)
+        if body.dimensions is not None:
+            n = await size_of(served)
+            if body.dimensions != n:
+                message = f"dimensions is {body.dimensions}; {served.name} has {n} values: leave it out"
+                raise APIError(400, message, param="dimensions")
+        computing = batcher(rows, lambda: server.account(http, usage))  # also for a client that leaves
+        vectors = await until_gone(http, computing, server.options.request_timeout)
         return await asyncio.to_thread(_answer, served, body, vectors, usage)
 
     return router

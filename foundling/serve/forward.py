@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any, cast
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 
+from foundling.errors import FoundlingError
 from foundling.serve.errors import APIError
 from foundling.serve.generation import UpdateStream, check_logprobs, check_n, until_gone
 from foundling.serve.models import GenerativeModel
@@ -24,6 +26,7 @@ from foundling.serve.streams import send_events
 from foundling.serve.upstream import UpstreamModel
 from foundling.serve.whole import Assembler, reply_whole
 
+logger = logging.getLogger("foundling.serve")
 HEADER = "x-foundling-recorded"
 """hit: the answer was recorded before; miss: it was asked for now, and recorded"""
 NOT_SENT = {"model", "user", "metadata", "store", "stream", "stream_options"}
@@ -63,11 +66,11 @@ async def forward(
     path = "/chat/completions" if isinstance(body, ChatBody) else "/completions"
     n_chars = len(json.dumps(sent.get("messages", sent.get("prompt", "")), ensure_ascii=False))
     usage = Usage(prompt_tokens=n_chars // CHARS_PER_TOKEN, price=served.price)
+    await _reserve(server, http, body, sent, usage)
     one = Forwarded(served, path, sent, usage, served.key(path, sent))
-    await server.check_quota(http, usage)
     recording, headers = served.recording, dict[str, str]()
     if recording:
-        answer = await asyncio.to_thread(recording.get, one.key)
+        answer = await asyncio.to_thread(recording.get, one.key)  # None where it cannot be read
         headers = {HEADER: "miss" if answer is None else "hit"}
         if answer is not None:
             server.metrics.upstream.labels(served.name, "recorded").inc()
@@ -75,18 +78,40 @@ async def forward(
             return reply_whole(server, http, body, _named(one, answer, free), free, headers)
     server.metrics.upstream.labels(served.name, "asked").inc()
     if body.stream:
-        asked = sent | {"stream": True, "stream_options": {"include_usage": True}}
+        streamed = sent | {"stream": True, "stream_options": {"include_usage": True}}
         deadline = time.monotonic() + server.options.request_timeout
-        begun: Any = UpdateStream.begin(cast("Any", served.stream(path, asked)))
+        begun: Any = UpdateStream.begin(cast("Any", served.stream(path, streamed)))
         chunks: Any = await until_gone(http, begun, server.options.request_timeout)
         response = send_events(server, http, _events(one, body, chunks), chunks, usage, deadline)
         response.headers.update(headers)
         return response
-    answer = await until_gone(http, served.ask(path, sent), server.options.request_timeout)
-    if recording:
-        await asyncio.to_thread(recording.put, one.key, sent, answer)
+    try:
+        answer = await until_gone(http, served.ask(path, sent), server.options.request_timeout)
+    except APIError as error:
+        if error.code == "timeout":
+            server.account(http, usage)
+        raise
+    except BaseException:  # its client has left: the API has read the prompt all the same
+        server.account(http, usage)
+        raise
     _count(one, answer)
+    server.account(http, usage)
+    await _record(one, answer)
     return reply_whole(server, http, body, _named(one, answer, usage), usage, headers)
+
+
+async def _reserve(
+    server: Server, http: HTTPRequest, body: ChatBody | CompletionBody, sent: dict[str, Any], usage: Usage
+) -> None:
+    """As quota.py: the API is asked for no more tokens than the key has left."""
+    n, limit = body.n, body.limit if isinstance(body, ChatBody) else body.max_tokens
+    if isinstance(body, CompletionBody):
+        n = (body.best_of or n) * len(body.prompts)
+    most = server.options.max_tokens if limit is None else limit
+    allowed = await server.check_quota(http, usage, [most] * n)
+    if allowed and min(allowed) < most:
+        names = [name for name in sent if name in ("max_tokens", "max_completion_tokens")]
+        sent.update(dict.fromkeys(names or ["max_tokens"], min(allowed)))
 
 
 def _check(server: Server, body: ChatBody | CompletionBody) -> None:
@@ -131,6 +156,15 @@ def _count(one: Forwarded, answer: dict[str, Any]) -> None:
         one.usage.completion_tokens = len(json.dumps(answer.get("choices"))) // CHARS_PER_TOKEN
 
 
+async def _record(one: Forwarded, answer: dict[str, Any]) -> None:
+    """Where that fails the client gets its answer all the same, which is paid for."""
+    if one.served.recording:
+        try:
+            await asyncio.to_thread(one.served.recording.put, one.key, one.body, answer)
+        except FoundlingError as error:
+            logger.error("%s: an answer is not recorded: %s", one.served.name, error)
+
+
 async def _events(
     one: Forwarded, body: ChatBody | CompletionBody, chunks: AsyncGenerator[dict[str, Any]]
 ) -> AsyncGenerator[str]:
@@ -146,9 +180,8 @@ async def _events(
     answer = one.chunks.answer()
     if answer is None:
         raise APIError(502, f"the API behind {one.served.name} broke off its answer", code="bad_gateway")
-    if one.served.recording:
-        await asyncio.to_thread(one.served.recording.put, one.key, one.body, answer)
     _count(one, answer)
+    await _record(one, answer)
     if include_usage:
         head = one.chunks.head | {"model": one.served.name, "choices": []}
         yield event(head | {"usage": _usage(answer["usage"], one.usage)})

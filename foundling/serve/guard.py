@@ -90,6 +90,7 @@ class Guard:
         finally:
             self.n_running -= 1
             self.server.metrics.connections.dec()
+            self.server.settle(record)
             self._note(scope, record, status, end() - record.begin)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, record: Record) -> None:

@@ -3,10 +3,12 @@
 
 It reads request.json, trains into model/ (from its checkpoint, if one is there), and writes outcome.json where
 that fails. It ends as SIGTERM ends a run, after a checkpoint, once its stdin is closed: with the server that began it.
+What is no fault of the job, such as a full disk, ends it with AGAIN, and the server begins it again later.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -17,7 +19,7 @@ import time
 from pathlib import Path
 
 from foundling.config import from_dict
-from foundling.errors import BusyError, FoundlingError, MismatchError
+from foundling.errors import BusyError, FoundlingError, MismatchError, OutputError
 from foundling.recipes.journal import JOURNAL
 from foundling.recipes.kinds import finetune_model, resume_model
 from foundling.recipes.publish import is_complete
@@ -28,6 +30,8 @@ from foundling.runtime.files import read_json, write_json
 logger = logging.getLogger("foundling.serve")
 REQUEST, OUTCOME, MODEL = Path("request.json"), Path("outcome.json"), Path("model")
 NICE = 10
+AGAIN = 75
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SAVE_SECONDS = 120.0
 """that it has to end in once the server has gone"""
 BUSY_SECONDS = 300.0
@@ -43,13 +47,23 @@ def main() -> int:
             _train()
     except KeyboardInterrupt as stop:
         return getattr(stop, "exit_code", 130)
-    except FoundlingError as error:
-        write_json(OUTCOME, {"error": str(error)})
-        return error.exit_code
-    except Exception:
+    except Exception as error:
         logger.exception("the fine-tuning failed")
-        return 1
+        return _end(error)
     return 0
+
+
+def _end(error: Exception) -> int:
+    """The exit code of an error, of which the client is told where it is a FoundlingError."""
+    if isinstance(error, OutputError | BusyError) or (isinstance(error, OSError) and error.errno in FULL):
+        return AGAIN
+    if not isinstance(error, FoundlingError):
+        return 1
+    try:
+        write_json(OUTCOME, {"error": str(error)})
+    except OSError:  # OutputError is one: without its outcome the job would fail for no reason that it can tell
+        return AGAIN
+    return error.exit_code
 
 
 def _watch_server() -> None:
@@ -57,7 +71,7 @@ def _watch_server() -> None:
         pass
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(SAVE_SECONDS)
-    os._exit(75)
+    os._exit(AGAIN)
 
 
 def _train() -> None:

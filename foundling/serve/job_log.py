@@ -12,7 +12,7 @@ from typing import Any
 from foundling.config import load_yaml
 from foundling.errors import FoundlingError
 from foundling.recipes.journal import LOG, RECIPE
-from foundling.serve.job_store import MODEL, Job, JobStore
+from foundling.serve.job_store import MODEL, Job, JobStore, finite_or_none
 
 MAX_EVENTS = 500
 """steps of a job that become events; those with a validation loss do in any case"""
@@ -21,9 +21,11 @@ MAX_EVENTS = 500
 class JobLog:
     def __init__(self, store: JobStore, job: Job) -> None:
         self.store, self.job, self.folder = store, job, store.folder(job) / MODEL
-        steps = [event["data"].get("step", 0) for event in store.events(job) if event["type"] == "metrics"]
-        self.step = max(steps, default=0)
+        steps = [event["data"] for event in store.events(job) if event["type"] == "metrics"]
+        self.step = max((data.get("step", 0) for data in steps), default=0)
         """the last one that is an event"""
+        self.tokens = max((data.get("tokens", 0) for data in steps), default=0)
+        """trained by then"""
         self.total: int | None = None
         self._inode, self._offset = 0, 0
 
@@ -38,11 +40,15 @@ class JobLog:
         for entry in entries:
             n = entry["step"]
             if n > self.step and (n % stride == 0 or n == self.total or "validation_loss" in entry):
-                self._tell(entry, self.total)
-                self.step = n
+                try:
+                    self._tell(entry, self.total)
+                except BaseException:
+                    self._inode = 0  # the log is read anew, and told from here on
+                    raise
+                self.step, self.tokens = n, max(self.tokens, entry["tokens"])
 
     def _tell(self, entry: dict[str, Any], total: int) -> None:
-        n, loss = entry["step"], entry["loss"]
+        n, loss, valid = entry["step"], finite_or_none(entry["loss"]), finite_or_none(entry.get("validation_loss"))
         left = (total - n) * entry["seconds"] / n
         self.job.estimated_finish = time.time() + left
         data = {
@@ -50,10 +56,10 @@ class JobLog:
             "learning_rate": entry["lr"], "seconds_left": round(left, 1),
         }  # fmt: skip
         if "validation_loss" in entry:
-            data["valid_loss"] = entry["validation_loss"]
+            data["valid_loss"] = valid
         shown = "skipped" if loss is None else f"training loss={loss:.2f}"
-        if "valid_loss" in data:
-            shown += f", validation loss={data['valid_loss']:.2f}"
+        if valid is not None:
+            shown += f", validation loss={valid:.2f}"
         self.store.add_event(self.job, f"Step {n}/{total}: {shown}", data=data)
 
     def _steps(self) -> int | None:
@@ -77,4 +83,8 @@ class JobLog:
             return []
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        entries = list[dict[str, Any]]()
+        for line in whole.splitlines():
+            with suppress(ValueError):
+                entries.append(json.loads(line))
+        return entries

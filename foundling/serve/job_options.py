@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from foundling.errors import ConfigError
-from foundling.limits import FILES, JOBS, STORED_BYTES, check_number, shown
+from foundling.limits import FILES, JOBS, LOADED_MODELS, STORED_BYTES, check_number, shown
 
 JobMethod = Literal["lora", "full"]
 
@@ -22,6 +22,8 @@ class JobOptions:
     max_loss_ratio: float | None = None
     """a fine-tuned model is served only where its held-out loss is at most so many times that of its base; None: it is
     served whatever its loss"""
+    max_loaded: int = 4
+    """fine-tuned models in memory; one that is asked for beyond them takes the place of the least recently used"""
     max_files: int = 100
     """that a key keeps"""
     max_key_bytes: int = 1 << 30
@@ -38,7 +40,7 @@ class JobOptions:
     def __post_init__(self) -> None:
         for name, limit in (
             ("max_files", FILES), ("max_key_bytes", STORED_BYTES), ("max_bytes", STORED_BYTES),
-            ("max_open_jobs", JOBS), ("max_queue", JOBS), ("max_jobs", JOBS),
+            ("max_open_jobs", JOBS), ("max_queue", JOBS), ("max_jobs", JOBS), ("max_loaded", LOADED_MODELS),
         ):  # fmt: skip
             limit.check(getattr(self, name), name)
         if self.method not in get_args(JobMethod):

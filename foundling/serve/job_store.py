@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from foundling.data.kinds import Kind
 from foundling.errors import ConfigError, DataError, WeightsError
 from foundling.limits import MAX_LINE_BYTES, shown
 from foundling.runtime.files import cut_torn_line, fsync_path, read_json, write_json
-from foundling.serve.errors import APIError
+from foundling.serve.errors import APIError, busy
 from foundling.serve.files import disk_errors
 from foundling.serve.job_options import JobMethod, JobOptions
 
@@ -32,11 +32,12 @@ logger = logging.getLogger("foundling.serve")
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 OPEN: tuple[Status, ...] = ("queued", "running")
 RECORD, EVENTS, TRAIN, VALID, MODEL = "job.json", "events.jsonl", "train.jsonl", "valid.jsonl", "model"
+EVENT_FIELDS = {"id", "type", "data", "message", "level", "created_at"}
 
 
 @dataclass
 class Job:
-    """A record. `owner`, `base_directory` and the counts of starts are never shown."""
+    """A record. `owner`, `base_directory`, `charged` and the counts of crashes are never shown."""
 
     id: str
     owner: str
@@ -64,9 +65,11 @@ class Job:
     error: dict[str, Any] | None = None
     evaluation: dict[str, Any] | None = None
     estimated_finish: float | None = None
-    n_starts: int = 0
+    charged: bool = False
+    """whether its key was charged for what was trained"""
+    n_crashes: int = 0
     """of its process since the last progress"""
-    step_at_start: int = 0
+    step_at_crash: int = 0
 
     @property
     def open(self) -> bool:
@@ -94,11 +97,14 @@ class Job:
 
 
 class JobStore:
-    """Several threads may use it: whoever writes a record holds its lock."""
+    """The event loop alone uses `jobs` and `creating`. What touches the disk may be called from any thread."""
 
     def __init__(self, directory: Path, options: JobOptions) -> None:
         self.directory, self.options = directory, options
         self.jobs: dict[str, Job] = {}
+        """that were acknowledged"""
+        self.creating: dict[str, Job] = {}
+        """that are not on disk yet; they count already"""
         self._lock = threading.Lock()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for folder in sorted(path for path in directory.iterdir() if path.is_dir()):
@@ -130,9 +136,32 @@ class JobStore:
             raise APIError(404, f"there is no fine-tuning job {shown(job_id)}", code="job_not_found")
         return job
 
-    def next(self) -> Job | None:
-        """What has to be run: what a server that was killed had begun, then the oldest that waits."""
-        waiting = [job for job in self.jobs.values() if job.open]
+    def n_open(self, owner: str | None = None) -> int:
+        """Jobs that wait or run, of an owner or of all."""
+        jobs = [*self.jobs.values(), *self.creating.values()]
+        return sum(job.open and owner in (None, job.owner) for job in jobs)
+
+    def make_place(self, owner: str) -> list[Job]:
+        """The jobs, forgotten here and to be removed from the disk, that make place for one more of a key. APIError
+        where too many wait, of the key or in all, and where it has too many."""
+        own, limits = self.of(owner), self.options
+        if (n := self.n_open(owner)) >= limits.max_open_jobs:
+            raise busy(f"the key has {n} jobs that wait or run, which is the limit; wait for one, or cancel one", 60)
+        if self.n_open() >= limits.max_queue:
+            raise busy("too many fine-tuning jobs wait; try again later", 300)
+        n = len(own) + sum(job.owner == owner for job in self.creating.values())
+        old = [job for job in reversed(own) if not job.open and (job.served_as is None or job.deleted)]
+        old = old[: max(0, n + 1 - limits.max_jobs)]
+        if n - len(old) >= limits.max_jobs:
+            raise APIError(403, f"the key has {n} jobs, which is the limit; delete a model", code="job_limit")
+        for job in old:
+            del self.jobs[job.id]
+        return old
+
+    def next(self, later: Collection[str] = ()) -> Job | None:
+        """What has to be run: what a server that was killed had begun, then the oldest that waits; of these none that
+        is in `later`."""
+        waiting = [job for job in self.jobs.values() if job.open and job.id not in later]
         return min(waiting, key=lambda job: (job.status != "running", job.created, job.id), default=None)
 
     def create(self, job: Job, data: Mapping[str, Path]) -> None:
@@ -149,7 +178,6 @@ class JobStore:
             self.add_event(job, f"Created fine-tuning job: {job.id}", key="created")
             self.save(job)
             fsync_path(self.directory)
-        self.jobs[job.id] = job
 
     def save(self, job: Job) -> None:
         with self._lock, disk_errors():
@@ -157,7 +185,6 @@ class JobStore:
 
     def remove(self, job: Job) -> None:
         """The record first, so that a removal that is cut off is finished at the next start."""
-        self.jobs.pop(job.id, None)
         (self.folder(job) / RECORD).unlink(missing_ok=True)
         shutil.rmtree(self.folder(job), ignore_errors=True)
 
@@ -181,17 +208,46 @@ class JobStore:
             event = {
                 "object": "fine_tuning.job.event", "id": f"ftevent-{job.id[-8:]}-{len(events)}",
                 "created_at": int(time.time()), "level": level, "message": message,
-                "type": "metrics" if data else "message", "data": data or {}, "key": key,
+                "type": "metrics" if data else "message", "key": key,
+                "data": {name: finite_or_none(value) for name, value in (data or {}).items()},
             }  # fmt: skip
-            with open(self.folder(job) / EVENTS, "ab") as file:
-                file.write(json.dumps(event).encode() + b"\n")
+            _append(self.folder(job) / EVENTS, json.dumps(event, allow_nan=False).encode() + b"\n")
 
     def events(self, job: Job) -> list[dict[str, Any]]:
-        """The oldest first."""
-        with suppress(FileNotFoundError):
-            data = (self.folder(job) / EVENTS).read_bytes()
-            return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
-        return []
+        """The oldest first. Lines that are none are passed over: a disk may damage them."""
+        try:
+            lines = (self.folder(job) / EVENTS).read_bytes().splitlines(keepends=True)
+        except FileNotFoundError:
+            return []
+        values = [_decode(line) for line in lines if line.endswith(b"\n")]
+        return [value for value in values if isinstance(value, dict) and value.keys() >= EVENT_FIELDS]
+
+
+def _append(path: Path, line: bytes) -> None:
+    """The whole line, or as before: of what a full disk takes a part only, nothing stays."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        size = os.fstat(handle).st_size
+        try:
+            while line:
+                line = line[os.write(handle, line) :]
+        except OSError:
+            os.ftruncate(handle, size)
+            raise
+    finally:
+        os.close(handle)
+
+
+def _decode(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def finite_or_none(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def shown_event(event: dict[str, Any]) -> dict[str, Any]:

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
@@ -16,9 +17,10 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import Field, StringConstraints
 
 from foundling.data.examples import LEAST_EXAMPLES
-from foundling.errors import ConfigError
+from foundling.errors import BusyError, ConfigError, OutputError
 from foundling.limits import JOB_BATCH_SIZE, JOB_EPOCHS, METADATA
 from foundling.runtime.files import lock
+from foundling.runtime.hub import is_hub
 from foundling.serve.errors import APIError, busy
 from foundling.serve.files import FileStore, files_router, owner_of
 from foundling.serve.job_options import JobOptions
@@ -28,7 +30,7 @@ from foundling.serve.models import GenerativeModel
 from foundling.serve.pages import Page, page_of
 from foundling.serve.pool import check_name
 from foundling.serve.protocol import Body, Name
-from foundling.serve.reply import DONE, event
+from foundling.serve.reply import DONE, Usage, event
 from foundling.serve.server import Server, record_of
 from foundling.serve.streams import HEADERS
 
@@ -78,14 +80,14 @@ class ServerState:
 
     def __init__(self, options: JobOptions) -> None:
         """BusyError where another server uses it, OutputError where it cannot be written."""
-        self.options, self._stack = options, ExitStack()
-        self._stack.enter_context(lock(options.state))
+        self.options, self._lock = options, lock(options.state)
+        try:
+            self._lock.__enter__()
+        except (BusyError, OutputError) as error:
+            raise type(error)(str(error).replace("--out", "--state")) from None
         options.state.chmod(0o700)
         self.files = FileStore(options.state / "files", options)
         self.jobs = JobStore(options.state / "jobs", options)
-
-    def close(self) -> None:
-        self._stack.close()
 
 
 def jobs_router(server: Server, state: ServerState | None) -> APIRouter:
@@ -163,7 +165,7 @@ def _add_jobs(router: APIRouter, server: Server, stores: Any) -> None:
 
 async def _create(server: Server, state: ServerState, runner: JobRunner, body: JobBody, http: HTTPRequest) -> Job:
     caller = record_of(http).caller
-    server.keys.check_quota(caller)
+    await server.check_quota(http, Usage())
     base: GenerativeModel = server.generative(body.model, http)
     entry = server.pool.entry_of(base.name)
     if entry is None or entry.name != base.name or entry.owner is not None:
@@ -179,10 +181,10 @@ async def _create(server: Server, state: ServerState, runner: JobRunner, body: J
         raise APIError(400, message, param="training_file")
     if valid and valid.kind != train.kind:
         raise APIError(400, "its examples are of another kind than those of training_file", param="validation_file")
-    _make_place(state.jobs, caller.owner)
     values = body.hyperparameters or (body.method.supervised.hyperparameters if body.method else Hyperparameters())
+    directory = entry.directory if is_hub(entry.directory) else os.path.abspath(entry.directory)
     job = Job(
-        f"ftjob-{secrets.token_hex(12)}", caller.owner, time.time(), base.name, entry.directory, train.kind,
+        f"ftjob-{secrets.token_hex(12)}", caller.owner, time.time(), base.name, directory, train.kind,
         state.options.method, train.id, valid and valid.id, body.suffix or None,
         secrets.randbelow(1 << 31) if body.seed is None else body.seed, values.model_dump(), body.metadata,
     )  # fmt: skip
@@ -194,23 +196,8 @@ async def _create(server: Server, state: ServerState, runner: JobRunner, body: J
     return job
 
 
-def _make_place(jobs: JobStore, owner: str) -> None:
-    """APIError 429 where too many jobs wait, of the key or in all."""
-    own, limits = jobs.of(owner), jobs.options
-    if (n := sum(job.open for job in own)) >= limits.max_open_jobs:
-        raise busy(f"the key has {n} jobs that wait or run, which is the limit; wait for one, or cancel one", 60)
-    if sum(job.open for job in jobs.jobs.values()) >= limits.max_queue:
-        raise busy("too many fine-tuning jobs wait; try again later", 300)
-    while len(own) >= limits.max_jobs:
-        old = next((job for job in reversed(own) if not job.open and (job.served_as is None or job.deleted)), None)
-        if old is None:
-            raise APIError(403, f"the key has {len(own)} jobs, which is the limit; delete a model", code="job_limit")
-        jobs.remove(old)
-        own.remove(old)
-
-
 async def _event_stream(server: Server, jobs: JobStore, job: Job) -> AsyncGenerator[str]:
-    """All events, the oldest first, until the job has ended or the server stops."""
+    """All events, the oldest first, until the job has ended; an error where that takes too long."""
     n, deadline = 0, time.monotonic() + server.options.request_timeout
     while True:
         ended = not job.open
@@ -218,10 +205,13 @@ async def _event_stream(server: Server, jobs: JobStore, job: Job) -> AsyncGenera
         for one in events[n:]:
             yield event(shown_event(one))
         n = len(events)
-        if ended or server.stopping or time.monotonic() > deadline:
-            break
+        if ended:
+            yield DONE
+            return
+        if server.stopping or time.monotonic() > deadline:
+            yield event(busy("the job has not ended; ask for its events again", 5, "timeout", 503).body)
+            return
         await asyncio.sleep(STREAM_SECONDS)
-    yield DONE
 
 
 def _checkpoint(job: Job) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import hashlib
 import os
 import secrets
 import sqlite3
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +35,11 @@ create table if not exists keys (
 """
 
 
+LIMITS = ("tokens", "requests_per_minute", "concurrent")
+_CALLER = "digest, name, tokens, prompt_tokens + completion_tokens, requests_per_minute, concurrent"
+OWNER = "file:"
+
+
 class Caller(NamedTuple):
     """Who asks. The name is for the log; None stands for no limit."""
 
@@ -46,7 +52,12 @@ class Caller(NamedTuple):
     requests_per_minute: int | None = None
     concurrent: int | None = None
     owner: str = ""
-    """of the files and jobs of this key; unlike the name, no other key ever has it"""
+    """of the files and jobs of this key, made of its digest: no other key ever has it, in whatever file"""
+
+    @property
+    def digest(self) -> str:
+        """Of a stored key."""
+        return self.owner.removeprefix(OWNER)
 
 
 class KeyRecord(NamedTuple):
@@ -71,12 +82,16 @@ def digest_of(key: str) -> str:
 
 
 class KeyFile:
-    """An SQLite file of keys. Only its owner may read it. Every method raises DataError, with one line, where the file
-    is no such file, is damaged, or is locked by another process for long."""
+    """An SQLite file of keys, over one connection that threads use one after another. Only its owner may read it. Every
+    method raises DataError, with one line, where the file is no such file, is damaged, or is locked by another process
+    for long."""
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
         """`create`: make the file where there is none. DataError for what is no file of keys, or is not there."""
-        self.path = path
+        self.path, self._lock = path, threading.Lock()
+        self._db: sqlite3.Connection | None = None
+        self._place: tuple[int, int] | None = None
+        """device and number of the file that the connection is to"""
         if not create and not path.is_file():
             raise DataError(f"{path}: no file of keys; make one with: foundling key create NAME --keys {path}")
         if create and (not path.exists() or path.stat().st_size == 0):
@@ -99,23 +114,50 @@ class KeyFile:
     @contextmanager
     def _open(self, *, writes: bool = False, durable: bool = True) -> Iterator[sqlite3.Connection]:
         """`durable`: what is written outlasts a loss of power."""
-        db = None
-        try:
-            db = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
-            if not durable:
-                db.execute("pragma synchronous = normal")
-            if writes:
-                db.execute("begin immediate")
-            yield db
-            if writes:
-                db.execute("commit")
-        except sqlite3.IntegrityError:
-            raise
-        except sqlite3.Error as error:
-            raise DataError(f"{self.path}: cannot be used as a file of keys ({error}); make another") from None
-        finally:
-            if db is not None:
-                db.close()
+        with self._lock:
+            try:
+                db = self._connect()
+                if writes:
+                    db.execute(f"pragma synchronous = {'full' if durable else 'normal'}")
+                    db.execute("begin immediate")
+                yield db
+                if writes:
+                    db.execute("commit")
+            except sqlite3.IntegrityError:
+                self._close()
+                raise
+            except (sqlite3.Error, OSError) as error:
+                self._close()
+                raise DataError(f"{self.path}: cannot be used as a file of keys ({error}); make another") from None
+            except BaseException:
+                self._close()  # which takes back what was not committed
+                raise
+
+    def _connect(self) -> sqlite3.Connection:
+        """A new connection where another file has the name by now, and none to a file that is not there."""
+        status = os.stat(self.path)
+        if self._db is None or self._place != (status.st_dev, status.st_ino):
+            self._close()
+            self._place = status.st_dev, status.st_ino
+            self._db = sqlite3.connect(
+                f"{self.path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_SECONDS, isolation_level=None,
+                check_same_thread=False,
+            )  # fmt: skip
+        return self._db
+
+    def _close(self) -> None:
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    def __del__(self) -> None:  # a connection alone is closed late: it holds itself
+        if getattr(self, "_db", None) is not None:
+            self._close()
+
+    def close(self) -> None:
+        """It is opened again where it is used again."""
+        with self._lock:
+            self._close()
 
     def create(
         self, name: str, *, tokens: int | None = None, requests_per_minute: int | None = None,
@@ -138,9 +180,9 @@ class KeyFile:
 
     def change(
         self, name: str, *, tokens: int | None = None, requests_per_minute: int | None = None,
-        concurrent: int | None = None,
+        concurrent: int | None = None, lift: Collection[str] = (),
     ) -> None:  # fmt: skip
-        """New limits; None leaves one as it is. ConfigError for an unknown name."""
+        """New limits; None leaves one as it is, and those that `lift` names end. ConfigError for an unknown name."""
         limits = _limits(tokens, requests_per_minute, concurrent)
         with self._open(writes=True) as db:
             self._require(db, name)
@@ -148,6 +190,9 @@ class KeyFile:
                 "update keys set tokens = coalesce(?, tokens), requests_per_minute = coalesce(?, requests_per_minute), "
                 "concurrent = coalesce(?, concurrent) where name = ?", (*limits, name),
             )  # fmt: skip
+            for column in LIMITS:
+                if column in lift:
+                    db.execute(f"update keys set {column} = null where name = ?", (name,))
 
     def revoke(self, name: str) -> None:
         """The key is refused from now on; its name and usage stay. ConfigError for an unknown name."""
@@ -164,18 +209,21 @@ class KeyFile:
     def callers(self) -> list[tuple[str, Caller]]:
         """(digest, caller) of each key that is not revoked."""
         with self._open() as db:
-            rows = db.execute(
-                "select digest, name, tokens, prompt_tokens + completion_tokens, requests_per_minute, concurrent "
-                "from keys where revoked = 0"
-            ).fetchall()
-        return [(digest, Caller(name, True, *limits, owner=f"file:{name}")) for digest, name, *limits in rows]
+            return [_caller(*row) for row in db.execute(f"select {_CALLER} from keys where revoked = 0")]
 
-    def charge(self, name: str, prompt_tokens: int, completion_tokens: int, dollars: float) -> None:
+    def caller(self, digest: str) -> Caller | None:
+        """None for an unknown or revoked key."""
+        with self._open() as db:
+            row = db.execute(f"select {_CALLER} from keys where revoked = 0 and digest = ?", (digest,)).fetchone()
+        return None if row is None else _caller(*row)[1]
+
+    def charge(self, digest: str, prompt_tokens: int, completion_tokens: int, dollars: float) -> None:
+        """Notes what the key with this digest has used; nothing where there is none."""
         with self._open(writes=True, durable=False) as db:
             db.execute(
                 "update keys set prompt_tokens = prompt_tokens + ?, completion_tokens = completion_tokens + ?, "
-                "requests = requests + 1, dollars = dollars + ? where name = ?",
-                (prompt_tokens, completion_tokens, dollars, name),
+                "requests = requests + 1, dollars = dollars + ? where digest = ?",
+                (prompt_tokens, completion_tokens, dollars, digest),
             )
 
     @staticmethod
@@ -185,7 +233,10 @@ class KeyFile:
             raise ConfigError(f"there is no key {shown(name)}; there are: {', '.join(names) or 'none'}")
 
 
+def _caller(digest: str, name: str, *limits: int | None) -> tuple[str, Caller]:
+    return digest, Caller(name, True, *limits, owner=OWNER + digest)  # pyright: ignore[reportArgumentType]
+
+
 def _limits(*values: int | None) -> tuple[int | None, ...]:
     limits = (KEY_TOKENS, REQUESTS_PER_MINUTE, SERVED_COMPLETIONS)
-    names = ("tokens", "requests_per_minute", "concurrent")
-    return tuple(v if v is None else limit.check(v, n) for v, limit, n in zip(values, limits, names, strict=True))
+    return tuple(v if v is None else limit.check(v, n) for v, limit, n in zip(values, limits, LIMITS, strict=True))

@@ -7,18 +7,19 @@ import hmac
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from foundling.errors import ConfigError, DataError
 from foundling.serve.errors import APIError, busy
-from foundling.serve.key_file import Caller, KeyFile, digest_of
+from foundling.serve.key_file import OWNER, Caller, KeyFile, digest_of
 
 logger = logging.getLogger("foundling.serve")
 MIN_KEY_CHARS, MAX_KEY_CHARS = 8, 512
 REREAD_SECONDS = 1.0
-"""after which a change of the file of keys holds"""
+"""within which a change of the file of keys holds"""
 ANYONE = Caller("anyone", owner="anyone")
 """where a server has no keys"""
 
@@ -27,16 +28,18 @@ class KeyStore:
     """The keys that one server takes: those of its command line and those of a file."""
 
     def __init__(self, keys: Sequence[str] = (), file: KeyFile | None = None) -> None:
-        """ConfigError for a key that is too short to be one."""
+        """ConfigError for a key that is too short to be one, DataError for a file that cannot be read."""
         for key in keys:
             if not MIN_KEY_CHARS <= len(key) <= MAX_KEY_CHARS or not key.isascii() or not key.isprintable():
                 raise ConfigError(f"an API key has {len(key)} characters; use {MIN_KEY_CHARS} or more of ASCII")
         digests = [digest_of(key) for key in keys]
         self.fixed = [(d, Caller(f"key {n + 1}", owner=f"option:{d}")) for n, d in enumerate(digests)]
         self.file = file
-        self._lock = threading.Lock()
-        self._stored: list[tuple[str, Caller]] = []
-        self._read_at = -1.0
+        self._stored = file.callers() if file else []
+        self._failed, self._closed = False, threading.Event()
+        if file:
+            args = (weakref.ref(self), self._closed)
+            threading.Thread(target=_reread, args=args, name="key file", daemon=True).start()
 
     @property
     def required(self) -> bool:
@@ -48,48 +51,61 @@ class KeyStore:
         if not self.required:
             return ANYONE
         digest, caller = digest_of((key or "")[: MAX_KEY_CHARS + 1]), None
-        for other, owner in [*self.fixed, *self._of_file()]:
+        for other, owner in [*self.fixed, *self._stored]:
             if hmac.compare_digest(digest, other):
                 caller = owner
         return caller
 
-    def _of_file(self) -> list[tuple[str, Caller]]:
-        """Read again after a second, so that quotas and revocations hold soon. Where that fails no key is known."""
-        if self.file is None:
-            return []
-        with self._lock:
-            now = time.monotonic()
-            if now - self._read_at > REREAD_SECONDS or self._read_at < 0:
-                self._stored, self._read_at = self._read(), now
-            return self._stored
-
-    def _read(self) -> list[tuple[str, Caller]]:
-        """APIError 503 where the file cannot be read; the client learns nothing of it."""
+    def _read(self) -> None:
+        """Where it fails, the keys that were read last stay."""
         assert self.file
         try:
-            return self.file.callers()
+            self._stored, self._failed = self.file.callers(), False
         except DataError as error:
+            if not self._failed:
+                logger.error("%s", error)
+            self._failed = True
+
+    def current(self, caller: Caller) -> Caller:
+        """Its limits and usage as they are stored now. APIError 401 for a revoked key, 503 where the file cannot be
+        read. It waits for the file: the event loop does not call it."""
+        if self.file is None or not caller.stored:
+            return caller
+        try:
+            current = self.file.caller(caller.digest)
+        except DataError as error:  # the client learns nothing of the file
             logger.error("%s", error)
             raise busy("keys cannot be looked up now; try again later", 5, "unavailable", 503) from None
-
-    def check_quota(self, caller: Caller) -> None:
-        """APIError 429 where the key's tokens are used up, by usage as it is stored now; 401 for a revoked key."""
-        if self.file is None or not caller.stored:
-            return
-        current = next((one for _, one in self._read() if one.name == caller.name), None)
         if current is None:
             raise APIError(401, "the key was revoked", code="invalid_api_key")
-        if current.tokens is not None and current.used >= current.tokens:
-            message = f"the key has used {current.used:,} of its {current.tokens:,} tokens; ask for a larger quota"
-            raise APIError(429, message, code="insufficient_quota")
+        return current
 
     def charge(self, caller: Caller, prompt_tokens: int, completion_tokens: int, dollars: float) -> None:
+        """It waits for the file, as `current` does."""
         if self.file is None or not caller.stored:
             return
         try:
-            self.file.charge(caller.name, prompt_tokens, completion_tokens, dollars)
+            self.file.charge(caller.digest, prompt_tokens, completion_tokens, dollars)
         except DataError as error:  # the answer is computed: the client gets it
             logger.error("usage of the key %s is not counted: %s", caller.name, error)
+
+    def charge_owner(self, owner: str, tokens: int, dollars: float) -> None:
+        """Charges the key whose `Caller.owner` that is, once it asks no more."""
+        self.charge(Caller("of a job", owner.startswith(OWNER), owner=owner), tokens, 0, dollars)
+
+    def close(self) -> None:
+        self._closed.set()
+        if self.file:
+            self.file.close()
+
+
+def _reread(store: weakref.ref[KeyStore], closed: threading.Event) -> None:
+    """Beside the event loop, so that quotas and revocations hold soon, and no request waits for the file."""
+    while not closed.wait(REREAD_SECONDS):
+        if (current := store()) is None:
+            return
+        current._read()
+        del current
 
 
 @dataclass
@@ -108,7 +124,7 @@ class Limiter:
     @contextmanager
     def enter(self, caller: Caller) -> Iterator[None]:
         """APIError 429, with the seconds to wait, beyond a limit."""
-        now, name = time.monotonic(), caller.name
+        now, name = time.monotonic(), caller.owner or caller.name
         if caller.requests_per_minute is not None:
             window = self.windows.get(name)
             if window is None or now - window.begin >= 60:

@@ -46,18 +46,20 @@ def moderations_router(server: Server) -> APIRouter:
         if served.batcher is None:
             served.batcher = Batcher(
                 server.in_turn, served.classifier.classify, max_items=BATCH, max_waiting=server.options.max_queue,
-                alone=server.options.deterministic,
+                max_wait=server.options.queue_timeout, alone=server.options.deterministic,
             )  # fmt: skip
         return served.batcher
 
     @router.post("/v1/moderations")
     async def moderations(body: ModerationBody, http: HTTPRequest) -> JSONResponse:
         served: ClassifierModel = server.model(body.model, http, ClassifierModel)
+        batcher = batcher_of(served)
+        batcher.check_queue()  # what is refused costs little
         n_tokens = await asyncio.to_thread(_count_tokens, served, body.texts, server.options)
         usage = Usage(prompt_tokens=n_tokens, price=served.price)
         await server.check_quota(http, usage)
-        answers = await until_gone(http, batcher_of(served)(body.texts), server.options.request_timeout)
-        server.account(http, usage)
+        computing = batcher(body.texts, lambda: server.account(http, usage))  # also for a client that leaves
+        answers = await until_gone(http, computing, server.options.request_timeout)
         results = [_result(served, answer["scores"], server.options.flag_threshold) for answer in answers]
         return JSONResponse({"id": f"modr-{secrets.token_hex(12)}", "model": served.name, "results": results})
 

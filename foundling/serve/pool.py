@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -33,6 +34,12 @@ class Entry:
     served: dict[str, ServedModel] = field(default_factory=dict)
     """itself and its adapters by name, where it is loaded"""
     state: State = "unloaded"
+    on_demand: Callable[[], None] | None = None
+    """begins to load it: of a model that is loaded once it is asked for"""
+    loader: Callable[[], Awaitable[bool]] | None = None
+    """loads such a model where there is place for it, and says whether there was"""
+    used: float = 0.0
+    """when it was asked for last, by the monotonic clock"""
     owner: str | None = None
     """whose it alone is (Caller.owner); None: everybody's"""
 
@@ -109,9 +116,12 @@ class ModelPool:
                 close = nearest(name[: MODEL_NAME_CHARS.high], self.names_for(owner))
                 raise APIError(404, f"there is no model {shown(name)}; {close}", param="model", code="model_not_found")
             if name not in entry.served:
-                way = "is being loaded; try again soon" if entry.state == "loading" else "is not loaded"
+                if entry.on_demand is not None:
+                    entry.on_demand()
+                coming = entry.on_demand is not None or entry.state == "loading"
+                way = "is being loaded; try again soon" if coming else "is not loaded"
                 raise busy(f"the model {shown(name)} {way}", 5, "model_not_loaded", 503)
-            served = entry.served[name]
+            served, entry.used = entry.served[name], time.monotonic()
         if not isinstance(served, kind):
             able = [one.name for one in loaded if isinstance(one, kind)]
             way = f"; ask for {', '.join(able)}" if able else ""
@@ -119,9 +129,14 @@ class ModelPool:
             raise APIError(400, message, param="model", code="model_not_supported")
         return served
 
-    async def load(self, name: str, owner: str | None = None) -> Entry:
-        """Loads a model that the pool was told of, with its adapters; nothing where it is loaded."""
+    async def load(self, name: str, owner: str | None = None, *, has_place: bool = False) -> Entry:
+        """Loads a model that the pool was told of, with its adapters; nothing where it is loaded. APIError 503 where
+        there is no place for a model that is loaded on demand, unless its loader has made it (`has_place`)."""
         entry = self.visible_entry(name, owner)
+        if entry.loader is not None and not has_place:
+            if not await entry.loader():
+                raise busy(f"the model {shown(name)} cannot be loaded now", 5, "model_not_loaded", 503)
+            return entry
         async with self._lock:
             if entry.state == "loaded":
                 return entry
@@ -144,7 +159,7 @@ class ModelPool:
                     adapter: with_adapter(served, adapter, adapter, self.prices.get(adapter))
                     for adapter in entry.adapters
                 }
-            entry.state = "loaded"
+            entry.state, entry.used = "loaded", time.monotonic()
             self.on_load(served)
             return entry
 
@@ -166,8 +181,11 @@ class ModelPool:
 
     async def in_turn(self, function: Callable[[], T]) -> T:
         """A computation of models without an engine: one at a time, beside the event loop."""
-        async with self._turn:
-            return await asyncio.to_thread(function)
+        await self._turn.acquire()
+        task = asyncio.create_task(asyncio.to_thread(function))
+        # a thread cannot be cancelled: whoever leaves, the next one begins when it has ended
+        task.add_done_callback(lambda _: self._turn.release())
+        return await asyncio.shield(task)
 
     async def close(self) -> None:
         for one in self.remotes.values():

@@ -8,11 +8,13 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from starlette.requests import Request as HTTPRequest
 
+from foundling.decode.request import Request
 from foundling.serve.answer_cache import AnswerCache
 from foundling.serve.compiling import Compiler
 from foundling.serve.keys import Caller, KeyStore, Limiter
@@ -20,6 +22,7 @@ from foundling.serve.metrics import Metrics, label_of
 from foundling.serve.models import ClassifierModel, GenerativeModel, ServedModel
 from foundling.serve.options import ServeOptions
 from foundling.serve.pool import ModelPool
+from foundling.serve.quota import Reservations
 from foundling.serve.reply import Usage
 
 logger = logging.getLogger("foundling.serve")
@@ -47,7 +50,7 @@ class Server:
         self.answer_cache: AnswerCache | None = None
         # a file of keys may be slow and locked by another process: one thread, in the order of the requests, so that a
         # request that follows another sees what that one was charged
-        self._ledger = ThreadPoolExecutor(1, "keys")
+        self._ledger, self._reservations = ThreadPoolExecutor(1, "keys"), Reservations()
         self.stopping = False
         """whether no further request begins"""
         self.stop: Callable[[], object] = lambda: None
@@ -73,13 +76,30 @@ class Server:
     def generative(self, name: str | None, http: HTTPRequest) -> GenerativeModel:
         return self.model(name, http, GenerativeModel)
 
-    async def check_quota(self, http: HTTPRequest, usage: Usage) -> None:
-        """Before anything is computed: APIError 429 where the key's quota of tokens is used up."""
+    async def check_quota(self, http: HTTPRequest, usage: Usage, limits: Sequence[int] = ()) -> list[int]:
+        """Before anything is computed: APIError 429 where the key's quota of tokens is used up. `limits`: new tokens of
+        each completion; they are returned, or fewer where the quota has not as many left."""
         record = record_of(http)
         record.usage = usage
+        if not record.caller.stored:
+            return list(limits)
+
+        def reserve() -> list[int]:
+            caller = self.keys.current(record.caller)
+            return self._reservations.reserve(caller, record.id, usage.prompt_tokens, limits)
+
+        return await asyncio.get_running_loop().run_in_executor(self._ledger, reserve)
+
+    async def reserve(self, http: HTTPRequest, usage: Usage, requests: list[Request]) -> None:
+        """Before anything is computed: shortens the requests to what the key's quota has left."""
+        allowed = await self.check_quota(http, usage, [request.max_tokens for request in requests])
+        requests[:] = [replace(request, max_tokens=n) for request, n in zip(requests, allowed, strict=True)]
+
+    def settle(self, record: Record) -> None:
+        """A request has ended: what it did not take of its key's quota is free again."""
         if record.caller.stored:
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._ledger, self.keys.check_quota, record.caller)
+            with suppress(RuntimeError):  # the server has ended
+                self._ledger.submit(self._reservations.release, record.id)
 
     def account(self, http: HTTPRequest, usage: Usage) -> None:
         """Charges what was computed to the key, once."""
@@ -105,6 +125,7 @@ class Server:
         await self.pool.close()
         self.compiler.close()
         await asyncio.to_thread(self._ledger.shutdown)
+        self.keys.close()
 
     def fixed(self, body: Any, served: ServedModel) -> dict[str, Any]:
         """In deterministic mode, for a request with a seed: what its id and time are made of."""

@@ -7,14 +7,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 from foundling.errors import ConfigError, FoundlingError
 from foundling.evaluate.endpoint_errors import EndpointError, code_inside, error_text
@@ -30,6 +31,22 @@ RETRIES = 1
 """of a request that is not streamed; clients try again themselves"""
 MAX_WAIT = 1.0
 """seconds that a request waits here for an API that asks to wait"""
+MAX_RETRY_AFTER = 3600.0
+"""seconds that a client is told to wait, whatever the API says"""
+
+
+class _Call(NamedTuple):
+    name: str
+    future: Future[Any]
+    begun: asyncio.Event
+
+    async def started(self, seconds: float) -> None:
+        """Returns once it runs. APIError 503 where others are before it for too long."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.begun.wait()
+        except TimeoutError:
+            raise busy(f"{self.name} had no thread free for {seconds:g} s", 5.0, "queue_timeout", 503) from None
 
 
 @dataclass(kw_only=True)
@@ -40,8 +57,9 @@ class UpstreamModel(ServedModel):
     recording: Recording | None
     threads: ThreadPoolExecutor
     max_queue: int
+    queue_timeout: float
     n_open: int = field(default=0, init=False)
-    """requests under way; only the event loop uses it"""
+    """requests whose threads have not ended; only the event loop uses it"""
 
     def __post_init__(self) -> None:
         self.kind = "upstream"
@@ -65,8 +83,12 @@ class UpstreamModel(ServedModel):
 
     async def ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """The whole answer. APIError for what the API refuses or never answers."""
-        with self._under_way() as stop:
-            answer = await self._in_thread(self.subject.endpoint.post, path, body, stop)
+        with self._begin(lambda stop: self.subject.endpoint.post(path, body, stop)) as call:
+            await call.started(self.queue_timeout)
+            try:
+                answer = await asyncio.wrap_future(call.future)
+            except Exception as error:
+                raise self._refused(error) from None
             if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list) or not answer["choices"]:
                 raise APIError(502, f"{self.name}: the API behind it answered without a choice", code="bad_gateway")
             return answer
@@ -79,7 +101,7 @@ class UpstreamModel(ServedModel):
             with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits
                 loop.call_soon_threadsafe(queue.put_nowait, item)
 
-        def read() -> None:
+        def read(stop: threading.Event) -> None:
             try:
                 for chunk in self.subject.endpoint.stream(path, body, stop):
                     put(chunk)
@@ -88,8 +110,8 @@ class UpstreamModel(ServedModel):
                 put(error)
 
         n = 0
-        with self._under_way() as stop:
-            self.threads.submit(read)
+        with self._begin(read) as call:
+            await call.started(self.queue_timeout)
             while (item := await queue.get()) is not None:
                 if isinstance(item, Exception):
                     raise self._refused(item) from None
@@ -101,24 +123,33 @@ class UpstreamModel(ServedModel):
         if not n:
             raise APIError(502, f"{self.name}: the API behind it answered nothing", code="bad_gateway")
 
-    async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self.threads, function, *args)
-        except Exception as error:
-            raise self._refused(error) from None
-
     @contextlib.contextmanager
-    def _under_way(self) -> Iterator[threading.Event]:
-        """An event that ends the request; it is set, and the connection cut, where the block is left."""
+    def _begin(self, function: Callable[[threading.Event], Any]) -> Iterator[_Call]:
+        """Computes it in a thread, unless the block is left before that begins. The event that it gets is set, and its
+        connection cut, where the block is left; it counts until its thread has ended. APIError 429 beyond the limit."""
         if self.n_open >= self.max_queue:
             raise busy(f"{self.name} has {self.n_open} requests under way and takes no more; try again later", 2.0)
-        stop = threading.Event()
-        self.n_open += 1
-        try:
-            yield stop
-        finally:
+        loop, stop, begun = asyncio.get_running_loop(), threading.Event(), asyncio.Event()
+
+        def in_loop(function: Callable[[], object]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits
+                loop.call_soon_threadsafe(function)
+
+        def run() -> Any:
+            in_loop(begun.set)
+            return None if stop.is_set() else function(stop)
+
+        def count_down() -> None:
             self.n_open -= 1
+
+        future = self.threads.submit(run)
+        self.n_open += 1
+        future.add_done_callback(lambda _: in_loop(count_down))
+        try:
+            yield _Call(self.name, future, begun)
+        finally:
             stop.set()
+            future.cancel()
             self.subject.endpoint.abort(stop)
 
     def _refused(self, error: Exception) -> APIError:
@@ -128,6 +159,7 @@ class UpstreamModel(ServedModel):
         logger.warning("%s: %s", self.name, f"HTTP {status}" if status else type(error).__name__)
         if isinstance(error, EndpointError):
             retry_after = error.retry_after or 5.0
+            retry_after = min(retry_after, MAX_RETRY_AFTER) if math.isfinite(retry_after) else MAX_RETRY_AFTER
             if status in (400, 413, 422):
                 return APIError(400, f"{self.name}: {error.reason}")
             if status == 429:
@@ -165,7 +197,7 @@ def load_upstreams(
             name=name, directory="", model=SimpleNamespace(config=None), created=int(time.time()),
             price=(prices or {}).get(name), subject=subject_of(spec, backoff=0.5, **wait, **key), recording=recording,
             threads=ThreadPoolExecutor(options.max_num_seqs, thread_name_prefix=f"upstream {name}"),
-            max_queue=options.max_queue,
+            max_queue=options.max_queue, queue_timeout=options.queue_timeout,
         ))  # fmt: skip
     return served
 

@@ -1,15 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`foundling serve` as a process of its own, on a free port."""
+"""Servers with files and jobs on free ports: `foundling serve` as a process, or in a thread, which is cheap."""
 
 import json
 import random
 import signal
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import httpx2
 import openai
 
+from foundling.serve.job_options import JobOptions
+from foundling.serve.jobs import ServerState, jobs_router
+from foundling.serve.models import Price
 from tests.e2e.tools import start
+from tests.serve.servers import serving
 
 
 def chats(n: int = 60, answer: str = "yes") -> bytes:
@@ -22,7 +30,33 @@ def chats(n: int = 60, answer: str = "yes") -> bytes:
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
 
-class Serving:
+class Clients:
+    """Of a server at `url`."""
+
+    url: str
+
+    def client(self, key: str = "none") -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=120)
+
+    def http(self, key: str = "none") -> httpx2.Client:
+        return httpx2.Client(base_url=self.url, headers={"Authorization": f"Bearer {key}"}, timeout=120)
+
+
+@contextmanager
+def served(base: Path, state: Path | None = None, keys: Sequence[str] = ()) -> Iterator[Clients]:
+    """A server in a thread, with the model `base` at a price, until the block ends."""
+    stored = ServerState(JobOptions(state)) if state else None
+
+    def routers(server: Any) -> Sequence[Any]:
+        return [jobs_router(server, stored)]
+
+    with serving({"base": base}, keys=keys, prices={"base": Price(1, 2)}, routers=routers) as live:
+        clients = Clients()
+        clients.url = live.url
+        yield clients
+
+
+class Serving(Clients):
     """The command, answering at `url` once it is constructed."""
 
     def __init__(self, *args: object) -> None:
@@ -33,12 +67,6 @@ class Serving:
                 raise AssertionError(self.process.communicate())
             time.sleep(0.02)
         self.url = text.partition(" at ")[2].split()[0]
-
-    def client(self, key: str = "none") -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=120)
-
-    def http(self, key: str = "none") -> httpx2.Client:
-        return httpx2.Client(base_url=self.url, headers={"Authorization": f"Bearer {key}"}, timeout=120)
 
     def stop(self) -> tuple[int, str]:
         """The exit code and what it wrote to stderr, after SIGTERM."""

@@ -23,6 +23,7 @@ from foundling.adapt.heads import HeadOptions, add_head
 from foundling.models import build, family
 from foundling.runtime.rng import generator
 from foundling.serve.app import build_app, watch_metrics
+from foundling.serve.key_file import KeyFile
 from foundling.serve.keys import KeyStore
 from foundling.serve.options import ServeOptions
 from foundling.serve.pool import ModelPool
@@ -117,6 +118,7 @@ def started(
     models: Mapping[str, Path],
     *,
     keys: Sequence[str] = (),
+    key_file: KeyFile | None = None,
     prepare: Callable[[Server], None] = lambda server: None,
     **options: Any,
 ) -> Iterator[Started]:
@@ -126,7 +128,7 @@ def started(
     pool = ModelPool(chosen)
     for name, directory in models.items():
         pool.add(name, str(directory))
-    server, lines = Server(chosen, pool, KeyStore(keys)), list[str]()
+    server, lines = Server(chosen, pool, KeyStore(keys, key_file)), list[str]()
     watch_metrics(server)
     prepare(server)
     app, errors, ready = build_app(server, log=lines.append), list[BaseException](), threading.Event()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from foundling.decode.response_cache import ResponseCache
 from foundling.errors import ConfigError, GenerationError
@@ -167,6 +168,24 @@ def test_by_meaning(directory: Path, tmp_path: Path) -> None:
         assert ask(live, messages=user(long), **greedy)[0] == "miss"
         assert ask(live, messages=user(long + "or not"), **greedy)[0] == "miss"
         assert ask(live, messages=user(long), **greedy)[0] == "hit"
+
+
+def test_a_cache_that_fails_is_none(directory: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its embedder gives vectors that are not finite."""
+    embedder: Any = load_served("e", str(save_encoder(tmp_path / "bert")), ServeOptions())
+    with torch.no_grad():
+        for parameter in embedder.embedder.model.parameters():
+            parameter.fill_(float("nan"))
+
+    def prepare(server: Server) -> None:
+        use_answer_cache(server, CacheOptions("meaning"), embedder.embedder)
+
+    with started({"llama": directory}, keys=KEYS, prepare=prepare) as live:
+        for text in ("the cat", "the cow"):
+            state, answer = ask(live, messages=user(text), temperature=0)
+            assert state == "miss" and answer.choices[0].message.content
+        assert ask_stream(live, messages=user("the cat meows."), temperature=0)[1]
+    assert "the answer cache failed: GenerationError" in caplog.text
 
 
 def test_wrong_options_are_refused() -> None:

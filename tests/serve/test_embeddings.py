@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import struct
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,8 +20,10 @@ import foundling
 from foundling.decode.embed import TextEmbedder
 from foundling.errors import GenerationError
 from foundling.models import build, family
+from foundling.serve.key_file import KeyFile
 from foundling.serve.models import EmbeddingModel, load_served
 from foundling.serve.options import ServeOptions
+from foundling.serve.pool import ModelPool
 from foundling.text import Tokenizer
 from foundling.weights.loading import load
 from tests.decode.test_fill import sentences, word_pieces
@@ -128,6 +132,59 @@ def test_deterministic_bits_do_not_depend_on_company(directory: Path) -> None:
         alone = [bits(text) for text in TEXTS]
         with ThreadPoolExecutor(16) as pool:
             assert list(pool.map(bits, TEXTS * 4)) == alone * 4
+
+
+def test_who_waits_for_a_turn_is_refused_in_time_and_charged_for_what_is_computed(
+    directory: Path, tmp_path: Path
+) -> None:
+    keys = KeyFile(tmp_path / "keys", create=True)
+    key = keys.create("anna")
+    with started({"bert": directory}, key_file=keys, queue_timeout=0.3, max_queue=1) as live:
+        client, served = live.client(key), live.server.pool.get("bert")
+        client.embeddings.create(model="bert", input="the cat")
+        used = keys.records()[0].prompt_tokens
+        with ThreadPoolExecutor(2) as pool, live.busy():
+            waiting = [pool.submit(client.embeddings.create, model="bert", input="the cat")]
+            until(lambda: served.batcher._task is not None and not served.batcher.n_waiting)
+            waiting += [pool.submit(client.embeddings.create, model="bert", input="the cat")]
+            until(lambda: served.batcher.n_waiting == 1)
+            with pytest.raises(openai.RateLimitError):  # before its text is looked at, which is empty
+                client.embeddings.create(model="bert", input="")
+            for one in waiting:
+                with pytest.raises(openai.InternalServerError, match=r"waited 0\.3 s") as met:
+                    one.result(60)
+                assert met.value.status_code == 503
+            until(lambda: served.batcher.n_waiting == 0)
+        client.embeddings.create(model="bert", input="the cat")
+        until(lambda: keys.records()[0].prompt_tokens == 2 * used)
+        assert keys.records()[0].requests == 2
+
+
+def test_computations_run_one_at_a_time_also_where_a_client_leaves() -> None:
+    running, most, leave = [0], [0], threading.Event()
+
+    def compute() -> None:
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        leave.wait(10)
+        running[0] -= 1
+
+    async def use() -> None:
+        pool = ModelPool(ServeOptions())
+        first = asyncio.create_task(pool.in_turn(compute))
+        while not running[0]:
+            await asyncio.sleep(0.001)
+        first.cancel()
+        second = asyncio.create_task(pool.in_turn(compute))
+        third = asyncio.create_task(pool.in_turn(compute))
+        await asyncio.sleep(0.05)
+        third.cancel()
+        assert running == [1]
+        leave.set()
+        await second
+
+    asyncio.run(use())
+    assert most == [1] and running == [0]
 
 
 def test_weights_choose_native_code_or_are_refused(directory: Path, tmp_path: Path, expected) -> None:

@@ -10,12 +10,13 @@ import httpx2
 import openai
 import pytest
 
-from foundling.errors import DataError
+from foundling.errors import BusyError, DataError, OutputError
 from foundling.serve.errors import APIError
 from foundling.serve.files import FileStore
 from foundling.serve.job_options import JobOptions
+from foundling.serve.jobs import ServerState
 from foundling.serve.uploads import ExampleLines
-from tests.serve.commands import Serving, chats, refusal
+from tests.serve.commands import Clients, Serving, chats, refusal, served
 from tests.serve.servers import save_model
 
 KEYS = ("key-of-anna-1", "key-of-ben-22")
@@ -33,9 +34,8 @@ def base(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def server(base: Path, folder: Path):
-    options = [word for key in KEYS for word in ("--api-key", key)]
-    with Serving(base, "--state", folder / "state", *options) as serving:
-        yield serving
+    with served(base, folder / "state", KEYS) as clients:
+        yield clients
 
 
 def upload(
@@ -45,7 +45,7 @@ def upload(
     return http.post("/v1/files", files={"file": (name, data)}, data=fields)
 
 
-def test_the_official_client_uploads_lists_reads_and_deletes(server: Serving) -> None:
+def test_the_official_client_uploads_lists_reads_and_deletes(server: Clients) -> None:
     anna, ben = (server.client(key) for key in KEYS)
     data = chats()
     stored = anna.files.create(file=("my chats.jsonl", data), purpose="fine-tune")
@@ -88,7 +88,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_the_first_line_with_a_fault_is_named(name: str, server: Serving, folder: Path) -> None:
+def test_the_first_line_with_a_fault_is_named(name: str, server: Clients, folder: Path) -> None:
     data, line, words = FAULTS[name]
     before = sorted((folder / "state" / "files").iterdir())
     with server.http(KEYS[0]) as http:
@@ -117,7 +117,7 @@ NAMES = ["../../etc/passwd", "/etc/passwd", "..", "a\\b", 'a"b', "x" * 256, "Ã¼â
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_file_name_is_a_value_and_never_a_path(name: str, server: Serving, folder: Path) -> None:
+def test_a_file_name_is_a_value_and_never_a_path(name: str, server: Clients, folder: Path) -> None:
     with server.http(KEYS[1]) as http:
         stored = upload(http, GOOD * 8, name)
         assert stored.status_code == 200, stored.text
@@ -131,13 +131,13 @@ def test_a_file_name_is_a_value_and_never_a_path(name: str, server: Serving, fol
 
 
 @pytest.mark.parametrize("file_id", ["..", "%2e%2e", "..%2f..%2fbase%2fconfig.json", "a" * 5000, "%00", "*", "file-"])
-def test_an_id_is_looked_up_and_never_a_path(file_id: str, server: Serving) -> None:
+def test_an_id_is_looked_up_and_never_a_path(file_id: str, server: Clients) -> None:
     with server.http(KEYS[0]) as http:
         for path in (f"/v1/files/{file_id}", f"/v1/files/{file_id}/content", f"/v1/fine_tuning/jobs/{file_id}"):
             assert http.get(path).status_code == 404
 
 
-def test_forms_that_are_none_are_refused(server: Serving) -> None:
+def test_forms_that_are_none_are_refused(server: Clients) -> None:
     with server.http(KEYS[0]) as http:
         assert "purpose" in refusal(upload(http, GOOD, purpose=None), 400)
         assert "'batch'" in refusal(upload(http, GOOD, purpose="batch"), 400)
@@ -156,6 +156,7 @@ def test_forms_that_are_none_are_refused(server: Serving) -> None:
         assert "metadata" in refusal(http.get("/v1/files", params={"metadata": "x"}), 400)
 
 
+@pytest.mark.slow
 def test_an_acknowledged_upload_outlives_a_kill_and_a_torn_one_leaves_nothing(base: Path, tmp_path: Path) -> None:
     state = tmp_path / "state"
     serving = Serving(base, "--state", state)
@@ -176,7 +177,7 @@ def test_an_acknowledged_upload_outlives_a_kill_and_a_torn_one_leaves_nothing(ba
 
 
 def test_without_a_state_directory_the_routes_say_so(base: Path) -> None:
-    with Serving(base) as serving, serving.http() as http:
+    with served(base) as clients, clients.http() as http:
         assert "--state" in refusal(upload(http, GOOD), 501)
         assert "--state" in refusal(http.get("/v1/files"), 501)
         assert "--state" in refusal(http.get("/v1/fine_tuning/jobs/a/events"), 501)
@@ -216,12 +217,19 @@ def test_limits_of_a_key_and_of_all_count_what_is_under_way(tmp_path: Path) -> N
     assert list((tmp_path / "files").iterdir()) == []  # none was acknowledged
 
 
-def test_a_second_server_does_not_use_the_same_state(base: Path, tmp_path: Path) -> None:
-    with Serving(base, "--state", tmp_path), pytest.raises(AssertionError, match="another process is writing here"):
-        Serving(base, "--state", tmp_path)
+def test_a_second_server_does_not_use_the_same_state(tmp_path: Path) -> None:
+    first = ServerState(JobOptions(tmp_path / "state"))
+    with pytest.raises(BusyError, match="another process is writing here; wait for it or choose another --state"):
+        ServerState(JobOptions(tmp_path / "state"))
+    assert first.files.files == {}
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="choose another --state"):
+        ServerState(JobOptions(tmp_path / "file" / "state"))
+    del first
+    ServerState(JobOptions(tmp_path / "state"))
 
 
-def test_a_client_that_leaves_leaves_nothing(server: Serving, folder: Path) -> None:
+def test_a_client_that_leaves_leaves_nothing(server: Clients, folder: Path) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     for cut in (10, 200):
         with socket.create_connection((host, int(port))) as raw:

@@ -11,9 +11,7 @@ from typing import Any
 import openai
 import pytest
 
-from foundling.serve.job_options import JobOptions
-from foundling.serve.job_store import Job, JobStore
-from tests.serve.commands import Serving, chats, refusal
+from tests.serve.commands import Clients, Serving, chats, refusal, served
 from tests.serve.servers import save_model
 
 KEYS = ("key-of-anna-1", "key-of-ben-22")
@@ -33,9 +31,8 @@ def base(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def server(base: Path, folder: Path):
-    options = [word for key in KEYS for word in ("--api-key", key)]
-    with Serving(base, "--state", folder / "state", "--price", "base=1,2", *options) as serving:
-        yield serving
+    with served(base, folder / "state", KEYS) as clients:
+        yield clients
 
 
 def upload(client: openai.OpenAI, data: bytes | None = None) -> str:
@@ -58,7 +55,8 @@ def places(text: str, folder: Path) -> list[str]:
     return [place for place in (str(folder), "/tmp", "site-packages", "Traceback") if place in text]
 
 
-def test_a_job_trains_reports_and_is_served_to_its_owner(server: Serving, folder: Path) -> None:
+@pytest.mark.slow  # some fifteen seconds of a processor: its process imports, plans, trains and evaluates
+def test_a_job_trains_reports_and_is_served_to_its_owner(server: Clients, folder: Path) -> None:
     anna, ben = (server.client(key) for key in KEYS)
     train, valid = upload(anna), upload(anna, chats(10, "no"))
     job = anna.fine_tuning.jobs.create(
@@ -128,7 +126,7 @@ def test_a_job_trains_reports_and_is_served_to_its_owner(server: Serving, folder
     assert not (folder / "state" / "jobs" / job.id / "model").exists()
 
 
-def test_one_job_runs_at_a_time_and_each_can_be_cancelled(server: Serving) -> None:
+def test_one_job_runs_at_a_time_and_each_can_be_cancelled(server: Clients) -> None:
     client = server.client(KEYS[1])
     data = upload(client)
     first, second = (client.fine_tuning.jobs.create(model="base", training_file=data, method=SMALL) for _ in range(2))
@@ -172,7 +170,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_a_job_cannot_be(name: str, server: Serving, folder: Path) -> None:
+def test_what_a_job_cannot_be(name: str, server: Clients, folder: Path) -> None:
     body, words = WRONG[name]
     with server.http(KEYS[0]) as http:
         form = {"files": {"file": ("a", chats(8))}, "data": {"purpose": "fine-tune"}}
@@ -184,7 +182,7 @@ def test_what_a_job_cannot_be(name: str, server: Serving, folder: Path) -> None:
         http.delete(f"/v1/files/{data}")
 
 
-def test_too_few_examples_and_two_kinds_are_refused(server: Serving) -> None:
+def test_too_few_examples_and_two_kinds_are_refused(server: Clients) -> None:
     client = server.client(KEYS[0])
     few, enough = upload(client, chats(7)), upload(client, chats(8))
     texts = upload(client, b"".join(json.dumps({"text": f"text {n}"}).encode() + b"\n" for n in range(8)))
@@ -194,40 +192,6 @@ def test_too_few_examples_and_two_kinds_are_refused(server: Serving) -> None:
         client.fine_tuning.jobs.create(model="base", training_file=enough, validation_file=texts)
     for file_id in (few, enough, texts):
         client.files.delete(file_id)
-
-
-# --- the store -------------------------------------------------------------------------------------------------------
-
-
-def a_job(n: int, **more: Any) -> Job:
-    values = ("anna", float(n), "base", "/models/base", "chat", "lora", "file-1", None, None, 0, {"n_epochs": "auto"})
-    return Job(f"ftjob-{n:024d}", *values, **more)
-
-
-def test_records_and_events_come_back_as_they_were(tmp_path: Path) -> None:
-    (tmp_path / "data").write_bytes(chats(8))
-    store = JobStore(tmp_path / "jobs", JobOptions(tmp_path))
-    jobs = [a_job(n) for n in range(3)]
-    for job in jobs:
-        store.create(job, {"train.jsonl": tmp_path / "data"})
-    jobs[1].status = "running"
-    store.save(jobs[1])
-    jobs[0].status = "cancelled"
-    store.save(jobs[0])
-    store.add_event(jobs[1], "once", key="once")
-    store.add_event(jobs[1], "once", key="once")
-    with open(store.folder(jobs[1]) / "events.jsonl", "ab") as file:
-        file.write(b'{"object": "fine_tu')  # as a killed process leaves it
-    unfinished = tmp_path / "jobs" / "ftjob-unacknowledged"
-    unfinished.mkdir()
-    (unfinished / "train.jsonl").write_bytes(b"")
-    again = JobStore(tmp_path / "jobs", JobOptions(tmp_path))
-    assert again.jobs == {job.id: job for job in jobs} and not unfinished.exists()
-    assert [event["message"] for event in again.events(jobs[1])] == [f"Created fine-tuning job: {jobs[1].id}", "once"]
-    again.add_event(jobs[1], "twice")
-    assert len(again.events(jobs[1])) == 3
-    assert again.next() == jobs[1]  # what was begun, before what waits
-    assert (again.folder(jobs[2]) / "train.jsonl").read_bytes() == chats(8)
 
 
 # --- slow: whole runs ------------------------------------------------------------------------------------------------

@@ -3,22 +3,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from foundling.errors import ConfigError, DataError
+from foundling.errors import ConfigError, DataError, OutputError
+from foundling.serve.errors import APIError
+from foundling.serve.key_file import KeyFile
 from foundling.serve.models import Price
 from foundling.serve.options import ServeOptions
+from foundling.serve.recording import Recording
 from foundling.serve.server import Server
 from foundling.serve.upstream import load_upstreams
 from tests.serve.started import Started, save_decoder, save_encoder, started, until
+from tests.serve.test_job_store import full_disk
 
 KEY = "sk-upstream-0123456789"
 MESSAGES: Any = [{"role": "user", "content": "the cat sat"}]
@@ -180,7 +187,6 @@ def test_who_leaves_a_stream_frees_the_api_behind(far: Started, near: Started) -
 def test_what_breaks_off_is_an_error_of_the_stream(directory: Path) -> None:
     """A server that sends one event and closes the connection."""
     listener = socket.create_server(("127.0.0.1", 0))
-    import threading
 
     def answer() -> None:
         connection, _ = listener.accept()
@@ -199,6 +205,104 @@ def test_what_breaks_off_is_an_error_of_the_stream(directory: Path) -> None:
             list(stream)
     thread.join(10)
     listener.close()
+
+
+class Slow(BaseHTTPRequestHandler):
+    """An API that answers no request before `leave` is set, and then that it is busy."""
+
+    leave, n = threading.Event(), 0
+
+    def do_POST(self) -> None:
+        Slow.n += 1
+        self.leave.wait(60)
+        self.send_response(503)
+        self.send_header("Retry-After", "inf")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def test_who_leaves_frees_a_place_and_who_waits_too_long_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread, which is busy: a request behind it that is abandoned is never sent."""
+    far = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    threading.Thread(target=far.serve_forever, daemon=True).start()
+    options = ServeOptions(max_num_seqs=1, max_queue=2, queue_timeout=0.2)
+    (served,) = load_upstreams([f"near=llama@http://127.0.0.1:{far.server_port}"], options)
+    body: Any = {"model": "llama", "messages": MESSAGES}
+
+    async def read() -> None:
+        async for _ in served.stream("/chat/completions", body):
+            pass
+
+    async def use() -> None:
+        first = asyncio.create_task(served.ask("/chat/completions", body))
+        while not Slow.n:
+            await asyncio.sleep(0.01)
+        for function in (lambda: served.ask("/chat/completions", body), read):
+            second = asyncio.create_task(function())
+            await asyncio.sleep(0)
+            with pytest.raises(APIError) as met:
+                await served.ask("/chat/completions", body)
+            assert met.value.status == 429 and served.n_open == 2
+            with pytest.raises(APIError) as met:
+                await second
+            assert (met.value.status, met.value.code) == (503, "queue_timeout")
+            while served.n_open != 1:
+                await asyncio.sleep(0.01)
+        Slow.leave.set()
+        with pytest.raises(APIError) as met:
+            await first
+        assert met.value.status == 503 and met.value.headers == {"Retry-After": "3600"}
+        await served.close()
+
+    asyncio.run(use())
+    far.shutdown()
+    far.server_close()
+    assert Slow.n in (1, 2)  # the first, and its retry
+
+
+def test_an_answer_that_cannot_be_recorded_is_given_and_charged(far: Started, tmp_path: Path) -> None:
+    keys = KeyFile(tmp_path / "keys", create=True)
+    key = keys.create("anna")
+    record = tmp_path / "answers.jsonl"  # larger than the file of keys, which the limit leaves alone
+    Recording(record).put("another", {}, {"choices": ["x" * (1 << 20)]})
+    with started({}, prepare=remote(far.url, record), key_file=keys) as near:
+        for stream in (False, True):
+            fields: Any = {"model": "near", "messages": MESSAGES, "max_tokens": 4, "stream": stream}
+            with full_disk(record.stat().st_size + 20):
+                answer = near.client(key).chat.completions.create(**fields)
+                text = texts(answer)[0] if stream else answer.choices[0].message.content
+            assert text
+        until(lambda: keys.records()[0].completion_tokens == 8)
+        assert near.client(key).chat.completions.with_raw_response.create(
+            **fields | {"stream": False}
+        ).headers["x-foundling-recorded"] == "miss"  # fmt: skip
+
+
+def test_a_recording_stays_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Two servers write into one file; a disk fills up; a line is torn, and one is damaged."""
+    path = tmp_path / "answers.jsonl"
+    first, second = Recording(path), Recording(path)
+    answers = {f"key {n}": {"choices": [n]} for n in range(4)}
+    for n, (key, answer) in enumerate(answers.items()):
+        (first, second)[n % 2].put(key, {"n": n}, answer)
+    assert [first.get(f"key {n}") for n in (0, 2)] == [{"choices": [0]}, {"choices": [2]}]
+    assert [second.get(f"key {n}") for n in (1, 3)] == [{"choices": [1]}, {"choices": [3]}]
+    size = path.stat().st_size
+    with full_disk(size + 20), pytest.raises(OutputError):
+        first.put("key 4", {}, {"choices": ["x" * 100]})
+    assert path.stat().st_size == size and first.get("key 4") is None
+    with open(path, "ab") as file:
+        file.write(b'{"key": "torn')  # of a server that was killed
+    first.put("key 5", {}, {"choices": [5]})
+    assert first.get("key 5") == {"choices": [5]}
+    third = Recording(path)
+    assert {key: third.get(key) for key in answers} == answers and third.get("key 5") == {"choices": [5]}
+    text = path.read_text()
+    path.write_text(text.replace('"key 0"', '"key 9"').replace('"choices": [3]', '"choices": [3['))
+    assert third.get("key 0") is None and third.get("key 3") is None  # rather than the answer of another request
+    assert caplog.text.count("cannot be read") == 2 and third.get("key 5") == {"choices": [5]}
 
 
 @pytest.mark.parametrize(
