@@ -115,7 +115,8 @@ def _ids(served: GenerativeModel, text: str | list[int], suffix: str | None) -> 
     if isinstance(text, list):
         if suffix is not None:
             raise APIError(400, "a suffix is for a prompt of text", param="suffix")
-        return [*served.framing.spec.virtual, *text]
+        virtual = list(served.framing.spec.virtual)
+        return text if text[: len(virtual)] == virtual else [*virtual, *text]  # /tokenize begins with them
     return served.framing.prompt(text) if suffix is None else served.framing.fill_in_the_middle(text, suffix)
 
 
