@@ -132,16 +132,16 @@ def test_an_answer_follows_its_schema(page: Page) -> None:
     page.click(".options > summary")
     box = page.get_by_label("JSON schema of the answer")
     box.fill('{"type": ')
-    expect(page.locator("#schema-state")).to_contain_text("Not used: this is no JSON")
+    expect(page.locator("#schema-state")).to_contain_text("Invalid JSON: ")
     box.fill(json.dumps(SCHEMA))
-    expect(page.locator("#schema-state")).to_have_text("Answers follow this schema.")
+    expect(page.locator("#schema-state")).to_contain_text("Answers follow this schema")
     article = ask(page, "the model")
     expect(article.locator(".foot")).to_contain_text("✓ follows the schema")
     value = json.loads(article.locator("> .text").inner_text())
     assert value.keys() == {"n", "ok"} and 0 <= value["n"] <= 99
     page.fill("#max-tokens", "3")
     article = ask(page, "the model")
-    expect(article.locator(".foot")).to_contain_text("✗ does not follow the schema: it was cut at the longest answer")
+    expect(article.locator(".foot")).to_contain_text("✗ does not follow the schema: it was cut at max tokens")
 
 
 @pytest.mark.parametrize("n_shown", [pytest.param(0, marks=pytest.mark.slow), 20])
@@ -165,7 +165,7 @@ def test_a_server_that_caps_logprobs(n_shown: int, models, browser, watch) -> No
             show_tokens(article).nth(2).click()
             expect(status).to_have_text(re.compile("shows only 20 logits .* top-k up to 20"))
             page.locator("#inspector").get_by_label("Top-k, exact").fill("7")
-            expect(status).to_have_text("7 of 7 tokens can be drawn.")
+            expect(status).to_have_text("7 of 7 tokens can be sampled.")
             page.locator("summary", has_text="Attention").click()
             expect(page.locator(".attention")).to_contain_text("--max-logprobs 1000")
         page.context.close()
