@@ -15,7 +15,7 @@ export class Chat {
     this.thread = new Thread(container, {
       turn: (node, step) => this.turn(node, step), edit: (node, text) => this.edit(node, text),
       regenerate: (node) => this.answer(node.parent), resume: (node) => this.resume(node),
-      choose: (node, at) => store.set({ chosen: { node, at } }),
+      choose: (node, at) => store.set({ chosen: { node, at } }), isBusy: () => this.running !== null,
     });
     store.subscribe(["chosen"], ({ chosen }) => this.markChosen(chosen));
   }

@@ -6,7 +6,7 @@ import { copyText, count, h, plural } from "./dom.js";
 import { explain } from "./notice.js";
 
 export class MessageView {
-  /** `actions`: turn(node, step), edit(node, text), regenerate(node), resume(node), choose(node, at). */
+  /** `actions`: turn(node, step), edit(node, text), regenerate(node), resume(node), choose(node, at), isBusy(). */
   constructor(node, actions) {
     this.node = node;
     this.actions = actions;
@@ -137,7 +137,7 @@ export class MessageView {
       this.body.hidden = false;
       this.focus();
     };
-    const save = h("button", { class: "primary", "data-idle": true, text: this.isAnswer ? "Save as a version" : "Send as a version" });
+    const save = h("button", { class: "primary", "data-idle": true, disabled: this.actions.isBusy(), text: this.isAnswer ? "Save as a version" : "Send as a version" });
     const form = this.form = h("form", { class: "edit" }, area, h("p", { class: "row" }, save, h("button", { type: "button", text: "Cancel", onclick: close })));
     form.addEventListener("submit", (event) => {
       event.preventDefault();

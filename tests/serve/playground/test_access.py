@@ -114,9 +114,12 @@ def test_every_text_has_contrast(page: Page) -> None:
     for view in VIEWS:
         page.click(f"#tab-{view}")
         if view == "chat":
+            page.fill("#schema", "")
             page.click(".options > summary")
             open_everything(page)
             page.click(".options > summary")
+            page.fill("#schema", "no JSON")
+            expect(page.locator("#schema-state")).to_contain_text("Invalid JSON")
         if view == "tokenizer":
             expect(page.locator(".languages tbody tr")).to_have_count(10)
         n += check_contrast(page, view)
@@ -215,11 +218,18 @@ def test_a_phone(browser: Browser, site: Live, watch) -> None:
     page.locator("summary", has_text="Attention").tap()
     expect(page.locator(".key").first).to_be_visible()
     assert not page.evaluate(WIDE)
+    expect(page.locator("#inspector-title")).to_be_focused()
     page.get_by_role("button", name="Close").tap()
     expect(page.locator("#inspector")).to_be_hidden()
-    page.click("#open-inspector")
+    expect(tokens.nth(2)).to_be_focused()
+    opener = page.locator("#open-inspector")
+    assert opener.get_attribute("aria-controls") == "inspector" and opener.get_attribute("aria-expanded") == "false"
+    opener.click()
     expect(page.locator("#temperature")).to_be_visible()
+    expect(page.locator("#inspector-title")).to_be_focused()
+    assert opener.get_attribute("aria-expanded") == "true"
     page.keyboard.press("Escape")
+    expect(opener).to_be_focused()
     for view in VIEWS:
         page.locator(f"#tab-{view}").tap()
         expect(page.locator(f"#view-{view}")).to_be_visible()
@@ -235,6 +245,18 @@ def test_less_motion_is_respected(page: Page) -> None:
     assert page.locator(".drawn i").first.evaluate(style) == ["0s", "none"]
     page.emulate_media(reduced_motion="no-preference")
     assert page.locator(".drawn i").first.evaluate(style)[0] == "0.12s"
+
+
+def test_the_form_works_without_scripts(browser: Browser, models) -> None:
+    with paged(models, keys=[KEY]) as site:
+        context = browser.new_context(java_script_enabled=False)
+        page = context.new_page()
+        page.goto(site.url)
+        page.get_by_label("Key").fill(KEY)
+        page.keyboard.press("Enter")
+        expect(page.locator("#draft")).to_be_attached()
+        assert page.url == f"{site.url}/", "a key in an address would stand in logs and histories"
+        context.close()
 
 
 def test_the_form_that_asks_for_a_key(browser: Browser, models, watch) -> None:
