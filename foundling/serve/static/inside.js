@@ -37,7 +37,10 @@ export class InsideView {
   async load(layer = this.record?.layer ?? null, tail = false) {
     const { place } = this;
     const key = `${layer} ${tail}`; // both parts may be open, and one answer is for both
-    if (!place || this.loading === key || (this.record?.layer === layer && this.record)) return;
+    if (!place || this.loading === key) return;
+    this.controller?.abort(); // the layer that was chosen last is shown, in whatever order the answers come
+    this.loading = null;
+    if (this.record && this.record.layer === layer) return;
     const most = Math.min(LOOK_TOKENS, place.model.foundling.max_seq_len ?? LOOK_TOKENS);
     const tokens = tail ? place.prefix.slice(-most) : place.prefix;
     this.tail = tail;
@@ -47,7 +50,6 @@ export class InsideView {
       return;
     }
     if (!this.record) this.say("Computing …");
-    this.controller?.abort(); // the layer that was chosen last is shown, in whatever order the answers come
     const { signal } = (this.controller = new AbortController());
     this.loading = key;
     try {

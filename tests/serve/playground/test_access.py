@@ -214,11 +214,11 @@ def test_a_phone(browser: Browser, site: Live, watch) -> None:
     tokens = show_tokens(article)
     tokens.nth(2).tap()
     expect(page.locator(".distribution")).to_be_visible()
+    expect(page.locator("#inspector-title")).to_be_focused()
     assert tokens.nth(2).bounding_box()["y"] < page.locator("#inspector").bounding_box()["y"] - 10
     page.locator("summary", has_text="Attention").tap()
     expect(page.locator(".key").first).to_be_visible()
     assert not page.evaluate(WIDE)
-    expect(page.locator("#inspector-title")).to_be_focused()
     page.get_by_role("button", name="Close").tap()
     expect(page.locator("#inspector")).to_be_hidden()
     expect(tokens.nth(2)).to_be_focused()

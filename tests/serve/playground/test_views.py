@@ -76,10 +76,9 @@ def test_the_map_of_a_head_has_a_pixel_for_each_pair_of_tokens(page: Page, site:
     shown = [weight**0.5 if weight >= 0.005 else 0 for weight in row]
     assert last[:2] == [n, n] and last[2] == pytest.approx(shown, abs=0.03)
     pending = list[Route]()
-    page.route("**/playground/look", lambda route: pending.append(route))
-    page.select_option("select[aria-label=Layer]", "0")
-    page.wait_for_timeout(100)
-    page.unroute("**/playground/look")
+    page.route("**/playground/look", lambda route: pending.append(route), times=1)
+    with page.expect_request("**/playground/look"):
+        page.select_option("select[aria-label=Layer]", "0")
     page.select_option("select[aria-label=Layer]", "1")
     for route in pending:
         route.continue_()
