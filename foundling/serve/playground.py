@@ -83,9 +83,11 @@ def playground_router(server: Server) -> APIRouter:
         if http.scope.get("foundling.login"):
             content, policy = login_page()
             headers = {"Content-Security-Policy": policy, "Cache-Control": "no-store"}
-            headers["Referrer-Policy"] = "same-origin"  # under no-referrer a form names no origin, and guard.py refuses it
+            headers["Referrer-Policy"] = (
+                "same-origin"  # under no-referrer a form names no origin, and guard.py refuses it
+            )
             return Response(content, 401, headers, "text/html")
-        return _answer(http, static_files()["index.html"])
+        return _answer(http, index_page(server.keys.required))
 
     @router.get("/static/{name}", response_class=Response)
     async def static_file(name: str, http: HTTPRequest) -> Response:
@@ -125,9 +127,19 @@ def static_files() -> dict[str, StaticFile]:
     for file in files("foundling.serve").joinpath("static").iterdir():
         suffix = file.name.rpartition(".")[2]
         if suffix in TYPES:
-            content = file.read_bytes()
-            by_name[file.name] = StaticFile(content, TYPES[suffix], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
+            by_name[file.name] = _file(file.read_bytes(), TYPES[suffix])
     return by_name
+
+
+@cache
+def index_page(keys: bool) -> StaticFile:
+    """The page; with `keys` it can sign out."""
+    file = static_files()["index.html"]
+    return _file(file.content.replace(b"<html ", b"<html data-keys ", 1), file.media_type) if keys else file
+
+
+def _file(content: bytes, media_type: str) -> StaticFile:
+    return StaticFile(content, media_type, f'"{hashlib.sha256(content).hexdigest()[:32]}"')
 
 
 def _answer(http: HTTPRequest, file: StaticFile) -> Response:

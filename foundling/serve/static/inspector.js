@@ -171,7 +171,7 @@ export class Inspector {
     if (this.also.length) this.status.append(` The model's own settings change this further, which the column leaves out: ${this.also.join(", ")}.`);
     for (const { rank, bar, drawn } of this.bars) {
       const p = draw && rank < draw.n ? draw.probs[rank] : 0;
-      bar.style.width = `${p > 0 ? (100 * p) / draw.probs[0] : 0}%`; // beside the most likely: a flat one has a shape too
+      bar.style.width = `calc((100% - 3.6rem) * ${p > 0 ? p / draw.probs[0] : 0})`; // beside the most likely: a flat one has a shape too
       bar.parentElement.dataset.p = p;
       drawn.textContent = draw ? percent(p) : "";
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Puts the page together: models, views, the list of conversations, and the keys that work everywhere.
-import { get } from "./api.js";
+import { get, post } from "./api.js";
 import { Chat } from "./chat.js";
 import { CompareView } from "./compare.js";
 import { create, exported, title } from "./conversation.js";
@@ -251,6 +251,9 @@ $("model").addEventListener("change", () => {
   store.set({ model: store.get().models.find(({ id }) => id === $("model").value) });
   showModel();
 });
+
+$("sign-out").hidden = !("keys" in document.documentElement.dataset);
+$("sign-out").addEventListener("click", () => post("/logout").then(() => location.reload(), notify));
 
 openConversation(load()[0] ?? create());
 await loadModels();

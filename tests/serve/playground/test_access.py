@@ -279,11 +279,15 @@ def test_the_form_that_asks_for_a_key(browser: Browser, models, watch) -> None:
         assert cookie["httpOnly"] and cookie["sameSite"] == "Strict" and KEY not in cookie["value"]
         set_options(page)
         ask(page, "the model")
-        context.clear_cookies()
+        context.clear_cookies()  # as when the session has ended
         page.fill("#draft", "more")
         page.press("#draft", "Enter")
         notice = page.locator("article.assistant .notice")
         expect(notice).to_contain_text("Sign in to go on")
         notice.get_by_role("button", name="Sign in").click()
+        page.get_by_label("Key").fill(KEY)
+        page.keyboard.press("Enter")
+        page.get_by_role("button", name="Sign out").click()
         expect(page.get_by_label("Key")).to_be_visible()
+        assert context.cookies() == []
         context.close()

@@ -42,6 +42,7 @@ def prefix_of(site: Live, node: dict, at: int) -> list[int]:
 
 
 def test_the_numbers_of_a_token_are_those_of_the_model(page: Page, site: Live) -> None:
+    expect(page.get_by_role("button", name="Sign out")).to_have_count(0)  # this server asks for no key
     set_options(page)
     article = ask(page, "the model")
     expect(article.locator(".facts")).to_contain_text("tokens/s")
@@ -275,7 +276,10 @@ def test_text_of_a_model_is_text(page: Page, watch) -> None:
     expect(page.locator("article.assistant .versions")).to_contain_text("2/2")
     assert page.locator("#messages :is(img, script, a, iframe)").count() == 0
     assert "<img src=x onerror=alert(1)>" in page.locator("#conversations option").first.inner_text()
-    assert page.evaluate("() => { try { document.body.innerHTML = ''; } catch (error) { return error.name; } }") == "TypeError"
+    assert (
+        page.evaluate("() => { try { document.body.innerHTML = ''; } catch (error) { return error.name; } }")
+        == "TypeError"
+    )
 
 
 def test_a_long_chat_changes_only_its_end(page: Page) -> None:
