@@ -289,9 +289,9 @@ def test_a_long_chat_changes_only_its_end(page: Page) -> None:
           const { create, add, ROOT } = await import("/static/conversation.js");
           const { save } = await import("/static/library.js");
           const chat = create(), tokens = Array(40).fill({ id: 5, text: "a", logprob: -1 });
+          const answer = { role: "assistant", model: "plain", text: "**a**", tokens };
           let last = ROOT;
-          for (let at = 0; at < 500; at += 1)
-            last = add(chat, last, at % 2 ? { role: "assistant", model: "plain", text: "**a**", tokens } : { text: "e" }).id;
+          for (let at = 0; at < 500; at += 1) last = add(chat, last, at % 2 ? answer : { text: "e" }).id;
           save(chat);
         }"""
     )
@@ -316,7 +316,7 @@ def test_a_long_chat_changes_only_its_end(page: Page) -> None:
     n_tokens = len(path_of(page)[-1]["tokens"])
     assert touched.pop("list") == 2, "two articles were added"
     (answer,) = touched
-    assert answer == "502" and n_tokens <= touched[answer] < 8 * n_tokens + 40
+    assert answer == "502" and 0 < touched[answer] < 8 * n_tokens + 40
     assert page.locator("article").first.evaluate("one => getComputedStyle(one).contentVisibility") == "auto"
     page.evaluate("scrollTo(0, document.body.scrollHeight)")
     page.wait_for_timeout(50)

@@ -83,8 +83,8 @@ def test_a_full_browser_keeps_what_it_has(page: Page) -> None:
           const { save, load } = await import("/static/library.js");
           const { create, add, ROOT } = await import("/static/conversation.js");
           const of = (changed, n) => {
-            const one = create();
-            add(one, ROOT, { role: "assistant", text: "x".repeat(n), tokens: [{ id: 1, text: "x", logprob: -0.123456789 }] });
+            const one = create(), tokens = [{ id: 1, text: "x", logprob: -0.123456789 }];
+            add(one, ROOT, { role: "assistant", text: "x".repeat(n), tokens });
             one.changed = changed;
             return one;
           };
