@@ -83,9 +83,8 @@ def playground_router(server: Server) -> APIRouter:
         if http.scope.get("foundling.login"):
             content, policy = login_page()
             headers = {"Content-Security-Policy": policy, "Cache-Control": "no-store"}
-            headers["Referrer-Policy"] = (
-                "same-origin"  # under no-referrer a form names no origin, and guard.py refuses it
-            )
+            # under no-referrer the form of a browser names no origin, and guard.py refuses it
+            headers["Referrer-Policy"] = "same-origin"
             return Response(content, 401, headers, "text/html")
         return _answer(http, index_page(server.keys.required))
 

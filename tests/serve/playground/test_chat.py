@@ -282,6 +282,7 @@ def test_text_of_a_model_is_text(page: Page, watch) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_long_chat_changes_only_its_end(page: Page) -> None:
     """500 messages: while an answer arrives, no other message is touched, and what is out of sight is not laid out."""
     page.evaluate(
@@ -353,6 +354,7 @@ def path_of_offline(page: Page) -> dict:
     return json.loads(text)["nodes"]["2"]
 
 
+@pytest.mark.slow
 def test_a_busy_server_says_when_to_try_again(page: Page, site: Live, watch) -> None:
     watch.expect("429")
     worker = site.model("chatty").worker

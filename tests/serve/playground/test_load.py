@@ -106,6 +106,7 @@ def test_one_answer_is_checked_at_a_time(site: Live) -> None:
     assert site.post("/playground/check", schema=True, text="1").json() == {"valid": True, "reason": ""}
 
 
+@pytest.mark.slow
 def test_settings_and_virtual_tokens_of_a_model(browser: Browser, models, tmp_path, watch) -> None:
     """Penalties of the model's own are named where the page leaves them out; the ids of a soft prompt, which /tokenize
     gives with those of a text, are not put before them again."""

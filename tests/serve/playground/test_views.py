@@ -55,6 +55,7 @@ def test_attention_and_lens_are_those_of_the_model(page: Page, site: Live) -> No
     assert [row.split("\t")[0] for row in rows.all_inner_texts()] == [row.name for row in record.lens]
 
 
+@pytest.mark.slow
 def test_the_map_of_a_head_has_a_pixel_for_each_pair_of_tokens(page: Page, site: Live) -> None:
     """Of a text longer than a map is wide; and of two layers, that which was chosen last is shown."""
     page.select_option("#model", "plain")

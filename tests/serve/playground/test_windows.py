@@ -4,6 +4,7 @@
 import json
 import re
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from tests.serve.playground.conftest import ask, finished, set_options, show_tokens, visit
@@ -100,6 +101,7 @@ def test_a_full_browser_keeps_what_it_has(page: Page) -> None:
     assert outcomes[4] == "saved" and 1 < outcomes[5] < 9 and outcomes[6]
 
 
+@pytest.mark.slow
 def test_a_browser_that_stores_nothing(page: Page, site: Live) -> None:
     page.add_init_script(
         "Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('no', 'SecurityError'); } })"
