@@ -169,7 +169,7 @@ WORKERS = Limit(256, "requests to a server, or programs, at once")
 # --- looking inside ---------------------------------------------------------------------------------------------------
 
 LOOK_TOKENS = Limit(256, "tokens of a text that is looked at", "shorten it")
-NEXT_TOKENS = Limit(1 << 15, "tokens whose next one the playground shows")
+NEXT_TOKENS = Limit(1 << 12, "tokens whose next one the playground shows", "choose an earlier place")
 LOOK_WEIGHTS = Limit(1 << 24, "attention weights on a page", "choose one --layer, or shorten the text")
 
 LINEAGE_FOLDERS = Limit(20_000, "folders that are searched for models", "name the folders of the models themselves")

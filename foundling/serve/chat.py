@@ -139,7 +139,7 @@ async def _events(chat: Chat, updates: UpdateStream) -> AsyncGenerator[str]:
         choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
         return event(head | {"choices": [choice]} | blank)
 
-    texts = [Text(request, chat.prompt.ends) for request in chat.requests]
+    texts = [Text(request) for request in chat.requests]
     answers, begun = [AnswerStream(chat.form) for _ in chat.requests], set[int]()
     async with contextlib.aclosing(updates):
         async for update in updates:

@@ -137,7 +137,8 @@ def _ids(served: GenerativeModel, text: str | list[int], suffix: str | None) -> 
     if isinstance(text, list):
         if suffix is not None:
             raise APIError(400, "a suffix is for a prompt of text", param="suffix")
-        return [*served.framing.spec.virtual, *text]
+        virtual = list(served.framing.spec.virtual)
+        return text if text[: len(virtual)] == virtual else [*virtual, *text]  # /tokenize begins with them
     return served.framing.prompt(text) if suffix is None else served.framing.fill_in_the_middle(text, suffix)
 
 
@@ -222,7 +223,7 @@ async def _events(job: Job, updates: UpdateStream) -> AsyncGenerator[str]:
     include_usage = bool(body.stream_options and body.stream_options.include_usage)
     blank = {"usage": None} if include_usage else {}
     prompts = [job.prompts[index // job.best_of] for index in range(len(job.requests))]
-    texts = [Text(request, prompt.ends) for request, prompt in zip(job.requests, prompts, strict=True)]
+    texts = [Text(request) for request in job.requests]
     offsets = [0] * len(texts)
     async with contextlib.aclosing(updates):
         async for update in updates:

@@ -42,6 +42,8 @@ class Prompt:
     decode: AnswerDecoder
     stop_strings: list[str]
     ends: tuple[int, ...]
+    stop_tokens: tuple[int, ...]
+    """special tokens that the request names as its stops"""
     texts: TokenTexts = field(init=False)
 
     def __post_init__(self) -> None:
@@ -55,8 +57,8 @@ def prompt_of(served: GenerativeModel, ids: list[int], stops: Sequence[str]) -> 
         raise APIError(400, "the prompt has no tokens; send some text", param="prompt")
     if max(ids) >= rows:
         raise APIError(400, f"the prompt has the token {max(ids)}; the model has {rows:,}", param="prompt")
-    ends = (*framing.ends, *framing.stops(stops))
-    return Prompt(served, ids, framing.answer(ids), [s for s in stops if not framing.stops([s])], ends)
+    strings, marks = [s for s in stops if not framing.stops([s])], tuple(framing.stops(stops))
+    return Prompt(served, ids, framing.answer(ids), strings, framing.ends, marks)
 
 
 def max_tokens_of(served: GenerativeModel, ids: list[int], limit: int | None, options: ServeOptions, param: str) -> int:
@@ -122,6 +124,7 @@ def build_requests(
     return [
         Request(
             prompt=prompt.ids, max_tokens=max_tokens, sampling=sampling, seed=sample_seed(seed, k), stop=prompt.ends,
+            stop_tokens=prompt.stop_tokens,
             stop_strings=prompt.stop_strings, decode=decode, logprobs=logprobs, prompt_logprobs=prompt_logprobs,
             processors=processors, adapter=served.adapter,
         )

@@ -37,8 +37,8 @@ BODY_SECONDS = 30.0
 SECURITY = [
     (b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"), (b"x-frame-options", b"DENY"),
     (b"content-security-policy",
-     b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-     b"font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"),
+     b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+     b"require-trusted-types-for 'script'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"),
 ]  # fmt: skip
 LOCAL_HOSTS = {"localhost", "127.0.0.1", "[::1]"}
 

@@ -7,34 +7,44 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import json
 import re
-from collections.abc import Callable, Generator, Sequence
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 import torch
 from fastapi import APIRouter
 from fastapi import Request as HTTPRequest
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import Field
 from torch import Tensor
 
 from foundling.blocks.attention import Attention
 from foundling.contracts.model import named_layers
+from foundling.decode.constrain.constraint import json_schema
+from foundling.decode.sampling import Sampling
+from foundling.errors import GenerationError
 from foundling.interpret.look import look_at
 from foundling.limits import ANSWER_CHARS, LOOK_TOKENS, NEXT_TOKENS, TOP_LOGPROBS
 from foundling.runtime.mode import evaluation_mode
 from foundling.serve.errors import APIError, busy
-from foundling.serve.generation import NO_LOGPROBS
+from foundling.serve.generation import NO_LOGPROBS, until_gone
 from foundling.serve.models import GenerativeModel
 from foundling.serve.protocol import Body, Name, TokenId
 from foundling.serve.reply import TokenTexts, Usage
 from foundling.serve.server import Server
-from foundling.verify.structured import json_value, matches_schema
+from foundling.verify.structured import matches_constraint
 
 TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+SLIDERS = {"temperature", "top_k", "top_p", "min_p"}
+"""what the page sets itself"""
 NOT_SHOWN = (
     "this server caps log-probabilities, so it does not show the inside of its models either; start it with "
     f"--max-logprobs {TOP_LOGPROBS.high} to show both"
@@ -66,14 +76,17 @@ class StaticFile(NamedTuple):
 
 def playground_router(server: Server) -> APIRouter:
     """The routes of the page. All but the login form of GET / stand behind the key (guard.py)."""
-    router = APIRouter()
+    router, checks = APIRouter(), Checks()
 
     @router.get("/", response_class=Response)
     async def page(http: HTTPRequest) -> Response:
         if http.scope.get("foundling.login"):
             content, policy = login_page()
-            return Response(content, 401, {"Content-Security-Policy": policy, "Cache-Control": "no-store"}, "text/html")
-        return _answer(http, static_files()["index.html"])
+            headers = {"Content-Security-Policy": policy, "Cache-Control": "no-store"}
+            # under no-referrer the form of a browser names no origin, and guard.py refuses it
+            headers["Referrer-Policy"] = "same-origin"
+            return Response(content, 401, headers, "text/html")
+        return _answer(http, index_page(server.keys.required))
 
     @router.get("/static/{name}", response_class=Response)
     async def static_file(name: str, http: HTTPRequest) -> Response:
@@ -83,22 +96,22 @@ def playground_router(server: Server) -> APIRouter:
         return _answer(http, file)
 
     @router.post("/playground/next")
-    async def next_token(body: NextBody, http: HTTPRequest) -> JSONResponse:
+    async def next_token(body: NextBody, http: HTTPRequest) -> Response:
         if server.options.max_logprobs == 0:
             raise APIError(400, NO_LOGPROBS)
         served = _served(server, body.model, body.tokens, http)
-        return JSONResponse(await _compute(server, http, served, body.tokens, lambda: _next(server, served, body)))
+        return await _compute(server, http, served, body.tokens, lambda: _next(server, served, body))
 
     @router.post("/playground/look")
-    async def look_inside(body: LookBody, http: HTTPRequest) -> JSONResponse:
+    async def look_inside(body: LookBody, http: HTTPRequest) -> Response:
         if _cap(server) is not None:
             raise APIError(400, NOT_SHOWN)
         served = _served(server, body.model, body.tokens, http)
-        return JSONResponse(await _compute(server, http, served, body.tokens, lambda: _look(served, body)))
+        return await _compute(server, http, served, body.tokens, lambda: _look(served, body))
 
     @router.post("/playground/check")
-    async def check_schema(body: CheckBody) -> JSONResponse:
-        return JSONResponse(await asyncio.to_thread(_check, body))
+    async def check_schema(body: CheckBody, http: HTTPRequest) -> Response:
+        return _json(await until_gone(http, checks.run(body), server.options.request_timeout))
 
     return router
 
@@ -109,13 +122,23 @@ def playground_router(server: Server) -> APIRouter:
 @cache
 def static_files() -> dict[str, StaticFile]:
     """Every file of the page by name: a request can name nothing else."""
-    found = dict[str, StaticFile]()
+    by_name = dict[str, StaticFile]()
     for file in files("foundling.serve").joinpath("static").iterdir():
         suffix = file.name.rpartition(".")[2]
         if suffix in TYPES:
-            content = file.read_bytes()
-            found[file.name] = StaticFile(content, TYPES[suffix], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
-    return found
+            by_name[file.name] = _file(file.read_bytes(), TYPES[suffix])
+    return by_name
+
+
+@cache
+def index_page(keys: bool) -> StaticFile:
+    """The page; with `keys` it can sign out."""
+    file = static_files()["index.html"]
+    return _file(file.content.replace(b"<html ", b"<html data-keys ", 1), file.media_type) if keys else file
+
+
+def _file(content: bytes, media_type: str) -> StaticFile:
+    return StaticFile(content, media_type, f'"{hashlib.sha256(content).hexdigest()[:32]}"')
 
 
 def _answer(http: HTTPRequest, file: StaticFile) -> Response:
@@ -162,16 +185,21 @@ def _served(server: Server, name: str | None, tokens: Sequence[int], http: HTTPR
 
 
 async def _compute(
-    server: Server, http: HTTPRequest, served: GenerativeModel, tokens: Sequence[int], function: Callable[[], Any]
-) -> Any:
-    """In the thread of the model's engine, between two of its steps, charged as a prompt."""
+    server: Server, http: HTTPRequest, served: GenerativeModel, tokens: Sequence[int],
+    function: Callable[[], dict[str, Any]],
+) -> Response:  # fmt: skip
+    """In the thread of the model's engine, between two of its steps, charged as a prompt. It waits in the engine's
+    queue, and leaves it when the client does."""
     usage = Usage(prompt_tokens=len(tokens), price=served.price)
     await server.check_quota(http, usage)
-    if served.worker.n_open >= server.options.max_queue:
-        raise busy(f"{served.name} is busy; try again later", 2.0)
-    answer = await served.worker.call(function)
+    computing = served.worker.call(lambda: _json(function()))  # large records are written there as well
+    answer = await until_gone(http, computing, server.options.request_timeout)
     server.account(http, usage)
     return answer
+
+
+def _json(value: dict[str, Any]) -> Response:
+    return Response(json.dumps(value), media_type="application/json")
 
 
 @contextmanager
@@ -216,22 +244,59 @@ def _next(server: Server, served: GenerativeModel, body: NextBody) -> dict[str, 
     ]
     return {
         "position": len(body.tokens), "top": top, "log_normalizer": normalizer, "ends": list(served.framing.ends),
-        "logits": None if cap is not None else base64.b64encode(logits.numpy().astype("<f4").tobytes()).decode(),
+        "logits": None if cap is not None else _packed(logits.numpy()), "also": _also(served.sampling_defaults),
     }  # fmt: skip
 
 
+def _packed(values: np.ndarray) -> str:
+    return base64.b64encode(values.astype("<f4").tobytes()).decode()
+
+
+def _also(defaults: Mapping[str, Any]) -> list[str]:
+    """What else the model's own settings do to what is sampled, beyond the page's sliders, in words."""
+    names = {"logit_bias": "suppress_tokens"}
+    off = Sampling()
+    changed = {k: v for k, v in defaults.items() if k not in SLIDERS and v != getattr(off, k)}
+    return [f"{k} {v:g}" if isinstance(v, int | float) else names.get(k, k) for k, v in changed.items()]
+
+
 def _look(served: GenerativeModel, body: LookBody) -> dict[str, Any]:
-    """The record of `foundling look`, and the layers that attend, of which one is shown."""
+    """The record of `foundling look`, and the layers that attend, of which one is shown. The weights of a head are
+    packed: as lists of numbers, millions of them would hold up every other request while they are written."""
     layers = list(named_layers(served.model).values())
     attending = [i for i, layer in enumerate(layers) if any(isinstance(m, Attention) for m in layer.modules())]
     layer = attending[len(attending) // 2] if body.layer is None and attending else body.layer
     with _as_named(served):
         record = look_at(served.model, served.tokenizer, body.tokens, layer=layer, name=served.name)
-    return record.as_json() | {"attending": attending}
+    heads = [
+        {"layer": head.layer, "head": head.head, "kinds": head.kinds,
+         "weights": _packed(np.concatenate([np.asarray(row) for row in head.rows]))}
+        for head in record.heads
+    ]  # fmt: skip
+    return replace(record, heads=()).as_json() | {"heads": heads, "attending": attending}
+
+
+class Checks:
+    """Checks of answers, one at a time: each may take seconds, and the answers of chats are checked by the same
+    process."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "checks")
+        self._slots = threading.BoundedSemaphore()
+
+    async def run(self, body: CheckBody) -> dict[str, Any]:
+        """APIError 429 while another one runs, also one that nobody waits for any more."""
+        if not self._slots.acquire(blocking=False):
+            raise busy("another answer is being checked; try again later", 1.0)
+        future = self._thread.submit(_check, body)
+        future.add_done_callback(lambda _: self._slots.release())
+        return await asyncio.wrap_future(future)
 
 
 def _check(body: CheckBody) -> dict[str, Any]:
-    verdict = json_value(body.text)
-    if verdict:
-        verdict = matches_schema(verdict.value, body.schema_)
+    """As the server checks the answers that it has constrained."""
+    try:
+        verdict = matches_constraint(body.text, json_schema(body.schema_))
+    except GenerationError as error:
+        raise APIError(400, str(error), param="schema") from None
     return {"valid": bool(verdict), "reason": verdict.reason}

@@ -140,11 +140,11 @@ def finite(logprob: float) -> float:
 class Text:
     """The text of one completion as it grows, of which `take` gives what is new and settled."""
 
-    def __init__(self, request: Request, ends: Sequence[int]) -> None:
+    def __init__(self, request: Request) -> None:
         assert request.decode is not None
         self._parts: list[str] = []
         self._streamer = TextStreamer(request.decode, self._parts.append, request.stop_strings)
-        self._ends = set(ends)
+        self._ends = {*request.stop, *request.stop_tokens}
 
     def append(self, tokens: Sequence[int]) -> None:
         for token in tokens:

@@ -84,9 +84,10 @@ class EngineWorker:
         self.tickets: dict[int, _Ticket] = {}
         """of requests in the engine, by request_id; only the thread uses it"""
         self.n_open = 0
-        """requests that run or wait; only the event loop uses it"""
+        """requests and calls that run or wait; only the event loop uses it"""
         self._condition = threading.Condition()
         self._commands = deque[Callable[[], None]]()
+        self._calls = deque[tuple[Future[Any], Callable[[], Any]]]()
         self._closing = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
@@ -153,19 +154,15 @@ class EngineWorker:
         return Computed(begun, ticket.n_sent, active[1].n_shared if active else 0)
 
     async def call(self, function: Callable[[], Any]) -> Any:
-        """What a function returns that runs between two steps, alone on the model. APIError 503 where the model is
-        being unloaded."""
-        self._check_open()
+        """What a function returns that runs between two steps, alone on the model; one such call between two steps.
+        Cancelling it takes it out of the queue. APIError as `stream`, but for the time in the queue."""
+        self.check_queue(1)
         future: Future[Any] = Future()
-
-        def run() -> None:
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(function())
-                except BaseException as error:
-                    future.set_exception(error)
-
-        self._submit(run)
+        self.n_open += 1
+        future.add_done_callback(lambda _: self._call_in_loop(lambda: setattr(self, "n_open", self.n_open - 1)))
+        with self._condition:
+            self._calls.append((future, function))
+            self._condition.notify()
         return await asyncio.wrap_future(future)
 
     def check_queue(self, n: int) -> None:
@@ -206,15 +203,19 @@ class EngineWorker:
             self._closing = True
         self._run_commands()
         self._fail(error)
+        while self._calls:
+            self._run_call(error)
 
     def _run_until_closed(self) -> None:
         while True:
             with self._condition:
-                while not (self._commands or self.engine.busy or self._closing):
+                while not (self._commands or self._calls or self.engine.busy or self._closing):
                     self._condition.wait()
                 if self._closing:
                     return
             self._run_commands(COMMAND_SECONDS)
+            if self._calls:
+                self._run_call()
             if self.engine.busy:
                 self._step()
 
@@ -229,6 +230,17 @@ class EngineWorker:
                 logger.exception("a command of %s failed", self.name)
             if time.monotonic() >= end:
                 break
+
+    def _run_call(self, error: Exception | None = None) -> None:
+        """The next call that is still wanted; `error` is its answer where the worker has ended."""
+        future, function = self._calls.popleft()
+        if future.set_running_or_notify_cancel():
+            try:
+                if error is not None:
+                    raise error
+                future.set_result(function())
+            except BaseException as failure:
+                future.set_exception(failure)
 
     def _add(self, ticket: _Ticket) -> None:
         if ticket.abandoned:

@@ -19,7 +19,7 @@ export class CompareView {
     this.sides = PLACES.map((place, at) => side(place, at ? { ...DEFAULTS, temperature: 0 } : DEFAULTS));
     this.form = h("form", { class: "column" },
       h("label", { for: "compare-prompt", text: "Message" }), this.prompt,
-      h("p", { class: "row" }, this.button, this.cancel, h("label", { for: "compare-length", text: "Longest answer" }), this.length));
+      h("p", { class: "row" }, this.button, this.cancel, h("label", { for: "compare-length", text: "Max tokens" }), this.length));
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
       this.run();
@@ -53,19 +53,29 @@ export class CompareView {
     if (!text.trim() || this.controller) return;
     const { signal } = (this.controller = new AbortController());
     const { models } = this.store.get();
+    const pressed = document.activeElement === this.button;
     this.button.hidden = true;
     this.cancel.hidden = false;
+    if (pressed) this.cancel.focus();
     this.verdict.textContent = "";
-    const answers = await Promise.all(this.sides.map((one) => {
+    const answers = Promise.all(this.sides.map(async (one) => {
       const model = models.find(({ id }) => id === one.model.value);
+      if (!model) throw new Error(`No model is chosen on the ${one.place} side.`);
       const source = answersChats(model) ? { messages: [{ role: "user", content: text }] } : { prompt: text };
       const seed = one.seed.value === "" ? null : Number(one.seed.value);
       return one.answer.run(model, source, { sampling: one.sampling, maxTokens: Number(this.length.value) || 128, seed, schema: null }, signal);
     }));
-    this.controller = null;
-    this.button.hidden = false;
-    this.cancel.hidden = true;
-    this.compare(...answers);
+    try {
+      this.compare(...await answers);
+    } catch (error) {
+      this.verdict.textContent = error.message;
+    } finally {
+      this.controller = null;
+      const back = document.activeElement === this.cancel;
+      this.button.hidden = false;
+      this.cancel.hidden = true;
+      if (back) this.button.focus();
+    }
   }
 
   /** Marks where the answers part, if both models have the same tokens. */
@@ -87,7 +97,7 @@ function side(place, sampling) {
   const model = h("select", { id: `${place}-model` });
   const seed = h("input", { id: `${place}-seed`, type: "number", min: 0, placeholder: "any" });
   const answer = new AnswerView(`the ${place} answer`);
-  const one = { model, seed, answer, sampling };
+  const one = { place, model, seed, answer, sampling };
   const controls = samplingControls(sampling, (next) => { one.sampling = next; }, { prefix: `${place} ` });
   one.element = h("section", { class: "side", "aria-label": `The ${place} side` },
     h("p", { class: "row" }, h("label", { for: model.id, text: "Model" }), model, h("label", { for: seed.id, text: "Seed" }), seed),

@@ -23,7 +23,7 @@ export function samplingControls(values, onchange, { prefix = "" } = {}) {
 }
 
 function row({ name, label, low, high, step, off }, prefix, onvalue) {
-  const id = `${prefix}${name}`;
+  const id = `${prefix.trim()}${prefix ? "-" : ""}${name}`;
   const slider = h("input", { type: "range", id, min: low, max: high, step });
   const number = h("input", { type: "number", min: low, max: name === "top_k" ? null : high, step: name === "top_k" ? 1 : "any",
     "aria-label": `${prefix}${label}, exact` });

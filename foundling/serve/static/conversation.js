@@ -2,16 +2,20 @@
 // A conversation is a tree: each message may have several versions, and one of them is chosen. Pure functions.
 //
 // A node: {id, parent, role, text, children: [id], chosen: index of a child}; an answer has besides {model, tokens:
-// [{id, text, logprob, bytes?}], finish, usage, timing, verdict}. The root "0" has no text.
+// [{id, text, logprob, bytes?}], finish, usage, timing, verdict, free: written without the schema}. The root "0" has no
+// text.
 
 export const ROOT = "0";
 
 export function create(fields = {}) {
-  const random = crypto.getRandomValues(new Uint32Array(3));
   return {
-    id: [...random].map((part) => part.toString(36)).join(""), changed: Date.now(), next: 1, settings: {},
+    id: newId(), revision: 0, changed: Date.now(), next: 1, settings: {},
     nodes: { [ROOT]: { id: ROOT, parent: null, role: "root", text: "", children: [], chosen: 0 } }, ...fields,
   };
+}
+
+export function newId() {
+  return [...crypto.getRandomValues(new Uint32Array(3))].map((part) => part.toString(36)).join("");
 }
 
 /** Adds a message below a node and chooses it. */

@@ -69,16 +69,17 @@ export function move(container, selector, element) {
   element.tabIndex = 0;
 }
 
+/** Whether it was copied. */
 export async function copyText(text) {
-  if (navigator.clipboard && window.isSecureContext) {
-    await navigator.clipboard.writeText(text);
-    return;
-  }
+  if (navigator.clipboard && window.isSecureContext) return navigator.clipboard.writeText(text).then(() => true, () => false);
+  const focused = document.activeElement;
   const area = h("textarea", { class: "unseen", value: text, "aria-hidden": "true" });
   document.body.append(area);
   area.select();
-  document.execCommand("copy"); // over plain HTTP on another host there is no clipboard API
+  const copied = document.execCommand("copy"); // over plain HTTP on another host there is no clipboard API
   area.remove();
+  focused?.focus();
+  return copied;
 }
 
 export function download(name, text) {

@@ -9,7 +9,7 @@ export async function* generate(model, from, { sampling, maxTokens, seed, schema
   const body = { model: model.id, stream: true, stream_options: { include_usage: true }, ...sampling };
   body.max_tokens = await fitting(model, from, maxTokens, signal);
   if (seed !== null) body.seed = seed;
-  if (schema) body.response_format = { type: "json_schema", json_schema: { name: "answer", schema } };
+  if (schema !== null) body.response_format = { type: "json_schema", json_schema: { name: "answer", schema } };
   if (model.foundling.max_logprobs !== 0 && model.foundling.kind === "generate") body.logprobs = chats ? true : 0;
   if (chats) body.messages = from.messages;
   else Object.assign(body, { prompt: from.tokens ?? from.prompt, ...(from.suffix === undefined ? {} : { suffix: from.suffix }) });
@@ -40,10 +40,10 @@ async function fitting(model, from, most, signal) {
 }
 
 /** The text of tokens. One may be part of a character: then the server joins them. */
-export async function textOf(model, tokens) {
+export async function textOf(model, tokens, signal) {
   const text = tokens.map((token) => token.text).join("");
   if (!text.includes("\ufffd")) return text;
-  return (await post("/detokenize", { model: model.id, tokens: tokens.map(({ id }) => id) })).prompt;
+  return (await post("/detokenize", { model: model.id, tokens: tokens.map(({ id }) => id) }, signal)).prompt;
 }
 
 /** The ids that a model reads of a conversation or a text. */

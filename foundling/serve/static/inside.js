@@ -3,6 +3,7 @@
 import { post } from "./api.js";
 import { count, h, move, percent, roving, showToken } from "./dom.js";
 import { explain } from "./notice.js";
+import { floats } from "./sampling.js";
 
 const LOOK_TOKENS = 256; // foundling/limits.py
 
@@ -17,23 +18,29 @@ export class InsideView {
   }
 
   reset() {
+    this.controller?.abort();
     this.element.hidden = true;
-    this.record = this.place = null;
+    this.record = this.place = this.loading = null;
     this.attention.replaceChildren();
     this.lens.replaceChildren();
   }
 
   /** `prefix`: the ids that the model had read when it chose `token`. */
   at(model, prefix, token) {
+    this.controller?.abort();
     this.place = { model, prefix, token };
-    this.record = null;
+    this.record = this.loading = null;
     this.element.hidden = !prefix.length || model.foundling.kind !== "generate";
     if (this.parts.some((part) => part.open)) this.load();
   }
 
   async load(layer = this.record?.layer ?? null, tail = false) {
     const { place } = this;
-    if (!place || (this.record?.layer === layer && this.record)) return;
+    const key = `${layer} ${tail}`; // both parts may be open, and one answer is for both
+    if (!place || this.loading === key) return;
+    this.controller?.abort(); // the layer that was chosen last is shown, in whatever order the answers come
+    this.loading = null;
+    if (this.record && this.record.layer === layer) return;
     const most = Math.min(LOOK_TOKENS, place.model.foundling.max_seq_len ?? LOOK_TOKENS);
     const tokens = tail ? place.prefix.slice(-most) : place.prefix;
     this.tail = tail;
@@ -43,14 +50,18 @@ export class InsideView {
       return;
     }
     if (!this.record) this.say("Computing …");
+    const { signal } = (this.controller = new AbortController());
+    this.loading = key;
     try {
-      const record = await post("/playground/look", { model: place.model.id, tokens, layer });
-      if (this.place !== place) return;
-      this.record = { ...record, layer: record.heads[0]?.layer ?? layer };
+      const record = await post("/playground/look", { model: place.model.id, tokens, layer }, signal);
+      if (signal.aborted) return;
+      const heads = record.heads.map((head) => ({ ...head, rows: rowsOf(head.weights, tokens.length) }));
+      this.record = { ...record, heads, layer: heads[0]?.layer ?? layer };
       this.show();
     } catch (error) {
-      if (this.place === place) this.say(explain(error, () => this.load(layer, tail)));
+      if (!signal.aborted) this.say(explain(error, () => this.load(layer, tail)));
     }
+    if (!signal.aborted) this.loading = null;
   }
 
   say(...parts) {
@@ -81,7 +92,7 @@ export class InsideView {
     this.text = h("div", { class: "weights", role: "group", "aria-label": "Tokens; the chosen one reads those that are dark" });
     this.thumbs.append(...record.heads.map((head, at) => h("button", { type: "button", class: "thumb", tabindex: at === this.head ? 0 : -1,
       "aria-pressed": String(at === this.head), "aria-label": `Head ${head.head}`, "data-at": at, onclick: () => this.chooseHead(at) },
-      h("canvas", { width: 64, height: 64, "aria-hidden": "true" }), h("span", { text: head.head }))));
+      h("canvas", { width: record.tokens.length, height: record.tokens.length, class: record.tokens.length > 52 ? "smooth" : null, "aria-hidden": "true" }), h("span", { text: head.head }))));
     this.text.append(...record.tokens.map((token, at) => h("button", { type: "button", tabindex: at === record.tokens.length - 1 ? 0 : -1,
       class: "key", "data-at": at, onclick: () => this.choose(at), onfocus: () => this.choose(at) }, h("span", { text: showToken(token) }))));
     roving(this.thumbs, ".thumb", (button) => this.chooseHead(Number(button.dataset.at)));
@@ -122,14 +133,20 @@ export class InsideView {
     const ink = getComputedStyle(document.documentElement).getPropertyValue("--accent");
     for (const [at, button] of [...this.thumbs.children].entries()) {
       const canvas = button.firstChild, { rows } = this.record.heads[at];
-      const side = canvas.width / rows.length, paint = canvas.getContext("2d");
+      const paint = canvas.getContext("2d"); // a pixel for each pair of tokens, which the style scales
       paint.clearRect(0, 0, canvas.width, canvas.height);
       paint.fillStyle = ink;
       rows.forEach((row, query) => row.forEach((weight, key) => {
         if (weight < 0.005) return;
         paint.globalAlpha = Math.min(1, Math.sqrt(weight)); // most weight is often on the first token
-        paint.fillRect(key * side, query * side, Math.max(1, side), Math.max(1, side));
+        paint.fillRect(key, query, 1, 1);
       }));
     }
   }
+}
+
+/** A list of rows, of base64 of little-endian float32. */
+function rowsOf(weights, n) {
+  const all = floats(weights);
+  return Array.from({ length: n }, (_, row) => all.subarray(row * n, (row + 1) * n));
 }

@@ -11,17 +11,18 @@ import { Distribution } from "./sampling.js";
 const ROWS = 8;
 
 export class Inspector {
-  /** `positionOf(chosen)` -> {model, prefix: ids, token or null}; `onbranch(chosen, token, ends)` continues from one. */
-  constructor(store, element, positionOf, onbranch) {
-    Object.assign(this, { store, element, positionOf, onbranch, distribution: null, controller: null });
-    this.heading = h("h2", { id: "inspector-title", text: "Next token" });
+  /** `opener`: the button that opens it on a narrow page. `positionOf(chosen)` -> place {model, prefix: ids, …};
+   * `onbranch(place, token, ends)` continues there. */
+  constructor(store, element, opener, positionOf, onbranch) {
+    Object.assign(this, { store, element, opener, positionOf, onbranch, distribution: null, controller: null, isNext: false, idle: true });
+    this.heading = h("h2", { id: "inspector-title", tabindex: -1, text: "Next token" });
     this.close = h("button", { type: "button", class: "close", text: "Close", onclick: () => this.hide() });
     this.facts = h("dl", { class: "facts-list" });
     this.status = h("p", { class: "quiet", role: "status" });
     this.next = h("button", { type: "button", id: "show-next", text: "Show the next token", onclick: () => this.showNext() });
     this.controls = samplingControls(store.get().sampling, (sampling) => store.set({ sampling }));
     this.rows = h("tbody");
-    this.column = h("th", { scope: "col", text: "drawn" });
+    this.column = h("th", { scope: "col", text: "sampled" });
     this.table = h("table", { class: "distribution", hidden: true },
       h("caption", { class: "unseen", text: "The most likely tokens. Choose one to continue from it." }),
       h("thead", {}, h("tr", {}, h("th", { scope: "col", text: "token" }), h("th", { scope: "col", class: "n", text: "logit" }),
@@ -33,31 +34,56 @@ export class Inspector {
     );
     store.subscribe(["chosen"], ({ chosen }) => (chosen ? this.show(chosen) : this.reset()));
     store.subscribe(["sampling"], () => this.draw());
+    store.subscribe(["model"], () => this.forgetNext());
     this.reset();
   }
 
-  reset() {
+  /** The numbers of another place are never shown. */
+  clear() {
     this.controller?.abort();
-    this.distribution = this.chosen = null;
+    this.distribution = this.token = null;
+    this.table.hidden = true;
+    this.inside.reset();
+  }
+
+  /** The next token stood after a draft, a model and messages, of which one has changed. */
+  forgetNext() {
+    if (this.isNext) this.reset();
+  }
+
+  reset() {
+    this.clear();
+    this.isNext = false;
     this.heading.textContent = "Next token";
     this.facts.replaceChildren();
     this.facts.hidden = true;
-    this.table.hidden = true;
     this.next.hidden = false;
-    this.inside.reset();
     this.status.replaceChildren("Choose a token of an answer to see what else could have stood there, or look at what would follow.");
+  }
+
+  /** Whether another answer may begin. */
+  enable(is) {
+    this.idle = is;
+    for (const button of this.rows.querySelectorAll("button")) button.disabled = !is;
   }
 
   /** On a narrow page, where it lies over the end of the chat. */
   open() {
     this.element.classList.add("open");
+    this.opener.setAttribute("aria-expanded", "true");
     if (getComputedStyle(this.element).position !== "fixed") return;
     document.querySelector(".token[aria-pressed]")?.scrollIntoView({ block: "start" });
+    if (this.element.contains(document.activeElement)) return;
+    this.back = document.activeElement;
+    this.heading.focus({ preventScroll: true });
   }
 
+  /** The focus goes back to where it was. */
   hide() {
-    if (this.element.contains(document.activeElement)) (document.querySelector(".token[aria-pressed]") ?? document.getElementById("draft")).focus();
+    const leaves = getComputedStyle(this.element).position === "fixed" && this.element.contains(document.activeElement);
     this.element.classList.remove("open");
+    this.opener.setAttribute("aria-expanded", "false");
+    if (leaves) (this.back?.isConnected && this.back !== document.body ? this.back : this.opener).focus();
   }
 
   showNext() {
@@ -66,9 +92,9 @@ export class Inspector {
   }
 
   async show(chosen) {
-    this.controller?.abort();
+    this.clear();
     const { signal } = (this.controller = new AbortController());
-    this.chosen = chosen;
+    this.isNext = chosen === null;
     this.open();
     this.next.hidden = chosen === null;
     const token = chosen?.node.tokens[chosen.at] ?? null;
@@ -77,20 +103,18 @@ export class Inspector {
     this.status.textContent = "Reading the logits …";
     try {
       const place = await this.positionOf(chosen);
+      if (signal.aborted) return;
       const answer = await post("/playground/next", { model: place.model.id, tokens: place.prefix, n: 40 }, signal);
       if (signal.aborted) return;
       this.texts = new Map(answer.top.map(({ id, text }) => [id, text]));
       if (token) this.texts.set(token.id, token.text);
-      this.ends = answer.ends;
-      this.distribution = Distribution.from(answer);
-      this.token = token;
+      Object.assign(this, { distribution: Distribution.from(answer), also: answer.also, token });
       this.list(token);
-      this.listRows();
+      this.listRows(place, answer.ends);
       this.draw();
       this.inside.at(place.model, place.prefix, token);
     } catch (error) {
       if (signal.aborted || error.kind === "stopped") return;
-      this.table.hidden = true;
       this.status.replaceChildren(explain(error, () => this.show(chosen)));
     }
   }
@@ -108,8 +132,8 @@ export class Inspector {
     this.facts.replaceChildren(...facts.map(([name, value]) => h("div", {}, h("dt", { text: name }), h("dd", { text: value }))));
   }
 
-  /** Rows of the most likely tokens, and of the chosen one. */
-  listRows() {
+  /** Rows of the most likely tokens, and of the chosen one; a choice continues at `place`. */
+  listRows(place, ends) {
     const { distribution, token } = this;
     const ranks = [...Array(Math.min(ROWS, distribution.size)).keys()];
     const own = token ? distribution.rankOf(token.id) : -1;
@@ -120,8 +144,8 @@ export class Inspector {
       const logprob = distribution.logprob(rank);
       const bar = h("i"), drawn = h("span");
       const button = h("button", { type: "button", class: "alternative", text: showToken(text), title: "Continue from here",
-        "aria-label": `Continue with ${showToken(text)}`,
-        onclick: () => this.onbranch(this.chosen, { id, text, logprob }, this.ends) });
+        "aria-label": `Continue with ${showToken(text)}`, disabled: !this.idle,
+        onclick: () => this.onbranch(place, { id, text, logprob }, ends) });
       this.rows.append(h("tr", { class: rank === own ? "own" : null }, h("th", { scope: "row" }, button),
         h("td", { class: "n", text: distribution.logits[rank].toFixed(2) }), h("td", { class: "n", text: percent(Math.exp(logprob)) }),
         h("td", { class: "drawn" }, bar, drawn)));
@@ -141,12 +165,13 @@ export class Inspector {
         ? `The server shows only ${distribution.size} logits of each position: the sliders work with top-k up to ${distribution.size}.`
         : "The server shows no log-probabilities.";
     } else {
-      this.status.textContent = draw.n === 1 ? "Only the most likely token can be drawn."
-        : `${count(draw.n)} of ${count(distribution.complete ? distribution.size : draw.n)} tokens can be drawn.`;
+      this.status.textContent = draw.n === 1 ? "Only the most likely token can be sampled."
+        : `${count(draw.n)} of ${count(distribution.complete ? distribution.size : draw.n)} tokens can be sampled.`;
     }
+    if (this.also.length) this.status.append(` The model's own settings change this further, which the column leaves out: ${this.also.join(", ")}.`);
     for (const { rank, bar, drawn } of this.bars) {
       const p = draw && rank < draw.n ? draw.probs[rank] : 0;
-      bar.style.width = `${p > 0 ? (100 * p) / draw.probs[0] : 0}%`; // beside the most likely: a flat one has a shape too
+      bar.style.width = `calc((100% - 3.6rem) * ${p > 0 ? p / draw.probs[0] : 0})`; // beside the most likely: a flat one has a shape too
       bar.parentElement.dataset.p = p;
       drawn.textContent = draw ? percent(p) : "";
     }

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Puts the page together: models, views, the list of conversations, and the keys that work everywhere.
-import { get } from "./api.js";
+import { get, post } from "./api.js";
 import { Chat } from "./chat.js";
 import { CompareView } from "./compare.js";
 import { create, exported, title } from "./conversation.js";
 import { $, count, debounce, download, h, move } from "./dom.js";
 import { FillView } from "./fill.js";
 import { Inspector } from "./inspector.js";
-import { load, removeAll } from "./library.js";
+import { PREFIX, load, loadOne, remove, removeAll } from "./library.js";
+import { cost } from "./message.js";
 import { notify } from "./notice.js";
 import { DEFAULTS } from "./sampling.js";
 import { createStore } from "./store.js";
@@ -21,26 +22,34 @@ const SCHEMA = {
 let conversations = [];
 const store = createStore({ models: [], model: null, sampling: { ...DEFAULTS }, chosen: null });
 const chat = new Chat(store, $("messages"), options, showState);
-const inspector = new Inspector(store, $("inspector"), positionOf, (chosen, token, ends) => {
+const inspector = new Inspector(store, $("inspector"), $("open-inspector"), positionOf, (place, token, ends) => {
+  const begun = place.chosen ? chat.branch(place.chosen.node, place.chosen.at, token, ends) : chat.extend(place, token, ends);
+  if (!begun) return;
   inspector.hide();
-  if (chosen) chat.branch(chosen.node, chosen.at, token, ends);
-  else {
-    chat.extend($("draft").value, token, ends);
-    $("draft").value = "";
-  }
+  if (place.draft) clearDraft();
 });
 const views = {
   compare: new CompareView(store, $("view-compare")), tokenizer: new TokenizerView(store, $("view-tokenizer")),
-  fill: new FillView(store, $("view-fill"), options),
+  fill: new FillView(store, $("view-fill"), settings),
 };
 // --- what a request is made of ---------------------------------------------------------------------------------------
 
-function options() {
+/** Sampling, max tokens and seed. */
+function settings() {
   const seed = $("seed").value;
-  return { sampling: store.get().sampling, maxTokens: Math.max(1, Number($("max-tokens").value) || 256), seed: seed === "" ? null : Number(seed), schema: schema() };
+  return { sampling: store.get().sampling, maxTokens: Math.max(1, Number($("max-tokens").value) || 256), seed: seed === "" ? null : Number(seed) };
 }
 
-/** The schema in the box; null for none, and for what is no JSON, which the box says. */
+/** With the schema. An Error where that is none: an answer that it does not bind would look as if it did. */
+function options() {
+  const value = schema();
+  if (value !== undefined) return { ...settings(), schema: value };
+  $("options").open = true;
+  $("schema").focus();
+  throw new Error("Nothing was sent: the text in the field JSON schema is no schema. Correct it, or empty the field.");
+}
+
+/** The schema in the box: null for none, undefined for what is none, which the box says. */
 function schema() {
   const text = $("schema").value.trim();
   const state = $("schema-state");
@@ -49,22 +58,23 @@ function schema() {
   if (!text) return null;
   try {
     const value = JSON.parse(text);
-    state.textContent = "Answers follow this schema.";
+    if (typeof value !== "boolean" && (value === null || typeof value !== "object" || Array.isArray(value))) throw new Error("a schema is an object, true or false");
+    state.textContent = "Answers follow this schema; continuations of an answer are free.";
     return value;
   } catch (error) {
     state.classList.add("worse");
-    state.textContent = `Not used: this is no JSON (${error.message}).`;
-    return null;
+    state.textContent = error instanceof SyntaxError ? `Invalid JSON: ${error.message}.` : `Not a schema: ${error.message}.`;
+    return undefined;
   }
 }
 
-/** Where the inspector looks: {model, prefix}. */
+/** Where the inspector looks: {model, prefix}, and what a token that is chosen there continues. */
 async function positionOf(chosen) {
   if (chosen) {
-    const prompt = await chat.promptOf(chosen.node);
-    return { model: chat.modelOf(chosen.node), prefix: [...prompt, ...chosen.node.tokens.slice(0, chosen.at).map(({ id }) => id)] };
+    const model = chat.modelOf(chosen.node), prompt = await chat.promptOf(chosen.node);
+    return { chosen, model, prefix: [...prompt, ...chosen.node.tokens.slice(0, chosen.at).map(({ id }) => id)] };
   }
-  return { model: store.get().model, prefix: await chat.nextPrefix($("draft").value) };
+  return chat.nextPlace($("draft").value);
 }
 
 // --- models ----------------------------------------------------------------------------------------------------------
@@ -87,7 +97,7 @@ function showModel() {
   const facts = model?.foundling;
   $("model-facts").textContent = !model ? "" : [
     facts.family, facts.parameters && `${size(facts.parameters)} parameters`, facts.max_seq_len && `${count(facts.max_seq_len)} tokens of context`,
-    facts.price && `$${facts.price.completion} a million tokens written`,
+    facts.price && `$${cost(facts.price.completion)} per million tokens written`,
     facts.kind === "upstream" ? "behind another server" : !facts.chats && "continues text: it was not taught to answer",
   ].filter(Boolean).join(" · ");
   $("draft").placeholder = facts && facts.kind !== "upstream" && !facts.chats ? "Write a beginning, which the model continues" : "Write a message";
@@ -114,11 +124,38 @@ function listConversations() {
   $("conversations").value = current.id;
 }
 
-function showState() {
-  $("send").hidden = Boolean(chat.running);
-  $("stop").hidden = !chat.running;
+let origin = null;
+
+/** Send or Stop, and the focus of whoever pressed a button that goes away: to Stop, and back when the answer has
+ * ended. */
+function showState(view = null) {
+  const { activeElement } = document, running = Boolean(chat.running);
+  const began = running && $("stop").hidden, ended = !running && activeElement === $("stop");
+  const within = [$("messages"), $("inspector")].some((place) => place.contains(activeElement));
+  $("send").hidden = running;
+  $("stop").hidden = !running;
+  if (began) origin = within ? "messages" : "composer";
+  if (began && (within || activeElement === $("send"))) $("stop").focus();
+  if (ended) (origin === "messages" && view ? view : $("send")).focus();
+  inspector.enable(!running);
+  inspector.forgetNext();
   listConversations();
 }
+
+/** Another window has stored or removed conversations. What is being written here stays. */
+function follow() {
+  const { conversation } = chat, stored = loadOne(conversation.id);
+  if (!stored && conversation.revision > 0) {
+    chat.drop(false);
+    openConversation(create());
+  } else if (stored && (stored.revision ?? 0) !== (conversation.revision ?? 0) && !chat.unsaved && !document.querySelector(".edit")) openConversation(stored);
+  else listConversations();
+}
+
+addEventListener("storage", ({ key }) => {
+  if (key === null || key.startsWith(PREFIX)) follow();
+});
+addEventListener("pageshow", ({ persisted }) => persisted && follow());
 
 $("conversations").addEventListener("change", () => openConversation(conversations.find(({ id }) => id === $("conversations").value)));
 $("new-chat").addEventListener("click", () => {
@@ -129,14 +166,27 @@ $("open-inspector").addEventListener("click", () => inspector.open());
 $("export-chat").addEventListener("click", () => download(`conversation-${chat.conversation.id}.json`, exported(chat.conversation)));
 $("delete-chats").addEventListener("click", () => {
   if (!confirm("Delete all conversations in this browser?")) return;
+  chat.drop(true);
   removeAll();
   openConversation(create());
 });
-$("system").addEventListener("input", () => { chat.conversation.settings.system = $("system").value.trim() || undefined; });
-$("schema").addEventListener("input", debounce(() => {
+$("delete-chat").addEventListener("click", () => {
+  if (!confirm("Delete this conversation?")) return;
+  chat.drop(false);
+  remove(chat.conversation.id);
+  openConversation(load()[0] ?? create());
+});
+$("system").addEventListener("input", () => {
+  chat.conversation.settings.system = $("system").value.trim() || undefined;
+  chat.edited = true;
+  inspector.forgetNext();
+});
+const showSchema = debounce(schema, 200);
+$("schema").addEventListener("input", () => {
   chat.conversation.settings.schema = $("schema").value.trim() || undefined;
-  schema();
-}, 200));
+  chat.edited = true;
+  showSchema();
+});
 $("schema-example").addEventListener("click", () => {
   $("schema").value = JSON.stringify(SCHEMA, null, 2);
   $("schema").dispatchEvent(new Event("input"));
@@ -150,15 +200,20 @@ function grow() {
   draft.style.height = `${Math.min(draft.scrollHeight + 2, innerHeight / 3)}px`;
 }
 
+function clearDraft() {
+  $("draft").value = "";
+  grow();
+}
+
 $("composer").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = $("draft").value;
-  if (!text.trim() || chat.running || !store.get().model) return;
-  $("draft").value = "";
-  grow();
-  chat.send(text);
+  if (text.trim() && chat.send(text)) clearDraft();
 });
-$("draft").addEventListener("input", grow);
+$("draft").addEventListener("input", () => {
+  grow();
+  inspector.forgetNext();
+});
 $("draft").addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
@@ -166,11 +221,11 @@ $("draft").addEventListener("keydown", (event) => {
 });
 $("stop").addEventListener("click", () => chat.stop());
 document.addEventListener("keydown", (event) => {
-  if (event.key !== "Escape") return;
+  if (event.key !== "Escape" || event.defaultPrevented || event.isComposing) return;
   chat.stop();
   inspector.hide();
 });
-addEventListener("pagehide", () => chat.conversation && chat.keepIfAny());
+addEventListener("pagehide", () => chat.keepIfUnsaved());
 
 const tablist = document.querySelector("[role=tablist]"), tabs = [...tablist.querySelectorAll("[role=tab]")];
 
@@ -196,6 +251,9 @@ $("model").addEventListener("change", () => {
   store.set({ model: store.get().models.find(({ id }) => id === $("model").value) });
   showModel();
 });
+
+$("sign-out").hidden = !("keys" in document.documentElement.dataset);
+$("sign-out").addEventListener("click", () => post("/logout").then(() => location.reload(), notify));
 
 openConversation(load()[0] ?? create());
 await loadModels();

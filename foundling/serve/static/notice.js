@@ -16,15 +16,15 @@ export function explain(error, again = null) {
 
 /** "busy, try again in 3 s", and then a button. */
 function countDown(line, seconds, again) {
-  const rest = h("span", { text: ` Try again in ${seconds} s.` });
-  line.append(rest);
+  const rest = h("span", { text: ` Try again in ${seconds} s.`, "aria-hidden": "true" });
+  line.append(rest, h("span", { class: "unseen", text: " Try again in a moment." })); // said once, not each second
   const timer = setInterval(() => {
     seconds -= 1;
     if (seconds > 0 && line.isConnected) rest.textContent = ` Try again in ${seconds} s.`;
     else {
       clearInterval(timer);
       if (again) rest.replaceWith(h("button", { text: "Try again", type: "button", onclick: again }));
-      else rest.textContent = " Try again now.";
+      else rest.remove();
     }
   }, 1000);
 }

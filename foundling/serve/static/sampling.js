@@ -2,6 +2,8 @@
 // From logits to the probabilities of a draw, as foundling/decode/sampling.py computes them: top-k on the logits,
 // softmax with temperature, then top-p, then min-p. A test compares both.
 
+// Penalties and forbidden tokens of a model's generation_config.json come before all that, and are not computed here.
+
 /** Where the sliders begin. */
 export const DEFAULTS = { temperature: 0.7, top_k: 0, top_p: 1, min_p: 0 };
 
@@ -32,9 +34,7 @@ export class Distribution {
       const logits = answer.top.map((token) => token.logit);
       return new Distribution(answer.top.map((token) => token.id), logits, answer.log_normalizer, false);
     }
-    const bytes = Uint8Array.from(atob(answer.logits), (sign) => sign.charCodeAt(0));
-    const view = new DataView(bytes.buffer);
-    const logits = Float32Array.from({ length: bytes.length / 4 }, (_, at) => view.getFloat32(4 * at, true));
+    const logits = floats(answer.logits);
     return new Distribution(Uint32Array.from(logits.keys()), logits, answer.log_normalizer, true);
   }
 
@@ -71,6 +71,12 @@ export class Distribution {
     if (!this.complete && cut === logits.length && !(top_k > 0 && top_k <= cut)) return null;
     return { n: cut, probs: normalized(probs.subarray(0, cut), top_p < 1 || min_p > 0) };
   }
+}
+
+/** Of base64 of little-endian float32. */
+export function floats(text) {
+  const bytes = Uint8Array.from(atob(text), (sign) => sign.charCodeAt(0)), view = new DataView(bytes.buffer);
+  return Float32Array.from({ length: bytes.length / 4 }, (_, at) => view.getFloat32(4 * at, true));
 }
 
 /** How many tokens reach top_p together. */

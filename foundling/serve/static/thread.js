@@ -20,7 +20,15 @@ export class Thread {
     this.views.push(...fresh);
     this.container.append(...fresh.map((view) => view.element));
     for (const view of fresh) view.summarize();
-    for (const view of this.views) view.showVersion(version(conversation, view.node.id));
+    for (const view of this.views) {
+      view.showVersion(version(conversation, view.node.id));
+      view.showMore();
+    }
+  }
+
+  /** Whether what changes messages can be chosen. */
+  enable(is) {
+    for (const button of this.container.querySelectorAll("[data-idle]")) button.disabled = !is;
   }
 
   viewOf(node) {

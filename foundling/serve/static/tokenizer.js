@@ -11,13 +11,13 @@ const SAMPLE = "The quick brown fox jumps over 12345 lazy dogs.\nUnbelievable! ð
 
 export class TokenizerView {
   constructor(store, element) {
-    Object.assign(this, { store, element, controller: new AbortController() });
+    Object.assign(this, { store, element });
     this.text = h("textarea", { id: "tokenizer-text", rows: 4, value: SAMPLE, maxlength: 20000 });
     this.ids = h("button", { type: "button", text: "Show ids", "aria-pressed": "false", onclick: () => this.toggleIds() });
     this.tokens = h("div", { class: "tokens", "aria-live": "off" });
     this.facts = h("p", { class: "quiet", role: "status" });
     this.languages = h("tbody");
-    this.priced = h("th", { scope: "col", class: "n", text: "$ for a million", hidden: true });
+    this.priced = h("th", { scope: "col", class: "n", text: "$ per million", hidden: true });
     this.word = h("input", { id: "tokenizer-word", value: "strawberry", maxlength: 60, autocomplete: "off", spellcheck: "false" });
     this.letters = h("div", { class: "spelling" });
     this.reason = h("p", { role: "status" });
@@ -30,11 +30,11 @@ export class TokenizerView {
         h("h2", { text: "The same sentence in ten languages" }),
         h("p", { class: "quiet", text: "The first article of the Universal Declaration of Human Rights. More tokens for the same meaning cost more, take longer and fill the context sooner." }),
         h("div", { class: "wide" }, h("table", { class: "languages" }, h("thead", {}, h("tr", {}, h("th", { scope: "col", text: "language" }),
-          h("th", { scope: "col", class: "n", text: "tokens" }), h("th", { scope: "col", text: "beside English" }),
-          h("th", { scope: "col", class: "n extra", text: "chars a token" }), this.priced)), this.languages))),
+          h("th", { scope: "col", class: "n", text: "tokens" }), h("th", { scope: "col", text: "relative to English" }),
+          h("th", { scope: "col", class: "n extra", text: "characters per token" }), this.priced)), this.languages))),
     );
-    this.text.addEventListener("input", debounce(() => this.showText(), 250));
-    this.word.addEventListener("input", debounce(() => this.showWord(), 250));
+    this.text.addEventListener("input", debounce(() => this.show(), 250));
+    this.word.addEventListener("input", debounce(() => this.show(), 250));
     store.subscribe(["model"], () => !element.hidden && this.show());
   }
 
@@ -43,30 +43,33 @@ export class TokenizerView {
     if (!model) return;
     try {
       if (model.foundling.kind === "upstream") throw new ServerError("request", `${model.id} is behind another server: its tokenizer is not here.`);
-      await this.showText();
-      await this.showWord();
+      await this.showText(model);
+      await this.showWord(model);
       if (this.shown !== model) await this.showLanguages(model);
-      this.shown = model;
     } catch (error) {
-      notify(error, () => this.show());
+      if (this.isChosen(model)) notify(error, () => this.show());
     }
   }
 
-  async tokensOf(text) {
-    return text ? tokenize(this.store.get().model, { prompt: text, add_special_tokens: false }) : [];
+  isChosen(model) {
+    return this.store.get().model === model;
   }
 
-  async showText() {
+  async tokensOf(model, text) {
+    return text ? tokenize(model, { prompt: text, add_special_tokens: false }) : [];
+  }
+
+  async showText(model) {
     const text = this.text.value;
-    const tokens = await this.tokensOf(text);
-    if (text !== this.text.value) return;
+    const tokens = await this.tokensOf(model, text);
+    if (text !== this.text.value || !this.isChosen(model)) return;
     const nodes = tokens.flatMap(({ id, text: piece, bytes }) => [
       h("span", { title: `id ${id}` }, h("span", { text: spelled(piece, bytes) }), h("small", { text: id })), piece.includes("\n") ? h("br") : null,
     ]);
     this.tokens.replaceChildren(...nodes.filter(Boolean));
     const bytes = new TextEncoder().encode(text).length;
     const facts = [plural(tokens.length, "token"), plural([...text].length, "character"), plural(bytes, "byte")];
-    if (tokens.length) facts.push(`${(bytes / tokens.length).toFixed(2)} bytes a token`);
+    if (tokens.length) facts.push(`${(bytes / tokens.length).toFixed(2)} bytes per token`);
     this.facts.textContent = facts.join(" Â· ");
   }
 
@@ -77,7 +80,9 @@ export class TokenizerView {
 
   async showLanguages(model) {
     const rows = [];
-    for (const { language, code, text } of ARTICLE) rows.push({ language, code, text, n: (await this.tokensOf(text)).length });
+    for (const { language, code, text } of ARTICLE) rows.push({ language, code, text, n: (await this.tokensOf(model, text)).length });
+    if (!this.isChosen(model)) return;
+    this.shown = model;
     const most = Math.max(...rows.map(({ n }) => n)), english = rows[0].n, { price } = model.foundling;
     this.priced.hidden = !price;
     this.languages.replaceChildren(...rows.map(({ language, code, text, n }) => {
@@ -90,12 +95,12 @@ export class TokenizerView {
     }));
   }
 
-  async showWord() {
+  async showWord(model) {
     const word = this.word.value.trim();
     const letters = [...new Intl.Segmenter(undefined, { granularity: "grapheme" }).segment(word)].map(({ segment }) => segment);
     const reversed = letters.toReversed().join("");
-    const tokens = await this.tokensOf(word), back = await this.tokensOf(reversed);
-    if (word !== this.word.value.trim()) return;
+    const tokens = await this.tokensOf(model, word), back = await this.tokensOf(model, reversed);
+    if (word !== this.word.value.trim() || !this.isChosen(model)) return;
     const row = (name, parts, kind) => [h("span", { class: "quiet", text: name }), h("span", { class: `tokens ${kind}` }, parts.map((part) => h("span", { text: part })))];
     this.letters.replaceChildren(...(word ? [
       ...row("you see", letters, "letters"), ...row("the model reads", tokens.map(({ text, bytes }) => spelled(text, bytes)), ""),

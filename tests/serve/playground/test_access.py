@@ -109,14 +109,17 @@ def check_contrast(page: Page, place: str) -> int:
 def test_every_text_has_contrast(page: Page) -> None:
     page.click(".options > summary")
     page.fill("#schema", "no JSON")
-    expect(page.locator("#schema-state")).to_contain_text("Not used")
+    expect(page.locator("#schema-state")).to_contain_text("Invalid JSON")
     n = 0
     for view in VIEWS:
         page.click(f"#tab-{view}")
         if view == "chat":
+            page.fill("#schema", "")
             page.click(".options > summary")
             open_everything(page)
             page.click(".options > summary")
+            page.fill("#schema", "no JSON")
+            expect(page.locator("#schema-state")).to_contain_text("Invalid JSON")
         if view == "tokenizer":
             expect(page.locator(".languages tbody tr")).to_have_count(10)
         n += check_contrast(page, view)
@@ -211,15 +214,22 @@ def test_a_phone(browser: Browser, site: Live, watch) -> None:
     tokens = show_tokens(article)
     tokens.nth(2).tap()
     expect(page.locator(".distribution")).to_be_visible()
+    expect(page.locator("#inspector-title")).to_be_focused()
     assert tokens.nth(2).bounding_box()["y"] < page.locator("#inspector").bounding_box()["y"] - 10
     page.locator("summary", has_text="Attention").tap()
     expect(page.locator(".key").first).to_be_visible()
     assert not page.evaluate(WIDE)
     page.get_by_role("button", name="Close").tap()
     expect(page.locator("#inspector")).to_be_hidden()
-    page.click("#open-inspector")
+    expect(tokens.nth(2)).to_be_focused()
+    opener = page.locator("#open-inspector")
+    assert opener.get_attribute("aria-controls") == "inspector" and opener.get_attribute("aria-expanded") == "false"
+    opener.click()
     expect(page.locator("#temperature")).to_be_visible()
+    expect(page.locator("#inspector-title")).to_be_focused()
+    assert opener.get_attribute("aria-expanded") == "true"
     page.keyboard.press("Escape")
+    expect(opener).to_be_focused()
     for view in VIEWS:
         page.locator(f"#tab-{view}").tap()
         expect(page.locator(f"#view-{view}")).to_be_visible()
@@ -227,6 +237,7 @@ def test_a_phone(browser: Browser, site: Live, watch) -> None:
     context.close()
 
 
+@pytest.mark.slow
 def test_less_motion_is_respected(page: Page) -> None:
     set_options(page)
     show_tokens(ask(page, "the model")).nth(1).click()
@@ -257,11 +268,23 @@ def test_the_form_that_asks_for_a_key(browser: Browser, models, watch) -> None:
         assert cookie["httpOnly"] and cookie["sameSite"] == "Strict" and KEY not in cookie["value"]
         set_options(page)
         ask(page, "the model")
-        context.clear_cookies()
+        context.clear_cookies()  # as when the session has ended
         page.fill("#draft", "more")
         page.press("#draft", "Enter")
         notice = page.locator("article.assistant .notice")
         expect(notice).to_contain_text("Sign in to go on")
         notice.get_by_role("button", name="Sign in").click()
+        page.get_by_label("Key").fill(KEY)
+        page.keyboard.press("Enter")
+        page.get_by_role("button", name="Sign out").click()
         expect(page.get_by_label("Key")).to_be_visible()
+        assert context.cookies() == []
+        context.close()
+        context = browser.new_context(java_script_enabled=False)
+        page = context.new_page()
+        page.goto(site.url)
+        page.get_by_label("Key").fill(KEY)
+        page.keyboard.press("Enter")
+        expect(page.locator("#draft")).to_be_attached()
+        assert page.url == f"{site.url}/", "a key in an address would stand in logs and histories"
         context.close()

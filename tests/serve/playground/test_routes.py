@@ -2,6 +2,7 @@
 """What the page asks of the server beyond the public routes, and its files."""
 
 import base64
+import json
 import re
 from importlib.resources import files
 
@@ -73,13 +74,18 @@ def test_what_happened_inside(site: Live) -> None:
     answer = site.post("/playground/look", model="plain", tokens=ids, layer=0).json()
     record = look_at(served.model, served.tokenizer, ids, layer=0, name="plain").as_json()
     attending = answer.pop("attending")
-    assert attending == [0, 1] and answer["ids"] == ids and answer["heads"] == record["heads"]
+    assert attending == [0, 1] and answer["ids"] == ids and answer["lens"] == json.loads(json.dumps(record["lens"]))
+    for head, expected in zip(answer["heads"], record["heads"], strict=True):
+        weights = np.frombuffer(base64.b64decode(head["weights"]), "<f4").reshape(4, 4)
+        assert [head["layer"], head["head"], head["kinds"]] == [expected[k] for k in ("layer", "head", "kinds")]
+        np.testing.assert_allclose(weights, expected["rows"], atol=5.1e-5)  # `rows` has four digits
     assert site.post("/playground/look", model="plain", tokens=ids).json()["heads"][0]["layer"] == 1
 
 
 def test_answers_are_checked_against_schemas(site: Live) -> None:
     schema = {"type": "object", "required": ["a"], "properties": {"a": {"type": "integer"}}}
-    for text, valid, reason in (
+    for text, valid, reason in (  # as the server itself checks what it constrains
+        ('```json\n{"a": 1}\n```', False, "no JSON"), ('{"a": 1, "b": 2, "b": 3}', True, ""),
         ('{"a": 1}', True, ""), ('{"a": "b"}', False, "integer"), ('{"a": 1', False, "no JSON"), ("", False, "empty"),
     ):  # fmt: skip
         answer = site.post("/playground/check", schema=schema, text=text).json()
