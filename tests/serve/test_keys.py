@@ -71,7 +71,13 @@ def test_names_limits_and_changes(file: KeyFile) -> None:
     for name in ("anna", "", "a" * 200, "a\nb", "a\x1b[2J"):
         with pytest.raises(ConfigError):
             file.create(name)
-    for limits in ({"tokens": -1}, {"tokens": 1 << 70}, {"requests_per_minute": 0}, {"concurrent": True}):
+    wrong: list[dict[str, Any]] = [
+        {"tokens": -1},
+        {"tokens": 1 << 70},
+        {"requests_per_minute": 0},
+        {"concurrent": True},
+    ]
+    for limits in wrong:
         with pytest.raises(ConfigError):
             file.create("ben", **limits)
         with pytest.raises(ConfigError):
