@@ -115,8 +115,6 @@ class AnswerForm:
             return answer
         if not form.opening:
             return "" if answer.lstrip().startswith("{") else answer
-        if self.style == "mistral" and answer.lstrip().startswith('[{"'):
-            return ""
         whole = answer.rfind(form.closing) + len(form.closing) if form.closing and form.closing in answer else 0
         at = answer.find(form.opening, whole)
         if at < 0:

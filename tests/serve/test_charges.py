@@ -102,7 +102,7 @@ def test_what_was_computed_is_charged_where_nobody_can_judge_it(live: Live, monk
 
 def test_the_log_charges_nothing_for_what_is_refused(directories, tmp_path: Path) -> None:
     file = KeyFile(tmp_path / "keys.sqlite", create=True)
-    key = file.create("anna", tokens=3)
+    key = file.create("anna", tokens=5)
     with serving({"tiny": directories["tiny"]}, key_file=file.path, max_queue=4) as live:
         live.key = key
         first = live.post("/v1/completions", prompt="a", max_tokens=3)

@@ -211,7 +211,6 @@ def test_deltas_never_take_back_what_was_sent(live: Live) -> None:
         ("hermes", 'so <tool_call>\n{"name": "sit", "arguments": {"where": "mat"}}\n</tool_call>\n'
                    '<tool_call>\n{"name": "bark", "arguments": {"loud": true}}\n</tool_call>', "so <"),
         ("mistral", 'so [TOOL_CALLS] [{"name": "sit", "arguments": {"where": "mat"}}]', "so ["),
-        ("mistral", '[{"name": "sit", "arguments": {"where": "mat"}}]', "[{"),
         ("llama3", '{"name": "sit", "parameters": {"where": "mat"}}', ""),
     ],
 )  # fmt: skip

@@ -245,7 +245,7 @@ def test_a_special_token_stops_an_answer(tmp_path: Path) -> None:
         writer.model.head.weight.zero_()
         writer.model.head.weight[mark] = 1000 * writer.model(torch.tensor([[5, 6, 7]])).hidden[0, -1]
     (said,) = writer.answer([5, 6, 7], max_tokens=8, stop_strings=["<|im_end|>"])
-    assert (said["text"], said["tokens"], said["finish_reason"]) == ("", 0, "end") and whole["tokens"] > 0
+    assert (said["text"], said["tokens"], said["finish_reason"]) == ("", 0, "stop") and whole["tokens"] > 0
 
 
 def test_a_token_without_a_row_is_refused_where_it_is_used(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def site(models: dict[str, Path]) -> Iterator[Live]:
         yield live
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it is there, its event loop is that of the main thread: no asyncio.run
 def browser() -> Iterator[Browser]:
     path = shutil.which("chromium")
     assert path, "the tests of the page need Chromium: apt-get install chromium"

@@ -58,13 +58,16 @@ def test_between_two_calls_the_engine_takes_a_step(site: Live) -> None:
     """So that many of them hold up nobody's answer."""
     worker, release, steps = site.model("plain").worker, threading.Event(), list[int]()
 
+    async def consume() -> None:
+        async for _ in worker.stream([Request([5, 9, 300], 40)]):
+            pass
+
     async def mix() -> None:
         waiting = asyncio.create_task(worker.call(release.wait))
         await asyncio.sleep(0)
-        answer = asyncio.create_task(worker.run([Request([5, 9, 300], 40)]))
+        answer = asyncio.create_task(consume())
         await asyncio.sleep(0)
-        start = worker.stats.n_tokens
-        calls = [worker.call(lambda: steps.append(worker.stats.n_tokens - start)) for _ in range(6)]
+        calls = [worker.call(lambda: steps.append(worker.engine.n_steps)) for _ in range(6)]
         tasks = [asyncio.create_task(call) for call in calls]
         await asyncio.sleep(0)
         release.set()
