@@ -36,7 +36,8 @@ def every_route(directories, tmp_path_factory: pytest.TempPathFactory):
     def routers(server: Any) -> list[Any]:
         return [jobs_router(server, state), playground_router(server)]
 
-    with serving({"tiny": directories["tiny"]}, keys=[KEY], routers=routers, max_tokens=4, max_n=4) as live:
+    with serving({"tiny": directories["tiny"]}, keys=[KEY], routers=routers, max_tokens=4, max_n=4,
+                 shutdown_seconds=5) as live:  # fmt: skip
         yield live
 
 
@@ -86,6 +87,7 @@ def ask_operation(
         assert mode == GenerationMode.NEGATIVE
 
 
+@pytest.mark.slow
 def test_every_answer_is_a_documented_one(every_route: Live) -> None:
     counts = ask_all(every_route, 4)
     assert len({label for label, _ in counts}) > 15
