@@ -36,7 +36,7 @@ def every_route(directories, tmp_path_factory: pytest.TempPathFactory):
     def routers(server: Any) -> list[Any]:
         return [jobs_router(server, state), playground_router(server)]
 
-    with serving({"tiny": directories["tiny"]}, keys=[KEY], routers=routers, max_tokens=4, max_n=4,
+    with serving({"tiny": directories["tiny"]}, keys=[KEY], routers=routers, max_tokens=16, max_n=4,
                  shutdown_seconds=5) as live:  # fmt: skip
         yield live
 
