@@ -214,7 +214,7 @@ class JobStore:
             _append(self.folder(job) / EVENTS, json.dumps(event, allow_nan=False).encode() + b"\n")
 
     def events(self, job: Job) -> list[dict[str, Any]]:
-        """The oldest first. Lines that are none are passed over: a disk may damage them."""
+        """The oldest first. A line that a disk has damaged is skipped."""
         try:
             lines = (self.folder(job) / EVENTS).read_bytes().splitlines(keepends=True)
         except FileNotFoundError:

@@ -31,7 +31,7 @@ class Usage:
     cached_tokens: int = 0
     price: Price | None = None
     deterministic: bool = False
-    """whether what else was computed must not show: then no token is said to come from the cache"""
+    """deterministic mode: `cached_tokens` is 0, since it depends on other requests"""
 
     @property
     def cost(self) -> float | None:

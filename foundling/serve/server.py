@@ -70,7 +70,8 @@ class Server:
         """Before anything of a request is read: APIError 429 where no model takes a further completion. Under overload
         most requests end here, so it has to cost little, or those that are refused would keep the rest waiting."""
         workers = [one.worker for one in self.pool.loaded if isinstance(one, GenerativeModel)]
-        if workers and all(worker.n_open >= worker.max_queue for worker in workers):
+        # a model behind another API has a queue of its own
+        if workers and not self.pool.remotes and all(worker.n_open >= worker.max_queue for worker in workers):
             workers[0].check_queue(1)
 
     def generative(self, name: str | None, http: HTTPRequest) -> GenerativeModel:
@@ -145,7 +146,7 @@ class Server:
 
 
 def reward_scores(reward: Any, prompt: str, texts: Sequence[str]) -> list[float]:
-    """Of a head with one value its value; of one with labels the log-odds of its last label."""
+    """Of a head with one value its value; of one with labels the probability of its last label."""
     answers = reward.classifier.classify([prompt + text for text in texts])
     labels = reward.classifier.labels
     return [answer["value"] if "value" in answer else answer["scores"][labels[-1]] for answer in answers]
