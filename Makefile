@@ -49,6 +49,7 @@ bench: $(VENV)/.installed-dev ## ours against peers, in one run
 gpu: ## every family on CUDA, speeds, reproduce (needs a GPU); PY=python3 uses an installed Python
 	@$(PY) -m benchmarks.gpu $(ARGS)
 	@$(PY) -m benchmarks.gpu_finetune
+	@$(PY) -m benchmarks.gpu_serve
 
 lint: $(VENV)/.installed-dev ## ruff and basedpyright
 	@$(PY) -m ruff check .

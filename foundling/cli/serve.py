@@ -76,8 +76,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     limits.add_argument(
         "--weights",
         choices=["float32", "bfloat16", "int8", "int4"],
-        help="use native code with weights of this type: faster on a CPU, compiled once",
+        help="use native code with weights of this type: faster on a CPU, compiled once; on a GPU float32 or bfloat16",
     )
+    limits.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto: a GPU where there is one)")
 
 
 def _add_others(parser: argparse.ArgumentParser) -> None:
@@ -199,6 +200,7 @@ def _state(args: argparse.Namespace) -> Any:
 
 def _options(args: argparse.Namespace, has_keys: bool) -> Any:
     from foundling.limits import check_number
+    from foundling.runtime.device import resolve_device
     from foundling.serve.options import ServeOptions
 
     cap = 20 if args.max_logprobs is None and has_keys else args.max_logprobs
@@ -212,6 +214,7 @@ def _options(args: argparse.Namespace, has_keys: bool) -> Any:
         cache_memory=memory,
         deterministic=args.deterministic,
         weights=args.weights,
+        device=resolve_device(args.device),
         harmless=tuple(args.harmless),
         flag_threshold=args.flag_threshold,
     )

@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import torch
+
 from foundling.blocks.position import position_limit
 from foundling.decode.classify import Classifier
 from foundling.decode.embed import TextEmbedder, pooling_of
@@ -213,7 +215,10 @@ def load_served(
 
     WeightsError for what is no model directory or can do none of this."""
     place = local_directory(directory)
-    model, files = load(place, merged=True), files_of(place)
+    # on a CPU native code packs its weights from float32
+    halved = options.device != "cpu" and options.weights == "bfloat16"
+    model = load(place, dtype=torch.bfloat16 if halved else torch.float32, device=options.device, merged=True)
+    files = files_of(place)
     can, created = model.capabilities, int((Path(files) / "tokenizer.json").stat().st_mtime)
     common: dict[str, Any] = {
         "name": name, "directory": str(directory), "model": model, "created": created, "price": price

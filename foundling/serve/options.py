@@ -56,7 +56,9 @@ class ServeOptions:
     cache_memory: int = 1 << 30
     """bytes of a model's keys and values"""
     weights: str | None = None
-    """type of native weights (decode/engine/engine.py)"""
+    """type of native weights (decode/engine/engine.py); on a GPU bfloat16 halves what torch computes with"""
+    device: str = "cpu"
+    """cpu or cuda"""
     harmless: tuple[str, ...] = ()
     """labels of classifiers that mean a harmless text; none: HARMLESS of models.py"""
     flag_threshold: float = 0.5
@@ -76,6 +78,9 @@ class ServeOptions:
         for name in ("queue_timeout", "request_timeout", "shutdown_seconds"):
             check_number(getattr(self, name), name, 0.001, 86400)
         check_number(self.flag_threshold, "flag_threshold", 0, 1)
+        if self.device != "cpu" and self.weights not in (None, "float32", "bfloat16"):
+            raise ConfigError(f"weights {self.weights} need native code, which computes on a CPU; on {self.device} use "
+                              "float32 or bfloat16, or give --device cpu")  # fmt: skip
         if not self.host or not self.host.isprintable():
             raise ConfigError(f"host is {shown(self.host)}; expected an address such as 127.0.0.1")
 
