@@ -25,7 +25,9 @@ from foundling.verify.structured import matches_constraint
 RAISE = "--tokens 1e6 --d-model 576 --n-layers 12 --vocab-size 4096 --total-steps 60 --seq-len 512 --device cuda"
 SCHEMA = {
     "type": "object",
-    "properties": {"name": {"type": "string", "maxLength": 20}, "count": {"type": "integer"}, "on": {"type": "boolean"}},
+    "properties": {
+        "name": {"type": "string", "maxLength": 20}, "count": {"type": "integer"}, "on": {"type": "boolean"},
+    },
     "required": ["name", "count", "on"], "additionalProperties": False,
 }  # fmt: skip
 

@@ -111,14 +111,17 @@ def free_port() -> int:
 @contextlib.contextmanager
 def running(command: list[str], port: int) -> Iterator[str]:
     """A server, from when it answers /health. SystemExit where it ends or takes over two minutes."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+    log = tempfile.TemporaryFile()  # noqa: SIM115  closed below
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, cwd=ROOT)
     try:
         until = time.monotonic() + 120
         while True:
             with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
                 break  # until then it refuses, or answers 503, which urlopen raises as an OSError
             if process.poll() is not None or time.monotonic() > until:
-                raise SystemExit(f"{' '.join(command)} does not serve (exit code {process.poll()})")
+                log.seek(0)
+                last = log.read().decode(errors="replace")[-2000:]
+                raise SystemExit(f"{' '.join(command)} does not serve (exit code {process.poll()}): {last}")
             time.sleep(0.2)
         yield f"127.0.0.1:{port}"
     finally:
@@ -128,6 +131,7 @@ def running(command: list[str], port: int) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        log.close()
 
 
 def serve_ours(model: Model) -> contextlib.AbstractContextManager[str]:

@@ -8,7 +8,7 @@ one after the other in one process: free; constrained, with the tokens that the 
 and constrained by masks alone, which shows what a mask costs. A free answer takes as many tokens as the constrained one
 did. Medians of rounds; the first round is not counted. Beside them what comes before the first token, once for a model
 (the vocabulary as llguidance reads it) and once for a schema (compiling it in a process of its own, whose start is
-counted once, and here).
+counted once, and here). A run that was cut off goes on where it stopped, on the same commit.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from foundling.decode.engine.engine import Engine, EngineOptions
 from foundling.decode.request import Completion, Request
 from foundling.decode.sampling import Sampling
 from foundling.runtime.device import available_threads
+from foundling.runtime.files import read_json, write_json
 from foundling.runtime.machine import machine
 from foundling.text import Tokenizer
 from foundling.text.framing import Framing
@@ -148,7 +149,12 @@ def main() -> None:
         "weights": "int4", "properties": args.properties, "rounds": args.rounds,
         "before the first token": {name: round(1000 * value, 2) for name, value in costs.items()},
     }  # fmt: skip
+    same = ("commit", "machine", "properties", "rounds")
+    if args.out.exists() and all((before := read_json(args.out)).get(name) == result[name] for name in same):
+        result |= {name: value for name, value in before.items() if name.startswith("batch ")}
     for batch in args.batches:
+        if f"batch {batch}" in result:
+            continue
         engine = Engine(
             model, EngineOptions(weights="int4", native=True, share_prefixes=False, max_num_seqs=max(args.batches))
         )
@@ -158,7 +164,7 @@ def main() -> None:
         ]
         result[f"batch {batch}"] = measure(engine, prompts, constrainer, constraint, args.rounds)
         print(json.dumps({batch: result[f"batch {batch}"]}), flush=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(args.out, result)
     print(json.dumps(result, indent=1))
 
 
