@@ -112,6 +112,9 @@ class Completion:
     prompt_top_logprobs: list[dict[int, float]] | None = None
     n_shared: int = 0
     """tokens of the prompt whose keys and values an engine had computed for another request"""
+    end: tuple[int, float, dict[int, float]] | None = None
+    """the stop id that ended it, its log-probability and the most likely ids, where log-probabilities were requested;
+    `tokens` does not have it"""
     exception: Exception | None = field(default=None, repr=False, compare=False)
     """what was raised, where finish_reason is "error": a FoundlingError is the request's own fault"""
 

@@ -56,6 +56,9 @@ class SequenceState:
         that is forced, where the request wants no log-probabilities."""
         request, completion = self.request, self.completion
         if token in request.stop or token in request.stop_tokens:
+            if request.logprobs is not None:
+                assert logits is not None
+                completion.end = (token, *token_logprobs(logits[None], [token], request.logprobs)[0])
             self.finish("end" if token in request.stop else "stop")
             return
         completion.tokens.append(token)

@@ -188,7 +188,15 @@ class _Legacy:
         if echo and completion.prompt_logprobs is not None:
             self.add(self.prompt.ids, completion.prompt_logprobs, completion.prompt_top_logprobs or [], first=True)
         self.add(completion.tokens, completion.logprobs or [], completion.top_logprobs or [])
+        self.add_end(completion)
         return self.as_json()
+
+    def add_end(self, completion: Completion) -> None:
+        """The token that ended the answer, as OpenAI's completions have it: clients count it (lm-evaluation-harness
+        leaves out the last one)."""
+        if completion.end is not None:
+            token, value, top = completion.end
+            self.add([token], [value], [top])
 
     def add(
         self,
@@ -236,10 +244,12 @@ async def _events(job: Job, updates: UpdateStream) -> AsyncGenerator[str]:
                 text.finish(completion.text or "")
                 job.usage.cached_tokens += completion.n_shared
             content, logprobs = text.take(), None
-            if body.logprobs is not None and update.tokens:
+            if body.logprobs is not None and (update.tokens or (completion and completion.end)):
                 legacy = _Legacy(prompts[index])
                 legacy.offset = offsets[index]
                 legacy.add(update.tokens, update.logprobs, update.top_logprobs)
+                if completion is not None:
+                    legacy.add_end(completion)
                 offsets[index], logprobs = legacy.offset, legacy.as_json()
             if content or logprobs or completion is not None:
                 reason = None if completion is None else FINISH[completion.finish_reason or "stop"]

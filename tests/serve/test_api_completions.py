@@ -53,6 +53,26 @@ def test_texts_are_those_of_the_library(live: Live, directories, name: str) -> N
     assert list(parts.values()) == [c.text for c in twice.choices]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_log_probabilities_have_the_token_that_ends_an_answer(live: Live, directories, stream: bool) -> None:
+    """As OpenAI's: lm-evaluation-harness asks for one token and leaves out the last log-probability."""
+    served, model = live.model("tiny"), load(directories["tiny"])
+    ids, (end, *_) = served.framing.prompt("the cat sat"), served.framing.ends
+    (expected,) = foundling.generate(model, [[*ids, end]], max_tokens=1, prompt_logprobs=0)
+    asked = ask(live, prompt=ids, logprobs=2, max_tokens=5, logit_bias={str(end): 100}, temperature=0, stream=stream)
+    choices = [choice for chunk in asked for choice in chunk.choices] if stream else asked.choices
+    (logprobs,) = (choice.logprobs for choice in choices if choice.logprobs)
+    assert "".join(choice.text for choice in choices) == "" and choices[-1].finish_reason == "stop"
+    assert logprobs.token_ids == [end] and logprobs.text_offset == [0]
+    assert expected.prompt_logprobs and logprobs.token_logprobs == pytest.approx(
+        expected.prompt_logprobs[-1:], abs=1e-4
+    )
+    if not stream:
+        assert asked.usage.completion_tokens == 0
+        (echoed,) = ask(live, prompt=ids, echo=True, logprobs=0, max_tokens=5, logit_bias={str(end): 100}).choices
+        assert echoed.logprobs.token_ids == [*ids, end] and echoed.text == "the cat sat"
+
+
 def test_echo_scores_the_prompt_as_the_library_does(live: Live, directories) -> None:
     served, model = live.model("tiny"), load(directories["tiny"])
     ids = served.framing.prompt("the cat sat, and a dog")
