@@ -30,12 +30,21 @@ DEFAULTS = {
 LEFT_OUT = (*OF_RAISE, "train.seq_len", "train.epochs", "adapt.method")
 
 
+KIND = "key:objective.kind"
+
+
 def add(parser: argparse.ArgumentParser) -> None:
+    add_options(parser)
+    kinds = ", ".join(get_args(ExampleKind))
+    parser.add_argument("--as", dest=KIND, choices=get_args(ExampleKind), metavar="KIND",
+                        help=f"what is learnt from the examples: {kinds} (default: detected)")  # fmt: skip
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those of every kind."""
     parser.add_argument("dir", nargs="?", help="model directory, or hf://ORG/NAME[@REVISION]")
     parser.add_argument("data", nargs="?", help="file or folder of .jsonl, .json, .csv, .tsv, .parquet, CoNLL or text")
-    kinds, methods = ", ".join(get_args(ExampleKind)), ", ".join(get_args(Method))
-    parser.add_argument("--as", dest="key:objective.kind", choices=get_args(ExampleKind), metavar="KIND",
-                        help=f"what is learnt from the examples: {kinds} (default: detected)")  # fmt: skip
+    methods = ", ".join(get_args(Method))
     parser.add_argument("--method", dest="key:adapt.method", choices=get_args(Method), metavar="METHOD",
                         help=f"what is trained: {methods} (default: lora; head needs labels)")  # fmt: skip
     budget = parser.add_mutually_exclusive_group()

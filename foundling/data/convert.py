@@ -5,6 +5,7 @@ columns by role, and returns the fields or a `Skip`."""
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -104,6 +105,58 @@ def translation(row: Mapping[str, Any], columns: Mapping[str, str]) -> Fields | 
         return Skip("not a translation between two languages")
     first, second = value
     return prompt_and_answer(value, {"prompt": first, "answer": second})
+
+
+def preference(row: Mapping[str, Any], columns: Mapping[str, str]) -> Fields | Skip:
+    """A prompt and its completions, the best first: `chosen` and `rejected`, or a list `ranked`. Each is a text, or a
+    conversation that ends with it; a prompt that is no column is what these begin with alike."""
+    if "ranked" in columns:
+        values = row.get(columns["ranked"])
+        if not isinstance(values, list) or len(values) < 2:
+            return Skip("fewer than two completions", f"{columns['ranked']!r} is no list of two or more")
+    else:
+        values = [row.get(columns[role]) for role in ("chosen", "rejected")]
+    if all(isinstance(value, str) for value in values) and "prompt" not in columns:
+        values = [_transcript(value) for value in values]
+    prompt = row.get(columns.get("prompt", ""))
+    before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt or []
+    chats = [_conversation(value, before) for value in values]
+    for chat in chats:
+        if isinstance(chat, Skip):
+            return chat
+    first, completions = chats[0][:-1], [chat[-1]["content"] for chat in chats]  # pyright: ignore[reportIndexIssue]
+    if not first:
+        return Skip("completions without a prompt", "expected a prompt, or conversations that begin alike")
+    if any(chat[:-1] != first for chat in chats):
+        return Skip("completions of different prompts")
+    if len(set(completions)) < len(completions):
+        return Skip("equal completions")
+    if isinstance(system := row.get(columns.get("system", "")), str) and system.strip():
+        first = [{"role": "system", "content": system}, *first]  # pyright: ignore[reportGeneralTypeIssues]
+    return {"messages": first, "completions": completions}
+
+
+def _transcript(text: str) -> Any:
+    """The conversation of Anthropic's "\n\nHuman: … \n\nAssistant: …"; any other text as it is."""
+    parts = re.split(r"\n\n(Human|Assistant): ?", text)
+    if len(parts) < 3 or parts[0].strip():
+        return text
+    turns = zip(parts[1::2], parts[2::2], strict=True)
+    return [{"role": "user" if name == "Human" else "assistant", "content": content.strip()} for name, content in turns]
+
+
+def _conversation(value: Any, before: Any) -> list[Fields] | Skip:
+    """All messages of a completion, the completion last."""
+    if not isinstance(before, list):
+        return Skip("a prompt that is neither a text nor messages")
+    if isinstance(value, str):
+        value = [*before, {"role": "assistant", "content": value}]
+    elif isinstance(value, Mapping):
+        value = [*before, value]
+    elif isinstance(value, list) and value[: len(before)] != before:
+        value = [*before, *value]
+    row = messages({"messages": value}, {"messages": "messages"})
+    return row if isinstance(row, Skip) else row["messages"]
 
 
 def text(row: Mapping[str, Any], columns: Mapping[str, str]) -> Fields | Skip:

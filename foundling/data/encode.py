@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from foundling.data.kinds import PACKED, Example, Kind
+from foundling.data.kinds import COMPARED, PACKED, Example, Kind
 from foundling.errors import DataError
 from foundling.text.answers import NO_PLACE, Unusable
 from foundling.text.cutting import Encoded, Text, encode_within
@@ -54,13 +54,13 @@ class Encoder:
     @property
     def packed(self) -> bool:
         """Whether examples share rows: those of a causal model, which reads a source as the prompt of its target."""
-        return self.kind in PACKED or (self.kind == "seq2seq" and not self.framing.spec.reads_source)
+        return self.kind in (*PACKED, COMPARED) or (self.kind == "seq2seq" and not self.framing.spec.reads_source)
 
     def __call__(self, examples: Iterable[Example]) -> Iterator[tuple[int, Arrays]]:
         """(place, arrays) of every example, of a text one for each window of seq_len + 1 tokens."""
         functions: dict[Kind, Callable[[Sequence[Example]], Iterator[Any]]] = {
             "chat": self._chat, "text": self._text, "classify": self._classify, "regress": self._classify,
-            "tag": self._tag, "seq2seq": self._seq2seq,
+            "tag": self._tag, "seq2seq": self._seq2seq, "preference": self._preference,
         }  # fmt: skip
         place, source = 0, iter(examples)
         while group := list(islice(source, AT_ONCE)):
@@ -77,6 +77,19 @@ class Encoder:
     def _chat(self, group: Sequence[Example]) -> Iterator[Any]:
         for example in self.framing.chat_examples([one.fields for one in group], self.seq_len + 1):
             yield example if isinstance(example, Unusable) else {"tokens": example.ids, "mask": example.mask}
+
+    def _preference(self, group: Sequence[Example]) -> Iterator[Any]:
+        """Of each example as many texts as it has completions, or none."""
+        chats = [
+            {"messages": [*({**m, "weight": 0} for m in one.fields["messages"]), {"role": "assistant", "content": text}]}
+            for one in group
+            for text in one.fields["completions"]
+        ]
+        encoded = iter(self.framing.chat_examples(chats, self.seq_len + 1))
+        for one in group:
+            texts = [next(encoded) for _ in one.fields["completions"]]
+            unusable = next((text for text in texts if isinstance(text, Unusable)), None)
+            yield unusable or [{"tokens": text.ids, "mask": text.mask} for text in texts]  # pyright: ignore
 
     def _text(self, group: Sequence[Example]) -> Iterator[Any]:
         encoded = self.tokenizer.encode_batch([one.fields["text"] for one in group])
@@ -140,6 +153,8 @@ def prompt_ids(example: Example, kind: Kind, framing: Framing) -> list[int]:
     if kind == "chat":
         messages = example.fields["messages"]
         return framing.chat(messages[:-1], tools=example.fields.get("tools"))
+    if kind == COMPARED:
+        return framing.chat(example.fields["messages"])
     if not framing.spec.reads_source:
         framing = Framing(framing.tokenizer, replace(framing.spec, separator=SEPARATOR))
     return framing.prompt(example.fields["source"])
@@ -177,7 +192,7 @@ def suggest_seq_len(lengths: np.ndarray, longest: int, share: float = SHARE) -> 
 
 def check_template(encoder: Encoder, n: int) -> None:
     """DataError where the template cannot say where the answers of most of `n` chats are."""
-    if encoder.kind == "chat" and 2 * encoder.skipped[NO_PLACE] > n:
+    if encoder.kind in ("chat", COMPARED) and 2 * encoder.skipped[NO_PLACE] > n:
         raise DataError(f"{NO_PLACE}: {encoder.details[NO_PLACE]}")
 
 

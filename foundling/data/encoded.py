@@ -18,7 +18,7 @@ import numpy as np
 from foundling.config import from_dict
 from foundling.data.encode import Arrays, Encoder, check_template, nothing_left
 from foundling.data.examples import Examples
-from foundling.data.kinds import Example, Kind
+from foundling.data.kinds import COMPARED, Example, Kind
 from foundling.data.tokens import tokenizer_hash
 from foundling.errors import ConfigError, DataError, MismatchError, WeightsError
 from foundling.limits import SEQ_LEN
@@ -65,6 +65,8 @@ class EncodedSplit:
         except (WeightsError, ConfigError) as error:
             raise DataError(f"{error}; {again}") from error
         self.packed, self.eos, self.made_from = index.packed, index.eos, index.made_from
+        self.reference: np.ndarray | None = None
+        """(n,) log-probabilities of the examples by another model, once somebody has computed them"""
         self.skipped, self.cut = Counter(index.skipped), index.cut
         self.columns: dict[str, np.ndarray] = {}
         for column in index.columns:
@@ -140,7 +142,7 @@ def encode_examples(directory: Path, examples: Examples, framing: Framing, *, se
     the existing tokens were made from other data, by another tokenizer or template, or for another seq_len.
     """
     SEQ_LEN.check(seq_len, "seq_len")
-    template = framing.tokenizer.chat_template if examples.kind == "chat" else None
+    template = framing.tokenizer.chat_template if examples.kind in ("chat", COMPARED) else None
     made_from = {
         "version": VERSION,
         "data_hash": examples.data_hash,

@@ -7,13 +7,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-Kind = Literal["chat", "text", "classify", "tag", "regress", "seq2seq"]
+Kind = Literal["chat", "text", "classify", "tag", "regress", "seq2seq", "preference"]
 """chat: {"messages": [{"role", "content", …}], "tools"?} · text: {"text", "continues"?}, True for a piece that is not
 the last of its text · classify: {"text", "label", "pair"?} · tag: {"words", "tags"} · regress: {"text", "value",
-"pair"?} · seq2seq: {"source", "target"}"""
+"pair"?} · seq2seq: {"source", "target"} · preference: {"messages", "completions": [the best, …, the worst]}"""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 PACKED: tuple[Kind, ...] = ("chat", "text")
 """kinds whose examples share rows, for a causal model"""
+COMPARED = "preference"
+"""the kind whose examples are encoded as several texts each, one for each completion"""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ ANSWERS = ("completion", "response", "answer", "output", "answers", "solution")
 SYSTEM = {"system": ("system", "system_prompt")}
 FLAGS = {
     "messages": "field", "prompt": "field", "words": "field", "text": "field", "translation": "field", "pair": "pair",
-    "label": "label", "tags": "label", "answer": "target",
+    "label": "label", "tags": "label", "answer": "target", "chosen": "target", "rejected": "label", "ranked": "target",
 }  # fmt: skip
 """role of a column -> the field of Columns that names it"""
 
@@ -50,7 +50,18 @@ class Shape:
 
 PROMPTED: dict[Kind, Convert] = {"chat": convert.chat_of_one_turn, "seq2seq": convert.source_and_target}
 SCORED: dict[Kind, Convert] = {"classify": convert.classify, "regress": convert.regress}
+COMPARED: dict[Kind, Convert] = {"preference": convert.preference}
+PROMPTS = ("prompt", "question", "instruction", "query", "messages")
 SHAPES = (
+    Shape(
+        "prompts with two completions", "have both, one chosen", COMPARED,
+        {"chosen": ("chosen", "preferred"), "rejected": ("rejected", "dispreferred")},
+        {"prompt": PROMPTS, **SYSTEM},
+    ),
+    Shape(
+        "prompts with ranked completions", "have two or more", COMPARED,
+        {"ranked": ("ranked", "completions", "responses")}, {"prompt": PROMPTS, **SYSTEM},
+    ),
     Shape(
         "chats", "have an assistant answer", {"chat": convert.messages},
         {"messages": ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")},
@@ -205,6 +216,9 @@ def _fits(role: str, values: Sequence[Any]) -> bool:
         "words": lambda v: isinstance(v, list),
         "tags": lambda v: isinstance(v, list),
         "label": lambda v: not isinstance(v, list | Mapping),
+        "chosen": lambda v: isinstance(v, str | list | Mapping),
+        "rejected": lambda v: isinstance(v, str | list | Mapping),
+        "ranked": lambda v: isinstance(v, list),
         "answer": lambda v: not isinstance(v, Mapping),
     }
     test = tests.get(role, lambda v: isinstance(v, str | bytes))
@@ -253,7 +267,7 @@ def _unknown(kind: Kind | None, names: list[str]) -> str:
     if kind is None:
         return (
             f"the columns {shown_names(names)} are of no known layout: choose with --as chat, text, classify, tag, "
-            "regress or seq2seq, and name them with --field, --pair, --label or --target"
+            "regress, seq2seq or preference, and name them with --field, --pair, --label or --target"
         )
     flags = {FLAGS[role]: None for shape in SHAPES if kind in shape.kinds for role in shape.roles}
     shown = ", ".join(f"--{flag}" for flag in flags)

@@ -17,6 +17,7 @@ class Subset(EncodedSplit):
     def __init__(self, split: EncodedSplit, indices: Sequence[int] | np.ndarray) -> None:
         self.split, self.indices = split, np.asarray(indices, dtype=np.int64)
         self.packed, self.eos = split.packed, split.eos
+        self.reference = None if split.reference is None else split.reference[self.indices]
         self.hash = hashlib.sha256(f"{split.hash} ".encode() + self.indices.tobytes()).hexdigest()
         self.places, self.lengths = split.places[self.indices], split.lengths[self.indices]
 

@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Direct preference optimisation (Rafailov et al. 2023): the chosen of two completions becomes more likely, relative to
-a reference model whose log-probabilities are columns of the batch."""
+"""Learning from comparisons: rewards of completions (Ouyang et al. 2022), and a policy without a reward model: direct
+preference optimisation (Rafailov et al. 2023) and identity preference optimisation (Azar et al. 2024).
+
+A batch has K completions of each of B prompts, the best first: `tokens`, `targets`, `documents`, `loss_mask` (B, K, T),
+and `n_completions` (B,), how many of the K are real; the others repeat one. Where the model encodes the prompt, `source`
+and `source_documents` (B, S) are shared by all. All pairs of a prompt are compared in one pass, and count as one prompt.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from foundling.blocks.heads import scores_and_losses
 from foundling.contracts.data import Batch, Batches
 from foundling.contracts.model import ModelOutput
 from foundling.contracts.objective import Loss, Term
@@ -18,14 +24,22 @@ from foundling.errors import ConfigError
 from foundling.objectives.causal import read
 from foundling.objectives.chunked import chunk_size
 
-SIDES = ("chosen", "rejected")
+COLUMNS = ("tokens", "targets", "documents", "loss_mask")
 
 
-def completion_logprobs(model: Any, batch: Batch, side: str) -> tuple[Tensor, ModelOutput]:
-    """(B,) Σ log p(target) over the tokens of each row's loss mask, and the model's output. Logits are computed in
-    chunks, and again in the backward pass, so that (B, T, V) never exists whole."""
-    out = read(model, batch, f"{side}_")
-    targets = torch.where(batch[f"{side}_loss_mask"], batch[f"{side}_targets"], -100).flatten()
+def as_rows(batch: Batch) -> Batch:
+    """Each completion a row: (B, K, T) -> (B·K, T), a source for each."""
+    n = batch["tokens"].shape[1]
+    rows = {name: batch[name].flatten(0, 1) for name in COLUMNS if name in batch}
+    return rows | {name: batch[name].repeat_interleave(n, 0) for name in ("source", "source_documents") if name in batch}
+
+
+def completion_logprobs(model: Any, batch: Batch) -> tuple[Tensor, ModelOutput]:
+    """(B, K) Σ log p(target) over the tokens of each completion's loss mask, and the model's output. Logits are computed
+    in chunks, and again in the backward pass, so that (B, K, T, V) never exists whole."""
+    rows = as_rows(batch)
+    out = read(model, rows)
+    targets = torch.where(rows["loss_mask"], rows["targets"], -100).flatten()
 
     def logprobs(hidden: Tensor, target: Tensor) -> Tensor:
         return -F.cross_entropy(model.logits(hidden).float(), target, ignore_index=-100, reduction="none")
@@ -35,48 +49,81 @@ def completion_logprobs(model: Any, batch: Batch, side: str) -> tuple[Tensor, Mo
         checkpoint(logprobs, h, t, use_reentrant=False) if torch.is_grad_enabled() else logprobs(h, t)
         for h, t in zip(hidden.split(size), targets.split(size), strict=True)
     ]
-    return torch.cat(parts).unflatten(0, out.hidden.shape[:2]).sum(1), out  # pyright: ignore
+    return torch.cat(parts).unflatten(0, batch["tokens"].shape).sum(-1), out  # pyright: ignore
 
 
-def dpo_loss(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
-    """(B,) −log σ(β (chosen − rejected)), where both are log-ratios of policy to reference (equation 7)."""
-    return -F.logsigmoid(beta * (chosen - rejected))
+def pairs(scores: Tensor, n_completions: Tensor) -> tuple[Tensor, Tensor]:
+    """scores (B, K), the best first -> (B, P) the better one's minus the worse one's, of all P pairs, and the weight of
+    each: those of a prompt sum to 1, and those of completions that are not real have 0."""
+    better, worse = torch.triu_indices(scores.shape[1], scores.shape[1], 1, device=scores.device)
+    real = (worse < n_completions[:, None]).float()
+    return scores[:, better] - scores[:, worse], real / real.sum(1, keepdim=True)
 
 
-class DPO:
-    """loss: nats per pair; accuracy: share of pairs whose chosen log-ratio is the larger; margin: β times their mean
-    difference. Batch: for each of `chosen_` and `rejected_` tokens, targets, documents, loss_mask (B, T), and
-    `reference_chosen_logprob`, `reference_rejected_logprob` (B,). Where the model encodes the prompt, one `source` for
-    both, or `chosen_source` and `rejected_source`."""
+def n_pairs(batch: Batch) -> int:
+    n = batch["n_completions"]
+    return int((n * (n - 1) // 2).sum())
 
-    def __init__(self, *, beta: float = 0.1) -> None:
-        if not beta > 0:
-            raise ConfigError(f"beta is {beta}; expected a positive number, such as 0.1")
-        self.beta = beta
 
+def bradley_terry(difference: Tensor, beta: float = 1.0) -> Tensor:
+    """−log σ(β difference): nats of the better one being preferred."""
+    return -F.logsigmoid(beta * difference)
+
+
+def ipo(difference: Tensor, beta: float) -> Tensor:
+    """(difference − 1 / 2β)²: unlike −log σ it is not least at infinity where all comparisons agree (Azar et al. 2024,
+    equation 17)."""
+    return (difference - 1 / (2 * beta)).square()
+
+
+def _terms(nats: Tensor, difference: Tensor, weights: Tensor, scale: float) -> Loss:
+    real = weights > 0
+    correct, n = ((difference.detach() > 0) & real).sum().float(), real.sum()
+    return {
+        "loss": Term((nats * weights).sum(), len(nats)),
+        "accuracy": Term(correct, n, 0.0),
+        "margin": Term(scale * (difference.detach() * weights).sum(), len(nats), 0.0),
+    }
+
+
+class _Compared:
     def normalizers(self, batch: Batch) -> dict[str, int]:
-        rows = len(batch["chosen_tokens"])
-        return {"loss": rows, "accuracy": rows, "margin": rows}
+        rows = len(batch["tokens"])
+        return {"loss": rows, "accuracy": n_pairs(batch), "margin": rows}
+
+
+class Reward(_Compared):
+    """loss: nats per prompt, the mean over its pairs; accuracy: share of pairs whose better completion has the larger
+    reward; margin: mean difference. The model has a head of one value (adapt/heads.py)."""
 
     def __call__(self, model: Any, batch: Batch) -> Loss:
-        (chosen, first), (rejected, second) = (completion_logprobs(model, batch, side) for side in SIDES)
-        chosen, rejected = chosen - batch["reference_chosen_logprob"], rejected - batch["reference_rejected_logprob"]
-        margin, rows = (chosen - rejected).detach(), len(chosen)
-        aux = {
-            name: Term(term.sum / term.count + second.aux[name].sum / second.aux[name].count, 2, term.weight)
-            for name, term in first.aux.items()
-        }
-        return {
-            "loss": Term(dpo_loss(chosen, rejected, self.beta).sum(), rows),
-            "accuracy": Term((margin > 0).float().sum(), rows, 0.0),
-            "margin": Term(self.beta * margin.sum(), rows, 0.0),
-            **aux,
-        }
+        scores, aux = scores_and_losses(model, as_rows(batch))
+        difference, weights = pairs(scores.view(batch["tokens"].shape[:2]), batch["n_completions"])
+        return _terms(bradley_terry(difference), difference, weights, 1.0) | aux
+
+
+class DPO(_Compared):
+    """loss: nats per prompt (`ipo`: squared nats), the mean over its pairs; accuracy: share of pairs whose better
+    completion has the larger log-ratio of policy to reference; margin: β times the mean difference of these. Batch:
+    also `reference_logprobs` (B, K)."""
+
+    def __init__(self, *, beta: float = 0.1, loss: Literal["dpo", "ipo"] = "dpo") -> None:
+        if not 0 < beta < float("inf"):
+            raise ConfigError(f"beta is {beta}; expected a positive number, such as 0.1")
+        if loss not in ("dpo", "ipo"):
+            raise ConfigError(f"the loss is {loss!r}; expected dpo or ipo")
+        self.beta, self.of_difference = beta, bradley_terry if loss == "dpo" else ipo
+
+    def __call__(self, model: Any, batch: Batch) -> Loss:
+        logprobs, out = completion_logprobs(model, batch)
+        difference, weights = pairs(logprobs - batch["reference_logprobs"], batch["n_completions"])
+        return _terms(self.of_difference(difference, self.beta), difference, weights, self.beta) | out.aux
 
 
 class Referenced:
-    """Batches with the reference's log-probabilities as columns, computed on the reference's device. The reference is
-    frozen here: pass a copy of the policy, not the policy."""
+    """Batches with the reference's log-probabilities as a column, computed on the reference's device as each is read. A
+    run computes them once for all (recipes/preferences.py). The reference is frozen here: pass a copy of the policy,
+    not the policy."""
 
     def __init__(self, batches: Batches, reference: Any) -> None:
         self.batches, self.reference = batches, reference.requires_grad_(False).eval()
@@ -86,5 +133,5 @@ class Referenced:
         batch = self.batches[n]
         device = next(self.reference.parameters()).device
         there = {name: column.to(device) for name, column in batch.items()}
-        scores = {side: completion_logprobs(self.reference, there, side)[0] for side in SIDES}
-        return batch | {f"reference_{s}_logprob": score.to(batch[f"{s}_tokens"].device) for s, score in scores.items()}
+        logprobs, _ = completion_logprobs(self.reference, there)
+        return batch | {"reference_logprobs": logprobs.to(batch["tokens"].device)}

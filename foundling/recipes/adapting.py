@@ -20,9 +20,10 @@ from foundling.errors import ConfigError
 from foundling.models import FAMILIES
 from foundling.objectives.causal import Causal
 from foundling.objectives.classify import Classify, Regress, Tag
+from foundling.objectives.preference import DPO, Reward
 from foundling.recipes.models import load_start
 from foundling.recipes.publish import write_whole
-from foundling.recipes.recipe import Recipe
+from foundling.recipes.recipe import ObjectiveSpec, Recipe
 from foundling.runtime.hub import local_directory
 from foundling.runtime.memory import trim_memory
 from foundling.runtime.rng import generator
@@ -32,16 +33,17 @@ from foundling.weights.adapters import adapter_contents, write_contents
 from foundling.weights.directory import hash_of, weights_hash
 from foundling.weights.text_spec import read_text_spec
 
-HEADED = ("classify", "tag", "regress")
+HEADED = ("classify", "tag", "regress", "reward")
 """kinds of examples that a head answers"""
 KINDS = {
     "chat": "chat model", "text": "finetuned model", "classify": "text classifier", "tag": "word tagger",
-    "regress": "regression model", "seq2seq": "finetuned model",
+    "regress": "regression model", "seq2seq": "finetuned model", "reward": "reward model", "dpo": "aligned chat model",
+    "ipo": "aligned chat model",
 }  # fmt: skip
 """kind of examples -> what comes of them, in words"""
 N_ENDS = 20
 """examples whose last tokens are looked at"""
-OBJECTIVES = {"classify": Classify, "tag": Tag, "regress": Regress}
+OBJECTIVES = {"classify": Classify, "tag": Tag, "regress": Regress, "reward": Reward}
 
 
 def check_kind(model: Any, kind: str) -> None:
@@ -49,7 +51,9 @@ def check_kind(model: Any, kind: str) -> None:
     can = model.capabilities
     if not can.takes_head:  # declared by every model that reads text alone
         raise ConfigError(f"{type(model).__name__} is not finetuned on text; use a decoder, encoder or encoder–decoder")
-    if kind in ("chat", "text") and (not can.generates or can.reads_source):
+    if kind in ("dpo", "ipo") and can.reads_source:
+        raise ConfigError(f"{type(model).__name__} writes no chats, so it cannot learn '{kind}'; use a decoder")
+    if kind in ("chat", "text", "dpo", "ipo") and (not can.generates or can.reads_source):
         other = "--as seq2seq" if can.reads_source else "--as classify, tag or regress"
         raise ConfigError(f"{type(model).__name__} does not continue text, so it cannot learn '{kind}'; use {other}")
     if kind == "seq2seq" and not (can.generates or can.reads_source):
@@ -60,6 +64,8 @@ def head_options(kind: str, examples: Examples) -> HeadOptions | None:
     """The head that these examples need; None for those that the model's own head answers."""
     if kind not in HEADED:
         return None
+    if kind == "reward":
+        return HeadOptions("regress", ("reward",))
     if kind != "regress":
         return HeadOptions(kind, tuple(examples.labels))
     values = [float(example.fields["value"]) for example in examples.train]
@@ -115,8 +121,10 @@ def with_ends(framing: Framing, split: EncodedSplit) -> Framing:
     return Framing(framing.tokenizer, replace(framing.spec, ends=tuple(dict.fromkeys(ends))))
 
 
-def objective_of_kind(kind: str) -> Any:
-    return OBJECTIVES[kind]() if kind in HEADED else Causal()
+def objective_of(spec: ObjectiveSpec) -> Any:
+    if spec.kind in ("dpo", "ipo"):
+        return DPO(beta=spec.beta, loss=spec.kind)  # pyright: ignore[reportArgumentType]
+    return OBJECTIVES[spec.kind]() if spec.kind in HEADED else Causal()
 
 
 def writer(recipe: Recipe, head: HeadOptions | None, out: Path) -> Any:

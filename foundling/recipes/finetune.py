@@ -11,13 +11,14 @@ from foundling.recipes.adapting import (
     base_framing,
     framing_of,
     head_options,
-    objective_of_kind,
+    objective_of,
     with_ends,
     writer,
 )
 from foundling.recipes.finetune_data import batches_of, parent_tokenizer, start_id, validation_split
 from foundling.recipes.finetune_plan import build_within, prepare
 from foundling.recipes.judging import BEFORE, Judge, generation_of
+from foundling.recipes.preferences import POLICIES, add_reference
 from foundling.recipes.probing import begin_as_probe, is_solved, solve_head
 from foundling.recipes.publish import DataRead, Outcome
 from foundling.recipes.run import Run
@@ -33,10 +34,12 @@ def finetune(run: Run) -> dict[str, Any]:
     assert recipe.model.directory
     framing = framing_of(recipe.model.directory, tokenizer, model)
     encoded = run.encoded(examples, base_framing(framing), recipe.train.seq_len)
-    if kind == "chat":
+    if kind in ("chat", *POLICIES):
         framing = with_ends(framing, encoded.train)
-    objective, runtime = objective_of_kind(kind), runtime_of(recipe)
-    judge = Judge(examples, encoded, framing, objective, runtime, start_id(model))
+    objective, runtime = objective_of(recipe.objective), runtime_of(recipe)
+    judge = Judge(examples, encoded, framing, objective, runtime, start_id(model), kind)
+    if kind in POLICIES:
+        add_reference(run, model, encoded, judge.rows, runtime)
     train, validation = validation_split(encoded.train, recipe)
     solved, probed = is_solved(recipe), False
     if recipe.adapt.probe and not solved:
@@ -84,5 +87,6 @@ def data_read(examples: Any, encoded: Any) -> DataRead:
 def first_text(fields: dict[str, Any]) -> str:
     """Something of an example that can be shown."""
     if "messages" in fields:
-        return "\n".join(str(message["content"]) for message in fields["messages"])
+        texts = [str(message["content"]) for message in fields["messages"]]
+        return "\n".join([*texts, *fields.get("completions", [])])
     return str(fields.get("text") or fields.get("source") or " ".join(fields.get("words", [])))

@@ -16,10 +16,11 @@ from foundling.data.encoded import EncodedSplit
 from foundling.data.examples import Examples
 from foundling.data.subset import Subset
 from foundling.data.transforms.examples import PackedExamples, PaddedExamples
+from foundling.data.transforms.preference import Comparisons, comparisons_of, subset_of
 from foundling.data.transforms.virtual import VirtualBatches
 from foundling.errors import ConfigError, DataError, WeightsError
 from foundling.limits import TEMPLATE_CHARS, shown
-from foundling.recipes.recipe import Recipe
+from foundling.recipes.recipe import COMPARES, Recipe
 from foundling.text import Tokenizer
 from foundling.text.chat import TEMPLATES, render_chat
 from foundling.text.framing import Framing
@@ -81,9 +82,11 @@ def validation_split(split: EncodedSplit, recipe: Recipe) -> tuple[EncodedSplit,
     n = len(split)
     if not recipe.train.evaluate_every:
         return split, None
+    compares = recipe.objective.kind in COMPARES
+    n, choose = (len(comparisons_of(split)), subset_of) if compares else (n, Subset)
     n_validated = max(1, min(MOST_VALIDATED, int(VALIDATION_SHARE * n)))
     order = np.random.default_rng(recipe.seed).permutation(n)
-    return Subset(split, np.sort(order[n_validated:])), Subset(split, np.sort(order[:n_validated]))
+    return choose(split, np.sort(order[n_validated:])), choose(split, np.sort(order[:n_validated]))
 
 
 def start_id(model: Any) -> int:
@@ -93,8 +96,10 @@ def start_id(model: Any) -> int:
 
 def batches_of(split: EncodedSplit, recipe: Recipe, model: Any) -> Any:
     t = recipe.train
-    if split.packed:
-        batches: Any = PackedExamples(split, seq_len=t.seq_len, batch_size=t.batch_size, seed=recipe.seed)
+    if recipe.objective.kind in COMPARES:
+        batches: Any = Comparisons(split, batch_size=t.batch_size, seed=recipe.seed, whole=recipe.objective.kind == "reward")
+    elif split.packed:
+        batches = PackedExamples(split, seq_len=t.seq_len, batch_size=t.batch_size, seed=recipe.seed)
     else:
         batches = PaddedExamples(split, batch_size=t.batch_size, seed=recipe.seed, start_id=start_id(model))
     return with_virtual(batches, model)

@@ -9,11 +9,15 @@ import time
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from foundling.adapt.heads import HeadOptions, is_new
 from foundling.adapt.options import DEFAULT_METHOD, AdaptOptions
 from foundling.config import flattened, from_dict, merged
 from foundling.data.encoded import EncodedSplit
 from foundling.data.examples import Examples
+from foundling.data.kinds import COMPARED
+from foundling.data.transforms.preference import comparisons_of
 from foundling.errors import BudgetError, ConfigError
 from foundling.models import FAMILIES, count_parameters
 from foundling.plan.energy import estimate
@@ -27,7 +31,7 @@ from foundling.recipes.adapting import (
     check_kind,
     framing_of,
     head_options,
-    objective_of_kind,
+    objective_of,
     with_pool,
 )
 from foundling.recipes.finetune_data import (
@@ -41,9 +45,10 @@ from foundling.recipes.finetune_data import (
     validation_split,
 )
 from foundling.recipes.judging import Judge
-from foundling.recipes.models import Origin, check_unused, find_origin
+from foundling.recipes.models import Origin, check_unused, fields_read, find_origin
+from foundling.recipes.preferences import POLICIES
 from foundling.recipes.probing import feature_bytes, in_one_pass, is_solved, seconds_to_solve, with_probe
-from foundling.recipes.recipe import ObjectiveSpec, Recipe
+from foundling.recipes.recipe import COMPARES, ObjectiveSpec, Recipe
 from foundling.recipes.run import Prepared, Run
 from foundling.recipes.training import runtime_of
 from foundling.runtime.device import Runtime, available_threads, default_device, resolve_device
@@ -82,14 +87,14 @@ class Draft(NamedTuple):
 
 def draft_of(run: Run, examples: Examples) -> Draft:
     """Chooses rows and batches within what was given."""
-    given, kind = run.request.given, examples.kind
+    given, kind = run.request.given, learnt_from(examples, run.request.get("objective.kind"))
     options = from_dict(AdaptOptions, {"method": DEFAULT_METHOD} | given.get("adapt", {}), where="adapt")
     check_settings(given, options, kind)
     origin = find_origin(given["model"])
     check_kind(origin.model, kind)
     directory, longest = given["model"]["directory"], origin.model.config.max_seq_len
     head = head_options(kind, examples)
-    recipe = _recipe(run, origin, examples, options, runtime_given(run))
+    recipe = _recipe(run, origin, kind, options, runtime_given(run))
     tokenizer = parent_tokenizer(recipe)
     framing = framing_of(directory, tokenizer, origin.model)
     seq_len = choose_seq_len(run.request.get("train.seq_len"), examples, framing, longest, options)
@@ -98,7 +103,11 @@ def draft_of(run: Run, examples: Examples) -> Draft:
     del origin
     framing = framing_of(directory, tokenizer, model)
     encoded = run.encoded(examples, base_framing(framing), seq_len)
-    judge = Judge(examples, encoded, framing, objective_of_kind(kind), runtime_of(recipe), start_id(model))
+    objective = objective_of(recipe.objective)
+    judge = Judge(examples, encoded, framing, objective, runtime_of(recipe), start_id(model), kind)
+    if kind in POLICIES:  # the plan times steps, which any numbers do for
+        for split in (encoded.train, encoded.held_out):
+            split.reference = np.zeros(len(split), dtype="<f4")
     new = head is not None and is_new(model.score)
     layout = None if head is None else model.score.layout
     space = usable_bytes() - model_bytes(recipe, head)
@@ -215,12 +224,26 @@ def check_settings(given: dict[str, Any], options: AdaptOptions, kind: str) -> N
             raise ConfigError(
                 f"--{flag} is for the method {' or '.join(methods)}, this is {options.method}; leave it out"
             )
-    if kind != "chat" and given.get("data", {}).get("chat_template") is not None:
+    if kind not in ("chat", *COMPARES) and given.get("data", {}).get("chat_template") is not None:
         raise ConfigError(f"--chat-template is for chats, and '{kind}' has none; leave it out")
     if options.pool and kind not in ("classify", "regress"):
         raise ConfigError(f"--pool is for a head on whole texts, and '{kind}' has none; leave it out")
     if given.get("train", {}).get("ema_decay") is not None:
         raise ConfigError("ema_decay is not for finetuning, which keeps the best weights; leave it out")
+
+
+def learnt_from(examples: Examples, asked: str | None) -> str:
+    """The kind of what is learnt: DPO of comparisons, unless another one was asked for."""
+    return (asked or "dpo") if examples.kind == COMPARED else examples.kind
+
+
+def given_objective(given: dict[str, Any], kind: str) -> dict[str, Any]:
+    """ConfigError for a setting that this kind does not read."""
+    reads = fields_read(kind, "")
+    for name, value in given.items():
+        if name not in ("kind", *reads) and value != getattr(ObjectiveSpec, name):
+            raise ConfigError(f"--{name.replace('_', '-')} is not for '{kind}'; leave it out")
+    return asdict(from_dict(ObjectiveSpec, {**given, "kind": kind}, where="objective"))
 
 
 def _with(recipe: Recipe, **train: Any) -> Recipe:
@@ -237,7 +260,7 @@ def runtime_given(run: Run) -> Runtime:
     return Runtime(device, given.get("precision", precision), threads, compile=given.get("compile", False))
 
 
-def _recipe(run: Run, origin: Origin, examples: Examples, options: AdaptOptions, runtime: Runtime) -> Recipe:
+def _recipe(run: Run, origin: Origin, kind: str, options: AdaptOptions, runtime: Runtime) -> Recipe:
     """What is chosen before the examples are encoded, under what was given; rows and steps are settled later."""
     rate = {"optimizer": "adamw", "learning_rate": LEARNING_RATES[options.method]}
     optim = from_dict(OptimOptions, rate | run.request.given.get("optim", {}), where="optim")
@@ -247,7 +270,7 @@ def _recipe(run: Run, origin: Origin, examples: Examples, options: AdaptOptions,
         "train": {"total_steps": 1, "seq_len": 1, "batch_size": 1, "micro_batch_size": 1},
     }  # fmt: skip
     fixed = {
-        "optim": asdict(optim), "adapt": asdict(options), "objective": asdict(ObjectiveSpec(examples.kind)),
+        "optim": asdict(optim), "adapt": asdict(options), "objective": given_objective(run.request.given.get("objective", {}), kind),
         "model": {
             "family": origin.family, "directory": origin.directory, "weights_hash": origin.weights_hash,
             "fields": origin.fields,
@@ -265,9 +288,10 @@ def _recipe(run: Run, origin: Origin, examples: Examples, options: AdaptOptions,
 
 def with_rows(recipe: Recipe, run: Run, split: EncodedSplit) -> Recipe:
     """With the rows of a step, a power of two unless given, and the steps between validations."""
-    n, given = len(split), run.request.given.get("train", {})
+    compares, given = recipe.objective.kind in COMPARES, run.request.given.get("train", {})
+    n = len(comparisons_of(split)) if compares else len(split)
     examples = max(LEAST_EXAMPLES, min(MOST_EXAMPLES, n / STEPS_AN_EPOCH, n))
-    a_row = recipe.train.seq_len / max(1.0, float(split.lengths.mean())) if split.packed else 1.0
+    a_row = recipe.train.seq_len / max(1.0, float(split.lengths.mean())) if split.packed and not compares else 1.0
     rows = given.get("batch_size", max(1, 2 ** round(math.log2(max(1.0, examples / a_row)))))
     every = given.get("evaluate_every")
     if every is None and n >= VALIDATED_FROM:
@@ -334,7 +358,7 @@ def time_steps(recipe: Recipe, model: Any, batches: Any) -> float:
     state, marks = TrainState.build(model, recipe.optim), list[float]()
     options = replace(recipe.train_options(), unfreeze_every=None)  # what the last steps take
     steps = train_steps(
-        state, objective_of_kind(recipe.objective.kind), batches, Schedule(1 + TIMED_STEPS), options,
+        state, objective_of(recipe.objective), batches, Schedule(1 + TIMED_STEPS), options,
         runtime_of(recipe),
     )  # fmt: skip
     for record in steps:

@@ -29,13 +29,15 @@ BEST = "best.safetensors"
 """the trained weights of the best validation so far"""
 EXAMPLES = ("examples/index.json",)
 ENCODED = ("encoded/train/index.json", "encoded/held_out/index.json")
+REFERENCES = ("reference/train.bin", "reference/held_out.bin")
+"""log-probabilities of completions by the model that a policy starts from"""
 STAGED = "staging/foundling.json"
 """recorded when the model directory is complete aside, and only has to be moved"""
 _CHECKPOINT = f"{CHECKPOINTS}/step-{'[0-9]' * 8}"
 OURS = (
     "staging/**/*", f"{_CHECKPOINT}/state.safetensors", f"{_CHECKPOINT}/foundling.json", "tokens/train/[0-9]*.tokens",
     "tokens/held_out/[0-9]*.tokens", *TOKENS, "corpus/text-*.arrow", "corpus/held_out-*.arrow", *CORPUS, *TOKENIZER,
-    "examples/*.arrow", *EXAMPLES, "encoded/*/*.bin", *ENCODED, BEST, RECIPE, PREDICTION, LOG,
+    "examples/*.arrow", *EXAMPLES, "encoded/*/*.bin", *ENCODED, *REFERENCES, BEST, RECIPE, PREDICTION, LOG,
 )  # fmt: skip
 """Everything that a run writes into its folder."""
 

@@ -17,6 +17,7 @@ from foundling.data.encoded import EncodedExamples, EncodedSplit
 from foundling.data.examples import Example, Examples
 from foundling.data.subset import Subset
 from foundling.data.transforms.examples import example_batches
+from foundling.data.transforms.preference import comparison_batches
 from foundling.decode import plain
 from foundling.decode.classify import Classifier
 from foundling.decode.request import Request, build_sampling
@@ -27,6 +28,8 @@ from foundling.evaluate.subject import GeneratedText
 from foundling.evaluate.task import Task, exact_match
 from foundling.evaluate.tasks.labels import classify, label_task, tag_task, value_task
 from foundling.recipes.finetune_data import with_virtual
+from foundling.recipes.preferences import POLICIES, accuracy_of, preferences
+from foundling.recipes.recipe import COMPARES
 from foundling.runtime.device import Runtime
 from foundling.runtime.files import read_json
 from foundling.runtime.hub import local_directory
@@ -49,13 +52,17 @@ METRICS = {
                       "target, given its source."),
     "classify": Metric("accuracy", "accuracy", False, "The share of held-out texts whose label is right."),
     "tag": Metric("accuracy", "accuracy", False, "The share of held-out words whose tag is right."),
+    "reward": Metric("accuracy", "accuracy", False, "The share of held-out comparisons whose better completion has the "
+                     "larger reward."),
+    **dict.fromkeys(("dpo", "ipo"), Metric("accuracy", "accuracy", False, "The share of held-out comparisons whose "
+                    "better completion has become more likely than the other, relative to the model before.")),
     "regress": Metric("root mean squared error", "root mean squared error", True, "Of the values of held-out "
                       "examples, in their unit."),
 }  # fmt: skip
 SPAN_F1 = Metric("span F1", "F1 of spans", False, "The harmonic mean of precision and recall of whole spans, as "
                  "conlleval counts them.")  # fmt: skip
 PIPELINES = {"classify": "text-classification", "tag": "token-classification", "regress": "text-classification",
-             "seq2seq": "text2text-generation"}  # fmt: skip
+             "seq2seq": "text2text-generation", "reward": "text-classification"}  # fmt: skip
 TASKS = {"classify": label_task, "tag": tag_task, "regress": value_task}
 BEFORE, AFTER = "before", "model"
 """subjects of results"""
@@ -80,18 +87,23 @@ class Judge:
     runtime: Runtime
     start_id: int = 0
     """what a decoder that reads a source begins with"""
+    kind: Any = ""
+    """what is learnt (default: the kind of the examples)"""
 
     def __post_init__(self) -> None:
-        self.kind: Any = self.examples.kind
+        self.kind = self.kind or self.examples.kind
         self.held_out: list[Example] = [self.examples.held_out[int(i)] for i in self.encoded.held_out.places]
         spans = self.kind == "tag" and has_spans([tag for e in self.held_out for tag in e.fields["tags"]])
         self.metric = SPAN_F1 if spans else METRICS[self.kind]
-        self.loss_unit = self.metric.name if self.metric.key == "loss" else "nats per example"
+        self.loss_unit = self.metric.name if self.metric.key == "loss" else f"nats per {'prompt' if self.kind in COMPARES else 'example'}"
         self.pipeline_tag = PIPELINES.get(self.kind, "text-generation")
         self.rows = max(1, min(ROWS, ROW_TOKENS // self.encoded.seq_len))
 
     def loss_on(self, split: EncodedSplit) -> Callable[[Any], float]:
-        batches = example_batches(split, batch_size=self.rows, start_id=self.start_id)
+        if self.kind in COMPARES:
+            batches = comparison_batches(split, batch_size=self.rows, whole=self.kind == "reward")
+        else:
+            batches = example_batches(split, batch_size=self.rows, start_id=self.start_id)
 
         def measure(model: Any) -> float:
             read = with_virtual(batches, model)
@@ -109,6 +121,8 @@ class Judge:
         with torch.inference_mode(), self.runtime.autocast(), torch.compiler.set_stance("force_eager"):
             if self.kind in ("chat", "seq2seq"):
                 self._answer(model, measured, subject)
+            elif self.kind in COMPARES:
+                self._compare(model, measured, subject)
             elif self.kind != "text":
                 self._classify(model, measured, subject)
         trim_memory()
@@ -149,6 +163,17 @@ class Judge:
         measured.figures |= {name: figure.value for name, figure in done.figures.items() if figure.value is not None}
         measured.asked, measured.answers = self.held_out, [_said(answer) for answer in done.answers[:N_COMPARED]]
 
+    def _compare(self, model: Any, measured: Measured, subject: str) -> None:
+        """Which completions the model prefers; of a policy also what it answers."""
+        values = preferences(model, self.encoded.held_out, self.kind, self.rows, self.runtime)
+        result = accuracy_of(values, subject)
+        measured.results.append(result)
+        measured.figures |= {"accuracy": result.value or 0.0, "margin": result.figures["margin"][0] or 0.0}
+        if self.kind in POLICIES:
+            asked = self._asked(model)[:N_COMPARED]
+            measured.asked = [example for example, _ in asked]
+            measured.answers = [c.text or "" for c in plain.complete(model, [request for _, request in asked])]
+
     def _asked(self, model: Any) -> list[tuple[Example, Request]]:
         """The first held-out examples that an answer ends, and what asks for it greedily."""
         sampling = build_sampling(None, {"temperature": 0.0})
@@ -157,7 +182,7 @@ class Judge:
         for example in self.held_out:
             if prompt_of(example) is None:
                 continue
-            ids = prompt_ids(example, self.kind, self.framing)
+            ids = prompt_ids(example, self.examples.kind, self.framing)
             if self.framing.spec.reads_source:
                 ids = ids[: self.encoded.seq_len]  # as in training
             n_left = model.config.max_seq_len - (0 if self.framing.spec.reads_source else len(ids))
@@ -195,6 +220,8 @@ class Judge:
     def _without_model(self, before: Measured) -> dict[str, float]:
         if self.metric.key == "loss":
             return {"before": before.figures["loss"]}
+        if self.kind in COMPARES:
+            return {"chance": 0.5}
         if self.kind == "regress":
             values = [float(e.fields["value"]) for e in self.examples.train]
             mean = statistics.fmean(values)
@@ -239,12 +266,16 @@ def prompt_of(example: Example) -> str | None:
     messages = example.fields.get("messages")
     if messages is None:
         return example.fields.get("source")
+    if "completions" in example.fields:
+        return str(messages[-1]["content"])
     return str(messages[-2]["content"]) if len(messages) > 1 and messages[-1]["role"] == "assistant" else None
 
 
 def reference_of(example: Example) -> str:
     """The answer that the data has."""
     fields = example.fields
+    if "completions" in fields:
+        return str(fields["completions"][0])
     if "messages" in fields:
         return str(fields["messages"][-1]["content"])
     answer = next(fields[name] for name in ("target", "label", "value", "tags", "text") if name in fields)

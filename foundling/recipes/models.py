@@ -33,6 +33,7 @@ OBJECTIVES = {
 READS = {
     "causal": (), "masked": ("mask_rate",), "span": ("mask_rate", "mean_span"),
     "infill": ("infill_rate", "mean_span"), "bilm": (), "distill": ("teacher", "teacher_hash", "temperature"),
+    "dpo": ("beta",), "ipo": ("beta",),
 }  # fmt: skip
 """objective -> fields of its section that it reads"""
 STUDENT_READS = {"causal": ("alpha",), "masked": READS["masked"]}
@@ -52,7 +53,7 @@ def measured_as(objective: str, family: str) -> str:
 
 
 def fields_read(objective: str, family: str) -> tuple[str, ...]:
-    """Fields of the objective's section that it reads with this family; none of finetuning."""
+    """Fields of the objective's section that it reads with this family; of finetuning beta alone."""
     besides = STUDENT_READS[measured_as(objective, family)] if objective == "distill" else ()
     return (*READS.get(objective, ()), *besides)
 

@@ -23,11 +23,14 @@ from foundling.train.options import OptimOptions, TrainOptions
 from foundling.train.schedule import Schedule
 
 Precision = Literal["float32", "bfloat16"]
-ExampleKind = Literal["chat", "text", "classify", "tag", "regress", "seq2seq"]
+ExampleKind = Literal["chat", "text", "classify", "tag", "regress", "seq2seq", "reward", "dpo", "ipo"]
 """of finetuning"""
+COMPARES = ("reward", "dpo", "ipo")
+"""what is learnt from comparisons, which are one kind of data"""
 ObjectiveKind = Literal[
-    "causal", "masked", "bilm", "span", "infill", "distill", "chat", "text", "classify", "tag", "regress", "seq2seq"
-]
+    "causal", "masked", "bilm", "span", "infill", "distill", "chat", "text", "classify", "tag", "regress", "seq2seq",
+    "reward", "dpo", "ipo",
+]  # fmt: skip
 
 
 def _at_least(values: Any, least: float, *names: str) -> None:
@@ -116,6 +119,8 @@ class ObjectiveSpec:
     """distill: softens both distributions"""
     alpha: float = 0.5
     """distill of a decoder: weight of the teacher; the text itself has 1 - alpha"""
+    beta: float = 0.1
+    """dpo, ipo: how closely the policy stays to the model that it starts from; smaller is further"""
 
     def __post_init__(self) -> None:
         _share(self, "alpha")
@@ -125,6 +130,8 @@ class ObjectiveSpec:
         _at_least(self, 1, "mean_span")
         if not 0 < self.temperature < float("inf"):
             raise ConfigError(f"'temperature' is {self.temperature}, expected a positive number")
+        if not 0 < self.beta < float("inf"):
+            raise ConfigError(f"'beta' is {self.beta}, expected a positive number")
 
 
 @dataclass(frozen=True)

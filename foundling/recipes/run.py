@@ -23,7 +23,7 @@ from foundling.data.encoded import EncodedExamples, encode_examples
 from foundling.data.examples import Examples, ingest_examples
 from foundling.data.formats import DEFAULT_FIELD
 from foundling.data.ingest import Corpus, ingest
-from foundling.data.kinds import Columns
+from foundling.data.kinds import COMPARED, Columns
 from foundling.data.tokens import Tokens, tokenize_corpus
 from foundling.errors import DataError, MismatchError
 from foundling.plan.energy import Meter
@@ -33,7 +33,7 @@ from foundling.recipes.learning import target_len
 from foundling.recipes.models import build_model, check_parents, fields_read, no_prediction
 from foundling.recipes.progress import Progress
 from foundling.recipes.publish import Outcome, publish_run
-from foundling.recipes.recipe import ExampleKind, Recipe, Request, code_version
+from foundling.recipes.recipe import COMPARES, ExampleKind, Recipe, Request, code_version
 from foundling.recipes.space import check_space
 from foundling.recipes.training import run_training
 from foundling.recipes.validation import Validation
@@ -93,7 +93,7 @@ class Run:
         self.data_hash = stored.pop("data_hash")
         self.recipe, self.prediction = from_dict(Recipe, load_yaml(file), where=str(file)), stored
 
-    def _made(self, part: str, indexes: Sequence[str], make: Callable[[], T], *, exact: bool = True) -> T:
+    def made(self, part: str, indexes: Sequence[str], make: Callable[[], T], *, exact: bool = True) -> T:
         """What `make` finds whole in the folder `part`, or writes there. What is not as the journal has it is removed
         first, and what proves to be damaged is made again; `exact`: it must come out as it was."""
         folder, problem = self.directory / part, self.journal.problem(*indexes)
@@ -133,7 +133,7 @@ class Run:
             return ingest(open_data(self.request.data, field, exclude=self.out), directory)
 
         with self.clock.phase("read"):
-            corpus = self._made("corpus", CORPUS, read, exact=False)  # by its data_hash, below
+            corpus = self.made("corpus", CORPUS, read, exact=False)  # by its data_hash, below
         self.progress.line(
             f"{corpus.train_documents:,} documents, {size(corpus.train_bytes)} to train on; "
             f"{len(corpus.held_out):,} documents, {size(corpus.held_out_bytes)} held out"
@@ -147,6 +147,7 @@ class Run:
         """The examples of a finetuning, read once; what their columns hold is detected and said."""
         get = self.request.get
         kind: Any = self.recipe.objective.kind if self.recipe else get("objective.kind")
+        kind = COMPARED if kind in COMPARES else kind
         columns = Columns(**{name: get(f"data.{name}") for name in ("field", "pair", "label", "target")})
         directory = self.directory / "examples"
 
@@ -164,7 +165,7 @@ class Run:
             )
 
         with self.clock.phase("read"):
-            examples = self._made("examples", EXAMPLES, read, exact=False)  # by its data_hash, below
+            examples = self.made("examples", EXAMPLES, read, exact=False)  # by its data_hash, below
         self.progress.line(examples.note)
         if examples.skipped:
             self.progress.line("skipped: " + ", ".join(f"{n} {reason}" for reason, n in examples.skipped.items()))
@@ -186,7 +187,7 @@ class Run:
         """The examples as tokens on disk."""
         with self.clock.phase("tokenize"):
             self.progress.line("encoding the examples")
-            encoded = self._made(
+            encoded = self.made(
                 "encoded", ENCODED,
                 lambda: encode_examples(self.directory / "encoded", examples, framing, seq_len=seq_len),
             )  # fmt: skip
@@ -219,7 +220,7 @@ class Run:
 
     def _keep_tokenizer(self, make: Callable[[], Tokenizer]) -> None:
         folder = self.directory / "tokenizer"
-        self._made("tokenizer", TOKENIZER, lambda: folder.exists() or write_directory(folder, make().save))
+        self.made("tokenizer", TOKENIZER, lambda: folder.exists() or write_directory(folder, make().save))
 
     def tokens(self, corpus: Corpus, tokenizer: Tokenizer) -> Tokens:
         """The text as token shards, training and held-out."""
@@ -227,7 +228,7 @@ class Run:
         with self.clock.phase("tokenize"):
             data, seq_len = self.recipe.data, self.recipe.train.seq_len
             self.progress.line("encoding the text")
-            return self._made(
+            return self.made(
                 "tokens", TOKENS,
                 lambda: tokenize_corpus(
                     self.directory / "tokens", corpus, tokenizer, share=data.share, fim_rate=data.fim_rate,

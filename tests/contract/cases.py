@@ -203,6 +203,17 @@ def case(name: str) -> Any:
     return KINDS[FAMILIES[name].kind](name)
 
 
+def preferences(of: Case) -> Batch:
+    """Two completions of each prompt, the worse ones shorter."""
+    better, worse = of.batch(0), of.batch(1)
+    worse = worse | {"documents": worse["documents"].clone(), "loss_mask": worse["loss_mask"].clone()}
+    worse["documents"][:, 19:], worse["loss_mask"][:, 19:] = -1, False
+    shared = {name: column for name, column in better.items() if name.startswith("source") or name == "sample_ids"}
+    columns = ("tokens", "targets", "documents", "loss_mask")
+    sides = {name: torch.stack([better[name], worse[name]], 1) for name in columns}
+    return shared | sides | {"n_completions": torch.full((len(better["tokens"]),), 2)}
+
+
 class Data:
     """batches[n] is this rank's part of global batch n."""
 

@@ -20,7 +20,7 @@ from foundling.train.schedule import Schedule
 from foundling.train.state import MODEL, TrainState
 from foundling.weights.adapters import load_adapter, save_adapter
 from foundling.weights.directory import load, save, weights_hash
-from tests.contract.cases import Counted, Data, case, close
+from tests.contract.cases import Counted, Data, case, close, preferences
 from tests.contract.matrix import ADAPTED, UNLIKE, covers
 from tests.rounding import bound
 
@@ -178,13 +178,10 @@ def test_learns_from_a_frozen_teacher(name: str) -> None:
 
 
 class Preferences(Data):
-    """The same prompt, two answers."""
+    """The same prompt, two completions."""
 
     def __getitem__(self, n: int):
-        sides = {"chosen": self.of.batch(0), "rejected": self.of.batch(1)}
-        columns = ("tokens", "targets", "documents", "loss_mask")
-        shared = {k: v for k, v in sides["chosen"].items() if k.startswith("source") or k == "sample_ids"}
-        return shared | {f"{side}_{c}": batch[c] for side, batch in sides.items() for c in columns}
+        return preferences(self.of)
 
 
 @covers("DPO", quick=UNLIKE)

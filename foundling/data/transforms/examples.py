@@ -147,9 +147,13 @@ class PaddedExamples(_Epochs):
         super().__init__(split, len(split), batch_size, seed, rank, world_size)
         self.start_id, self._lengths = start_id, split.lengths
 
+    def set_rows(self, lengths: np.ndarray) -> None:
+        """Rows that are other than the examples of the split, by their lengths."""
+        self._lengths, self.steps_per_epoch = lengths, -(-len(lengths) // self.batch_size)
+
     def _epoch(self, epoch: int) -> Sequence[Any]:
         rng = self._rng(epoch)
-        order = np.resize(rng.permutation(len(self.split)), self.steps_per_epoch * self.batch_size)
+        order = np.resize(rng.permutation(len(self._lengths)), self.steps_per_epoch * self.batch_size)
         batches = list[np.ndarray]()
         for group in np.split(
             order, range(SORTED_BATCHES * self.batch_size, len(order), SORTED_BATCHES * self.batch_size)
@@ -167,7 +171,7 @@ class PaddedExamples(_Epochs):
 def padded_rows(split: EncodedSplit, rows: Sequence[int], start_id: int = 0) -> Batch:
     """The batch of PaddedExamples, or of a causal model, with one example in each row."""
     if split.packed:
-        width = _rounded(max(int(split.lengths[i]) for i in rows))
+        width = rounded(max(int(split.lengths[i]) for i in rows))
         return packed_rows(split, [[i] for i in rows], width) | {"sample_ids": torch.tensor([int(i) for i in rows])}
     examples = [split.example(int(i)) for i in rows]
     batch = {"sample_ids": torch.tensor([int(i) for i in rows])}
@@ -193,16 +197,16 @@ def padded_rows(split: EncodedSplit, rows: Sequence[int], start_id: int = 0) -> 
     return batch
 
 
-def _rounded(length: int) -> int:
+def rounded(length: int) -> int:
     return -(-length // MULTIPLE) * MULTIPLE
 
 
 def _documents(lengths: Sequence[int]) -> torch.Tensor:
-    return torch.where(torch.arange(_rounded(max(lengths))) < torch.tensor(lengths)[:, None], 0, -1)
+    return torch.where(torch.arange(rounded(max(lengths))) < torch.tensor(lengths)[:, None], 0, -1)
 
 
 def _padded(examples: Sequence[dict[str, np.ndarray]], name: str, fill: int) -> torch.Tensor:
-    out = np.full((len(examples), _rounded(max(len(example[name]) for example in examples))), fill)
+    out = np.full((len(examples), rounded(max(len(example[name]) for example in examples))), fill)
     for row, example in enumerate(examples):
         out[row, : len(example[name])] = example[name]
     return torch.from_numpy(out)

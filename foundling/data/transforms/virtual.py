@@ -22,7 +22,15 @@ class VirtualBatches:
         self.batches, self.ids = batches, torch.tensor(list(ids), dtype=torch.int64)
 
     def __getitem__(self, n: int) -> Batch:
-        return with_virtual_tokens(self.batches[n], self.ids) if len(self.ids) else self.batches[n]
+        batch = self.batches[n]
+        if not len(self.ids):
+            return batch
+        if batch["tokens"].dim() == 3:  # the completions of prompts (B, K, T): each is a text
+            shape = batch["tokens"].shape[:2]
+            flat = {name: c.flatten(0, 1) if c.dim() == 3 else c for name, c in batch.items()}
+            wide = with_virtual_tokens(flat, self.ids)
+            return {name: c.unflatten(0, shape) if batch[name].dim() == 3 else c for name, c in wide.items()}
+        return with_virtual_tokens(batch, self.ids)
 
 
 def with_virtual_tokens(batch: Batch, ids: Tensor) -> Batch:
