@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """lm-evaluation-harness asks our server (`lm_eval --model local-completions`) and our model in its own process
-(foundling.evaluate.harness): the same scores, and log-probabilities that differ by at most 1e-4.
+(foundling.evaluate.harness): scores that differ by at most 1e-4, and log-probabilities of options (sums over up to some
+50 tokens; native code against torch, both in float32) that differ by at most 1e-3 nats.
 
 python -m benchmarks.serve_harness [--items 50] [--shots 20]
 
@@ -31,7 +32,7 @@ from benchmarks.runs import Results
 from benchmarks.serve_speed import free_port, running
 from foundling.evaluate.harness import HarnessModel
 
-TOLERANCE = 1e-4
+TOLERANCE, SUM_TOLERANCE = 1e-4, 1e-3
 
 
 def evaluate(model: Any, task: dict[str, Any], **options: Any) -> Any:
@@ -52,14 +53,15 @@ def compare(name: str, count: int, address: str, ours: HarnessModel) -> dict[str
     folder.mkdir(parents=True, exist_ok=True)
     our_task(folder, name, items(folder, name, count))
     expected = evaluate(ours, their_task(folder, name))
-    limit = 0 if name == "movies" else TOLERANCE
+    limit = 0 if name == "movies" else SUM_TOLERANCE
     what = "texts that differ" if name == "movies" else "largest difference of a log-probability"
     result: dict[str, Any] = {"items": len(expected["samples"][name]), "in process": scores(expected, name)}
     for tokenized in (True, False):
         served = by_server(address, their_task(folder, name), tokenized=tokenized)
         difference = largest_difference(expected, served, name)
         result["served, token ids" if tokenized else "served, texts"] = scores(served, name) | {what: difference}
-        if difference > limit or scores(served, name) != scores(expected, name):
+        theirs, ours_are = scores(served, name), scores(expected, name)
+        if difference > limit or any(abs(theirs[key] - value) > TOLERANCE for key, value in ours_are.items()):
             raise SystemExit(f"{name}: the server differs from the process: {json.dumps(result)}")
     return result
 

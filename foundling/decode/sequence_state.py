@@ -120,7 +120,8 @@ class SequenceState:
 def token_logprobs(logits: Tensor, tokens: Sequence[int], n_top: int) -> list[tuple[float, dict[int, float]]]:
     """(n, V) logits and the n tokens that followed → each token's log-probability and the n_top most likely ids. A
     virtual token of a soft prompt is never predicted: −∞."""
-    logprobs = torch.log_softmax(logits.float(), dim=-1)
+    # log_softmax adds up so many float32 numbers that it is off by some 1e-5 on a CPU, always to one side
+    logprobs = logits.float() - logits.float().logsumexp(-1, keepdim=True)
     at, last = torch.tensor(tokens, device=logits.device)[:, None], logits.shape[-1] - 1
     chosen = logprobs.gather(-1, at.clamp_max(last)).masked_fill(at > last, -math.inf)[:, 0].tolist()
     values, ids = logprobs.topk(min(n_top, logits.shape[-1]), dim=-1)
