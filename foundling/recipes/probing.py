@@ -46,6 +46,8 @@ def with_probe(
     asked, reason = recipe.adapt.probe, None
     if head is None or layout is None:
         reason = "these examples need no head; leave it out"
+    elif recipe.objective.kind == "reward":
+        reason = "a reward is learnt from comparisons, not from values; leave it out"
     elif not new:
         reason = "the model has this head already; leave it out"
     elif not is_projection(layout):
