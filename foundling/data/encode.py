@@ -81,7 +81,12 @@ class Encoder:
     def _preference(self, group: Sequence[Example]) -> Iterator[Any]:
         """Of each example as many texts as it has completions, or none."""
         chats = [
-            {"messages": [*({**m, "weight": 0} for m in one.fields["messages"]), {"role": "assistant", "content": text}]}
+            {
+                "messages": [
+                    *({**m, "weight": 0} for m in one.fields["messages"]),
+                    {"role": "assistant", "content": text},
+                ]
+            }
             for one in group
             for text in one.fields["completions"]
         ]

@@ -31,7 +31,9 @@ def as_rows(batch: Batch) -> Batch:
     """Each completion a row: (B, K, T) -> (B·K, T), a source for each."""
     n = batch["tokens"].shape[1]
     rows = {name: batch[name].flatten(0, 1) for name in COLUMNS if name in batch}
-    return rows | {name: batch[name].repeat_interleave(n, 0) for name in ("source", "source_documents") if name in batch}
+    return rows | {
+        name: batch[name].repeat_interleave(n, 0) for name in ("source", "source_documents") if name in batch
+    }
 
 
 def completion_logprobs(model: Any, batch: Batch) -> tuple[Tensor, ModelOutput]:

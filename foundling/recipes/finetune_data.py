@@ -97,7 +97,9 @@ def start_id(model: Any) -> int:
 def batches_of(split: EncodedSplit, recipe: Recipe, model: Any) -> Any:
     t = recipe.train
     if recipe.objective.kind in COMPARES:
-        batches: Any = Comparisons(split, batch_size=t.batch_size, seed=recipe.seed, whole=recipe.objective.kind == "reward")
+        batches: Any = Comparisons(
+            split, batch_size=t.batch_size, seed=recipe.seed, whole=recipe.objective.kind == "reward"
+        )
     elif split.packed:
         batches = PackedExamples(split, seq_len=t.seq_len, batch_size=t.batch_size, seed=recipe.seed)
     else:

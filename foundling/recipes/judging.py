@@ -95,7 +95,11 @@ class Judge:
         self.held_out: list[Example] = [self.examples.held_out[int(i)] for i in self.encoded.held_out.places]
         spans = self.kind == "tag" and has_spans([tag for e in self.held_out for tag in e.fields["tags"]])
         self.metric = SPAN_F1 if spans else METRICS[self.kind]
-        self.loss_unit = self.metric.name if self.metric.key == "loss" else f"nats per {'prompt' if self.kind in COMPARES else 'example'}"
+        self.loss_unit = (
+            self.metric.name
+            if self.metric.key == "loss"
+            else f"nats per {'prompt' if self.kind in COMPARES else 'example'}"
+        )
         self.pipeline_tag = PIPELINES.get(self.kind, "text-generation")
         self.rows = max(1, min(ROWS, ROW_TOKENS // self.encoded.seq_len))
 

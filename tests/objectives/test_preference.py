@@ -26,7 +26,7 @@ from foundling.train.loop import train
 from foundling.train.options import OptimOptions, TrainOptions
 from foundling.train.schedule import Schedule
 from foundling.train.state import TrainState
-from tests.contract.cases import Case, Counted, case, preferences
+from tests.contract.cases import Counted, case, preferences
 from tests.contract.matrix import families
 
 

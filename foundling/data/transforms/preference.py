@@ -51,7 +51,14 @@ class Comparisons(PaddedExamples):
     """Of `batch_size` prompts a batch, those with completions of similar length together."""
 
     def __init__(
-        self, split: EncodedSplit, *, batch_size: int, seed: int, whole: bool = False, rank: int = 0, world_size: int = 1
+        self,
+        split: EncodedSplit,
+        *,
+        batch_size: int,
+        seed: int,
+        whole: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         super().__init__(split, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
         self.groups, self.whole = comparisons_of(split), whole

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`foundling align` through the real command line: each stage on the one before, used at once, resumed after SIGKILL,
+reproduced; and what it refuses, each in one line."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from foundling.adapt.options import Method
+from tests.e2e.test_finetune import SETTINGS, raise_base
+from tests.e2e.tools import foundling, kill_after_checkpoint, weights
+
+
+def aligned(stage: str, *args: object) -> dict:
+    done = foundling("align", stage, *args, *SETTINGS, "--json")
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("align")
+
+
+@pytest.fixture(scope="module")
+def base(folder: Path) -> Path:
+    return raise_base(folder)
+
+
+@pytest.fixture(scope="module")
+def comparisons(folder: Path) -> Path:
+    """The better completion says please."""
+    chance, file = random.Random(0), folder / "comparisons.jsonl"
+    with file.open("w", encoding="utf-8") as out:
+        for i in range(60):
+            name = chance.choice(["Oslo", "Rome", "Lima"])
+            row = {"prompt": f"{i}: {name}", "chosen": f"{name}, please", "rejected": f"{name}, now"}
+            out.write(json.dumps(row) + "\n")
+    return file
+
+
+def test_a_policy_is_trained_killed_resumed_reproduced_and_talks(base: Path, comparisons: Path, folder: Path) -> None:
+    args, out = ["dpo", base, comparisons, "--epochs", "4", "--chat-template", "plain"], folder / "dpo"
+    result = aligned(*args, "--out", out)
+    assert result["metric"] == "accuracy" and result["actual"]["accuracy"] > 0.9 > result["baselines"]["chance"]
+    about = json.loads((out / "foundling.json").read_text())
+    assert about["recipe"]["objective"] | {"kind": "dpo", "beta": 0.1} == about["recipe"]["objective"]
+    assert about["base"] == weights(base) and about["kind"] == "aligned chat model"
+    talk = foundling("chat", out, "--temperature", "0", "--max-tokens", "4", "--json", input="1: Rome\n")
+    assert talk.returncode == 0, talk.stderr
+    broken = folder / "broken"
+    kill_after_checkpoint([*args, "--out", broken, *SETTINGS], broken, "align")
+    assert foundling("align", "dpo", "--out", broken, "--resume").returncode == 0
+    assert weights(broken) == weights(out)
+    again = foundling("reproduce", out, "--out", folder / "again", "--json")
+    assert again.returncode == 0 and json.loads(again.stdout)["identical"], again.stderr
+
+
+def test_a_reward_model_scores_at_once(base: Path, comparisons: Path, folder: Path) -> None:
+    out = folder / "reward"
+    result = aligned("reward", base, comparisons, "--epochs", "6", "--chat-template", "plain", "--out", out)
+    assert result["actual"]["accuracy"] > 0.9 and "margin" in result["actual"]
+    (figures,) = [r["figures"] for r in result["results"] if r["subject"] == "model"]
+    assert any(name.startswith("margins 1 of 5") for name in figures)
+    scored = foundling("classify", out, "Rome, please", "Rome, now", "--json")
+    assert scored.returncode == 0, scored.stderr
+    values = [one["value"] for one in json.loads(scored.stdout)["results"]]
+    assert values[0] > values[1]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("dpo", "{base}", "{same}"), "equal completions"),
+        (("dpo", "{base}", "{chats}"), "do not hold what --as preference needs"),
+        (("sft", "{base}", "{comparisons}"), "do not hold what --as chat needs"),
+        (("dpo", "{base}", "{comparisons}"), "no chat template"),
+        (("dpo", "{base}", "{comparisons}", "--objective.beta", "0"), "beta"),
+        (("reward", "{base}", "{comparisons}", "--objective.beta", "0.2"), "--beta is not for 'reward'"),
+        (("dpo", "{base}", "{comparisons}", "--method", "head", "--chat-template", "plain"), "use lora or full"),
+        (("dpo", "{base}"), "give a model directory and the examples"),
+        (("ppo", "{base}", "{comparisons}"), "invalid choice: 'ppo'"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(args, message: str, base: Path, comparisons: Path, folder: Path) -> None:
+    same, chats = folder / "same.jsonl", folder / "chats.jsonl"
+    same.write_text('{"prompt": "a", "chosen": "b", "rejected": "b"}\n' * 20)
+    chats.write_text("".join(json.dumps({"prompt": f"a {i}", "completion": f"b {i}"}) + "\n" for i in range(20)))
+    paths = {"base": base, "comparisons": comparisons, "same": same, "chats": chats}
+    done = foundling("align", *(arg.format(**paths) for arg in args), "--out", folder / "refused")
+    assert done.returncode == 2 and message in done.stderr.splitlines()[-1], done.stderr
+    assert not (folder / "refused").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["dpo", "ipo", "reward"])
+@pytest.mark.parametrize("method", ["full", "lora", "qlora", "prompt", "prefix", "bias", "top-k"])
+def test_each_method_learns_each_stage(
+    stage: str, method: Method, base: Path, comparisons: Path, tmp_path: Path
+) -> None:
+    settings = ["--epochs", "6", "--method", method, "--chat-template", "plain"]
+    result = aligned(stage, base, comparisons, *settings, "--out", tmp_path / "out")
+    assert result["actual"]["accuracy"] > 0.7, result["actual"]
+    again = foundling("reproduce", tmp_path / "out", "--out", tmp_path / "again", "--json")
+    assert again.returncode == 0 and json.loads(again.stdout)["identical"], again.stderr
