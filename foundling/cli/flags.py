@@ -105,9 +105,30 @@ def add_recipe_flags(
             text += " (default: chosen by the plan)"
         elif default is not None:
             text += f" (default {default})"
-        choices = [str(c) for part in (hint, *get_args(hint)) for c in get_args(part) if isinstance(c, str)]
-        metavar = "{" + ",".join(choices) + "}" if choices else _metavar(hint)
+        metavar = "{" + ",".join(choices) + "}" if (choices := _choices(hint)) else _metavar(hint)
         groups[section].add_argument(*names, dest="key:" + key, metavar=metavar, help=text.replace("%", "%%"))
+
+
+def add_field_flags(group: Any, cls: Any, names: Sequence[str], defaults: Mapping[str, str] | None = None) -> None:
+    """A flag for each of these fields of a dataclass, which sets nothing where it is not given: a default stands in the
+    class alone. `defaults`: what the help says in place of a field's own."""
+    docs = field_docs(cls)
+    for name in names:
+        hint, default = hints(cls)[name], (defaults or {}).get(name, getattr(cls, name))
+        if hint is bool:
+            options: dict[str, Any] = {"action": "store_true"}
+        elif choices := _choices(hint):
+            options = {"choices": choices}
+        else:
+            kind = next(h for h in (hint, *get_args(hint)) if h in (int, float, str))
+            options = {"type": kind, "metavar": _metavar(kind)} | ({"action": "append"} if default == () else {})
+        text = docs[name] + ("" if default in (None, False, ()) else f" (default {default})")
+        flag = "--" + name.replace("_", "-")
+        group.add_argument(flag, default=argparse.SUPPRESS, help=text.replace("%", "%%"), **options)
+
+
+def _choices(hint: Any) -> list[str]:
+    return [str(c) for part in (hint, *get_args(hint)) for c in get_args(part) if isinstance(c, str)]
 
 
 def _metavar(hint: Any) -> str:

@@ -65,7 +65,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def number_or_none(text: str) -> int | str:
-    return text if text == NONE else int(text)
+    try:
+        return text if text == NONE else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("expected a whole number or none") from None
 
 
 def _list(file: KeyFile, as_json: bool) -> dict[str, Any]:

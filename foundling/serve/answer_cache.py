@@ -86,22 +86,24 @@ class AnswerCache:
         fields = body.model_dump(mode="json", by_alias=True, exclude=NO_PART)
         text = _take_text(fields) if self.options.mode == "meaning" else None
         numbers = re.findall(r"\d+", text or "")
-        whole = [caller.stored, caller.name, type(body).__name__, served.name, served.load_id, numbers, fields]
+        whole = [caller.owner, type(body).__name__, served.name, served.load_id, numbers, fields]
         scope = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
         return Query(scope, "" if text is None else text)
 
-    async def get(self, query: Query) -> dict[str, Any] | None:
-        """None also where it cannot be looked up: then it is computed anew."""
+    async def get(self, query: Query) -> bytes | None:
+        """JSON. None also where it cannot be looked up: then it is computed anew."""
         try:
             answer, result = await self._run(lambda: self._get(query))
         except Exception as error:
             logger.error("the answer cache failed: %s: %s", type(error).__name__, error)
             answer, result = None, "miss"
         self.on_result(result)
-        return None if answer is None else json.loads(answer)
+        return answer
 
-    async def put(self, query: Query, answer: dict[str, Any]) -> None:
+    async def put(self, query: Query, answer: bytes) -> None:
         """No client waits for a vector, and none loses its answer where one cannot be computed."""
+        if len(answer) > self.options.max_bytes:
+            return
         if self.answers.embed is None:
             await self._put(query, answer)
         elif len(self._tasks) < MAX_WAITING:
@@ -109,10 +111,9 @@ class AnswerCache:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _put(self, query: Query, answer: dict[str, Any]) -> None:
+    async def _put(self, query: Query, answer: bytes) -> None:
         try:
-            data = json.dumps(answer).encode()
-            await self._run(lambda: self.answers.put(query.text, data, query.scope))
+            await self._run(lambda: self.answers.put(query.text, answer, query.scope))
         except Exception as error:
             logger.error("the answer cache failed: %s: %s", type(error).__name__, error)
 

@@ -22,6 +22,7 @@ from foundling.serve.chat import create_chat
 from foundling.serve.completions import create_completion
 from foundling.serve.embeddings import embeddings_router
 from foundling.serve.errors import APIError
+from foundling.serve.generation import until_gone
 from foundling.serve.guard import Guard
 from foundling.serve.login import login_router
 from foundling.serve.metrics import label_of
@@ -75,11 +76,11 @@ def _generation(server: Server) -> APIRouter:
 
     @router.post("/v1/chat/completions")
     async def chat_completions(body: ChatBody, http: HTTPRequest) -> Response:
-        return await cached(server, body, http, create_chat)
+        return await until_gone(http, cached(server, body, http, create_chat), server.options.request_timeout)
 
     @router.post("/v1/completions")
     async def completions(body: CompletionBody, http: HTTPRequest) -> Response:
-        return await cached(server, body, http, create_completion)
+        return await until_gone(http, cached(server, body, http, create_completion), server.options.request_timeout)
 
     @router.post("/tokenize")
     async def tokenize_text(body: TokenizeBody, http: HTTPRequest) -> JSONResponse:
@@ -93,7 +94,7 @@ def _generation(server: Server) -> APIRouter:
 
 
 def about_model(server: Server, served: ServedModel) -> dict[str, Any]:
-    about = served.about() | {"max_logprobs": server.options.max_logprobs}
+    about = served.about() | {"max_logprobs": server.options.logprobs_cap}
     return {"id": served.name, "object": "model", "created": served.created, "owned_by": "foundling",
             "foundling": about}  # fmt: skip
 

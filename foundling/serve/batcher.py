@@ -33,9 +33,8 @@ class Batcher(Generic[T, R]):
         on_batch: Callable[[int], None] = lambda n: None,
     ) -> None:
         """`max_items`: of one batch, unless one request has more; `max_waiting`: requests, `max_wait`: seconds that
-        each waits for its turn; `alone`: each request is
-        computed by itself, so that its result has the same bits whatever else is asked; `on_batch` gets the items of
-        each batch."""
+        each waits for its turn; `alone`: each request is computed by itself, so that its result has the same bits
+        whatever else is asked; `on_batch` gets how many items each batch has."""
         self.in_turn, self.compute, self.max_items, self.max_waiting = in_turn, compute, max_items, max_waiting
         self.max_wait, self.alone, self.on_batch = max_wait, alone, on_batch
         self._waiting = deque[_Item[T, R]]()

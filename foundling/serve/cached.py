@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import secrets
@@ -58,31 +59,33 @@ async def cached(
     await server.check_quota(http, free)
     answer = await cache.get(query)
     if answer is not None:
-        return reply_whole(server, http, body, _again(answer), free, {HEADER: "hit"})
+        again = await asyncio.to_thread(_again, answer)
+        return await reply_whole(server, http, body, again, free, {HEADER: "hit"})
     response = await create(server, body, http)
     response.headers[HEADER] = "miss"
     if isinstance(response, StreamingResponse):
         response.body_iterator = _cached_events(cache, query, http, response.body_iterator)
     elif isinstance(response, JSONResponse):
-        await cache.put(query, json.loads(bytes(response.body)))
+        await cache.put(query, bytes(response.body))
     return response
 
 
 async def _cached_events(cache: AnswerCache, query: Query, http: HTTPRequest, events: Any) -> AsyncGenerator[Any]:
-    """The same events, whose answer is cached once the last one has been sent."""
+    """The same events, whose answer is cached before the last one is sent: the client may leave then, or ask again."""
     chunks = Assembler()
     async with contextlib.aclosing(events):
         async for one in events:
             chunks.add_event(one)
+            if chunks.done and (answer := chunks.answer()) is not None:
+                usage = record_of(http).usage
+                answer["usage"] = answer["usage"] or (usage and usage.as_json())
+                await cache.put(query, await asyncio.to_thread(lambda: json.dumps(answer).encode()))
             yield one
-    answer = chunks.answer() if chunks.done else None
-    if answer is not None:
-        usage = record_of(http).usage
-        await cache.put(query, answer | {"usage": answer["usage"] or (usage and usage.as_json())})
 
 
-def _again(answer: dict[str, Any]) -> dict[str, Any]:
+def _again(data: bytes) -> dict[str, Any]:
     """A stored answer under a new id; its usage says that all of the prompt was cached, and that it costs nothing."""
+    answer = json.loads(data)
     usage = answer["usage"] or {}
     usage = usage | {"prompt_tokens_details": {"cached_tokens": usage.get("prompt_tokens", 0)}}
     usage |= {"cost": 0.0} if "cost" in usage else {}

@@ -20,22 +20,22 @@ from foundling.serve.forward import forward, upstream_of
 from foundling.serve.generation import (
     Meter,
     Prompt,
-    UpdateStream,
     build_requests,
     check_finished,
     check_logprobs,
+    check_logprobs_size,
     check_n,
     complete,
     max_tokens_of,
     prompt_of,
     seed_of,
-    until_gone,
 )
 from foundling.serve.models import GenerativeModel
 from foundling.serve.protocol import ChatBody
 from foundling.serve.reply import FINISH, Head, LargeJSON, Text, Usage, event, head_of
 from foundling.serve.server import Server
 from foundling.serve.streams import event_stream
+from foundling.serve.worker import Update
 
 CUT = ("length", "stop")
 """finish reasons of answers that may end in the middle of a call"""
@@ -53,17 +53,13 @@ class Chat:
     usage: Usage
     form: AnswerForm
 
-    @property
-    def served(self) -> GenerativeModel:
-        return self.prompt.served
-
 
 async def create_chat(server: Server, body: ChatBody, http: HTTPRequest) -> Response:
     if (remote := upstream_of(server, body.model, http)) is not None:
         return await forward(server, remote, body, http)
     served = server.generative(body.model, http)
     served.worker.check_queue(1)  # what is refused costs little
-    chat = await until_gone(http, _prepare(server, body, served), server.options.request_timeout)
+    chat = await _prepare(server, body, served)
     await server.reserve(http, chat.usage, chat.requests)
     meter = Meter(chat.requests, chat.usage)
     if body.stream:
@@ -82,6 +78,7 @@ async def _prepare(server: Server, body: ChatBody, served: GenerativeModel) -> C
     chat, build = await asyncio.to_thread(_read, server, body, served)
     compiled = await server.compiler.compile(served, chat.form.constraint)
     chat.requests = await asyncio.to_thread(build, compiled=compiled)
+    check_logprobs_size(chat.requests)
     return chat
 
 
@@ -90,28 +87,26 @@ def _read(server: Server, body: ChatBody, served: GenerativeModel) -> tuple[Chat
     if served.tokenizer.chat_template is None:
         raise APIError(400, f"{served.name} has no chat template; ask /v1/completions", param="model")
     check_n(body.n, server.options)
-    wants_logprobs = bool(body.logprobs)
-    if body.top_logprobs is not None and not wants_logprobs:
+    if body.top_logprobs is not None and not body.logprobs:
         raise APIError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
-    n_top = (body.top_logprobs or 0) if wants_logprobs else None
-    n_top = check_logprobs(n_top, server.options, "top_logprobs", bool(body.logit_bias))
+    n_top = check_logprobs(body, server.options)
     messages = [message.as_template_sees_it() for message in body.messages]
     tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []] if body.tool_choice != "none" else []
     ids = served.framing.chat(messages, tools=tools or None)
     prompt = prompt_of(served, ids, body.stops)
     limit = max_tokens_of(served, ids, body.limit, server.options, "messages")
-    form = AnswerForm(body, served, ids)
+    head = head_of("chat.completion", "chatcmpl", served.name, **server.fixed(body, served))
+    form = AnswerForm(body, served, ids, head.id)
     build = partial(
         build_requests, prompt, body, body.n, max_tokens=limit, seed=seed_of(body), logprobs=n_top,
         decode=form.decoder(prompt.decode),
     )  # fmt: skip
-    head = head_of("chat.completion", "chatcmpl", served.name, **server.fixed(body, served))
     usage = Usage(prompt_tokens=len(ids), price=served.price, deterministic=server.options.deterministic)
     return Chat(server, body, prompt, [], head, usage, form), build
 
 
 def _choice(chat: Chat, index: int, completion: Completion) -> dict[str, Any]:
-    message = chat.form.message(completion.text or "", cut=completion.finish_reason in CUT)
+    message = chat.form.message(completion.text or "", index, cut=completion.finish_reason in CUT)
     return {
         "index": index, "message": message, "finish_reason": _reason(completion, message),
         "logprobs": _logprobs(chat, completion.tokens, completion.logprobs, completion.top_logprobs),
@@ -129,7 +124,7 @@ def _logprobs(chat: Chat, tokens: Any, logprobs: Any, top: Any) -> dict[str, Any
     return {"content": chat.prompt.texts.content(tokens, logprobs, top), "refusal": None}
 
 
-async def _events(chat: Chat, updates: UpdateStream) -> AsyncGenerator[str]:
+async def _events(chat: Chat, updates: AsyncGenerator[Update]) -> AsyncGenerator[str]:
     """The events of the stream, without its end."""
     head, body = chat.head.as_json("chat.completion.chunk"), chat.body
     include_usage = bool(body.stream_options and body.stream_options.include_usage)
@@ -140,7 +135,7 @@ async def _events(chat: Chat, updates: UpdateStream) -> AsyncGenerator[str]:
         return event(head | {"choices": [choice]} | blank)
 
     texts = [Text(request) for request in chat.requests]
-    answers, begun = [AnswerStream(chat.form) for _ in chat.requests], set[int]()
+    answers, begun = [AnswerStream(chat.form, index) for index in range(len(texts))], set[int]()
     async with contextlib.aclosing(updates):
         async for update in updates:
             check_finished(update.completion)

@@ -8,16 +8,17 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from foundling.decode.constrain.constraint import Constraint
 from foundling.decode.constrain.processor import ConstraintProcessor
 from foundling.decode.request import Completion
-from foundling.limits import COMPILATIONS
+from foundling.limits import CHECKS, COMPILATIONS, Limit
 from foundling.serve.errors import APIError, busy
 from foundling.serve.models import GenerativeModel
-from foundling.verify.structured import matches_constraint
+from foundling.verify.structured import Verdict, matches_constraint
 
+T = TypeVar("T")
 logger = logging.getLogger("foundling.serve")
 
 
@@ -29,12 +30,28 @@ class Compiled(NamedTuple):
     """ids of an answer -> its text as the grammar saw it, where the tokenizer's own decoding gives another"""
 
 
+class _Queue:
+    """A thread, and what runs in it or waits for it; who is cancelled while it waits leaves."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.thread, self.n_waiting = name, ThreadPoolExecutor(1, name), 0
+
+    async def run(self, limit: Limit, function: Callable[..., T], *args: Any) -> T:
+        """APIError 429 where too many wait."""
+        if self.n_waiting >= limit.high:
+            raise busy(f"{self.n_waiting} {self.name} wait; try again later", 5.0)
+        self.n_waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.thread, function, *args)
+        finally:
+            self.n_waiting -= 1
+
+
 class Compiler:
     """Of one server. The event loop alone uses it."""
 
     def __init__(self) -> None:
-        self._compiling, self._checking = ThreadPoolExecutor(1, "constraints"), ThreadPoolExecutor(1, "answers")
-        self.n_waiting = 0
+        self.constraints, self.answers = _Queue("constraints"), _Queue("answers")
 
     async def compile(self, served: GenerativeModel, constraint: Constraint | None) -> Compiled | None:
         """At once where an equal one was compiled before. GenerationError for one that cannot be compiled; APIError
@@ -49,13 +66,11 @@ class Compiler:
 
         if constrainer.compiled(constraint) is not None:
             return compiled()
-        if self.n_waiting >= COMPILATIONS.high:
-            raise busy(f"{self.n_waiting} constraints wait to be compiled; try again later", 5.0)
-        self.n_waiting += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._compiling, compiled)
-        finally:
-            self.n_waiting -= 1
+        return await self.constraints.run(COMPILATIONS, compiled)
+
+    async def matches(self, text: str, constraint: Constraint) -> Verdict:
+        """By an independent validator. APIError 429 where too many wait."""
+        return await self.answers.run(CHECKS, matches_constraint, text, constraint)
 
     async def check(self, constraint: Constraint | None, completions: Sequence[Completion]) -> None:
         """What decoding enforces, an independent validator checks. APIError 500 where an answer that ended by itself
@@ -65,9 +80,7 @@ class Compiler:
             if completion.finish_reason not in ("end", "stop"):
                 continue
             assert constraint is not None
-            verdict = await asyncio.get_running_loop().run_in_executor(
-                self._checking, matches_constraint, completion.text or "", constraint
-            )
+            verdict = await self.matches(completion.text or "", constraint)
             if verdict or verdict.stopped:  # a check that takes too long says nothing of the answer
                 continue
             if completion.finish_reason == "stop":
@@ -78,5 +91,5 @@ class Compiler:
 
     def close(self) -> None:
         """Waits for nothing: what runs ends within the limits of a constraint."""
-        for executor in (self._compiling, self._checking):
-            executor.shutdown(wait=False, cancel_futures=True)
+        for queue in (self.constraints, self.answers):
+            queue.thread.shutdown(wait=False, cancel_futures=True)

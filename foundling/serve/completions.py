@@ -23,22 +23,22 @@ from foundling.serve.forward import forward, upstream_of
 from foundling.serve.generation import (
     Meter,
     Prompt,
-    UpdateStream,
     build_requests,
     check_finished,
     check_logprobs,
+    check_logprobs_size,
     check_n,
     complete,
     max_tokens_of,
     prompt_of,
     seed_of,
-    until_gone,
 )
 from foundling.serve.models import GenerativeModel
 from foundling.serve.protocol import CompletionBody
 from foundling.serve.reply import FINISH, Head, LargeJSON, Text, Usage, event, finite, head_of
 from foundling.serve.server import Server
 from foundling.serve.streams import event_stream
+from foundling.serve.worker import Update
 
 
 @dataclass
@@ -47,7 +47,6 @@ class Job:
 
     server: Server
     body: CompletionBody
-    served: GenerativeModel
     prompts: list[Prompt]
     requests: list[Request]
     best_of: int
@@ -61,7 +60,7 @@ async def create_completion(server: Server, body: CompletionBody, http: HTTPRequ
         return await forward(server, remote, body, http)
     served = server.generative(body.model, http)
     served.worker.check_queue(1)  # what is refused costs little
-    job = await until_gone(http, _prepare(server, body, served), server.options.request_timeout)
+    job = await _prepare(server, body, served)
     await server.reserve(http, job.usage, job.requests)
     meter = Meter(job.requests, job.usage, counts_tokens=body.max_tokens != 0)
     if body.stream:
@@ -88,8 +87,6 @@ def _check(server: Server, body: CompletionBody) -> None:
     options, best_of = server.options, body.best_of or body.n
     check_n(best_of, options, "best_of" if body.best_of else "n")
     texts = body.prompts
-    if not texts:
-        raise APIError(400, "prompt is an empty list; send at least one", param="prompt")
     if len(texts) > options.max_prompts:
         raise APIError(400, f"{len(texts)} prompts; this server allows {options.max_prompts}", param="prompt")
     if (total := len(texts) * best_of) > options.max_queue:
@@ -115,7 +112,7 @@ def _build(
     compiled: Compiled | None,
 ) -> Job:  # fmt: skip
     options, texts, best_of = server.options, body.prompts, body.best_of or body.n
-    n_top = check_logprobs(body.logprobs, options, "logprobs", bool(body.logit_bias))
+    n_top = check_logprobs(body, options)
     prompts = [prompt_of(served, _ids(served, text, body.suffix), body.stops) for text in texts]
     requests, seed = list[Request](), seed_of(body)
     for number, prompt in enumerate(prompts):
@@ -127,10 +124,12 @@ def _build(
             logprobs=0 if n_top is None and best_of > body.n else n_top,
             prompt_logprobs=n_top if body.echo else None, compiled=compiled,
         )  # fmt: skip
+    if n_top is not None:
+        check_logprobs_size(requests)
     head = head_of("text_completion", "cmpl", served.name, **server.fixed(body, served))
     n_prompt = sum(len(prompt.ids) for prompt in prompts)
     usage = Usage(prompt_tokens=n_prompt, price=served.price, deterministic=options.deterministic)
-    return Job(server, body, served, prompts, requests, best_of, head, usage, constraint)
+    return Job(server, body, prompts, requests, best_of, head, usage, constraint)
 
 
 def _ids(served: GenerativeModel, text: str | list[int], suffix: str | None) -> list[int]:
@@ -226,7 +225,7 @@ class _Legacy:
         }  # fmt: skip
 
 
-async def _events(job: Job, updates: UpdateStream) -> AsyncGenerator[str]:
+async def _events(job: Job, updates: AsyncGenerator[Update]) -> AsyncGenerator[str]:
     head, body = job.head.as_json(), job.body
     include_usage = bool(body.stream_options and body.stream_options.include_usage)
     blank = {"usage": None} if include_usage else {}

@@ -6,23 +6,23 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Any, Literal
 
 from fastapi import APIRouter
 from prometheus_client import Counter
 from pydantic import Field
 from starlette.requests import Request as HTTPRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from torch import Tensor
 
 from foundling.decode.embed import TextEmbedder
-from foundling.serve.batcher import Batcher
 from foundling.serve.errors import APIError
 from foundling.serve.generation import until_gone
 from foundling.serve.models import EmbeddingModel
 from foundling.serve.options import ServeOptions
-from foundling.serve.protocol import Body, Name, Tokens
-from foundling.serve.reply import Usage
+from foundling.serve.protocol import Body, Inputs, Name, listed
+from foundling.serve.reply import LargeJSON, Usage
 from foundling.serve.server import Server
 
 BATCH = 1024
@@ -31,7 +31,7 @@ BATCH = 1024
 
 class EmbeddingBody(Body):
     model: Name | None = None
-    input: str | Tokens | Annotated[list[str], Field(min_length=1)] | Annotated[list[Tokens], Field(min_length=1)]
+    input: Inputs
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1)
     truncate: bool = Field(False, description="not of OpenAI: cut texts that are too long, rather than refuse them")
@@ -39,10 +39,12 @@ class EmbeddingBody(Body):
 
     @property
     def inputs(self) -> list[str] | list[list[int]]:
-        value = self.input
-        if isinstance(value, str):
-            return [value]
-        return [value] if isinstance(value[0], int) else value  # pyright: ignore[reportReturnType]
+        return listed(self.input)
+
+
+class _Vectors(LargeJSON):
+    depth = 3
+    """a vector is written as a whole"""
 
 
 class EmbeddingUsage(Usage):
@@ -52,40 +54,24 @@ class EmbeddingUsage(Usage):
 
 
 def embeddings_router(server: Server) -> APIRouter:
-    router, sizes = APIRouter(), dict[str, int]()
+    router = APIRouter()
     batches = Counter(
         "foundling_embedding_batches", "texts of several requests that were computed together", ("model",),
         registry=server.metrics.registry,
     )  # fmt: skip
 
-    def batcher_of(served: EmbeddingModel) -> Batcher[list[int], Tensor]:
-        if served.batcher is None:
-            served.batcher = Batcher(
-                server.in_turn, _computation(served.embedder), max_items=BATCH, max_waiting=server.options.max_queue,
-                max_wait=server.options.queue_timeout, alone=server.options.deterministic,
-                on_batch=lambda n: batches.labels(served.name).inc(),
-            )  # fmt: skip
-        return served.batcher
-
-    async def size_of(served: EmbeddingModel) -> int:
-        """Values of a vector, by one of a single token."""
-        if served.load_id not in sizes:
-            sizes[served.load_id] = len((await batcher_of(served)([[0]]))[0])
-        return sizes[served.load_id]
-
     @router.post("/v1/embeddings")
     async def embeddings(body: EmbeddingBody, http: HTTPRequest) -> Response:
         served: EmbeddingModel = server.model(body.model, http, EmbeddingModel)
-        batcher = batcher_of(served)
+        count = batches.labels(served.name)
+        batcher = server.batcher(served, partial(_compute, served.embedder), BATCH, lambda n: count.inc())
         batcher.check_queue()  # what is refused costs little
         rows = await asyncio.to_thread(_rows, served, body, server.options)
         usage = EmbeddingUsage(prompt_tokens=sum(len(row) for row in rows), price=served.price)
         await server.check_quota(http, usage)
-        if body.dimensions is not None:
-            n = await size_of(served)
-            if body.dimensions != n:
-                message = f"dimensions is {body.dimensions}; {served.name} has {n} values: leave it out"
-                raise APIError(400, message, param="dimensions")
+        if body.dimensions not in (None, served.width):
+            message = f"dimensions is {body.dimensions}; {served.name} has {served.width} values: leave it out"
+            raise APIError(400, message, param="dimensions")
         computing = batcher(rows, lambda: server.account(http, usage))  # also for a client that leaves
         vectors = await until_gone(http, computing, server.options.request_timeout)
         return await asyncio.to_thread(_answer, served, body, vectors, usage)
@@ -93,12 +79,9 @@ def embeddings_router(server: Server) -> APIRouter:
     return router
 
 
-def _computation(embedder: TextEmbedder) -> Any:
-    def compute(rows: list[list[int]]) -> list[Tensor]:
-        vectors = {i: vector for i, vector, _ in embedder.embed_ids(rows)}
-        return [vectors[i] for i in range(len(rows))]
-
-    return compute
+def _compute(embedder: TextEmbedder, rows: list[list[int]]) -> list[Tensor]:
+    vectors = {i: vector for i, vector, _ in embedder.embed_ids(rows)}
+    return [vectors[i] for i in range(len(rows))]
 
 
 def _rows(served: EmbeddingModel, body: EmbeddingBody, options: ServeOptions) -> list[list[int]]:
@@ -137,4 +120,4 @@ def _answer(served: EmbeddingModel, body: EmbeddingBody, vectors: Sequence[Tenso
         return vector.tolist()
 
     data = [{"object": "embedding", "index": i, "embedding": written(vector)} for i, vector in enumerate(vectors)]
-    return JSONResponse({"object": "list", "data": data, "model": served.name, "usage": usage.as_json()})
+    return _Vectors({"object": "list", "data": data, "model": served.name, "usage": usage.as_json()})

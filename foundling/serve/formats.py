@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import secrets
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,9 +44,10 @@ def format_of(form: ResponseFormat | None) -> Constraint | None:
 
 class AnswerForm:
     """How the answer of a chat is constrained and read. `prompt`: its ids, whose end says whether the model reasons
-    first."""
+    first; `answer_id`: what the ids of its calls are made of."""
 
-    def __init__(self, body: ChatBody, served: GenerativeModel, prompt: Sequence[int]) -> None:
+    def __init__(self, body: ChatBody, served: GenerativeModel, prompt: Sequence[int], answer_id: str) -> None:
+        self.answer_id = answer_id
         template = served.tokenizer.chat_template or ""
         end = served.tokenizer.backend.decode(list(prompt[-16:]), skip_special_tokens=False).rstrip()
         if not body.tools and body.tool_choice not in (None, "none", "auto"):
@@ -91,8 +92,8 @@ class AnswerForm:
             reasoning = reasoning[: len(reasoning) - begun]
         return reasoning.lstrip("\n"), answer.lstrip("\n")
 
-    def message(self, text: str, *, cut: bool = False) -> dict[str, Any]:
-        """The message of an answer. Of one that was `cut`, calls that are whole count, and a part of a call is left
+    def message(self, text: str, index: int, *, cut: bool = False) -> dict[str, Any]:
+        """The message of a choice. Of one that was `cut`, calls that are whole count, and a part of a call is left
         out: nobody can use it."""
         reasoning, answer = self.split(text)
         if reasoning is None:
@@ -105,7 +106,8 @@ class AnswerForm:
                 message["content"] = answer = whole.rstrip()
             content, calls = parse_tool_calls(answer, self.style)
             if calls:
-                message |= {"content": content or None, "tool_calls": [_call(*call) for call in calls]}
+                calls = [_call(f"{self.answer_id} {index} {n}", *call) for n, call in enumerate(calls)]
+                message |= {"content": content or None, "tool_calls": calls}
         return message
 
     def _before_part(self, answer: str) -> str:
@@ -127,8 +129,9 @@ class AnswerStream:
     """The deltas of one answer as its text grows. A call comes whole, when the answer has ended: before, nobody knows
     that it is one."""
 
-    def __init__(self, form: AnswerForm) -> None:
-        self.form, self.text, self.sent = form, "", {"reasoning_content": "", "content": ""}
+    def __init__(self, form: AnswerForm, index: int) -> None:
+        self.form, self.index, self.text = form, index, ""
+        self.sent = {"reasoning_content": "", "content": ""}
 
     def add(self, text: str) -> dict[str, Any]:
         self.text += text
@@ -139,7 +142,7 @@ class AnswerStream:
 
     def finish(self, *, cut: bool) -> dict[str, Any]:
         """What is left, calls included."""
-        message = self.form.message(self.text, cut=cut)
+        message = self.form.message(self.text, self.index, cut=cut)
         delta = self._delta(message.get("reasoning_content") or "", message["content"] or "")
         calls = message.get("tool_calls", [])
         return delta | ({"tool_calls": [{"index": i, **call} for i, call in enumerate(calls)]} if calls else {})
@@ -153,6 +156,6 @@ class AnswerStream:
         return delta
 
 
-def _call(name: str, arguments: str) -> dict[str, Any]:
+def _call(source: str, name: str, arguments: str) -> dict[str, Any]:
     function = {"name": name, "arguments": arguments}
-    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
+    return {"id": f"call_{hashlib.sha256(source.encode()).hexdigest()[:24]}", "type": "function", "function": function}

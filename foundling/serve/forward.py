@@ -7,22 +7,22 @@ import asyncio
 import contextlib
 import json
 import logging
-import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 
 from foundling.errors import FoundlingError
 from foundling.serve.errors import APIError
-from foundling.serve.generation import UpdateStream, check_logprobs, check_n, until_gone
+from foundling.serve.generation import check_logprobs, check_n
 from foundling.serve.models import GenerativeModel
 from foundling.serve.protocol import ChatBody, CompletionBody
+from foundling.serve.recording import request_key
 from foundling.serve.reply import Usage, event
 from foundling.serve.server import Server
-from foundling.serve.streams import send_events
+from foundling.serve.streams import after, send_events
 from foundling.serve.upstream import UpstreamModel
 from foundling.serve.whole import Assembler, reply_whole
 
@@ -42,8 +42,12 @@ class Forwarded:
     path: str
     body: dict[str, Any]
     usage: Usage
-    key: str
     chunks: Assembler = field(default_factory=Assembler)
+
+    @property
+    def key(self) -> str:
+        """Of its recorded answer."""
+        return request_key(self.served.subject.endpoint.url, self.path, self.body)
 
 
 def upstream_of(server: Server, name: str | None, http: HTTPRequest) -> UpstreamModel | None:
@@ -65,76 +69,65 @@ async def forward(
     sent = {"model": served.subject.model} | {rename.get(name, name): value for name, value in sent.items()}
     path = "/chat/completions" if isinstance(body, ChatBody) else "/completions"
     n_chars = len(json.dumps(sent.get("messages", sent.get("prompt", "")), ensure_ascii=False))
-    usage = Usage(prompt_tokens=n_chars // CHARS_PER_TOKEN, price=served.price)
-    await _reserve(server, http, body, sent, usage)
-    one = Forwarded(served, path, sent, usage, served.key(path, sent))
-    recording, headers = served.recording, dict[str, str]()
-    if recording:
-        answer = await asyncio.to_thread(recording.get, one.key)  # None where it cannot be read
+    one = Forwarded(served, path, sent, Usage(prompt_tokens=n_chars // CHARS_PER_TOKEN, price=served.price))
+    headers = dict[str, str]()
+    if (recording := served.recording) is not None:
+        answer = await asyncio.to_thread(lambda: recording.get(one.key))  # None where it cannot be read
         headers = {HEADER: "miss" if answer is None else "hit"}
         if answer is not None:
             server.metrics.upstream.labels(served.name, "recorded").inc()
-            free = Usage(price=served.price)
-            return reply_whole(server, http, body, _named(one, answer, free), free, headers)
+            one.usage = Usage(price=served.price)
+            return await reply_whole(server, http, body, _named(one, answer), one.usage, headers)
+    await _reserve(server, http, body, one)
     server.metrics.upstream.labels(served.name, "asked").inc()
-    if body.stream:
-        streamed = sent | {"stream": True, "stream_options": {"include_usage": True}}
-        deadline = time.monotonic() + server.options.request_timeout
-        begun: Any = UpdateStream.begin(cast("Any", served.stream(path, streamed)))
-        chunks: Any = await until_gone(http, begun, server.options.request_timeout)
-        response = send_events(server, http, _events(one, body, chunks), chunks, usage, deadline)
-        response.headers.update(headers)
-        return response
     try:
-        answer = await until_gone(http, served.ask(path, sent), server.options.request_timeout)
-    except APIError as error:
-        if error.code == "timeout":
-            server.account(http, usage)
-        raise
-    except BaseException:  # its client has left: the API has read the prompt all the same
-        server.account(http, usage)
+        if body.stream:
+            chunks = served.stream(path, sent | {"stream": True, "stream_options": {"include_usage": True}})
+            events = _events(one, body, after(await anext(chunks), chunks))
+            response = send_events(server, http, events, chunks, one.usage)
+            response.headers.update(headers)
+            return response
+        answer = await served.ask(path, sent)
+    except asyncio.CancelledError:  # its client has left, or its time is over: the API has read the prompt all the same
+        server.account(http, one.usage)
         raise
     _count(one, answer)
-    server.account(http, usage)
+    server.account(http, one.usage)
     await _record(one, answer)
-    return reply_whole(server, http, body, _named(one, answer, usage), usage, headers)
+    return await reply_whole(server, http, body, _named(one, answer), one.usage, headers)
 
 
-async def _reserve(
-    server: Server, http: HTTPRequest, body: ChatBody | CompletionBody, sent: dict[str, Any], usage: Usage
-) -> None:
+async def _reserve(server: Server, http: HTTPRequest, body: ChatBody | CompletionBody, one: Forwarded) -> None:
     """As quota.py: the API is asked for no more tokens than the key has left."""
     n, limit = body.n, body.limit if isinstance(body, ChatBody) else body.max_tokens
     if isinstance(body, CompletionBody):
         n = (body.best_of or n) * len(body.prompts)
     most = server.options.max_tokens if limit is None else limit
-    allowed = await server.check_quota(http, usage, [most] * n)
+    allowed = await server.check_quota(http, one.usage, [most] * n)
     if allowed and min(allowed) < most:
-        names = [name for name in sent if name in ("max_tokens", "max_completion_tokens")]
-        sent.update(dict.fromkeys(names or ["max_tokens"], min(allowed)))
+        names = [name for name in one.body if name in ("max_tokens", "max_completion_tokens")]
+        default = one.served.subject.rename.get("max_tokens", "max_tokens")
+        one.body.update(dict.fromkeys(names or [default], min(allowed)))
 
 
 def _check(server: Server, body: ChatBody | CompletionBody) -> None:
     """The limits of this server hold for what it passes on too."""
-    options, n_top = server.options, body.logprobs
+    options, limit = server.options, body.limit if isinstance(body, ChatBody) else body.max_tokens
     check_n(body.n, options)
-    if isinstance(body, ChatBody):
-        n_top, limit = ((body.top_logprobs or 0) if body.logprobs else None), body.limit
-    else:
-        limit = body.max_tokens
+    if isinstance(body, CompletionBody):
         check_n(body.best_of or body.n, options, "best_of")
         if len(body.prompts) > options.max_prompts:
             message = f"{len(body.prompts)} prompts; this server allows {options.max_prompts}"
             raise APIError(400, message, param="prompt")
-    check_logprobs(n_top, options, "logprobs", bool(body.logit_bias))
+    check_logprobs(body, options)
     if limit is not None and limit > options.max_tokens:
         raise APIError(400, f"max_tokens is {limit:,}; this server allows {options.max_tokens:,}", param="max_tokens")
 
 
-def _named(one: Forwarded, answer: dict[str, Any], usage: Usage) -> dict[str, Any]:
+def _named(one: Forwarded, answer: dict[str, Any]) -> dict[str, Any]:
     """Under the name and the price of this server."""
     kind = "chat.completion" if one.path == "/chat/completions" else "text_completion"
-    return answer | {"object": kind, "model": one.served.name, "usage": _usage(answer.get("usage"), usage)}
+    return answer | {"object": kind, "model": one.served.name, "usage": _usage(answer.get("usage"), one.usage)}
 
 
 def _usage(counted: Any, usage: Usage) -> dict[str, Any]:
@@ -158,9 +151,9 @@ def _count(one: Forwarded, answer: dict[str, Any]) -> None:
 
 async def _record(one: Forwarded, answer: dict[str, Any]) -> None:
     """Where that fails the client gets its answer all the same, which is paid for."""
-    if one.served.recording:
+    if (recording := one.served.recording) is not None:
         try:
-            await asyncio.to_thread(one.served.recording.put, one.key, one.body, answer)
+            await asyncio.to_thread(lambda: recording.put(one.key, one.body, answer))
         except FoundlingError as error:
             logger.error("%s: an answer is not recorded: %s", one.served.name, error)
 

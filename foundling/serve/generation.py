@@ -15,12 +15,12 @@ from starlette.requests import Request as HTTPRequest
 
 from foundling.decode.processors import LogitsProcessor
 from foundling.decode.request import Completion, Request, sample_seed
-from foundling.limits import SEED, shown
+from foundling.limits import ANSWER_LOGPROBS, SEED, SERVED_LOGPROBS, shown
 from foundling.serve.compiling import Compiled
 from foundling.serve.errors import APIError, ClientGone, busy
 from foundling.serve.models import GenerativeModel
 from foundling.serve.options import ServeOptions
-from foundling.serve.protocol import SamplingBody
+from foundling.serve.protocol import ChatBody, CompletionBody, SamplingBody
 from foundling.serve.reply import TokenTexts, Usage
 from foundling.serve.server import Server, record_of
 from foundling.serve.worker import Computed, Update
@@ -83,19 +83,35 @@ def max_tokens_of(served: GenerativeModel, ids: list[int], limit: int | None, op
     return limit
 
 
-def check_logprobs(n: int | None, options: ServeOptions, param: str, biased: bool) -> int | None:
-    """APIError for log-probabilities beyond the cap, and for biased ones under a cap: forcing each token in turn would
-    read what the cap hides (Carlini et al. 2024, "Stealing part of a production language model", section 5)."""
-    if n is None:
-        return None
-    cap = options.max_logprobs
+def check_logprobs(body: ChatBody | CompletionBody, options: ServeOptions) -> int | None:
+    """How many a request asks for beside each token. APIError for those beyond the cap, and under a cap for those of
+    tokens that the request chooses: forcing or echoing each token in turn would read what the cap hides (Carlini et al.
+    2024, "Stealing part of a production language model", section 5)."""
+    n, cap, param = body.n_logprobs, options.logprobs_cap, "top_logprobs" if isinstance(body, ChatBody) else "logprobs"
+    if n is None or cap is None:
+        return n
     if cap == 0:
         raise APIError(400, NO_LOGPROBS, param=param)
-    if cap is not None and n > cap:
+    if n > cap:
         raise APIError(400, f"{param} is {n}; this server gives at most {cap} (--max-logprobs)", param=param)
-    if cap is not None and biased:
-        raise APIError(400, "logit_bias and log-probabilities exclude each other on this server", param="logit_bias")
+    chooses = {
+        "logit_bias": body.logit_bias,
+        "response_format": body.response_format and body.response_format.type != "text",
+        "tools": isinstance(body, ChatBody) and body.tools and body.tool_choice != "none",
+        "echo": isinstance(body, CompletionBody) and body.echo,
+    }
+    if name := next((name for name, value in chooses.items() if value), None):
+        message = f"{name} and log-probabilities exclude each other on this server, which caps them"
+        raise APIError(400, f"{message}; --max-logprobs {SERVED_LOGPROBS.high} gives both", param=name)
     return n
+
+
+def check_logprobs_size(requests: Sequence[Request]) -> None:
+    """APIError for more log-probabilities than one answer may hold."""
+    sizes = ((r.logprobs, r.max_tokens + (0 if r.prompt_logprobs is None else len(r.prompt))) for r in requests)
+    if (total := sum((1 + n) * n_tokens for n, n_tokens in sizes if n is not None)) > ANSWER_LOGPROBS.high:
+        message = f"this could be {total:,} log-probabilities; an answer has at most {ANSWER_LOGPROBS.high:,}"
+        raise APIError(400, f"{message}: ask for fewer, or for fewer tokens", param="logprobs")
 
 
 def build_requests(
@@ -178,23 +194,19 @@ class Meter:
 
 async def complete(server: Server, http: HTTPRequest, served: GenerativeModel, meter: Meter) -> list[Completion]:
     """All completions, in the order of the requests. What was computed is charged, whatever becomes of it."""
-
-    async def run() -> list[Completion]:
-        completions = dict[int, Completion]()
+    completions = dict[int, Completion]()
+    try:
         async with contextlib.aclosing(served.worker.stream(meter.requests, meter.take)) as updates:
             async for update in updates:
                 if update.completion is not None:
                     completions[update.index] = update.completion
-        return [completions[index] for index in range(len(meter.requests))]
-
-    try:
-        completions = await until_gone(http, run(), server.options.request_timeout)
     finally:
         if meter.begun:
             server.account(http, meter.usage)
-    for completion in completions:
+    in_order = [completions[index] for index in range(len(meter.requests))]
+    for completion in in_order:
         check_finished(completion)
-    return completions
+    return in_order
 
 
 async def until_gone(http: HTTPRequest, awaitable: Awaitable[T], seconds: float) -> T:
@@ -223,31 +235,6 @@ def took_too_long(seconds: float) -> APIError:
 async def _gone(http: HTTPRequest) -> None:
     while (await http.receive())["type"] != "http.disconnect":
         pass
-
-
-class UpdateStream:
-    """The updates of requests, of which the first has come: what a request is refused with is known before a stream
-    begins. `aclose` cancels the requests at any time, which a generator that never began would not."""
-
-    def __init__(self, first: Update, rest: AsyncGenerator[Update]) -> None:
-        self._first: Update | None = first
-        self._rest = rest
-
-    @classmethod
-    async def begin(cls, updates: AsyncGenerator[Update]) -> UpdateStream:
-        return cls(await anext(updates), updates)
-
-    def __aiter__(self) -> UpdateStream:
-        return self
-
-    async def __anext__(self) -> Update:
-        if (first := self._first) is not None:
-            self._first = None
-            return first
-        return await anext(self._rest)
-
-    async def aclose(self) -> None:
-        await self._rest.aclose()
 
 
 async def by_index(updates: AsyncGenerator[Update]) -> AsyncGenerator[Update]:

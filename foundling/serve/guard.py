@@ -10,6 +10,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -122,12 +123,8 @@ class Guard:
             raise APIError(503, "the server is stopping", code="unavailable", headers={"Retry-After": "5"})
         if path in GENERATES and method == "POST":
             self.server.check_queues()
-        receive = await self._bounded(scope, receive, headers)
-        if path in OPEN or path == LOGIN:
-            await self.app(scope, receive, send)
-            return
-        with self.server.limiter.enter(record.caller):
-            await self.app(scope, receive, send)
+        with nullcontext() if path in OPEN or path == LOGIN else self.server.limiter.enter(record.caller):
+            await self.app(scope, await self._bounded(scope, receive, headers), send)
 
     def _check_host(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         """A page of another site must not ask through a browser: neither by a name that it points here (DNS

@@ -29,7 +29,7 @@ from foundling.serve.job_store import TRAIN, VALID, Job, JobStore, shown_event
 from foundling.serve.models import GenerativeModel
 from foundling.serve.pages import Page, page_of
 from foundling.serve.pool import check_name
-from foundling.serve.protocol import Body, Name
+from foundling.serve.protocol import Body, Name, at_most
 from foundling.serve.reply import DONE, Usage, event
 from foundling.serve.server import Server, record_of
 from foundling.serve.streams import HEADERS
@@ -67,7 +67,7 @@ class JobBody(Body):
     seed: int | None = Field(None, ge=0, lt=1 << 31)
     method: Method | None = None
     hyperparameters: Hyperparameters | None = Field(None, description="deprecated: use method")
-    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=METADATA.high)] | None = None
+    metadata: Annotated[dict[MetadataKey, MetadataValue], at_most(METADATA.high)] | None = None
     integrations: Annotated[list[Any], Field(max_length=0)] | None = None
 
 

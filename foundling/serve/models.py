@@ -161,6 +161,8 @@ class GenerativeModel(ServedModel):
 @dataclass(kw_only=True)
 class EmbeddingModel(ServedModel):
     embedder: TextEmbedder
+    width: int
+    """values of a vector"""
     batcher: Any = field(default=None, init=False)
     """what computes the texts of several requests together, once one has come"""
 
@@ -230,7 +232,9 @@ def load_served(
     if can.embeds and "text" in can.modalities:
         pooling, max_len = pooling_of(Path(files))
         fast = fastest_encoder(model, options.weights)
-        return EmbeddingModel(**common, embedder=TextEmbedder(fast, Tokenizer.load(files), pooling, max_len))
+        embedder = TextEmbedder(fast, Tokenizer.load(files), pooling, max_len)
+        ((_, vector, _),) = embedder.embed_ids([[0]])
+        return EmbeddingModel(**common, embedder=embedder, width=len(vector))
     raise WeightsError(f"{directory}: this {family_of(model).name} neither generates, embeds nor classifies texts")
 
 

@@ -13,12 +13,11 @@ from pydantic import Field
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse
 
-from foundling.serve.batcher import Batcher
 from foundling.serve.errors import APIError
 from foundling.serve.generation import until_gone
 from foundling.serve.models import ClassifierModel
 from foundling.serve.options import ServeOptions
-from foundling.serve.protocol import Body, Name, TextPart
+from foundling.serve.protocol import Body, Name, TextPart, Texts
 from foundling.serve.reply import Usage
 from foundling.serve.server import Server
 from foundling.text.cutting import encode_within
@@ -31,7 +30,7 @@ class ModerationBody(Body):
     """Pictures are refused: the classifiers here read texts."""
 
     model: Name | None = None
-    input: str | Annotated[list[str], Field(min_length=1)] | Annotated[list[TextPart], Field(min_length=1)]
+    input: str | Texts | Annotated[list[TextPart], Field(min_length=1, max_length=4096, fail_fast=True)]
 
     @property
     def texts(self) -> list[str]:
@@ -42,18 +41,10 @@ class ModerationBody(Body):
 def moderations_router(server: Server) -> APIRouter:
     router = APIRouter()
 
-    def batcher_of(served: ClassifierModel) -> Batcher[str, dict[str, Any]]:
-        if served.batcher is None:
-            served.batcher = Batcher(
-                server.in_turn, served.classifier.classify, max_items=BATCH, max_waiting=server.options.max_queue,
-                max_wait=server.options.queue_timeout, alone=server.options.deterministic,
-            )  # fmt: skip
-        return served.batcher
-
     @router.post("/v1/moderations")
     async def moderations(body: ModerationBody, http: HTTPRequest) -> JSONResponse:
         served: ClassifierModel = server.model(body.model, http, ClassifierModel)
-        batcher = batcher_of(served)
+        batcher = server.batcher(served, served.classifier.classify, BATCH)
         batcher.check_queue()  # what is refused costs little
         n_tokens = await asyncio.to_thread(_count_tokens, served, body.texts, server.options)
         usage = Usage(prompt_tokens=n_tokens, price=served.price)

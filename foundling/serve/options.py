@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from typing import Literal
 
 from foundling.errors import ConfigError
 from foundling.limits import (
@@ -25,11 +26,12 @@ from foundling.limits import (
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """Limits hold for each request unless they say otherwise."""
+    """Limits hold for each request unless they say otherwise. The docstrings are the help of `foundling serve`."""
 
     host: str = "127.0.0.1"
+    """address to listen at"""
     port: int = 8000
-    """0: a free one"""
+    """port; 0 takes a free one"""
     max_queue: int = 256
     """completions of one model that run or wait; a request beyond them is answered with 429"""
     queue_timeout: float = 60.0
@@ -47,20 +49,22 @@ class ServeOptions:
     max_tokens: int = 1 << 16
     """new tokens of one completion"""
     max_logprobs: int | None = None
-    """most likely tokens beside each token; 0: no log-probabilities at all; None: as many as the library gives"""
+    """most likely tokens beside each token; 0: no log-probabilities, which reveal parts of the model"""
     max_connections: int = 1024
+    """requests that are answered at once; one beyond them is answered with 503"""
     shutdown_seconds: float = 60.0
-    """that running requests have to finish in once the server is told to stop"""
+    """seconds that running requests have to finish in once the server is told to stop"""
     max_num_seqs: int = 32
     """sequences that a model computes at once"""
     cache_memory: int = 1 << 30
     """bytes of a model's keys and values"""
-    weights: str | None = None
-    """type of native weights (decode/engine/engine.py); on a GPU bfloat16 halves what torch computes with"""
+    weights: Literal["float32", "bfloat16", "int8", "int4"] | None = None
+    """use native code with weights of this type: faster on a CPU, compiled once; on a GPU float32 or bfloat16"""
     device: str = "cpu"
     """cpu or cuda"""
     harmless: tuple[str, ...] = ()
-    """labels of classifiers that mean a harmless text; none: HARMLESS of models.py"""
+    """label of a classifier that a moderation does not flag (default: ok, safe, harmless, none or ham); can be
+    repeated"""
     flag_threshold: float = 0.5
     """probability of all other labels together from which a moderation flags a text"""
     deterministic: bool = False
@@ -83,6 +87,11 @@ class ServeOptions:
                               "float32 or bfloat16, or give --device cpu")  # fmt: skip
         if not self.host or not self.host.isprintable():
             raise ConfigError(f"host is {shown(self.host)}; expected an address such as 127.0.0.1")
+
+    @property
+    def logprobs_cap(self) -> int | None:
+        """Of a position; None where a request gets as many as there may be at all."""
+        return None if self.max_logprobs == SERVED_LOGPROBS.high else self.max_logprobs
 
     @property
     def loopback(self) -> bool:

@@ -9,17 +9,13 @@ import base64
 import hashlib
 import json
 import re
-import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-import torch
 from fastapi import APIRouter
 from fastapi import Request as HTTPRequest
 from fastapi.responses import Response
@@ -29,18 +25,17 @@ from torch import Tensor
 from foundling.blocks.attention import Attention
 from foundling.contracts.model import named_layers
 from foundling.decode.constrain.constraint import json_schema
+from foundling.decode.request import Request
 from foundling.decode.sampling import Sampling
 from foundling.errors import GenerationError
 from foundling.interpret.look import look_at
 from foundling.limits import ANSWER_CHARS, LOOK_TOKENS, NEXT_TOKENS, TOP_LOGPROBS
-from foundling.runtime.mode import evaluation_mode
-from foundling.serve.errors import APIError, busy
-from foundling.serve.generation import NO_LOGPROBS, until_gone
+from foundling.serve.errors import APIError
+from foundling.serve.generation import NO_LOGPROBS, Meter, complete, until_gone
 from foundling.serve.models import GenerativeModel
-from foundling.serve.protocol import Body, Name, TokenId
+from foundling.serve.protocol import Body, Name, Tokens
 from foundling.serve.reply import TokenTexts, Usage
 from foundling.serve.server import Server
-from foundling.verify.structured import matches_constraint
 
 TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 SLIDERS = {"temperature", "top_k", "top_p", "min_p"}
@@ -53,13 +48,13 @@ NOT_SHOWN = (
 
 class NextBody(Body):
     model: Name | None = None
-    tokens: Annotated[list[TokenId], Field(min_length=1, max_length=NEXT_TOKENS.high)]
+    tokens: Annotated[Tokens, Field(max_length=NEXT_TOKENS.high)]
     n: int = Field(40, ge=1, le=TOP_LOGPROBS.high)
 
 
 class LookBody(Body):
     model: Name | None = None
-    tokens: Annotated[list[TokenId], Field(min_length=1, max_length=LOOK_TOKENS.high)]
+    tokens: Annotated[Tokens, Field(max_length=LOOK_TOKENS.high)]
     layer: int | None = Field(None, ge=0, le=1 << 12, description="the one whose heads are shown; None: a middle one")
 
 
@@ -76,7 +71,7 @@ class StaticFile(NamedTuple):
 
 def playground_router(server: Server) -> APIRouter:
     """The routes of the page. All but the login form of GET / stand behind the key (guard.py)."""
-    router, checks = APIRouter(), Checks()
+    router = APIRouter()
 
     @router.get("/", response_class=Response)
     async def page(http: HTTPRequest) -> Response:
@@ -99,19 +94,18 @@ def playground_router(server: Server) -> APIRouter:
     async def next_token(body: NextBody, http: HTTPRequest) -> Response:
         if server.options.max_logprobs == 0:
             raise APIError(400, NO_LOGPROBS)
-        served = _served(server, body.model, body.tokens, http)
-        return await _compute(server, http, served, body.tokens, lambda: _next(server, served, body))
+        return await until_gone(http, _next(server, http, body), server.options.request_timeout)
 
     @router.post("/playground/look")
     async def look_inside(body: LookBody, http: HTTPRequest) -> Response:
-        if _cap(server) is not None:
+        if server.options.logprobs_cap is not None:
             raise APIError(400, NOT_SHOWN)
         served = _served(server, body.model, body.tokens, http)
-        return await _compute(server, http, served, body.tokens, lambda: _look(served, body))
+        return await until_gone(http, _look(server, http, served, body), server.options.request_timeout)
 
     @router.post("/playground/check")
     async def check_schema(body: CheckBody, http: HTTPRequest) -> Response:
-        return _json(await until_gone(http, checks.run(body), server.options.request_timeout))
+        return await until_gone(http, _check(server, body), server.options.request_timeout)
 
     return router
 
@@ -184,57 +178,40 @@ def _served(server: Server, name: str | None, tokens: Sequence[int], http: HTTPR
     return served
 
 
-async def _compute(
-    server: Server, http: HTTPRequest, served: GenerativeModel, tokens: Sequence[int],
-    function: Callable[[], dict[str, Any]],
-) -> Response:  # fmt: skip
-    """In the thread of the model's engine, between two of its steps, charged as a prompt. It waits in the engine's
-    queue, and leaves it when the client does."""
-    usage = Usage(prompt_tokens=len(tokens), price=served.price)
-    await server.check_quota(http, usage)
-    computing = served.worker.call(lambda: _json(function()))  # large records are written there as well
-    answer = await until_gone(http, computing, server.options.request_timeout)
-    server.account(http, usage)
-    return answer
-
-
 def _json(value: dict[str, Any]) -> Response:
     return Response(json.dumps(value), media_type="application/json")
 
 
-@contextmanager
-def _as_named(served: GenerativeModel) -> Generator[None]:
-    """Inside, the model computes with the adapter that its name means."""
-    bank = getattr(served.model, "adapter_bank", None)
-    if bank is not None:
-        bank.bind([served.adapter])
-    try:
-        yield
-    finally:
-        if bank is not None:
-            bank.bind(())
+class _Capture:
+    """A processor of logits, and its own state, that keeps what it sees."""
+
+    logits: Tensor
+
+    def start(self, prompt: Sequence[int]) -> _Capture:
+        return self
+
+    def apply(self, logits: Tensor) -> Tensor:
+        self.logits = logits.cpu()
+        return logits
+
+    def accept(self, token: int) -> None: ...
+    def copy(self) -> _Capture:
+        return self
 
 
-@torch.no_grad()
-def next_logits(served: GenerativeModel, tokens: Sequence[int]) -> Tensor:
-    """(V,) float32 logits of the token after these, by the model itself; −inf for rows that stand for no token."""
-    model = served.model
-    with evaluation_mode(model), _as_named(served):
-        hidden = model(torch.tensor([list(tokens)], device=model.embedding.weight.device)).hidden
-        logits = model.logits(hidden[:, -1:])[0, 0].float().cpu()
-    logits[list(served.no_rows)] = float("-inf")
-    return logits
+async def _next(server: Server, http: HTTPRequest, body: NextBody) -> Response:
+    """The engine computes it as it computes answers, and it is charged as a prompt."""
+    served = _served(server, body.model, body.tokens, http)
+    capture, sampling = _Capture(), Sampling(temperature=0, logit_bias=served.no_rows)
+    request = Request(body.tokens, 1, sampling, processors=[capture], adapter=served.adapter)
+    meter = Meter([request], Usage(prompt_tokens=len(body.tokens), price=served.price), counts_tokens=False)
+    await server.check_quota(http, meter.usage)
+    await complete(server, http, served, meter)
+    return await asyncio.to_thread(_shown, served, body, capture.logits, server.options.logprobs_cap)
 
 
-def _cap(server: Server) -> int | None:
-    """How many log-probabilities of a position the server shows; None where it shows as many as there are."""
-    cap = server.options.max_logprobs
-    return None if cap is None or cap >= TOP_LOGPROBS.high else cap
-
-
-def _next(server: Server, served: GenerativeModel, body: NextBody) -> dict[str, Any]:
-    logits = next_logits(served, body.tokens)
-    normalizer, cap = float(logits.logsumexp(-1)), _cap(server)
+def _shown(served: GenerativeModel, body: NextBody, logits: Tensor, cap: int | None) -> Response:
+    normalizer = float(logits.logsumexp(-1))
     n = min(body.n, len(logits) - len(served.no_rows), len(logits) if cap is None else cap)
     values, ids = logits.topk(n)
     texts = TokenTexts(served, served.framing.answer(body.tokens))
@@ -242,10 +219,10 @@ def _next(server: Server, served: GenerativeModel, body: NextBody) -> dict[str, 
         {"id": token, "text": texts.text(token), "logit": value, "logprob": value - normalizer}
         for token, value in zip(ids.tolist(), values.tolist(), strict=True)
     ]
-    return {
+    return _json({
         "position": len(body.tokens), "top": top, "log_normalizer": normalizer, "ends": list(served.framing.ends),
         "logits": None if cap is not None else _packed(logits.numpy()), "also": _also(served.sampling_defaults),
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def _packed(values: np.ndarray) -> str:
@@ -260,14 +237,32 @@ def _also(defaults: Mapping[str, Any]) -> list[str]:
     return [f"{k} {v:g}" if isinstance(v, int | float) else names.get(k, k) for k, v in changed.items()]
 
 
-def _look(served: GenerativeModel, body: LookBody) -> dict[str, Any]:
+async def _look(server: Server, http: HTTPRequest, served: GenerativeModel, body: LookBody) -> Response:
+    """In the thread of the model's engine, between two of its steps, charged as a prompt once it begins. It waits in
+    the engine's queue, and leaves it when the client does."""
+    usage, loop = Usage(prompt_tokens=len(body.tokens), price=served.price), asyncio.get_running_loop()
+    await server.check_quota(http, usage)
+
+    def look() -> Response:
+        loop.call_soon_threadsafe(server.account, http, usage)
+        return _json(_inside(served, body))  # large records are written there as well
+
+    return await served.worker.call(look)
+
+
+def _inside(served: GenerativeModel, body: LookBody) -> dict[str, Any]:
     """The record of `foundling look`, and the layers that attend, of which one is shown. The weights of a head are
     packed: as lists of numbers, millions of them would hold up every other request while they are written."""
-    layers = list(named_layers(served.model).values())
+    layers, bank = list(named_layers(served.model).values()), getattr(served.model, "adapter_bank", None)
     attending = [i for i, layer in enumerate(layers) if any(isinstance(m, Attention) for m in layer.modules())]
     layer = attending[len(attending) // 2] if body.layer is None and attending else body.layer
-    with _as_named(served):
+    if bank is not None:
+        bank.bind([served.adapter])
+    try:
         record = look_at(served.model, served.tokenizer, body.tokens, layer=layer, name=served.name)
+    finally:
+        if bank is not None:
+            bank.bind(())
     heads = [
         {"layer": head.layer, "head": head.head, "kinds": head.kinds,
          "weights": _packed(np.concatenate([np.asarray(row) for row in head.rows]))}
@@ -276,27 +271,11 @@ def _look(served: GenerativeModel, body: LookBody) -> dict[str, Any]:
     return replace(record, heads=()).as_json() | {"heads": heads, "attending": attending}
 
 
-class Checks:
-    """Checks of answers, one at a time: each may take seconds, and the answers of chats are checked by the same
-    process."""
-
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "checks")
-        self._slots = threading.BoundedSemaphore()
-
-    async def run(self, body: CheckBody) -> dict[str, Any]:
-        """APIError 429 while another one runs, also one that nobody waits for any more."""
-        if not self._slots.acquire(blocking=False):
-            raise busy("another answer is being checked; try again later", 1.0)
-        future = self._thread.submit(_check, body)
-        future.add_done_callback(lambda _: self._slots.release())
-        return await asyncio.wrap_future(future)
-
-
-def _check(body: CheckBody) -> dict[str, Any]:
+async def _check(server: Server, body: CheckBody) -> Response:
     """As the server checks the answers that it has constrained."""
     try:
-        verdict = matches_constraint(body.text, json_schema(body.schema_))
+        constraint = await asyncio.to_thread(json_schema, body.schema_)
+        verdict = await server.compiler.matches(body.text, constraint)
     except GenerationError as error:
         raise APIError(400, str(error), param="schema") from None
-    return {"valid": bool(verdict), "reason": verdict.reason}
+    return _json({"valid": bool(verdict), "reason": verdict.reason})

@@ -156,7 +156,7 @@ class ModelPool:
             if isinstance(served, GenerativeModel):
                 served.worker.start()
                 entry.served |= {
-                    adapter: with_adapter(served, adapter, adapter, self.prices.get(adapter))
+                    adapter: with_adapter(served, adapter, adapter, self.prices.get(adapter, served.price))
                     for adapter in entry.adapters
                 }
             entry.state, entry.used = "loaded", time.monotonic()

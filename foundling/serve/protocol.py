@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
 from foundling.limits import (
     BIAS,
@@ -16,6 +17,7 @@ from foundling.limits import (
     MESSAGES,
     MODEL_NAME_CHARS,
     SEED,
+    SERVED_COMPLETIONS,
     STOP_CHARS,
     STOPS,
     TOKEN_ID,
@@ -29,10 +31,27 @@ from foundling.runtime.files import is_shallow
 from foundling.serve.errors import APIError
 
 
+def _limited(value: Any, most: int) -> Any:
+    if isinstance(value, dict) and len(value) > most:
+        raise PydanticCustomError("too_long", "Object should have at most {most} fields", {"most": most})
+    return value
+
+
+def at_most(n: int) -> BeforeValidator:
+    """Of the entries of an object, before each that is wrong is an error of its own."""
+    return BeforeValidator(lambda value: _limited(value, n))
+
+
 class Body(BaseModel):
-    """Types are as written: "1" is no number, true is no 1."""
+    """Types are as written: "1" is no number, true is no 1. Every error takes time: a list has no second one
+    (fail_fast), and an object few fields."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_fields(cls, value: Any) -> Any:
+        return _limited(value, 64)
 
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=MODEL_NAME_CHARS.high)]
@@ -58,10 +77,10 @@ class SamplingBody(Body):
     repetition_penalty: float | None = Field(None, gt=0, le=100, description="not of OpenAI: 1 is off")
     presence_penalty: float | None = Field(None, ge=-100, le=100)
     frequency_penalty: float | None = Field(None, ge=-100, le=100)
-    logit_bias: dict[str, Annotated[float, Field(ge=-BIAS, le=BIAS)]] | None = Field(None, max_length=BIASES.high)
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-BIAS, le=BIAS)]], at_most(BIASES.high)] | None = None
     n: Count = 1
     seed: int | None = Field(None, ge=-(1 << 63), le=SEED.high)
-    stop: Stop | Annotated[list[Stop], Field(max_length=STOPS.high)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=STOPS.high, fail_fast=True)] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, max_length=4096, description="accepted and not used")
@@ -115,9 +134,9 @@ def _refuse(constant: str) -> None:
 
 class Message(Body):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[TextPart], Field(max_length=MESSAGE_PARTS.high)] | None = None
+    content: str | Annotated[list[TextPart], Field(max_length=MESSAGE_PARTS.high, fail_fast=True)] | None = None
     name: str | None = Field(None, max_length=256)
-    tool_calls: Annotated[list[ToolCall], Field(max_length=TOOLS.high)] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=TOOLS.high, fail_fast=True)] | None = None
     tool_call_id: str | None = Field(None, max_length=256)
     refusal: str | None = None
     reasoning_content: str | None = None
@@ -139,6 +158,9 @@ class Message(Body):
             if (value := getattr(self, name)) is not None:
                 message[name] = value
         return message
+
+
+Messages = Annotated[list[Message], Field(max_length=MESSAGES.high, fail_fast=True)]
 
 
 class Function(Body):
@@ -176,20 +198,24 @@ class ResponseFormat(Body):
     json_schema: JSONSchemaFormat | None = None
     regex: str | None = None
     grammar: str | None = None
-    choice: Annotated[list[str], Field(min_length=1, max_length=4096)] | None = None
+    choice: Annotated[list[str], Field(min_length=1, max_length=4096, fail_fast=True)] | None = None
 
 
 class ChatBody(SamplingBody):
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MESSAGES.high)]
+    messages: Annotated[Messages, Field(min_length=1)]
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS.high)
     logprobs: bool | None = False
     top_logprobs: int | None = Field(None, ge=0, le=TOP_LOGPROBS.high)
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[Tool], Field(max_length=TOOLS.high)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=TOOLS.high, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
-    metadata: dict[str, str] | None = Field(None, max_length=16, description="accepted and not used")
+    metadata: Annotated[dict[str, str], at_most(16)] | None = Field(None, description="accepted and not used")
     store: Literal[False] | None = None
+
+    @property
+    def n_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def limit(self) -> int | None:
@@ -198,11 +224,19 @@ class ChatBody(SamplingBody):
 
 # --- completions -----------------------------------------------------------------------------------------------------
 
-Tokens = Annotated[list[TokenId], Field(min_length=1)]
+Tokens = Annotated[list[TokenId], Field(min_length=1, max_length=1 << 20, fail_fast=True)]
+Texts = Annotated[list[str], Field(min_length=1, max_length=SERVED_COMPLETIONS.high, fail_fast=True)]
+Rows = Annotated[list[Tokens], Field(min_length=1, max_length=SERVED_COMPLETIONS.high, fail_fast=True)]
+Inputs = str | Tokens | Texts | Rows
+
+
+def listed(value: Inputs) -> list[str] | list[list[int]]:
+    """What may be one text, or the ids of one."""
+    return [value] if isinstance(value, str) or isinstance(value[0], int) else value  # pyright: ignore[reportReturnType]
 
 
 class CompletionBody(SamplingBody):
-    prompt: str | Tokens | list[str] | list[Tokens] = ""
+    prompt: Inputs = ""
     suffix: str | None = None
     echo: bool | None = False
     logprobs: int | None = Field(None, ge=0, le=TOP_LOGPROBS.high)
@@ -211,13 +245,12 @@ class CompletionBody(SamplingBody):
     response_format: ResponseFormat | None = Field(None, description="not of OpenAI")
 
     @property
+    def n_logprobs(self) -> int | None:
+        return self.logprobs
+
+    @property
     def prompts(self) -> list[str] | list[list[int]]:
-        prompt = self.prompt
-        if isinstance(prompt, str):
-            return [prompt]
-        if prompt and isinstance(prompt[0], int):
-            return [prompt]  # pyright: ignore[reportReturnType]
-        return prompt  # pyright: ignore[reportReturnType]
+        return listed(self.prompt)
 
 
 # --- others ----------------------------------------------------------------------------------------------------------
@@ -228,11 +261,11 @@ class TokenizeBody(Body):
 
     model: Name | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(max_length=MESSAGES.high)] | None = None
+    messages: Messages | None = None
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
 
 
 class DetokenizeBody(Body):
     model: Name | None = None
-    tokens: Annotated[list[TokenId], Field(max_length=TOKENIZED.high)]
+    tokens: Annotated[list[TokenId], Field(max_length=TOKENIZED.high, fail_fast=True)]

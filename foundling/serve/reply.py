@@ -51,7 +51,7 @@ class Usage:
 
 @dataclass
 class Head:
-    """What each object of one answer begins with. `deterministic`: made of the request alone."""
+    """What each object of one answer begins with."""
 
     kind: str
     prefix: str
@@ -83,8 +83,11 @@ class LargeJSON(JSONResponse):
     """For answers that may be large, made in a thread: json.dumps of the whole would hold the interpreter, and with it
     the event loop, until its last byte."""
 
+    depth = 5
+    """of what is written apart"""
+
     def render(self, content: Any) -> bytes:
-        return "".join(_parts(content, 5)).encode()
+        return "".join(_parts(content, self.depth)).encode()
 
 
 def _parts(value: Any, depth: int) -> Iterator[str]:

@@ -16,10 +16,11 @@ from starlette.requests import Request as HTTPRequest
 
 from foundling.decode.request import Request
 from foundling.serve.answer_cache import AnswerCache
+from foundling.serve.batcher import Batcher
 from foundling.serve.compiling import Compiler
 from foundling.serve.keys import Caller, KeyStore, Limiter
 from foundling.serve.metrics import Metrics, label_of
-from foundling.serve.models import ClassifierModel, GenerativeModel, ServedModel
+from foundling.serve.models import ClassifierModel, EmbeddingModel, GenerativeModel, ServedModel
 from foundling.serve.options import ServeOptions
 from foundling.serve.pool import ModelPool
 from foundling.serve.quota import Reservations
@@ -139,6 +140,18 @@ class Server:
         if self.reward is None:
             return None
         return await self.in_turn(lambda: reward_scores(self.reward, prompt, texts))
+
+    def batcher(
+        self, served: EmbeddingModel | ClassifierModel, compute: Callable[[list[Any]], Sequence[Any]], max_items: int,
+        on_batch: Callable[[int], None] = lambda n: None,
+    ) -> Batcher[Any, Any]:  # fmt: skip
+        """The model's, made once it is asked for."""
+        if served.batcher is None:
+            served.batcher = Batcher(
+                self.in_turn, compute, max_items=max_items, max_waiting=self.options.max_queue,
+                max_wait=self.options.queue_timeout, alone=self.options.deterministic, on_batch=on_batch,
+            )  # fmt: skip
+        return served.batcher
 
     async def in_turn(self, function: Callable[[], Any]) -> Any:
         """A computation of a model without an engine, one at a time."""

@@ -6,55 +6,57 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, TypeVar
 
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from foundling.serve.errors import ClientGone, as_api_error
-from foundling.serve.generation import Meter, UpdateStream, by_index, took_too_long, until_gone
+from foundling.serve.generation import Meter, by_index, took_too_long
 from foundling.serve.models import GenerativeModel
 from foundling.serve.reply import DONE, Usage, event
 from foundling.serve.server import Server, record_of
+from foundling.serve.worker import Update
 
+T = TypeVar("T")
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 LATE = 5.0
 """seconds that a client has, beyond the limit of a request, to read the end of its stream"""
 
 
-class _Closes(Protocol):
-    def aclose(self) -> Coroutine[Any, Any, None]: ...
-
-
 async def event_stream(
     server: Server, http: HTTPRequest, served: GenerativeModel, meter: Meter,
-    events_of: Callable[[UpdateStream], AsyncGenerator[str]],
+    events_of: Callable[[AsyncGenerator[Update]], AsyncGenerator[str]],
 ) -> StreamingResponse:  # fmt: skip
     """An answer in events, whose computing has begun. The status is sent before a later error, which is therefore an
     event of its own, after which nothing comes."""
-    limit = server.options.request_timeout
-    deadline = record_of(http).begin + limit
     updates = served.worker.stream(meter.requests, meter.take)
     if server.options.deterministic:
         updates = by_index(updates)
     try:
-        stream = await until_gone(http, UpdateStream.begin(updates), limit)
+        first = await anext(updates)  # what a request is refused with is known before the stream begins
     except BaseException:
-        await updates.aclose()
         if meter.begun:
             server.account(http, meter.usage)
         raise
-    return send_events(server, http, events_of(stream), stream, meter.usage, deadline)
+    return send_events(server, http, events_of(after(first, updates)), updates, meter.usage)
+
+
+async def after(first: T, rest: AsyncGenerator[T]) -> AsyncGenerator[T]:
+    yield first
+    async for one in rest:
+        yield one
 
 
 def send_events(
-    server: Server, http: HTTPRequest, events: AsyncGenerator[str], source: _Closes, usage: Usage, deadline: float
+    server: Server, http: HTTPRequest, events: AsyncGenerator[str], source: AsyncGenerator[Any], usage: Usage
 ) -> StreamingResponse:
-    """Any events, and their end. `source`, what they are made of, is closed at the end in any case; `deadline`: by the
-    monotonic clock."""
+    """Any events, and their end. `source`, what they are made of, is closed at the end in any case: it has begun, or
+    that would do nothing."""
     limit = server.options.request_timeout
+    deadline = record_of(http).begin + limit
 
     async def body() -> AsyncGenerator[str]:
         try:
@@ -81,10 +83,10 @@ class _EventStream(StreamingResponse):
     leaves early."""
 
     def __init__(
-        self, body: AsyncGenerator[str], updates: _Closes, charge: Callable[[], None], deadline: float
+        self, body: AsyncGenerator[str], source: AsyncGenerator[Any], charge: Callable[[], None], deadline: float
     ) -> None:
         super().__init__(body, media_type="text/event-stream", headers=HEADERS)
-        self.body, self.updates, self.charge, self.deadline = body, updates, charge, deadline
+        self.body, self.source, self.charge, self.deadline = body, source, charge, deadline
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -94,5 +96,5 @@ class _EventStream(StreamingResponse):
             raise ClientGone from None
         finally:
             await self.body.aclose()
-            await self.updates.aclose()
+            await self.source.aclose()
             self.charge()

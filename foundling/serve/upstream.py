@@ -23,7 +23,7 @@ from foundling.evaluate.upstream import Upstream, subject_of
 from foundling.serve.errors import APIError, busy
 from foundling.serve.models import Price, ServedModel
 from foundling.serve.options import ServeOptions
-from foundling.serve.recording import Recording, request_key
+from foundling.serve.recording import Recording
 from foundling.text import Tokenizer
 
 logger = logging.getLogger("foundling.serve")
@@ -76,10 +76,6 @@ class UpstreamModel(ServedModel):
         price = self.price and {"prompt": self.price.prompt, "completion": self.price.completion}
         unknown = dict.fromkeys(("family", "max_seq_len", "vocab_size", "parameters", "adapter_of"))
         return unknown | {"kind": self.kind, "price": price, "chats": True, "fills_middle": False}
-
-    def key(self, path: str, body: dict[str, Any]) -> str:
-        """Of the recorded answer to a request."""
-        return request_key(self.subject.endpoint.url, path, body)
 
     async def ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """The whole answer. APIError for what the API refuses or never answers."""

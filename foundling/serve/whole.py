@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import time
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 from starlette.requests import Request as HTTPRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from foundling.serve.protocol import SamplingBody
-from foundling.serve.reply import Usage, event
+from foundling.serve.reply import LargeJSON, Usage, event
 from foundling.serve.server import Server
 from foundling.serve.streams import send_events
 
@@ -112,20 +112,19 @@ def events_of(answer: dict[str, Any], include_usage: bool) -> Iterator[str]:
         yield event(head | {"choices": [], "usage": answer["usage"]})
 
 
-def reply_whole(
+async def reply_whole(
     server: Server, http: HTTPRequest, body: SamplingBody, answer: dict[str, Any], usage: Usage, headers: dict[str, str]
 ) -> Response:
     """An answer that is there already, as the request wants it. `usage`: what its key is charged."""
     if not body.stream:
         server.account(http, usage)
-        return JSONResponse(answer, headers=headers)
+        return await asyncio.to_thread(LargeJSON, answer, headers=headers)
 
     async def events() -> AsyncGenerator[str]:
         for one in events_of(answer, bool(body.stream_options and body.stream_options.include_usage)):
             yield one
 
     stream = events()
-    deadline = time.monotonic() + server.options.request_timeout
-    response = send_events(server, http, stream, stream, usage, deadline)
+    response = send_events(server, http, stream, stream, usage)
     response.headers.update(headers)
     return response

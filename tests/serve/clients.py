@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many clients at once, of which some leave, without threads; and `foundling serve` in a process of its own."""
+"""Many clients at once, of which some leave, without threads."""
 
 from __future__ import annotations
 
@@ -11,12 +11,8 @@ import re
 import socket
 import struct
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
-
-from tests.e2e.tools import environment
-from tests.processes import Forked
 
 NO_LINGER = struct.pack("ii", 1, 0)
 """a close that sends RST"""
@@ -134,20 +130,3 @@ async def leave_all(port: int, n: int, at_once: int, seed: int = 0) -> dict[str,
 
     await asyncio.gather(*(one(draw.getrandbits(32)) for _ in range(n)))
     return counts
-
-
-@contextlib.contextmanager
-def command(*args: object) -> Iterator[tuple[Forked, int]]:
-    """`foundling serve` with these arguments, and its port once it answers."""
-    process = Forked(["foundling", "serve", *map(str, args), "--port", "0"], env=environment())
-    try:
-        out = process.folder / "out"
-        while not (out.exists() and (match := re.search(r"http://127\.0\.0\.1:(\d+)", out.read_text()))):
-            error = (process.folder / "err").read_text() if process.poll() is not None else ""
-            assert process.poll() is None, f"it ended with {process.poll()}: {error}"
-            time.sleep(0.02)
-        yield process, int(match[1])
-    finally:
-        if process.poll() is None:
-            process.process.kill()
-        process.communicate(60)

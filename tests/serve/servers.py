@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import re
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,9 @@ import torch
 from fastapi import FastAPI
 
 import foundling
+from foundling.adapt.heads import HeadOptions, add_head
 from foundling.models import build, family
+from foundling.runtime.rng import generator
 from foundling.serve.app import build_app, watch_metrics
 from foundling.serve.guard import Guard
 from foundling.serve.keys import KeyFile, KeyStore
@@ -29,6 +32,7 @@ from foundling.serve.pool import ModelPool
 from foundling.serve.run import listen, serve
 from foundling.serve.server import Server
 from foundling.text import Tokenizer
+from tests.decode.test_fill import word_pieces
 
 TEXTS = ["the cat sat on the mat and the dog sat on the log", "a small text about cats and dogs, sat at a table"]
 KEY = "a-key-for-tests"
@@ -52,6 +56,19 @@ def save_model(
         weight[sorted(tokenizer.special)] = 0
     foundling.save(model, path, tokenizer=tokenizer)
     return path
+
+
+def save_encoder(path: Path, labels: Sequence[str] = ()) -> Path:
+    """A random BERT that embeds, or with labels classifies."""
+    tokenizer = word_pieces(path.with_name(path.name + "-words"))
+    torch.manual_seed(0)
+    model: Any = build("bert", **family("bert").module.sized(150, 32, 64, 2))
+    if labels:
+        add_head(model, HeadOptions("classify", tuple(labels)), generator("head"))
+        with torch.no_grad():
+            for weight in model.score.parameters():
+                weight.normal_(0, 0.3 if weight.ndim == 2 else 0)
+    return foundling.save(model.eval(), path, tokenizer=tokenizer)
 
 
 class Reply(NamedTuple):
@@ -130,6 +147,32 @@ class Live:
             time.sleep(0.01)
         raise AssertionError("the log has no such line")
 
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of the samples of that name and labels in /metrics."""
+        total = 0.0
+        for line in self.http("GET", "/metrics").body.decode().splitlines():
+            match = re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line)
+            if match and all(f'{key}="{value}"' in (match[1] or "") for key, value in labels.items()):
+                total += float(match[2])
+        return total
+
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        """Inside, a computation runs that all others without an engine wait for."""
+        entered, leave = threading.Event(), threading.Event()
+
+        def compute() -> None:
+            entered.set()
+            leave.wait(60)
+
+        done = asyncio.run_coroutine_threadsafe(self.server.in_turn(compute), self.loop)
+        assert entered.wait(60)
+        try:
+            yield
+        finally:
+            leave.set()
+            done.result(60)
+
     def model(self, name: str) -> GenerativeModel:
         served = self.server.pool.get(name, GenerativeModel)
         assert isinstance(served, GenerativeModel)
@@ -145,11 +188,12 @@ def serving(
     adapters: Mapping[str, Mapping[str, Path | str]] | None = None,
     reward: Path | str | None = None,
     prices: Mapping[str, Price] | None = None,
+    prepare: Callable[[Server], None] = lambda server: None,
     routers: Callable[[Server], Sequence[Any]] = lambda server: (),
     **options: Any,
 ) -> Iterator[Live]:
     """Serves name -> directory until the block ends. `adapters`: model -> {name: directory}; `options`: of
-    ServeOptions; `routers`: further routes of a server."""
+    ServeOptions; `prepare` gets the server before its routes are made; `routers`: further routes of it."""
     chosen = ServeOptions(**({"port": 0} | options))
     store = KeyStore(keys, KeyFile(key_file) if key_file else None)
     pool = ModelPool(chosen, dict(prices or {}))
@@ -158,6 +202,7 @@ def serving(
     judge: Any = load_served("reward", str(reward), chosen) if reward else None
     server = Server(chosen, pool, store, reward=judge)
     watch_metrics(server)
+    prepare(server)
     lines: list[str] = []
     listener = listen(chosen)
     app = build_app(server, routers(server), lines.append)

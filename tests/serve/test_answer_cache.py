@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,12 +14,15 @@ import torch
 
 from foundling.decode.response_cache import ResponseCache
 from foundling.errors import ConfigError, GenerationError
-from foundling.serve.answer_cache import CacheOptions
+from foundling.serve.answer_cache import AnswerCache, CacheOptions, Query
 from foundling.serve.cached import use_answer_cache
+from foundling.serve.keys import Caller
 from foundling.serve.models import EmbeddingModel, Price, load_served
 from foundling.serve.options import ServeOptions
+from foundling.serve.protocol import CompletionBody
 from foundling.serve.server import Server
-from tests.serve.started import Started, save_decoder, save_encoder, started, until
+from tests.serve import raw
+from tests.serve.servers import Live, save_encoder, save_model, serving
 
 KEYS = ["first-key-of-a-test", "second-key-of-a-test"]
 SAMPLED: Any = {"model": "llama", "max_tokens": 10, "temperature": 2}
@@ -26,7 +30,7 @@ SAMPLED: Any = {"model": "llama", "max_tokens": 10, "temperature": 2}
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_decoder(tmp_path_factory.mktemp("cache") / "llama", 8192)
+    return save_model(tmp_path_factory.mktemp("cache") / "llama", max_seq_len=8192)
 
 
 def caching(**options: Any) -> Callable[[Server], None]:
@@ -38,9 +42,9 @@ def caching(**options: Any) -> Callable[[Server], None]:
 
 
 @pytest.fixture(scope="module")
-def live(directory: Path) -> Iterator[Started]:
+def live(directory: Path) -> Iterator[Live]:
     """Every request is cached, so that an answer that was sampled anew would show."""
-    with started({"llama": directory}, keys=KEYS, prepare=caching(every=True, max_answers=100)) as server:
+    with serving({"llama": directory}, keys=KEYS, prepare=caching(every=True, max_answers=100)) as server:
         yield server
 
 
@@ -48,7 +52,7 @@ def user(text: str) -> Any:
     return [{"role": "user", "content": text}]
 
 
-def ask(live: Started, key: str = KEYS[0], **fields: Any) -> tuple[str | None, Any]:
+def ask(live: Live, key: str = KEYS[0], **fields: Any) -> tuple[str | None, Any]:
     """(hit, miss or no header, the answer)"""
     api = live.client(key)
     kind = api.chat.completions if "messages" in fields else api.completions
@@ -56,7 +60,7 @@ def ask(live: Started, key: str = KEYS[0], **fields: Any) -> tuple[str | None, A
     return raw.headers.get("x-foundling-cache"), raw.parse()
 
 
-def ask_stream(live: Started, **fields: Any) -> tuple[str | None, str, Any]:
+def ask_stream(live: Live, **fields: Any) -> tuple[str | None, str, Any]:
     """(hit or miss, the text, usage)"""
     state, stream = ask(live, stream=True, stream_options={"include_usage": True}, **fields)
     text, usage = "", None
@@ -67,7 +71,7 @@ def ask_stream(live: Started, **fields: Any) -> tuple[str | None, str, Any]:
     return state, text, usage
 
 
-def test_the_same_request_gets_the_same_answer_and_is_free(live: Started) -> None:
+def test_the_same_request_gets_the_same_answer_and_is_free(live: Live) -> None:
     n = len(live.lines)
     state, first = ask(live, messages=user("the cat"), logprobs=True, top_logprobs=2)
     again_state, again = ask(live, messages=user("the cat"), logprobs=True, top_logprobs=2)
@@ -75,14 +79,14 @@ def test_the_same_request_gets_the_same_answer_and_is_free(live: Started) -> Non
     assert again.usage.completion_tokens == first.usage.completion_tokens == 10
     assert again.usage.prompt_tokens_details.cached_tokens == first.usage.prompt_tokens
     assert first.usage.model_dump()["cost"] > 0 and again.usage.model_dump()["cost"] == 0
-    until(lambda: len(live.lines) == n + 2)
+    raw.wait_for(lambda: len(live.lines) == n + 2)
     charged = [json.loads(line) for line in live.lines[-2:]]
     assert [line["completion_tokens"] for line in charged] == [10, 0] and charged[1]["dollars"] == 0
     state, text, usage = ask_stream(live, messages=user("the cat"), logprobs=True, top_logprobs=2)
     assert state == "hit" and text == first.choices[0].message.content and usage == again.usage
 
 
-def test_a_stream_is_cached_for_streams_and_whole_answers(live: Started) -> None:
+def test_a_stream_is_cached_for_streams_and_whole_answers(live: Live) -> None:
     state, text, usage = ask_stream(live, prompt="the dog", logprobs=1, n=2)
     again_state, again, again_usage = ask_stream(live, prompt="the dog", logprobs=1, n=2)
     assert (state, again_state) == ("miss", "hit") and len(again) == len(text)
@@ -93,7 +97,7 @@ def test_a_stream_is_cached_for_streams_and_whole_answers(live: Started) -> None
     assert {choice.finish_reason for choice in whole.choices} == {"length"}
 
 
-def test_a_key_never_sees_the_answer_of_another(live: Started) -> None:
+def test_a_key_never_sees_the_answer_of_another(live: Live) -> None:
     mine, first = ask(live, prompt="a secret of the first key")
     yours, other = ask(live, KEYS[1], prompt="a secret of the first key")
     assert (mine, yours) == ("miss", "miss") and first.choices != other.choices
@@ -106,26 +110,26 @@ def test_a_key_never_sees_the_answer_of_another(live: Started) -> None:
     [{"prompt": "a cap"}, {"temperature": 1.5}, {"max_tokens": 9}, {"seed": 3}, {"stop": ["x"]}, {"top_p": 0.5},
      {"logit_bias": {"65": 1}}, {"n": 2}, {"prompt": [70, 71]}, {"suffix": None, "echo": True}],
 )  # fmt: skip
-def test_another_request_is_no_hit(live: Started, fields: Any) -> None:
+def test_another_request_is_no_hit(live: Live, fields: Any) -> None:
     ask(live, prompt="a cat")
     assert ask(live, prompt="a cat")[0] == "hit"
     assert ask(live, **({"prompt": "a cat"} | fields))[0] == "miss"
 
 
-def test_errors_and_broken_streams_are_not_kept(live: Started) -> None:
+def test_errors_and_broken_streams_are_not_kept(live: Live) -> None:
     n = live.metric("foundling_answer_cache_answers")
     with pytest.raises(Exception, match="which leaves"):
         ask(live, prompt="a mat", max_tokens=9000)
     stream = live.client().completions.create(**SAMPLED | {"prompt": "a log", "max_tokens": 8000, "stream": True})
     next(iter(stream))
     stream.close()
-    until(lambda: live.metric("foundling_completions_open") == 0)
+    raw.wait_for(lambda: live.metric("foundling_completions_open") == 0)
     assert live.metric("foundling_answer_cache_answers") == n
     assert live.metric("foundling_answer_cache_bytes") == live.server.answer_cache.answers.n_bytes  # type: ignore
 
 
 def test_only_answers_that_are_the_same_each_time_unless_the_operator_asks(directory: Path) -> None:
-    with started({"llama": directory}, prepare=caching()) as live:
+    with serving({"llama": directory}, prepare=caching()) as live:
         assert ask(live, prompt="a cat")[0] is None
         for fields in ({"seed": 1}, {"temperature": 0}, {"extra_body": {"top_k": 1}}):
             assert [ask(live, prompt="a cat", **fields)[0] for _ in range(2)] == ["miss", "hit"]
@@ -148,7 +152,7 @@ def test_by_meaning(directory: Path, tmp_path: Path) -> None:
     def prepare(server: Server) -> None:
         use_answer_cache(server, CacheOptions("meaning", (near + far) / 2), embedder.embedder)
 
-    with started({"llama": directory}, keys=KEYS, prepare=prepare) as live:
+    with serving({"llama": directory}, keys=KEYS, prepare=prepare) as live:
         greedy: Any = {"temperature": 0}
         state, first = ask(live, messages=user("the cat meows."), **greedy)
         assert state == "miss" and ask(live, messages=user("the cat meows"), **greedy)[0] == "hit"
@@ -180,12 +184,32 @@ def test_a_cache_that_fails_is_none(directory: Path, tmp_path: Path, caplog: pyt
     def prepare(server: Server) -> None:
         use_answer_cache(server, CacheOptions("meaning"), embedder.embedder)
 
-    with started({"llama": directory}, keys=KEYS, prepare=prepare) as live:
+    with serving({"llama": directory}, keys=KEYS, prepare=prepare) as live:
         for text in ("the cat", "the cow"):
             state, answer = ask(live, messages=user(text), temperature=0)
             assert state == "miss" and answer.choices[0].message.content
         assert ask_stream(live, messages=user("the cat meows."), temperature=0)[1]
     assert "the answer cache failed: GenerationError" in caplog.text
+
+
+def test_who_has_the_same_name_is_another_caller(directory: Path) -> None:
+    """A key of the command line and one of a file, or keys of two files."""
+    cache, served = AnswerCache(CacheOptions(every=True), in_turn), load_served("llama", str(directory), ServeOptions())
+    body = CompletionBody(prompt="a cat")
+    scopes = [cache.query(body, Caller("anna", True, owner=owner), served) for owner in ("a", "b", "a")]
+    assert scopes[0] == scopes[2] != scopes[1]
+
+
+def test_an_answer_that_is_too_large_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = AnswerCache(CacheOptions(max_bytes=10), in_turn)
+    asyncio.run(cache.put(Query("scope", ""), b"0123456789"))
+    assert asyncio.run(cache.get(Query("scope", ""))) == b"0123456789"
+    monkeypatch.setattr(cache, "_put", None)
+    asyncio.run(cache.put(Query("scope", ""), b"0123456789a"))
+
+
+async def in_turn(function: Callable[[], Any]) -> Any:
+    return function()
 
 
 def test_wrong_options_are_refused() -> None:
@@ -195,9 +219,9 @@ def test_wrong_options_are_refused() -> None:
         ({"threshold": 0.1}, "threshold is 0.1"),
         ({"max_bytes": 0}, "max_bytes is 0"),
     ):
-        with pytest.raises(ConfigError, match=message), started({}, prepare=caching(**options)):
+        with pytest.raises(ConfigError, match=message), serving({}, prepare=caching(**options)):
             pass
-    with pytest.raises(ConfigError, match="exclude each other"), started({}, prepare=caching(), deterministic=True):
+    with pytest.raises(ConfigError, match="exclude each other"), serving({}, prepare=caching(), deterministic=True):
         pass
 
 

@@ -13,6 +13,7 @@ from foundling.adapt.heads import HeadOptions, add_head
 from foundling.decode.classify import Classifier
 from foundling.decode.text import TextGenerator
 from foundling.models import build, family
+from foundling.serve.models import Price
 from foundling.text import Tokenizer
 from foundling.weights.loading import load
 from tests.serve.servers import TEXTS, Live, save_model, serving
@@ -196,7 +197,8 @@ def test_an_adapter_by_name_is_the_merged_model(directories, tmp_path: Path) -> 
     adapter = foundling.save_adapter(base, tmp_path / "polite")
     merged = TextGenerator.load(adapter, base=directories["tiny"], temperature=0)
     plain = TextGenerator.load(directories["tiny"], temperature=0)
-    with serving({"tiny": directories["tiny"]}, adapters={"tiny": {"polite": adapter}}) as live:
+    models, adapters = {"tiny": directories["tiny"]}, {"tiny": {"polite": adapter}}
+    with serving(models, adapters=adapters, prices={"tiny": Price(1, 2)}) as live:
         expected = merged.generate(PROMPT, max_tokens=16)[0]["text"]
         assert ask(live, "polite", max_tokens=16, temperature=0).choices[0].text == expected
         assert ask(live, "tiny", max_tokens=16, temperature=0).choices[0].text != expected
@@ -206,6 +208,7 @@ def test_an_adapter_by_name_is_the_merged_model(directories, tmp_path: Path) -> 
         )
         about = {m.id: m.foundling for m in live.client().models.list().data}  # pyright: ignore
         assert about["polite"]["adapter_of"] == "tiny" and about["tiny"]["adapter_of"] is None
+        assert about["polite"]["price"] == about["tiny"]["price"] == {"prompt": 1, "completion": 2}
 
 
 def test_models_are_listed_loaded_and_unloaded(directories, tmp_path: Path) -> None:
@@ -265,8 +268,6 @@ def test_text_becomes_ids_and_ids_become_text(live: Live) -> None:
 
 
 def test_prices_are_in_usage_and_in_the_log(directories) -> None:
-    from foundling.serve.models import Price
-
     with serving({"tiny": directories["tiny"]}, prices={"tiny": Price(1.0, 3.0)}) as live:
         usage = ask(live, max_tokens=10).usage
         assert usage.cost == pytest.approx((usage.prompt_tokens + 3 * 10) / 1e6)

@@ -28,7 +28,7 @@ def charged(live: Live, reply: Any = None) -> tuple[int, int] | None:
 
 
 @contextmanager
-def held_step(live: Live) -> Iterator[threading.Event]:
+def paused_step(live: Live) -> Iterator[threading.Event]:
     """Inside, the engine's next step waits; the event says that it has begun."""
     engine, begun, go = live.model("tiny").worker.engine, threading.Event(), threading.Event()
     forward = engine.runner.forward
@@ -50,7 +50,7 @@ def test_a_client_that_leaves_is_charged_what_was_begun(directories) -> None:
     with serving({"tiny": directories["tiny"]}, max_num_seqs=1) as live:
         n_prompt = len(live.model("tiny").framing.prompt(PROMPT))
         for stream in (False, True):
-            with held_step(live) as begun:
+            with paused_step(live) as begun:
                 with raw.connect(live) as first, raw.connect(live) as second:
                     first.sendall(raw.completion(live, prompt=PROMPT, stream=stream))
                     assert begun.wait(60)
@@ -85,7 +85,7 @@ def test_what_was_computed_is_charged_where_an_answer_fails(live: Live, monkeypa
         return apply(self, logits)
 
     monkeypatch.setattr(ConstraintState, "apply", fail)
-    body |= {"response_format": {"type": "regex", "regex": "[ab]*c"}, "logit_bias": {}}
+    body |= {"response_format": {"type": "regex", "regex": "[ab]{20}"}, "logit_bias": {}}
     reply = live.post("/v1/completions", **body)
     assert reply.status == 400 and charged(live, reply) == (n_prompt, 3)
 
@@ -124,6 +124,22 @@ def test_the_log_charges_nothing_for_what_is_refused(directories, tmp_path: Path
 def test_a_prompt_alone_counts_no_token_of_an_answer(live: Live) -> None:
     reply = live.post("/v1/completions", model="tiny", prompt="a", max_tokens=0, echo=True, logprobs=1)
     assert reply.json()["usage"]["completion_tokens"] == 0 and (charged(live, reply) or (0, 1))[1] == 0
+
+
+def test_a_request_counts_while_its_body_comes(directories, tmp_path: Path) -> None:
+    file = KeyFile(tmp_path / "keys.sqlite", create=True)
+    key = file.create("anna", concurrent=1, requests_per_minute=2)
+    with serving({"tiny": directories["tiny"]}, key_file=file.path) as live:
+        live.key = key
+        data = raw.completion(live, max_tokens=1)
+        with raw.connect(live) as slow:
+            slow.sendall(data[:-1])
+            raw.wait_for(lambda: live.server.limiter.running)
+            refused = raw.answer(live, raw.completion(live, max_tokens=1))
+            assert raw.status(refused) == 429 and b"1 requests at a time" in refused
+            slow.sendall(data[-1:])
+            assert raw.status(raw.read(slow)) == 200
+        assert b"2 requests a minute" in raw.answer(live, data)
 
 
 def test_keys_of_a_file_unload_no_shared_model(directories, tmp_path: Path) -> None:

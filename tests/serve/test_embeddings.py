@@ -27,7 +27,8 @@ from foundling.serve.pool import ModelPool
 from foundling.text import Tokenizer
 from foundling.weights.loading import load
 from tests.decode.test_fill import sentences, word_pieces
-from tests.serve.started import Started, save_decoder, save_encoder, started, until
+from tests.serve import raw
+from tests.serve.servers import Live, save_encoder, save_model, serving
 
 TEXTS = sentences()[:6]
 
@@ -38,8 +39,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def live(directory: Path) -> Iterator[Started]:
-    with started({"bert": directory, "llama": save_decoder(directory.with_name("llama"))}) as server:
+def live(directory: Path) -> Iterator[Live]:
+    with serving({"bert": directory, "llama": save_model(directory.with_name("llama"))}) as server:
         yield server
 
 
@@ -55,7 +56,7 @@ def close(data: Any, expected: torch.Tensor) -> None:
     assert [one.index for one in data] == list(range(len(expected)))
 
 
-def test_texts_and_ids_in_both_encodings_equal_the_embedder(live: Started, directory: Path, expected) -> None:
+def test_texts_and_ids_in_both_encodings_equal_the_embedder(live: Live, directory: Path, expected) -> None:
     client = live.client()
     whole = client.embeddings.create(model="bert", input=TEXTS)  # the client asks for base64
     close(whole.data, expected)
@@ -70,7 +71,7 @@ def test_texts_and_ids_in_both_encodings_equal_the_embedder(live: Started, direc
     torch.testing.assert_close(torch.tensor(numbers), expected[0], rtol=1e-4, atol=1e-5)
 
 
-def test_clients_that_wait_are_computed_together(live: Started, expected) -> None:
+def test_clients_that_wait_are_computed_together(live: Live, expected) -> None:
     client = live.client()
     served: Any = live.server.pool.get("bert", EmbeddingModel)
     client.embeddings.create(model="bert", input="the cat")  # from now on there is a batcher
@@ -83,9 +84,9 @@ def test_clients_that_wait_are_computed_together(live: Started, expected) -> Non
     with ThreadPoolExecutor(32) as pool:
         with live.busy():
             answers = [pool.submit(client.embeddings.create, model="bert", input=TEXTS[k]) for k in places[:1]]
-            until(lambda: n_batches() == before + 1)
+            raw.wait_for(lambda: n_batches() == before + 1)
             answers += [pool.submit(client.embeddings.create, model="bert", input=TEXTS[k]) for k in places[1:]]
-            until(lambda: served.batcher.n_waiting == 31)
+            raw.wait_for(lambda: served.batcher.n_waiting == 31)
         got = torch.tensor([answer.result().data[0].embedding for answer in answers])
     torch.testing.assert_close(got, expected[places], rtol=1e-4, atol=1e-5)
     assert n_batches() == before + 2, "the first, and 31 together"
@@ -107,13 +108,13 @@ def test_clients_that_wait_are_computed_together(live: Started, expected) -> Non
         ({"input": "the cat", "extra_body": {"wrong": 1}}, "wrong: this field is not supported"),
     ],
 )
-def test_what_is_refused_says_why(live: Started, fields: dict[str, Any], part: str) -> None:
+def test_what_is_refused_says_why(live: Live, fields: dict[str, Any], part: str) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         live.client().embeddings.create(**({"model": "bert"} | fields))
     assert part in refused.value.message
 
 
-def test_a_long_text_is_cut_where_the_request_asks(live: Started, directory: Path) -> None:
+def test_a_long_text_is_cut_where_the_request_asks(live: Live, directory: Path) -> None:
     long = "the cat " * 40
     got = live.client().embeddings.create(model="bert", input=long, extra_body={"truncate": True})
     embedder = TextEmbedder(load(directory), Tokenizer.load(directory))
@@ -123,7 +124,7 @@ def test_a_long_text_is_cut_where_the_request_asks(live: Started, directory: Pat
 
 
 def test_deterministic_bits_do_not_depend_on_company(directory: Path) -> None:
-    with started({"bert": directory}, deterministic=True) as live:
+    with serving({"bert": directory}, deterministic=True) as live:
         client = live.client()
 
         def bits(text: str) -> Any:
@@ -139,24 +140,24 @@ def test_who_waits_for_a_turn_is_refused_in_time_and_charged_for_what_is_compute
 ) -> None:
     keys = KeyFile(tmp_path / "keys", create=True)
     key = keys.create("anna")
-    with started({"bert": directory}, key_file=keys, queue_timeout=0.3, max_queue=1) as live:
+    with serving({"bert": directory}, key_file=keys.path, queue_timeout=0.3, max_queue=1) as live:
         client, served = live.client(key), live.server.pool.get("bert")
         client.embeddings.create(model="bert", input="the cat")
         used = keys.records()[0].prompt_tokens
         with ThreadPoolExecutor(2) as pool, live.busy():
             waiting = [pool.submit(client.embeddings.create, model="bert", input="the cat")]
-            until(lambda: served.batcher._task is not None and not served.batcher.n_waiting)
+            raw.wait_for(lambda: served.batcher._task is not None and not served.batcher.n_waiting)
             waiting += [pool.submit(client.embeddings.create, model="bert", input="the cat")]
-            until(lambda: served.batcher.n_waiting == 1)
+            raw.wait_for(lambda: served.batcher.n_waiting == 1)
             with pytest.raises(openai.RateLimitError):  # before its text is looked at, which is empty
                 client.embeddings.create(model="bert", input="")
             for one in waiting:
                 with pytest.raises(openai.InternalServerError, match=r"waited 0\.3 s") as met:
                     one.result(60)
                 assert met.value.status_code == 503
-            until(lambda: served.batcher.n_waiting == 0)
+            raw.wait_for(lambda: served.batcher.n_waiting == 0)
         client.embeddings.create(model="bert", input="the cat")
-        until(lambda: keys.records()[0].prompt_tokens == 2 * used)
+        raw.wait_for(lambda: keys.records()[0].prompt_tokens == 2 * used)
         assert keys.records()[0].requests == 2
 
 

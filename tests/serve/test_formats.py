@@ -2,6 +2,7 @@
 """The form of an answer over HTTP: JSON Schema, patterns, grammars, choices, calls of tools, reasoning before them."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -105,6 +106,20 @@ def test_a_stream_amounts_to_the_same_answer(live: Live) -> None:
         assert functions == [(call.function.name, call.function.arguments) for call in calls]
 
 
+def test_calls_have_the_same_ids_in_deterministic_mode_and_others_in_each_answer(live: Live, directories) -> None:
+    text = '<tool_call>\n{"name": "bark", "arguments": {"loud": true}}\n</tool_call>'
+    form = form_of(live)
+    ids = [call["id"] for n in (0, 1) for call in form.message(f"{text}\n{text}", n)["tool_calls"]]
+    assert len({*ids}) == 4 and all(re.fullmatch("call_[0-9a-f]{24}", one) for one in ids)
+    options = {"tools": TOOLS, "tool_choice": "required"}
+    first, other = (ask(live, **options).message.tool_calls for _ in range(2))
+    assert first and first[0].function == other[0].function and first[0].id != other[0].id
+    with serving({"tiny": directories["tiny"]}, deterministic=True) as same:
+        for call in (lambda: ask(same, **options).message.tool_calls, lambda: streamed(same, **options)[1]):
+            first, other = ([one.id for one in call()] for _ in range(2))
+            assert first and first == other
+
+
 def test_a_named_tool_is_called_once_with_valid_arguments(live: Live) -> None:
     choice = ask(live, tools=TOOLS, tool_choice={"type": "function", "function": {"name": "sit"}})
     (call,) = choice.message.tool_calls
@@ -169,14 +184,14 @@ def test_reasoning_comes_first_and_apart(thinker: Live) -> None:
 def form_of(live: Live, style: str = "hermes") -> AnswerForm:
     """How answers with tools are read, in another style than the model's template too."""
     body = ChatBody.model_validate({"messages": ASK, "tools": TOOLS})
-    form = AnswerForm(body, live.model("tiny"), live.model("tiny").framing.chat(ASK))
+    form = AnswerForm(body, live.model("tiny"), live.model("tiny").framing.chat(ASK), "chatcmpl-1")
     form.style = style
     return form
 
 
 def amount(form: AnswerForm, text: str, size: int, *, cut: bool) -> tuple[str, str, int]:
     """The content, the reasoning and the number of calls of a stream in pieces of this size."""
-    stream, sums = AnswerStream(form), {"content": "", "reasoning_content": ""}
+    stream, sums = AnswerStream(form, 0), {"content": "", "reasoning_content": ""}
     deltas = [stream.add(text[at : at + size]) for at in range(0, len(text), size)] + [stream.finish(cut=cut)]
     for delta in deltas:
         for name in sums:
@@ -202,7 +217,7 @@ def test_deltas_never_take_back_what_was_sent(live: Live) -> None:
         "<thin",
     ):
         for size in (1, 2, 3, 7, 1000):
-            assert amount(form, text, size, cut=False) == amount_of(form.message(text))
+            assert amount(form, text, size, cut=False) == amount_of(form.message(text, 0))
 
 
 @pytest.mark.parametrize(
@@ -218,7 +233,7 @@ def test_a_part_of_a_call_is_never_shown_as_text(live: Live, style: str, text: s
     """An answer that is cut anywhere has whole calls, and the text before them."""
     form, counts = form_of(live, style), set()
     for end in range(len(text) + 1):
-        message = form.message(text[:end], cut=True)
+        message = form.message(text[:end], 0, cut=True)
         assert content.startswith(message["content"] or ""), text[:end]
         counts.add(len(message.get("tool_calls", [])))
         for size in (1, 5, 1000):

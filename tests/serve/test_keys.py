@@ -22,6 +22,7 @@ from foundling.serve.keys import KeyStore
 from foundling.serve.quota import Reservations
 from tests.e2e.tools import foundling
 from tests.processes import SERVER
+from tests.serve import raw
 from tests.serve.commands import Serving, refusal
 from tests.serve.servers import save_model, serving
 
@@ -343,17 +344,10 @@ def test_a_running_server_takes_changes_up(tmp_path: Path) -> None:
 
         second = command("create", "ben", "--keys", path)["key"]  # after the server has begun
         with serving.http(second) as other:
-            until(lambda: other.get("/v1/models").status_code == 200)
+            raw.wait_for(lambda: other.get("/v1/models").status_code == 200)
             command("revoke", "ben", "--keys", path)
-            until(lambda: other.get("/v1/models").status_code == 401)
+            raw.wait_for(lambda: other.get("/v1/models").status_code == 401)
             assert "valid key" in refusal(other.post("/v1/completions", json=body), 401)
         with serving.http("fk-" + "x" * 43) as nobody:
             refusal(nobody.get("/v1/models"), 401)
         assert http.get("/v1/models").status_code == 200
-
-
-def until(condition: Any) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.05)

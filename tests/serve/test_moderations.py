@@ -13,7 +13,7 @@ import pytest
 from foundling.decode.classify import Classifier
 from foundling.errors import ConfigError
 from tests.decode.test_fill import sentences
-from tests.serve.started import Started, save_encoder, started
+from tests.serve.servers import Live, save_encoder, serving
 
 LABELS = ("spam", "ham", "threat")
 TEXTS = sentences()[:8]
@@ -32,12 +32,12 @@ def threshold(directory: Path) -> float:
 
 
 @pytest.fixture(scope="module")
-def live(directory: Path, threshold: float) -> Iterator[Started]:
-    with started({"filter": directory}, flag_threshold=threshold) as server:
+def live(directory: Path, threshold: float) -> Iterator[Live]:
+    with serving({"filter": directory}, flag_threshold=threshold) as server:
         yield server
 
 
-def test_labels_are_categories_and_scores_their_probabilities(live: Started, directory: Path, threshold: float) -> None:
+def test_labels_are_categories_and_scores_their_probabilities(live: Live, directory: Path, threshold: float) -> None:
     answer = live.client().moderations.create(input=TEXTS)
     assert answer.model == "filter" and answer.id.startswith("modr-") and len(answer.results) == len(TEXTS)
     judged = Classifier.load(directory).classify(TEXTS)
@@ -52,7 +52,7 @@ def test_labels_are_categories_and_scores_their_probabilities(live: Started, dir
     assert {result.flagged for result in answer.results} == {True, False}
 
 
-def test_one_text_and_parts_of_text(live: Started) -> None:
+def test_one_text_and_parts_of_text(live: Live) -> None:
     client = live.client()
     (alone,) = client.moderations.create(input=TEXTS[0], model="filter").results
     (part,) = client.moderations.create(input=[{"type": "text", "text": TEXTS[0]}]).results
@@ -68,7 +68,7 @@ def test_one_text_and_parts_of_text(live: Started) -> None:
         ([], "input"),
     ],
 )
-def test_what_cannot_be_judged_is_refused(live: Started, text: Any, part: str) -> None:
+def test_what_cannot_be_judged_is_refused(live: Live, text: Any, part: str) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         live.client().moderations.create(input=text)
     assert part in refused.value.message
@@ -77,11 +77,11 @@ def test_what_cannot_be_judged_is_refused(live: Started, text: Any, part: str) -
 def test_a_server_starts_only_where_one_label_means_harmless(tmp_path: Path) -> None:
     directory = save_encoder(tmp_path / "bert", ("toxic", "fine"))
     message = r"of .'toxic', 'fine'. none is called any of ok, .* --harmless LABEL"
-    with pytest.raises(ConfigError, match=message), started({"filter": directory}):
+    with pytest.raises(ConfigError, match=message), serving({"filter": directory}):
         pass
-    with pytest.raises(ConfigError, match="is called nice"), started({"filter": directory}, harmless=("nice",)):
+    with pytest.raises(ConfigError, match="is called nice"), serving({"filter": directory}, harmless=("nice",)):
         pass
-    with started({"filter": directory}, harmless=("fine",)) as live:
+    with serving({"filter": directory}, harmless=("fine",)) as live:
         (result,) = live.client().moderations.create(input="the cat").results
         scores: Any = result.category_scores.model_dump(exclude_unset=True)
         assert scores.keys() == {"toxic"}

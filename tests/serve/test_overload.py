@@ -14,7 +14,8 @@ import pytest
 from foundling.decode.request import Request
 from foundling.serve import run, streams
 from tests.serve import raw
-from tests.serve.clients import ask, command, leave_all, overload, payload
+from tests.serve.clients import ask, leave_all, overload, payload
+from tests.serve.commands import Serving
 from tests.serve.servers import Live, serving
 
 LONG = {"prompt": "the cat", "max_tokens": 200}
@@ -57,8 +58,8 @@ def test_every_request_ends_under_overload(directories) -> None:
 def test_ten_times_too_much_for_a_minute(directories, capsys: pytest.CaptureFixture[str]) -> None:
     """16 completions are computed at once and 16 wait; 320 clients ask."""
     options = ("--max-queue", 32, "--max-num-seqs", 16)
-    with command(directories["tiny"], *options) as (process, port):
-        server = psutil.Process(process.process.pid)
+    with Serving(directories["tiny"], *options) as running:
+        server, port = psutil.Process(running.process.process.pid), running.port
         asyncio.run(overload(port, 32, 5.0, 60))  # what is allocated once
         outcome = asyncio.run(overload(port, 320, 60.0, 60, server))
         ms = [round(outcome.percentile(share) * 1000, 1) for share in (0.5, 0.99, 1.0)]

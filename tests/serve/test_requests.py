@@ -5,6 +5,8 @@ sources of encoders, failures of ours."""
 import asyncio
 import json
 import logging
+import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,8 +15,8 @@ from foundling.decode.constrain import compilation
 from foundling.decode.constrain.processor import ConstraintState
 from foundling.decode.request import Request
 from foundling.errors import GenerationError
-from foundling.limits import COMPILATIONS, TOKENIZED
-from foundling.serve import compiling
+from foundling.limits import ANSWER_LOGPROBS, CHECKS, COMPILATIONS, TOKENIZED
+from foundling.serve import compiling, generation
 from foundling.serve.reply import LargeJSON
 from tests.serve import raw
 from tests.serve.clients import ask, payload
@@ -119,9 +121,9 @@ def test_slow_constraints_delay_no_other_request(live: Live, monkeypatch: pytest
         for body in ({"model": "tiny", "prompt": "a"}, {"model": "tiny", "messages": HELLO}):
             assert (await ask(live.port, payload("/tokenize", body)))[0] == 200
         pending = [task for task in slow if not task.done()]
-        assert len(pending) == live.server.compiler.n_waiting == 3
+        assert len(pending) == live.server.compiler.constraints.n_waiting == 3
         pending[-1].cancel()
-        while live.server.compiler.n_waiting > 2:
+        while live.server.compiler.constraints.n_waiting > 2:
             await asyncio.sleep(0.01)
         give_back()
         assert [status for status, _, _ in await asyncio.gather(*pending[:-1])] == [200, 200]
@@ -132,8 +134,48 @@ def test_slow_constraints_delay_no_other_request(live: Live, monkeypatch: pytest
         asyncio.run(main())
     finally:
         give_back()
-    raw.wait_for(lambda: not live.server.compiler.n_waiting and is_idle(live))
+    raw.wait_for(lambda: not live.server.compiler.constraints.n_waiting and is_idle(live))
     assert loads(live)
+
+
+def test_a_check_ends_with_its_request(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its client, and with the time that the request may take; and few wait for one."""
+    body, waiting = {"model": "tiny", "prompt": "a", "response_format": CHOICE}, live.server.compiler.answers
+    assert live.post("/v1/completions", **body).status == 200  # from now on it is compiled
+    go = threading.Event()
+    monkeypatch.setattr(compiling, "matches_constraint", lambda text, constraint: go.wait(60))
+    monkeypatch.setattr(compiling, "CHECKS", CHECKS._replace(high=1))
+    try:
+        with raw.connect(live) as leaving:
+            leaving.sendall(raw.completion(live, **body))
+            raw.wait_for(lambda: waiting.n_waiting == 1)
+            busy = live.post("/v1/completions", **body)
+            assert busy.status == 429 and busy.headers["retry-after"]
+        raw.wait_for(lambda: not waiting.n_waiting and is_idle(live))
+        monkeypatch.setattr(live.server, "options", replace(live.server.options, request_timeout=0.3))
+        reply = live.post("/v1/completions", **body)
+        assert reply.status == 503 and "took over 0.3 s" in reply.json()["error"]["message"]
+        assert live.line(reply)["completion_tokens"] > 0
+    finally:
+        go.set()
+    raw.wait_for(lambda: is_idle(live))
+
+
+def test_an_answer_has_a_limit_of_log_probabilities(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "ANSWER_LOGPROBS", ANSWER_LOGPROBS._replace(high=120))
+    chat = ("/v1/chat/completions", {"messages": HELLO, "logprobs": True})
+    text = ("/v1/completions", {"prompt": [5] * 9})
+    for (path, body), allowed, more in (
+        (chat, {"top_logprobs": 9, "max_tokens": 12}, {"max_tokens": 13}),
+        (chat, {"top_logprobs": 5, "max_tokens": 10, "n": 2}, {"top_logprobs": 6}),
+        (text, {"logprobs": 9, "max_tokens": 3, "echo": True}, {"max_tokens": 4}),
+        (text, {"logprobs": 9, "max_tokens": 6, "prompt": [[5]] * 2}, {"best_of": 2}),
+    ):  # fmt: skip
+        body = {"model": "tiny"} | body | allowed
+        assert live.post(path, **body).status == 200, body
+        error = live.post(path, **body | more).json()["error"]
+        assert error["param"] == "logprobs" and "at most 120" in error["message"]
+    assert live.post("/v1/completions", model="tiny", prompt="a", max_tokens=100, best_of=2).status == 200
 
 
 def test_a_source_has_a_limit(live: Live) -> None:

@@ -6,10 +6,16 @@ import json
 import socket
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from foundling.serve import guard
+from foundling.serve.embeddings import EmbeddingBody
+from foundling.serve.moderations import ModerationBody
+from foundling.serve.playground import NextBody
+from foundling.serve.protocol import Body, ChatBody, CompletionBody
 from tests.serve import raw
 from tests.serve.servers import KEY, Live, serving
 
@@ -83,6 +89,31 @@ def test_deep_and_odd_json_is_refused(live: Live) -> None:
         assert "inside each other" in refused(live, body.encode(), path)
     for body in (b"", b"null", b"5", b'""', b"[]", b"\xff\xfe\x00", b'{"a": 1,}', b"{'a': 1}", b"\x00" * 64):
         refused(live, body)
+
+
+@pytest.mark.parametrize(
+    ("path", "model", "body"),
+    [
+        ("/v1/completions", CompletionBody, {"prompt": [[]] * 250_000}),
+        ("/v1/completions", CompletionBody, {"prompt": ["a", *[1] * 250_000]}),
+        ("/v1/completions", CompletionBody, {"prompt": "a"} | {f"x{n}": 1 for n in range(50_000)}),
+        ("/v1/completions", CompletionBody, {"prompt": "a", "logit_bias": {str(n): "x" for n in range(50_000)}}),
+        ("/v1/chat/completions", ChatBody, {"messages": [{}] * 250_000}),
+        ("/v1/chat/completions", ChatBody, {"messages": [{"role": "user", "content": [{}] * 250_000}]}),
+        ("/v1/chat/completions", ChatBody, {"messages": [{f"x{n}": 1 for n in range(50_000)}]}),
+        ("/v1/embeddings", EmbeddingBody, {"input": [[]] * 250_000}),
+        ("/v1/moderations", ModerationBody, {"input": [{}] * 250_000}),
+        ("/playground/next", NextBody, {"tokens": [[]] * 250_000}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_a_body_of_many_faults_has_few_errors(live: Live, path: str, model: type[Body], body: dict[str, Any]) -> None:
+    """Each takes time of the event loop."""
+    with pytest.raises(ValidationError) as met:
+        model.model_validate(body)
+    assert met.value.error_count() <= 8
+    if path.startswith("/v1"):
+        refused(live, json.dumps(body).encode(), path)
 
 
 @pytest.mark.parametrize(

@@ -52,12 +52,20 @@ def test_capped_ones_do_not(directories) -> None:
         floor = np.nanmin(rows, 1, keepdims=True)  # a guess for what is hidden
         assert width(np.where(np.isnan(rows), floor, rows)) > 2 * config.d_model
         # the paper's way around a cap (section 5): a bias brings each token to the top in its turn
-        for path, body in (
-            ("/v1/chat/completions", {"messages": CHAT, "logprobs": True, "top_logprobs": 0}),
-            ("/v1/completions", {"prompt": "a", "logprobs": 0}),
+        # so does a form of one answer, and an echo of a text that ends with the token
+        common: Any = {"logit_bias": {"7": 100}, "response_format": {"type": "choice", "choice": ["cat"]}}
+        tools = [{"type": "function", "function": {"name": "cat"}}]
+        for path, body, fields in (
+            ("/v1/chat/completions", {"messages": CHAT, "logprobs": True, "top_logprobs": 0}, {"tools": tools}),
+            ("/v1/completions", {"prompt": "a", "logprobs": 0}, {"echo": True}),
         ):
-            reply = live.post(path, **body, logit_bias={"7": 100}, max_tokens=1)
-            assert reply.status == 400 and reply.json()["error"]["param"] == "logit_bias"
+            for field, value in (common | fields).items():
+                error = live.post(path, **body, **{field: value}, max_tokens=1).json()["error"]
+                assert error["param"] == field and "--max-logprobs 1000" in error["message"]
+        plain = live.post("/v1/completions", prompt="a", logprobs=0, response_format={"type": "text"}, max_tokens=1)
+        assert plain.status == 200 and live.post("/v1/completions", prompt="a", echo=True, max_tokens=1).status == 200
+    with serving({"tiny": directories["tiny"]}, max_logprobs=1000) as live:  # as many as there are without a cap
+        assert live.post("/v1/completions", prompt="a", logprobs=0, echo=True, max_tokens=1).status == 200
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -19,13 +19,15 @@ import pytest
 
 from foundling.serve.key_file import KeyFile
 from tests.e2e.tools import environment, start
-from tests.serve.clients import ask, command, payload
+from tests.serve.clients import ask, payload
+from tests.serve.commands import Serving
 
 LONG = {"prompt": "the cat", "max_tokens": 200, "stream": True, "n": 4}
 
 
 def test_a_signal_lets_running_requests_finish(directories) -> None:
-    with command(directories["tiny"]) as (process, port):
+    with Serving(directories["tiny"]) as running:
+        process, port = running.process, running.port
 
         async def main() -> None:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -52,7 +54,8 @@ def test_a_signal_lets_running_requests_finish(directories) -> None:
 
 
 def test_a_second_signal_ends_it_at_once(directories) -> None:
-    with command(directories["tiny"]) as (process, port):
+    with Serving(directories["tiny"]) as running:
+        process, port = running.process, running.port
 
         async def main() -> None:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -95,8 +98,8 @@ def test_a_kill_leaves_nothing_half_written(directories, tmp_path: Path) -> None
         return done
 
     for n_kills in (1, 2):
-        with command(directories["tiny"], "--keys", file.path) as (process, port):
-            acknowledged += asyncio.run(main(port, process))
+        with Serving(directories["tiny"], "--keys", file.path) as running:
+            acknowledged += asyncio.run(main(running.port, running.process))
         (record,) = file.records()
         # what is charged last, of each of the six clients, may be lost; nothing is charged twice
         assert abs(record.requests - acknowledged) <= 6 * n_kills, (record, acknowledged)

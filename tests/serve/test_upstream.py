@@ -9,6 +9,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from foundling.serve.options import ServeOptions
 from foundling.serve.recording import Recording
 from foundling.serve.server import Server
 from foundling.serve.upstream import load_upstreams
-from tests.serve.started import Started, save_decoder, save_encoder, started, until
+from tests.serve import raw
+from tests.serve.servers import Live, save_encoder, save_model, serving
 from tests.serve.test_job_store import full_disk
 
 KEY = "sk-upstream-0123456789"
@@ -33,13 +35,13 @@ MESSAGES: Any = [{"role": "user", "content": "the cat sat"}]
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_decoder(tmp_path_factory.mktemp("upstream") / "llama", 8192)
+    return save_model(tmp_path_factory.mktemp("upstream") / "llama", max_seq_len=8192)
 
 
 @pytest.fixture(scope="module")
-def far(directory: Path) -> Iterator[Started]:
+def far(directory: Path) -> Iterator[Live]:
     """The API behind."""
-    with started({"llama": directory}, keys=[KEY], max_queue=2) as server:
+    with serving({"llama": directory}, keys=[KEY], max_queue=2) as server:
         yield server
 
 
@@ -63,8 +65,8 @@ def variables() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def near(far: Started) -> Iterator[Started]:
-    with started({}, prepare=remote(far.url)) as server:
+def near(far: Live) -> Iterator[Live]:
+    with serving({}, prepare=remote(far.url)) as server:
         yield server
 
 
@@ -79,7 +81,7 @@ def texts(stream: Any) -> tuple[str, Any]:
     return text, usage
 
 
-def test_answers_are_those_of_the_api_behind(far: Started, near: Started) -> None:
+def test_answers_are_those_of_the_api_behind(far: Live, near: Live) -> None:
     fields: Any = {"max_tokens": 12, "temperature": 0, "messages": MESSAGES, "logprobs": True, "top_logprobs": 2}
     there = far.client().chat.completions.create(model="llama", **fields)
     here = near.client().chat.completions.create(**({"model": "near"} | fields))
@@ -95,14 +97,14 @@ def test_answers_are_those_of_the_api_behind(far: Started, near: Started) -> Non
     assert near.client().completions.create(model="near", **prompt).choices == far_text.choices
     one: Any = {"model": "near", "max_tokens": 12, "temperature": 0, "prompt": "the cat", "stream": True}
     assert texts(near.client().completions.create(**one)) == (far_text.choices[0].text, None)
-    until(lambda: len(near.lines) == 4)
+    raw.wait_for(lambda: len(near.lines) == 4)
     line = json.loads(near.lines[-1])
     assert line["completion_tokens"] == 12 and line["model"] == "near" and line["prompt_tokens"] > 0
     about = near.client().models.retrieve("near").model_dump()["foundling"]
     assert about["kind"] == "upstream" and far.url not in json.dumps(about)
 
 
-def test_without_a_name_the_only_model_answers(near: Started) -> None:
+def test_without_a_name_the_only_model_answers(near: Live) -> None:
     import httpx2
 
     reply = httpx2.post(f"{near.url}/v1/completions", json={"prompt": "the cat", "max_tokens": 2})
@@ -114,20 +116,20 @@ def test_without_a_name_the_only_model_answers(near: Started) -> None:
 def test_recorded_answers_are_not_asked_again_and_outlive_the_api(directory: Path, tmp_path: Path) -> None:
     record = tmp_path / "answers.jsonl"
     fields: Any = {"model": "near", "messages": MESSAGES, "max_tokens": 8, "temperature": 1}
-    with started({"llama": directory}, keys=[KEY]) as far, started({}, prepare=remote(far.url, record)) as near:
-        raw = near.client().chat.completions.with_raw_response
-        first, again = raw.create(**fields), raw.create(**fields)
+    with serving({"llama": directory}, keys=[KEY]) as far, serving({}, prepare=remote(far.url, record)) as near:
+        api = near.client().chat.completions.with_raw_response
+        first, again = api.create(**fields), api.create(**fields)
         assert (first.headers["x-foundling-recorded"], again.headers["x-foundling-recorded"]) == ("miss", "hit")
         assert first.parse().choices == again.parse().choices
         assert again.parse().usage.model_dump()["cost"] == 0  # pyright: ignore[reportOptionalMemberAccess]
         other, _ = texts(near.client().chat.completions.create(**(fields | {"stream": True, "seed": 5})))
         assert near.metric("foundling_upstream_requests_total", source="asked", model="near") == 2
         assert far.metric("foundling_requests_total", route="/v1/chat/completions") == 2
-        until(lambda: len(near.lines) > 1)
+        raw.wait_for(lambda: len(near.lines) > 1)
         assert json.loads(near.lines[1])["completion_tokens"] == 0, "a recorded answer is free"
     assert record.stat().st_mode & 0o077 == 0 and KEY not in record.read_text()
     record.write_bytes(record.read_bytes() + b'{"key": "torn')  # the process was killed
-    with started({}, prepare=remote(far.url, record)) as near:  # nobody is there any more
+    with serving({}, prepare=remote(far.url, record)) as near:  # nobody is there any more
         client = near.client()
         whole, _ = texts(client.chat.completions.create(**(fields | {"stream": True})))
         assert whole == first.parse().choices[0].message.content
@@ -155,7 +157,7 @@ def test_recorded_answers_are_not_asked_again_and_outlive_the_api(directory: Pat
     ],
 )
 def test_refusals_say_why_and_show_no_key(
-    far: Started, near: Started, fields: Any, status: int, part: str, stream: bool, caplog: pytest.LogCaptureFixture
+    far: Live, near: Live, fields: Any, status: int, part: str, stream: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     body = {"model": "near", "messages": MESSAGES, "max_tokens": 8, "stream": stream} | fields
     with contextlib.ExitStack() as stack:
@@ -166,22 +168,22 @@ def test_refusals_say_why_and_show_no_key(
             stack.enter_context(others)
         with pytest.raises(openai.APIStatusError) as refused:
             near.client().chat.completions.create(**body)
-    until(lambda: far.metric("foundling_completions_open") == 0)
+    raw.wait_for(lambda: far.metric("foundling_completions_open") == 0)
     assert refused.value.status_code == status and part in refused.value.message
     assert (status == 429) == ("retry-after" in refused.value.response.headers)
     shown = refused.value.response.text + caplog.text + "".join(near.lines)
     assert KEY not in shown and "not-the-key" not in shown and "Traceback" not in caplog.text
 
 
-def test_who_leaves_a_stream_frees_the_api_behind(far: Started, near: Started) -> None:
+def test_who_leaves_a_stream_frees_the_api_behind(far: Live, near: Live) -> None:
     stream = near.client().chat.completions.create(model="near", messages=MESSAGES, max_tokens=8000, stream=True)
     next(iter(stream))
     before = far.metric("foundling_completions_cancelled_total")
     stream.close()
-    until(lambda: far.metric("foundling_completions_cancelled_total") == before + 1)
+    raw.wait_for(lambda: far.metric("foundling_completions_cancelled_total") == before + 1)
     assert far.metric("foundling_completions_open") == 0
     served: Any = near.server.pool.remotes["near"]
-    until(lambda: served.n_open == 0)
+    raw.wait_for(lambda: served.n_open == 0)
 
 
 def test_what_breaks_off_is_an_error_of_the_stream(directory: Path) -> None:
@@ -199,7 +201,7 @@ def test_what_breaks_off_is_an_error_of_the_stream(directory: Path) -> None:
 
     thread = threading.Thread(target=answer, daemon=True)
     thread.start()
-    with started({}, prepare=remote(f"http://127.0.0.1:{listener.getsockname()[1]}")) as near:
+    with serving({}, prepare=remote(f"http://127.0.0.1:{listener.getsockname()[1]}")) as near:
         stream = near.client().chat.completions.create(model="near", messages=MESSAGES, stream=True)
         with pytest.raises(openai.APIError, match="the stream broke off"):
             list(stream)
@@ -213,7 +215,7 @@ class Slow(BaseHTTPRequestHandler):
     leave, n = threading.Event(), 0
 
     def do_POST(self) -> None:
-        Slow.n += 1
+        type(self).n += 1
         self.leave.wait(60)
         self.send_response(503)
         self.send_header("Retry-After", "inf")
@@ -262,19 +264,59 @@ def test_who_leaves_frees_a_place_and_who_waits_too_long_is_told(monkeypatch: py
     assert Slow.n in (1, 2)  # the first, and its retry
 
 
-def test_an_answer_that_cannot_be_recorded_is_given_and_charged(far: Started, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_the_api_may_have_read_is_charged(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client leaves, or its time ends, before the API has answered."""
+    go = threading.Event()
+    api: Any = type("Own", (Slow,), {"leave": go, "n": 0})
+    far = ThreadingHTTPServer(("127.0.0.1", 0), api)
+    threading.Thread(target=far.serve_forever, daemon=True).start()
+    body = {"model": "near", "prompt": "the cat sat on the mat", "max_tokens": 4, "stream": stream}
+    with serving({}, prepare=remote(f"http://127.0.0.1:{far.server_port}")) as near:
+        with raw.connect(near) as leaving:
+            leaving.sendall(raw.completion(near, **body))
+            raw.wait_for(lambda: api.n)
+        raw.wait_for(lambda: len(near.lines) == 1)
+        monkeypatch.setattr(near.server, "options", replace(near.server.options, request_timeout=0.3))
+        reply = near.post("/v1/completions", **body)
+        assert reply.status == 503 and "took over 0.3 s" in reply.json()["error"]["message"]
+        raw.wait_for(lambda: len(near.lines) == 2)
+        for line, status in zip(map(json.loads, near.lines), (499, 503), strict=True):
+            assert line["status"] == status and line["prompt_tokens"] == 6 and line["completion_tokens"] == 0
+        go.set()
+    far.shutdown()
+    far.server_close()
+
+
+def test_a_quota_cuts_what_the_api_is_asked_for_and_no_recorded_answer(far: Live, tmp_path: Path) -> None:
+    keys = KeyFile(tmp_path / "keys", create=True)
+    rich, poor = keys.create("rich", tokens=1000), keys.create("poor", tokens=30)
+    fields: Any = {"model": "near", "messages": MESSAGES}
+    record = tmp_path / "answers.jsonl"
+    with serving({}, prepare=remote(far.url, record), key_file=keys.path) as near:
+        near.server.pool.remotes["near"].subject.rename["max_tokens"] = "max_completion_tokens"  # type: ignore
+        near.client(rich).chat.completions.create(**fields, max_tokens=300)
+        again = near.client(poor).chat.completions.create(**fields, max_tokens=300)  # which it could not pay
+        assert again.usage.completion_tokens == 300  # pyright: ignore[reportOptionalMemberAccess]
+        near.client(poor).chat.completions.create(**fields)
+    asked = [json.loads(line)["request"] for line in record.read_text().splitlines()]
+    limits = [one["max_completion_tokens"] for one in asked]
+    assert limits[0] == 300 and 0 < limits[1] < 30 and not any("max_tokens" in one for one in asked)
+
+
+def test_an_answer_that_cannot_be_recorded_is_given_and_charged(far: Live, tmp_path: Path) -> None:
     keys = KeyFile(tmp_path / "keys", create=True)
     key = keys.create("anna")
     record = tmp_path / "answers.jsonl"  # larger than the file of keys, which the limit leaves alone
     Recording(record).put("another", {}, {"choices": ["x" * (1 << 20)]})
-    with started({}, prepare=remote(far.url, record), key_file=keys) as near:
+    with serving({}, prepare=remote(far.url, record), key_file=keys.path) as near:
         for stream in (False, True):
             fields: Any = {"model": "near", "messages": MESSAGES, "max_tokens": 4, "stream": stream}
             with full_disk(record.stat().st_size + 20):
                 answer = near.client(key).chat.completions.create(**fields)
                 text = texts(answer)[0] if stream else answer.choices[0].message.content
             assert text
-        until(lambda: keys.records()[0].completion_tokens == 8)
+        raw.wait_for(lambda: keys.records()[0].completion_tokens == 8)
         assert near.client(key).chat.completions.with_raw_response.create(
             **fields | {"stream": False}
         ).headers["x-foundling-recorded"] == "miss"  # fmt: skip
@@ -322,11 +364,11 @@ def test_wrong_upstreams_are_refused_at_the_start(specs: list[str], envs: list[s
     assert "secret" not in str(refused.value)
 
 
-def test_only_chats_and_completions_are_passed_on(near: Started, tmp_path: Path) -> None:
+def test_only_chats_and_completions_are_passed_on(near: Live, tmp_path: Path) -> None:
     with pytest.raises(openai.BadRequestError, match="does not do this"):
         near.client().embeddings.create(model="near", input="the cat")
     with (
         pytest.raises(ConfigError, match="two models are called 'near'"),
-        started({"near": save_encoder(tmp_path / "bert")}, prepare=remote(near.url)),
+        serving({"near": save_encoder(tmp_path / "bert")}, prepare=remote(near.url)),
     ):
         pass

@@ -10,10 +10,11 @@ export async function* generate(model, from, { sampling, maxTokens, seed, schema
   body.max_tokens = await fitting(model, from, maxTokens, signal);
   if (seed !== null) body.seed = seed;
   if (schema !== null) body.response_format = { type: "json_schema", json_schema: { name: "answer", schema } };
-  if (model.foundling.max_logprobs !== 0 && model.foundling.kind === "generate") body.logprobs = chats ? true : 0;
+  const { kind, max_logprobs: cap } = model.foundling;
+  if (kind === "generate" && (cap === null || (cap > 0 && schema === null))) body.logprobs = chats ? true : 0;
   if (chats) body.messages = from.messages;
   else Object.assign(body, { prompt: from.tokens ?? from.prompt, ...(from.suffix === undefined ? {} : { suffix: from.suffix }) });
-  if (model.foundling.kind !== "generate") for (const name of ["top_k", "min_p"]) delete body[name]; // not of OpenAI
+  if (kind !== "generate") for (const name of ["top_k", "min_p"]) delete body[name]; // not of OpenAI
   for await (const event of events(chats ? "/v1/chat/completions" : "/v1/completions", body, signal)) {
     const choice = event.choices?.[0];
     yield {

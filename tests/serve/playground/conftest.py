@@ -8,7 +8,7 @@ import contextlib
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import torch
 from playwright.sync_api import Browser, Page, sync_playwright
 
 import foundling
-from foundling.serve.models import Price
+from foundling.runtime.mode import evaluation_mode
+from foundling.serve.models import GenerativeModel, Price
 from foundling.serve.playground import playground_router
 from foundling.text import Tokenizer
 from tests.contract.cases import case
@@ -87,6 +88,16 @@ def paged(models: dict[str, Path], **options: Any) -> contextlib.AbstractContext
     """A server with the page."""
     prices = {"chatty": Price(1.0, 2.0)}
     return serving(models, prices=prices, routers=lambda server: [playground_router(server)], **options)
+
+
+@torch.no_grad()
+def next_logits(served: GenerativeModel, tokens: Sequence[int]) -> torch.Tensor:
+    """(V,) float32 logits of the token after these, by the model itself; −inf for rows that stand for no token."""
+    model = served.model
+    with evaluation_mode(model):
+        logits = model.logits(model(torch.tensor([list(tokens)])).hidden[:, -1:])[0, 0].float()
+    logits[list(served.no_rows)] = float("-inf")
+    return logits
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,7 @@ from playwright.sync_api import Page, expect
 
 import foundling
 from foundling.decode.sampling import DistributionParams, compute_probs
-from foundling.serve.playground import next_logits
-from tests.serve.playground.conftest import Proxy, ask, finished, set_options, show_tokens, visit
+from tests.serve.playground.conftest import Proxy, ask, finished, next_logits, set_options, show_tokens, visit
 from tests.serve.servers import Live
 
 NASTY = """<img src=x onerror=alert(1)> **bold** `code` <script>alert(2)</script>

@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, expect
@@ -15,10 +16,13 @@ from playwright.sync_api import Browser, expect
 import foundling
 from foundling.adapt.soft import prompt_tuning
 from foundling.decode.request import Request
+from foundling.limits import CHECKS
 from foundling.runtime.rng import generator
+from foundling.serve import compiling, playground
 from foundling.serve.worker import EngineWorker
 from foundling.text import Tokenizer
 from foundling.weights.adapters import save_adapter
+from tests.serve import raw
 from tests.serve.playground.conftest import paged, set_options, visit
 from tests.serve.servers import Live
 
@@ -39,7 +43,7 @@ def test_calls_wait_in_the_queue_and_leave_it_with_their_client(site: Live) -> N
         wait_for(worker, 1)
         client = http.client.HTTPConnection(site.host, site.port)
         body = json.dumps({"model": "plain", "tokens": [5]})
-        client.request("POST", "/playground/next", body, {"Content-Type": "application/json"})
+        client.request("POST", "/playground/look", body, {"Content-Type": "application/json"})
         wait_for(worker, 2)
         for path in ("next", "look"):
             reply = site.post(f"/playground/{path}", model="plain", tokens=[5])
@@ -52,6 +56,35 @@ def test_calls_wait_in_the_queue_and_leave_it_with_their_client(site: Live) -> N
     assert blocking.result(60)
     wait_for(worker, 0)
     assert site.post("/playground/next", model="plain", tokens=[5]).status == 200
+
+
+def test_who_leaves_is_charged_for_what_has_begun(site: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def paused(function: Any) -> Any:
+        def wait(*args: Any, **options: Any) -> Any:
+            begun.set()
+            go.wait(60)
+            return function(*args, **options)
+
+        return wait
+
+    runner = site.model("plain").worker.engine.runner
+    for path, place, name in (("next", runner, "forward"), ("look", playground, "look_at")):
+        begun.clear()
+        go.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, paused(getattr(place, name)))
+            n_lines = len(site.lines)
+            with raw.connect(site) as leaving:
+                body = json.dumps({"model": "plain", "tokens": [7, 7, 5]}).encode()
+                leaving.sendall(raw.request(f"/playground/{path}", body, live=site))
+                assert begun.wait(60)
+            raw.wait_for(lambda n=n_lines: len(site.lines) > n)
+            line = json.loads(site.lines[-1])
+            assert (line["route"], line["status"], line.get("prompt_tokens")) == (f"/playground/{path}", 499, 3)
+            go.set()
+        wait_for(site.model("plain").worker, 0)
 
 
 def test_between_two_calls_the_engine_takes_a_step(site: Live) -> None:
@@ -90,23 +123,19 @@ def test_calls_end_with_their_model(models) -> None:
             assert reply.result(60).status == 503
 
 
-@pytest.mark.slow
-def test_one_answer_is_checked_at_a_time(site: Live) -> None:
-    """While a check takes all the time that it may, another one is refused, and chats go on."""
-    endless = {"type": "string", "pattern": "^(a|a)*$"}
+def test_a_check_that_takes_long_holds_up_other_checks_alone(site: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    go, waiting, check = threading.Event(), site.server.compiler.answers, compiling.matches_constraint
+    monkeypatch.setattr(compiling, "matches_constraint", lambda *args: go.wait(60) and check(*args))
+    monkeypatch.setattr(compiling, "CHECKS", CHECKS._replace(high=2))
     with ThreadPoolExecutor() as pool:
-        for _ in range(50):
-            first = pool.submit(site.post, "/playground/check", schema=endless, text=json.dumps("a" * 40 + "b"))
-            while (second := site.post("/playground/check", schema=True, text="1")).status == 200 and not first.done():
-                continue
-            if not first.done():  # else the second one came first
-                break
-        assert second.status == 429 and second.headers["retry-after"]
+        checks = [pool.submit(site.post, "/playground/check", schema=True, text="1") for _ in range(2)]
+        raw.wait_for(lambda: waiting.n_waiting == 2)
+        third = site.post("/playground/check", schema=True, text="1")
+        assert third.status == 429 and third.headers["retry-after"]
         answer = site.post("/v1/completions", model="plain", prompt="the model", max_tokens=3)
-        assert answer.status == 200 and not first.done()
-        verdict = first.result(60).json()
-        assert not verdict["valid"] and "the check was stopped" in verdict["reason"]
-    assert site.post("/playground/check", schema=True, text="1").json() == {"valid": True, "reason": ""}
+        assert answer.status == 200
+        go.set()
+        assert [one.result(60).json() for one in checks] == [{"valid": True, "reason": ""}] * 2
 
 
 @pytest.mark.slow

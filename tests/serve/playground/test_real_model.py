@@ -6,8 +6,7 @@ import json
 import pytest
 from playwright.sync_api import Browser, expect
 
-from foundling.serve.playground import next_logits
-from tests.serve.playground.conftest import ask, paged, set_options, show_tokens, visit
+from tests.serve.playground.conftest import ask, next_logits, paged, set_options, show_tokens, visit
 
 
 @pytest.mark.slow

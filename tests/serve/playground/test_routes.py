@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from foundling.interpret.look import look_at
-from foundling.serve.playground import login_page, next_logits, static_files
-from tests.serve.playground.conftest import paged
+from foundling.serve.playground import login_page, static_files
+from tests.serve.playground.conftest import next_logits, paged
 from tests.serve.servers import KEY, Live
 
 STATIC = files("foundling.serve").joinpath("static")
@@ -59,14 +59,21 @@ def test_the_page_loads_nothing_of_others_and_parses_no_text(site: Live) -> None
 def test_the_logits_after_some_tokens(site: Live) -> None:
     served, ids = site.model("plain"), [5, 9, 300, 7]
     answer = site.post("/playground/next", model="plain", tokens=ids, n=6).json()
-    expected = served.model.logits(served.model(torch.tensor([ids])).hidden)[0, -1].detach()
+    expected = next_logits(served, ids)
     logits = np.frombuffer(base64.b64decode(answer["logits"]), "<f4")
     torch.testing.assert_close(torch.tensor(logits), expected, atol=1e-5, rtol=1e-5)
-    assert torch.equal(torch.tensor(logits), next_logits(served, ids)) and answer["position"] == 4
+    assert answer["position"] == 4
     assert [one["id"] for one in answer["top"]] == expected.topk(6).indices.tolist()
     assert answer["top"][0]["logprob"] == pytest.approx(float(expected.log_softmax(-1).max()), abs=1e-5)
     assert answer["ends"] == list(served.framing.ends)
-    assert site.server.metrics is not None and '"prompt_tokens": 4' in site.lines[-1]
+    assert '"prompt_tokens": 4, "completion_tokens": 0' in site.lines[-1]
+    # as prompts of answers are: in parts, between the steps of others, and what was computed before is there again
+    engine, long = served.worker.engine, [5, 9, 300, 7] * 200
+    for n_steps in (-(-len(long) // engine.options.max_step_tokens), 1):
+        before = engine.n_steps
+        answer = site.post("/playground/next", model="plain", tokens=long, n=1).json()
+        assert engine.n_steps == before + n_steps
+    assert answer["top"][0]["id"] == int(next_logits(served, long).argmax())
 
 
 def test_what_happened_inside(site: Live) -> None:

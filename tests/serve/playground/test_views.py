@@ -10,8 +10,7 @@ from playwright.sync_api import Page, Request, Route, expect
 
 import foundling
 from foundling.interpret.look import look_at
-from foundling.serve.playground import next_logits
-from tests.serve.playground.conftest import ask, finished, set_options, show_tokens
+from tests.serve.playground.conftest import ask, finished, next_logits, set_options, show_tokens
 from tests.serve.servers import Live
 
 SCHEMA = {
@@ -250,4 +249,8 @@ def test_a_server_that_caps_logprobs(n_shown: int, models, browser, watch) -> No
             expect(status).to_have_text("7 of 7 tokens can be sampled.")
             page.locator("summary", has_text="Attention").click()
             expect(page.locator(".attention")).to_contain_text("--max-logprobs 1000")
+            page.click(".options > summary")
+            page.get_by_label("JSON schema of the answer").fill(json.dumps(SCHEMA))
+            page.fill("#max-tokens", "60")  # log-probabilities of what a schema forces are refused: none are asked for
+            expect(ask(page, "reads").locator(".foot")).to_contain_text("✓ follows the schema")
         page.context.close()
