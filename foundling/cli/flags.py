@@ -34,12 +34,13 @@ EXTRA = {"model.fields.d_model": "width of the model", "model.fields.n_layers": 
 """fields of the model that have their own flag"""
 OF_FINETUNE = (
     "adapt.*", "data.label", "data.pair", "data.target", "data.held_out", "data.chat_template",
-    "train.epochs", "train.evaluate_every", "objective.beta", "train.patience", "train.unfreeze_every", "optim.layer_decay",
+    "train.epochs", "train.evaluate_every", "train.patience", "train.unfreeze_every", "optim.layer_decay",
+    "objective.beta",
 )  # fmt: skip
 """what `foundling finetune` alone reads"""
 OF_RAISE = (
-    "model.*", "objective.kind", "objective.*_rate", "objective.mean_span", "objective.teacher", "objective.temperature",
-    "objective.alpha", "data.vocab_size", "data.fim_rate", "data.share", "train.ema_decay",
+    "model.*", "objective.kind", "objective.*_rate", "objective.mean_span", "objective.teacher",
+    "objective.temperature", "objective.alpha", "data.vocab_size", "data.fim_rate", "data.share", "train.ema_decay",
 )  # fmt: skip
 """what it does not read, or is told in another way"""
 

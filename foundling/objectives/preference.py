@@ -2,9 +2,10 @@
 """Learning from comparisons: rewards of completions (Ouyang et al. 2022), and a policy without a reward model: direct
 preference optimisation (Rafailov et al. 2023) and identity preference optimisation (Azar et al. 2024).
 
-A batch has K completions of each of B prompts, the best first: `tokens`, `targets`, `documents`, `loss_mask` (B, K, T),
-and `n_completions` (B,), how many of the K are real; the others repeat one. Where the model encodes the prompt, `source`
-and `source_documents` (B, S) are shared by all. All pairs of a prompt are compared in one pass, and count as one prompt.
+A batch has K completions of each of B prompts, the best first: `tokens`, `targets`, `documents`, `loss_mask`
+(B, K, T), and `n_completions` (B,), how many of the K are real; the others repeat one. Where the model encodes the
+prompt, `source` and `source_documents` (B, S) are shared by all. All pairs of a prompt are compared in one pass, and
+count as one prompt.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ def as_rows(batch: Batch) -> Batch:
 
 
 def completion_logprobs(model: Any, batch: Batch) -> tuple[Tensor, ModelOutput]:
-    """(B, K) Σ log p(target) over the tokens of each completion's loss mask, and the model's output. Logits are computed
-    in chunks, and again in the backward pass, so that (B, K, T, V) never exists whole."""
+    """(B, K) Σ log p(target) over the tokens of each completion's loss mask, and the model's output. Logits are
+    computed in chunks, and again in the backward pass, so that (B, K, T, V) never exists whole."""
     rows = as_rows(batch)
     out = read(model, rows)
     targets = torch.where(rows["loss_mask"], rows["targets"], -100).flatten()

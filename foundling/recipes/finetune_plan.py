@@ -270,7 +270,8 @@ def _recipe(run: Run, origin: Origin, kind: str, options: AdaptOptions, runtime:
         "train": {"total_steps": 1, "seq_len": 1, "batch_size": 1, "micro_batch_size": 1},
     }  # fmt: skip
     fixed = {
-        "optim": asdict(optim), "adapt": asdict(options), "objective": given_objective(run.request.given.get("objective", {}), kind),
+        "optim": asdict(optim), "adapt": asdict(options),
+        "objective": given_objective(run.request.given.get("objective", {}), kind),
         "model": {
             "family": origin.family, "directory": origin.directory, "weights_hash": origin.weights_hash,
             "fields": origin.fields,

@@ -119,7 +119,7 @@ def test_completions_stand_side_by_side_the_best_first(tmp_path) -> None:
 
 
 def test_a_head_reads_all_tokens_and_a_reference_is_a_column(tmp_path) -> None:
-    data, framing = encoded(tmp_path, rows_of(24))
+    data, _ = encoded(tmp_path, rows_of(24))
     whole, parts = (comparison_batches(data.held_out, batch_size=8, whole=whole)[0] for whole in (True, False))
     for row, group in enumerate(comparisons_of(data.held_out)[:8]):
         for k, place in enumerate(group):
