@@ -84,14 +84,16 @@ def test_a_reward_model_scores_at_once(base: Path, comparisons: Path, folder: Pa
         (("ppo", "{base}", "{comparisons}"), "invalid choice: 'ppo'"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(args, message: str, base: Path, comparisons: Path, folder: Path) -> None:
+def test_what_is_wrong_is_said_in_one_line(
+    args, message: str, base: Path, comparisons: Path, folder: Path, tmp_path: Path
+) -> None:
     same, chats = folder / "same.jsonl", folder / "chats.jsonl"
     same.write_text('{"prompt": "a", "chosen": "b", "rejected": "b"}\n' * 20)
     chats.write_text("".join(json.dumps({"prompt": f"a {i}", "completion": f"b {i}"}) + "\n" for i in range(20)))
     paths = {"base": base, "comparisons": comparisons, "same": same, "chats": chats}
-    done = foundling("align", *(arg.format(**paths) for arg in args), "--out", folder / "refused")
+    done = foundling("align", *(arg.format(**paths) for arg in args), "--out", tmp_path / "refused")
     assert done.returncode == 2 and message in done.stderr.splitlines()[-1], done.stderr
-    assert not (folder / "refused").exists()
+    assert not (tmp_path / "refused" / "foundling.json").exists()
 
 
 @pytest.mark.slow
