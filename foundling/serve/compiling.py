@@ -30,7 +30,7 @@ class Compiled(NamedTuple):
 
 
 class Compiler:
-    """Of one server. The event loop alone uses it."""
+    """Compiles and checks for one server. The event loop alone uses it."""
 
     def __init__(self) -> None:
         self._compiling, self._checking = ThreadPoolExecutor(1, "constraints"), ThreadPoolExecutor(1, "answers")
@@ -43,17 +43,19 @@ class Compiler:
             return None
         constrainer = served.generator.constrainer
 
-        def compiled() -> Compiled:
+        def with_decoder(processor: ConstraintProcessor) -> Compiled:
             own = constrainer.decodes_as(served.framing.spec.reads_source)
-            return Compiled(constrainer.processor(constraint), None if own else constrainer.spelling)
+            return Compiled(processor, None if own else constrainer.spelling)
 
-        if constrainer.compiled(constraint) is not None:
-            return compiled()
+        if (processor := constrainer.compiled(constraint)) is not None:
+            return with_decoder(processor)
         if self.n_waiting >= COMPILATIONS.high:
             raise busy(f"{self.n_waiting} constraints wait to be compiled; try again later", 5.0)
         self.n_waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._compiling, compiled)
+            return await asyncio.get_running_loop().run_in_executor(
+                self._compiling, lambda: with_decoder(constrainer.processor(constraint))
+            )
         finally:
             self.n_waiting -= 1
 
