@@ -392,7 +392,7 @@ def test_a_process_gets_none_of_the_secrets_of_the_server(monkeypatch: pytest.Mo
 
 @pytest.mark.slow
 def test_a_full_disk_ends_a_run_with_the_wish_to_go_on(tmp_path: Path, model: Path) -> None:
-    """A real run whose files may not grow: it fails for now and not for good."""
+    """A real run whose files may not grow, nor those of Python: it fails for now and not for good."""
     store, (job,) = filled(tmp_path, 1)
     job.base_directory = str(model)
     folder = store.folder(job)
@@ -402,7 +402,7 @@ def test_a_full_disk_ends_a_run_with_the_wish_to_go_on(tmp_path: Path, model: Pa
         "runpy.run_module('foundling.serve.job_child', run_name='__main__')"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", code], cwd=folder, env=child_environment(str(model)),
+        [sys.executable, "-B", "-c", code], cwd=folder, env=child_environment(str(model)),
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
         assert process.stderr

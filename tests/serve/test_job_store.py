@@ -4,6 +4,7 @@
 import json
 import math
 import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,12 +39,14 @@ def filled(tmp_path: Path, n: int, **options: Any) -> tuple[JobStore, list[Job]]
 @contextmanager
 def full_disk(n_bytes: int) -> Iterator[None]:
     """No file of this process grows beyond so many bytes: a write takes what fits, and the next one fails."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before, writes_none = resource.getrlimit(resource.RLIMIT_FSIZE), sys.dont_write_bytecode
+    sys.dont_write_bytecode = True  # a module that is written in part would fail every later import
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        sys.dont_write_bytecode = writes_none
 
 
 def test_records_and_events_come_back_as_they_were(tmp_path: Path) -> None:
