@@ -48,7 +48,7 @@ class _Queue:
 
 
 class Compiler:
-    """Of one server. The event loop alone uses it."""
+    """Compiles and checks for one server. The event loop alone uses it."""
 
     def __init__(self) -> None:
         self.constraints, self.answers = _Queue("constraints"), _Queue("answers")
@@ -60,13 +60,13 @@ class Compiler:
             return None
         constrainer = served.generator.constrainer
 
-        def compiled() -> Compiled:
+        def with_decoder(processor: ConstraintProcessor) -> Compiled:
             own = constrainer.decodes_as(served.framing.spec.reads_source)
-            return Compiled(constrainer.processor(constraint), None if own else constrainer.spelling)
+            return Compiled(processor, None if own else constrainer.spelling)
 
-        if constrainer.compiled(constraint) is not None:
-            return compiled()
-        return await self.constraints.run(COMPILATIONS, compiled)
+        if (processor := constrainer.compiled(constraint)) is not None:
+            return with_decoder(processor)
+        return await self.constraints.run(COMPILATIONS, lambda: with_decoder(constrainer.processor(constraint)))
 
     async def matches(self, text: str, constraint: Constraint) -> Verdict:
         """By an independent validator. APIError 429 where too many wait."""

@@ -62,8 +62,8 @@ def busy(message: str, retry_after: float, code: str = "rate_limit_exceeded", st
 
 
 def as_api_error(error: BaseException, request_id: str = "") -> APIError:
-    """Of whatever a handler raised. An error of our own is logged under the request's id, and nothing of it is shown to
-    the client."""
+    """What a client gets for whatever a handler raised. An error of our own is logged under the request's id, and
+    nothing of it is shown to the client."""
     if isinstance(error, APIError):
         return error
     if isinstance(error, FoundlingError):
@@ -100,8 +100,8 @@ def _of_validation(error: RequestValidationError) -> APIError:
 
 
 def _nearest(errors: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of the first field that is wrong. A field that may be one of several types has an error for each: the one that
-    lies deepest, or furthest in a list, is of the type that was meant."""
+    """The error of the first field that is wrong. A field that may be one of several types has an error for each: the
+    one that lies deepest, or furthest in a list, is of the type that was meant."""
     first = [one for one in errors if one["loc"][:2] == errors[0]["loc"][:2]]
 
     def depth(one: dict[str, Any]) -> tuple[bool, int, int]:

@@ -29,7 +29,7 @@ from foundling.config import from_dict
 from foundling.data.kinds import Kind
 from foundling.errors import ConfigError, DataError, WeightsError
 from foundling.limits import MODEL_NAME_CHARS, shown
-from foundling.runtime.files import fsync_path, read_json, write_json
+from foundling.runtime.files import fsync_path, read_json, remove_abandoned, write_json
 from foundling.serve.errors import APIError
 from foundling.serve.generation import ClientGone
 from foundling.serve.job_options import JobOptions
@@ -75,6 +75,7 @@ class FileStore:
         self._receiving: dict[str, tuple[str, int]] = {}
         """id -> (owner, bytes so far) of a file that is not acknowledged yet"""
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        remove_abandoned(directory)
         for path in sorted(directory.glob("*.json")):
             try:
                 stored = from_dict(StoredFile, read_json(path), where=path.name)
@@ -138,9 +139,10 @@ class FileStore:
         """Jobs that were made of the file keep their own link to it."""
         if self.files.pop(stored.id, None):
             self._bytes[stored.owner] -= stored.bytes
-        await asyncio.to_thread(self._remove, stored)
+        await asyncio.to_thread(self.remove, stored)
 
-    def _remove(self, stored: StoredFile) -> None:
+    def remove(self, stored: StoredFile) -> None:
+        """From the disk. Any thread may call it."""
         path = self.path(stored)
         path.with_suffix(".json").unlink(missing_ok=True)
         fsync_path(self.directory)
@@ -173,7 +175,11 @@ class Receiver:
             self._out.flush()
             os.fsync(self._out.fileno())
             os.replace(self._part, self.store.path(stored))
-            write_json(self.store.directory / f"{self.id}.json", asdict(stored))
+            try:
+                write_json(self.store.directory / f"{self.id}.json", asdict(stored))
+            except OSError:
+                self.store.remove(stored)
+                raise
         return stored
 
     def close(self) -> None:

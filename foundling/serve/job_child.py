@@ -25,7 +25,7 @@ from foundling.recipes.kinds import finetune_model, resume_model
 from foundling.recipes.publish import is_complete
 from foundling.recipes.recipe import Request
 from foundling.runtime import signals
-from foundling.runtime.files import read_json, write_json
+from foundling.runtime.files import lock, read_json, write_json
 
 logger = logging.getLogger("foundling.serve")
 REQUEST, OUTCOME, MODEL = Path("request.json"), Path("outcome.json"), Path("model")
@@ -81,12 +81,12 @@ def _train() -> None:
             if is_complete(MODEL) or (MODEL / "run" / JOURNAL).exists():
                 try:
                     resume_model(MODEL)
+                    return
                 except MismatchError:  # another version of foundling, or of the base, is there now
                     logger.warning("the run cannot go on as it was; it begins anew", exc_info=True)
-                    shutil.rmtree(MODEL)
-                    finetune_model(request, MODEL)
-            else:
-                finetune_model(request, MODEL)
+            with lock(MODEL):  # a run that cannot go on, or what a removal that was cut off has left
+                shutil.rmtree(MODEL)
+            finetune_model(request, MODEL)
             return
         except BusyError:
             if time.monotonic() > deadline:

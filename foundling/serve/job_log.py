@@ -21,7 +21,7 @@ MAX_EVENTS = 500
 class JobLog:
     def __init__(self, store: JobStore, job: Job) -> None:
         self.store, self.job, self.folder = store, job, store.folder(job) / MODEL
-        steps = [event["data"] for event in store.events(job) if event["type"] == "metrics"]
+        steps = [event["data"] for event in store.events(job)[0] if event["type"] == "metrics"]
         self.step = max((data.get("step", 0) for data in steps), default=0)
         """the last one that is an event"""
         self.tokens = max((data.get("tokens", 0) for data in steps), default=0)

@@ -55,8 +55,7 @@ class JobModels:
         tried again when it is asked for."""
         async with self._lock:
             try:
-                name = self.add(job)
-                if job.deleted or not await self._make_place(name):
+                if job.deleted or not await self._make_place(name := self.add(job)):
                     return False
                 await self.server.pool.load(name, job.owner, has_place=True)
                 self._failed.pop(name, None)

@@ -36,11 +36,14 @@ class JobOptions:
     """jobs of all keys that wait or run"""
     max_jobs: int = 500
     """of a key, ended ones included; the oldest that served nothing make place for new ones"""
+    max_job_bytes: int = 1 << 30
+    """that a job reads in all its epochs together"""
 
     def __post_init__(self) -> None:
         for name, limit in (
             ("max_files", FILES), ("max_key_bytes", STORED_BYTES), ("max_bytes", STORED_BYTES),
             ("max_open_jobs", JOBS), ("max_queue", JOBS), ("max_jobs", JOBS), ("max_loaded", LOADED_MODELS),
+            ("max_job_bytes", STORED_BYTES),
         ):  # fmt: skip
             limit.check(getattr(self, name), name)
         if self.method not in get_args(JobMethod):

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import time
+from collections import defaultdict
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -58,8 +59,8 @@ class JobRunner:
         self._wake = asyncio.Event()
         self._later: dict[str, tuple[int, float]] = {}
         """id -> (errors one upon another, when the job is tried again)"""
-        self._changing = asyncio.Lock()
-        """held while the state of a job changes"""
+        self._changing = defaultdict[str, asyncio.Lock](asyncio.Lock)
+        """id -> what is held while the state of that job changes"""
         self._running: Job | None = None
         """whose process runs"""
         self._task: asyncio.Task[None] | None = None
@@ -96,7 +97,7 @@ class JobRunner:
 
     async def cancel(self, job: Job) -> None:
         """APIError 400 for a job that has ended."""
-        async with self._changing:
+        async with self._changing[job.id]:
             if not job.open:
                 raise APIError(400, f"the job has {job.status} already", code="job_ended")
             await self._end(job, "cancelled", "Fine-tuning job cancelled")
@@ -105,9 +106,9 @@ class JobRunner:
 
     async def delete_model(self, job: Job) -> None:
         assert job.served_as
-        async with self._changing:
+        async with self._changing[job.id]:
+            await asyncio.to_thread(self.store.save, replace(job, deleted=True))
             job.deleted = True
-            await asyncio.to_thread(self.store.save, job)
             if self.server.pool.entry_of(job.served_as):
                 await self.server.pool.remove(job.served_as, job.owner)
             await asyncio.to_thread(self.store.tidy, job)
@@ -180,7 +181,7 @@ class JobRunner:
             self._running = None
             if process.returncode is None:
                 await _stop(process)
-        async with self._changing:
+        async with self._changing[job.id]:
             if job.open:
                 if progress.step > first:
                     self._later.pop(job.id, None)
@@ -212,7 +213,7 @@ class JobRunner:
 
     async def _begin(self, job: Job) -> bool:
         """Notes that its process begins. False where the job has ended."""
-        async with self._changing:
+        async with self._changing[job.id]:
             if not job.open:
                 return False
             if job.status != "running":
@@ -242,7 +243,7 @@ class JobRunner:
             await self._fail(job, "invalid_request" if wrong else "server_error", message)
 
     async def _count_crash(self, job: Job, code: int | None, step: int) -> None:
-        """Of its process, which a signal ended that we did not send. The job fails where that has been too often."""
+        """Counts that a signal ended its process that we did not send. The job fails where that has been too often."""
         logger.warning("the process of %s was ended by signal %s; it begins again", job.id, -(code or 0))
         n = job.n_crashes + 1 if step <= job.step_at_crash else 1
         if n >= MAX_CRASHES:
@@ -265,9 +266,10 @@ class JobRunner:
             "held_out_loss": actual, "base_held_out_loss": before, "max_ratio": ratio, "passed": passed
         }  # fmt: skip
         if passed is False:
+            after, base = ("no number" if loss is None else f"{loss:.3f}" for loss in (actual, before))
             message = (
-                f"the held-out loss is {actual}, that of the model before was {before}; this server serves a "
-                f"fine-tuned model only where it is at most {ratio:g} times as high"
+                f"the held-out loss is {after}, that of the base model is {base}; this server serves a fine-tuned "
+                f"model only where its loss is at most {ratio:g} times that of its base"
             )
             await self._fail(job, "evaluation_failed", message)
             return
@@ -343,8 +345,8 @@ def _read_outcome(folder: Path) -> dict[str, Any]:
 
 
 def child_environment(base: str) -> dict[str, str]:
-    """Of a job's process, which finds this package wherever it is started. It needs none of the server's keys; that of
-    the hub only where its base is there."""
+    """The variables of a job's process, which finds this package wherever it is started. It needs none of the server's
+    keys; that of the hub only where its base is there."""
     more = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     places = [str(Path(foundling.__file__).absolute().parents[1]), *map(os.path.abspath, more)]
     own = {

@@ -23,7 +23,7 @@ from foundling.config import from_dict
 from foundling.data.kinds import Kind
 from foundling.errors import ConfigError, DataError, WeightsError
 from foundling.limits import MAX_LINE_BYTES, shown
-from foundling.runtime.files import cut_torn_line, fsync_path, read_json, write_json
+from foundling.runtime.files import cut_torn_line, fsync_path, read_json, remove_abandoned, write_json
 from foundling.serve.errors import APIError, busy
 from foundling.serve.files import disk_errors
 from foundling.serve.job_options import JobMethod, JobOptions
@@ -105,12 +105,15 @@ class JobStore:
         """that were acknowledged"""
         self.creating: dict[str, Job] = {}
         """that are not on disk yet; they count already"""
+        self._keys: dict[str, list[str | None]] = {}
+        """id -> the key of each event of a job, as far as they were needed"""
         self._lock = threading.Lock()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for folder in sorted(path for path in directory.iterdir() if path.is_dir()):
             if not (folder / RECORD).exists():  # it was never acknowledged, or its removal was cut off
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
+            remove_abandoned(folder)
             try:
                 job = from_dict(Job, read_json(folder / RECORD), where=f"{folder.name}/{RECORD}")
                 if job.id != folder.name:
@@ -181,6 +184,7 @@ class JobStore:
 
     def save(self, job: Job) -> None:
         with self._lock, disk_errors():
+            self.folder(job).stat()  # one that was removed meanwhile stays so
             write_json(self.folder(job) / RECORD, asdict(job))
 
     def remove(self, job: Job) -> None:
@@ -190,6 +194,7 @@ class JobStore:
 
     def tidy(self, job: Job) -> None:
         """Removes what an ended job needs no more."""
+        self._keys.pop(job.id, None)
         for name in (TRAIN, VALID):
             (self.folder(job) / name).unlink(missing_ok=True)
         if job.served_as is None or job.deleted:
@@ -202,25 +207,32 @@ class JobStore:
     ) -> None:
         """`key`: of what happens once, which is not noted again where it is there already."""
         with self._lock, disk_errors():
-            events = self.events(job)
-            if key is not None and any(event.get("key") == key for event in events):
+            if job.id not in self._keys:
+                self._keys[job.id] = [event.get("key") for event in self.events(job)[0]]
+            keys = self._keys[job.id]
+            if key is not None and key in keys:
                 return
             event = {
-                "object": "fine_tuning.job.event", "id": f"ftevent-{job.id[-8:]}-{len(events)}",
+                "object": "fine_tuning.job.event", "id": f"ftevent-{job.id[-8:]}-{len(keys)}",
                 "created_at": int(time.time()), "level": level, "message": message,
                 "type": "metrics" if data else "message", "key": key,
                 "data": {name: finite_or_none(value) for name, value in (data or {}).items()},
             }  # fmt: skip
             _append(self.folder(job) / EVENTS, json.dumps(event, allow_nan=False).encode() + b"\n")
+            keys.append(key)
 
-    def events(self, job: Job) -> list[dict[str, Any]]:
-        """The oldest first. A line that a disk has damaged is skipped."""
+    def events(self, job: Job, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+        """Those behind so many bytes, the oldest first, and where the last one ends. A line that a disk has damaged is
+        skipped."""
         try:
-            lines = (self.folder(job) / EVENTS).read_bytes().splitlines(keepends=True)
+            with open(self.folder(job) / EVENTS, "rb") as file:
+                file.seek(offset)
+                data = file.read()
         except FileNotFoundError:
-            return []
-        values = [_decode(line) for line in lines if line.endswith(b"\n")]
-        return [value for value in values if isinstance(value, dict) and value.keys() >= EVENT_FIELDS]
+            return [], offset
+        end = data.rfind(b"\n") + 1
+        values = [_decode(line) for line in data[:end].split(b"\n")]
+        return [value for value in values if isinstance(value, dict) and value.keys() >= EVENT_FIELDS], offset + end
 
 
 def _append(path: Path, line: bytes) -> None:

@@ -24,7 +24,7 @@ from foundling.runtime.hub import is_hub
 from foundling.serve.errors import APIError, busy
 from foundling.serve.files import FileStore, files_router, owner_of
 from foundling.serve.job_options import JobOptions
-from foundling.serve.job_runner import JobRunner
+from foundling.serve.job_runner import DEFAULT_EPOCHS, JobRunner
 from foundling.serve.job_store import TRAIN, VALID, Job, JobStore, shown_event
 from foundling.serve.models import GenerativeModel
 from foundling.serve.pages import Page, page_of
@@ -85,7 +85,6 @@ class ServerState:
             self._lock.__enter__()
         except (BusyError, OutputError) as error:
             raise type(error)(str(error).replace("--out", "--state")) from None
-        options.state.chmod(0o700)
         self.files = FileStore(options.state / "files", options)
         self.jobs = JobStore(options.state / "jobs", options)
 
@@ -143,7 +142,7 @@ def _add_jobs(router: APIRouter, server: Server, stores: Any) -> None:
         if query.stream:
             stream = _event_stream(server, state.jobs, job)
             return StreamingResponse(stream, media_type="text/event-stream", headers=HEADERS)
-        events = await asyncio.to_thread(state.jobs.events, job)
+        events, _ = await asyncio.to_thread(state.jobs.events, job)
         return JSONResponse(page_of([shown_event(one) for one in reversed(events)], query))
 
     @router.get("/v1/fine_tuning/jobs/{job_id}/checkpoints")
@@ -182,6 +181,10 @@ async def _create(server: Server, state: ServerState, runner: JobRunner, body: J
     if valid and valid.kind != train.kind:
         raise APIError(400, "its examples are of another kind than those of training_file", param="validation_file")
     values = body.hyperparameters or (body.method.supervised.hyperparameters if body.method else Hyperparameters())
+    n_bytes = train.bytes * (DEFAULT_EPOCHS if values.n_epochs == "auto" else values.n_epochs)
+    if n_bytes > (limit := state.options.max_job_bytes):
+        message = f"the epochs of the job have {n_bytes:,} bytes together, the limit is {limit:,}; choose fewer epochs"
+        raise APIError(400, message, param="training_file")
     directory = entry.directory if is_hub(entry.directory) else os.path.abspath(entry.directory)
     job = Job(
         f"ftjob-{secrets.token_hex(12)}", caller.owner, time.time(), base.name, directory, train.kind,
@@ -198,13 +201,12 @@ async def _create(server: Server, state: ServerState, runner: JobRunner, body: J
 
 async def _event_stream(server: Server, jobs: JobStore, job: Job) -> AsyncGenerator[str]:
     """All events, the oldest first, until the job has ended; an error where that takes too long."""
-    n, deadline = 0, time.monotonic() + server.options.request_timeout
+    offset, deadline = 0, time.monotonic() + server.options.request_timeout
     while True:
         ended = not job.open
-        events = await asyncio.to_thread(jobs.events, job)
-        for one in events[n:]:
+        events, offset = await asyncio.to_thread(jobs.events, job, offset)
+        for one in events:
             yield event(shown_event(one))
-        n = len(events)
         if ended:
             yield DONE
             return

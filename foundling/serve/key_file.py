@@ -56,7 +56,7 @@ class Caller(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """Of a stored key."""
+        """The digest of a stored key."""
         return self.owner.removeprefix(OWNER)
 
 

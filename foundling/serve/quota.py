@@ -10,7 +10,7 @@ from foundling.serve.key_file import Caller
 
 
 class Reservations:
-    """Of the keys of one server. The thread of its ledger alone uses it."""
+    """What requests under way may take of the quotas of their keys. The thread of the server's ledger alone uses it."""
 
     def __init__(self) -> None:
         self._tokens: dict[str, tuple[str, int]] = {}

@@ -26,6 +26,8 @@ from foundling.serve.guard import HEADER_BYTES
 from foundling.serve.options import ServeOptions
 from foundling.serve.server import Server
 
+LATE = 5.0
+"""seconds that a client has, beyond the limit of a request, to read the end of its answer"""
 HEADER_SECONDS = 30.0
 """that a connection has for the header of its next request"""
 SWITCH_SECONDS = 0.001
@@ -37,8 +39,7 @@ class _Protocol(H11Protocol):
     """Closes a connection on which no request comes in time, however slowly its bytes drip, and those that are far
     beyond what the server may answer."""
 
-    most = 1024
-    """connections; the guard refuses requests long before"""
+    options = ServeOptions()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
@@ -46,7 +47,7 @@ class _Protocol(H11Protocol):
         self.access_log = False  # paths may contain anything; the guard's log has routes
         self.app: Any = partial(self._run_app, self.app)
         self.unsent = 0
-        if len(self.connections) > self.most:
+        if len(self.connections) > 2 * self.options.max_connections + 64:  # the guard refuses requests long before
             transport.abort()
         else:
             self._expect_request()
@@ -65,12 +66,16 @@ class _Protocol(H11Protocol):
         super().on_response_complete()
 
     async def _run_app(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """What an answer that broke off has left would wait for ever for a client that does not read."""
+        """A client that does not read, or sends a file a byte at a time, would hold its request for ever; so would what
+        an answer that broke off has left."""
         cycle = self.cycle
         try:
-            await app(scope, receive, send)
+            async with asyncio.timeout(self.options.request_timeout + LATE):
+                await app(scope, receive, send)
+        except TimeoutError:
+            pass
         finally:
-            if cycle.response_started and not cycle.response_complete:
+            if not cycle.response_complete:
                 self.transport.abort()
 
     def _expect_request(self) -> None:
@@ -164,7 +169,7 @@ def serve(
     async def main() -> None:
         for name in list(server.pool.entries):
             await server.pool.load(name)
-        protocol = type("Protocol", (_Protocol,), {"most": 2 * server.options.max_connections + 64})
+        protocol = type("Protocol", (_Protocol,), {"options": server.options})
         _allow_files(2 * server.options.max_connections + 512)
         # the guard notes every error: what is left for this log are tracebacks of requests that were cut
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)

@@ -159,7 +159,7 @@ class Server:
 
 
 def reward_scores(reward: Any, prompt: str, texts: Sequence[str]) -> list[float]:
-    """Of a head with one value its value; of one with labels the probability of its last label."""
+    """The value of a head with one; of a head with labels the probability of the last label."""
     answers = reward.classifier.classify([prompt + text for text in texts])
     labels = reward.classifier.labels
     return [answer["value"] if "value" in answer else answer["scores"][labels[-1]] for answer in answers]

@@ -13,7 +13,7 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from foundling.serve.errors import ClientGone, as_api_error
+from foundling.serve.errors import as_api_error
 from foundling.serve.generation import Meter, by_index, took_too_long
 from foundling.serve.models import GenerativeModel
 from foundling.serve.reply import DONE, Usage, event
@@ -22,8 +22,6 @@ from foundling.serve.worker import Update
 
 T = TypeVar("T")
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-LATE = 5.0
-"""seconds that a client has, beyond the limit of a request, to read the end of its stream"""
 
 
 async def event_stream(
@@ -67,7 +65,7 @@ def send_events(
         except Exception as error:
             yield event(as_api_error(error, record_of(http).id).body)
 
-    return _EventStream(body(), source, lambda: server.account(http, usage), deadline + LATE)
+    return _EventStream(body(), source, lambda: server.account(http, usage))
 
 
 async def _next(events: AsyncGenerator[str], deadline: float, limit: float) -> str | None:
@@ -82,18 +80,13 @@ class _EventStream(StreamingResponse):
     """Cancels what is computed and charges what was, however it ends: its generator may never begin where the client
     leaves early."""
 
-    def __init__(
-        self, body: AsyncGenerator[str], source: AsyncGenerator[Any], charge: Callable[[], None], deadline: float
-    ) -> None:
+    def __init__(self, body: AsyncGenerator[str], source: AsyncGenerator[Any], charge: Callable[[], None]) -> None:
         super().__init__(body, media_type="text/event-stream", headers=HEADERS)
-        self.body, self.source, self.charge, self.deadline = body, source, charge, deadline
+        self.body, self.source, self.charge = body, source, charge
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async with asyncio.timeout(max(0.0, self.deadline - time.monotonic())):
-                await super().__call__(scope, receive, send)
-        except TimeoutError:  # the client reads too slowly
-            raise ClientGone from None
+            await super().__call__(scope, receive, send)
         finally:
             await self.body.aclose()
             await self.source.aclose()

@@ -19,6 +19,7 @@ from foundling.data.streams import Skip
 from foundling.errors import DataError
 from foundling.limits import EXAMPLE_CHARS, FILE_NAME_CHARS, FORM_FIELD_BYTES, UPLOADED_LINE_BYTES, shown
 from foundling.runtime.files import is_shallow
+from foundling.text.tool_calls import finite
 
 _FORMS: dict[str, tuple[set[str], Kind, convert.Convert, dict[str, str]]] = {
     "messages": ({"messages"}, "chat", convert.messages, {"messages": "messages", "tools": "tools"}),
@@ -74,7 +75,7 @@ class ExampleLines:
         if not is_shallow(line):
             return "it has too many arrays and objects inside each other"
         try:
-            row = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+            row = json.loads(line.decode("utf-8"), parse_constant=finite)
         except UnicodeDecodeError:
             return "it is not UTF-8"
         except (ValueError, RecursionError) as error:
@@ -94,10 +95,6 @@ class ExampleLines:
             return f"the example has over {EXAMPLE_CHARS.high:,} characters; shorten it"
         self._form, self.kind = form, kind
         return None
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
 
 
 class Form:

@@ -178,8 +178,8 @@ def load_upstreams(
     specs: Sequence[str], options: ServeOptions, *, key_envs: Sequence[str] = (), record: Path | None = None,
     prices: Mapping[str, Price] | None = None,
 ) -> list[UpstreamModel]:  # fmt: skip
-    """Of NAME=PROVIDER:MODEL or NAME=MODEL@URL. `key_envs`: NAME=VARIABLE that holds the key. ConfigError for what is
-    neither, for a key that is missing, and for a URL that is not https (http on this machine)."""
+    """The models that NAME=PROVIDER:MODEL or NAME=MODEL@URL name. `key_envs`: NAME=VARIABLE that holds the key.
+    ConfigError for what is neither, for a key that is missing, and for a URL that is neither https nor here."""
     variables = dict(_parts(text, "--upstream-key-env", "NAME=VARIABLE") for text in key_envs)
     pairs = [_parts(text, "--upstream", "NAME=PROVIDER:MODEL or NAME=MODEL@URL") for text in specs]
     if strange := sorted(variables.keys() - dict(pairs).keys()):

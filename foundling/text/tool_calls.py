@@ -9,10 +9,11 @@ llama3                                 {"name": "f", "parameters": {…}}, the w
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any, NamedTuple
 
-from foundling.limits import ANSWER_CHARS, JSON_DEPTH, TOOL_CALLS
+from foundling.limits import ANSWER_CHARS, JSON_DEPTH, TOOL_CALLS, shown
 
 
 class Style(NamedTuple):
@@ -32,7 +33,17 @@ STYLES = {
 
 SPACE = re.compile(r"[ \t\n\r]*")
 """of JSON"""
-DECODER = json.JSONDecoder()
+
+
+def finite(text: str) -> float:
+    """ValueError for NaN, infinities and what is beyond all floats."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{shown(text)} is no number of JSON")
+    return value
+
+
+DECODER = json.JSONDecoder(parse_float=finite, parse_constant=finite)
 
 
 class ToolCall(NamedTuple):

@@ -9,8 +9,6 @@ schema (verify/json_schema.py). Both run in a process of bounded memory and time
 from __future__ import annotations
 
 import json
-import math
-import re
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
@@ -19,9 +17,10 @@ from foundling.decode.constrain.constraint import Constraint
 from foundling.decode.constrain.patterns import translate_pattern
 from foundling.errors import ConfigError, DataError
 from foundling.limits import ANSWER_CHARS, JSON_DEPTH, PATTERN_CHARS, Limit, shown
+from foundling.runtime.files import is_shallow
 from foundling.runtime.limited import LimitedProcess, LimitError
 from foundling.text.fences import fences
-from foundling.text.tool_calls import STYLES, parse_tool_calls
+from foundling.text.tool_calls import STYLES, finite, parse_tool_calls
 from foundling.verify.json_schema import StoppedError, bytes_tokenizer, check_value, one_line
 
 MEMORY = 1 << 29
@@ -64,14 +63,14 @@ def _read_json(text: str, *, unique: bool) -> Verdict:
     body = text.strip()
     if not body:
         return Verdict(False, "the answer is empty")
-    if _depth(body) > JSON_DEPTH.high:
+    if not is_shallow(body.encode(errors="surrogatepass")):
         return Verdict(False, f"over {JSON_DEPTH.high} arrays and objects are inside each other")
     try:
         value = json.loads(
             body,
             object_pairs_hook=_unique if unique else dict,
-            parse_constant=_refuse,
-            parse_float=_finite,
+            parse_constant=finite,
+            parse_float=finite,
             parse_int=_bounded,
         )
         json.dumps(value, ensure_ascii=False).encode()
@@ -80,48 +79,24 @@ def _read_json(text: str, *, unique: bool) -> Verdict:
         return Verdict(False, f"no JSON: {error.msg} at {where}")
     except UnicodeEncodeError:
         return Verdict(False, "a text has half of a surrogate pair")
-    except (_RefusedError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         return Verdict(False, str(error))
     return Verdict(True, "", value)
-
-
-class _RefusedError(ValueError):
-    pass
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise _RefusedError(f"the key {shown(key)} occurs twice")
+            raise ValueError(f"the key {shown(key)} occurs twice")
         result[key] = value
     return result
 
 
-def _refuse(name: str) -> None:
-    raise _RefusedError(f"{name} is no number of JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise _RefusedError(f"the number {shown(text)} is too large")
-    return value
-
-
 def _bounded(text: str) -> int:
     if len(text) > 4_000:
-        raise _RefusedError(f"a whole number has {len(text):,} digits; allowed are 4,000")
+        raise ValueError(f"a whole number has {len(text):,} digits; allowed are 4,000")
     return int(text)
-
-
-def _depth(text: str) -> int:
-    bare = re.sub(r'"(?:[^"\\]+|\\.)*+"?', "", text, flags=re.DOTALL)
-    depth = deepest = 0
-    for character in re.findall(r"[\[\]{}]", bare):
-        depth += 1 if character in "[{" else -1
-        deepest = max(deepest, depth)
-    return deepest
 
 
 def matches_schema(value: Any, schema: dict[str, Any] | bool) -> Verdict:

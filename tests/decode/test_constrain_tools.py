@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from foundling.decode.constrain import tools as tools_module
 from foundling.decode.constrain.constrainer import Constrainer
 from foundling.decode.constrain.tools import tool_calls
 from foundling.decode.engine.engine import Engine, EngineOptions
@@ -152,3 +153,14 @@ def test_tools_that_are_none_are_refused_in_one_line(tools: Any, options: dict[s
     with pytest.raises(GenerationError) as caught:
         tool_calls(tools, **options)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_only_tools_that_may_be_called_are_read_and_as_many_as_a_grammar_may_have(monkeypatch: Any) -> None:
+    read, normalize = list[Any](), tools_module.normalize_schema
+    monkeypatch.setattr(tools_module, "normalize_schema", lambda schema: read.append(schema) or normalize(schema))
+    tool_calls([*TOOLS, {"name": "wrong", "parameters": {"type": "object", "nothing": 1}}], name="add")
+    assert len(read) == 1
+    parameters = {"type": "object", "description": "x" * 40_000}
+    with pytest.raises(GenerationError, match="the length of the tools' schemas"):
+        tool_calls([{"name": f"t{n}", "parameters": parameters} for n in range(100)])
+    assert len(read) == 3

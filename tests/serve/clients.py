@@ -58,6 +58,33 @@ class Outcome:
     def percentile(self, share: float) -> float:
         return sorted(self.health)[min(len(self.health) - 1, int(share * len(self.health)))]
 
+    async def ask_once(self, port: int, draw: random.Random, max_tokens: int) -> int:
+        """The status of a request, half of them for streams: a whole answer, or 429 or 503 with Retry-After."""
+        stream = draw.random() < 0.5
+        prompt = "the cat " * draw.randrange(1, 30) + str(draw.random())
+        body = {"prompt": prompt, "max_tokens": max_tokens, "stream": stream, "n": draw.choice([1, 1, 2])}
+        status, headers, answer = await ask(port, payload("/v1/completions", body))
+        self.statuses[status] = self.statuses.get(status, 0) + 1
+        if status == 200:
+            assert answer.strip().endswith(b"data: [DONE]") if stream else "usage" in json.loads(answer)
+            assert b'"error"' not in answer
+        else:
+            assert status in (429, 503) and int(headers["retry-after"]) >= 1, (status, headers, answer)
+            assert json.loads(answer)["error"]["message"]
+        return status
+
+    async def watch(self, port: int, until: float, process: Any = None) -> None:
+        """Times /health, and the memory of a process, until then."""
+        begin = time.monotonic()
+        while time.monotonic() < until:
+            sent = time.monotonic()
+            status, _, _ = await ask(port, payload("/health", method="GET"))
+            assert status == 200
+            self.health.append(time.monotonic() - sent)
+            if process is not None:
+                self.rss.append((time.monotonic() - begin, process.memory_info().rss))
+            await asyncio.sleep(0.05)
+
 
 async def overload(port: int, n_clients: int, seconds: float, max_tokens: int, process: Any = None) -> Outcome:
     """`n_clients` ask again and again, half of them for streams, each as soon as it has an answer. Every answer has to
@@ -67,30 +94,26 @@ async def overload(port: int, n_clients: int, seconds: float, max_tokens: int, p
     async def client(number: int) -> None:
         draw = random.Random(number)
         while time.monotonic() - begin < seconds:
-            stream = draw.random() < 0.5
-            prompt = "the cat " * draw.randrange(1, 30) + str(draw.random())
-            body = {"prompt": prompt, "max_tokens": max_tokens, "stream": stream, "n": draw.choice([1, 1, 2])}
-            status, headers, answer = await ask(port, payload("/v1/completions", body))
-            outcome.statuses[status] = outcome.statuses.get(status, 0) + 1
-            if status == 200:
-                assert answer.strip().endswith(b"data: [DONE]") if stream else "usage" in json.loads(answer)
-                assert b'"error"' not in answer
-            else:
-                assert status in (429, 503) and int(headers["retry-after"]) >= 1, (status, headers, answer)
-                assert json.loads(answer)["error"]["message"]
+            if await outcome.ask_once(port, draw, max_tokens) != 200:
                 await asyncio.sleep(draw.random() * 0.2)
 
-    async def watch() -> None:
-        while time.monotonic() - begin < seconds:
-            sent = time.monotonic()
-            status, _, _ = await ask(port, payload("/health", method="GET"))
-            assert status == 200
-            outcome.health.append(time.monotonic() - sent)
-            if process is not None:
-                outcome.rss.append((time.monotonic() - begin, process.memory_info().rss))
-            await asyncio.sleep(0.05)
+    await asyncio.gather(outcome.watch(port, begin + seconds, process), *(client(n) for n in range(n_clients)))
+    return outcome
 
-    await asyncio.gather(watch(), *(client(number) for number in range(n_clients)))
+
+async def arrivals(port: int, rate: float, seconds: float, max_tokens: int, process: Any = None) -> Outcome:
+    """As `overload`, but `rate` requests a second come whether others are answered or not, each of another client."""
+    outcome, begin, draw = Outcome(), time.monotonic(), random.Random(0)
+    asking = set[asyncio.Task[None]]()
+    watching = asyncio.create_task(outcome.watch(port, begin + seconds, process))
+    at = begin
+    while at < begin + seconds:
+        at += draw.expovariate(rate)
+        await asyncio.sleep(max(0.0, at - time.monotonic()))
+        task = asyncio.create_task(outcome.ask_once(port, draw, max_tokens))
+        asking.add(task)
+        task.add_done_callback(asking.discard)
+    await asyncio.gather(watching, *asking)
     return outcome
 
 

@@ -47,9 +47,9 @@ class Clients:
 
 
 @contextmanager
-def served(base: Path, state: Path | None = None, keys: Sequence[str] = ()) -> Iterator[Clients]:
-    """A server in a thread, with the model `base` at a price, until the block ends."""
-    stored = ServerState(JobOptions(state)) if state else None
+def served(base: Path, state: Path | None = None, keys: Sequence[str] = (), **options: Any) -> Iterator[Clients]:
+    """A server in a thread, with the model `base` at a price, until the block ends. `options`: of JobOptions."""
+    stored = ServerState(JobOptions(state, **options)) if state else None
 
     def routers(server: Any) -> Sequence[Any]:
         return [jobs_router(server, stored)]

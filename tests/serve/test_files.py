@@ -5,19 +5,23 @@ import asyncio
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import openai
 import pytest
 
 from foundling.errors import BusyError, DataError, OutputError
+from foundling.serve import files, run
 from foundling.serve.errors import APIError
-from foundling.serve.files import FileStore
+from foundling.serve.files import FileStore, StoredFile
 from foundling.serve.job_options import JobOptions
-from foundling.serve.jobs import ServerState
+from foundling.serve.jobs import ServerState, jobs_router
+from foundling.serve.keys import ANYONE
 from foundling.serve.uploads import ExampleLines
+from tests.serve import raw
 from tests.serve.commands import Clients, Serving, chats, refusal, served
-from tests.serve.servers import save_model
+from tests.serve.servers import save_model, serving
 
 KEYS = ("key-of-anna-1", "key-of-ben-22")
 
@@ -162,18 +166,18 @@ def test_an_acknowledged_upload_outlives_a_kill_and_a_torn_one_leaves_nothing(ba
     serving = Serving(base, "--state", state)
     stored = serving.client().files.create(file=("a.jsonl", chats()), purpose="fine-tune")
     serving.kill()
-    files = state / "files"
-    (files / "file-torn.part").write_bytes(GOOD)  # as a killed upload leaves it
-    (files / "file-unrecorded.jsonl").write_bytes(GOOD)
-    (files / "file-damaged.json").write_text("{")
+    directory = state / "files"
+    (directory / "file-torn.part").write_bytes(GOOD)  # as a killed upload leaves it
+    (directory / "file-unrecorded.jsonl").write_bytes(GOOD)
+    (directory / "file-damaged.json").write_text("{")
     with Serving(base, "--state", state) as serving:
         client = serving.client()
         assert client.files.list().data == [stored]
         assert client.files.content(stored.id).read() == chats()
-        assert {path.name for path in files.iterdir()} == {
+        assert {path.name for path in directory.iterdir()} == {
             f"{stored.id}.json", f"{stored.id}.jsonl", "file-damaged.json"
         }  # fmt: skip
-        assert all(path.stat().st_mode & 0o077 == 0 for path in (state, files, files / f"{stored.id}.jsonl"))
+        assert all(path.stat().st_mode & 0o077 == 0 for path in (directory, directory / f"{stored.id}.jsonl"))
 
 
 def test_without_a_state_directory_the_routes_say_so(base: Path) -> None:
@@ -215,6 +219,52 @@ def test_limits_of_a_key_and_of_all_count_what_is_under_way(tmp_path: Path) -> N
     met = asyncio.run(run())
     assert "2 files" in met[0] and "bytes" in met[1] and "no place" in met[2]
     assert list((tmp_path / "files").iterdir()) == []  # none was acknowledged
+
+
+def test_an_upload_without_a_record_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FileStore(tmp_path, JobOptions(tmp_path))
+
+    def fail(path: Path, value: Any) -> None:
+        raise OutputError(f"{path}: cannot be written")
+
+    monkeypatch.setattr(files, "write_json", fail)
+
+    async def run() -> None:
+        async with store.receive("anna") as receiver:
+            receiver.write(GOOD)
+            with pytest.raises(APIError) as met:
+                receiver.store_as("a.jsonl")
+            assert met.value.status == 503
+
+    asyncio.run(run())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_was_there_keeps_its_mode(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    ServerState(JobOptions(tmp_path))
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+    assert all((tmp_path / name).stat().st_mode & 0o077 == 0 for name in ("files", "jobs"))
+
+
+def test_a_client_that_does_not_read_a_file_or_sends_none_is_not_waited_for(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "LATE", 0.1)
+    state = ServerState(JobOptions(tmp_path))
+    stored = StoredFile("file-1", ANYONE.owner, "a.jsonl", 64 << 20, 0.0, "chat", 8)
+    with open(state.files.path(stored), "wb") as file:
+        file.truncate(stored.bytes)  # more than the buffers of both sides hold
+    state.files.add(stored)
+    with (
+        serving({"base": base}, routers=lambda server: [jobs_router(server, state)], request_timeout=0.2) as live,
+        raw.connect(live) as reads, raw.connect(live) as sends,
+    ):  # fmt: skip
+        reads.sendall(raw.request("/v1/files/file-1/content", method="GET", live=live))
+        form = raw.request("/v1/files", b"--x", "Content-Length: 1000000", live=live)
+        sends.sendall(form.replace(b"application/json", b"multipart/form-data; boundary=x"))
+        raw.wait_for(lambda: len(live.lines) == 2 and not live.server.n_connections(), 20)
+        assert live.guard.n_running == 0
 
 
 def test_a_second_server_does_not_use_the_same_state(tmp_path: Path) -> None:

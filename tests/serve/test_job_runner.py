@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from foundling.errors import BusyError, ConfigError, DataError, OutputError
+from foundling.runtime.files import lock
 from foundling.serve import job_child, job_runner
 from foundling.serve.errors import APIError
 from foundling.serve.job_models import JobModels
@@ -123,6 +124,51 @@ def test_what_could_not_be_stored_has_not_happened(tmp_path: Path) -> None:
     assert JobStore(tmp_path / "jobs", JobOptions(tmp_path)).jobs[job.id].status == "cancelled"
 
 
+def test_a_deletion_that_could_not_be_stored_has_not_happened(tmp_path: Path) -> None:
+    store, (job, removed) = filled(tmp_path, 2)
+    for one in (job, removed):
+        one.status, one.served_as = "succeeded", one.model_name
+    store.remove(removed)
+
+    async def use(runner: JobRunner) -> None:
+        with full_disk(4), pytest.raises(APIError) as met:
+            await runner.delete_model(job)
+        assert met.value.status == 503 and not job.deleted
+        with pytest.raises(APIError):
+            await runner.delete_model(removed)
+        assert not store.folder(removed).exists()
+
+    run(store, use)
+
+
+def test_a_model_that_is_loaded_delays_no_other_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, (done, other) = filled(tmp_path, 2)
+    result = {"actual": {"loss": 1.0}, "baselines": {"before": 2.0}, "tokens": 5, "steps": 1}
+    monkeypatch.setattr(job_runner, "read_manifest", lambda folder: {"result": result})
+
+    async def use(runner: JobRunner) -> None:
+        loads, go = asyncio.Event(), asyncio.Event()
+
+        async def spawn(job: Job) -> asyncio.subprocess.Process:
+            return await asyncio.create_subprocess_exec("true")
+
+        async def load(job: Job) -> bool:
+            loads.set()
+            return await go.wait()
+
+        monkeypatch.setattr(runner, "_spawn", spawn)
+        monkeypatch.setattr(runner.models, "load", load)
+        training = asyncio.create_task(runner._train(done))
+        await loads.wait()
+        await asyncio.wait_for(runner.cancel(other), 5)
+        assert done.open
+        go.set()
+        await training
+
+    run(store, use)
+    assert (done.status, other.status) == ("succeeded", "cancelled")
+
+
 def test_jobs_that_come_at_once_pass_no_limit(tmp_path: Path) -> None:
     store, _ = filled(tmp_path, 0, max_open_jobs=4, max_queue=6)
 
@@ -172,6 +218,7 @@ def test_a_result_that_is_no_number_is_stored(tmp_path: Path) -> None:
     result = {"actual": {"loss": math.nan}, "baselines": {"before": 2.0}, "tokens": 5, "steps": 1}
     run(store, lambda runner: runner._finish(job, result))
     assert job.status == "failed" and job.evaluation and job.evaluation["held_out_loss"] is None
+    assert job.error and "is no number, that of the base model is 2.000" in job.error["message"]
     assert json.dumps(job.as_json(), allow_nan=False)
 
 
@@ -258,11 +305,12 @@ def test_few_models_are_in_memory_and_others_are_loaded_when_they_are_asked_for(
         assert loaded() == [second, third]
         with pytest.raises(APIError) as met:
             server.pool.get(first, GenerativeModel, "ben")
-        assert met.value.status == 404 and not runner.models._tasks  # nobody else has it loaded
+        assert met.value.status == 404 and first not in runner.models._tasks  # nobody else has it loaded
         await runner.delete_model(jobs[0])
         with pytest.raises(APIError) as met:
             get(jobs[0])
         assert met.value.status == 404
+        assert not await runner.models.load(jobs[0]) and not server.pool.entry_of(first)  # by who asked for it before
         get(jobs[2]).worker.n_open -= 1
         await server.pool.close()
 
@@ -278,7 +326,7 @@ def test_a_model_that_cannot_be_loaded_stops_nothing_and_is_tried_again_later(tm
         runner.start()
         await until(lambda: [one.name for one in runner.server.pool.loaded] == [jobs[1].model_name])
         await until(lambda: not runner.models._tasks)
-        assert [event["message"] for event in store.events(jobs[0])][-1] == "The model could not be loaded"
+        assert [event["message"] for event in store.events(jobs[0])[0]][-1] == "The model could not be loaded"
         with pytest.raises(APIError):
             runner.server.pool.get(jobs[0].model_name, GenerativeModel, "anna")
         assert not runner.models._tasks  # not for each request
@@ -317,6 +365,22 @@ def test_how_a_process_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert job_child._end(DataError("wrong")) == job_child.AGAIN
 
 
+def test_what_a_removal_that_was_cut_off_has_left_is_in_no_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, (job,) = filled(tmp_path, 1)
+    job_runner._prepare(job, store.folder(job)).close()
+    monkeypatch.chdir(store.folder(job))
+    job_child.MODEL.mkdir()
+    (job_child.MODEL / "model.safetensors").touch()
+    found = list[bool]()
+    monkeypatch.setattr(job_child, "finetune_model", lambda request, out: found.append(out.exists()))
+    monkeypatch.setattr(job_child, "BUSY_SECONDS", 0)
+    with lock(job_child.MODEL), pytest.raises(BusyError):  # of a process that still writes there
+        job_child._train()
+    assert (job_child.MODEL / "model.safetensors").exists()
+    job_child._train()
+    assert found == [False]
+
+
 def test_a_process_gets_none_of_the_secrets_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("FOUNDLING_API_KEY", "OPENAI_API_KEY", "UPSTREAM_KEY", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"):
         monkeypatch.setenv(name, f"secret of {name}")
@@ -328,7 +392,7 @@ def test_a_process_gets_none_of_the_secrets_of_the_server(monkeypatch: pytest.Mo
 
 @pytest.mark.slow
 def test_a_full_disk_ends_a_run_with_the_wish_to_go_on(tmp_path: Path, model: Path) -> None:
-    """A real run whose files may not grow: it fails for now and not for good."""
+    """A real run whose files may not grow, nor those of Python: it fails for now and not for good."""
     store, (job,) = filled(tmp_path, 1)
     job.base_directory = str(model)
     folder = store.folder(job)
@@ -338,7 +402,7 @@ def test_a_full_disk_ends_a_run_with_the_wish_to_go_on(tmp_path: Path, model: Pa
         "runpy.run_module('foundling.serve.job_child', run_name='__main__')"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", code], cwd=folder, env=child_environment(str(model)),
+        [sys.executable, "-B", "-c", code], cwd=folder, env=child_environment(str(model)),
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
         assert process.stderr

@@ -4,6 +4,7 @@
 import json
 import math
 import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from foundling.serve.errors import APIError
+from foundling.serve.files import FileStore
 from foundling.serve.job_log import JobLog
 from foundling.serve.job_options import JobOptions
 from foundling.serve.job_store import Job, JobStore
@@ -37,12 +39,14 @@ def filled(tmp_path: Path, n: int, **options: Any) -> tuple[JobStore, list[Job]]
 @contextmanager
 def full_disk(n_bytes: int) -> Iterator[None]:
     """No file of this process grows beyond so many bytes: a write takes what fits, and the next one fails."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before, writes_none = resource.getrlimit(resource.RLIMIT_FSIZE), sys.dont_write_bytecode
+    sys.dont_write_bytecode = True  # a module that is written in part would fail every later import
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        sys.dont_write_bytecode = writes_none
 
 
 def test_records_and_events_come_back_as_they_were(tmp_path: Path) -> None:
@@ -60,9 +64,12 @@ def test_records_and_events_come_back_as_they_were(tmp_path: Path) -> None:
     (unfinished / "train.jsonl").write_bytes(b"")
     again = JobStore(tmp_path / "jobs", JobOptions(tmp_path))
     assert again.jobs == {job.id: job for job in jobs} and not unfinished.exists()
-    assert [event["message"] for event in again.events(jobs[1])] == [f"Created fine-tuning job: {jobs[1].id}", "once"]
+    assert [event["message"] for event in again.events(jobs[1])[0]] == [
+        f"Created fine-tuning job: {jobs[1].id}",
+        "once",
+    ]
     again.add_event(jobs[1], "twice")
-    assert len(again.events(jobs[1])) == 3
+    assert len(again.events(jobs[1])[0]) == 3
     assert again.next() == jobs[1]  # what was begun, before what waits
     assert again.next({jobs[1].id}) == jobs[2]
     assert (again.folder(jobs[2]) / "train.jsonl").read_bytes() == chats(8)
@@ -76,7 +83,20 @@ def test_a_full_disk_leaves_no_part_of_an_event(tmp_path: Path) -> None:
         store.add_event(job, "too much")
     assert met.value.status == 503 and path.read_bytes() == before
     store.add_event(job, "again")
-    assert [event["message"] for event in store.events(job)][1:] == ["again"]
+    assert [event["message"] for event in store.events(job)[0]][1:] == ["again"]
+
+
+def test_who_has_read_events_gets_those_that_are_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, (job,) = filled(tmp_path, 1)
+    first, offset = store.events(job)
+    store.add_event(job, "once", key="once")
+    with open(store.folder(job) / "events.jsonl", "ab") as file:
+        file.write(b'{"object": "fine_tu')  # as one that is being written
+    new, end = store.events(job, offset)
+    assert len(first) == 1 and [event["message"] for event in new] == ["once"] and store.events(job, end) == ([], end)
+    monkeypatch.setattr(store, "events", lambda job: pytest.fail("the file is read for each event"))
+    store.add_event(job, "once", key="once")
+    store.add_event(job, "more")
 
 
 def test_events_that_are_none_are_passed_over(tmp_path: Path) -> None:
@@ -84,7 +104,7 @@ def test_events_that_are_none_are_passed_over(tmp_path: Path) -> None:
     with open(store.folder(job) / "events.jsonl", "ab") as file:
         file.write(b'{"object": "fine_tu\n\xff\xfe\n[1]\n{"type": "metrics"}\n' + b"\0" * 100 + b"\n")
     store.add_event(job, "after it")
-    assert [event["message"] for event in store.events(job)] == [f"Created fine-tuning job: {job.id}", "after it"]
+    assert [event["message"] for event in store.events(job)[0]] == [f"Created fine-tuning job: {job.id}", "after it"]
     assert JobLog(store, job).step == 0
 
 
@@ -100,7 +120,7 @@ def test_a_loss_that_is_no_number_is_null(tmp_path: Path) -> None:
     (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     log = JobLog(store, job)
     log.read()
-    told = [event for event in store.events(job) if event["type"] == "metrics"]
+    told = [event for event in store.events(job)[0] if event["type"] == "metrics"]
     assert [event["data"]["train_loss"] for event in told] == [None, 1.5] and told[0]["data"]["valid_loss"] is None
     assert json.dumps(told, allow_nan=False) and (log.step, log.tokens) == (2, 20)
     assert (JobLog(store, job).step, JobLog(store, job).tokens) == (2, 20)
@@ -116,7 +136,19 @@ def test_a_step_that_could_not_be_told_is_told_later(tmp_path: Path) -> None:
     with full_disk((store.folder(job) / "events.jsonl").stat().st_size + 20), pytest.raises(APIError):
         log.read()
     log.read()
-    assert [event["data"]["step"] for event in store.events(job) if event["type"] == "metrics"] == [1]
+    assert [event["data"]["step"] for event in store.events(job)[0] if event["type"] == "metrics"] == [1]
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
+    store, (job,) = filled(tmp_path, 1)
+    aside = ".job.json.1.foundling.tmp"
+    (store.folder(job) / aside).touch()
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / aside).touch()
+    JobStore(tmp_path / "jobs", store.options)
+    FileStore(files, store.options)
+    assert not (store.folder(job) / aside).exists() and list(files.iterdir()) == []
 
 
 def test_ended_jobs_make_place_for_new_ones(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from tests.serve.commands import Clients, Serving, chats, refusal, served
+from tests.serve.raw import wait_for
 from tests.serve.servers import save_model
 
 KEYS = ("key-of-anna-1", "key-of-ben-22")
@@ -39,9 +40,12 @@ def upload(client: openai.OpenAI, data: bytes | None = None) -> str:
     return client.files.create(file=("a.jsonl", chats() if data is None else data), purpose="fine-tune").id
 
 
-def wait(client: openai.OpenAI, job_id: str) -> Any:
-    while (job := client.fine_tuning.jobs.retrieve(job_id)).status in ("queued", "running"):
-        time.sleep(0.1)
+def wait(client: openai.OpenAI, job_id: str, status: str = "") -> Any:
+    """The job once it has that status, or has ended."""
+    end = time.monotonic() + 600
+    while (job := client.fine_tuning.jobs.retrieve(job_id)).status != status and job.status in ("queued", "running"):
+        assert time.monotonic() < end, job
+        time.sleep(0.05)
     return job
 
 
@@ -130,8 +134,7 @@ def test_one_job_runs_at_a_time_and_each_can_be_cancelled(server: Clients) -> No
     client = server.client(KEYS[1])
     data = upload(client)
     first, second = (client.fine_tuning.jobs.create(model="base", training_file=data, method=SMALL) for _ in range(2))
-    while client.fine_tuning.jobs.retrieve(first.id).status != "running":
-        time.sleep(0.02)
+    assert wait(client, first.id, "running").status == "running"
     assert client.fine_tuning.jobs.retrieve(second.id).status == "queued"
     assert client.fine_tuning.jobs.cancel(second.id).status == "cancelled"
     assert client.fine_tuning.jobs.cancel(first.id).status == "cancelled"
@@ -194,6 +197,18 @@ def test_too_few_examples_and_two_kinds_are_refused(server: Clients) -> None:
         client.files.delete(file_id)
 
 
+def test_a_job_that_would_read_too_much_is_refused(base: Path, tmp_path: Path) -> None:
+    data = chats(8)
+    with served(base, tmp_path, max_job_bytes=4 * len(data)) as clients:
+        client = clients.client()
+        file_id = upload(client, data)
+        method: Any = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 5}}}
+        with pytest.raises(openai.BadRequestError, match=f"have {5 * len(data):,} .* limit is {4 * len(data):,}"):
+            client.fine_tuning.jobs.create(model="base", training_file=file_id, method=method)
+        job = client.fine_tuning.jobs.create(model="base", training_file=file_id)  # three epochs
+        client.fine_tuning.jobs.cancel(job.id)
+
+
 # --- slow: whole runs ------------------------------------------------------------------------------------------------
 
 
@@ -242,8 +257,7 @@ def test_a_job_outlives_kills_at_any_point_and_ends_once(base: Path, tmp_path: P
     with Serving(base, "--state", state) as serving:  # the models are served again, without being trained again
         client = serving.client()
         names = {f"ft:base::{one[-8:]}" for one in (job.id, whole.id)}
-        while not names <= {one.id for one in client.models.list()}:
-            time.sleep(0.1)
+        wait_for(lambda: names <= {one.id for one in client.models.list()}, 60)
         assert [one.status for one in client.fine_tuning.jobs.list()] == ["succeeded"] * 2
         assert client.fine_tuning.jobs.retrieve(job.id) == done
 
@@ -254,8 +268,7 @@ def test_a_stopped_server_lets_the_job_save_and_goes_on_with_it(base: Path, tmp_
     client = serving.client()
     method = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 50, "batch_size": 4}}}
     job = client.fine_tuning.jobs.create(model="base", training_file=upload(client), method=method)
-    while not any(event.type == "metrics" for event in client.fine_tuning.jobs.list_events(job.id)):
-        time.sleep(0.05)
+    wait_for(lambda: "metrics" in {event.type for event in client.fine_tuning.jobs.list_events(job.id)}, 600)
     code, error = serving.stop()
     assert code == 0 and "Traceback" not in error
     assert list((tmp_path / "jobs" / job.id / "model" / "run" / "checkpoints").glob("step-*"))

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from foundling.decode.request import Request
-from foundling.serve import run, streams
+from foundling.serve import run
 from tests.serve import raw
 from tests.serve.clients import ask, leave_all, overload, payload
 from tests.serve.commands import Serving
@@ -143,7 +143,7 @@ def test_one_client_more_than_is_allowed_is_told_to_wait(directories) -> None:
 
 
 def test_a_client_that_does_not_read_is_not_waited_for(directories, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "LATE", 0.2)
+    monkeypatch.setattr(run, "LATE", 0.2)
     monkeypatch.setattr(run, "HEADER_SECONDS", 2.0)
     with serving({"tiny": directories["tiny"]}, request_timeout=6.0, max_num_seqs=8) as live:
         body = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 200, "stream": True, "n": 8}

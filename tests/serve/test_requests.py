@@ -21,6 +21,7 @@ from foundling.serve.reply import LargeJSON
 from tests.serve import raw
 from tests.serve.clients import ask, payload
 from tests.serve.servers import Live, save_model, serving
+from tests.serve.test_job_runner import until
 from tests.serve.test_overload import is_idle, loads
 
 HELLO: Any = [{"role": "user", "content": "the cat sat on"}]
@@ -109,8 +110,7 @@ def test_slow_constraints_delay_no_other_request(live: Live, monkeypatch: pytest
                 "response_format": {"type": "regex", "regex": f"a{{1,{n}}}"}})))
             for n in range(90, 102)
         ]  # fmt: skip
-        while sum(task.done() for task in slow) < 9:
-            await asyncio.sleep(0.01)
+        await until(lambda: sum(task.done() for task in slow) >= 9)
         for task in slow:
             if task.done():
                 status, headers, _ = task.result()
@@ -123,8 +123,7 @@ def test_slow_constraints_delay_no_other_request(live: Live, monkeypatch: pytest
         pending = [task for task in slow if not task.done()]
         assert len(pending) == live.server.compiler.constraints.n_waiting == 3
         pending[-1].cancel()
-        while live.server.compiler.constraints.n_waiting > 2:
-            await asyncio.sleep(0.01)
+        await until(lambda: live.server.compiler.constraints.n_waiting <= 2)
         give_back()
         assert [status for status, _, _ in await asyncio.gather(*pending[:-1])] == [200, 200]
 

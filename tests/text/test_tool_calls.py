@@ -40,6 +40,8 @@ HERMES = '<tool_call>\n{"name": "f", "arguments": {"x": "é"}}\n</tool_call>'
         ),
         ("hermes", '<tool_call>{"name": "f"} x</tool_call>', None, []),
         ("hermes", HERMES + "<tool_call>", None, []),
+        ("hermes", '<tool_call>{"name": "f", "arguments": {"x": [1e999]}}</tool_call>', None, []),
+        ("llama3", '{"name": "f", "parameters": {"x": -Infinity}}', None, []),
         ("mistral", "[1, 2]", "[1, 2]", []),
         ("mistral", "text", "text", []),
         ("llama3", '{"name": "f", "parameters": {"x": 1}}', "", [("f", '{"x": 1}')]),

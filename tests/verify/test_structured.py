@@ -35,7 +35,7 @@ def test_json_bare_and_in_a_fence(value: object, form: str) -> None:
     [
         ("", "empty"), ("```json\n\n```", "empty"), ("{'a': 1}", "line 1, column 2"), ('Here: {"a": 1}', "no JSON"),
         ('{"a": 1} done', "Extra data"), ('```json\n{"a": 1}', "no JSON"), ('{"a": 1, "a": 2}', "'a' occurs twice"),
-        ("NaN", "NaN"), ("[-Infinity]", "-Infinity"), ("1e999", "too large"), ('"\\ud800"', "surrogate"),
+        ("NaN", "NaN"), ("[-Infinity]", "-Infinity"), ("1e999", "1e999"), ('"\\ud800"', "surrogate"),
         ("[" * 65 + "]" * 65, "64"), ("[" * 100_000, "64"), ("1" * 5000, "4,000"), ("[1,]", "no JSON"), ("01", "Extra"),
         ('{"b": {"a": 1, "a": 1}}', "occurs twice"), ("```json\n1\n```\n```json\n2\n```", "no JSON"), ("[1", "no JSON"),
     ],

@@ -9,7 +9,7 @@ from functools import cache, lru_cache
 from queue import LifoQueue
 from typing import TYPE_CHECKING
 
-from foundling.decode.constrain.schema_references import places_of
+from foundling.decode.constrain.schema_references import References, path_of
 from foundling.errors import GenerationError
 from foundling.limits import CONSTRAINT_BYTES, CONSTRAINT_SECONDS
 from foundling.runtime.limited import LimitedProcess, LimitError
@@ -34,6 +34,8 @@ STEP_FUEL, STEP_ITEMS, ROW_ITEMS = 200_000, 50_000, 2_000
 COMPILATION_FUEL, LEXER_STATES, GRAMMAR_SYMBOLS = 1_000_000, 250_000, 500_000
 """of the lexer for its first states, about 20 ms · of one constraint, about 1 kB each · of one grammar"""
 CLOSING = frozenset(b'"]}')
+ONE_OF = "oneOf constraints are not supported"
+"""how llguidance refuses alternatives that may hold together"""
 
 
 def parser_limits() -> LLParserLimits:
@@ -53,19 +55,27 @@ def check_compiles(constraint: Constraint) -> None:
         error = _error_of(constraint.resolve(lambda _: None))
     except LimitError as limit:
         raise GenerationError(f"{constraint.name} takes too much to compile ({limit}); simplify it") from None
-    if "oneOf" in error and constraint.kind in ("json_schema", "tools"):
-        places = ", ".join(places_of("oneOf", json.loads(constraint.source))[:3])
+    if ONE_OF in error and constraint.kind in ("json_schema", "tools"):
         raise GenerationError(
-            f"oneOf at {places} is not supported: that exactly one alternative holds is sure only where they differ in "
-            "type or in a constant property that all require; use anyOf"
+            f"oneOf at {', '.join(_places_of_one_of(constraint)[:3])} is not supported: that exactly one alternative "
+            "holds is sure only where they differ in type or in a constant property that all require; use anyOf"
         )
     if error:
         raise GenerationError(f"{constraint.name} cannot be compiled: {error}")
 
 
+def _places_of_one_of(constraint: Constraint) -> list[str]:
+    source = json.loads(constraint.source)
+    schemas = source["tools"] if constraint.kind == "tools" else {"": source}
+    nodes = [(name, *item) for name, schema in schemas.items() for item in References(schema).places.items()]
+    return [
+        name + path_of((*path, "oneOf")) for name, path, node in nodes if isinstance(node, dict) and "oneOf" in node
+    ]
+
+
 @lru_cache(16)
 def _error_of(grammar: str) -> str:
-    """Of `compile_here`. The command line checks a constraint before it loads a model, which checks it again."""
+    """What `compile_here` says. The command line checks a constraint before it loads a model, which checks it again."""
     process = _processes.get()
     try:
         return process.call(grammar)

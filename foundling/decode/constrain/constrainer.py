@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from tokenizers import decoders
 
@@ -26,16 +24,6 @@ if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
 
-REFUSED_SECONDS = 60
-"""that a refusal is valid for: a machine under load may have refused what it compiles later"""
-
-
-class Refusal(NamedTuple):
-    message: str
-    until: float
-    """in the seconds of time.monotonic"""
-
-
 class Constrainer:
     """Compiles constraints for one model; any thread may ask. The vocabulary is read at the first constraint: about
     0.2 s for 50,000 tokens and 1 s for 250,000 (benchmarks/structured_speed.py)."""
@@ -46,74 +34,44 @@ class Constrainer:
         self.tokenizer, self.n_rows, self.ends = tokenizer, n_rows, tuple(dict.fromkeys(ends))
         if not any(i < n_rows for i in self.ends):
             raise GenerationError(f"none of the ids that end an answer ({self.ends}) is among the {n_rows} logits")
-        self.lock, self.vocabulary_lock = threading.Lock(), threading.RLock()
-        self.processors: OrderedDict[Constraint, Future[ConstraintProcessor | Refusal]] = OrderedDict()
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        with self.vocabulary_lock:
-            return self._vocabulary
-
-    @property
-    def ll_tokenizer(self) -> LLTokenizer:
-        with self.vocabulary_lock:
-            return self._ll_tokenizer
+        self.lock = threading.Lock()
+        self.processors: OrderedDict[Constraint, ConstraintProcessor] = OrderedDict()
+        """the most recently used last"""
 
     @cached_property
-    def _vocabulary(self) -> Vocabulary:
+    def vocabulary(self) -> Vocabulary:
         return Vocabulary(self.tokenizer, self.n_rows, self.ends)
 
     @cached_property
-    def _ll_tokenizer(self) -> LLTokenizer:
+    def ll_tokenizer(self) -> LLTokenizer:
         from llguidance import LLTokenizer, TokenizerWrapper
 
         ends = [i for i in self.ends if i < self.n_rows]
         return LLTokenizer(TokenizerWrapper(self.vocabulary), n_vocab=self.n_rows, eos_token=ends)
 
     def processor(self, constraint: Constraint) -> ConstraintProcessor:
-        """Compiled now, or before for an equal constraint; a constraint that is being compiled delays no other, and is
-        compiled once. GenerationError for one that cannot be compiled, or that takes more memory or time than a
-        constraint may, without another attempt within REFUSED_SECONDS."""
-        future, is_new = self._look_up(constraint)
-        if is_new:
-            try:
-                check_compiles(constraint)
-                future.set_result(self._compile(constraint))
-            except GenerationError as error:
-                future.set_result(Refusal(str(error), time.monotonic() + REFUSED_SECONDS))
-            except BaseException as error:
-                with self.lock:
-                    self.processors.pop(constraint, None)
-                future.set_exception(error)
-                raise
-        result = future.result()
-        if isinstance(result, Refusal):
-            raise GenerationError(result.message)
-        return result
+        """Compiled now, or before for an equal constraint; compiling one delays no other. GenerationError for one that
+        cannot be compiled, or that takes more memory or time than a constraint may."""
+        processor = self.compiled(constraint)
+        if processor is None:
+            check_compiles(constraint)
+            processor = self._compile(constraint)
+            with self.lock:
+                self.processors[constraint] = processor
+                self.processors.move_to_end(constraint)
+                if len(self.processors) > CONSTRAINTS.high:
+                    self.processors.popitem(last=False)
+        return processor
 
     def compiled(self, constraint: Constraint) -> ConstraintProcessor | None:
-        """Of an equal constraint that was compiled before; None without one. It never waits for a compilation."""
+        """The processor of an equal constraint that was compiled before; None without one, and where its lexer is full.
+        It never waits for a compilation."""
         with self.lock:
-            future = self.processors.get(constraint)
-        if future is None or not future.done() or future.exception():
-            return None
-        result = future.result()
-        return None if isinstance(result, Refusal) else result
-
-    def _look_up(self, constraint: Constraint) -> tuple[Future[ConstraintProcessor | Refusal], bool]:
-        """Where the processor is or will be, and whether the caller has to compile it."""
-        with self.lock:
-            future = self.processors.get(constraint)
-            result = future.result() if future and future.done() and not future.exception() else None
-            if future is None or (isinstance(result, Refusal) and result.until < time.monotonic()):
-                future, is_new = Future[ConstraintProcessor | Refusal](), True
-                self.processors[constraint] = future
-            else:
-                is_new = False
+            processor = self.processors.get(constraint)
+            if processor is None or processor.full:
+                return None
             self.processors.move_to_end(constraint)
-            if len(self.processors) > CONSTRAINTS.high:
-                self.processors.popitem(last=False)
-            return future, is_new
+            return processor
 
     def _compile(self, constraint: Constraint) -> ConstraintProcessor:
         from llguidance import LLMatcher

@@ -148,4 +148,4 @@ def _check_text(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise GenerationError(f"the text {shown(text)} has half of a surrogate pair, which UTF-8 has not") from None
+        raise GenerationError(f"the text {shown(text)} is not valid Unicode: it has an unpaired surrogate") from None

@@ -195,7 +195,7 @@ class _Parser:
     def hexadecimal(self, n: int) -> int:
         digits = self.pattern[self.at : self.at + n]
         if len(digits) != n or any(c not in "0123456789abcdefABCDEF" for c in digits):
-            raise self.refuse(f"an escape has not {n} hexadecimal digits")
+            raise self.refuse(f"an escape needs {n} hexadecimal digits")
         self.at += n
         return int(digits, 16)
 

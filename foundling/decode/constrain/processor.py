@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 DEAD_END = "the tokenizer has no token that continues the constrained answer here"
+FULL = "too many states"
+"""what llguidance says of a lexer that has reached its limit"""
 MOST_THREADS = 8
 _pool_lock = threading.Lock()
 
@@ -36,7 +38,7 @@ def _pool_of(pid: int) -> ThreadPoolExecutor:
 
 
 def _pool() -> ThreadPoolExecutor:
-    """Of this process: a fork has no threads."""
+    """The threads of this process: a fork has none."""
     with _pool_lock:
         return _pool_of(os.getpid())
 
@@ -53,13 +55,40 @@ class ConstraintProcessor:
     def __init__(self, matcher: LLMatcher, n_rows: int, ends: Sequence[int]) -> None:
         self.n_rows, self.ends = n_rows, tuple(i for i in ends if i < n_rows)
         self.matcher = matcher
+        self.full = False
+        """whether the lexer, which all answers share and which only grows, takes no more states: further answers need
+        another processor"""
         self.initial_forced = _forced(matcher, self.ends)
-        self.initial_mask = Mask(None) if self.initial_forced else _compute_mask(matcher, n_rows, self.ends)
+        self.initial_mask = Mask(None) if self.initial_forced else self.compute_mask(matcher)
 
     def start(self, prompt: Sequence[int]) -> ConstraintState:
         """The prompt is not a part of what is constrained."""
         mask = None if self.initial_forced else _settled(self.initial_mask)
         return ConstraintState(self, self.matcher.deep_copy(), self.initial_forced, mask)
+
+    def compute_mask(self, matcher: LLMatcher) -> Mask:
+        """The mask of an answer that is where `matcher` is."""
+        if matcher.is_error():
+            return Mask(None, f"the constraint cannot be followed further: {self.error_of(matcher)}")
+        if matcher.is_stopped():
+            forbidden = torch.ones(self.n_rows, dtype=torch.bool)
+            forbidden[list(self.ends)] = False
+            return Mask(forbidden)
+        bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+        if matcher.is_error():
+            if any(text.startswith("NoExtension") for text in (matcher.stop_reason(), matcher.get_error())):
+                return Mask(None, DEAD_END)
+            return Mask(None, f"the constraint takes too much to follow here: {self.error_of(matcher)}")
+        allowed = np.unpackbits(bits, count=self.n_rows, bitorder="little")
+        if not allowed.any():
+            return Mask(None, DEAD_END)
+        return Mask(torch.from_numpy(allowed == 0))
+
+    def error_of(self, matcher: LLMatcher) -> str:
+        """The first line: what follows is the parser's state."""
+        text = matcher.get_error()
+        self.full = self.full or FULL in text
+        return " ".join(text.split("<state>")[0].split("<non-verbose/>")[0].split())[:200]
 
 
 class ConstraintState:
@@ -94,15 +123,15 @@ class ConstraintState:
             self.mask.result()  # nothing else may use the matcher meanwhile
             self.mask = None
         if not self.matcher.consume_token(token):
-            message = self.matcher.get_error() if self.matcher.is_error() else "the answer has ended"
-            raise GenerationError(f"token {token} does not follow the constraint ({_line(message)})")
+            message = self.processor.error_of(self.matcher) if self.matcher.is_error() else "the answer has ended"
+            raise GenerationError(f"token {token} does not follow the constraint ({message})")
         if self.pending:
             self.pending.pop(0)
         if not self.pending:
             self.pending = _forced(self.matcher, self.processor.ends)
         self.stopped = self.matcher.is_stopped()
         if not self.pending:
-            self.mask = _pool().submit(_compute_mask, self.matcher, self.processor.n_rows, self.processor.ends)
+            self.mask = _pool().submit(self.processor.compute_mask, self.matcher)
 
     def forced(self) -> list[int]:
         """The tokens that must follow, as far as they are determined; `apply` allows no others."""
@@ -132,26 +161,3 @@ def _forced(matcher: LLMatcher, ends: Sequence[int]) -> list[int]:
     tokens = matcher.compute_ff_tokens()
     stop = next((at for at, token in enumerate(tokens) if token in ends), len(tokens))
     return tokens[:stop]
-
-
-def _compute_mask(matcher: LLMatcher, n_rows: int, ends: Sequence[int]) -> Mask:
-    if matcher.is_error():
-        return Mask(None, f"the constraint cannot be followed further: {_line(matcher.get_error())}")
-    if matcher.is_stopped():
-        forbidden = torch.ones(n_rows, dtype=torch.bool)
-        forbidden[list(ends)] = False
-        return Mask(forbidden)
-    bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
-    if matcher.is_error():
-        if any(text.startswith("NoExtension") for text in (matcher.stop_reason(), matcher.get_error())):
-            return Mask(None, DEAD_END)
-        return Mask(None, f"the constraint takes too much to follow here: {_line(matcher.get_error())}")
-    allowed = np.unpackbits(bits, count=n_rows, bitorder="little")
-    if not allowed.any():
-        return Mask(None, DEAD_END)
-    return Mask(torch.from_numpy(allowed == 0))
-
-
-def _line(text: str) -> str:
-    """The first line: what follows is the parser's state."""
-    return " ".join(text.split("<state>")[0].split("<non-verbose/>")[0].split())[:200]

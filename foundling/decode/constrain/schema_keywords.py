@@ -13,13 +13,13 @@ from typing import Any
 
 from foundling.decode.constrain.formats import FORMATS
 from foundling.decode.constrain.patterns import translate_pattern
-from foundling.decode.constrain.schema_references import IN_PLACE, References, path_of
+from foundling.decode.constrain.schema_closing import FREE, closed, closing_part, free_values
+from foundling.decode.constrain.schema_references import IN_PLACE, References, has_parts, path_of
 from foundling.decode.constrain.schema_values import (
     check_enumerated,
     check_numbers,
     close_bounds,
     count,
-    numeric_bounds,
     positive_multiple,
 )  # fmt: skip
 from foundling.errors import GenerationError
@@ -32,7 +32,7 @@ ANNOTATIONS = frozenset((
 """keywords that no instance violates; `discriminator` (OpenAPI) only repeats what a `oneOf` says"""
 PLACES = frozenset(("$schema", "$id", "$anchor", "$defs", "definitions"))
 REFUSED = {
-    "not": "what must not be cannot be written token by token",
+    "not": "use a schema that describes what is allowed",
     "if": "a condition cannot be decided before the value is written; use anyOf",
     "then": "it belongs to `if`, which is not supported",
     "else": "it belongs to `if`, which is not supported",
@@ -52,9 +52,6 @@ TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 DRAFTS = {"draft-06/schema": 6, "draft-07/schema": 7, "draft/2019-09/schema": 2019, "draft/2020-12/schema": 2020}
 AFTER_OTHERS = ("minProperties", "maxProperties", "uniqueItems", "unevaluatedProperties", "unevaluatedItems")
 """keywords that read others beside them, whose values are checked first"""
-LEVELS = 8
-"""of arrays and objects in a value of which the schema says nothing"""
-ANY = "any{}"
 
 
 def normalize_schema(schema: Any) -> dict[str, Any]:
@@ -67,7 +64,9 @@ def normalize_schema(schema: Any) -> dict[str, Any]:
         text = json.dumps(schema, allow_nan=False, ensure_ascii=False)
         text.encode()
     except (TypeError, ValueError, RecursionError):
-        raise GenerationError("the JSON Schema holds what JSON does not: NaN, halves of surrogates, a loop") from None
+        raise GenerationError(
+            "the JSON Schema is not valid JSON: it has NaN, infinity, unpaired surrogates, or contains itself"
+        ) from None
     PATTERN_CHARS.check(len(text), "the JSON Schema's length", GenerationError)
     return _Normalizer(schema).result()
 
@@ -75,24 +74,28 @@ def normalize_schema(schema: Any) -> dict[str, Any]:
 class _Normalizer:
     def __init__(self, schema: dict[str, Any] | bool) -> None:
         self.schema, self.draft = schema, draft_of(schema)
-        self.references = References(schema, self.draft)
-        self.free_used = False
+        self.references = References(schema)
+        self.is_part = False
+        """whether what is normalized is a part of a schema, which is left open"""
+        self.in_parts = list[dict[str, Any]]()
+        """schemas that have parts, each to be closed as a whole"""
 
     def result(self) -> dict[str, Any]:
         root = self.node(self.schema, ())
         definitions = dict[str, Any]()
-        while pending := [p for p, name in self.references.names.items() if name not in definitions]:
-            for pointer in pending:
-                name = self.references.names[pointer]
-                definitions[name] = self.node(self.references.target(pointer), pointer)
+        while self.references.pending:
+            path, is_part = target = self.references.pending.pop()
+            definitions[self.references.names[target]] = self.node(self.references.places[path], path, is_part)
         self.references.check_cycles(definitions)
-        if self.free_used:
-            definitions |= _free_values()
+        for node in self.in_parts:
+            node["allOf"] = [*node.get("allOf", []), closing_part(node, definitions)]
+        if FREE in json.dumps([root, definitions]):
+            definitions |= free_values()
         return {**root, "$defs": definitions} if definitions else root
 
     # --- one schema ------------------------------------------------------------------------------------------------
 
-    def node(self, schema: Any, path: tuple[str, ...]) -> dict[str, Any]:
+    def node(self, schema: Any, path: tuple[str, ...], is_part: bool = False) -> dict[str, Any]:
         if schema is False:
             raise GenerationError(f"false at {path_of(path)} accepts nothing: leave the keyword out")
         if len(path) > 2 * JSON_DEPTH.high:
@@ -104,6 +107,7 @@ class _Normalizer:
         schema = {key: value for key, value in schema.items() if key not in ANNOTATIONS and not _is_extension(key)}
         self.check_places(schema, path)
         result = dict[str, Any]()
+        outer, self.is_part = self.is_part, is_part or has_parts(schema)
         for keyword, value in sorted(schema.items(), key=lambda item: item[0] in AFTER_OTHERS):
             if keyword in PLACES:
                 continue
@@ -120,8 +124,15 @@ class _Normalizer:
                     "leave it out"
                 )
             handle(self, result, value, (*path, keyword), schema)
+        self.is_part = outer
         check_numbers(result, path)
-        return self.narrowed(result, path)
+        types = result.get("type", [])
+        close_bounds(result, [types] if isinstance(types, str) else types)
+        if is_part or result.keys() & {"enum", "const"}:
+            return result
+        if has_parts(schema):
+            self.in_parts.append(result)
+        return result if schema.keys() & {"$ref", *IN_PLACE} else closed(result)
 
     def check_places(self, schema: dict[str, Any], path: tuple[str, ...]) -> None:
         if path and "$schema" in schema:
@@ -149,38 +160,6 @@ class _Normalizer:
                 "both into allOf, or name draft 2020-12 in $schema"
             )
 
-    def narrowed(self, node: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-        """With what the schema leaves open closed, where it stands alone."""
-        named = node.get("type", [])
-        close_bounds(node, [named] if isinstance(named, str) else named)
-        if node.keys() & {"enum", "const"}:
-            return node
-        combined = path in self.references.combined
-        applies = node.keys() & {"$ref", *IN_PLACE}
-        if not applies and "type" not in node:
-            if not node and not combined:
-                self.free_used = True
-                return {"$ref": f"#/$defs/{ANY.format(LEVELS)}"}
-            if not combined:
-                node["type"] = ["null", "boolean", "number", "string", "array", "object"]
-        types = node.get("type", [])
-        types = [types] if isinstance(types, str) else types
-        numeric_bounds(node, types)
-        if applies or combined:
-            return node
-        if "array" in types and "items" not in node:
-            node["items"] = {"$ref": f"#/$defs/{ANY.format(LEVELS - 1)}"}
-            self.free_used = True
-        if "object" in types and "additionalProperties" not in node:
-            n_named = len(node.get("properties", {}))
-            fixed = (n_named or node.get("patternProperties")) and node.get("minProperties", 0) <= n_named
-            if fixed and all(key in node.get("properties", {}) for key in node.get("required", [])):
-                node["additionalProperties"] = False
-            else:
-                node["additionalProperties"] = {"$ref": f"#/$defs/{ANY.format(LEVELS - 1)}"}
-                self.free_used = True
-        return node
-
     # --- keywords --------------------------------------------------------------------------------------------------
 
     def type(self, node: dict[str, Any], value: Any, path: tuple[str, ...], schema: dict[str, Any]) -> None:
@@ -197,7 +176,7 @@ class _Normalizer:
         parts = [(i, part) for i, part in enumerate(value) if part is not False or path[-1] == "allOf"]
         if not parts:
             raise GenerationError(f"{path[-1]} at {path_of(path)} accepts nothing")
-        members = [self.node(part, (*path, str(i))) for i, part in parts]
+        members = [self.node(part, (*path, str(i)), self.is_part) for i, part in parts]
         node[path[-1]] = [*node.get(path[-1], []), *members]
 
     def properties(self, node: dict[str, Any], value: Any, path: tuple[str, ...], schema: dict[str, Any]) -> None:
@@ -328,7 +307,7 @@ class _Normalizer:
         node[path[-1]] = value
 
     def reference(self, node: dict[str, Any], value: Any, path: tuple[str, ...], schema: dict[str, Any]) -> None:
-        node["$ref"] = f"#/$defs/{self.references.name(value, path)}"
+        node["$ref"] = f"#/$defs/{self.references.name(value, path, self.is_part)}"
 
     def check_object(self, value: Any, path: tuple[str, ...]) -> None:
         if not isinstance(value, dict):
@@ -378,15 +357,3 @@ def _is_empty(keyword: str, value: Any) -> bool:
 def _is_extension(key: str) -> bool:
     """By convention x-… is for tools; llguidance's own key would change how JSON is written."""
     return key.startswith("x-") and key != "x-guidance"
-
-
-def _free_values() -> dict[str, Any]:
-    """Definitions of values that a schema leaves open, of so many levels."""
-    plain: dict[str, Any] = {"type": ["null", "boolean", "string", "number"]}
-    numeric_bounds(plain, plain["type"])
-    levels: dict[str, Any] = {ANY.format(0): plain}
-    for level in range(1, LEVELS + 1):
-        inner = {"$ref": f"#/$defs/{ANY.format(level - 1)}"}
-        nested = [{"type": "array", "items": inner}, {"type": "object", "additionalProperties": inner}]
-        levels[ANY.format(level)] = {"anyOf": [plain, *nested]}
-    return levels

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""References inside a JSON Schema: which subschema each means, and which subschemas describe one value together."""
+"""References inside a JSON Schema: which subschema each means, and which schemas describe a value in several parts."""
 
 from __future__ import annotations
 
@@ -29,26 +29,16 @@ def path_of(path: Path) -> str:
     )
 
 
-def places_of(keyword: str, value: Any, path: Path = ()) -> list[str]:
-    """Where a keyword stands, as JSON paths."""
-    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    results = [path_of((*path, keyword))] if isinstance(value, dict) and keyword in value else []
-    return results + [place for key, part in parts for place in places_of(keyword, part, (*path, str(key)))]
-
-
 class References:
-    def __init__(self, schema: Any, draft: int) -> None:
-        self.schema, self.draft = schema, draft
+    def __init__(self, schema: Any) -> None:
+        self.schema = schema
         self.places: dict[Path, Any] = {}
         self.anchors: dict[str, Path] = {}
         self._visit(schema, ())
-        self.names: dict[Path, str] = {}
-        """of the subschemas that something refers to"""
-        self.combined: set[Path] = set()
-        """subschemas that describe a value together with another one: none of them may close it alone"""
-        for path, node in self.places.items():
-            if isinstance(node, dict) and _combines(node):
-                self._combine(path)
+        self.names: dict[tuple[Path, bool], str] = {}
+        """of the subschemas that something refers to; whether as a part of a schema"""
+        self.pending = list[tuple[Path, bool]]()
+        """those that nobody has asked for yet"""
 
     def _visit(self, node: Any, path: Path) -> None:
         pending: list[tuple[Any, Path]] = [(node, path)]
@@ -89,33 +79,18 @@ class References:
             raise GenerationError(f"$ref {shown(reference)} at {path_of(path)} leads to no schema")
         return target
 
-    def name(self, reference: Any, path: Path) -> str:
+    def name(self, reference: Any, path: Path, is_part: bool) -> str:
         """The name of the subschema under $defs of the normalized schema."""
-        target = self.resolve(reference, path)
-        return self.names.setdefault(target, f"r{len(self.names)}")
-
-    def target(self, path: Path) -> Any:
-        return self.places[path]
-
-    def _combine(self, path: Path) -> None:
-        pending = [path]
-        while pending:
-            path = pending.pop()
-            if path in self.combined:
-                continue
-            self.combined.add(path)
-            node = self.places.get(path)
-            if isinstance(node, dict):
-                for keyword in IN_PLACE:
-                    if isinstance(node.get(keyword), list):
-                        pending += [(*path, keyword, str(i)) for i in range(len(node[keyword]))]
-                if "$ref" in node:
-                    pending.append(self.resolve(node["$ref"], (*path, "$ref")))
+        target = self.resolve(reference, path), is_part
+        if target not in self.names:
+            self.names[target] = f"r{len(self.names)}"
+            self.pending.append(target)
+        return self.names[target]
 
     def check_cycles(self, definitions: dict[str, Any]) -> None:
         """GenerationError for a schema that refers to itself before any of the value is written."""
         nodes = {f"#/$defs/{name}": node for name, node in definitions.items()}
-        origin = {f"#/$defs/{name}": path for path, name in self.names.items()}
+        origin = {f"#/$defs/{name}": path for (path, _), name in self.names.items()}
         done = set[str]()
         for start in nodes:
             stack: list[tuple[str, bool]] = [(start, False)]
@@ -142,6 +117,9 @@ def _in_place(node: Any) -> list[str]:
     return results + [ref for keyword in IN_PLACE for part in node.get(keyword, []) for ref in _in_place(part)]
 
 
-def _combines(node: dict[str, Any]) -> bool:
-    parts = [k for k in (*IN_PLACE, "$ref") if k in node]
-    return "allOf" in node or len(parts) > 1 or bool(parts and node.keys() & OF_OBJECTS)
+def has_parts(node: dict[str, Any]) -> bool:
+    """Whether several schemas describe a value together, so that none of them knows all of its properties. `allOf` of
+    one schema is that schema, as Pydantic writes a reference that has a description."""
+    parts, members = [k for k in (*IN_PLACE, "$ref") if k in node], node.get("allOf")
+    several = len(parts) > 1 or (isinstance(members, list) and len(members) > 1)
+    return several or bool(parts and node.keys() & OF_OBJECTS)

@@ -165,7 +165,8 @@ def _names(names: list[str]) -> str:
 
 
 def _rules(i: int, scope: Scope) -> list[str]:
-    """Of the statement over one scope, and of its conditions with subqueries; those without end in `_plain`."""
+    """The rules of the statement over one scope, and of its conditions; the names of those without subqueries end in
+    `_plain`."""
     every = list(dict.fromkeys([*scope.numbers, *scope.texts]))
     more = f"{{0,{ITEMS - 1}}}"
     rules = [
@@ -238,7 +239,7 @@ def _conditions(i: int, scope: Scope, level: str) -> list[str]:
 
 
 def _subqueries(scopes: list[Scope]) -> list[str]:
-    """Of one table each, without subqueries of their own."""
+    """The rules of subqueries: of one table each, without subqueries of their own."""
 
     def each(begin: str, tables: list[int], end: str = "") -> str:
         return " | ".join(

@@ -38,17 +38,19 @@ def tool_calls(
         raise GenerationError(f"the tool {shown(name)} is unknown; tools are {', '.join(functions)}")
     chosen = functions if name is None else {name: functions[name]}
     arguments = STYLES[style].arguments
-    rules = [f"call: {' | '.join(f'call_{i}' for i in range(len(chosen)))}\n"]
+    rules, n_chars = [f"call: {' | '.join(f'call_{i}' for i in range(len(chosen)))}\n"], 0
     for i, (tool, schema) in enumerate(chosen.items()):
+        try:
+            normal = normalize_schema(schema)
+        except GenerationError as error:
+            raise GenerationError(f"the parameters of the tool {tool}: {error}") from None
+        n_chars += len(json.dumps(schema, ensure_ascii=False))
+        PATTERN_CHARS.check(n_chars, "the length of the tools' schemas", GenerationError)
         begin = json.dumps({"name": tool, arguments: 0}, ensure_ascii=False)[:-2]
-        rules.append(f'call_{i}: {quote(begin)} {json_rule(schema)} "}}"\n')
+        rules.append(f'call_{i}: {quote(begin)} {json_rule(normal)} "}}"\n')
     free, several = not required and name is None, parallel and name is None
     marks = tuple(mark for mark in (STYLES[style].opening, STYLES[style].closing) if mark)
-    source = json.dumps(
-        {"tools": {tool: _parameters(each) for tool, each in zip(chosen, _chosen(tools, chosen), strict=True)},
-         "free": free, "several": several}, ensure_ascii=False,
-    )  # fmt: skip
-    PATTERN_CHARS.check(len(source), "the length of the tools' schemas", GenerationError)
+    source = json.dumps({"tools": chosen, "free": free, "several": several}, ensure_ascii=False)
     return Constraint("".join(rules), "tools", source, _frame(style, free, several), marks, style=style)
 
 
@@ -68,7 +70,7 @@ def _frame(style: str, free: bool, several: bool) -> str:
 
 
 def _functions(tools: Any) -> dict[str, dict[str, Any]]:
-    """name -> normalized schema of the arguments"""
+    """name -> schema of the arguments"""
     if isinstance(tools, str | Mapping) or not isinstance(tools, Sequence) or not tools:
         raise GenerationError(f"tools are {shown(tools)}; expected a list of at least one")
     TOOLS.check(len(tools), "the number of tools", GenerationError)
@@ -82,10 +84,7 @@ def _functions(tools: Any) -> dict[str, dict[str, Any]]:
             )
         if name in functions:
             raise GenerationError(f"two tools are called {name}; rename one")
-        try:
-            functions[name] = normalize_schema(_parameters(tool))
-        except GenerationError as error:
-            raise GenerationError(f"the parameters of the tool {name}: {error}") from None
+        functions[name] = _parameters(inner, name)
     return functions
 
 
@@ -96,15 +95,13 @@ def _inner(tool: Any) -> Mapping[str, Any]:
     return inner
 
 
-def _parameters(tool: Any) -> dict[str, Any]:
-    """Of an object; a tool without parameters takes none."""
-    schema = _inner(tool).get("parameters")
+def _parameters(function: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The schema of an object; a tool without parameters takes none."""
+    schema = function.get("parameters")
     if schema is None or schema == {}:
         return {"type": "object", "properties": {}, "additionalProperties": False}
     if not isinstance(schema, dict) or schema.get("type", "object") != "object":
-        raise GenerationError(f"the parameters are {shown(schema)}; expected a JSON Schema of an object")
+        raise GenerationError(
+            f"the parameters of the tool {name} are {shown(schema)}; expected a JSON Schema of an object"
+        )
     return {"type": "object", **schema}
-
-
-def _chosen(tools: Any, names: Mapping[str, Any]) -> list[Any]:
-    return [tool for tool in tools if _inner(tool)["name"] in names]
