@@ -24,6 +24,10 @@ SCORE = "score"
 """the name under which a head is registered, which transformers' classifiers on decoders use"""
 
 
+REWARD = "reward"
+"""the label of a head that scores completions (objectives/preference.py)"""
+
+
 @dataclass(frozen=True)
 class HeadOptions:
     """AdaptError for labels that are none, empty or there twice, and for a standard deviation that is not positive."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foundling.adapt.heads import REWARD
 from foundling.blocks.heads import scores
 from foundling.decode.prompts import pad_prompts
 from foundling.errors import GenerationError, WeightsError
@@ -21,6 +22,7 @@ from foundling.runtime.hub import local_directory
 from foundling.runtime.mode import evaluation_mode
 from foundling.text import Tokenizer
 from foundling.text.cutting import Text, encode_within
+from foundling.text.framing import Framing
 from foundling.text.tags import encode_words, has_spans, spans_of
 from foundling.weights.loading import files_of, load
 from foundling.weights.text_spec import text_spec
@@ -84,6 +86,8 @@ class Classifier:
 
         classify: {'label', 'probability', 'scores': {label: probability}}, the `top` likeliest, all by default.
         regress: {'value'}, or {'values': {label: value}} for several.
+        A reward model reads conversations: a pair is what was asked and the answer, a text alone is a conversation as
+        the chat template renders it.
         tag: {'tags': [{'word', 'tag', 'probability'}]} of the words between spaces, and where tags are of spans
         {'spans': [{'kind', 'start', 'end', 'text'}]}, in words; of texts alone, GenerationError for a pair."""
         if top is not None:
@@ -93,6 +97,8 @@ class Classifier:
             if len(words) < len(texts):
                 raise GenerationError("this model tags the words of a text, not of a pair; give texts alone")
             return self.tag(words, batch_size=batch_size)
+        if self.scores_chats:
+            return [self._value(row, top) for row in self.predict([self._chat(text) for text in texts])]
         encoded, virtual = encode_within(self.tokenizer, texts, self.longest), self._spec.virtual
         opening = self.tokenizer.eos if self.tokenizer.bos is None else self.tokenizer.bos
         types = None
@@ -102,6 +108,24 @@ class Classifier:
         found = self.predict(rows, types, batch_size=batch_size)
         answer = self._value if self.task == "regress" else self._classes
         return [answer(row, top) | ({"cut": True} if one.cut else {}) for row, one in zip(found, encoded, strict=True)]
+
+    @property
+    def scores_chats(self) -> bool:
+        """Whether it is a reward model (objectives/preference.py)."""
+        return self.labels == (REWARD,) and self.tokenizer.chat_template is not None
+
+    def _chat(self, text: Text) -> list[int]:
+        """GenerationError for one that is longer than the model reads."""
+        framing = Framing(self.tokenizer, self._spec)
+        if isinstance(text, str):
+            ids = framing.marked(text)
+        else:
+            asked, answer = text
+            turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+            ids = [*self._spec.virtual, *framing.chat_example(turns)[0]]
+        if len(ids) > self.longest:
+            raise GenerationError(f"a conversation has {len(ids):,} tokens, the reward model reads {self.longest:,}")
+        return ids
 
     def tag(self, sentences: Sequence[Sequence[str]], *, batch_size: int = BATCH_SIZE) -> list[dict[str, Any]]:
         """As `classify`, of sentences whose words are divided already. A word that was cut off, or that has no token of

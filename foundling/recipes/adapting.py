@@ -11,7 +11,7 @@ from typing import Any
 
 from foundling.adapt.added import merge, wrapping
 from foundling.adapt.frozen import store_frozen
-from foundling.adapt.heads import HeadOptions, absorb, add_head, same_head
+from foundling.adapt.heads import REWARD, HeadOptions, absorb, add_head, same_head
 from foundling.adapt.method import SAVED_ALONE, apply, stores_rounded
 from foundling.adapt.quantize import dequantize
 from foundling.data.encoded import EncodedSplit
@@ -65,7 +65,7 @@ def head_options(kind: str, examples: Examples) -> HeadOptions | None:
     if kind not in HEADED:
         return None
     if kind == "reward":
-        return HeadOptions("regress", ("reward",))
+        return HeadOptions("regress", (REWARD,))
     if kind != "regress":
         return HeadOptions(kind, tuple(examples.labels))
     values = [float(example.fields["value"]) for example in examples.train]

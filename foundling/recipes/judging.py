@@ -249,6 +249,8 @@ class Judge:
 
     @property
     def next_command(self) -> tuple[str, str]:
+        if self.kind == "reward":
+            return "foundling classify {} 'a question' --pair 'an answer'", "score an answer"
         if self.kind in PIPELINES and self.kind != "seq2seq":
             return "foundling classify {} 'a text'", "label a text"
         if self.kind == "seq2seq":

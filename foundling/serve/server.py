@@ -160,7 +160,9 @@ class Server:
 
 def reward_scores(reward: Any, prompt: str, texts: Sequence[str]) -> list[float]:
     """The value of a head with one; of a head with labels the probability of the last label."""
-    answers = reward.classifier.classify([prompt + text for text in texts])
+    classifier = reward.classifier
+    pairs = classifier.scores_chats
+    answers = classifier.classify([(prompt, text) if pairs else prompt + text for text in texts])
     labels = reward.classifier.labels
     return [answer["value"] if "value" in answer else answer["scores"][labels[-1]] for answer in answers]
 

@@ -136,10 +136,10 @@ def test_a_head_reads_all_tokens_and_a_reference_is_a_column(tmp_path) -> None:
 
 
 def test_a_comparison_with_a_completion_that_is_too_long_is_skipped_whole(tmp_path) -> None:
-    rows = rows_of(20) + [{"prompt": "say", "ranked": ["short", "long " * 60]}]
-    data, _ = encoded(tmp_path, rows, seq_len=48)
+    rows = rows_of(20) + [{"prompt": "say", "ranked": ["short", "long " * 120]}]
+    data, _ = encoded(tmp_path, rows, seq_len=96)
     total = len(comparisons_of(data.train)) + len(comparisons_of(data.held_out))
-    assert total == 20 and data.skipped == {"a chat over 49 tokens": 1}
+    assert total == 20 and data.skipped == {"a chat over 97 tokens": 1}
 
 
 def test_rows_of_which_none_is_a_comparison_are_refused(tmp_path) -> None:

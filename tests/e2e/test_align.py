@@ -64,10 +64,14 @@ def test_a_reward_model_scores_at_once(base: Path, comparisons: Path, folder: Pa
     assert result["actual"]["accuracy"] > 0.9 and "margin" in result["actual"]
     (figures,) = [r["figures"] for r in result["results"] if r["subject"] == "model"]
     assert any(name.startswith("margins 1 of 5") for name in figures)
-    scored = foundling("classify", out, "Rome, please", "Rome, now", "--json")
-    assert scored.returncode == 0, scored.stderr
-    values = [one["value"] for one in json.loads(scored.stdout)["results"]]
-    assert values[0] > values[1]
+    values = list[float]()
+    for answer in ("Rome, please", "Rome, now"):
+        scored = foundling("classify", out, "7: Rome", "--pair", answer, "--json")
+        assert scored.returncode == 0, scored.stderr
+        values += [one["value"] for one in json.loads(scored.stdout)["results"]]
+    assert values[0] > values[1] + 0.5
+    rendered = foundling("classify", out, "User: 7: Rome\nAssistant: Rome, please", "--json")
+    assert rendered.returncode == 0 and "value" in json.loads(rendered.stdout)["results"][0], rendered.stderr
 
 
 @pytest.mark.parametrize(
@@ -76,7 +80,6 @@ def test_a_reward_model_scores_at_once(base: Path, comparisons: Path, folder: Pa
         (("dpo", "{base}", "{same}"), "equal completions"),
         (("dpo", "{base}", "{chats}"), "do not hold what --as preference needs"),
         (("sft", "{base}", "{comparisons}"), "do not hold what --as chat needs"),
-        (("dpo", "{base}", "{comparisons}"), "no chat template"),
         (("dpo", "{base}", "{comparisons}", "--objective.beta", "0"), "beta"),
         (("reward", "{base}", "{comparisons}", "--objective.beta", "0.2"), "--beta is not for 'reward'"),
         (("dpo", "{base}", "{comparisons}", "--method", "head", "--chat-template", "plain"), "use lora or full"),
