@@ -30,7 +30,6 @@ from typing import Any
 
 import json_repair
 
-
 from benchmarks.chat_task import smollm2
 from benchmarks.corpora import WORK
 from benchmarks.datasets import described, digest, is_test, write
