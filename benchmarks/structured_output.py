@@ -30,7 +30,6 @@ from typing import Any
 
 import json_repair
 
-import foundling
 from benchmarks.chat_task import smollm2
 from benchmarks.corpora import WORK
 from benchmarks.datasets import described, digest, is_test, write
@@ -45,6 +44,7 @@ from foundling.evaluate.intervals import interval_of
 from foundling.text import Tokenizer
 from foundling.text.framing import Framing
 from foundling.verify.structured import json_value, matches_schema
+from foundling.weights.loading import load
 from foundling.weights.text_spec import read_text_spec
 
 FOLDER = WORK / "structured"
@@ -197,8 +197,8 @@ class Generator:
 
     def _load(self) -> tuple[Engine, Framing, Constrainer]:
         if self.engine is None:
-            model = foundling.load(self.directory)
-            self.engine = Engine(model, EngineOptions(native=False, max_num_seqs=BATCH))
+            model = load(self.directory, merged=True)
+            self.engine = Engine(model, EngineOptions(weights="int8", max_num_seqs=BATCH))
             self.framing = Framing(Tokenizer.load(self.directory), read_text_spec(self.directory, model))
             self.constrainer = Constrainer(self.framing.tokenizer, model.config.vocab_size, self.framing.ends)
         return self.engine, self.framing, self.constrainer
