@@ -116,15 +116,17 @@ def preference(row: Mapping[str, Any], columns: Mapping[str, str]) -> Fields | S
             return Skip("fewer than two completions", f"{columns['ranked']!r} is no list of two or more")
     else:
         values = [row.get(columns[role]) for role in ("chosen", "rejected")]
-    if all(isinstance(value, str) for value in values) and "prompt" not in columns:
-        values = [_transcript(value) for value in values]
+    if "prompt" not in columns:
+        values = [_transcript(value) if isinstance(value, str) else value for value in values]
     prompt = row.get(columns.get("prompt", ""))
     before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt or []
-    chats = [_conversation(value, before) for value in values]
-    for chat in chats:
+    chats = list[list[Fields]]()
+    for value in values:
+        chat = _conversation(value, before)
         if isinstance(chat, Skip):
             return chat
-    first, completions = chats[0][:-1], [chat[-1]["content"] for chat in chats]  # pyright: ignore[reportIndexIssue]
+        chats.append(chat)
+    first, completions = chats[0][:-1], [chat[-1]["content"] for chat in chats]
     if not first:
         return Skip("completions without a prompt", "expected a prompt, or conversations that begin alike")
     if any(chat[:-1] != first for chat in chats):
@@ -132,7 +134,7 @@ def preference(row: Mapping[str, Any], columns: Mapping[str, str]) -> Fields | S
     if len(set(completions)) < len(completions):
         return Skip("equal completions")
     if isinstance(system := row.get(columns.get("system", "")), str) and system.strip():
-        first = [{"role": "system", "content": system}, *first]  # pyright: ignore[reportGeneralTypeIssues]
+        first = [{"role": "system", "content": system}, *first]
     return {"messages": first, "completions": completions}
 
 
