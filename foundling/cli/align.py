@@ -5,9 +5,11 @@ another."""
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from foundling.cli import finetune
+from foundling.errors import ConfigError
 
 STAGES = {"sft": "chat", "reward": "reward", "dpo": "dpo", "ipo": "ipo"}
 """stage -> what is learnt"""
@@ -33,4 +35,14 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     if not args.resume:
         setattr(args, finetune.KIND, STAGES[args.stage])
+    elif args.out and (kind := begun_as(Path(args.out))) not in (None, STAGES[args.stage]):
+        raise ConfigError(f"{args.out} is an unfinished run of '{kind}', not of '{args.stage}'")
     return finetune.run(args)
+
+
+def begun_as(out: Path) -> str | None:
+    """What the run in `out` learns, where it has a recipe."""
+    from foundling.config import load_yaml
+
+    file = out / "run" / "recipe.yaml"
+    return load_yaml(file).get("objective", {}).get("kind") if file.is_file() else None

@@ -26,7 +26,7 @@ ALIASES = {
     "train.activation_checkpointing": ["--activation-checkpointing", "--checkpoint-activations"],
 }  # fmt: skip
 """short flags that differ from the name of the field"""
-HIDDEN = ("data.source", "model.weights_hash", "model.fields", "objective.teacher_hash")
+HIDDEN = ("data.source", "model.weights_hash", "model.fields", "objective.teacher_hash", "train.n_completions")
 """set by the argument DATA, or when the recipe is resolved"""
 CHOSEN = ("data.share", "schedule.warmup_steps", "train.activation_checkpointing", "train.checkpoint_every")
 """fields with a default that the plan chooses nevertheless, like the fields without a default"""

@@ -116,49 +116,67 @@ def preference(row: Mapping[str, Any], columns: Mapping[str, str]) -> Fields | S
             return Skip("fewer than two completions", f"{columns['ranked']!r} is no list of two or more")
     else:
         values = [row.get(columns[role]) for role in ("chosen", "rejected")]
-    if "prompt" not in columns:
-        values = [_transcript(value) if isinstance(value, str) else value for value in values]
-    prompt = row.get(columns.get("prompt", ""))
-    before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt or []
+    asked = _messages(row.get(columns.get("prompt", "")))
+    if isinstance(asked, Skip):
+        return asked
+    while asked and asked[-1]["role"] == "assistant":  # an answer that some data sets repeat here
+        asked.pop()
     chats = list[list[Fields]]()
     for value in values:
-        chat = _conversation(value, before)
+        chat = _completed(value, asked)
         if isinstance(chat, Skip):
             return chat
         chats.append(chat)
     first, completions = chats[0][:-1], [chat[-1]["content"] for chat in chats]
-    if not first:
+    if not any(message["content"].strip() for message in first):
         return Skip("completions without a prompt", "expected a prompt, or conversations that begin alike")
     if any(chat[:-1] != first for chat in chats):
         return Skip("completions of different prompts")
     if len(set(completions)) < len(completions):
         return Skip("equal completions")
     if isinstance(system := row.get(columns.get("system", "")), str) and system.strip():
-        first = [{"role": "system", "content": system}, *first]
+        first = [{"role": "system", "content": system}, *(m for m in first if m["role"] != "system")]
     return {"messages": first, "completions": completions}
 
 
-def _transcript(text: str) -> Any:
-    """The conversation of Anthropic's "\n\nHuman: … \n\nAssistant: …"; any other text as it is."""
-    parts = re.split(r"\n\n(Human|Assistant): ?", text)
-    if len(parts) < 3 or parts[0].strip():
-        return text
-    turns = zip(parts[1::2], parts[2::2], strict=True)
-    return [{"role": "user" if name == "Human" else "assistant", "content": content.strip()} for name, content in turns]
+TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
+"""of Anthropic's transcripts"""
 
 
-def _conversation(value: Any, before: Any) -> list[Fields] | Skip:
-    """All messages of a completion, the completion last."""
-    if not isinstance(before, list):
-        return Skip("a prompt that is neither a text nor messages")
+def _messages(value: Any) -> list[Fields] | Skip:
+    """Those of a list, or of one text: a transcript, or what a user asks."""
+    if value is None:
+        return []
     if isinstance(value, str):
-        value = [*before, {"role": "assistant", "content": value}]
-    elif isinstance(value, Mapping):
-        value = [*before, value]
-    elif isinstance(value, list) and value[: len(before)] != before:
-        value = [*before, *value]
-    row = messages({"messages": value}, {"messages": "messages"})
-    return row if isinstance(row, Skip) else row["messages"]
+        parts = TURN.split(value)
+        if len(parts) < 3 or parts[0].strip():
+            return [{"role": "user", "content": value}]
+        turns = zip(parts[1::2], parts[2::2], strict=True)
+        plain = [{"role": ROLES[name.lower()], "content": content.strip()} for name, content in turns]
+        return plain if plain[-1]["content"] else plain[:-1]
+    out = list[Fields]()
+    for message in value if isinstance(value, list) else [value]:
+        plain = _message(message)
+        if isinstance(plain, Skip):
+            return plain
+        out.append(plain)
+    return out
+
+
+def _completed(value: Any, asked: list[Fields]) -> list[Fields] | Skip:
+    """All messages of a completion, the completion last."""
+    if isinstance(value, str) and not TURN.match(value):
+        value = {"role": "assistant", "content": value}
+    chat = _messages(value)
+    if isinstance(chat, Skip):
+        return chat
+    if chat and all(message["role"] == "assistant" for message in chat):
+        chat = [*asked, *chat]
+    if not chat or chat[-1]["role"] != "assistant":
+        return Skip(NO_ANSWER, "a completion ends with no message of the role 'assistant'")
+    if chat[-1].get("tool_calls"):
+        return Skip("a completion that calls tools")
+    return chat
 
 
 def text(row: Mapping[str, Any], columns: Mapping[str, str]) -> Fields | Skip:

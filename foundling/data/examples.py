@@ -21,7 +21,7 @@ import numpy as np
 from foundling.data.convert import as_number
 from foundling.data.example_rows import ExampleRows
 from foundling.data.ingest import FORMAT_VERSION, INDEX, load_index, require_space
-from foundling.data.kinds import Columns, Example, Kind
+from foundling.data.kinds import COMPARED, Columns, Example, Kind
 from foundling.data.sources import Document
 from foundling.data.survey import Survey
 from foundling.data.text_shards import ShardFile, TextShards, write_text_shards
@@ -173,6 +173,8 @@ def _write(
     kind = rows.layout.kind
     parameters = f"foundling-examples-1 kind={kind} seed={seed} share={share!r} max_held_out={max_held_out}\n"
     survey, labels, n_first = Survey(seed, parameters.encode()), list[Counter[str]](), 0
+    prompts = list[str]()
+    """of comparisons: what several of them may share"""
 
     def distinct() -> Iterator[Document]:
         nonlocal n_first
@@ -181,6 +183,8 @@ def _write(
                 n_first = len(labels)
             elif survey.add(document.text):
                 labels.append(_labels(kind, document.text))
+                if kind == COMPARED:
+                    prompts.append(json.dumps(json.loads(document.text)["messages"]))
                 yield document
 
     text = write_text_shards(directory, "text", distinct())
@@ -201,6 +205,11 @@ def _write(
         if not chosen:
             raise DataError(f"{held_out.nothing() if not n_first else f'{held_out.name}: every {UNKNOWN_LABEL}'}")
         note = f"{len(chosen):,} examples of {held_out.name} are held out"
+    if kind == COMPARED:  # no completion of a held-out prompt is learnt from
+        asked = {prompts[place] for place in chosen}
+        shared = {place for place in range(len(prompts)) if prompts[place] in asked} - cut
+        cut |= shared
+        removed["comparison of a prompt that is held out"] += len(shared)
     for place in chosen if held_out is None else ():
         counts -= labels[place]
     names, sizes = _sorted(counts), survey.sizes

@@ -50,8 +50,10 @@ class Shape:
 
 PROMPTED: dict[Kind, Convert] = {"chat": convert.chat_of_one_turn, "seq2seq": convert.source_and_target}
 SCORED: dict[Kind, Convert] = {"classify": convert.classify, "regress": convert.regress}
+WORDS = {"preference": "dpo, ipo or reward"}
+"""kind -> what --as calls it, where that is another word"""
 COMPARED: dict[Kind, Convert] = {"preference": convert.preference}
-PROMPTS = ("prompt", "question", "instruction", "query", "messages")
+PROMPTS = ("prompt", "question", "instruction", "query", "problem", "input", "messages")
 SHAPES = (
     Shape(
         "prompts with two completions", "have both, one chosen", COMPARED,
@@ -60,7 +62,7 @@ SHAPES = (
     ),
     Shape(
         "prompts with ranked completions", "have two or more", COMPARED,
-        {"ranked": ("ranked", "completions", "responses")}, {"prompt": PROMPTS, **SYSTEM},
+        {"ranked": ("ranked",)}, {"prompt": PROMPTS, **SYSTEM},
     ),
     Shape(
         "chats", "have an assistant answer", {"chat": convert.messages},
@@ -189,7 +191,7 @@ def _distinct(kind: Kind | None, matches: Sequence[Match]) -> list[Match]:
 
 def _match(shape: Shape, values: Mapping[str, list[Any]], columns: Columns) -> Match | None:
     """None where the file has no column for a role, or a flag names one that the shape has not."""
-    flags = {FLAGS[role] for role in shape.roles}
+    flags = {FLAGS[role] for role in (*shape.roles, *shape.optional) if role in FLAGS}
     if any(getattr(columns, flag) is not None and flag not in flags for flag in ("field", "pair", "label", "target")):
         return None
     roles, unclear = dict[str, str](), ""
@@ -203,6 +205,8 @@ def _match(shape: Shape, values: Mapping[str, list[Any]], columns: Columns) -> M
             unclear = f"{shown_names(names)} may each be the {role}: choose one with --{FLAGS[role]}"
         roles[role] = names[0]
     for role, known in shape.optional.items():
+        named = getattr(columns, FLAGS[role]) if role in FLAGS else None
+        known = known if named is None else (named,)
         if (name := next((n for n in known if n in values and n not in roles.values()), None)) is not None:
             roles[role] = name
     return Match(shape, roles, unclear) if len(set(roles.values())) == len(roles) else None
@@ -267,17 +271,22 @@ def _unknown(kind: Kind | None, names: list[str]) -> str:
     if kind is None:
         return (
             f"the columns {shown_names(names)} are of no known layout: choose with --as chat, text, classify, tag, "
-            "regress, seq2seq or preference, and name them with --field, --pair, --label or --target"
+            "regress, seq2seq, reward, dpo or ipo, and name them with --field, --pair, --label or --target"
         )
-    flags = {FLAGS[role]: None for shape in SHAPES if kind in shape.kinds for role in shape.roles}
-    shown = ", ".join(f"--{flag}" for flag in flags)
-    return f"the columns {shown_names(names)} do not hold what --as {kind} needs: name them with {shown}"
+    roles = [role for shape in SHAPES if kind in shape.kinds for role in (*shape.optional, *shape.roles)]
+    shown = ", ".join(f"--{flag}" for flag in dict.fromkeys(FLAGS[role] for role in roles if role in FLAGS))
+    if kind in COMPARED:
+        needs = "are no comparisons (prompt with chosen and rejected, or with ranked)"
+    else:
+        needs = f"do not hold what --as {kind} needs"
+    return f"the columns {shown_names(names)} {needs}: name them with {shown}"
 
 
 def _ambiguous(kind: Kind | None, matches: Sequence[Match]) -> str:
+    kinds = [kind or next(iter(shape.kinds)) for shape, *_ in matches]
     ways = [
-        f"{kind or next(iter(shape.kinds))} ({', '.join(repr(name) for name in roles.values())})"
-        for shape, roles, _ in matches
+        f"{WORDS.get(name, name)} ({', '.join(map(repr, roles.values()))})"
+        for name, (_, roles, _) in zip(kinds, matches, strict=True)
     ]
     flags = "--as" if kind is None else "--field, --label or --target"
     return f"the columns can be read as {' or '.join(ways)}: choose with {flags}"

@@ -86,8 +86,7 @@ class Classifier:
 
         classify: {'label', 'probability', 'scores': {label: probability}}, the `top` likeliest, all by default.
         regress: {'value'}, or {'values': {label: value}} for several.
-        A reward model reads conversations: a pair is what was asked and the answer, a text alone is a conversation as
-        the chat template renders it.
+        A reward model reads pairs of what was asked and the answer.
         tag: {'tags': [{'word', 'tag', 'probability'}]} of the words between spaces, and where tags are of spans
         {'spans': [{'kind', 'start', 'end', 'text'}]}, in words; of texts alone, GenerationError for a pair."""
         if top is not None:
@@ -98,7 +97,8 @@ class Classifier:
                 raise GenerationError("this model tags the words of a text, not of a pair; give texts alone")
             return self.tag(words, batch_size=batch_size)
         if self.scores_chats:
-            return [self._value(row, top) for row in self.predict([self._chat(text) for text in texts])]
+            rows = [self._chat(text) for text in texts]
+            return [self._value(row, top) for row in self.predict(rows, batch_size=batch_size)]
         encoded, virtual = encode_within(self.tokenizer, texts, self.longest), self._spec.virtual
         opening = self.tokenizer.eos if self.tokenizer.bos is None else self.tokenizer.bos
         types = None
@@ -115,17 +115,14 @@ class Classifier:
         return self.labels == (REWARD,) and self.tokenizer.chat_template is not None
 
     def _chat(self, text: Text) -> list[int]:
-        """GenerationError for one that is longer than the model reads."""
-        framing = Framing(self.tokenizer, self._spec)
+        """GenerationError for a text alone, and for a pair that is longer than the model reads."""
         if isinstance(text, str):
-            ids = framing.marked(text)
-        else:
-            asked, answer = text
-            turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-            ids = [*self._spec.virtual, *framing.chat_example(turns)[0]]
+            raise GenerationError("a reward model scores an answer to what was asked: give both (--pair ANSWER)")
+        turns = [{"role": role, "content": part} for role, part in zip(("user", "assistant"), text, strict=True)]
+        ids, _ = Framing(self.tokenizer, self._spec).chat_example(turns)
         if len(ids) > self.longest:
             raise GenerationError(f"a conversation has {len(ids):,} tokens, the reward model reads {self.longest:,}")
-        return ids
+        return [*self._spec.virtual, *ids]
 
     def tag(self, sentences: Sequence[Sequence[str]], *, batch_size: int = BATCH_SIZE) -> list[dict[str, Any]]:
         """As `classify`, of sentences whose words are divided already. A word that was cut off, or that has no token of

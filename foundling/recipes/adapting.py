@@ -23,7 +23,7 @@ from foundling.objectives.classify import Classify, Regress, Tag
 from foundling.objectives.preference import DPO, Reward
 from foundling.recipes.models import load_start
 from foundling.recipes.publish import write_whole
-from foundling.recipes.recipe import ObjectiveSpec, Recipe
+from foundling.recipes.recipe import COMPARES, ObjectiveSpec, Recipe
 from foundling.runtime.hub import local_directory
 from foundling.runtime.memory import trim_memory
 from foundling.runtime.rng import generator
@@ -84,6 +84,8 @@ def with_pool(head: HeadOptions, recipe: Recipe) -> HeadOptions:
 
 def adapted(model: Any, recipe: Recipe, head: HeadOptions | None) -> Any:
     """The model, in place, with its head and adaptation. Frozen weights are kept in the type they compute in."""
+    if recipe.objective.kind in COMPARES:
+        remove_dropout(model)
     pool = recipe.adapt.pool if recipe.adapt.pool != "published" else None
     if head is not None and not same_head(model, replace(head, pool=pool or "")):
         add_head(model, with_pool(head, recipe), generator("head", recipe.seed))
@@ -92,6 +94,14 @@ def adapted(model: Any, recipe: Recipe, head: HeadOptions | None) -> Any:
         store_frozen(model, weights_hash(model))
         trim_memory()  # the wider weights are free now
     return model.to(recipe.runtime.device)
+
+
+def remove_dropout(model: Any) -> None:
+    """Both completions of a comparison, and the reference, are to be read by the same network."""
+    for module in model.modules():
+        for name in ("p", "dropout", "weight_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
 
 
 def build_adapted(recipe: Recipe, head: HeadOptions | None) -> Any:

@@ -15,7 +15,7 @@ from foundling.recipes.adapting import (
     with_ends,
     writer,
 )
-from foundling.recipes.finetune_data import batches_of, parent_tokenizer, start_id, validation_split
+from foundling.recipes.finetune_data import batches_of, longest_text, parent_tokenizer, start_id, validation_split
 from foundling.recipes.finetune_plan import build_within, prepare
 from foundling.recipes.judging import BEFORE, Judge, generation_of
 from foundling.recipes.preferences import POLICIES, add_reference
@@ -33,7 +33,7 @@ def finetune(run: Run) -> dict[str, Any]:
     model = run.model(lambda recipe: build_within(recipe, head))
     assert recipe.model.directory
     framing = framing_of(recipe.model.directory, tokenizer, model)
-    encoded = run.encoded(examples, base_framing(framing), recipe.train.seq_len)
+    encoded = run.encoded(examples, base_framing(framing), longest_text(recipe))
     if kind in ("chat", *POLICIES):
         framing = with_ends(framing, encoded.train)
     objective, runtime = objective_of(recipe.objective), runtime_of(recipe)

@@ -76,6 +76,11 @@ def choose_seq_len(asked: int | None, examples: Examples, framing: Framing, long
     return suggest_seq_len(lengths, most)
 
 
+def longest_text(recipe: Recipe) -> int:
+    """What an example is encoded for: a packed one has a target more than it has inputs, and a head reads them all."""
+    return recipe.train.seq_len - (recipe.objective.kind == "reward")
+
+
 def validation_split(split: EncodedSplit, recipe: Recipe) -> tuple[EncodedSplit, EncodedSplit | None]:
     """(to train on, to choose the best weights by). The second is chosen by the seed; None where the recipe measures
     none."""

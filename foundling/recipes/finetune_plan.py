@@ -38,6 +38,7 @@ from foundling.recipes.finetune_data import (
     VALIDATED_FROM,
     batches_of,
     choose_seq_len,
+    longest_text,
     parent_tokenizer,
     start_id,
     steps_per_epoch,
@@ -64,6 +65,8 @@ LEARNING_RATES = {
     "head": 0.2,
 }  # fmt: skip
 """method -> rate of AdamW, stated at BASE_WIDTH"""
+POLICY_RATE = 0.1
+"""of these, for a policy that learns from comparisons: its loss falls by moving away from good text as well"""
 STEPS_AN_EPOCH, LEAST_EXAMPLES, MOST_EXAMPLES = 50, 4, 32
 """A step reads as many examples as make about so many steps an epoch, within these bounds."""
 MEASUREMENTS_AN_EPOCH = 4
@@ -102,7 +105,7 @@ def draft_of(run: Run, examples: Examples) -> Draft:
     model = adapted(origin.model, recipe, head)
     del origin
     framing = framing_of(directory, tokenizer, model)
-    encoded = run.encoded(examples, base_framing(framing), seq_len)
+    encoded = run.encoded(examples, base_framing(framing), longest_text(recipe))
     objective = objective_of(recipe.objective)
     judge = Judge(examples, encoded, framing, objective, runtime_of(recipe), start_id(model), kind)
     if kind in POLICIES:  # the plan times steps, which any numbers do for
@@ -148,11 +151,15 @@ def cost_of(draft: Draft, recipe: Recipe, batches: Any, validation: EncodedSplit
     """By some steps, which change the model, and some examples."""
     measured, per_example = draft.judge.probe(draft.model)
     once, spread, probe = 2 * measured, 0.0, 0.0
+    encoded = draft.judge.encoded
+    if recipe.objective.kind in POLICIES:  # the reference reads everything once
+        once += per_example * sum(count_examples(split, recipe) for split in (encoded.train, encoded.held_out))
     if draft.head:
         probe = seconds_to_solve(recipe, draft.judge.encoded.train, draft.head, per_example)
     if validation is not None:
-        once += len(validation) * per_example
-        spread = len(validation) * per_example / (recipe.train.evaluate_every or 1)
+        n = count_examples(validation, recipe)
+        once += n * per_example
+        spread = n * per_example / (recipe.train.evaluate_every or 1)
     return Cost(0.0 if is_solved(recipe) else time_steps(recipe, draft.model, batches), spread, once, probe)
 
 
@@ -232,6 +239,11 @@ def check_settings(given: dict[str, Any], options: AdaptOptions, kind: str) -> N
         raise ConfigError("ema_decay is not for finetuning, which keeps the best weights; leave it out")
 
 
+def count_examples(split: EncodedSplit, recipe: Recipe) -> int:
+    """Prompts, of comparisons, whose completions are texts of their own in the split."""
+    return len(comparisons_of(split)) if recipe.objective.kind in COMPARES else len(split)
+
+
 def learnt_from(examples: Examples, asked: str | None) -> str:
     """The kind of what is learnt: DPO of comparisons, unless another one was asked for."""
     return (asked or "dpo") if examples.kind == COMPARED else examples.kind
@@ -262,7 +274,8 @@ def runtime_given(run: Run) -> Runtime:
 
 def _recipe(run: Run, origin: Origin, kind: str, options: AdaptOptions, runtime: Runtime) -> Recipe:
     """What is chosen before the examples are encoded, under what was given; rows and steps are settled later."""
-    rate = {"optimizer": "adamw", "learning_rate": LEARNING_RATES[options.method]}
+    scale = POLICY_RATE if kind in POLICIES else 1.0
+    rate = {"optimizer": "adamw", "learning_rate": scale * LEARNING_RATES[options.method]}
     optim = from_dict(OptimOptions, rate | run.request.given.get("optim", {}), where="optim")
     chosen = {
         "data": {"source": run.request.data},
@@ -290,7 +303,9 @@ def _recipe(run: Run, origin: Origin, kind: str, options: AdaptOptions, runtime:
 def with_rows(recipe: Recipe, run: Run, split: EncodedSplit) -> Recipe:
     """With the rows of a step, a power of two unless given, and the steps between validations."""
     compares, given = recipe.objective.kind in COMPARES, run.request.given.get("train", {})
-    n = len(comparisons_of(split)) if compares else len(split)
+    n = count_examples(split, recipe)
+    if compares:
+        recipe = _with(recipe, n_completions=max(map(len, comparisons_of(split))))
     examples = max(LEAST_EXAMPLES, min(MOST_EXAMPLES, n / STEPS_AN_EPOCH, n))
     a_row = recipe.train.seq_len / max(1.0, float(split.lengths.mean())) if split.packed and not compares else 1.0
     rows = given.get("batch_size", max(1, 2 ** round(math.log2(max(1.0, examples / a_row)))))
@@ -340,7 +355,7 @@ def memory_of(recipe: Recipe, head: Any, micro: int, checkpointing: bool) -> Mem
     t, reads = recipe.train, head is None and FAMILIES[recipe.model.family].kind == "seq2seq"
     length = t.seq_len + recipe.adapt.added_tokens
     return estimate_training_memory(
-        recipe.model.family, recipe.model.fields, micro_batch_size=micro, seq_len=length,
+        recipe.model.family, recipe.model.fields, micro_batch_size=micro * t.n_completions, seq_len=length,
         precision=recipe.runtime.precision, optim=recipe.optim, accumulates=micro < t.batch_size,
         checkpointing=checkpointing, target_len=length if reads else None, adapt=recipe.adapt,
         head=None if head is None else with_pool(head, recipe),

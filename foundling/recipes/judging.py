@@ -17,7 +17,7 @@ from foundling.data.encoded import EncodedExamples, EncodedSplit
 from foundling.data.examples import Example, Examples
 from foundling.data.subset import Subset
 from foundling.data.transforms.examples import example_batches
-from foundling.data.transforms.preference import comparison_batches
+from foundling.data.transforms.preference import comparison_batches, comparisons_of, subset_of
 from foundling.decode import plain
 from foundling.decode.classify import Classifier
 from foundling.decode.request import Request, build_sampling
@@ -92,7 +92,10 @@ class Judge:
 
     def __post_init__(self) -> None:
         self.kind = self.kind or self.examples.kind
-        self.held_out: list[Example] = [self.examples.held_out[int(i)] for i in self.encoded.held_out.places]
+        places = self.encoded.held_out.places.tolist()
+        if self.kind in COMPARES:  # a text for each completion
+            places = list(dict.fromkeys(places))
+        self.held_out: list[Example] = [self.examples.held_out[i] for i in places]
         spans = self.kind == "tag" and has_spans([tag for e in self.held_out for tag in e.fields["tags"]])
         self.metric = SPAN_F1 if spans else METRICS[self.kind]
         self.loss_unit = (
@@ -101,7 +104,8 @@ class Judge:
             else f"nats per {'prompt' if self.kind in COMPARES else 'example'}"
         )
         self.pipeline_tag = PIPELINES.get(self.kind, "text-generation")
-        self.rows = max(1, min(ROWS, ROW_TOKENS // self.encoded.seq_len))
+        n = max(map(len, comparisons_of(self.encoded.held_out))) if self.kind in COMPARES else 1
+        self.rows = max(1, min(ROWS, ROW_TOKENS // self.encoded.seq_len) // n)
 
     def loss_on(self, split: EncodedSplit) -> Callable[[Any], float]:
         if self.kind in COMPARES:
@@ -136,15 +140,16 @@ class Judge:
         """(seconds of `measure`, seconds of the loss of one example), by some held-out examples."""
         model.eval()
         n = min(len(self.held_out), 2 * self.rows)
-        loss = self.loss_on(Subset(self.encoded.held_out, range(n)))
+        choose = subset_of if self.kind in COMPARES else Subset
+        loss = self.loss_on(choose(self.encoded.held_out, range(n)))
         loss(model)
         start = time.perf_counter()
         loss(model)
         per_example = (time.perf_counter() - start) / n
-        passes = 2 if self.kind in TASKS else 1
+        passes = 2 if self.kind in (*TASKS, *COMPARES) else 1
         answers = 0.0
-        if self.kind in ("chat", "seq2seq"):
-            asked = self._asked(model)
+        if self.kind in ("chat", "seq2seq", *POLICIES):
+            asked = self._asked(model)[: N_COMPARED if self.kind in POLICIES else None]
             with torch.inference_mode(), self.runtime.autocast(), torch.compiler.set_stance("force_eager"):
                 marks = list[float]()
                 for n_tokens in (1, 1, 1 + PROBED):  # the first warms up
@@ -170,7 +175,9 @@ class Judge:
     def _compare(self, model: Any, measured: Measured, subject: str) -> None:
         """Which completions the model prefers; of a policy also what it answers."""
         values = preferences(model, self.encoded.held_out, self.kind, self.rows, self.runtime)
-        result = accuracy_of(values, subject)
+        if self.kind in POLICIES:  # as its Bradley-Terry model has them
+            values = [self.objective.beta * each for each in values]
+        result = accuracy_of(values, subject, expects=self.kind != "ipo")
         measured.results.append(result)
         measured.figures |= {"accuracy": result.value or 0.0, "margin": result.figures["margin"][0] or 0.0}
         if self.kind in POLICIES:

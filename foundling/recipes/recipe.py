@@ -174,13 +174,16 @@ class TrainSpec:
     all examples and measures none"""
     patience: int | None = None
     """finetune: measurements without a better one after which training stops; none unless given"""
+    n_completions: int = 1
+    """reward, dpo, ipo: completions of a prompt, at most; they are rows of their own; filled in when the recipe is
+    resolved"""
     unfreeze_every: int | None = None
     """steps until one more layer is trained, from the top; all from the start unless given"""
 
     def __post_init__(self) -> None:
         for limit, names in (
             (limits.STEPS, ("total_steps", "checkpoint_every")), (limits.SEQ_LEN, ("seq_len",)),
-            (limits.ROWS, ("batch_size", "micro_batch_size")),
+            (limits.ROWS, ("batch_size", "micro_batch_size", "n_completions")),
             (limits.STEPS, ("patience", "unfreeze_every")), (limits.STEPS._replace(low=0), ("evaluate_every",)),
         ):  # fmt: skip
             for name in names:
@@ -188,7 +191,8 @@ class TrainSpec:
                     limit.check(getattr(self, name), f"'{name}'")
         if self.epochs is not None and not 0 < self.epochs < float("inf"):
             raise ConfigError(f"'epochs' is {self.epochs}, expected a positive number")
-        limits.STEP_ROWS_TOKENS.check(self.batch_size * self.seq_len, "'batch_size' × 'seq_len'")
+        rows = self.batch_size * self.n_completions
+        limits.STEP_ROWS_TOKENS.check(rows * self.seq_len, "'batch_size' × 'seq_len'")
         if not 0 < self.clip < float("inf"):
             raise ConfigError(f"'clip' is {self.clip}, expected a positive number")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
@@ -197,7 +201,7 @@ class TrainSpec:
     @property
     def tokens(self) -> int:
         """that training reads"""
-        return self.total_steps * self.batch_size * self.seq_len
+        return self.total_steps * self.batch_size * self.n_completions * self.seq_len
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ import torch
 
 from foundling.data.encoded import EncodedExamples, encode_examples
 from foundling.data.examples import ingest_examples
+from foundling.data.kinds import Columns
 from foundling.data.layouts import detect
 from foundling.data.streams import Skip
 from foundling.data.transforms.preference import Comparisons, comparison_batches, comparisons_of, subset_of
-from foundling.errors import DataError
+from foundling.errors import ConfigError, DataError
 from foundling.text.framing import Framing
 from foundling.text.tokenizer import Tokenizer
 from tests.text.kinds import TEXTS
@@ -44,6 +45,15 @@ def read(row: dict[str, Any]) -> Any:
         {"chosen": [ASKED, answer("3")], "rejected": [ASKED, answer("4")]},
         {"messages": [ASKED], "chosen": "3", "rejected": "4"},
         {"prompt": "Add 1 and 2.", "ranked": ["3", "4"]},
+        {"prompt": "\n\nHuman: Add 1 and 2.\n\nAssistant:", "chosen": "3", "rejected": "4"},
+        {"input": "Add 1 and 2.", "chosen": "3", "rejected": "4"},
+        {"prompt": "Add 1 and 2. ", "chosen": [ASKED, answer("3")], "rejected": [ASKED, answer("4")]},
+        {
+            "prompt": "Add 1 and 2.",
+            "chosen": [{"from": "human", "value": "Add 1 and 2."}, {"from": "gpt", "value": "3"}],
+            "rejected": [{"from": "human", "value": "Add 1 and 2."}, {"from": "gpt", "value": "4"}],
+        },
+        {"messages": [ASKED, answer("3")], "chosen": "3", "rejected": "4"},
         {
             "chosen": "\n\nHuman: Add 1 and 2.\n\nAssistant: 3",
             "rejected": "\n\nHuman: Add 1 and 2.\n\nAssistant: 4",
@@ -75,11 +85,36 @@ def test_a_conversation_of_several_turns_and_a_ranking() -> None:
          "completions of different prompts"),
         ({"chosen": "3", "rejected": "4"}, "completions without a prompt"),
         ({"prompt": "a", "ranked": ["3"]}, "fewer than two completions"),
+        ({"prompt": " ", "chosen": "3", "rejected": "4"}, "completions without a prompt"),
+        ({"prompt": "a", "rejected": "b", "chosen": {"role": "assistant", "content": None, "tool_calls": [{}]}},
+         "a completion that calls tools"),
     ],
 )  # fmt: skip
 def test_what_is_no_comparison_is_skipped_with_a_reason(row, reason: str) -> None:
     skip = read(row)
     assert isinstance(skip, Skip) and skip.reason == reason
+
+
+def test_steps_of_a_solution_are_no_ranking() -> None:
+    with pytest.raises(ConfigError):
+        detect([{"prompt": "a", "completions": ["first", "then"], "labels": [True, False]}])
+
+
+def test_the_columns_can_be_named() -> None:
+    row = {"asked": "Add 1 and 2.", "good": "3", "bad": "4"}
+    layout = detect([row], "preference", Columns(field="asked", target="good", label="bad"))
+    assert layout.convert(row) == FIELDS
+
+
+def test_no_completion_of_a_held_out_prompt_is_learnt_from(tmp_path) -> None:
+    rows = [{"prompt": f"say {i % 12}", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(48)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    examples = ingest_examples(tmp_path / "data.jsonl", tmp_path / "examples")
+    learnt, held_out = (
+        {e.fields["messages"][0]["content"] for e in part} for part in (examples.train, examples.held_out)
+    )
+    assert learnt and held_out and not learnt & held_out
+    assert examples.removed["comparison of a prompt that is held out"] > 0
 
 
 def encoded(folder: Path, rows: list[dict[str, Any]], seq_len: int = 64) -> tuple[EncodedExamples, Framing]:

@@ -52,6 +52,8 @@ def test_a_policy_is_trained_killed_resumed_reproduced_and_talks(base: Path, com
     assert talk.returncode == 0, talk.stderr
     broken = folder / "broken"
     kill_after_checkpoint([*args, "--out", broken, *SETTINGS], broken, "align")
+    other = foundling("align", "reward", "--out", broken, "--resume")
+    assert other.returncode == 2 and "an unfinished run of 'dpo'" in other.stderr
     assert foundling("align", "dpo", "--out", broken, "--resume").returncode == 0
     assert weights(broken) == weights(out)
     again = foundling("reproduce", out, "--out", folder / "again", "--json")
@@ -70,15 +72,15 @@ def test_a_reward_model_scores_at_once(base: Path, comparisons: Path, folder: Pa
         assert scored.returncode == 0, scored.stderr
         values += [one["value"] for one in json.loads(scored.stdout)["results"]]
     assert values[0] > values[1] + 0.5
-    rendered = foundling("classify", out, "User: 7: Rome\nAssistant: Rome, please", "--json")
-    assert rendered.returncode == 0 and "value" in json.loads(rendered.stdout)["results"][0], rendered.stderr
+    alone = foundling("classify", out, "Rome, please")
+    assert alone.returncode == 2 and "--pair" in alone.stderr
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (("dpo", "{base}", "{same}"), "equal completions"),
-        (("dpo", "{base}", "{chats}"), "do not hold what --as preference needs"),
+        (("dpo", "{base}", "{chats}"), "are no comparisons"),
         (("sft", "{base}", "{comparisons}"), "do not hold what --as chat needs"),
         (("dpo", "{base}", "{comparisons}", "--objective.beta", "0"), "beta"),
         (("reward", "{base}", "{comparisons}", "--objective.beta", "0.2"), "--beta is not for 'reward'"),
