@@ -14,7 +14,7 @@ import pytest
 from foundling.decode.request import Request
 from foundling.serve import run
 from tests.serve import raw
-from tests.serve.clients import ask, leave_all, overload, payload
+from tests.serve.clients import arrivals, ask, leave_all, overload, payload
 from tests.serve.commands import Serving
 from tests.serve.servers import Live, serving
 
@@ -55,21 +55,17 @@ def test_every_request_ends_under_overload(directories) -> None:
 
 
 @pytest.mark.slow
-def test_ten_times_too_much_for_a_minute(directories, capsys: pytest.CaptureFixture[str]) -> None:
-    """16 completions are computed at once and 16 wait; 320 clients ask."""
+def test_ten_times_too_much_for_a_minute(directories) -> None:
+    """16 completions are computed at once and 16 wait; ten times as many requests come as are answered. How long
+    /health takes is measured by benchmarks.serve_overload."""
     options = ("--max-queue", 32, "--max-num-seqs", 16)
     with Serving(directories["tiny"], *options) as running:
         server, port = psutil.Process(running.process.process.pid), running.port
-        asyncio.run(overload(port, 32, 5.0, 60))  # what is allocated once
-        outcome = asyncio.run(overload(port, 320, 60.0, 60, server))
-        ms = [round(outcome.percentile(share) * 1000, 1) for share in (0.5, 0.99, 1.0)]
-        rss = [round(n / 2**20, 1) for _, n in outcome.rss]
-        with capsys.disabled():
-            print(f"\n60 s, 320 clients: {outcome.statuses}; /health p50, p99, max: {ms} ms of {len(outcome.health)}")
-            print(f"memory at the start, at half, at the end: {rss[0]}, {rss[len(rss) // 2]}, {rss[-1]} MiB")
+        calm = asyncio.run(overload(port, 32, 10.0, 60))  # and what is allocated once
+        outcome = asyncio.run(arrivals(port, calm.statuses[200], 60.0, 60, server))  # a tenth of them a second
         assert outcome.statuses.get(200, 0) > 0 and outcome.statuses.get(429, 0) > 0
-        # under 0.1 s on a machine that does nothing else; the clients here share its cores with the server
-        assert len(outcome.health) >= 60 and outcome.percentile(0.5) < 0.1 and outcome.percentile(0.99) < 1
+        assert len(outcome.health) >= 60, "it is answered between the others"
+        rss = [round(n / 2**20, 1) for _, n in outcome.rss]
         half = len(rss) // 2
         # allocators and connections breathe; a leak of 1 KiB a request would be more
         assert sum(rss[half:]) / len(rss[half:]) - sum(rss[:half]) / len(rss[:half]) < 32
