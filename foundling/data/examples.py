@@ -172,9 +172,7 @@ def _write(
 ) -> ExampleIndex:
     kind = rows.layout.kind
     parameters = f"foundling-examples-1 kind={kind} seed={seed} share={share!r} max_held_out={max_held_out}\n"
-    survey, labels, n_first = Survey(seed, parameters.encode()), list[Counter[str]](), 0
-    prompts = list[str]()
-    """of comparisons: what several of them may share"""
+    survey, labels, prompts, n_first = Survey(seed, parameters.encode()), list[Counter[str]](), list[str](), 0
 
     def distinct() -> Iterator[Document]:
         nonlocal n_first
@@ -183,8 +181,7 @@ def _write(
                 n_first = len(labels)
             elif survey.add(document.text):
                 labels.append(_labels(kind, document.text))
-                if kind == COMPARED:
-                    prompts.append(json.dumps(json.loads(document.text)["messages"]))
+                prompts.extend([json.dumps(json.loads(document.text)["messages"])] if kind == COMPARED else [])
                 yield document
 
     text = write_text_shards(directory, "text", distinct())
@@ -205,11 +202,8 @@ def _write(
         if not chosen:
             raise DataError(f"{held_out.nothing() if not n_first else f'{held_out.name}: every {UNKNOWN_LABEL}'}")
         note = f"{len(chosen):,} examples of {held_out.name} are held out"
-    if kind == COMPARED:  # no completion of a held-out prompt is learnt from
-        asked = {prompts[place] for place in chosen}
-        shared = {place for place in range(len(prompts)) if prompts[place] in asked} - cut
-        cut |= shared
-        removed["comparison of a prompt that is held out"] += len(shared)
+    removed["comparison of a prompt that is held out"] += len(shared := _sharing(prompts, chosen) - cut)
+    cut |= shared
     for place in chosen if held_out is None else ():
         counts -= labels[place]
     names, sizes = _sorted(counts), survey.sizes
@@ -233,6 +227,12 @@ def _write(
         text=text,
         held_out=write_text_shards(directory, "held_out", (taken[place] for place in chosen)),
     )
+
+
+def _sharing(prompts: Sequence[str], chosen: Sequence[int]) -> set[int]:
+    """Comparisons of the prompts of those that are held out: no completion of these is learnt from."""
+    asked = {prompts[place] for place in chosen} if prompts else set[str]()
+    return {place for place, prompt in enumerate(prompts) if prompt in asked}
 
 
 def _labels(kind: Kind, text: str) -> Counter[str]:

@@ -81,6 +81,11 @@ def longest_text(recipe: Recipe) -> int:
     return recipe.train.seq_len - (recipe.objective.kind == "reward")
 
 
+def count_examples(split: EncodedSplit, recipe: Recipe) -> int:
+    """Prompts, of comparisons, whose completions are texts of their own in the split."""
+    return len(comparisons_of(split)) if recipe.objective.kind in COMPARES else len(split)
+
+
 def validation_split(split: EncodedSplit, recipe: Recipe) -> tuple[EncodedSplit, EncodedSplit | None]:
     """(to train on, to choose the best weights by). The second is chosen by the seed; None where the recipe measures
     none."""

@@ -38,6 +38,7 @@ from foundling.recipes.finetune_data import (
     VALIDATED_FROM,
     batches_of,
     choose_seq_len,
+    count_examples,
     longest_text,
     parent_tokenizer,
     start_id,
@@ -66,7 +67,7 @@ LEARNING_RATES = {
 }  # fmt: skip
 """method -> rate of AdamW, stated at BASE_WIDTH"""
 POLICY_RATE = 0.1
-"""of these, for a policy that learns from comparisons: its loss falls by moving away from good text as well"""
+"""of these, for a policy that learns from comparisons"""
 STEPS_AN_EPOCH, LEAST_EXAMPLES, MOST_EXAMPLES = 50, 4, 32
 """A step reads as many examples as make about so many steps an epoch, within these bounds."""
 MEASUREMENTS_AN_EPOCH = 4
@@ -106,8 +107,7 @@ def draft_of(run: Run, examples: Examples) -> Draft:
     del origin
     framing = framing_of(directory, tokenizer, model)
     encoded = run.encoded(examples, base_framing(framing), longest_text(recipe))
-    objective = objective_of(recipe.objective)
-    judge = Judge(examples, encoded, framing, objective, runtime_of(recipe), start_id(model), kind)
+    judge = Judge(examples, encoded, framing, objective_of(recipe.objective), runtime_of(recipe), start_id(model), kind)
     if kind in POLICIES:  # the plan times steps, which any numbers do for
         for split in (encoded.train, encoded.held_out):
             split.reference = np.zeros(len(split), dtype="<f4")
@@ -151,9 +151,9 @@ def cost_of(draft: Draft, recipe: Recipe, batches: Any, validation: EncodedSplit
     """By some steps, which change the model, and some examples."""
     measured, per_example = draft.judge.probe(draft.model)
     once, spread, probe = 2 * measured, 0.0, 0.0
-    encoded = draft.judge.encoded
     if recipe.objective.kind in POLICIES:  # the reference reads everything once
-        once += per_example * sum(count_examples(split, recipe) for split in (encoded.train, encoded.held_out))
+        splits = draft.judge.encoded.train, draft.judge.encoded.held_out
+        once += per_example * sum(count_examples(split, recipe) for split in splits)
     if draft.head:
         probe = seconds_to_solve(recipe, draft.judge.encoded.train, draft.head, per_example)
     if validation is not None:
@@ -168,8 +168,7 @@ def prepare(run: Run, examples: Examples) -> Prepared:
     draft = draft_of(run, examples)
     recipe, head = draft.recipe, draft.head
     train, validation = validation_split(draft.judge.encoded.train, recipe)
-    fit = fit_memory(recipe, head)
-    if fit.bytes > usable_bytes():
+    if (fit := fit_memory(recipe, head)).bytes > usable_bytes():
         raise BudgetError(
             f"the method '{recipe.adapt.method}' takes at least {fit.bytes / 2**30:.1f} GiB, "
             f"{usable_bytes() / 2**30:.1f} GiB can be used here; see what each method takes with --plan, or give a "
@@ -237,11 +236,6 @@ def check_settings(given: dict[str, Any], options: AdaptOptions, kind: str) -> N
         raise ConfigError(f"--pool is for a head on whole texts, and '{kind}' has none; leave it out")
     if given.get("train", {}).get("ema_decay") is not None:
         raise ConfigError("ema_decay is not for finetuning, which keeps the best weights; leave it out")
-
-
-def count_examples(split: EncodedSplit, recipe: Recipe) -> int:
-    """Prompts, of comparisons, whose completions are texts of their own in the split."""
-    return len(comparisons_of(split)) if recipe.objective.kind in COMPARES else len(split)
 
 
 def learnt_from(examples: Examples, asked: str | None) -> str:
