@@ -22,8 +22,6 @@ from foundling.limits import LABELS, shown
 ACTIVATIONS = {"tanh": torch.tanh, "relu": F.relu, "gelu": F.gelu}
 SCORE = "score"
 """the name under which a head is registered, which transformers' classifiers on decoders use"""
-
-
 REWARD = "reward"
 """the label of a head that scores completions (objectives/preference.py)"""
 

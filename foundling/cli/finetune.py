@@ -28,8 +28,6 @@ DEFAULTS = {
 }  # fmt: skip
 """what finetuning chooses where the recipe's own default is another"""
 LEFT_OUT = (*OF_RAISE, "train.seq_len", "train.epochs", "adapt.method")
-
-
 KIND = "key:objective.kind"
 
 

@@ -37,8 +37,8 @@ HEADED = ("classify", "tag", "regress", "reward")
 """kinds of examples that a head answers"""
 KINDS = {
     "chat": "chat model", "text": "finetuned model", "classify": "text classifier", "tag": "word tagger",
-    "regress": "regression model", "seq2seq": "finetuned model", "reward": "reward model", "dpo": "aligned chat model",
-    "ipo": "aligned chat model",
+    "regress": "regression model", "seq2seq": "finetuned model", "reward": "reward model",
+    **dict.fromkeys(("dpo", "ipo"), "preference-tuned chat model"),
 }  # fmt: skip
 """kind of examples -> what comes of them, in words"""
 N_ENDS = 20

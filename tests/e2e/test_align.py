@@ -47,9 +47,10 @@ def test_a_policy_is_trained_killed_resumed_reproduced_and_talks(base: Path, com
     assert result["metric"] == "accuracy" and result["actual"]["accuracy"] > 0.9 > result["baselines"]["chance"]
     about = json.loads((out / "foundling.json").read_text())
     assert about["recipe"]["objective"] | {"kind": "dpo", "beta": 0.1} == about["recipe"]["objective"]
-    assert about["base"] == weights(base) and about["kind"] == "aligned chat model"
+    assert about["base"] == weights(base) and about["kind"] == "preference-tuned chat model"
     talk = foundling("chat", out, "--temperature", "0", "--max-tokens", "4", "--json", input="1: Rome\n")
     assert talk.returncode == 0, talk.stderr
+    assert json.loads(talk.stdout)["kind"] == "instruct model"
     broken = folder / "broken"
     kill_after_checkpoint([*args, "--out", broken, *SETTINGS], broken, "align")
     other = foundling("align", "reward", "--out", broken, "--resume")

@@ -294,7 +294,8 @@ def test_a_quota_cuts_what_the_api_is_asked_for_and_no_recorded_answer(far: Live
     fields: Any = {"model": "near", "messages": MESSAGES}
     record = tmp_path / "answers.jsonl"
     with serving({}, prepare=remote(far.url, record), key_file=keys.path) as near:
-        near.server.pool.remotes["near"].subject.rename["max_tokens"] = "max_completion_tokens"  # type: ignore
+        served: Any = near.server.pool.remotes["near"]
+        served.subject.rename["max_tokens"] = "max_completion_tokens"
         near.client(rich).chat.completions.create(**fields, max_tokens=300)
         again = near.client(poor).chat.completions.create(**fields, max_tokens=300)  # which it could not pay
         assert again.usage.completion_tokens == 300  # pyright: ignore[reportOptionalMemberAccess]

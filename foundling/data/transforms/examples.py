@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -212,24 +212,25 @@ def _padded(examples: Sequence[dict[str, np.ndarray]], name: str, fill: int) -> 
     return torch.from_numpy(out)
 
 
-class _Once(Sequence[Batch]):
-    def __init__(self, split: EncodedSplit, batch_size: int, start_id: int) -> None:
-        self.split, self.batch_size, self.start_id = split, batch_size, start_id
+class Once(Sequence[Batch]):
+    """n rows in order, `batch_size` a batch, the last of which may have fewer; `make` makes those of a range."""
+
+    def __init__(self, n: int, batch_size: int, make: Callable[[range], Batch]) -> None:
+        self.n, self.batch_size, self.make = n, batch_size, make
 
     def __len__(self) -> int:
-        return -(-len(self.split) // self.batch_size)
+        return -(-self.n // self.batch_size)
 
     def __getitem__(self, n: Any) -> Any:
         if isinstance(n, slice):
             return [self[i] for i in range(*n.indices(len(self)))]
         n = range(len(self))[n]
-        rows = range(n * self.batch_size, min((n + 1) * self.batch_size, len(self.split)))
-        return padded_rows(self.split, rows, self.start_id)
+        return self.make(range(n * self.batch_size, min((n + 1) * self.batch_size, self.n)))
 
 
 def example_batches(split: EncodedSplit, *, batch_size: int, start_id: int = 0) -> Sequence[Batch]:
     """Each example once, in order, one in a row, for evaluation; the last batch may have fewer rows."""
-    return _Once(split, batch_size, start_id)
+    return Once(len(split), batch_size, lambda rows: padded_rows(split, rows, start_id))
 
 
 def training_batches(

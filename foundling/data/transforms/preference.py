@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ import torch
 from foundling.contracts.data import Batch
 from foundling.data.encoded import EncodedSplit
 from foundling.data.subset import Subset
-from foundling.data.transforms.examples import PaddedExamples, packed_rows, rounded
+from foundling.data.transforms.examples import Once, PaddedExamples, packed_rows, rounded
 
 REFERENCE = "reference_logprobs"
 
@@ -71,22 +70,7 @@ class Comparisons(PaddedExamples):
         return batch | {"sample_ids": torch.arange(first, first + len(rows))}
 
 
-class _Once(Sequence[Batch]):
-    def __init__(self, split: EncodedSplit, batch_size: int, whole: bool) -> None:
-        self.split, self.batch_size, self.whole = split, batch_size, whole
-        self.groups = comparisons_of(split)
-
-    def __len__(self) -> int:
-        return -(-len(self.groups) // self.batch_size)
-
-    def __getitem__(self, n: Any) -> Any:
-        if isinstance(n, slice):
-            return [self[i] for i in range(*n.indices(len(self)))]
-        n = range(len(self))[n]
-        groups = self.groups[n * self.batch_size : (n + 1) * self.batch_size]
-        return comparison_rows(self.split, groups, whole=self.whole)
-
-
 def comparison_batches(split: EncodedSplit, *, batch_size: int, whole: bool = False) -> Sequence[Batch]:
     """Each prompt once, in order, for evaluation; the last batch may have fewer."""
-    return _Once(split, batch_size, whole)
+    groups = comparisons_of(split)
+    return Once(len(groups), batch_size, lambda rows: comparison_rows(split, [groups[i] for i in rows], whole=whole))
