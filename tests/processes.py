@@ -115,7 +115,9 @@ class Forked:
         return self.process.exitcode
 
     def send_signal(self, number: int) -> None:
-        os.kill(self.process.pid, number)
+        # a process that has ended is reaped by the server, whether or not its exit code has arrived here
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, number)
 
     def wait(self, timeout: float | None = None) -> int:
         self.process.join(timeout)
