@@ -181,6 +181,7 @@ LINEAGE_FOLDERS = Limit(20_000, "folders that are searched for models", "name th
 ANSWER_CHARS = Limit(1 << 20, "characters of an answer that is checked", low=0)
 PATTERN_CHARS = Limit(1 << 16, "characters of a regular expression, a grammar or a schema", low=0)
 INSTRUCTIONS = Limit(100, "instructions of one prompt")
+REWARDS = Limit(16, "rewards that are summed")
 INSTRUCTION_COUNT = Limit(1_000_000, "words, sentences or other things that an instruction counts", low=0)
 INSTRUCTION_CHARS = Limit(1 << 16, "characters of an instruction's argument", low=0)
 

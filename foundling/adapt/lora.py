@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,20 @@ class LoRAOptions:
     def __post_init__(self) -> None:
         if self.rank < 1 or not 0 < self.alpha < math.inf:
             raise AdaptError(f"rank {self.rank} and alpha {self.alpha}: expected at least 1 and a number above 0")
+
+
+@contextmanager
+def without_lora(model: nn.Module) -> Iterator[None]:
+    """Inside, the model computes what its base does: a policy's reference needs no second copy of the weights."""
+    modules = [module for module in added(model).values() if isinstance(module, LoRA)]
+    alphas = [module.alpha for module in modules]
+    for module in modules:
+        module.alpha = 0.0
+    try:
+        yield
+    finally:
+        for module, alpha in zip(modules, alphas, strict=True):
+            module.alpha = alpha
 
 
 def shapes(base: Any, rank: int) -> dict[str, tuple[int, ...]]:

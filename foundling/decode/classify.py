@@ -4,7 +4,7 @@ values."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,16 @@ class Classifier:
     def scores_chats(self) -> bool:
         """Whether it is a reward model (objectives/preference.py)."""
         return self.labels == (REWARD,) and self.tokenizer.chat_template is not None
+
+    def score_chats(self, chats: Sequence[Sequence[Mapping[str, Any]]]) -> list[float | None]:
+        """By a reward model, of conversations that end with an answer: a number for each, None where it is longer than
+        `longest` tokens. DataError where the chat template refuses one."""
+        framing, rows = Framing(self.tokenizer, self._spec), list[list[int] | None]()
+        for chat in chats:
+            ids, _ = framing.chat_example(chat)
+            rows.append([*self._spec.virtual, *ids] if len(ids) <= self.longest else None)
+        values = iter(self.predict([row for row in rows if row is not None]))
+        return [None if row is None else float(self._value(next(values), None)["value"]) for row in rows]
 
     def _chat(self, text: Text) -> list[int]:
         """GenerationError for a text alone, and for a pair that is longer than the model reads."""
