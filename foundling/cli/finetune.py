@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any, get_args
 
 from foundling.adapt.options import Method
 from foundling.cli.common import clock, free_directory, progress_for
-from foundling.cli.flags import OF_RAISE, add_recipe_flags, given_keys
+from foundling.cli.flags import OF_ALIGN, OF_RAISE, add_recipe_flags, given_keys
 from foundling.cli.stdio import say
 from foundling.errors import ConfigError
 from foundling.recipes.recipe import ExampleKind
@@ -29,24 +30,27 @@ DEFAULTS = {
 """what finetuning chooses where the recipe's own default is another"""
 LEFT_OUT = (*OF_RAISE, "train.seq_len", "train.epochs", "adapt.method")
 KIND = "key:objective.kind"
+EPOCHS = 3
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    add_options(parser)
+    add_options(parser, (*LEFT_OUT, *OF_ALIGN))
     kinds = ", ".join(get_args(ExampleKind))
     parser.add_argument("--as", dest=KIND, choices=get_args(ExampleKind), metavar="KIND",
                         help=f"what is learnt from the examples: {kinds} (default: detected)")  # fmt: skip
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Those of every kind."""
+def add_options(parser: argparse.ArgumentParser, leave_out: Sequence[str] = LEFT_OUT) -> None:
+    """Those of every kind, without the keys of the recipe that match a pattern of `leave_out`."""
     parser.add_argument("dir", nargs="?", help="model directory, or hf://ORG/NAME[@REVISION]")
     parser.add_argument("data", nargs="?", help="file or folder of .jsonl, .json, .csv, .tsv, .parquet, CoNLL or text")
     methods = ", ".join(get_args(Method))
     parser.add_argument("--method", dest="key:adapt.method", choices=get_args(Method), metavar="METHOD",
                         help=f"what is trained: {methods} (default: lora; head needs labels)")  # fmt: skip
     budget = parser.add_mutually_exclusive_group()
-    budget.add_argument("--epochs", type=float, help="times that the examples are read (default 3)")
+    budget.add_argument(
+        "--epochs", type=float, help=f"times that the examples are read (default {EPOCHS}; of ppo and grpo 1)"
+    )
     budget.add_argument("--minutes", type=float, help="budget in minutes: as many steps as fit, by a probe")
     parser.add_argument("--seq-len", dest="key:train.seq_len", metavar="INT",
                         help="tokens in a row (default: what nearly all examples fit into)")  # fmt: skip
@@ -56,14 +60,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="continue the unfinished run in --out")
     parser.add_argument("--config", metavar="FILE", help="YAML file with fixed keys of the recipe")
     parser.add_argument("--licence", help="licence of the data for the model card, such as CC-BY-4.0")
-    add_recipe_flags(parser, LEFT_OUT, DEFAULTS)
+    add_recipe_flags(parser, leave_out, DEFAULTS)
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace, more: dict[str, Any] | None = None, *, epochs: float = EPOCHS) -> dict[str, Any]:
+    """`more`: keys of the recipe that have no flag here; `epochs`: where no budget is given."""
     from foundling.config import flattened, load_yaml, merged
 
     args.model_fields = []
-    given = given_keys(args)
+    given = merged(given_keys(args), more or {})
     if args.out == "":
         raise ConfigError("--out is empty; give a directory, or omit it to use runs/NAME-N")
     if args.resume:
@@ -86,7 +91,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.epochs = train.get("epochs")  # of a recipe file
     if args.merged:
         given = merged(given, {"adapt": {"merged": True}})
-    budget = Budget("epochs", 3 if args.epochs is None else args.epochs)
+    budget = Budget("epochs", epochs if args.epochs is None else args.epochs)
     if args.minutes is not None:
         budget = Budget("seconds", args.minutes * 60)
     request = Request(args.data, budget, args.licence, given, "finetune")

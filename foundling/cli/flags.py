@@ -26,7 +26,8 @@ ALIASES = {
     "train.activation_checkpointing": ["--activation-checkpointing", "--checkpoint-activations"],
 }  # fmt: skip
 """short flags that differ from the name of the field"""
-HIDDEN = ("data.source", "model.weights_hash", "model.fields", "objective.teacher_hash", "train.n_completions")
+HIDDEN = ("data.source", "model.weights_hash", "model.fields", "objective.teacher_hash", "train.n_completions",
+          "rollout.reward", "rollout.reward_hashes")  # fmt: skip
 """set by the argument DATA, or when the recipe is resolved"""
 CHOSEN = ("data.share", "schedule.warmup_steps", "train.activation_checkpointing", "train.checkpoint_every")
 """fields with a default that the plan chooses nevertheless, like the fields without a default"""
@@ -38,6 +39,10 @@ OF_FINETUNE = (
     "objective.beta",
 )  # fmt: skip
 """what `foundling finetune` alone reads"""
+OF_ALIGN = (
+    "rollout.*", "objective.kl_coef", "objective.clip_*", "objective.normalise", "objective.value_coef",
+)  # fmt: skip
+"""what `foundling align` alone reads"""
 OF_RAISE = (
     "model.*", "objective.kind", "objective.*_rate", "objective.mean_span", "objective.teacher",
     "objective.temperature", "objective.alpha", "data.vocab_size", "data.fim_rate", "data.share", "train.ema_decay",
@@ -80,7 +85,9 @@ def options(key: str, taken: set[str]) -> list[str]:
 
 
 def add_recipe_flags(
-    parser: argparse.ArgumentParser, leave_out: Sequence[str] = OF_FINETUNE, defaults: Mapping[str, str] | None = None
+    parser: argparse.ArgumentParser,
+    leave_out: Sequence[str] = (*OF_FINETUNE, *OF_ALIGN),
+    defaults: Mapping[str, str] | None = None,
 ) -> None:
     """A group for each section of the recipe, without the keys that match a pattern of `leave_out`. `defaults`: what
     the help says in place of a field's own default."""

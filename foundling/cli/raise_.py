@@ -49,7 +49,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             raise ConfigError(f"--resume takes the settings of the unfinished run; leave out {asked[0]}")
     from foundling.config import load_yaml, merged
     from foundling.recipes.kinds import raise_model, resume_model
-    from foundling.recipes.recipe import Request, upgrade
+    from foundling.recipes.recipe import Request
+    from foundling.recipes.upgrade import upgrade
 
     progress, timer = progress_for(args), clock()
     if args.resume:

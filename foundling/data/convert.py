@@ -139,6 +139,25 @@ def preference(row: Mapping[str, Any], columns: Mapping[str, str]) -> Fields | S
     return {"messages": first, "completions": completions}
 
 
+def prompt(row: Mapping[str, Any], columns: Mapping[str, str]) -> Fields | Skip:
+    """A text or a conversation to be answered, without an answer that stands there already; `row` has all that the row
+    has, with `prompt` as the text of the last message and `answer` where a column says what is right."""
+    asked = _messages(row.get(columns["asked"]))
+    if isinstance(asked, Skip):
+        return asked
+    while asked and asked[-1]["role"] == "assistant":
+        asked.pop()
+    if not asked or not str(asked[-1]["content"]).strip():
+        return Skip("an empty prompt")
+    if isinstance(system := row.get(columns.get("system", "")), str) and system.strip():
+        asked = [{"role": "system", "content": system}, *(m for m in asked if m["role"] != "system")]
+    own = {name: value for name, value in row.items() if value is not None}
+    own["prompt"] = str(asked[-1]["content"])
+    if (right := row.get(columns.get("right", ""))) is not None:
+        own["answer"] = right
+    return {"messages": asked, "row": own}
+
+
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
 """of Anthropic's transcripts"""
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from foundling.data.kinds import COMPARED, PACKED, Example, Kind
+from foundling.data.kinds import COMPARED, PACKED, PROMPT, Example, Kind
 from foundling.errors import DataError
 from foundling.text.answers import NO_PLACE, Unusable
 from foundling.text.cutting import Encoded, Text, encode_within
@@ -54,13 +54,16 @@ class Encoder:
     @property
     def packed(self) -> bool:
         """Whether examples share rows: those of a causal model, which reads a source as the prompt of its target."""
-        return self.kind in (*PACKED, COMPARED) or (self.kind == "seq2seq" and not self.framing.spec.reads_source)
+        return self.kind in (*PACKED, COMPARED, PROMPT) or (
+            self.kind == "seq2seq" and not self.framing.spec.reads_source
+        )
 
     def __call__(self, examples: Iterable[Example]) -> Iterator[tuple[int, Arrays]]:
         """(place, arrays) of every example, of a text one for each window of seq_len + 1 tokens."""
         functions: dict[Kind, Callable[[Sequence[Example]], Iterator[Any]]] = {
             "chat": self._chat, "text": self._text, "classify": self._classify, "regress": self._classify,
             "tag": self._tag, "seq2seq": self._seq2seq, "preference": self._preference,
+            "prompt": self._prompt,
         }  # fmt: skip
         place, source = 0, iter(examples)
         while group := list(islice(source, AT_ONCE)):
@@ -95,6 +98,14 @@ class Encoder:
             texts = [next(encoded) for _ in one.fields["completions"]]
             unusable = next((text for text in texts if isinstance(text, Unusable)), None)
             yield unusable or [{"tokens": text.ids, "mask": text.mask} for text in texts]  # pyright: ignore
+
+    def _prompt(self, group: Sequence[Example]) -> Iterator[Any]:
+        for one in group:
+            ids = self.framing.chat(one.fields["messages"])
+            if len(ids) <= self.seq_len:
+                yield {"tokens": ids, "mask": [False] * len(ids)}
+            else:
+                yield Unusable(f"a prompt over {self.seq_len:,} tokens", "raise --seq-len", True)
 
     def _text(self, group: Sequence[Example]) -> Iterator[Any]:
         encoded = self.tokenizer.encode_batch([one.fields["text"] for one in group])
@@ -158,7 +169,7 @@ def prompt_ids(example: Example, kind: Kind, framing: Framing) -> list[int]:
     if kind == "chat":
         messages = example.fields["messages"]
         return framing.chat(messages[:-1], tools=example.fields.get("tools"))
-    if kind == COMPARED:
+    if kind in (COMPARED, PROMPT):
         return framing.chat(example.fields["messages"])
     if not framing.spec.reads_source:
         framing = Framing(framing.tokenizer, replace(framing.spec, separator=SEPARATOR))

@@ -7,13 +7,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-Kind = Literal["chat", "text", "classify", "tag", "regress", "seq2seq", "preference"]
+Kind = Literal["chat", "text", "classify", "tag", "regress", "seq2seq", "preference", "prompt"]
 """chat: {"messages": [{"role", "content", …}], "tools"?} · text: {"text", "continues"?}, True for a piece that is not
 the last of its text · classify: {"text", "label", "pair"?} · tag: {"words", "tags"} · regress: {"text", "value",
-"pair"?} · seq2seq: {"source", "target"} · preference: {"messages", "completions": [the best, …, the worst]}"""
+"pair"?} · seq2seq: {"source", "target"} · preference: {"messages", "completions": [the best, …, the worst]} ·
+prompt: {"messages", "row"}, to be answered, and all fields of its row, which say what is right"""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 PACKED: tuple[Kind, ...] = ("chat", "text")
 """kinds whose examples share rows, for a causal model"""
+PROMPT = "prompt"
+"""the kind that is read only where it is asked for: rows of any other kind have prompts too"""
 COMPARED = "preference"
 """the kind whose examples are encoded as several texts each, one for each completion"""
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from foundling.data import convert
 from foundling.data.convert import Convert, Fields
-from foundling.data.kinds import Columns, Kind
+from foundling.data.kinds import PROMPT, Columns, Kind
 from foundling.data.streams import Skip, shown_names
 from foundling.errors import ConfigError
 
@@ -31,7 +31,7 @@ ANSWERS = ("completion", "response", "answer", "output", "answers", "solution")
 SYSTEM = {"system": ("system", "system_prompt")}
 FLAGS = {
     "messages": "field", "prompt": "field", "words": "field", "text": "field", "translation": "field", "pair": "pair",
-    "label": "label", "tags": "label", "answer": "target", "chosen": "target", "rejected": "label", "ranked": "target",
+    "asked": "field", "right": "target", "label": "label", "tags": "label", "answer": "target", "chosen": "target", "rejected": "label", "ranked": "target",
 }  # fmt: skip
 """role of a column -> the field of Columns that names it"""
 
@@ -50,10 +50,11 @@ class Shape:
 
 PROMPTED: dict[Kind, Convert] = {"chat": convert.chat_of_one_turn, "seq2seq": convert.source_and_target}
 SCORED: dict[Kind, Convert] = {"classify": convert.classify, "regress": convert.regress}
-WORDS = {"preference": "dpo, ipo or reward"}
+WORDS = {"preference": "dpo, ipo or reward", PROMPT: "ppo or grpo"}
 """kind -> what --as calls it, where that is another word"""
 COMPARED: dict[Kind, Convert] = {"preference": convert.preference}
 PROMPTS = ("prompt", "question", "instruction", "query", "problem", "input", "messages")
+LABELLED = Shape("texts with a label", "have a text and a label", SCORED, {"text": TEXTS, "label": LABELS})
 SHAPES = (
     Shape(
         "prompts with two completions", "have both, one chosen", COMPARED,
@@ -101,8 +102,12 @@ SHAPES = (
             "label": LABELS,
         },
     ),
-    Shape("texts with a label", "have a text and a label", SCORED, {"text": TEXTS, "label": LABELS}),
+    LABELLED,
     Shape("texts", "have a text", {"text": convert.text}, {"text": TEXTS}),
+    Shape(
+        "prompts", "have one", {PROMPT: convert.prompt},
+        {"asked": (*PROMPTS, "conversations", "conversation")}, {"right": ANSWERS, **SYSTEM},
+    ),
 )  # fmt: skip
 
 
@@ -168,7 +173,7 @@ def _check_columns(columns: Columns, names: list[str]) -> None:
 def _matches(kind: Kind | None, values: Mapping[str, list[Any]], columns: Columns, n: int) -> list[Match]:
     """The ways to read the columns, without those that read fewer of the same columns, or the plain text of a row that
     can be read as more."""
-    shapes = [shape for shape in SHAPES if kind is None or kind in shape.kinds]
+    shapes = [shape for shape in SHAPES if kind in shape.kinds or (kind is None and PROMPT not in shape.kinds)]
     matches = [match for shape in shapes if (match := _match(shape, values, columns)) is not None]
     uses = [set(match.roles.values()) for match in matches]
     matches = [match for match, use in zip(matches, uses, strict=True) if not any(use < other for other in uses)]
@@ -176,7 +181,7 @@ def _matches(kind: Kind | None, values: Mapping[str, list[Any]], columns: Column
         matches = [match for match in matches if "text" not in match.shape.kinds]
     matches = _distinct(kind, matches)
     if not matches and kind in (None, "classify", "regress") and (guess := _guess(values, columns, n)):
-        return [Match(SHAPES[-2], guess)]
+        return [Match(LABELLED, guess)]
     return matches
 
 
@@ -220,6 +225,7 @@ def _fits(role: str, values: Sequence[Any]) -> bool:
         "words": lambda v: isinstance(v, list),
         "tags": lambda v: isinstance(v, list),
         "label": lambda v: not isinstance(v, list | Mapping),
+        "asked": lambda v: isinstance(v, str | list),
         "chosen": lambda v: isinstance(v, str | list | Mapping),
         "rejected": lambda v: isinstance(v, str | list | Mapping),
         "ranked": lambda v: isinstance(v, list),
@@ -275,7 +281,9 @@ def _unknown(kind: Kind | None, names: list[str]) -> str:
         )
     roles = [role for shape in SHAPES if kind in shape.kinds for role in (*shape.optional, *shape.roles)]
     shown = ", ".join(f"--{flag}" for flag in dict.fromkeys(FLAGS[role] for role in roles if role in FLAGS))
-    if kind in COMPARED:
+    if kind == PROMPT:
+        needs = "hold no prompts"
+    elif kind in COMPARED:
         needs = "are no comparisons (prompt with chosen and rejected, or with ranked)"
     else:
         needs = f"do not hold what --as {kind} needs"

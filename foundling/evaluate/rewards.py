@@ -17,6 +17,7 @@ from foundling.errors import ConfigError, DataError, FoundlingError
 from foundling.evaluate.scoring import SCORES, scorer
 from foundling.limits import REWARDS, shown
 from foundling.runtime.hub import local_directory
+from foundling.weights.directory import weights_hash
 
 Row = Mapping[str, Any]
 """`messages` or `prompt`, which was answered, and the fields that a checker reads: `answer` is what is right"""
@@ -28,6 +29,8 @@ class Part(NamedTuple):
     name: str
     weight: float
     score: Callable[[Sequence[Row], Sequence[str]], Sequence[float]]
+    model: Any = None
+    """of a reward model"""
 
 
 class Rewards:
@@ -56,6 +59,10 @@ class Rewards:
                     raise DataError(f"the reward '{part.name}' of {shown(text)} is {value}; expected a finite number")
             every[part.name] = values
         return every
+
+    def weights_hashes(self) -> dict[str, str]:
+        """directory -> hash of the weights, of the reward models"""
+        return {part.name: weights_hash(part.model) for part in self.parts if part.model is not None}
 
 
 def build_rewards(names: Sequence[str], *, device: str = "cpu") -> Rewards:
@@ -92,7 +99,7 @@ def _part(text: str, device: str) -> Part:
     if not model.scores_chats:
         raise ConfigError(f"{name}: is no reward model; foundling align reward makes one")
     model.model.to(device).requires_grad_(False)
-    return Part(name, weight, lambda rows, texts: score_answers(model, rows, texts))
+    return Part(name, weight, lambda rows, texts: score_answers(model, rows, texts), model.model)
 
 
 def score_answers(model: Classifier, rows: Sequence[Row], texts: Sequence[str]) -> list[float]:

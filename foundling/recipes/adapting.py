@@ -23,7 +23,7 @@ from foundling.objectives.classify import Classify, Regress, Tag
 from foundling.objectives.preference import DPO, Reward
 from foundling.recipes.models import load_start
 from foundling.recipes.publish import write_whole
-from foundling.recipes.recipe import COMPARES, ObjectiveSpec, Recipe
+from foundling.recipes.recipe import COMPARES, REWARDED, ObjectiveSpec, Recipe
 from foundling.runtime.hub import local_directory
 from foundling.runtime.memory import trim_memory
 from foundling.runtime.rng import generator
@@ -39,6 +39,7 @@ KINDS = {
     "chat": "chat model", "text": "finetuned model", "classify": "text classifier", "tag": "word tagger",
     "regress": "regression model", "seq2seq": "finetuned model", "reward": "reward model",
     **dict.fromkeys(("dpo", "ipo"), "preference-tuned chat model"),
+    **dict.fromkeys(REWARDED, "reward-tuned chat model"),
 }  # fmt: skip
 """kind of examples -> what comes of them, in words"""
 N_ENDS = 20
@@ -51,9 +52,9 @@ def check_kind(model: Any, kind: str) -> None:
     can = model.capabilities
     if not can.takes_head:  # declared by every model that reads text alone
         raise ConfigError(f"{type(model).__name__} is not finetuned on text; use a decoder, encoder or encoder–decoder")
-    if kind in ("dpo", "ipo") and can.reads_source:
+    if kind in ("dpo", "ipo", *REWARDED) and can.reads_source:
         raise ConfigError(f"{type(model).__name__} writes no chats, so it cannot learn '{kind}'; use a decoder")
-    if kind in ("chat", "text", "dpo", "ipo") and (not can.generates or can.reads_source):
+    if kind in ("chat", "text", "dpo", "ipo", *REWARDED) and (not can.generates or can.reads_source):
         other = "--as seq2seq" if can.reads_source else "--as classify, tag or regress"
         raise ConfigError(f"{type(model).__name__} does not continue text, so it cannot learn '{kind}'; use {other}")
     if kind == "seq2seq" and not (can.generates or can.reads_source):
@@ -84,7 +85,7 @@ def with_pool(head: HeadOptions, recipe: Recipe) -> HeadOptions:
 
 def adapted(model: Any, recipe: Recipe, head: HeadOptions | None) -> Any:
     """The model, in place, with its head and adaptation. Frozen weights are kept in the type they compute in."""
-    if recipe.objective.kind in COMPARES:
+    if recipe.objective.kind in (*COMPARES, *REWARDED):
         remove_dropout(model)
     pool = recipe.adapt.pool if recipe.adapt.pool != "published" else None
     if head is not None and not same_head(model, replace(head, pool=pool or "")):
@@ -97,7 +98,7 @@ def adapted(model: Any, recipe: Recipe, head: HeadOptions | None) -> Any:
 
 
 def remove_dropout(model: Any) -> None:
-    """Both completions of a comparison, and the reference, are to be read by the same network."""
+    """Both completions of a comparison, the reference, and the engine that draws completions are the same network."""
     for module in model.modules():
         for name in ("p", "dropout", "weight_dropout"):
             if isinstance(getattr(module, name, None), float):

@@ -50,7 +50,7 @@ from foundling.recipes.judging import Judge
 from foundling.recipes.models import Origin, check_unused, fields_read, find_origin
 from foundling.recipes.preferences import POLICIES
 from foundling.recipes.probing import feature_bytes, in_one_pass, is_solved, seconds_to_solve, with_probe
-from foundling.recipes.recipe import COMPARES, ObjectiveSpec, Recipe
+from foundling.recipes.recipe import COMPARES, REWARDED, ObjectiveSpec, Recipe
 from foundling.recipes.run import Prepared, Run
 from foundling.recipes.training import runtime_of
 from foundling.runtime.device import Runtime, available_threads, default_device, resolve_device
@@ -67,7 +67,7 @@ LEARNING_RATES = {
 }  # fmt: skip
 """method -> rate of AdamW, stated at BASE_WIDTH"""
 POLICY_RATE = 0.1
-"""of these, for a policy that learns from comparisons"""
+"""of these, for a policy that learns from comparisons or rewards"""
 STEPS_AN_EPOCH, LEAST_EXAMPLES, MOST_EXAMPLES = 50, 4, 32
 """A step reads as many examples as make about so many steps an epoch, within these bounds."""
 MEASUREMENTS_AN_EPOCH = 4
@@ -98,7 +98,7 @@ def draft_of(run: Run, examples: Examples) -> Draft:
     check_kind(origin.model, kind)
     directory, longest = given["model"]["directory"], origin.model.config.max_seq_len
     head = head_options(kind, examples)
-    recipe = _recipe(run, origin, kind, options, runtime_given(run))
+    recipe = begin_recipe(run, origin, kind, options, runtime_given(run))
     tokenizer = parent_tokenizer(recipe)
     framing = framing_of(directory, tokenizer, origin.model)
     seq_len = choose_seq_len(run.request.get("train.seq_len"), examples, framing, longest, options)
@@ -160,7 +160,12 @@ def cost_of(draft: Draft, recipe: Recipe, batches: Any, validation: EncodedSplit
         n = count_examples(validation, recipe)
         once += n * per_example
         spread = n * per_example / (recipe.train.evaluate_every or 1)
-    return Cost(0.0 if is_solved(recipe) else time_steps(recipe, draft.model, batches), spread, once, probe)
+    return Cost(
+        0.0 if is_solved(recipe) else time_steps(recipe, draft.model, batches, draft.judge.objective),
+        spread,
+        once,
+        probe,
+    )
 
 
 def prepare(run: Run, examples: Examples) -> Prepared:
@@ -230,7 +235,7 @@ def check_settings(given: dict[str, Any], options: AdaptOptions, kind: str) -> N
             raise ConfigError(
                 f"--{flag} is for the method {' or '.join(methods)}, this is {options.method}; leave it out"
             )
-    if kind not in ("chat", *COMPARES) and given.get("data", {}).get("chat_template") is not None:
+    if kind not in ("chat", *COMPARES, *REWARDED) and given.get("data", {}).get("chat_template") is not None:
         raise ConfigError(f"--chat-template is for chats, and '{kind}' has none; leave it out")
     if options.pool and kind not in ("classify", "regress"):
         raise ConfigError(f"--pool is for a head on whole texts, and '{kind}' has none; leave it out")
@@ -266,9 +271,9 @@ def runtime_given(run: Run) -> Runtime:
     return Runtime(device, given.get("precision", precision), threads, compile=given.get("compile", False))
 
 
-def _recipe(run: Run, origin: Origin, kind: str, options: AdaptOptions, runtime: Runtime) -> Recipe:
+def begin_recipe(run: Run, origin: Origin, kind: str, options: AdaptOptions, runtime: Runtime) -> Recipe:
     """What is chosen before the examples are encoded, under what was given; rows and steps are settled later."""
-    scale = POLICY_RATE if kind in POLICIES else 1.0
+    scale = POLICY_RATE if kind in (*POLICIES, *REWARDED) else 1.0
     rate = {"optimizer": "adamw", "learning_rate": scale * LEARNING_RATES[options.method]}
     optim = from_dict(OptimOptions, rate | run.request.given.get("optim", {}), where="optim")
     chosen = {
@@ -363,12 +368,12 @@ def build_within(recipe: Recipe, head: Any) -> Any:
     return build_adapted(recipe, head)
 
 
-def time_steps(recipe: Recipe, model: Any, batches: Any) -> float:
+def time_steps(recipe: Recipe, model: Any, batches: Any, objective: Any) -> float:
     """Seconds of a step, the mean of some after a first one. The model is trained by them: build it again."""
     state, marks = TrainState.build(model, recipe.optim), list[float]()
     options = replace(recipe.train_options(), unfreeze_every=None)  # what the last steps take
     steps = train_steps(
-        state, objective_of(recipe.objective), batches, Schedule(1 + TIMED_STEPS), options,
+        state, objective, batches, Schedule(1 + TIMED_STEPS), options,
         runtime_of(recipe),
     )  # fmt: skip
     for record in steps:

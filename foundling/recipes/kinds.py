@@ -12,7 +12,7 @@ from foundling.recipes import start
 from foundling.recipes.models import family_for, measured_as, objective_for, pinned_request
 from foundling.recipes.progress import Progress
 from foundling.recipes.publish import is_complete
-from foundling.recipes.recipe import ExampleKind, Request
+from foundling.recipes.recipe import REWARDED, ExampleKind, Request
 from foundling.recipes.run import Script
 from foundling.runtime.clock import Clock
 from foundling.weights.manifest import read_manifest
@@ -24,6 +24,7 @@ SCRIPTS = {
     "infill": "foundling.recipes.seq2seq:seq2seq",
     "distill": "foundling.recipes.distill:distill",
     **dict.fromkeys(get_args(ExampleKind), "foundling.recipes.finetune:finetune"),
+    **dict.fromkeys(REWARDED, "foundling.recipes.policy:policy"),
 }
 """objective -> the kind of run that learns it"""
 
@@ -36,7 +37,10 @@ def script_of(objective: str, family: str) -> Script:
 
 
 def script_for(request: Request) -> Script:
-    objective = "chat" if request.command == "finetune" else objective_for(request)
+    rewarded = request.get("objective.kind") in REWARDED
+    if request.command == "finetune":
+        return script_of(request.get("objective.kind") if rewarded else "chat", "")
+    objective = objective_for(request)
     return script_of(objective, family_for(request.get("model", {})))
 
 
@@ -55,7 +59,7 @@ def finetune_model(
     """Finetunes the model of the request on its examples into the directory `out`, which must be new or empty, and
     returns what `foundling finetune --json` prints."""
     request = pinned_request(request)
-    return start.start(script_of("chat", ""), request, out, progress=progress, clock=clock)
+    return start.start(script_for(request), request, out, progress=progress, clock=clock)
 
 
 def resume_model(out: str | Path, *, progress: Progress | None = None, clock: Clock | None = None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from foundling.errors import AdaptError, ConfigError, MismatchError, WeightsErro
 from foundling.models import FAMILIES, Family, build, check_sizes, configuration, family, family_of, recognise
 from foundling.plan.flops import skeleton
 from foundling.plan.memory import NO_TEACHER, FrozenCost, frozen_cost
-from foundling.recipes.recipe import ModelSpec, ObjectiveSpec, Recipe, Request, ScheduleSpec
+from foundling.recipes.recipe import ModelSpec, ObjectiveSpec, Recipe, Request, RolloutSpec, ScheduleSpec
 from foundling.runtime.files import read_json
 from foundling.runtime.hub import is_hub, local_directory, pinned
 from foundling.runtime.rng import generator
@@ -34,6 +34,7 @@ READS = {
     "causal": (), "masked": ("mask_rate",), "span": ("mask_rate", "mean_span"),
     "infill": ("infill_rate", "mean_span"), "bilm": (), "distill": ("teacher", "teacher_hash", "temperature"),
     "dpo": ("beta",), "ipo": ("beta",),
+    "grpo": (POLICY := ("kl_coef", "clip_low", "clip_high", "normalise")), "ppo": (*POLICY, "value_coef"),
 }  # fmt: skip
 """objective -> fields of its section that it reads"""
 STUDENT_READS = {"causal": ("alpha",), "masked": READS["masked"]}
@@ -206,7 +207,19 @@ def with_parents(recipe: Recipe, directories: Sequence[str]) -> Recipe:
             recipe = replace(recipe, model=replace(model, directory=directory))
         if objective.teacher_hash == digest:
             recipe = replace(recipe, objective=replace(objective, teacher=directory))
+        for known, of_reward in recipe.rollout.reward_hashes.items():
+            if of_reward == digest:
+                recipe = replace(recipe, rollout=_moved(recipe.rollout, known, directory))
     return recipe
+
+
+def _moved(rollout: RolloutSpec, old: str, new: str) -> RolloutSpec:
+    """With another directory of a reward model."""
+    names = tuple(
+        f"{name[: len(name) - len(old)]}{new}" if name.rpartition("*")[2] == old else name for name in rollout.reward
+    )
+    hashes = {new if directory == old else directory: digest for directory, digest in rollout.reward_hashes.items()}
+    return replace(rollout, reward=names, reward_hashes=hashes)
 
 
 def parents(recipe: Recipe) -> dict[str, str]:
@@ -214,6 +227,7 @@ def parents(recipe: Recipe) -> dict[str, str]:
     pairs = (
         (recipe.model.directory, recipe.model.weights_hash),
         (recipe.objective.teacher, recipe.objective.teacher_hash),
+        *recipe.rollout.reward_hashes.items(),
     )
     return {directory: digest for directory, digest in pairs if directory and digest}
 

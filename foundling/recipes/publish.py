@@ -20,7 +20,7 @@ from foundling.data.datasets import describe_data
 from foundling.errors import MismatchError, render
 from foundling.recipes.journal import LOG, STAGED, Journal
 from foundling.recipes.models import no_prediction, parents
-from foundling.recipes.recipe import Request, code_version
+from foundling.recipes.recipe import COMPARES, REWARDED, Request, code_version
 from foundling.report import write_report
 from foundling.report.card import model_card
 from foundling.runtime import signals
@@ -36,7 +36,10 @@ TRIMMED_BYTES = 330 << 20
 """Of the process once training has given back what it held."""
 N_SHOWN = 5
 """samples in the report"""
-HISTORY = ("step", "tokens", "seconds", "loss", "validation_loss", "bits_per_byte", "lr", "grad_norm")
+HISTORY = (
+    "step", "tokens", "seconds", "loss", "validation_loss", "bits_per_byte", "lr", "grad_norm", "reward", "kl",
+    "entropy", "length",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -202,6 +205,8 @@ OPTIONS = {"objective.kind": "as", "adapt.method": "method", "train.seq_len": "s
 def command(request: Request, out: Path) -> str:
     """The command line that asks for the same."""
     given, parts = request.given, ["foundling", request.command]
+    if (stage := request.get("objective.kind")) in (*COMPARES, *REWARDED):
+        parts, given = ["foundling", "align", stage], {**given, "objective": {**given["objective"], "kind": None}}
     if request.command == "finetune":
         parts.append(render.shell(given["model"]["directory"]))
         given = {section: values for section, values in given.items() if section != "model"}
@@ -212,6 +217,11 @@ def command(request: Request, out: Path) -> str:
     if request.licence:
         parts.append(_option("licence", request.licence))
     for key, value in flattened(given).items():
+        if value is None:
+            continue
+        if key == "rollout.reward":
+            parts += [_option("reward", name) for name in value]
+            continue
         known = OPTIONS if request.command == "finetune" else {}
         option = known.get(key, key.replace("model.fields.", "model.").replace("_", "-"))
         text = value if isinstance(value, str) else json.dumps(value)
@@ -321,6 +331,8 @@ def _print_result(run: Any, outcome: Outcome, result: dict[str, Any], progress: 
     progress.line(f"  {'':14}{'predicted':>12}{'actual':>12}")
     rows = {"seconds": ("s", 1), "peak_bytes": ("GiB", 2**30), "loss": (outcome.loss_unit, 1)}
     for name, (unit, scale) in (rows | {outcome.metric.key: (outcome.metric.name, 1)}).items():
+        if name not in actual:  # a loss that says nothing of rewards
+            continue
         value = actual[name] / scale
         if predicted.get(name) is None:
             progress.line(f"  {name:14}{'–':>12}{value:>12.4g} {unit}")

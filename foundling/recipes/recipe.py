@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from foundling import limits
 from foundling.adapt.options import AdaptOptions
-from foundling.config import flattened, hints, merged, nested, partial_dict
+from foundling.config import flattened, hints, nested, partial_dict
 from foundling.errors import ConfigError
 from foundling.limits import shown
 from foundling.plan.budget import Budget
@@ -27,9 +27,11 @@ ExampleKind = Literal["chat", "text", "classify", "tag", "regress", "seq2seq", "
 """of finetuning"""
 COMPARES = ("reward", "dpo", "ipo")
 """what is learnt from comparisons, which are one kind of data"""
+REWARDED = ("ppo", "grpo")
+"""what is learnt from rewards of the policy's own answers"""
 ObjectiveKind = Literal[
     "causal", "masked", "bilm", "span", "infill", "distill", "chat", "text", "classify", "tag", "regress", "seq2seq",
-    "reward", "dpo", "ipo",
+    "reward", "dpo", "ipo", "ppo", "grpo",
 ]  # fmt: skip
 
 
@@ -121,9 +123,21 @@ class ObjectiveSpec:
     """distill of a decoder: weight of the teacher; the text itself has 1 - alpha"""
     beta: float = 0.1
     """dpo, ipo: how closely the policy stays to the model that it starts from; smaller is further"""
+    kl_coef: float = 0.04
+    """ppo, grpo: weight of the KL divergence to the model that the policy starts from; 0 for none"""
+    clip_low: float = 0.2
+    """ppo, grpo: how far an update may lower the probability of a token, as a share of it"""
+    clip_high: float = 0.2
+    """ppo, grpo: how far an update may raise it"""
+    normalise: Literal["token", "sequence", "constant"] = "token"
+    """ppo, grpo: what the loss is a mean over. token: all tokens; sequence: the tokens of each answer, then the
+    answers; constant: the sum over tokens by the longest that an answer may be"""
+    value_coef: float = 0.1
+    """ppo: weight of the loss of the value head"""
 
     def __post_init__(self) -> None:
         _share(self, "alpha")
+        _at_least(self, 0, "kl_coef", "value_coef")
         for name in ("mask_rate", "infill_rate"):
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(f"'{name}' is {getattr(self, name)}, expected above 0 and below 1")
@@ -205,6 +219,50 @@ class TrainSpec:
 
 
 @dataclass(frozen=True)
+class RolloutSpec:
+    """The answers that a policy draws, is rewarded for and learns from."""
+
+    reward: tuple[str, ...] = ()
+    """what rewards an answer: maths, exact, instructions, …, matches:REGEX or the directory of a reward model, each
+    with a weight where it is not 1, as in 0.5*maths; several are summed"""
+    reward_hashes: dict[str, str] = field(default_factory=dict)
+    """directory -> hash of the weights of a reward model; filled in when the recipe is resolved"""
+    n_prompts: int | None = None
+    """prompts of a rollout (default: 8 for grpo, 32 for ppo)"""
+    group_size: int | None = None
+    """answers to each prompt (default: 8 for grpo, 1 for ppo)"""
+    max_tokens: int = 128
+    """of an answer, at most"""
+    passes: int = 1
+    """times that updates read the answers of a rollout"""
+    scale_rewards: bool = True
+    """grpo: divide by the standard deviation of the rewards to one prompt"""
+    gae_lambda: float = 0.95
+    """ppo: 1 takes what followed a token as it is, 0 what the value head expects"""
+    kl_target: float | None = None
+    """nats an answer that the coefficient of the KL divergence is adapted to reach; fixed unless given"""
+
+    def __post_init__(self) -> None:
+        limits.REWARDS._replace(low=0).check(len(self.reward), "the number of rewards")
+        limits.MAX_TOKENS.check(self.max_tokens, "'max_tokens'")
+        for name in ("n_prompts", "group_size", "passes"):
+            if getattr(self, name) is not None:
+                limits.ROWS.check(getattr(self, name), f"'{name}'")
+        _share(self, "gae_lambda")
+        if self.kl_target is not None and not 0 < self.kl_target < float("inf"):
+            raise ConfigError(f"'kl_target' is {self.kl_target}, expected a positive number of nats")
+
+    @property
+    def n_answers(self) -> int:
+        """of a rollout"""
+        return (self.n_prompts or 0) * (self.group_size or 0)
+
+    def updates(self, batch_size: int) -> int:
+        """that learn from one rollout"""
+        return self.passes * (self.n_answers // batch_size)
+
+
+@dataclass(frozen=True)
 class RuntimeSpec:
     device: str
     """cpu or cuda"""
@@ -232,6 +290,8 @@ class Recipe:
     runtime: RuntimeSpec
     adapt: AdaptOptions = field(default_factory=AdaptOptions)
     """finetune: what of the model is trained, and what is added to it"""
+    rollout: RolloutSpec = field(default_factory=RolloutSpec)
+    """ppo, grpo: the answers that are learnt from"""
     seed: int = 0
     """seed of everything random"""
 
@@ -302,32 +362,6 @@ def check_given(given: dict[str, Any]) -> dict[str, Any]:
         if (value := clean.get("model", {}).get("fields", {}).get(name)) is not None:
             limits.limit_of_size(name).check(value, f"'{name}'")
     return clean
-
-
-UPGRADED = {
-    "data": "data.source", "field": "data.field", "vocab_size": "data.vocab_size", "data_share": "data.share",
-    "fim_rate": "data.fim_rate", "family": "model.family", "d_model": "model.fields.d_model",
-    "n_layers": "model.fields.n_layers", "optimizer": "optim.optimizer", "learning_rate": "optim.learning_rate",
-    "matrix_learning_rate": "optim.matrix_learning_rate", "weight_decay": "optim.weight_decay",
-    "schedule": "schedule.kind", "warmup_steps": "schedule.warmup_steps", "decay_share": "schedule.decay_share",
-    "total_steps": "train.total_steps", "seq_len": "train.seq_len", "batch_size": "train.batch_size",
-    "micro_batch_size": "train.micro_batch_size", "clip": "train.clip", "checkpoint_every": "train.checkpoint_every",
-    "checkpoint_activations": "train.activation_checkpointing", "device": "runtime.device",
-    "precision": "runtime.precision", "threads": "runtime.threads", "compile": "runtime.compile", "seed": "seed",
-}  # fmt: skip
-"""Keys of the flat recipes of format 1 -> dotted keys of today's."""
-
-
-def upgrade(values: dict[str, Any]) -> dict[str, Any]:
-    """A recipe file or record of format 1, which was flat, as nested dictionaries; a nested one as it is."""
-    flat = {key: value for key, value in values.items() if key in UPGRADED and not isinstance(value, dict)}
-    out = {key: value for key, value in values.items() if key not in flat}
-    for key, value in flat.items():
-        inner: Any = value
-        for part in reversed(UPGRADED[key].split(".")):
-            inner = {part: inner}
-        out = merged(out, inner)
-    return out
 
 
 def code_version() -> dict[str, str]:

@@ -23,7 +23,7 @@ from foundling.data.encoded import EncodedExamples, encode_examples
 from foundling.data.examples import Examples, ingest_examples
 from foundling.data.formats import DEFAULT_FIELD
 from foundling.data.ingest import Corpus, ingest
-from foundling.data.kinds import COMPARED, Columns
+from foundling.data.kinds import COMPARED, PROMPT, Columns
 from foundling.data.tokens import Tokens, tokenize_corpus
 from foundling.errors import DataError, MismatchError
 from foundling.plan.energy import Meter
@@ -33,7 +33,7 @@ from foundling.recipes.learning import target_len
 from foundling.recipes.models import build_model, check_parents, fields_read, no_prediction
 from foundling.recipes.progress import Progress
 from foundling.recipes.publish import Outcome, publish_run
-from foundling.recipes.recipe import COMPARES, ExampleKind, Recipe, Request, code_version
+from foundling.recipes.recipe import COMPARES, REWARDED, ExampleKind, Recipe, Request, code_version
 from foundling.recipes.space import check_space
 from foundling.recipes.training import run_training
 from foundling.recipes.validation import Validation
@@ -147,7 +147,7 @@ class Run:
         """The examples of a finetuning, read once; what their columns hold is detected and said."""
         get = self.request.get
         kind: Any = self.recipe.objective.kind if self.recipe else get("objective.kind")
-        kind = COMPARED if kind in COMPARES else kind
+        kind = COMPARED if kind in COMPARES else PROMPT if kind in REWARDED else kind
         columns = Columns(**{name: get(f"data.{name}") for name in ("field", "pair", "label", "target")})
         directory = self.directory / "examples"
 
@@ -331,7 +331,7 @@ def training_memory(recipe: Recipe) -> MemoryEstimate:
 
 def announce(recipe: Recipe, prediction: dict[str, Any], progress: Progress) -> None:
     """What will run, and what it will cost, before it is spent."""
-    p, tuned = prediction, recipe.objective.kind in get_args(ExampleKind)
+    p, tuned = prediction, recipe.objective.kind in (*get_args(ExampleKind), *REWARDED)
     progress.line(
         f"plan: {recipe.model.family} with {p['params'] / 1e6:.2f} M parameters, "
         f"{recipe.train.tokens / 1e6:.2f} M tokens in {recipe.train.total_steps} steps, {p['flops']:.2e} FLOPs"
@@ -345,7 +345,7 @@ def announce(recipe: Recipe, prediction: dict[str, Any], progress: Progress) -> 
                 }
             unsaid = ("source", "weights_hash", "teacher_hash", "chat_template")
             unsaid += ("share", "fim_rate", "field") if tuned else ()
-            if name == "adapt" and not tuned:
+            if (name == "adapt" and not tuned) or (name == "rollout" and recipe.objective.kind not in REWARDED):
                 continue
             line = " ".join(f"{k}={v}" for k, v in values.items() if v is not None and k not in unsaid)
             progress.line(f"  {name}: {line}")

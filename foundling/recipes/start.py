@@ -15,8 +15,9 @@ from foundling.recipes.journal import JOURNAL, RECIPE, Journal
 from foundling.recipes.models import with_parents
 from foundling.recipes.progress import Progress
 from foundling.recipes.publish import finish_publishing, is_complete
-from foundling.recipes.recipe import Recipe, Request, code_version, upgrade
+from foundling.recipes.recipe import Recipe, Request, code_version
 from foundling.recipes.run import Run, Script, write_plan
+from foundling.recipes.upgrade import upgrade
 from foundling.runtime.clock import Clock
 from foundling.runtime.device import Runtime
 from foundling.runtime.files import is_temporary, lock, remove_abandoned

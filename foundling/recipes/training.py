@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -110,16 +111,20 @@ class _Keeper:
         self.start = time.monotonic()
 
     def write(self, step: StepRecord, **more: Any) -> str:
-        """A line of the log; its loss in words."""
+        """A line of the log; its loss, or reward, in words."""
         t, loss = self.recipe.train, None if step.skipped else round(step.loss, 5)
         bits = {} if self.bits_per_nat is None else {"bits_per_byte": loss and round(loss * self.bits_per_nat, 5)}
         self.log.write(
             step=step.n, tokens=step.n * t.batch_size * t.seq_len,
             seconds=round(self.logged + time.monotonic() - self.start, 3), loss=loss, **bits,
             lr=self.recipe.optim.learning_rate * step.lr_scale,
-            grad_norm=None if step.skipped else round(step.grad_norm, 5), skipped=step.skipped, **more,
+            grad_norm=None if step.skipped else round(step.grad_norm, 5), skipped=step.skipped,
+            **{name: round(value, 6) for name, value in step.losses.items() if name != "loss" and isfinite(value)},
+            **more,
         )  # fmt: skip
-        return "skipped" if loss is None else f"loss {loss:.3f}"
+        if loss is None:
+            return "skipped"
+        return f"reward {step.losses['reward']:.3f}" if "reward" in step.losses else f"loss {loss:.3f}"
 
     def save(self, batches: Batches) -> None:
         now, before = self.spent(), self.before

@@ -93,9 +93,10 @@ class TorchRunner:
     def forward(self, chunks: Sequence[ScheduledChunk], n_logits: Sequence[int]) -> Tensor:
         """The logits (Σ n_logits, V) of the last n_logits[i] tokens of each chunk."""
         outputs: dict[int, Tensor] = {}
-        single = [i for i, chunk in enumerate(chunks) if chunk.n_tokens == 1]
-        groups = [single] if single else []
-        for group in groups + [[i] for i in range(len(chunks)) if i not in single]:
+        groups: dict[int, list[int]] = {}
+        for i, chunk in enumerate(chunks):  # rows of one forward pass have the same number of tokens
+            groups.setdefault(chunk.n_tokens, []).append(i)
+        for group in groups.values():
             some = [chunks[i] for i in group]
             tokens = torch.tensor([c.sequence.tokens[c.start : c.start + c.n_tokens] for c in some])
             cache = PagedCache(self, some)
@@ -127,6 +128,10 @@ class TorchRunner:
             self.saved_states[block_hash] = [state[self.row_of[request_id]].clone() for state in self.states]
             while len(self.saved_states) > self.max_saved:
                 self.saved_states.popitem(last=False)
+
+    def forget_states(self) -> None:
+        """Of prefixes."""
+        self.saved_states.clear()
 
     def count_resumable(self, hashes: Sequence[bytes]) -> int:
         """After how many of these first blocks a state is saved, the largest such number."""
@@ -203,6 +208,7 @@ class PagedSlot:
         keys, values = self._tensors(KV)
         positions = cache.lengths[:, None] + torch.arange(cache.steps, device=k.device)
         blocks, offsets = cache.tables.gather(1, positions // BLOCK_SIZE), positions % BLOCK_SIZE
+        k, v = k.to(keys.dtype), v.to(values.dtype)  # autocast rounds them
         keys[blocks, offsets], values[blocks, offsets] = k.transpose(1, 2), v.transpose(1, 2)
         both = (t[cache.tables].flatten(1, 2)[:, : cache.span].transpose(1, 2) for t in (keys, values))
         return tuple(both)  # pyright: ignore[reportReturnType]
