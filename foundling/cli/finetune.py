@@ -48,9 +48,9 @@ def add_options(parser: argparse.ArgumentParser, leave_out: Sequence[str] = LEFT
     parser.add_argument("--method", dest="key:adapt.method", choices=get_args(Method), metavar="METHOD",
                         help=f"what is trained: {methods} (default: lora; head needs labels)")  # fmt: skip
     budget = parser.add_mutually_exclusive_group()
-    budget.add_argument(
-        "--epochs", type=float, help=f"times that the examples are read (default {EPOCHS}; of ppo and grpo 1)"
-    )
+    of_rewards = "; of ppo and grpo 1" if leave_out is LEFT_OUT else ""
+    text = f"times that the examples are read (default {EPOCHS}{of_rewards})"
+    budget.add_argument("--epochs", type=float, help=text)
     budget.add_argument("--minutes", type=float, help="budget in minutes: as many steps as fit, by a probe")
     parser.add_argument("--seq-len", dest="key:train.seq_len", metavar="INT",
                         help="tokens in a row (default: what nearly all examples fit into)")  # fmt: skip

@@ -54,9 +54,9 @@ class Encoder:
     @property
     def packed(self) -> bool:
         """Whether examples share rows: those of a causal model, which reads a source as the prompt of its target."""
-        return self.kind in (*PACKED, COMPARED, PROMPT) or (
-            self.kind == "seq2seq" and not self.framing.spec.reads_source
-        )
+        if self.kind == "seq2seq":
+            return not self.framing.spec.reads_source
+        return self.kind in (*PACKED, COMPARED, PROMPT)
 
     def __call__(self, examples: Iterable[Example]) -> Iterator[tuple[int, Arrays]]:
         """(place, arrays) of every example, of a text one for each window of seq_len + 1 tokens."""

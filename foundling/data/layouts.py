@@ -30,8 +30,9 @@ LABELS = (
 ANSWERS = ("completion", "response", "answer", "output", "answers", "solution")
 SYSTEM = {"system": ("system", "system_prompt")}
 FLAGS = {
-    "messages": "field", "prompt": "field", "words": "field", "text": "field", "translation": "field", "pair": "pair",
-    "asked": "field", "right": "target", "label": "label", "tags": "label", "answer": "target", "chosen": "target", "rejected": "label", "ranked": "target",
+    "messages": "field", "prompt": "field", "asked": "field", "words": "field", "text": "field",
+    "translation": "field", "pair": "pair", "label": "label", "tags": "label", "answer": "target", "right": "target",
+    "chosen": "target", "rejected": "label", "ranked": "target",
 }  # fmt: skip
 """role of a column -> the field of Columns that names it"""
 

@@ -186,15 +186,16 @@ def group_advantages(rewards: Tensor, *, scale: bool = True) -> Tensor:
 def generalised_advantages(
     rewards: Tensor, values: Tensor, *, gamma: float = 1.0, lam: float = 0.95
 ) -> tuple[Tensor, Tensor]:
-    """(T,) rewards of the tokens of one completion, (T,) values of the states before them -> advantages A_t = Σ_k (γ
+    """(…, T) rewards of the tokens of a completion, (…, T) values of the states before them -> advantages A_t = Σ_k (γ
     λ)^k δ_{t+k} with δ_t = r_t + γ V_{t+1} − V_t, where V after the last token is 0, and returns A + V (Schulman et al.
     2016, equation 16)."""
-    following = torch.cat((values[1:], values.new_zeros(1)))
-    deltas, advantage, out = rewards + gamma * following - values, 0.0, list[float]()
-    for delta in reversed(deltas.tolist()):
+    following = torch.cat((values[..., 1:], torch.zeros_like(values[..., :1])), -1)
+    deltas = (rewards + gamma * following - values).unbind(-1)
+    advantage, parts = torch.zeros_like(deltas[0]), list[Tensor]()
+    for delta in reversed(deltas):
         advantage = delta + gamma * lam * advantage
-        out.append(advantage)
-    advantages = torch.tensor(out[::-1], dtype=values.dtype)
+        parts.append(advantage)
+    advantages = torch.stack(parts[::-1], -1)
     return advantages, advantages + values
 
 

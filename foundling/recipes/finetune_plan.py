@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
@@ -52,14 +51,11 @@ from foundling.recipes.preferences import POLICIES
 from foundling.recipes.probing import feature_bytes, in_one_pass, is_solved, seconds_to_solve, with_probe
 from foundling.recipes.recipe import COMPARES, REWARDED, ObjectiveSpec, Recipe
 from foundling.recipes.run import Prepared, Run
-from foundling.recipes.training import runtime_of
+from foundling.recipes.training import runtime_of, time_steps
 from foundling.runtime.device import Runtime, available_threads, default_device, resolve_device
 from foundling.runtime.memory import anonymous_bytes, free_memory, trim_memory
 from foundling.text import Tokenizer
-from foundling.train.loop import train as train_steps
 from foundling.train.options import OptimOptions
-from foundling.train.schedule import Schedule
-from foundling.train.state import TrainState
 
 LEARNING_RATES = {
     "full": 2e-4, "top-k": 2e-4, "lora": 1e-3, "qlora": 1e-3, "prompt": 0.05, "prefix": 0.01, "bias": 2e-3,
@@ -71,7 +67,6 @@ POLICY_RATE = 0.1
 STEPS_AN_EPOCH, LEAST_EXAMPLES, MOST_EXAMPLES = 50, 4, 32
 """A step reads as many examples as make about so many steps an epoch, within these bounds."""
 MEASUREMENTS_AN_EPOCH = 4
-TIMED_STEPS = 3
 USABLE = 0.85
 """share of the free memory that a plan may use"""
 
@@ -160,12 +155,8 @@ def cost_of(draft: Draft, recipe: Recipe, batches: Any, validation: EncodedSplit
         n = count_examples(validation, recipe)
         once += n * per_example
         spread = n * per_example / (recipe.train.evaluate_every or 1)
-    return Cost(
-        0.0 if is_solved(recipe) else time_steps(recipe, draft.model, batches, draft.judge.objective),
-        spread,
-        once,
-        probe,
-    )
+    step = 0.0 if is_solved(recipe) else time_steps(recipe, draft.model, batches, draft.judge.objective)
+    return Cost(step, spread, once, probe)
 
 
 def prepare(run: Run, examples: Examples) -> Prepared:
@@ -366,20 +357,6 @@ def build_within(recipe: Recipe, head: Any) -> Any:
     t = recipe.train
     spare_memory(memory_of(recipe, head, t.micro_batch_size, t.activation_checkpointing))
     return build_adapted(recipe, head)
-
-
-def time_steps(recipe: Recipe, model: Any, batches: Any, objective: Any) -> float:
-    """Seconds of a step, the mean of some after a first one. The model is trained by them: build it again."""
-    state, marks = TrainState.build(model, recipe.optim), list[float]()
-    options = replace(recipe.train_options(), unfreeze_every=None)  # what the last steps take
-    steps = train_steps(
-        state, objective, batches, Schedule(1 + TIMED_STEPS), options,
-        runtime_of(recipe),
-    )  # fmt: skip
-    for record in steps:
-        record.grad_norm  # noqa: B018  waits for the device
-        marks.append(time.perf_counter())
-    return (marks[-1] - marks[0]) / (len(marks) - 1)
 
 
 def settle_steps(run: Run, recipe: Recipe, per_epoch: int, step: float, others: float) -> Recipe:

@@ -27,7 +27,6 @@ from foundling.recipes.finetune_plan import (
     memory_of,
     runtime_given,
     settle_steps,
-    time_steps,
     usable_bytes,
     with_fit,
 )
@@ -35,7 +34,7 @@ from foundling.recipes.models import find_origin, load_start
 from foundling.recipes.recipe import Recipe
 from foundling.recipes.rollouts import Rollouts, Sampler, prompts_of
 from foundling.recipes.run import Prepared, Run
-from foundling.recipes.training import runtime_of
+from foundling.recipes.training import runtime_of, time_steps
 from foundling.runtime.memory import trim_memory
 
 N_MEASURED = 100

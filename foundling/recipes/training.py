@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,28 @@ from foundling.runtime.device import Runtime, compiler_missing
 from foundling.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from foundling.train.log import Log
 from foundling.train.loop import train
+from foundling.train.schedule import Schedule
 from foundling.train.state import MODEL, TrainState
 from foundling.train.step import is_compiled
 from foundling.train.update import StepRecord
 from foundling.weights.manifest import MANIFEST
 
+TIMED_STEPS = 3
+
 
 def runtime_of(recipe: Recipe) -> Runtime:
     r = recipe.runtime
     return Runtime(r.device, r.precision, r.threads, compile=r.compile)
+
+
+def time_steps(recipe: Recipe, model: Any, batches: Batches, objective: Any) -> float:
+    """Seconds of a step, the mean of some after a first one. The model is trained by them: build it again."""
+    state, marks = TrainState.build(model, recipe.optim), list[float]()
+    options = replace(recipe.train_options(), unfreeze_every=None)  # what the last steps take
+    for record in train(state, objective, batches, Schedule(1 + TIMED_STEPS), options, runtime_of(recipe)):
+        record.grad_norm  # noqa: B018  waits for the device
+        marks.append(time.perf_counter())
+    return (marks[-1] - marks[0]) / (len(marks) - 1)
 
 
 def run_training(
