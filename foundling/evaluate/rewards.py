@@ -60,6 +60,12 @@ class Rewards:
             every[part.name] = values
         return every
 
+    def check(self, rows: Sequence[Row]) -> None:
+        """DataError for the first row that a checker cannot score, found before anything is drawn."""
+        for part in self.parts:
+            if part.model is None:
+                Rewards([part]).by_part(rows, [""] * len(rows))
+
     def weights_hashes(self) -> dict[str, str]:
         """directory -> hash of the weights, of the reward models"""
         return {part.name: weights_hash(part.model) for part in self.parts if part.model is not None}
@@ -91,8 +97,14 @@ def _part(text: str, device: str) -> Part:
         pattern = _pattern(name)
         return Part(name, weight, lambda rows, texts: [float(pattern.search(text) is not None) for text in texts])
     if name in SCORES:
-        score = scorer(name).make(None)
-        return Part(name, weight, lambda rows, texts: [score(dict(r), right_of(r), t) for r, t in zip(rows, texts)])
+        rules = scorer(name)
+        score, reads_item = rules.make(None), rules.reads_item
+
+        def score_all(rows: Sequence[Row], texts: Sequence[str]) -> list[float]:
+            rights = [right_of(row, needed=not reads_item) for row in rows]
+            return [score(dict(r), right, text) for r, right, text in zip(rows, rights, texts, strict=True)]
+
+        return Part(name, weight, score_all)
     if not _is_directory(name):
         raise ConfigError(_unknown(name))
     model = Classifier.load(name)
@@ -123,10 +135,13 @@ def messages_of(row: Row) -> list[dict[str, Any]]:
     return [{"role": "user", "content": asked}] if isinstance(asked, str) else list(asked)
 
 
-def right_of(row: Row) -> str:
-    """What is right, where the row says so."""
-    value = row.get("answer", "")
-    return value if isinstance(value, str) else str(value)
+def right_of(row: Row, *, needed: bool = True) -> str:
+    """What is right. DataError where it is `needed` and the row does not say so."""
+    value = row.get("answer")
+    if value is None and needed:
+        asked = shown(messages_of(row)[-1]["content"])
+        raise DataError(f"the prompt {asked} has no answer to compare with; name its column with --target")
+    return "" if value is None else str(value)
 
 
 def _weighted(text: str) -> tuple[float, str]:

@@ -60,6 +60,7 @@ def prepare(run: Run, examples: Examples) -> Prepared:
     prompts = prompts_of(examples.train, encoded.train, framing)
     sampler = Sampler(model, framing, recipe.rollout.max_tokens, runtime)
     rewards = build_rewards(recipe.rollout.reward, device=runtime.device)
+    rewards.check([prompt.row for prompt in prompts])
     rollouts = Rollouts(sampler, prompts, rewards, recipe, runtime, reference_of(recipe))
     with run.clock.phase("probe"):
         run.progress.line("timing a rollout and a few updates")

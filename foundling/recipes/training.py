@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 from foundling.contracts.data import Batches
 from foundling.contracts.objective import ContrastiveObjective, Objective
-from foundling.errors import Interrupted, MismatchError
+from foundling.errors import DataError, Interrupted, MismatchError
 from foundling.recipes.journal import CHECKPOINTS, LOG, Journal
 from foundling.recipes.progress import Progress
 from foundling.recipes.recipe import Recipe
@@ -75,19 +76,19 @@ def run_training(
         validation.after(0, model, journal)
     total, per_step = recipe.train.total_steps, recipe.train.batch_size * recipe.train.seq_len
     keeper = _Keeper(recipe, state, log, before, spent, bits_per_nat, journal, validation)
-    unwritten: StepRecord | None = None
     with (
         signals.deferred() as stop,
         progress.bar("training", total, done=state.step, scale=per_step, unit="tokens") as bar,
+        keeper.saving(batches),
     ):
         steps = train(state, objective, batches, recipe.make_schedule(), recipe.train_options(), runtime)
         for step in () if validation and validation.stopped else steps:
-            if unwritten:
-                bar.advance(keeper.write(unwritten))
-            unwritten = step
+            if keeper.unwritten:
+                bar.advance(keeper.write(keeper.unwritten))
+            keeper.unwritten = step
             due = validation is not None and validation.is_due(step.n, total)
             if stop.number or due or step.n % recipe.train.checkpoint_every == 0 or step.n == total:
-                unwritten, figures = None, {}
+                figures = {}
                 if validation and due:
                     figures = {"validation_loss": round(validation.after(step.n, model, journal), 5)}
                 bar.advance(keeper.write(step, **figures))
@@ -118,6 +119,8 @@ class _Keeper:
     bits_per_nat: float | None
     journal: Journal
     validation: Validation | None
+    unwritten: StepRecord | None = None
+    """a step whose figures nobody has read yet"""
 
     def __post_init__(self) -> None:
         self.logged = self.log.entries[-1]["seconds"] if self.log.entries else 0.0
@@ -125,6 +128,7 @@ class _Keeper:
 
     def write(self, step: StepRecord, **more: Any) -> str:
         """A line of the log; its loss, or reward, in words."""
+        self.unwritten = None
         t, loss = self.recipe.train, None if step.skipped else round(step.loss, 5)
         bits = {} if self.bits_per_nat is None else {"bits_per_byte": loss and round(loss * self.bits_per_nat, 5)}
         self.log.write(
@@ -138,6 +142,18 @@ class _Keeper:
         if loss is None:
             return "skipped"
         return f"reward {step.losses['reward']:.3f}" if "reward" in step.losses else f"loss {loss:.3f}"
+
+    @contextmanager
+    def saving(self, batches: Batches) -> Iterator[None]:
+        """Where a batch cannot be made (a reward that fails), a checkpoint holds what was learnt before."""
+        try:
+            yield
+        except DataError:
+            if self.unwritten:
+                self.write(self.unwritten)
+            if self.state.step:
+                self.save(batches)
+            raise
 
     def save(self, batches: Batches) -> None:
         now, before = self.spent(), self.before

@@ -47,6 +47,11 @@ def test_wrong_names_are_one_line(names: list[str], message: str) -> None:
 def test_a_row_that_a_checker_cannot_read_is_refused_by_name() -> None:
     with pytest.raises(DataError, match="the reward 'instructions' cannot be computed: expected prompt, instruction"):
         build_rewards(["instructions"])(ROWS, ["a", "b"])
+    rewards = build_rewards(["exact"])
+    rewards.check(ROWS)
+    with pytest.raises(DataError, match="the prompt 'And 7\\?' has no answer to compare with; name its column"):
+        rewards.check([*ROWS, {"prompt": "And 7?"}])
+    build_rewards(["matches:a"]).check([{"prompt": "And 7?"}])
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from foundling.models import build
 from foundling.plan.budget import Budget
 from foundling.recipes.publish import command
 from foundling.recipes.recipe import DataSpec, ModelSpec, Recipe, Request, TrainSpec
-from foundling.recipes.upgrade import upgrade
 from foundling.recipes.space import run_bytes
+from foundling.recipes.upgrade import upgrade
 from foundling.train.options import OptimOptions
 from foundling.train.schedule import Schedule
 
