@@ -17,7 +17,6 @@ from foundling.errors import ConfigError, DataError, FoundlingError
 from foundling.evaluate.scoring import SCORES, scorer
 from foundling.limits import REWARDS, shown
 from foundling.runtime.hub import local_directory
-from foundling.weights.directory import weights_hash
 
 Row = Mapping[str, Any]
 """`messages` or `prompt`, which was answered, and the fields that a checker reads: `answer` is what is right"""
@@ -66,9 +65,10 @@ class Rewards:
             if part.model is None:
                 Rewards([part]).by_part(rows, [""] * len(rows))
 
-    def weights_hashes(self) -> dict[str, str]:
-        """directory -> hash of the weights, of the reward models"""
-        return {part.name: weights_hash(part.model) for part in self.parts if part.model is not None}
+    @property
+    def directories(self) -> list[str]:
+        """of the reward models"""
+        return [part.name for part in self.parts if part.model is not None]
 
 
 def build_rewards(names: Sequence[str], *, device: str = "cpu") -> Rewards:

@@ -31,11 +31,13 @@ from foundling.recipes.finetune_plan import (
     with_fit,
 )
 from foundling.recipes.models import find_origin, load_start
-from foundling.recipes.recipe import Recipe
+from foundling.recipes.recipe import Recipe, RolloutSpec
 from foundling.recipes.rollouts import Rollouts, Sampler, prompts_of
 from foundling.recipes.run import Prepared, Run
 from foundling.recipes.training import runtime_of, time_steps
 from foundling.runtime.memory import trim_memory
+from foundling.weights.directory import weights_hash
+from foundling.weights.loading import load
 
 N_MEASURED = 100
 """held-out prompts that are answered, at most"""
@@ -97,21 +99,21 @@ def resolve(run: Run, examples: Examples) -> Recipe:
     origin = find_origin(given["model"])
     check_kind(origin.model, kind)
     rewards = build_rewards(run.request.get("rollout.reward"))
+    hashes = {directory: weights_hash(load(directory)) for directory in rewards.directories}
     recipe = begin_recipe(run, origin, kind, options, runtime_given(run))
     n_prompts, group_size = DEFAULTS[kind]
+    reads = origin.model.config.max_seq_len
+    max_tokens = run.request.get("rollout.max_tokens", min(RolloutSpec.max_tokens, reads // 2))
     rollout = replace(
-        recipe.rollout, n_prompts=recipe.rollout.n_prompts or n_prompts, reward_hashes=rewards.weights_hashes(),
-        group_size=recipe.rollout.group_size or group_size,
+        recipe.rollout, n_prompts=recipe.rollout.n_prompts or n_prompts, reward_hashes=hashes,
+        group_size=recipe.rollout.group_size or group_size, max_tokens=max_tokens,
     )  # fmt: skip
     if kind == "grpo" and (rollout.group_size or 0) < 2:
         raise ConfigError("grpo compares the answers to one prompt: give --group-size 2 or more")
     framing = framing_of(origin.directory or "", parent_tokenizer(recipe), origin.model)
-    longest = origin.model.config.max_seq_len - rollout.max_tokens
+    longest = reads - max_tokens
     if longest < 1:
-        raise ConfigError(
-            f"--max-tokens {rollout.max_tokens} leaves no token for a prompt; the model reads "
-            f"{origin.model.config.max_seq_len} (max_seq_len)"
-        )
+        raise ConfigError(f"--max-tokens {max_tokens} leaves no token for a prompt; the model reads {reads} in all")
     asked = run.request.get("train.seq_len")
     if asked is not None and asked <= rollout.max_tokens:
         raise ConfigError(

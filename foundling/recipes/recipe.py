@@ -232,7 +232,7 @@ class RolloutSpec:
     group_size: int | None = None
     """answers to each prompt (default: 8 for grpo, 1 for ppo)"""
     max_tokens: int = 128
-    """of an answer, at most"""
+    """of an answer, at most; of a model that reads fewer than 256 tokens half of these"""
     passes: int = 1
     """times that updates read the answers of a rollout"""
     scale_rewards: bool = True

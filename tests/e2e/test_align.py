@@ -12,6 +12,9 @@ from foundling.adapt.options import Method
 from tests.e2e.test_finetune import SETTINGS, raise_base
 from tests.e2e.tools import foundling, kill_after_checkpoint, weights
 
+PLAIN = ("--chat-template", "plain")
+ROLLOUTS = ("--n-prompts", "4", "--group-size", "2", "--max-tokens", "8", "--kl-coef", "0.05")
+
 
 def aligned(stage: str, *args: object) -> dict:
     done = foundling("align", stage, *args, *SETTINGS, "--json")
@@ -87,19 +90,44 @@ def test_a_reward_model_scores_at_once(base: Path, comparisons: Path, folder: Pa
         (("reward", "{base}", "{comparisons}", "--objective.beta", "0.2"), "--beta is not for 'reward'"),
         (("dpo", "{base}", "{comparisons}", "--method", "head", "--chat-template", "plain"), "use lora or full"),
         (("dpo", "{base}"), "give a model directory and the examples"),
-        (("ppo", "{base}", "{comparisons}"), "invalid choice: 'ppo'"),
+        (("rloo", "{base}", "{comparisons}"), "invalid choice: 'rloo'"),
+        (("dpo", "{base}", "{comparisons}", "--reward", "maths"), "--reward is for ppo and grpo"),
+        (("grpo", "{base}", "{words}", "--reward", "maths", *PLAIN), "has no answer to compare with"),
+        (("grpo", "{base}", "{chats}", "--reward", "maths", "--value-coef", "1"), "--value-coef is not for 'grpo'"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(
     args, message: str, base: Path, comparisons: Path, folder: Path, tmp_path: Path
 ) -> None:
-    same, chats = folder / "same.jsonl", folder / "chats.jsonl"
+    same, chats, words = (folder / f"{name}.jsonl" for name in ("same", "chats", "words"))
+    words.write_text("".join(json.dumps({"prompt": f"a {i}"}) + "\n" for i in range(20)))
     same.write_text('{"prompt": "a", "chosen": "b", "rejected": "b"}\n' * 20)
     chats.write_text("".join(json.dumps({"prompt": f"a {i}", "completion": f"b {i}"}) + "\n" for i in range(20)))
-    paths = {"base": base, "comparisons": comparisons, "same": same, "chats": chats}
+    paths = {"base": base, "comparisons": comparisons, "same": same, "chats": chats, "words": words}
     done = foundling("align", *(arg.format(**paths) for arg in args), "--out", tmp_path / "refused")
     assert done.returncode == 2 and message in done.stderr.splitlines()[-1], done.stderr
     assert not (tmp_path / "refused" / "foundling.json").exists()
+
+
+def test_a_policy_learns_from_rewards_and_is_resumed_and_reproduced(
+    base: Path, comparisons: Path, folder: Path
+) -> None:
+    """Two updates a rollout: it is killed within one."""
+    args, out = ["grpo", base, comparisons, "--reward", "matches:e", "--reward", "0.5*matches:a"], folder / "grpo"
+    args += [*PLAIN, *ROLLOUTS, "--epochs", "0.5"]
+    result = aligned(*args, "--out", out)
+    assert result["metric"] == "reward" and result["actual"]["kl"] >= 0 and result["kind"] == "reward-tuned chat model"
+    assert {r["metric"] for r in result["results"]} >= {"reward", "kl", "length", "matches:e", "matches:a"}
+    steps = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert all(step["mismatch"] < 1e-4 and 0 <= step["reward"] <= 1.5 for step in steps)
+    report = (out / "report.json").read_text()
+    assert "foundling align grpo" in report and "--reward matches:e --reward '0.5*matches:a'" in report
+    broken = folder / "broken-grpo"
+    kill_after_checkpoint([*args, "--out", broken, *SETTINGS, "--checkpoint-every", "1"], broken, "align")
+    assert foundling("align", "grpo", "--out", broken, "--resume").returncode == 0
+    assert weights(broken) == weights(out)
+    again = foundling("reproduce", out, "--out", folder / "again-grpo", "--json")
+    assert again.returncode == 0 and json.loads(again.stdout)["identical"], again.stderr
 
 
 @pytest.mark.slow

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs of learning from rewards: the optimum that they approach, what they refuse, and what a failing reward leaves."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import foundling
+from foundling.errors import ConfigError, DataError, FoundlingError
+from foundling.models import build, family
+from foundling.plan.budget import Budget
+from foundling.recipes.kinds import finetune_model, resume_model
+from foundling.recipes.recipe import Request
+from foundling.text import Tokenizer
+from foundling.text.chat import TEMPLATES
+from tests.contract.cases import case
+
+TRAIN = {"batch_size": 8, "micro_batch_size": 4}
+RUNTIME = {"device": "cpu", "threads": 1, "precision": "float32"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    texts = ["What is it? It is a cat, please. User: 2 + 2 = 4 Assistant: yes no"] * 20
+    return Tokenizer.train(texts, 320).with_chat_template(TEMPLATES["plain"])
+
+
+def directory(path: Path, name: str, tokenizer: Tokenizer) -> Path:
+    """A random model that reads 64 tokens."""
+    if not path.exists():
+        model = case(name).tiny(vocab_size=tokenizer.vocab_size, max_seq_len=64)
+        foundling.save(model, path, tokenizer=tokenizer)
+    return path
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
+    return directory(tmp_path_factory.mktemp("policy") / "base", "llama", tokenizer)
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def prompts(base: Path) -> Path:
+    return write(base.parent / "prompts.jsonl", [{"prompt": f"What is {i}?", "answer": "a cat"} for i in range(24)])
+
+
+def request(base: Path, data: Path, kind: str, *rewards: str, epochs: float = 1.0, **given: Any) -> Request:
+    rollout = {"n_prompts": 4, "group_size": 4, "max_tokens": 8, "reward": list(rewards)} | given.pop("rollout", {})
+    settings = {
+        "objective": {"kind": kind, **given.pop("objective", {})}, "model": {"directory": str(base)},
+        "rollout": rollout, "train": TRAIN | given.pop("train", {}), "runtime": RUNTIME, **given,
+    }  # fmt: skip
+    return Request(str(data), Budget("epochs", epochs), given=settings, command="finetune")
+
+
+@pytest.mark.parametrize("kind", ["grpo", "ppo"])
+def test_the_reward_rises(kind: str, base: Path, prompts: Path, tmp_path: Path) -> None:
+    """Of answers with an a, which a random model writes now and then."""
+    asked = request(
+        base, prompts, kind, "matches:a", epochs=5, optim={"learning_rate": 0.005}, objective={"kl_coef": 0.0},
+        rollout={"group_size": 8, "n_prompts": 8}, train={"batch_size": 64, "micro_batch_size": 64},
+    )  # fmt: skip
+    result = finetune_model(asked, tmp_path / "out")
+    before, after = result["baselines"]["before"], result["actual"]["reward"]
+    assert after > before + 0.2, (before, after)
+    assert result["actual"]["kl"] > 0.1
+    loaded = foundling.load(tmp_path / "out")
+    assert not any("value" in name for name, _ in loaded.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "rewards", "given", "message"),
+    [
+        ("grpo", [], {}, "'grpo' learns from a reward: give one, such as --reward maths"),
+        ("grpo", ["math"], {}, "the reward 'math' is unknown; use exact"),
+        ("grpo", ["{base}"], {}, "is no classifier"),
+        ("grpo", ["instructions"], {}, "expected prompt, instruction_id_list"),
+        ("grpo", ["maths"], {"rollout": {"group_size": 1}}, "give --group-size 2"),
+        ("grpo", ["maths"], {"train": {"batch_size": 5}}, "--batch-size 5 does not divide the 16 answers of a rollout"),
+        ("grpo", ["maths"], {"rollout": {"max_tokens": 64}}, "no token for a prompt; the model reads 64 in all"),
+        ("grpo", ["maths"], {"train": {"seq_len": 8}}, "--seq-len 8 holds prompt and answer"),
+        ("ppo", ["maths"], {"adapt": {"method": "prompt"}}, "'ppo' learns by the methods full, lora"),
+        ("grpo", ["maths"], {"objective": {"value_coef": 1.0}}, "--value-coef is not for 'grpo'"),
+        ("ppo", ["maths"], {"objective": {"clip_low": 2.0}}, "clip_low"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    kind: str, rewards: list[str], given: dict[str, Any], message: str, base: Path, prompts: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(FoundlingError) as error:
+        asked = request(base, prompts, kind, *(name.format(base=base) for name in rewards), **given)
+        finetune_model(asked, tmp_path / "out")
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_prompt_without_an_answer_is_refused(base: Path, tmp_path: Path) -> None:
+    data = write(tmp_path / "prompts.jsonl", [{"prompt": f"What is {i}?"} for i in range(20)])
+    with pytest.raises(DataError, match="has no answer to compare with; name its column with --target"):
+        finetune_model(request(base, data, "grpo", "maths"), tmp_path / "out")
+
+
+def test_a_reward_that_fails_later_loses_no_step(base: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """A reward model that reads fewer tokens than one long prompt has, which comes up in a later rollout: what was
+    learnt before is in a checkpoint."""
+    rows = [{"prompt": f"{i}?", "chosen": "a cat", "rejected": "no"} for i in range(20)]
+    comparisons = write(tmp_path / "comparisons.jsonl", rows)
+    short = tmp_path / "base"
+    model = build("llama", **family("llama").module.sized(tokenizer.vocab_size, 44, 32, 2))
+    foundling.save(model, short, tokenizer=tokenizer)
+    settings = {"objective": {"kind": "reward"}, "model": {"directory": str(short)}, "runtime": RUNTIME}
+    finetune_model(Request(str(comparisons), Budget("epochs", 1), given=settings, command="finetune"), tmp_path / "r")
+    long = [{"prompt": f"What is {i}?"} for i in range(40)]
+    long[12] = {"prompt": "What is " + "it? It is " * 6}
+    data = write(tmp_path / "prompts.jsonl", long)
+    with pytest.raises(DataError, match="longer than the 44 tokens that the reward model reads"):
+        finetune_model(request(base, data, "grpo", str(tmp_path / "r"), epochs=2), tmp_path / "out")
+    (checkpoint,) = sorted((tmp_path / "out" / "run" / "checkpoints").iterdir())[-1:]
+    assert int(checkpoint.name.removeprefix("step-")) > 0
+    with pytest.raises(DataError, match="longer than the 44 tokens"):
+        resume_model(tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "mamba", "rwkv", "jamba"])
+@pytest.mark.parametrize("kind", ["grpo", "ppo"])
+def test_each_family_is_resumed_to_the_same_weights(
+    name: str, kind: str, prompts: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    from foundling.recipes.kinds import reproduce
+
+    start = directory(tmp_path / "base", name, tokenizer)
+    finetune_model(request(start, prompts, kind, "matches:a", objective={"kl_coef": 0.1}), tmp_path / "out")
+    assert reproduce(tmp_path / "out", out=tmp_path / "again")["identical"]
+
+
+def test_settings_are_checked_before_any_work(base: Path, prompts: Path) -> None:
+    with pytest.raises(ConfigError, match="kl_target"):
+        request(base, prompts, "ppo", "maths", rollout={"kl_target": 0.0})
