@@ -76,8 +76,7 @@ def run(args: argparse.Namespace, more: dict[str, Any] | None = None, *, epochs:
     if not args.dir or not args.data:
         raise ConfigError("give a model directory and the examples: foundling finetune DIR DATA")
     from foundling.plan.budget import Budget
-    from foundling.recipes.finetune_methods import plan_methods
-    from foundling.recipes.kinds import finetune_model
+    from foundling.recipes.kinds import finetune_model, plan_finetuning
     from foundling.recipes.recipe import Request
 
     if args.config:
@@ -96,7 +95,7 @@ def run(args: argparse.Namespace, more: dict[str, Any] | None = None, *, epochs:
         budget = Budget("seconds", args.minutes * 60)
     request = Request(args.data, budget, args.licence, given, "finetune")
     if args.plan:
-        plan = plan_methods(request, progress=progress_for(args), clock=clock())
+        plan = plan_finetuning(request, progress=progress_for(args), clock=clock())
         if not args.json:
             _say_plan(plan)
         return plan

@@ -62,6 +62,15 @@ def finetune_model(
     return start.start(script_for(request), request, out, progress=progress, clock=clock)
 
 
+def plan_finetuning(request: Request, *, progress: Progress, clock: Clock) -> dict[str, Any]:
+    """The recipe that `finetune_model` would begin with, and what it takes: `foundling finetune --plan --json`."""
+    from foundling.recipes.finetune_methods import plan_methods
+    from foundling.recipes.policy_plan import plan_policy
+
+    plan = plan_policy if request.get("objective.kind") in REWARDED else plan_methods
+    return plan(request, progress=progress, clock=clock)
+
+
 def resume_model(out: str | Path, *, progress: Progress | None = None, clock: Clock | None = None) -> dict[str, Any]:
     """Continues the unfinished run in `out`; its request is read from there."""
     out = Path(out)

@@ -4,8 +4,10 @@ estimate."""
 
 from __future__ import annotations
 
+import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from foundling.adapt.options import DEFAULT_METHOD, AdaptOptions
@@ -31,10 +33,12 @@ from foundling.recipes.finetune_plan import (
     with_fit,
 )
 from foundling.recipes.models import find_origin, load_start
-from foundling.recipes.recipe import Recipe, RolloutSpec
+from foundling.recipes.progress import Progress
+from foundling.recipes.recipe import Recipe, Request, RolloutSpec
 from foundling.recipes.rollouts import Rollouts, Sampler, prompts_of
 from foundling.recipes.run import Prepared, Run
 from foundling.recipes.training import runtime_of, time_steps
+from foundling.runtime.clock import Clock
 from foundling.runtime.memory import trim_memory
 from foundling.weights.directory import weights_hash
 from foundling.weights.loading import load
@@ -85,6 +89,24 @@ def prepare(run: Run, examples: Examples) -> Prepared:
         "train_bytes": examples.train_bytes,
     }  # fmt: skip
     return Prepared(recipe, prediction, tokenizer, build_policy(recipe))
+
+
+def plan_policy(request: Request, *, progress: Progress, clock: Clock) -> dict[str, Any]:
+    """What `foundling align ppo|grpo … --plan` prints: the recipe, and what its method takes. Nothing is written."""
+    with tempfile.TemporaryDirectory(prefix="foundling-plan-") as folder:
+        run = Run(request, Path(folder), progress, clock)
+        try:
+            prepared = prepare(run, run.examples())
+        finally:
+            run.memory.done.set()
+    recipe, predicted, model = prepared.recipe, prepared.prediction, prepared.model
+    trained, method = sum(p.numel() for p in model.parameters() if p.requires_grad), recipe.adapt.method
+    row = {
+        "trained": trained, "share": trained / predicted["params"], "micro_batch_size": recipe.train.micro_batch_size,
+        "fits": predicted["peak_bytes"] <= usable_bytes(),
+        **{name: predicted[name] for name in ("seconds", "step_seconds", "peak_bytes")},
+    }  # fmt: skip
+    return {"recipe": asdict(recipe), "method": method, "methods": {method: row}}
 
 
 def resolve(run: Run, examples: Examples) -> Recipe:

@@ -11,8 +11,10 @@ import foundling
 from foundling.errors import ConfigError, DataError, FoundlingError
 from foundling.models import build, family
 from foundling.plan.budget import Budget
-from foundling.recipes.kinds import finetune_model, resume_model
+from foundling.recipes.kinds import finetune_model, plan_finetuning, resume_model
+from foundling.recipes.progress import Progress
 from foundling.recipes.recipe import Request
+from foundling.runtime.clock import Clock
 from foundling.text import Tokenizer
 from foundling.text.chat import TEMPLATES
 from tests.contract.cases import case
@@ -143,3 +145,11 @@ def test_each_family_is_resumed_to_the_same_weights(
 def test_settings_are_checked_before_any_work(base: Path, prompts: Path) -> None:
     with pytest.raises(ConfigError, match="kl_target"):
         request(base, prompts, "ppo", "maths", rollout={"kl_target": 0.0})
+
+
+def test_a_plan_says_what_it_takes_and_writes_nothing(base: Path, prompts: Path) -> None:
+    plan = plan_finetuning(request(base, prompts, "ppo", "matches:a"), progress=Progress(False), clock=Clock())
+    row, rollout = plan["methods"]["lora"], plan["recipe"]["rollout"]
+    assert plan["method"] == "lora" and row["fits"] and 0 < row["share"] < 1 and row["seconds"] > 0
+    assert (rollout["n_prompts"], rollout["group_size"], rollout["max_tokens"]) == (4, 4, 8)
+    assert plan["recipe"]["train"]["total_steps"] == 10 and not list(base.parent.glob("run*"))
