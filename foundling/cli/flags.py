@@ -27,7 +27,7 @@ ALIASES = {
 }  # fmt: skip
 """short flags that differ from the name of the field"""
 HIDDEN = ("data.source", "model.weights_hash", "model.fields", "objective.teacher_hash", "train.n_completions",
-          "rollout.reward", "rollout.reward_hashes")  # fmt: skip
+          "rollout.reward", "rollout.reward_hashes", "objective.pretraining_hash")  # fmt: skip
 """set by the argument DATA, or when the recipe is resolved"""
 CHOSEN = ("data.share", "schedule.warmup_steps", "train.activation_checkpointing", "train.checkpoint_every")
 """fields with a default that the plan chooses nevertheless, like the fields without a default"""
@@ -41,6 +41,7 @@ OF_FINETUNE = (
 """what `foundling finetune` alone reads"""
 OF_ALIGN = (
     "rollout.*", "objective.kl_coef", "objective.clip_*", "objective.normalise", "objective.value_coef",
+    "objective.pretraining*",
 )  # fmt: skip
 """what `foundling align` alone reads"""
 OF_RAISE = (

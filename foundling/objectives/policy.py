@@ -24,7 +24,7 @@ from foundling.contracts.data import Batch
 from foundling.contracts.objective import Loss, Term
 from foundling.errors import ConfigError
 from foundling.objectives.causal import read
-from foundling.objectives.chunked import chunked_sum, filled
+from foundling.objectives.chunked import chunked_cross_entropy, chunked_sum, filled
 
 Normalisation = Literal["token", "sequence", "constant"]
 """token: the mean over all tokens (Yu et al. 2025, DAPO); sequence: the mean over the tokens of each completion, then
@@ -33,6 +33,7 @@ same number for all, the most that a completion may have (Liu et al. 2025, Dr. G
 COLUMNS = ("sampler_logprobs", "advantages", "share", "rewards", "old_logprobs", "reference_logprobs", "old_values",
            "returns")  # fmt: skip
 """of each token, float32"""
+PRETRAINING = "pretraining_tokens"
 VALUE_HEAD = "value_head"
 """the name under which a policy has one while PPO trains it"""
 
@@ -47,7 +48,8 @@ class PolicyGradient:
     Other terms, of weight 0: `reward` and `length` of a completion, `kl` (nats a token, k3, to the reference),
     `entropy` (nats a token, −log p of those drawn), `clipped` (share of tokens), `mismatch` (mean |log π_old − log
     π_sampler|, nats). With `value_coef` the `value` term is half the squared error of the value head, clipped as ratios
-    are (its unit is the reward's, squared)."""
+    are (its unit is the reward's, squared). A batch with `pretraining_tokens` and `pretraining_targets` (B, S) has the
+    term `pretraining`, their cross-entropy in nats a token (Ouyang et al. 2022, PPO-ptx)."""
 
     clip_low: float = 0.2
     clip_high: float = 0.2
@@ -57,6 +59,7 @@ class PolicyGradient:
     """that a completion may have: what "constant" divides by"""
     value_coef: float = 0.0
     value_clip: float = 0.2
+    pretraining_coef: float = 0.0
     correction_cap: float = 2.0
 
     def __post_init__(self) -> None:
@@ -75,6 +78,8 @@ class PolicyGradient:
             counts["kl"] = tokens
         if self.value_coef:
             counts["value"] = tokens
+        if PRETRAINING in batch:
+            counts["pretraining"] = batch[PRETRAINING].numel()
         return counts
 
     def __call__(self, model: Any, batch: Batch) -> Loss:
@@ -96,6 +101,10 @@ class PolicyGradient:
         terms = {"loss": Term(loss, counts["loss"])}
         if self.value_coef:
             terms["value"] = Term(self.value_loss(model, hidden, column), counts["value"], self.value_coef)
+        if PRETRAINING in batch:
+            texts, following = model(batch[PRETRAINING]), batch["pretraining_targets"]
+            nats = chunked_cross_entropy(model, texts.hidden, following, torch.ones_like(following, dtype=torch.bool))
+            terms["pretraining"] = Term(nats, counts["pretraining"], self.pretraining_coef)
         sums |= {"reward": (column["share"] * column["rewards"]).sum(), "length": mask.sum().float()}
         return terms | {name: Term(value, counts[name], 0.0) for name, value in sums.items()} | out.aux
 

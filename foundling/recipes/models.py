@@ -34,7 +34,9 @@ READS = {
     "causal": (), "masked": ("mask_rate",), "span": ("mask_rate", "mean_span"),
     "infill": ("infill_rate", "mean_span"), "bilm": (), "distill": ("teacher", "teacher_hash", "temperature"),
     "dpo": ("beta",), "ipo": ("beta",),
-    "grpo": (POLICY := ("kl_coef", "clip_low", "clip_high", "normalise")), "ppo": (*POLICY, "value_coef"),
+    "grpo": (POLICY := ("kl_coef", "clip_low", "clip_high", "normalise", "pretraining", "pretraining_hash",
+                        "pretraining_coef")),
+    "ppo": (*POLICY, "value_coef"),
 }  # fmt: skip
 """objective -> fields of its section that it reads"""
 STUDENT_READS = {"causal": ("alpha",), "masked": READS["masked"]}

@@ -25,6 +25,7 @@ from foundling.recipes.policy_plan import (
     prompt_seq_len,
     reference_of,
 )
+from foundling.recipes.pretraining_mix import read_pretraining
 from foundling.recipes.publish import Outcome
 from foundling.recipes.rollouts import Prompt, Rollouts, Sampler, kl_of, prompts_of
 from foundling.recipes.run import Run
@@ -50,7 +51,8 @@ def policy(run: Run) -> dict[str, Any]:
     rewards = build_rewards(recipe.rollout.reward, device=runtime.device)
     sampler = Sampler(model, framing, recipe.rollout.max_tokens, runtime)
     prompts = prompts_of(examples.train, encoded.train, framing)
-    rollouts = Rollouts(sampler, prompts, rewards, recipe, runtime, reference_of(recipe))
+    pretraining = read_pretraining(recipe, tokenizer)
+    rollouts = Rollouts(sampler, prompts, rewards, recipe, runtime, reference_of(recipe), pretraining)
     judge = PolicyJudge(prompts_of(examples.held_out, encoded.held_out, framing)[:N_MEASURED], rewards, rollouts)
     with run.clock.phase("evaluate"):
         run.progress.line("measuring the model before")

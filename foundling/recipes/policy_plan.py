@@ -33,6 +33,7 @@ from foundling.recipes.finetune_plan import (
     with_fit,
 )
 from foundling.recipes.models import find_origin, load_start
+from foundling.recipes.pretraining_mix import read_pretraining
 from foundling.recipes.progress import Progress
 from foundling.recipes.recipe import Recipe, Request, RolloutSpec
 from foundling.recipes.rollouts import Rollouts, Sampler, prompts_of
@@ -67,7 +68,9 @@ def prepare(run: Run, examples: Examples) -> Prepared:
     sampler = Sampler(model, framing, recipe.rollout.max_tokens, runtime)
     rewards = build_rewards(recipe.rollout.reward, device=runtime.device)
     rewards.check([prompt.row for prompt in prompts])
-    rollouts = Rollouts(sampler, prompts, rewards, recipe, runtime, reference_of(recipe))
+    if (pretraining := read_pretraining(recipe, tokenizer)) is not None:
+        recipe = replace(recipe, objective=replace(recipe.objective, pretraining_hash=pretraining.hash))
+    rollouts = Rollouts(sampler, prompts, rewards, recipe, runtime, reference_of(recipe), pretraining)
     with run.clock.phase("probe"):
         run.progress.line("timing a rollout and a few updates")
         start = time.perf_counter()
@@ -169,6 +172,7 @@ def objective_of(recipe: Recipe) -> PolicyGradient:
     return PolicyGradient(
         clip_low=o.clip_low, clip_high=o.clip_high, kl_coef=0.0 if ppo else o.kl_coef, normalise=o.normalise,
         max_tokens=recipe.rollout.max_tokens, value_coef=o.value_coef if ppo else 0.0,
+        pretraining_coef=o.pretraining_coef,
     )  # fmt: skip
 
 

@@ -134,10 +134,17 @@ class ObjectiveSpec:
     answers; constant: the sum over tokens by the longest that an answer may be"""
     value_coef: float = 0.1
     """ppo: weight of the loss of the value head"""
+    pretraining: str | None = None
+    """ppo, grpo: file or folder of text, of which each update predicts some as in pretraining, so that less is
+    forgotten"""
+    pretraining_hash: str | None = None
+    """of that text; filled in when the recipe is resolved"""
+    pretraining_coef: float = 0.5
+    """ppo, grpo: weight of the loss on that text, in nats per token"""
 
     def __post_init__(self) -> None:
         _share(self, "alpha")
-        _at_least(self, 0, "kl_coef", "value_coef")
+        _at_least(self, 0, "kl_coef", "value_coef", "pretraining_coef")
         for name in ("mask_rate", "infill_rate"):
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(f"'{name}' is {getattr(self, name)}, expected above 0 and below 1")

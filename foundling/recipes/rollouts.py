@@ -36,6 +36,7 @@ from foundling.objectives.policy import (
     score_tokens,
     whitened,
 )
+from foundling.recipes.pretraining_mix import PretrainingText
 from foundling.recipes.recipe import Recipe
 from foundling.runtime.device import Runtime
 from foundling.runtime.memory import trim_memory
@@ -168,10 +169,12 @@ class Rollouts:
         recipe: Recipe,
         runtime: Runtime,
         reference: Any = None,
+        pretraining: PretrainingText | None = None,
     ) -> None:
         """`reference`: a frozen model; None where the policy is one of LoRA, whose base it is."""
         self.sampler, self.model, self.prompts, self.rewards = sampler, sampler.model, prompts, rewards
         self.recipe, self.spec, self.reference, self.runtime = recipe, recipe.rollout, reference, runtime
+        self.pretraining = pretraining
         self.pad, self.kl_coef = sampler.framing.tokenizer.eos, recipe.objective.kl_coef
         self.updates = self.spec.updates(recipe.train.batch_size)
         self.current: Drawn | None = None
@@ -190,6 +193,8 @@ class Rollouts:
         batch, _ = packed_batch(drawn, order[part * size : (part + 1) * size].tolist(), self.pad)
         if update == 0:  # the policy is still the one that they were drawn from
             batch.pop("old_logprobs", None)
+        if self.pretraining:
+            batch |= self.pretraining.columns(len(batch["tokens"]), self._rng("pretraining", n))
         return batch
 
     def _rng(self, *of: Any) -> np.random.Generator:

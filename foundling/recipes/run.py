@@ -343,7 +343,7 @@ def announce(recipe: Recipe, prediction: dict[str, Any], progress: Progress) -> 
                 values = {
                     key: values[key] for key in ("kind", *fields_read(recipe.objective.kind, recipe.model.family))
                 }
-            unsaid = ("source", "weights_hash", "teacher_hash", "chat_template")
+            unsaid = ("source", "weights_hash", "teacher_hash", "chat_template", "pretraining_hash", "reward_hashes")
             unsaid += ("share", "fim_rate", "field") if tuned else ()
             if (name == "adapt" and not tuned) or (name == "rollout" and recipe.objective.kind not in REWARDED):
                 continue

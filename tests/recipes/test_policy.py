@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 import foundling
-from foundling.errors import ConfigError, DataError, FoundlingError
+from foundling.errors import ConfigError, DataError, FoundlingError, MismatchError
 from foundling.models import build, family
 from foundling.plan.budget import Budget
-from foundling.recipes.kinds import finetune_model, plan_finetuning, resume_model
+from foundling.recipes.kinds import finetune_model, plan_finetuning, reproduce, resume_model
 from foundling.recipes.progress import Progress
 from foundling.recipes.recipe import Request
 from foundling.runtime.clock import Clock
@@ -135,8 +135,6 @@ def test_a_reward_that_fails_later_loses_no_step(base: Path, tokenizer: Tokenize
 def test_each_family_is_resumed_to_the_same_weights(
     name: str, kind: str, prompts: Path, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    from foundling.recipes.kinds import reproduce
-
     start = directory(tmp_path / "base", name, tokenizer)
     finetune_model(request(start, prompts, kind, "matches:a", objective={"kl_coef": 0.1}), tmp_path / "out")
     assert reproduce(tmp_path / "out", out=tmp_path / "again")["identical"]
@@ -145,6 +143,24 @@ def test_each_family_is_resumed_to_the_same_weights(
 def test_settings_are_checked_before_any_work(base: Path, prompts: Path) -> None:
     with pytest.raises(ConfigError, match="kl_target"):
         request(base, prompts, "ppo", "maths", rollout={"kl_target": 0.0})
+
+
+def test_text_of_pretraining_is_learnt_beside(base: Path, prompts: Path, tmp_path: Path) -> None:
+    """Its loss falls; the same text is needed to go on."""
+    text = tmp_path / "text"
+    text.mkdir()
+    (text / "a.txt").write_text("It is a cat, please. What is it? " * 60)
+    asked = request(
+        base, prompts, "ppo", "matches:a", epochs=2, optim={"learning_rate": 0.005},
+        objective={"pretraining": str(text), "pretraining_coef": 5.0}, rollout={"group_size": 8},
+        train={"batch_size": 32},
+    )  # fmt: skip
+    finetune_model(asked, tmp_path / "out")
+    steps = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert steps[-1]["pretraining"] < steps[0]["pretraining"] - 0.2
+    (text / "a.txt").write_text("It is no cat. " * 200)
+    with pytest.raises(MismatchError, match=r"the recipe was resolved with .{12}; put the same text back"):
+        reproduce(tmp_path / "out", out=tmp_path / "again")
 
 
 def test_a_plan_says_what_it_takes_and_writes_nothing(base: Path, prompts: Path) -> None:
