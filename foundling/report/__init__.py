@@ -64,6 +64,7 @@ def report_html(run: RunRecord) -> str:
         rate=_rate(run),
         reproduce=f"foundling reproduce {render.shell(run.directory)}",
         loss_svg=Markup(charts.loss_svg(run)) if charts else "",
+        series_svgs=[Markup(svg) for svg in charts.series_svgs(run)] if charts else [],
         throughput_svg=Markup(charts.throughput_svg(run)) if charts else "",
         history=[] if charts else findings.curve(run.history, _N_HISTORY_ROWS),
         install="" if charts else INSTALL,

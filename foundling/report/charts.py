@@ -79,6 +79,34 @@ def throughput_svg(run: RunRecord) -> str:
     return _svg("throughput", label, 2.1, draw)
 
 
+SERIES = {
+    "reward": "reward of an answer", "kl": "KL divergence to the reference, nats a token",
+    "length": "tokens of an answer",
+}  # fmt: skip
+"""figure of a step, of learning from rewards -> its title"""
+
+
+def series_svgs(run: RunRecord) -> list[str]:
+    """A chart against steps for each of SERIES that the history has: where reward rises as KL does, what is rewarded
+    may no longer be what was meant."""
+    svgs = list[str]()
+    for key, title in SERIES.items():
+        points = [(r["step"], float(r[key])) for r in run.history if known(r.get(key))]  # pyright: ignore
+        if len(points) < 2:
+            continue
+        steps, values = [step for step, _ in points], [value for _, value in points]
+
+        def draw(axes: Axes, steps: list[int] = steps, values: list[float] = values, title: str = title) -> None:
+            axes.plot(steps, values, color=_STAND_INS.quiet, linewidth=0.7, alpha=0.45)
+            axes.plot(steps, _smoothed(values), color=_STAND_INS.accent, linewidth=1.6)
+            axes.set_title(title, color=_STAND_INS.quiet)
+            axes.set_xlabel("steps", color=_STAND_INS.quiet)
+
+        label = f"{title}: {values[0]:.3g} at first, {values[-1]:.3g} at the end."
+        svgs.append(_svg(key, label, 2.1, draw))
+    return svgs
+
+
 def write_summary_png(run: RunRecord, path: Path):
     """The loss curve and the scores side by side, 1200 x 480."""
     with matplotlib.rc_context(_STYLE):

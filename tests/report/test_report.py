@@ -14,7 +14,7 @@ import pytest
 
 from foundling.contracts.records import RunRecord
 from foundling.errors import OutputError
-from foundling.report import charts, findings, summary_png, units, write_report
+from foundling.report import charts, findings, report_html, summary_png, units, write_report
 from tests.report.runs import HOSTILE, bare, hostile, realistic
 
 SECTIONS = "learning prediction scores samples results time tokenizer data settings compute again".split()  # noqa: SIM905
@@ -171,6 +171,7 @@ def test_charts_are_text_in_the_colours_of_the_page():
 def test_charts_of_nothing_are_empty():
     run = replace(realistic(), history=[])
     assert charts.loss_svg(run) == charts.throughput_svg(run) == ""
+    assert charts.series_svgs(run) == []
     assert charts.loss_svg(hostile()) == charts.throughput_svg(hostile()) == ""
 
 
@@ -277,3 +278,13 @@ def test_curve_and_throughput_worked_by_hand():
 )
 def test_figures_read_well(shown, expected):
     assert shown.replace(units.SPACE, " ") == expected
+
+
+def test_a_run_that_learns_from_rewards_shows_them() -> None:
+    run = realistic()
+    run = replace(run, history=[{**record, "reward": 0.1 * i, "kl": 0.01 * i} for i, record in enumerate(run.history)])
+    reward, kl = charts.series_svgs(run)
+    assert "reward of an answer: 0 at first" in reward and "KL divergence to the reference" in kl
+    assert reward in report_html(run)
+    broken = replace(run, history=[{**record, "reward": None, "kl": float("nan")} for record in run.history])
+    assert charts.series_svgs(broken) == []
