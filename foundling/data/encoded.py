@@ -18,7 +18,7 @@ import numpy as np
 from foundling.config import from_dict
 from foundling.data.encode import Arrays, Encoder, check_template, nothing_left
 from foundling.data.examples import Examples
-from foundling.data.kinds import COMPARED, PROMPT, Example, Kind
+from foundling.data.kinds import PREFERENCE, PROMPT, Example, Kind
 from foundling.data.tokens import tokenizer_hash
 from foundling.errors import ConfigError, DataError, MismatchError, WeightsError
 from foundling.limits import SEQ_LEN
@@ -142,7 +142,7 @@ def encode_examples(directory: Path, examples: Examples, framing: Framing, *, se
     the existing tokens were made from other data, by another tokenizer or template, or for another seq_len.
     """
     SEQ_LEN.check(seq_len, "seq_len")
-    template = framing.tokenizer.chat_template if examples.kind in ("chat", COMPARED, PROMPT) else None
+    template = framing.tokenizer.chat_template if examples.kind in ("chat", PREFERENCE, PROMPT) else None
     made_from = {
         "version": VERSION,
         "data_hash": examples.data_hash,

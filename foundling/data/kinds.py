@@ -17,7 +17,7 @@ PACKED: tuple[Kind, ...] = ("chat", "text")
 """kinds whose examples share rows, for a causal model"""
 PROMPT = "prompt"
 """the kind that is read only where it is asked for: rows of any other kind have prompts too"""
-COMPARED = "preference"
+PREFERENCE = "preference"
 """the kind whose examples are encoded as several texts each, one for each completion"""
 
 

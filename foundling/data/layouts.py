@@ -53,17 +53,17 @@ PROMPTED: dict[Kind, Convert] = {"chat": convert.chat_of_one_turn, "seq2seq": co
 SCORED: dict[Kind, Convert] = {"classify": convert.classify, "regress": convert.regress}
 WORDS = {"preference": "dpo, ipo or reward", PROMPT: "ppo or grpo"}
 """kind -> what --as calls it, where that is another word"""
-COMPARED: dict[Kind, Convert] = {"preference": convert.preference}
+PREFERENCE_CONVERTERS: dict[Kind, Convert] = {"preference": convert.preference}
 PROMPTS = ("prompt", "question", "instruction", "query", "problem", "input", "messages")
 LABELLED = Shape("texts with a label", "have a text and a label", SCORED, {"text": TEXTS, "label": LABELS})
 SHAPES = (
     Shape(
-        "prompts with two completions", "have both, one chosen", COMPARED,
+        "prompts with two completions", "have both, one chosen", PREFERENCE_CONVERTERS,
         {"chosen": ("chosen", "preferred"), "rejected": ("rejected", "dispreferred")},
         {"prompt": PROMPTS, **SYSTEM},
     ),
     Shape(
-        "prompts with ranked completions", "have two or more", COMPARED,
+        "prompts with ranked completions", "have two or more", PREFERENCE_CONVERTERS,
         {"ranked": ("ranked",)}, {"prompt": PROMPTS, **SYSTEM},
     ),
     Shape(
@@ -284,7 +284,7 @@ def _unknown(kind: Kind | None, names: list[str]) -> str:
     shown = ", ".join(f"--{flag}" for flag in dict.fromkeys(FLAGS[role] for role in roles if role in FLAGS))
     if kind == PROMPT:
         needs = "hold no prompts"
-    elif kind in COMPARED:
+    elif kind in PREFERENCE_CONVERTERS:
         needs = "are no comparisons (prompt with chosen and rejected, or with ranked)"
     else:
         needs = f"do not hold what --as {kind} needs"

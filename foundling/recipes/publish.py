@@ -20,7 +20,7 @@ from foundling.data.datasets import describe_data
 from foundling.errors import MismatchError, render
 from foundling.recipes.journal import LOG, STAGED, Journal
 from foundling.recipes.models import no_prediction, parents
-from foundling.recipes.recipe import COMPARES, REWARDED, Request, code_version
+from foundling.recipes.recipe import PREFERENCE_KINDS, REWARDED, Request, code_version
 from foundling.report import write_report
 from foundling.report.card import model_card
 from foundling.runtime import signals
@@ -205,7 +205,7 @@ OPTIONS = {"objective.kind": "as", "adapt.method": "method", "train.seq_len": "s
 def command(request: Request, out: Path) -> str:
     """The command line that asks for the same."""
     given, parts = request.given, ["foundling", request.command]
-    if (stage := request.get("objective.kind")) in (*COMPARES, *REWARDED):
+    if (stage := request.get("objective.kind")) in (*PREFERENCE_KINDS, *REWARDED):
         parts, given = ["foundling", "align", stage], {**given, "objective": {**given["objective"], "kind": None}}
     if request.command == "finetune":
         parts.append(render.shell(given["model"]["directory"]))

@@ -25,7 +25,7 @@ from foundling.train.schedule import Schedule
 Precision = Literal["float32", "bfloat16"]
 ExampleKind = Literal["chat", "text", "classify", "tag", "regress", "seq2seq", "reward", "dpo", "ipo"]
 """of finetuning"""
-COMPARES = ("reward", "dpo", "ipo")
+PREFERENCE_KINDS = ("reward", "dpo", "ipo")
 """what is learnt from comparisons, which are one kind of data"""
 REWARDED = ("ppo", "grpo")
 """what is learnt from rewards of the policy's own answers"""

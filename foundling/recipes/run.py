@@ -23,7 +23,7 @@ from foundling.data.encoded import EncodedExamples, encode_examples
 from foundling.data.examples import Examples, ingest_examples
 from foundling.data.formats import DEFAULT_FIELD
 from foundling.data.ingest import Corpus, ingest
-from foundling.data.kinds import COMPARED, PROMPT, Columns
+from foundling.data.kinds import PREFERENCE, PROMPT, Columns
 from foundling.data.tokens import Tokens, tokenize_corpus
 from foundling.errors import DataError, MismatchError
 from foundling.plan.energy import Meter
@@ -33,7 +33,7 @@ from foundling.recipes.learning import target_len
 from foundling.recipes.models import build_model, check_parents, fields_read, no_prediction
 from foundling.recipes.progress import Progress
 from foundling.recipes.publish import Outcome, publish_run
-from foundling.recipes.recipe import COMPARES, REWARDED, ExampleKind, Recipe, Request, code_version
+from foundling.recipes.recipe import PREFERENCE_KINDS, REWARDED, ExampleKind, Recipe, Request, code_version
 from foundling.recipes.space import check_space
 from foundling.recipes.training import run_training
 from foundling.recipes.validation import Validation
@@ -147,7 +147,7 @@ class Run:
         """The examples of a finetuning, read once; what their columns hold is detected and said."""
         get = self.request.get
         kind: Any = self.recipe.objective.kind if self.recipe else get("objective.kind")
-        kind = COMPARED if kind in COMPARES else PROMPT if kind in REWARDED else kind
+        kind = PREFERENCE if kind in PREFERENCE_KINDS else PROMPT if kind in REWARDED else kind
         columns = Columns(**{name: get(f"data.{name}") for name in ("field", "pair", "label", "target")})
         directory = self.directory / "examples"
 
