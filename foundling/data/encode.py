@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from foundling.data.kinds import COMPARED, PACKED, Example, Kind
+from foundling.data.kinds import PACKED, PREFERENCE, Example, Kind
 from foundling.errors import DataError
 from foundling.text.answers import NO_PLACE, Unusable
 from foundling.text.cutting import Encoded, Text, encode_within
@@ -54,7 +54,7 @@ class Encoder:
     @property
     def packed(self) -> bool:
         """Whether examples share rows: those of a causal model, which reads a source as the prompt of its target."""
-        return self.kind in (*PACKED, COMPARED) or (self.kind == "seq2seq" and not self.framing.spec.reads_source)
+        return self.kind in (*PACKED, PREFERENCE) or (self.kind == "seq2seq" and not self.framing.spec.reads_source)
 
     def __call__(self, examples: Iterable[Example]) -> Iterator[tuple[int, Arrays]]:
         """(place, arrays) of every example, of a text one for each window of seq_len + 1 tokens."""
@@ -158,7 +158,7 @@ def prompt_ids(example: Example, kind: Kind, framing: Framing) -> list[int]:
     if kind == "chat":
         messages = example.fields["messages"]
         return framing.chat(messages[:-1], tools=example.fields.get("tools"))
-    if kind == COMPARED:
+    if kind == PREFERENCE:
         return framing.chat(example.fields["messages"])
     if not framing.spec.reads_source:
         framing = Framing(framing.tokenizer, replace(framing.spec, separator=SEPARATOR))
@@ -197,7 +197,7 @@ def suggest_seq_len(lengths: np.ndarray, longest: int, share: float = SHARE) -> 
 
 def check_template(encoder: Encoder, n: int) -> None:
     """DataError where the template cannot say where the answers of most of `n` chats are."""
-    if encoder.kind in ("chat", COMPARED) and 2 * encoder.skipped[NO_PLACE] > n:
+    if encoder.kind in ("chat", PREFERENCE) and 2 * encoder.skipped[NO_PLACE] > n:
         raise DataError(f"{NO_PLACE}: {encoder.details[NO_PLACE]}")
 
 

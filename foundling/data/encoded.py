@@ -18,7 +18,7 @@ import numpy as np
 from foundling.config import from_dict
 from foundling.data.encode import Arrays, Encoder, check_template, nothing_left
 from foundling.data.examples import Examples
-from foundling.data.kinds import COMPARED, Example, Kind
+from foundling.data.kinds import PREFERENCE, Example, Kind
 from foundling.data.tokens import tokenizer_hash
 from foundling.errors import ConfigError, DataError, MismatchError, WeightsError
 from foundling.limits import SEQ_LEN
@@ -142,7 +142,7 @@ def encode_examples(directory: Path, examples: Examples, framing: Framing, *, se
     the existing tokens were made from other data, by another tokenizer or template, or for another seq_len.
     """
     SEQ_LEN.check(seq_len, "seq_len")
-    template = framing.tokenizer.chat_template if examples.kind in ("chat", COMPARED) else None
+    template = framing.tokenizer.chat_template if examples.kind in ("chat", PREFERENCE) else None
     made_from = {
         "version": VERSION,
         "data_hash": examples.data_hash,
@@ -154,8 +154,8 @@ def encode_examples(directory: Path, examples: Examples, framing: Framing, *, se
         "seq_len": seq_len,
     }
     parts = {"train": examples.train, "held_out": examples.held_out}
-    made = {name: _split(directory / name, part, examples, framing, made_from) for name, part in parts.items()}
-    return EncodedExamples(examples.kind, seq_len, made["train"], made["held_out"])
+    splits = {name: _split(directory / name, part, examples, framing, made_from) for name, part in parts.items()}
+    return EncodedExamples(examples.kind, seq_len, splits["train"], splits["held_out"])
 
 
 def _split(

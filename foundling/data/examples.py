@@ -21,7 +21,7 @@ import numpy as np
 from foundling.data.convert import as_number
 from foundling.data.example_rows import ExampleRows
 from foundling.data.ingest import FORMAT_VERSION, INDEX, load_index, require_space
-from foundling.data.kinds import COMPARED, Columns, Example, Kind
+from foundling.data.kinds import PREFERENCE, Columns, Example, Kind
 from foundling.data.sources import Document
 from foundling.data.survey import Survey
 from foundling.data.text_shards import ShardFile, TextShards, write_text_shards
@@ -181,7 +181,7 @@ def _write(
                 n_first = len(labels)
             elif survey.add(document.text):
                 labels.append(_labels(kind, document.text))
-                prompts.extend([json.dumps(json.loads(document.text)["messages"])] if kind == COMPARED else [])
+                prompts.extend([json.dumps(json.loads(document.text)["messages"])] if kind == PREFERENCE else [])
                 yield document
 
     text = write_text_shards(directory, "text", distinct())

@@ -14,8 +14,8 @@ the last of its text · classify: {"text", "label", "pair"?} · tag: {"words", "
 KINDS: tuple[Kind, ...] = get_args(Kind)
 PACKED: tuple[Kind, ...] = ("chat", "text")
 """kinds whose examples share rows, for a causal model"""
-COMPARED = "preference"
-"""the kind whose examples are encoded as several texts each, one for each completion"""
+PREFERENCE: Kind = "preference"
+"""comparisons: the kind whose examples are encoded as several texts each, one for each completion"""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from foundling.data import convert
 from foundling.data.convert import Convert, Fields
-from foundling.data.kinds import Columns, Kind
+from foundling.data.kinds import PREFERENCE, Columns, Kind
 from foundling.data.streams import Skip, shown_names
 from foundling.errors import ConfigError
 
@@ -50,18 +50,18 @@ class Shape:
 
 PROMPTED: dict[Kind, Convert] = {"chat": convert.chat_of_one_turn, "seq2seq": convert.source_and_target}
 SCORED: dict[Kind, Convert] = {"classify": convert.classify, "regress": convert.regress}
-WORDS = {"preference": "dpo, ipo or reward"}
+WORDS = {PREFERENCE: "dpo, ipo or reward"}
 """kind -> what --as calls it, where that is another word"""
-COMPARED: dict[Kind, Convert] = {"preference": convert.preference}
+PREFERENCE_CONVERTERS: dict[Kind, Convert] = {PREFERENCE: convert.preference}
 PROMPTS = ("prompt", "question", "instruction", "query", "problem", "input", "messages")
 SHAPES = (
     Shape(
-        "prompts with two completions", "have both, one chosen", COMPARED,
+        "prompts with two completions", "have both, one chosen", PREFERENCE_CONVERTERS,
         {"chosen": ("chosen", "preferred"), "rejected": ("rejected", "dispreferred")},
         {"prompt": PROMPTS, **SYSTEM},
     ),
     Shape(
-        "prompts with ranked completions", "have two or more", COMPARED,
+        "prompts with ranked completions", "have two or more", PREFERENCE_CONVERTERS,
         {"ranked": ("ranked",)}, {"prompt": PROMPTS, **SYSTEM},
     ),
     Shape(
@@ -184,8 +184,8 @@ def _distinct(kind: Kind | None, matches: Sequence[Match]) -> list[Match]:
     """Without those that make the same of the same columns as one before: flags name columns for several shapes."""
     ways: dict[Any, Match] = {}
     for match in matches:
-        made = tuple(match.shape.kinds.items()) if kind is None else match.shape.kinds[kind]
-        ways.setdefault((made, tuple(match.roles.items())), match)
+        conversion = tuple(match.shape.kinds.items()) if kind is None else match.shape.kinds[kind]
+        ways.setdefault((conversion, tuple(match.roles.items())), match)
     return list(ways.values())
 
 
@@ -275,7 +275,7 @@ def _unknown(kind: Kind | None, names: list[str]) -> str:
         )
     roles = [role for shape in SHAPES if kind in shape.kinds for role in (*shape.optional, *shape.roles)]
     shown = ", ".join(f"--{flag}" for flag in dict.fromkeys(FLAGS[role] for role in roles if role in FLAGS))
-    if kind in COMPARED:
+    if kind == PREFERENCE:
         needs = "are no comparisons (prompt with chosen and rejected, or with ranked)"
     else:
         needs = f"do not hold what --as {kind} needs"

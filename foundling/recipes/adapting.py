@@ -23,7 +23,7 @@ from foundling.objectives.classify import Classify, Regress, Tag
 from foundling.objectives.preference import DPO, Reward
 from foundling.recipes.models import load_start
 from foundling.recipes.publish import write_whole
-from foundling.recipes.recipe import COMPARES, ObjectiveSpec, Recipe
+from foundling.recipes.recipe import PREFERENCE_KINDS, ObjectiveSpec, Recipe
 from foundling.runtime.hub import local_directory
 from foundling.runtime.memory import trim_memory
 from foundling.runtime.rng import generator
@@ -84,7 +84,7 @@ def with_pool(head: HeadOptions, recipe: Recipe) -> HeadOptions:
 
 def adapted(model: Any, recipe: Recipe, head: HeadOptions | None) -> Any:
     """The model, in place, with its head and adaptation. Frozen weights are kept in the type they compute in."""
-    if recipe.objective.kind in COMPARES:
+    if recipe.objective.kind in PREFERENCE_KINDS:
         remove_dropout(model)
     pool = recipe.adapt.pool if recipe.adapt.pool != "published" else None
     if head is not None and not same_head(model, replace(head, pool=pool or "")):

@@ -20,7 +20,7 @@ from foundling.data.transforms.preference import Comparisons, comparisons_of, su
 from foundling.data.transforms.virtual import VirtualBatches
 from foundling.errors import ConfigError, DataError, WeightsError
 from foundling.limits import TEMPLATE_CHARS, shown
-from foundling.recipes.recipe import COMPARES, Recipe
+from foundling.recipes.recipe import PREFERENCE_KINDS, Recipe
 from foundling.text import Tokenizer
 from foundling.text.chat import TEMPLATES, render_chat
 from foundling.text.framing import Framing
@@ -83,7 +83,7 @@ def longest_text(recipe: Recipe) -> int:
 
 def count_examples(split: EncodedSplit, recipe: Recipe) -> int:
     """Prompts, of comparisons, whose completions are texts of their own in the split."""
-    return len(comparisons_of(split)) if recipe.objective.kind in COMPARES else len(split)
+    return len(comparisons_of(split)) if recipe.objective.kind in PREFERENCE_KINDS else len(split)
 
 
 def validation_split(split: EncodedSplit, recipe: Recipe) -> tuple[EncodedSplit, EncodedSplit | None]:
@@ -92,7 +92,7 @@ def validation_split(split: EncodedSplit, recipe: Recipe) -> tuple[EncodedSplit,
     n = len(split)
     if not recipe.train.evaluate_every:
         return split, None
-    compares = recipe.objective.kind in COMPARES
+    compares = recipe.objective.kind in PREFERENCE_KINDS
     n, choose = (len(comparisons_of(split)), subset_of) if compares else (n, Subset)
     n_validated = max(1, min(MOST_VALIDATED, int(VALIDATION_SHARE * n)))
     order = np.random.default_rng(recipe.seed).permutation(n)
@@ -106,7 +106,7 @@ def start_id(model: Any) -> int:
 
 def batches_of(split: EncodedSplit, recipe: Recipe, model: Any) -> Any:
     t = recipe.train
-    if recipe.objective.kind in COMPARES:
+    if recipe.objective.kind in PREFERENCE_KINDS:
         batches: Any = Comparisons(
             split, batch_size=t.batch_size, seed=recipe.seed, whole=recipe.objective.kind == "reward"
         )

@@ -16,7 +16,7 @@ from foundling.adapt.options import DEFAULT_METHOD, AdaptOptions
 from foundling.config import flattened, from_dict, merged
 from foundling.data.encoded import EncodedSplit
 from foundling.data.examples import Examples
-from foundling.data.kinds import COMPARED
+from foundling.data.kinds import PREFERENCE
 from foundling.data.transforms.preference import comparisons_of
 from foundling.errors import BudgetError, ConfigError
 from foundling.models import FAMILIES, count_parameters
@@ -50,7 +50,7 @@ from foundling.recipes.judging import Judge
 from foundling.recipes.models import Origin, check_unused, fields_read, find_origin
 from foundling.recipes.preferences import POLICIES
 from foundling.recipes.probing import feature_bytes, in_one_pass, is_solved, seconds_to_solve, with_probe
-from foundling.recipes.recipe import COMPARES, ObjectiveSpec, Recipe
+from foundling.recipes.recipe import PREFERENCE_KINDS, ObjectiveSpec, Recipe
 from foundling.recipes.run import Prepared, Run
 from foundling.recipes.training import runtime_of
 from foundling.runtime.device import Runtime, available_threads, default_device, resolve_device
@@ -91,7 +91,7 @@ class Draft(NamedTuple):
 
 def draft_of(run: Run, examples: Examples) -> Draft:
     """Chooses rows and batches within what was given."""
-    given, kind = run.request.given, learnt_from(examples, run.request.get("objective.kind"))
+    given, kind = run.request.given, choose_kind(examples, run.request.get("objective.kind"))
     options = from_dict(AdaptOptions, {"method": DEFAULT_METHOD} | given.get("adapt", {}), where="adapt")
     check_settings(given, options, kind)
     origin = find_origin(given["model"])
@@ -230,7 +230,7 @@ def check_settings(given: dict[str, Any], options: AdaptOptions, kind: str) -> N
             raise ConfigError(
                 f"--{flag} is for the method {' or '.join(methods)}, this is {options.method}; leave it out"
             )
-    if kind not in ("chat", *COMPARES) and given.get("data", {}).get("chat_template") is not None:
+    if kind not in ("chat", *PREFERENCE_KINDS) and given.get("data", {}).get("chat_template") is not None:
         raise ConfigError(f"--chat-template is for chats, and '{kind}' has none; leave it out")
     if options.pool and kind not in ("classify", "regress"):
         raise ConfigError(f"--pool is for a head on whole texts, and '{kind}' has none; leave it out")
@@ -238,9 +238,9 @@ def check_settings(given: dict[str, Any], options: AdaptOptions, kind: str) -> N
         raise ConfigError("ema_decay is not for finetuning, which keeps the best weights; leave it out")
 
 
-def learnt_from(examples: Examples, asked: str | None) -> str:
-    """The kind of what is learnt: DPO of comparisons, unless another one was asked for."""
-    return (asked or "dpo") if examples.kind == COMPARED else examples.kind
+def choose_kind(examples: Examples, asked: str | None) -> str:
+    """The kind of objective for these examples: DPO for comparisons, unless another one was asked for."""
+    return (asked or "dpo") if examples.kind == PREFERENCE else examples.kind
 
 
 def given_objective(given: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -296,7 +296,7 @@ def _recipe(run: Run, origin: Origin, kind: str, options: AdaptOptions, runtime:
 
 def with_rows(recipe: Recipe, run: Run, split: EncodedSplit) -> Recipe:
     """With the rows of a step, a power of two unless given, and the steps between validations."""
-    compares, given = recipe.objective.kind in COMPARES, run.request.given.get("train", {})
+    compares, given = recipe.objective.kind in PREFERENCE_KINDS, run.request.given.get("train", {})
     n = count_examples(split, recipe)
     if compares:
         recipe = _with(recipe, n_completions=max(map(len, comparisons_of(split))))

@@ -29,7 +29,7 @@ from foundling.evaluate.task import Task, exact_match
 from foundling.evaluate.tasks.labels import classify, label_task, tag_task, value_task
 from foundling.recipes.finetune_data import with_virtual
 from foundling.recipes.preferences import POLICIES, accuracy_of, preferences
-from foundling.recipes.recipe import COMPARES
+from foundling.recipes.recipe import PREFERENCE_KINDS
 from foundling.runtime.device import Runtime
 from foundling.runtime.files import read_json
 from foundling.runtime.hub import local_directory
@@ -93,7 +93,7 @@ class Judge:
     def __post_init__(self) -> None:
         self.kind = self.kind or self.examples.kind
         places = self.encoded.held_out.places.tolist()
-        if self.kind in COMPARES:  # a text for each completion
+        if self.kind in PREFERENCE_KINDS:  # a text for each completion
             places = list(dict.fromkeys(places))
         self.held_out: list[Example] = [self.examples.held_out[i] for i in places]
         spans = self.kind == "tag" and has_spans([tag for e in self.held_out for tag in e.fields["tags"]])
@@ -101,14 +101,14 @@ class Judge:
         self.loss_unit = (
             self.metric.name
             if self.metric.key == "loss"
-            else f"nats per {'prompt' if self.kind in COMPARES else 'example'}"
+            else f"nats per {'prompt' if self.kind in PREFERENCE_KINDS else 'example'}"
         )
         self.pipeline_tag = PIPELINES.get(self.kind, "text-generation")
-        n = max(map(len, comparisons_of(self.encoded.held_out))) if self.kind in COMPARES else 1
+        n = max(map(len, comparisons_of(self.encoded.held_out))) if self.kind in PREFERENCE_KINDS else 1
         self.rows = max(1, min(ROWS, ROW_TOKENS // self.encoded.seq_len) // n)
 
     def loss_on(self, split: EncodedSplit) -> Callable[[Any], float]:
-        if self.kind in COMPARES:
+        if self.kind in PREFERENCE_KINDS:
             batches = comparison_batches(split, batch_size=self.rows, whole=self.kind == "reward")
         else:
             batches = example_batches(split, batch_size=self.rows, start_id=self.start_id)
@@ -129,7 +129,7 @@ class Judge:
         with torch.inference_mode(), self.runtime.autocast(), torch.compiler.set_stance("force_eager"):
             if self.kind in ("chat", "seq2seq"):
                 self._answer(model, measured, subject)
-            elif self.kind in COMPARES:
+            elif self.kind in PREFERENCE_KINDS:
                 self._compare(model, measured, subject)
             elif self.kind != "text":
                 self._classify(model, measured, subject)
@@ -140,13 +140,13 @@ class Judge:
         """(seconds of `measure`, seconds of the loss of one example), by some held-out examples."""
         model.eval()
         n = min(len(self.held_out), 2 * self.rows)
-        choose = subset_of if self.kind in COMPARES else Subset
+        choose = subset_of if self.kind in PREFERENCE_KINDS else Subset
         loss = self.loss_on(choose(self.encoded.held_out, range(n)))
         loss(model)
         start = time.perf_counter()
         loss(model)
         per_example = (time.perf_counter() - start) / n
-        passes = 2 if self.kind in (*TASKS, *COMPARES) else 1
+        passes = 2 if self.kind in (*TASKS, *PREFERENCE_KINDS) else 1
         answers = 0.0
         if self.kind in ("chat", "seq2seq", *POLICIES):
             asked = self._asked(model)[: N_COMPARED if self.kind in POLICIES else None]
@@ -231,7 +231,7 @@ class Judge:
     def _without_model(self, before: Measured) -> dict[str, float]:
         if self.metric.key == "loss":
             return {"before": before.figures["loss"]}
-        if self.kind in COMPARES:
+        if self.kind in PREFERENCE_KINDS:
             return {"chance": 0.5}
         if self.kind == "regress":
             values = [float(e.fields["value"]) for e in self.examples.train]

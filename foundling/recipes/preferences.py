@@ -55,7 +55,7 @@ def add_reference(run: Run, model: Any, encoded: EncodedExamples, rows: int, run
             write_directory(folder, compute)
 
     with run.clock.phase("evaluate"):
-        run.made("reference", REFERENCES, make)
+        run.ensure("reference", REFERENCES, make)
     for name, split in splits.items():
         split.reference = np.fromfile(folder / f"{name}.bin", dtype="<f4")
 

@@ -25,8 +25,8 @@ from foundling.train.schedule import Schedule
 Precision = Literal["float32", "bfloat16"]
 ExampleKind = Literal["chat", "text", "classify", "tag", "regress", "seq2seq", "reward", "dpo", "ipo"]
 """of finetuning"""
-COMPARES = ("reward", "dpo", "ipo")
-"""what is learnt from comparisons, which are one kind of data"""
+PREFERENCE_KINDS = ("reward", "dpo", "ipo")
+"""objectives that learn from comparisons, which are one kind of data (data/kinds.PREFERENCE)"""
 ObjectiveKind = Literal[
     "causal", "masked", "bilm", "span", "infill", "distill", "chat", "text", "classify", "tag", "regress", "seq2seq",
     "reward", "dpo", "ipo",

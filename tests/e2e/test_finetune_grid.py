@@ -11,7 +11,7 @@ from typing import Any, get_args
 import pytest
 
 from foundling.adapt.options import Method
-from foundling.recipes.recipe import COMPARES, ExampleKind
+from foundling.recipes.recipe import PREFERENCE_KINDS, ExampleKind
 from tests.e2e.test_finetune import raise_base, tuned, write_chats
 from tests.e2e.tools import foundling
 
@@ -70,9 +70,9 @@ def learnt(kind: str, result: dict[str, Any]) -> bool:
     return actual[result["metric"]] < without["the mean value" if kind == "regress" else "before"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # PREFERENCE_KINDS: test_align.py
 @pytest.mark.parametrize("method", get_args(Method))
-@pytest.mark.parametrize("kind", [kind for kind in get_args(ExampleKind) if kind not in COMPARES])  # test_align.py
+@pytest.mark.parametrize("kind", [kind for kind in get_args(ExampleKind) if kind not in PREFERENCE_KINDS])
 def test_each_method_learns_each_kind(
     kind: str, method: str, base: Path, data: dict[str, Path], tmp_path: Path
 ) -> None:
