@@ -94,9 +94,8 @@ class Run:
         self.recipe, self.prediction = from_dict(Recipe, load_yaml(file), where=str(file)), stored
 
     def ensure(self, part: str, indexes: Sequence[str], make: Callable[[], T], *, exact: bool = True) -> T:
-        """What `make` finds whole in the folder `part`, or writes there; `part` may be a file of a folder too. What is
-        not as the journal has it is removed first, and what proves to be damaged is written again; `exact`: it must
-        come out as it was."""
+        """What `make` finds whole in the folder, or in the file, `part`, or writes there. What is not as the journal
+        has it is removed first, and what proves to be damaged is made again; `exact`: it must come out as it was."""
         folder, problem = self.directory / part, self.journal.problem(*indexes)
         recorded = {name: digest for name, digest in self.journal.files.items() if name in indexes}
         if problem and recorded:
