@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from foundling.adapt.options import Method
-from tests.e2e.test_finetune import SETTINGS, raise_base
+from tests.e2e.test_finetune import SETTINGS, save_base
 from tests.e2e.tools import foundling, kill_after_checkpoint, weights
 
 
@@ -26,7 +26,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def base(folder: Path) -> Path:
-    return raise_base(folder)
+    return save_base(folder)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_a_policy_is_trained_killed_resumed_reproduced_and_talks(base: Path, com
     assert talk.returncode == 0, talk.stderr
     assert json.loads(talk.stdout)["kind"] == "instruct model"
     broken = folder / "broken"
-    kill_after_checkpoint([*args, "--out", broken, *SETTINGS], broken, "align")
+    kill_after_checkpoint([*args, "--out", broken, *SETTINGS, "--checkpoint-every", "12"], broken, "align")
     other = foundling("align", "reward", "--out", broken, "--resume")
     assert other.returncode == 2 and "an unfinished run of 'dpo'" in other.stderr
     assert foundling("align", "dpo", "--out", broken, "--resume").returncode == 0
@@ -100,6 +100,18 @@ def test_what_is_wrong_is_said_in_one_line(
     done = foundling("align", *(arg.format(**paths) for arg in args), "--out", tmp_path / "refused")
     assert done.returncode == 2 and message in done.stderr.splitlines()[-1], done.stderr
     assert not (tmp_path / "refused" / "foundling.json").exists()
+
+
+@pytest.mark.slow
+def test_a_reward_model_with_another_pool_scores_at_once(base: Path, comparisons: Path, tmp_path: Path) -> None:
+    settings = ["--epochs", "6", "--chat-template", "plain", "--pool", "mean"]
+    result = aligned("reward", base, comparisons, *settings, "--out", tmp_path / "out")
+    assert result["actual"]["accuracy"] > 0.9
+    scored = [
+        json.loads(foundling("classify", tmp_path / "out", "7: Rome", "--pair", answer, "--json").stdout)["results"]
+        for answer in ("Rome, please", "Rome, now")
+    ]
+    assert scored[0][0]["value"] > scored[1][0]["value"]
 
 
 @pytest.mark.slow
