@@ -42,7 +42,7 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train(TEXTS, 384)
 
 
-def split_of(folder: Path, tokenizer: Tokenizer, kind: str, encodes: bool, prompts: list[str]) -> EncodedSplit:
+def split_of(folder: Path, tokenizer: Tokenizer, kind: Any, encodes: bool, prompts: list[str]) -> EncodedSplit:
     data = folder / "data.jsonl"
     data.write_text("".join(json.dumps(row(kind, prompt, n)) + "\n" for n, prompt in enumerate(prompts)))
     examples = ingest_examples(data, folder / "examples", kind="preference" if kind in ("dpo", "reward") else kind)
