@@ -60,6 +60,9 @@ def import_everything() -> None:
                 importlib.import_module(module.name)
     for name in ("matplotlib.pyplot", "torch._dynamo", "torch.distributed.fsdp", "tests.contract.cases"):
         importlib.import_module(name)
+    for name in ("pandas", "matplotlib.backends.backend_svg", "_strptime"):  # by pyarrow and others at their first use
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
 
 
 def _enter(folder: str, cwd: str, env: dict[str, str], before: Callable[[], None] | None, command: list[str]) -> None:

@@ -11,11 +11,13 @@ import subprocess
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
+from typing import get_args
 from urllib.parse import unquote
 
 import pytest
 
-from foundling.cli import COMMANDS
+from foundling.cli import COMMANDS, finetune
+from foundling.recipes.recipe import PREFERENCE_KINDS, ExampleKind
 from tests import processes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -155,6 +157,15 @@ def run(text: str, name: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_programs_run(path: Path, tmp_path: Path) -> None:
     result = run(path.read_text(encoding="utf-8"), path.stem, tmp_path)
     assert result.returncode == 0, f"{ids(path)} (the line numbers are its own)\n{result.stderr[-4000:]}"
+
+
+def test_each_kind_of_finetuning_is_named() -> None:
+    """In the table of `--as`, and those of comparisons in the examples of --help."""
+    text = (ROOT / "docs" / "finetuning.md").read_text(encoding="utf-8")
+    table = takewhile(lambda line: line.startswith("|"), text[text.index("| `--as` |") :].splitlines())
+    names = {name for line in table for name in re.findall(r"`(\w+)`", line.split("|")[1])}
+    assert names == set(get_args(ExampleKind))
+    assert all(name in " ".join(finetune.EXAMPLES) for name in PREFERENCE_KINDS)
 
 
 def test_contributing_has_programs() -> None:

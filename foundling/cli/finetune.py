@@ -20,6 +20,8 @@ EXAMPLES = [
     "foundling finetune hf://ORG/NAME mails.csv --as classify --label spam # then: foundling classify OUT",
     "foundling finetune runs/bert words.conll --as tag --method full",
     "foundling finetune runs/smollm2 medicine/ --as text --method lora     # continue on the text of a domain",
+    "foundling finetune runs/helper pairs.jsonl --as dpo                   # prefer the better answers; also ipo",
+    "foundling finetune runs/helper pairs.jsonl --as reward                # score answers (foundling align)",
     "foundling finetune runs/smollm2 chats.jsonl --plan                    # time and memory, and what would fit",
     "foundling finetune --out runs/helper --resume                         # after a crash, bit for bit",
 ]

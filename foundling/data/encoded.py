@@ -154,8 +154,8 @@ def encode_examples(directory: Path, examples: Examples, framing: Framing, *, se
         "seq_len": seq_len,
     }
     parts = {"train": examples.train, "held_out": examples.held_out}
-    made = {name: _split(directory / name, part, examples, framing, made_from) for name, part in parts.items()}
-    return EncodedExamples(examples.kind, seq_len, made["train"], made["held_out"])
+    splits = {name: _split(directory / name, part, examples, framing, made_from) for name, part in parts.items()}
+    return EncodedExamples(examples.kind, seq_len, splits["train"], splits["held_out"])
 
 
 def _split(

@@ -15,10 +15,10 @@ prompt: {"messages", "row"}, to be answered, and all fields of its row, which sa
 KINDS: tuple[Kind, ...] = get_args(Kind)
 PACKED: tuple[Kind, ...] = ("chat", "text")
 """kinds whose examples share rows, for a causal model"""
-PROMPT = "prompt"
+PROMPT: Kind = "prompt"
 """the kind that is read only where it is asked for: rows of any other kind have prompts too"""
-PREFERENCE = "preference"
-"""the kind whose examples are encoded as several texts each, one for each completion"""
+PREFERENCE: Kind = "preference"
+"""comparisons: the kind whose examples are encoded as several texts each, one for each completion"""
 
 
 @dataclass(frozen=True)

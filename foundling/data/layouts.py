@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from foundling.data import convert
 from foundling.data.convert import Convert, Fields
-from foundling.data.kinds import PROMPT, Columns, Kind
+from foundling.data.kinds import PREFERENCE, PROMPT, Columns, Kind
 from foundling.data.streams import Skip, shown_names
 from foundling.errors import ConfigError
 
@@ -51,9 +51,9 @@ class Shape:
 
 PROMPTED: dict[Kind, Convert] = {"chat": convert.chat_of_one_turn, "seq2seq": convert.source_and_target}
 SCORED: dict[Kind, Convert] = {"classify": convert.classify, "regress": convert.regress}
-WORDS = {"preference": "dpo, ipo or reward", PROMPT: "ppo or grpo"}
+WORDS = {PREFERENCE: "dpo, ipo or reward", PROMPT: "ppo or grpo"}
 """kind -> what --as calls it, where that is another word"""
-PREFERENCE_CONVERTERS: dict[Kind, Convert] = {"preference": convert.preference}
+PREFERENCE_CONVERTERS: dict[Kind, Convert] = {PREFERENCE: convert.preference}
 PROMPTS = ("prompt", "question", "instruction", "query", "problem", "input", "messages")
 LABELLED = Shape("texts with a label", "have a text and a label", SCORED, {"text": TEXTS, "label": LABELS})
 SHAPES = (
@@ -190,8 +190,8 @@ def _distinct(kind: Kind | None, matches: Sequence[Match]) -> list[Match]:
     """Without those that make the same of the same columns as one before: flags name columns for several shapes."""
     ways: dict[Any, Match] = {}
     for match in matches:
-        made = tuple(match.shape.kinds.items()) if kind is None else match.shape.kinds[kind]
-        ways.setdefault((made, tuple(match.roles.items())), match)
+        conversion = tuple(match.shape.kinds.items()) if kind is None else match.shape.kinds[kind]
+        ways.setdefault((conversion, tuple(match.roles.items())), match)
     return list(ways.values())
 
 
@@ -284,7 +284,7 @@ def _unknown(kind: Kind | None, names: list[str]) -> str:
     shown = ", ".join(f"--{flag}" for flag in dict.fromkeys(FLAGS[role] for role in roles if role in FLAGS))
     if kind == PROMPT:
         needs = "hold no prompts"
-    elif kind in PREFERENCE_CONVERTERS:
+    elif kind == PREFERENCE:
         needs = "are no comparisons (prompt with chosen and rejected, or with ranked)"
     else:
         needs = f"do not hold what --as {kind} needs"

@@ -13,14 +13,13 @@ from foundling.contracts.objective import Loss, Term
 from foundling.objectives.chunked import chunked_cross_entropy
 
 
-def read(model: Any, batch: Batch, prefix: str = "") -> ModelOutput:
-    """The model's output for the batch's `tokens`. Where the batch has a `source` (B, S) with `source_documents`, with
-    this prefix or shared by all prefixes, the model encodes it first and the tokens attend to it."""
-    tokens, documents = batch[f"{prefix}tokens"], batch[f"{prefix}documents"]
-    source = f"{prefix}source" if f"{prefix}source" in batch else "source"
-    if source not in batch:
+def read(model: Any, batch: Batch) -> ModelOutput:
+    """The model's output for the batch's `tokens`. Where the batch has a `source` (B, S) with `source_documents`, the
+    model encodes it first and the tokens attend to it."""
+    tokens, documents = batch["tokens"], batch["documents"]
+    if "source" not in batch:
         return model(tokens, documents=_documents_to_separate(documents))
-    memory = model.encode(batch[source], documents=batch[f"{source}_documents"])
+    memory = model.encode(batch["source"], documents=batch["source_documents"])
     return model(tokens, documents=documents, memory=memory)
 
 

@@ -35,6 +35,8 @@ from foundling.weights.text_spec import read_text_spec
 
 HEADED = ("classify", "tag", "regress", "reward")
 """kinds of examples that a head answers"""
+POOLED = ("classify", "regress", "reward")
+"""those whose head reads a pool of the states of a text"""
 KINDS = {
     "chat": "chat model", "text": "finetuned model", "classify": "text classifier", "tag": "word tagger",
     "regress": "regression model", "seq2seq": "finetuned model", "reward": "reward model",

@@ -88,15 +88,34 @@ def count_examples(split: EncodedSplit, recipe: Recipe) -> int:
 
 def validation_split(split: EncodedSplit, recipe: Recipe) -> tuple[EncodedSplit, EncodedSplit | None]:
     """(to train on, to choose the best weights by). The second is chosen by the seed; None where the recipe measures
-    none."""
-    n = len(split)
+    none. All examples of one prompt go the same way, unless each prompt has too many: then single examples do."""
     if not recipe.train.evaluate_every:
         return split, None
-    compares = recipe.objective.kind in PREFERENCE_KINDS
-    n, choose = (len(comparisons_of(split)), subset_of) if compares else (n, Subset)
+    n = count_examples(split, recipe)
     n_validated = max(1, min(MOST_VALIDATED, int(VALIDATION_SHARE * n)))
-    order = np.random.default_rng(recipe.seed).permutation(n)
-    return choose(split, np.sort(order[n_validated:])), choose(split, np.sort(order[:n_validated]))
+    groups = [group for group in _by_prompt(split, recipe) if len(group) <= n_validated] or [[i] for i in range(n)]
+    validated = list[int]()
+    for at in np.random.default_rng(recipe.seed).permutation(len(groups)):
+        if len(validated) + len(groups[at]) <= n_validated:
+            validated += groups[at]
+    choose = subset_of if recipe.objective.kind in PREFERENCE_KINDS else Subset
+    return choose(split, np.setdiff1d(np.arange(n), validated)), choose(split, np.sort(validated))
+
+
+def _by_prompt(split: EncodedSplit, recipe: Recipe) -> list[list[int]]:
+    """The numbers of the comparisons, chats or targets of each prompt: of a source, or of the tokens before the first
+    answer. Other examples have none, and stand alone."""
+    if recipe.objective.kind in PREFERENCE_KINDS:
+        firsts = [int(group[0]) for group in comparisons_of(split)]
+    elif recipe.objective.kind in ("chat", "seq2seq"):
+        firsts = list(range(len(split)))
+    else:
+        return [[i] for i in range(len(split))]
+    groups: dict[bytes, list[int]] = {}
+    for number, example in enumerate(map(split.example, firsts)):
+        prompt = example["source"] if "source" in example else example["tokens"][: example["mask"].argmax()]
+        groups.setdefault(prompt.tobytes(), []).append(number)
+    return list(groups.values())
 
 
 def start_id(model: Any) -> int:

@@ -24,6 +24,7 @@ from foundling.plan.flops import training_flops_per_token
 from foundling.plan.memory import MemoryEstimate, estimate_training_memory, spare_memory
 from foundling.plan.probe import choose_precision
 from foundling.recipes.adapting import (
+    POOLED,
     adapted,
     base_framing,
     build_adapted,
@@ -63,7 +64,8 @@ LEARNING_RATES = {
 }  # fmt: skip
 """method -> rate of AdamW, stated at BASE_WIDTH"""
 POLICY_RATE = 0.1
-"""of these, for a policy that learns from comparisons or rewards"""
+"""of these, for a policy that learns from comparisons or rewards; not of a prefix, which starts away from its
+reference"""
 STEPS_AN_EPOCH, LEAST_EXAMPLES, MOST_EXAMPLES = 50, 4, 32
 """A step reads as many examples as make about so many steps an epoch, within these bounds."""
 MEASUREMENTS_AN_EPOCH = 4
@@ -228,14 +230,14 @@ def check_settings(given: dict[str, Any], options: AdaptOptions, kind: str) -> N
             )
     if kind not in ("chat", *PREFERENCE_KINDS, *REWARDED) and given.get("data", {}).get("chat_template") is not None:
         raise ConfigError(f"--chat-template is for chats, and '{kind}' has none; leave it out")
-    if options.pool and kind not in ("classify", "regress"):
-        raise ConfigError(f"--pool is for a head on whole texts, and '{kind}' has none; leave it out")
+    if options.pool and kind not in POOLED:
+        raise ConfigError(f"--pool is for a head on whole texts ({', '.join(POOLED)}), not for '{kind}'; leave it out")
     if given.get("train", {}).get("ema_decay") is not None:
         raise ConfigError("ema_decay is not for finetuning, which keeps the best weights; leave it out")
 
 
 def choose_kind(examples: Examples, asked: str | None) -> str:
-    """The kind of what is learnt: DPO of comparisons, unless another one was asked for."""
+    """The kind of objective for these examples: DPO for comparisons, unless another one was asked for."""
     return (asked or "dpo") if examples.kind == PREFERENCE else examples.kind
 
 
@@ -264,7 +266,7 @@ def runtime_given(run: Run) -> Runtime:
 
 def begin_recipe(run: Run, origin: Origin, kind: str, options: AdaptOptions, runtime: Runtime) -> Recipe:
     """What is chosen before the examples are encoded, under what was given; rows and steps are settled later."""
-    scale = POLICY_RATE if kind in (*POLICIES, *REWARDED) else 1.0
+    scale = POLICY_RATE if kind in (*POLICIES, *REWARDED) and options.method != "prefix" else 1.0
     rate = {"optimizer": "adamw", "learning_rate": scale * LEARNING_RATES[options.method]}
     optim = from_dict(OptimOptions, rate | run.request.given.get("optim", {}), where="optim")
     chosen = {

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,15 @@ BEST = "best.safetensors"
 """the trained weights of the best validation so far"""
 EXAMPLES = ("examples/index.json",)
 ENCODED = ("encoded/train/index.json", "encoded/held_out/index.json")
-REFERENCES = ("reference/train.bin", "reference/held_out.bin")
-"""log-probabilities of completions by the model that a policy starts from"""
+REFERENCES = "reference/*.bin"
+"""log-probabilities of completions by the model that a policy starts from, in parts"""
 STAGED = "staging/foundling.json"
 """recorded when the model directory is complete aside, and only has to be moved"""
 _CHECKPOINT = f"{CHECKPOINTS}/step-{'[0-9]' * 8}"
 OURS = (
     "staging/**/*", f"{_CHECKPOINT}/state.safetensors", f"{_CHECKPOINT}/foundling.json", "tokens/train/[0-9]*.tokens",
     "tokens/held_out/[0-9]*.tokens", *TOKENS, "corpus/text-*.arrow", "corpus/held_out-*.arrow", *CORPUS, *TOKENIZER,
-    "examples/*.arrow", *EXAMPLES, "encoded/*/*.bin", *ENCODED, *REFERENCES, BEST, RECIPE, PREDICTION, LOG,
+    "examples/*.arrow", *EXAMPLES, "encoded/*/*.bin", *ENCODED, REFERENCES, BEST, RECIPE, PREDICTION, LOG,
 )  # fmt: skip
 """Everything that a run writes into its folder."""
 
@@ -99,8 +100,11 @@ class Journal:
         return None
 
     def remove(self, part: str = "") -> None:
-        """Removes what the run has written below `part`, or all of it. Anything else that lies there stays."""
-        remove_files(self.directory, [pattern for pattern in OURS if pattern.startswith(part)])
+        """Removes what the run has written below `part`, or in this one file, or all of it. Anything else that lies
+        there stays."""
+        patterns = [pattern for pattern in OURS if pattern.startswith(part)]
+        single = [part] if not patterns and any(fnmatch(part, pattern) for pattern in OURS) else []
+        remove_files(self.directory, patterns or single)
         if not part:  # the mark last, so that a removal that is cut off can be finished
             remove_files(self.directory, [JOURNAL])
 

@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,68 +16,89 @@ from foundling.blocks.heads import scores
 from foundling.contracts.data import Batch
 from foundling.contracts.records import Result
 from foundling.data.encoded import EncodedExamples, EncodedSplit
-from foundling.data.transforms.preference import REFERENCE, comparison_batches
+from foundling.data.transforms.preference import REFERENCE, comparison_batches, comparisons_of, longest_first
 from foundling.evaluate.intervals import interval_of
 from foundling.objectives.preference import as_rows, completion_logprobs, pairs
 from foundling.recipes.finetune_data import with_virtual
-from foundling.recipes.journal import REFERENCES
 from foundling.recipes.models import load_start
+from foundling.recipes.progress import Bar
 from foundling.recipes.run import Run
 from foundling.runtime.device import Runtime
-from foundling.runtime.files import write_directory
+from foundling.runtime.files import write_bytes
 
 POLICIES = ("dpo", "ipo")
 """kinds whose policy is compared with the model that it starts from"""
+LEAST_BATCHES, MOST_PARTS = 8, 100
+"""Each part of the reference's pass has so many batches or more, a split so many parts or fewer: what a kill loses."""
 N_BINS = 5
 """of margins, with about as many comparisons each"""
 TASK = "held-out comparisons"
 
 
+class Part(NamedTuple):
+    """Some batches of the reference's pass over a split, and the file of the run that has their log-probabilities."""
+
+    file: str
+    split: EncodedSplit
+    batches: Sequence[Batch]
+    """of the whole pass"""
+    own: range
+    """numbers of those of this part"""
+
+
 def add_reference(run: Run, model: Any, encoded: EncodedExamples, rows: int, runtime: Runtime) -> None:
     """Gives both splits the log-probability of each completion by the model that the policy starts from: a column,
     computed once and kept in the run's directory, so that no second model is needed while the policy trains. What an
-    adaptation adds in front of a text, a soft prompt or a prefix, is no part of it; all others begin as the base."""
-    folder = run.directory / "reference"
+    adaptation adds in front of a text, a soft prompt or a prefix, is no part of it; all others begin as the base.
+
+    A part of the batches is a file that is whole or absent: a run that was killed goes on after the last one."""
+    assert run.recipe and run.recipe.model.directory
     splits = {"train": encoded.train, "held_out": encoded.held_out}
-
-    def compute(aside: Path) -> None:
-        assert run.recipe and run.recipe.model.directory
-        start = model
-        if run.recipe.adapt.method == "prefix":
-            start = load_start(run.recipe.model.directory).to(runtime.device)
-        for name, split in splits.items():
-            logprobs_of(start, split, rows, runtime).tofile(aside / f"{name}.bin")
-
-    def make() -> None:
-        if not folder.exists():
-            run.progress.line("computing the log-probabilities of all completions by the model that is the reference")
-            write_directory(folder, compute)
-
-    with run.clock.phase("evaluate"):
-        run.made("reference", REFERENCES, make)
-    for name, split in splits.items():
-        split.reference = np.fromfile(folder / f"{name}.bin", dtype="<f4")
-
-
-def logprobs_of(model: Any, split: EncodedSplit, rows: int, runtime: Runtime) -> np.ndarray:
-    """(n,) float32: Σ log p of the tokens of each completion."""
-    batches = comparison_batches(split, batch_size=rows)
-    values = _by_prompt(model, batches, lambda batch: completion_logprobs(model, batch)[0], runtime, virtual=False)
-    return np.concatenate([row.astype("<f4") for row in values])
+    parts = [part for name, split in splits.items() for part in _parts(name, split, rows)]
+    left = [part for part in parts if run.journal.problem(part.file)]
+    reference = model
+    if left and run.recipe.adapt.method == "prefix":
+        reference = load_start(run.recipe.model.directory).to(runtime.device)
+    n, n_left = (sum(len(part.own) for part in some) for some in (parts, left))
+    if left:
+        run.progress.line("computing the log-probabilities of all completions by the model that is the reference")
+    with (
+        run.clock.phase("evaluate"),
+        run.progress.bar("reference", n, done=n - n_left, scale=rows, unit="prompts") as bar,
+    ):
+        for part in left:
+            run.ensure(part.file, (part.file,), lambda part=part: _write(run, part, reference, runtime, bar))
+    for split in splits.values():
+        files = [run.directory / part.file for part in parts if part.split is split]
+        split.reference = np.empty(len(split), dtype="<f4")
+        groups = comparisons_of(split)
+        places = np.concatenate([groups[int(i)] for i in longest_first(split)])
+        split.reference[places] = np.concatenate([np.fromfile(file, dtype="<f4") for file in files])
 
 
-def _by_prompt(
-    model: Any, batches: Sequence[Batch], value: Callable[[Batch], Tensor], runtime: Runtime, *, virtual: bool = True
-) -> list[np.ndarray]:
-    """A number for each completion, of each prompt in order; after the tokens of a soft prompt unless not `virtual`."""
+def _parts(name: str, split: EncodedSplit, rows: int) -> list[Part]:
+    batches = comparison_batches(split, batch_size=rows, order=longest_first(split))
+    size = max(LEAST_BATCHES, math.ceil(len(batches) / MOST_PARTS))
+    owns = [range(len(batches))[at : at + size] for at in range(0, len(batches), size)]
+    return [Part(f"reference/{name}-{n:03d}.bin", split, batches, own) for n, own in enumerate(owns)]
+
+
+def _write(run: Run, part: Part, model: Any, runtime: Runtime, bar: Bar) -> None:
+    """float32 Σ log p of the tokens of each completion, in the order of the pass."""
+    values = list[np.ndarray]()
+    for n in part.own:
+        values += _of_batch(model, part.batches[n], lambda batch: completion_logprobs(model, batch)[0], runtime)
+        bar.advance()
+    write_bytes(run.directory / part.file, np.concatenate(values).astype("<f4").tobytes())
+
+
+def _of_batch(model: Any, batch: Batch, value: Callable[[Batch], Tensor], runtime: Runtime) -> list[np.ndarray]:
+    """Of each prompt, a number for each of its completions."""
     model.eval()
-    read, out = with_virtual(batches, model) if virtual else batches, list[np.ndarray]()
     with torch.inference_mode(), torch.compiler.set_stance("force_eager"), runtime.autocast():
-        for n in range(len(batches)):
-            batch = {name: column.to(runtime.device) for name, column in read[n].items()}
-            numbers = value(batch).float().cpu().numpy()
-            out += [row[:count] for row, count in zip(numbers, batch["n_completions"].tolist(), strict=True)]
-    return out
+        batch = {name: column.to(runtime.device) for name, column in batch.items()}
+        numbers = value(batch).float().cpu().numpy()
+        return [row[:count] for row, count in zip(numbers, batch["n_completions"].tolist(), strict=True)]
 
 
 def preferences(model: Any, split: EncodedSplit, kind: str, rows: int, runtime: Runtime) -> list[np.ndarray]:
@@ -90,7 +110,12 @@ def preferences(model: Any, split: EncodedSplit, kind: str, rows: int, runtime: 
             return scores(model, as_rows(batch)).view(batch["tokens"].shape[:2])
         return completion_logprobs(model, batch)[0] - batch[REFERENCE]
 
-    return _by_prompt(model, comparison_batches(split, batch_size=rows, whole=kind == "reward"), value, runtime)
+    # batches as the reference has read them, so that a policy that is as it was differs by no rounding
+    order = longest_first(split)
+    batches = comparison_batches(split, batch_size=rows, whole=kind == "reward", order=order)
+    read = with_virtual(batches, model)
+    numbers = [row for n in range(len(batches)) for row in _of_batch(model, read[n], value, runtime)]
+    return [numbers[at] for at in np.argsort(order)]
 
 
 def accuracy_of(values: Sequence[np.ndarray], subject: str, *, expects: bool = True) -> Result:

@@ -26,9 +26,9 @@ Precision = Literal["float32", "bfloat16"]
 ExampleKind = Literal["chat", "text", "classify", "tag", "regress", "seq2seq", "reward", "dpo", "ipo"]
 """of finetuning"""
 PREFERENCE_KINDS = ("reward", "dpo", "ipo")
-"""what is learnt from comparisons, which are one kind of data"""
+"""objectives that learn from comparisons, which are one kind of data (data/kinds.PREFERENCE)"""
 REWARDED = ("ppo", "grpo")
-"""what is learnt from rewards of the policy's own answers"""
+"""objectives that learn from rewards of the policy's own answers (data/kinds.PROMPT)"""
 ObjectiveKind = Literal[
     "causal", "masked", "bilm", "span", "infill", "distill", "chat", "text", "classify", "tag", "regress", "seq2seq",
     "reward", "dpo", "ipo", "ppo", "grpo",

@@ -93,9 +93,9 @@ class Run:
         self.data_hash = stored.pop("data_hash")
         self.recipe, self.prediction = from_dict(Recipe, load_yaml(file), where=str(file)), stored
 
-    def made(self, part: str, indexes: Sequence[str], make: Callable[[], T], *, exact: bool = True) -> T:
-        """What `make` finds whole in the folder `part`, or writes there. What is not as the journal has it is removed
-        first, and what proves to be damaged is made again; `exact`: it must come out as it was."""
+    def ensure(self, part: str, indexes: Sequence[str], make: Callable[[], T], *, exact: bool = True) -> T:
+        """What `make` finds whole in the folder, or in the file, `part`, or writes there. What is not as the journal
+        has it is removed first, and what proves to be damaged is made again; `exact`: it must come out as it was."""
         folder, problem = self.directory / part, self.journal.problem(*indexes)
         recorded = {name: digest for name, digest in self.journal.files.items() if name in indexes}
         if problem and recorded:
@@ -104,20 +104,20 @@ class Run:
             self.journal.remove(part)
         existed = folder.exists()
         try:
-            made = make()
+            value = make()
         except (DataError, MismatchError) as error:
             if not existed:
                 raise
             self.progress.line(f"note: {str(error).partition(';')[0]}; it is made again")
             self.journal.remove(part)
-            made = make()
+            value = make()
         if exact and recorded and (problem := self.journal.problem(*recorded)):
             raise MismatchError(
                 f"{problem}, and it could not be made again as it was; put the original back, or move "
                 f"{self.directory} away and start anew"
             )
         self.journal.record(*indexes)
-        return made
+        return value
 
     # --- steps of a run, in the order that a kind calls them ---------------------------------------------------------
 
@@ -133,7 +133,7 @@ class Run:
             return ingest(open_data(self.request.data, field, exclude=self.out), directory)
 
         with self.clock.phase("read"):
-            corpus = self.made("corpus", CORPUS, read, exact=False)  # by its data_hash, below
+            corpus = self.ensure("corpus", CORPUS, read, exact=False)  # by its data_hash, below
         self.progress.line(
             f"{corpus.train_documents:,} documents, {size(corpus.train_bytes)} to train on; "
             f"{len(corpus.held_out):,} documents, {size(corpus.held_out_bytes)} held out"
@@ -165,7 +165,7 @@ class Run:
             )
 
         with self.clock.phase("read"):
-            examples = self.made("examples", EXAMPLES, read, exact=False)  # by its data_hash, below
+            examples = self.ensure("examples", EXAMPLES, read, exact=False)  # by its data_hash, below
         self.progress.line(examples.note)
         if examples.skipped:
             self.progress.line("skipped: " + ", ".join(f"{n} {reason}" for reason, n in examples.skipped.items()))
@@ -187,7 +187,7 @@ class Run:
         """The examples as tokens on disk."""
         with self.clock.phase("tokenize"):
             self.progress.line("encoding the examples")
-            encoded = self.made(
+            encoded = self.ensure(
                 "encoded", ENCODED,
                 lambda: encode_examples(self.directory / "encoded", examples, framing, seq_len=seq_len),
             )  # fmt: skip
@@ -220,7 +220,7 @@ class Run:
 
     def _keep_tokenizer(self, make: Callable[[], Tokenizer]) -> None:
         folder = self.directory / "tokenizer"
-        self.made("tokenizer", TOKENIZER, lambda: folder.exists() or write_directory(folder, make().save))
+        self.ensure("tokenizer", TOKENIZER, lambda: folder.exists() or write_directory(folder, make().save))
 
     def tokens(self, corpus: Corpus, tokenizer: Tokenizer) -> Tokens:
         """The text as token shards, training and held-out."""
@@ -228,7 +228,7 @@ class Run:
         with self.clock.phase("tokenize"):
             data, seq_len = self.recipe.data, self.recipe.train.seq_len
             self.progress.line("encoding the text")
-            return self.made(
+            return self.ensure(
                 "tokens", TOKENS,
                 lambda: tokenize_corpus(
                     self.directory / "tokens", corpus, tokenizer, share=data.share, fim_rate=data.fim_rate,

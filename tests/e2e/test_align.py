@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from foundling.adapt.options import Method
-from tests.e2e.test_finetune import SETTINGS, raise_base
+from tests.e2e.test_finetune import SETTINGS, save_base
 from tests.e2e.tools import foundling, kill_after_checkpoint, weights
 
 PLAIN = ("--chat-template", "plain")
@@ -29,7 +29,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def base(folder: Path) -> Path:
-    return raise_base(folder)
+    return save_base(folder)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_a_policy_is_trained_killed_resumed_reproduced_and_talks(base: Path, com
     assert talk.returncode == 0, talk.stderr
     assert json.loads(talk.stdout)["kind"] == "instruct model"
     broken = folder / "broken"
-    kill_after_checkpoint([*args, "--out", broken, *SETTINGS], broken, "align")
+    kill_after_checkpoint([*args, "--out", broken, *SETTINGS, "--checkpoint-every", "12"], broken, "align")
     other = foundling("align", "reward", "--out", broken, "--resume")
     assert other.returncode == 2 and "an unfinished run of 'dpo'" in other.stderr
     assert foundling("align", "dpo", "--out", broken, "--resume").returncode == 0
@@ -128,6 +128,18 @@ def test_a_policy_learns_from_rewards_and_is_resumed_and_reproduced(
     assert weights(broken) == weights(out)
     again = foundling("reproduce", out, "--out", folder / "again-grpo", "--json")
     assert again.returncode == 0 and json.loads(again.stdout)["identical"], again.stderr
+
+
+@pytest.mark.slow
+def test_a_reward_model_with_another_pool_scores_at_once(base: Path, comparisons: Path, tmp_path: Path) -> None:
+    settings = ["--epochs", "6", "--chat-template", "plain", "--pool", "mean"]
+    result = aligned("reward", base, comparisons, *settings, "--out", tmp_path / "out")
+    assert result["actual"]["accuracy"] > 0.9
+    scored = [
+        json.loads(foundling("classify", tmp_path / "out", "7: Rome", "--pair", answer, "--json").stdout)["results"]
+        for answer in ("Rome, please", "Rome, now")
+    ]
+    assert scored[0][0]["value"] > scored[1][0]["value"]
 
 
 @pytest.mark.slow

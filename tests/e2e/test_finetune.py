@@ -9,10 +9,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.e2e.tools import corpus, files, foundling, kill_after_checkpoint, raised, weights
+import foundling as library
+from foundling.models import build, family
+from foundling.text import Tokenizer
+from tests.e2e.tools import corpus, files, foundling, kill_after_checkpoint, weights
 
-SETTINGS = ["--threads", "1", "--precision", "float32", "--batch-size", "4", "--checkpoint-every", "2"]
+SETTINGS = ["--threads", "1", "--precision", "float32", "--batch-size", "4"]
+OFTEN = [*SETTINGS, "--checkpoint-every", "2"]
+"""for a run that is killed"""
 CITIES = ["Oslo", "Rome", "Lima"]
 
 
@@ -27,15 +33,12 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("finetune")
 
 
-def raise_base(folder: Path) -> Path:
-    """A language model that reads 128 tokens."""
-    out = folder / "base"
-    raised(
-        corpus(folder / "text"), "--total-steps", "4", "--batch-size", "2", "--seq-len", "128", "--d-model", "32",
-        "--n-layers", "2", "--vocab-size", "320", "--threads", "1", "--compile", "false", "--precision", "float32",
-        "--out", out,
-    )  # fmt: skip
-    return out
+def save_base(folder: Path) -> Path:
+    """A random language model that reads 128 tokens."""
+    torch.manual_seed(0)
+    texts = [file.read_text(encoding="utf-8") for file in sorted(corpus(folder / "text").rglob("*.txt"))]
+    model = build("llama", **family("llama").module.sized(320, 128, 32, 2))
+    return library.save(model, folder / "base", tokenizer=Tokenizer.train(texts, 320))
 
 
 def write_chats(folder: Path) -> Path:
@@ -50,7 +53,7 @@ def write_chats(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def base(folder: Path) -> Path:
-    return raise_base(folder)
+    return save_base(folder)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +89,7 @@ def test_an_adapter_is_trained_killed_resumed_reproduced_and_talks(base: Path, c
     assert json.loads(talk.stdout)["kind"] == "instruct model" and len(json.loads(talk.stdout)["turns"]) == 1
 
     broken = folder / "broken"
-    kill_after_checkpoint([*args, "--out", broken, *SETTINGS], broken, "finetune")
+    kill_after_checkpoint([*args, "--out", broken, *OFTEN], broken, "finetune")
     assert foundling("finetune", "--out", broken, "--resume").returncode == 0
     assert weights(broken) == weights(out)
     again = foundling("reproduce", out, "--out", folder / "again", "--json")
@@ -132,7 +135,7 @@ def test_a_classifier_begins_as_a_linear_probe(base: Path, labels: Path, folder:
     report = (out / "report.html").read_text()
     assert "a linear probe" in report and "Before and after" in report
     broken = folder / "probed-broken"
-    kill_after_checkpoint([*args, "--out", broken, *SETTINGS], broken, "finetune")
+    kill_after_checkpoint([*args, "--out", broken, *OFTEN], broken, "finetune")
     assert foundling("finetune", "--out", broken, "--resume").returncode == 0
     assert weights(broken) == weights(out)
 

@@ -12,8 +12,8 @@ import pytest
 
 from foundling.adapt.options import Method
 from foundling.recipes.recipe import PREFERENCE_KINDS, ExampleKind
-from tests.e2e.test_finetune import raise_base, tuned, write_chats
-from tests.e2e.tools import foundling
+from tests.e2e.test_finetune import tuned, write_chats
+from tests.e2e.tools import corpus, foundling, raised
 
 WORDS = {"NOUN": ("river", "stone", "cloud"), "VERB": ("runs", "falls", "sings"), "ADJ": ("red", "cold")}
 LABELLED = ("classify", "tag", "regress")
@@ -27,7 +27,13 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def base(folder: Path) -> Path:
-    return raise_base(folder)
+    out = folder / "base"
+    raised(
+        corpus(folder / "text"), "--total-steps", "4", "--batch-size", "2", "--seq-len", "128", "--d-model", "32",
+        "--n-layers", "2", "--vocab-size", "320", "--threads", "1", "--compile", "false", "--precision", "float32",
+        "--out", out,
+    )  # fmt: skip
+    return out
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +76,9 @@ def learnt(kind: str, result: dict[str, Any]) -> bool:
     return actual[result["metric"]] < without["the mean value" if kind == "regress" else "before"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # PREFERENCE_KINDS: test_align.py
 @pytest.mark.parametrize("method", get_args(Method))
-@pytest.mark.parametrize(
-    "kind", [kind for kind in get_args(ExampleKind) if kind not in PREFERENCE_KINDS]
-)  # test_align.py
+@pytest.mark.parametrize("kind", [kind for kind in get_args(ExampleKind) if kind not in PREFERENCE_KINDS])
 def test_each_method_learns_each_kind(
     kind: str, method: str, base: Path, data: dict[str, Path], tmp_path: Path
 ) -> None:

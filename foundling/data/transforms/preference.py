@@ -21,6 +21,11 @@ def comparisons_of(split: EncodedSplit) -> list[np.ndarray]:
     return np.split(np.arange(len(split)), np.flatnonzero(np.diff(split.places)) + 1)
 
 
+def _longest(split: EncodedSplit) -> np.ndarray:
+    """(prompts,) positions of the longest completion of each."""
+    return np.maximum.reduceat(split.lengths, [int(group[0]) for group in comparisons_of(split)])
+
+
 def subset_of(split: EncodedSplit, which: Sequence[int] | np.ndarray) -> Subset:
     """Some of the prompts, each with all its completions."""
     groups = comparisons_of(split)
@@ -61,8 +66,7 @@ class Comparisons(PaddedExamples):
     ) -> None:
         super().__init__(split, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
         self.groups, self.whole = comparisons_of(split), whole
-        lengths = np.array([max(int(split.lengths[i]) for i in group) for group in self.groups])
-        self.set_rows(lengths)
+        self.set_rows(_longest(split))
 
     def __getitem__(self, n: int) -> Batch:
         rows, first = self._rows_of(n)
@@ -70,7 +74,16 @@ class Comparisons(PaddedExamples):
         return batch | {"sample_ids": torch.arange(first, first + len(rows))}
 
 
-def comparison_batches(split: EncodedSplit, *, batch_size: int, whole: bool = False) -> Sequence[Batch]:
-    """Each prompt once, in order, for evaluation; the last batch may have fewer."""
+def longest_first(split: EncodedSplit) -> np.ndarray:
+    """The prompts by their longest completion: those of a batch need little padding, and a lack of memory shows at the
+    first batch."""
+    return np.argsort(-_longest(split), kind="stable")
+
+
+def comparison_batches(
+    split: EncodedSplit, *, batch_size: int, whole: bool = False, order: np.ndarray | None = None
+) -> Sequence[Batch]:
+    """Each prompt once, in the order of the split or in this one, for evaluation; the last batch may have fewer."""
     groups = comparisons_of(split)
+    groups = groups if order is None else [groups[int(i)] for i in order]
     return Once(len(groups), batch_size, lambda rows: comparison_rows(split, [groups[i] for i in rows], whole=whole))
