@@ -27,7 +27,7 @@ def read_text_spec(directory: str | Path, model: Any) -> TextSpec:
     return dataclasses.replace(
         spec,
         ends=tuple(dict.fromkeys(ends)),
-        chats=True if kind in ("chat", "dpo", "ipo") else None,
+        chats=True if kind in ("chat", "dpo", "ipo", "ppo", "grpo") else None,
         fills_middle=None if fim_rate is None else fim_rate > 0,
         separator=SEPARATOR if kind == "seq2seq" and not spec.reads_source else "",
     )

@@ -120,6 +120,8 @@ def test_a_policy_learns_from_rewards_and_is_resumed_and_reproduced(
     assert {r["metric"] for r in result["results"]} >= {"reward", "kl", "length", "matches:e", "matches:a"}
     steps = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert all(step["mismatch"] < 1e-4 and 0 <= step["reward"] <= 1.5 for step in steps)
+    talk = foundling("chat", out, "--temperature", "0", "--max-tokens", "4", "--json", input="1: Rome\n")
+    assert json.loads(talk.stdout)["kind"] == "instruct model", talk.stderr
     report = (out / "report.json").read_text()
     assert "foundling align grpo" in report and "--reward matches:e --reward '0.5*matches:a'" in report
     broken = folder / "broken-grpo"
