@@ -49,7 +49,7 @@ def policy(run: Run) -> dict[str, Any]:
     framing, runtime = framing_of(recipe.model.directory, tokenizer, model), runtime_of(recipe)
     encoded = run.encoded(examples, framing, prompt_seq_len(recipe))
     rewards = build_rewards(recipe.rollout.reward, device=runtime.device)
-    sampler = Sampler(model, framing, recipe.rollout.max_tokens, runtime)
+    sampler = Sampler(model, framing, recipe.rollout.max_tokens, runtime, recipe.rollout.weights)
     prompts = prompts_of(examples.train, encoded.train, framing)
     pretraining = read_pretraining(recipe, tokenizer)
     rollouts = Rollouts(sampler, prompts, rewards, recipe, runtime, reference_of(recipe), pretraining)

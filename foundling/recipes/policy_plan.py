@@ -65,7 +65,7 @@ def prepare(run: Run, examples: Examples) -> Prepared:
     framing = framing_of(str(recipe.model.directory), tokenizer, model)
     encoded = run.encoded(examples, framing, prompt_seq_len(recipe))
     prompts = prompts_of(examples.train, encoded.train, framing)
-    sampler = Sampler(model, framing, recipe.rollout.max_tokens, runtime)
+    sampler = Sampler(model, framing, recipe.rollout.max_tokens, runtime, recipe.rollout.weights)
     rewards = build_rewards(recipe.rollout.reward, device=runtime.device)
     rewards.check([prompt.row for prompt in prompts])
     if (pretraining := read_pretraining(recipe, tokenizer)) is not None:
@@ -133,6 +133,8 @@ def resolve(run: Run, examples: Examples) -> Recipe:
         recipe.rollout, n_prompts=recipe.rollout.n_prompts or n_prompts, reward_hashes=hashes,
         group_size=recipe.rollout.group_size or group_size, max_tokens=max_tokens,
     )  # fmt: skip
+    if rollout.weights and options.method == "qlora":
+        raise ConfigError("--weights copies the weights, which qlora has in 4 bits; leave it out, or use --method lora")
     if kind == "grpo" and (rollout.group_size or 0) < 2:
         raise ConfigError("grpo compares the answers to one prompt: give --group-size 2 or more")
     framing = framing_of(origin.directory or "", parent_tokenizer(recipe), origin.model)

@@ -242,6 +242,9 @@ class RolloutSpec:
     """of an answer, at most; of a model that reads fewer than 256 tokens half of these"""
     passes: int = 1
     """times that updates read the answers of a rollout"""
+    weights: Literal["float32", "bfloat16", "int8", "int4"] | None = None
+    """draw answers by native code from a copy of the weights in this type, made anew for each rollout: faster, and what
+    it changes in probabilities is corrected (default: by the policy itself, without a copy)"""
     scale_rewards: bool = True
     """grpo: divide by the standard deviation of the rewards to one prompt"""
     gae_lambda: float = 0.95

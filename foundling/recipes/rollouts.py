@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foundling.adapt.added import merge, unmerge, wrapping
 from foundling.adapt.lora import without_lora
 from foundling.contracts.data import Batch
 from foundling.data.encode import prompt_ids
@@ -88,20 +89,38 @@ class Drawn:
 
 class Sampler:
     """Draws completions by the engine, which computes with the very modules that are trained: no copy of the weights,
-    and no prefix of before an update (`Engine.forget_prefixes`). At temperature 1 and without truncation, so that what
-    is drawn from is what is learnt."""
+    and no prefix of before an update (`Engine.forget_prefixes`). With `weights`, native code draws from a copy in that
+    type, which is made anew each time. At temperature 1 and without truncation, so that what is drawn from is what is
+    learnt."""
 
-    def __init__(self, model: Any, framing: Framing, max_tokens: int, runtime: Runtime) -> None:
+    def __init__(
+        self, model: Any, framing: Framing, max_tokens: int, runtime: Runtime, weights: str | None = None
+    ) -> None:
         self.model, self.framing, self.max_tokens, self.runtime = model, framing, max_tokens, runtime
+        self.weights = weights
         self._engine: Engine | None = None
 
-    def draw(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Drawn:
-        """One completion of each prompt. DataError where one fails."""
-        if self._engine is None:
-            options = EngineOptions(native=False, max_num_seqs=AT_ONCE, max_step_tokens=STEP_TOKENS, memory=CACHE_BYTES)
+    def engine(self) -> Engine:
+        """With the weights as they are. GenerationError where native code cannot compute the model."""
+        options = EngineOptions(
+            self.weights, None if self.weights else False, max_num_seqs=AT_ONCE, max_step_tokens=STEP_TOKENS,
+            memory=CACHE_BYTES,
+        )  # fmt: skip
+        if self.weights and wrapping(self.model):
+            merge(self.model, reversible=True)
+            try:
+                return Engine(self.model, options)
+            finally:
+                unmerge(self.model)
+        if self.weights or self._engine is None:
             self._engine = Engine(self.model, options)
         else:
             self._engine.forget_prefixes()
+        return self._engine
+
+    def draw(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Drawn:
+        """One completion of each prompt. DataError where one fails."""
+        engine = self.engine()
         requests = [
             Request(
                 prompt.ids, min(self.max_tokens, self.model.config.max_seq_len - len(prompt.ids)), seed=seed,
@@ -110,7 +129,7 @@ class Sampler:
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]  # fmt: skip
         with self.runtime.autocast(), torch.compiler.set_stance("force_eager"):
-            completions = self._engine.generate(requests)
+            completions = engine.generate(requests)
         return self._drawn(requests, completions)
 
     def _drawn(self, requests: Sequence[Request], completions: Sequence[Completion]) -> Drawn:
@@ -236,7 +255,8 @@ class Rollouts:
         """Adds the columns that the objective reads."""
         ppo, columns = self.recipe.objective.kind == "ppo", drawn.columns
         lengths = [drawn.length(i) for i in range(len(drawn))]
-        if ppo or (self.updates > 1 and self.runtime.precision != "float32"):
+        exact = self.runtime.precision == "float32" and not self.spec.weights
+        if ppo or (self.updates > 1 and not exact):
             columns["old_logprobs"], values = self.score(self.model, drawn)
         else:
             columns["old_logprobs"], values = columns["sampler_logprobs"], []

@@ -58,7 +58,7 @@ def recipe_of(**rollout: Any) -> Recipe:
 def rollouts_of(model: Any, tokenizer: Tokenizer, recipe: Recipe, reference: Any = None) -> Rollouts:
     texts = ["the cat", "the dog ate the cat and sat on", "on the mat and the dog", "it"]
     prompts = [Prompt(tokenizer.encode(text) + [tokenizer.eos], {"prompt": text}) for text in texts]
-    sampler = Sampler(model, Framing(tokenizer), recipe.rollout.max_tokens, RUNTIME)
+    sampler = Sampler(model, Framing(tokenizer), recipe.rollout.max_tokens, RUNTIME, recipe.rollout.weights)
     return Rollouts(sampler, prompts, build_rewards(recipe.rollout.reward), recipe, RUNTIME, reference)
 
 
@@ -92,6 +92,25 @@ def test_what_is_drawn_has_the_probabilities_that_training_computes(name: str, t
         record = update(state, PolicyGradient(), batch, recipe.train_options(), RUNTIME)
         assert record.losses["mismatch"] < 1e-4 or n % 2
     assert len(seen[0]) != len(seen[1]) or (seen[0] - seen[1]).abs().max() > 1e-3  # it did learn
+
+
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_native_code_draws_from_a_copy_that_is_made_anew(weights: str, tokenizer: Tokenizer) -> None:
+    """In float32 with the probabilities of the policy; in 8 bits with others, which updates are told of. The policy
+    keeps its adapters, bit for bit."""
+    model, recipe = policy("llama", tokenizer), recipe_of(weights=weights)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    rollouts = rollouts_of(model, tokenizer, recipe)
+    state = TrainState.build(model, recipe.optim)
+    batch = rollouts[0]
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {
+        n for n in before if n[-2:] in (".a", ".b")
+    }
+    for n in range(3):
+        record = update(state, PolicyGradient(), rollouts[n] if n else batch, recipe.train_options(), RUNTIME)
+        assert record.losses["mismatch"] < (1e-4 if weights == "float32" else 0.1)
+        assert weights == "float32" or record.losses["mismatch"] > 1e-4
 
 
 def test_the_reference_of_adapters_is_the_base(tokenizer: Tokenizer) -> None:
