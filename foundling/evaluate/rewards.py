@@ -41,9 +41,12 @@ class Rewards:
     def __call__(self, rows: Sequence[Row], texts: Sequence[str]) -> list[float]:
         """A number for each text, which answers the row at the same place. DataError, with the name of the reward, for
         a row without the fields that a checker needs, and for a number that is not finite."""
-        every = self.by_part(rows, texts)
+        return self.summed(self.by_part(rows, texts))
+
+    def summed(self, parts: Mapping[str, Sequence[float]]) -> list[float]:
+        """What `by_part` returned, weighted and summed."""
         weights = [part.weight for part in self.parts]
-        return [sum(w * value for w, value in zip(weights, one)) for one in zip(*every.values())]
+        return [sum(w * value for w, value in zip(weights, one)) for one in zip(*parts.values())]
 
     def by_part(self, rows: Sequence[Row], texts: Sequence[str]) -> dict[str, list[float]]:
         """Without weights, by name."""

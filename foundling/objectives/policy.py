@@ -33,6 +33,8 @@ same number for all, the most that a completion may have (Liu et al. 2025, Dr. G
 COLUMNS = ("sampler_logprobs", "advantages", "share", "rewards", "old_logprobs", "reference_logprobs", "old_values",
            "returns")  # fmt: skip
 """of each token, float32"""
+LOGGED = "logged:"
+"""Columns that begin so are numbers of completions that are only logged, by the rest of their names."""
 PRETRAINING = "pretraining_tokens"
 VALUE_HEAD = "value_head"
 """the name under which a policy has one while PPO trains it"""
@@ -73,7 +75,7 @@ class PolicyGradient:
         tokens, completions = int(batch["loss_mask"].sum()), n_completions(batch)
         counts = dict.fromkeys(("entropy", "clipped", "mismatch"), tokens)
         counts |= {"loss": tokens if self.normalise == "token" else completions}
-        counts |= {"reward": completions, "length": completions}
+        counts |= dict.fromkeys(("reward", "length", *logged(batch)), completions)
         if "reference_logprobs" in batch:
             counts["kl"] = tokens
         if self.value_coef:
@@ -105,7 +107,8 @@ class PolicyGradient:
             texts, following = model(batch[PRETRAINING]), batch["pretraining_targets"]
             nats = chunked_cross_entropy(model, texts.hidden, following, torch.ones_like(following, dtype=torch.bool))
             terms["pretraining"] = Term(nats, counts["pretraining"], self.pretraining_coef)
-        sums |= {"reward": (column["share"] * column["rewards"]).sum(), "length": mask.sum().float()}
+        sums |= {"reward": (batch["share"] * batch["rewards"]).sum(), "length": mask.sum().float()}
+        sums |= {name: (batch["share"] * batch[LOGGED + name]).sum() for name in logged(batch)}
         return terms | {name: Term(value, counts[name], 0.0) for name, value in sums.items()} | out.aux
 
     def of_tokens(self, logprobs: Tensor, column: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -139,6 +142,11 @@ class PolicyGradient:
         near = old + (values - old).clamp(-self.value_clip, self.value_clip)
         errors = torch.maximum((values - returns).square(), (near - returns).square())
         return 0.5 * (errors * (column["share"] > 0)).sum()
+
+
+def logged(batch: Batch) -> list[str]:
+    """Names of what is only logged."""
+    return [name.removeprefix(LOGGED) for name in batch if name.startswith(LOGGED)]
 
 
 def n_completions(batch: Batch) -> int:

@@ -93,7 +93,8 @@ class PolicyJudge:
         left its reference, and the length."""
         drawn = self.rollouts.sampler.draw(self.prompts, range(len(self.prompts)))
         rows = [prompt.row for prompt in self.prompts]
-        parts, values = self.rewards.by_part(rows, drawn.texts), self.rewards(rows, drawn.texts)
+        parts = self.rewards.by_part(rows, drawn.texts)
+        values = self.rewards.summed(parts)
         drawn.columns["reference_logprobs"] = self.rollouts.reference_logprobs(drawn)
         numbers = {"reward": values, **(parts if len(parts) > 1 else {}), "kl": kl_of(drawn)}
         numbers["length"] = [float(drawn.length(i)) for i in range(len(drawn))]

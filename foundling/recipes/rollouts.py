@@ -30,6 +30,7 @@ from foundling.decode.request import Completion, Request, sample_seed
 from foundling.errors import DataError
 from foundling.evaluate.rewards import Rewards
 from foundling.objectives.policy import (
+    LOGGED,
     adapted_kl_coef,
     generalised_advantages,
     group_advantages,
@@ -198,8 +199,6 @@ class Rollouts:
         self.updates = self.spec.updates(recipe.train.batch_size)
         self.current: Drawn | None = None
         self.number = -1
-        self.history: list[dict[str, float]] = []
-        """of each rollout: reward, its parts, length, share truncated, kl"""
 
     def __getitem__(self, n: int) -> Batch:
         number, update = divmod(n, self.updates)
@@ -236,18 +235,13 @@ class Rollouts:
         drawn = self.sampler.draw(prompts, [sample_seed(first, k) for k in range(len(prompts))])
         rows = [prompt.row for prompt in prompts]
         parts = self.rewards.by_part(rows, drawn.texts)
-        drawn.rewards = self.rewards(rows, drawn.texts)
+        drawn.rewards = self.rewards.summed(parts)
+        numbers = {"truncated": drawn.truncated, "kl_coef": [self.kl_coef] * len(drawn)}
+        for name, each in (numbers | (parts if len(parts) > 1 else {})).items():
+            drawn.columns[LOGGED + name] = [torch.full((drawn.length(i),), float(x)) for i, x in enumerate(each)]
         self._score(drawn)
-        figures = {"reward": float(np.mean(drawn.rewards))}
-        figures |= {name: float(np.mean(values)) for name, values in parts.items() if len(parts) > 1}
-        figures["length"] = float(np.mean([drawn.length(i) for i in range(len(drawn))]))
-        figures["truncated"] = float(np.mean(drawn.truncated))
-        if "reference_logprobs" in drawn.columns:
-            figures["kl"] = kl = float(np.mean(kl_of(drawn)))
-            if self.spec.kl_target is not None:
-                figures["kl_coef"] = self.kl_coef
-                self.kl_coef = adapted_kl_coef(self.kl_coef, kl, self.spec.kl_target)
-        self.history.append(figures)
+        if "reference_logprobs" in drawn.columns and self.spec.kl_target is not None:
+            self.kl_coef = adapted_kl_coef(self.kl_coef, float(np.mean(kl_of(drawn))), self.spec.kl_target)
         trim_memory()
         return drawn
 
@@ -309,7 +303,7 @@ class Rollouts:
 
     def state_dict(self) -> dict[str, Any]:
         drawn = self.current
-        state = {"number": self.number, "kl_coef": self.kl_coef, "history": self.history}
+        state = {"number": self.number, "kl_coef": self.kl_coef}
         if drawn is None:
             return state
         lengths = torch.tensor([len(tokens) for tokens in drawn.tokens])
@@ -320,7 +314,7 @@ class Rollouts:
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.number, self.kl_coef, self.history = int(state["number"]), float(state["kl_coef"]), state["history"]
+        self.number, self.kl_coef = int(state["number"]), float(state["kl_coef"])
         if "tokens" not in state:
             return
         n_prompt, lengths = state["n_prompt"], state["lengths"].tolist()

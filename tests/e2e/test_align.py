@@ -119,6 +119,8 @@ def test_a_policy_learns_from_rewards_and_is_resumed_and_reproduced(
     assert result["metric"] == "reward" and result["actual"]["kl"] >= 0 and result["kind"] == "reward-tuned chat model"
     assert {r["metric"] for r in result["results"]} >= {"reward", "kl", "length", "matches:e", "matches:a"}
     steps = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert all(step["reward"] == pytest.approx(step["matches:e"] + 0.5 * step["matches:a"]) for step in steps)
+    assert all(0 <= step["truncated"] <= 1 and step["kl_coef"] == pytest.approx(0.05) for step in steps)
     assert all(step["mismatch"] < 1e-4 and 0 <= step["reward"] <= 1.5 for step in steps)
     talk = foundling("chat", out, "--temperature", "0", "--max-tokens", "4", "--json", input="1: Rome\n")
     assert json.loads(talk.stdout)["kind"] == "instruct model", talk.stderr

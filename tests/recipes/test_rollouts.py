@@ -185,7 +185,6 @@ def test_a_checkpoint_holds_the_rollout_under_way(kind: str, tokenizer: Tokenize
     assert resumed.kl_coef == kl_coef != 0.1 and resumed.number == 1
     assert [update(later, objective, resumed[n], recipe.train_options(), RUNTIME).losses for n in (3, 4)] == expected
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
-    assert resumed.history == rollouts.history and len(rollouts.history) == 3
 
 
 def test_a_reward_that_fails_names_itself(tokenizer: Tokenizer) -> None:
