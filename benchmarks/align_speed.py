@@ -3,8 +3,8 @@
 
 python -m benchmarks.align_speed [--cases sft,dpo] [--precision float32] [--minutes 15]
 
-It needs TRL, which no extra of ours installs:
-    python -m venv --system-site-packages DIR && DIR/bin/pip install --no-deps trl==1.16.0
+It needs TRL, which no extra of ours installs; in a folder of its own it changes nothing else:
+    pip install --no-deps --target DIR trl==1.16.0 && export PYTHONPATH=DIR
 
 Both sides train adapters of rank 16 on every projection of the layers with fused AdamW, without dropout, on the same
 rows of 128 tokens in the same order, from the same adapters. Ours is `foundling align` itself (recipes/finetune), whose
@@ -22,6 +22,7 @@ import random
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -59,6 +60,9 @@ LENGTH, PROMPT = 128, 64
 """tokens of a row, and of its prompt with the words of the template"""
 WARMUP = 2
 """steps that are not counted"""
+TRIAL_SECONDS = 180
+"""for a setting of TRL, from the start of its process to the end of its last step: one that compiles for longer is not
+tried to the end"""
 
 
 @dataclass(frozen=True)
@@ -186,10 +190,13 @@ def ours(directory: str, folder: str, **fields: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run(case: Case, folder: Path, setting: str | None, steps: int | None = None) -> dict[str, Any]:
-    """One process, from its start to its end; `setting`: TRL's, None for ours."""
+def run(case: Case, folder: Path, setting: str | None, steps: int | None = None, limit: float = 3600) -> dict[str, Any]:
+    """One process, from its start to its end; `setting`: TRL's, None for ours. SystemExit where it fails, or takes more
+    than `limit` seconds."""
     arguments: dict[str, Any] = {"directory": str(smollm2()), "folder": str(folder), **asdict(case)}
     process = Side("benchmarks.align_speed" if setting is None else "benchmarks.align_peer", quiet=False)
+    timer = threading.Timer(limit, process.process.kill)
+    timer.start()
     try:
         if setting is None:
             return process(**arguments)
@@ -199,17 +206,18 @@ def run(case: Case, folder: Path, setting: str | None, steps: int | None = None)
         }
         return process(**arguments, setting=setting, steps=steps or case.steps, length=length)
     finally:
+        timer.cancel()
         process.end()
 
 
 def trial(case: Case, folder: Path) -> dict[str, Any]:
-    """TRL at each setting: seconds of a step after the first ones, memory and losses; or that it failed."""
+    """TRL at each setting: seconds of a step after the first ones, memory and losses; or how it ended."""
     results = {}
     for name in SETTINGS[case.kind]:
         try:
-            done = run(case, folder, name, case.trial_steps)
-        except SystemExit as error:
-            results[name] = {"failed": str(error).rpartition(" ended ")[2]}
+            done = run(case, folder, name, case.trial_steps, TRIAL_SECONDS)
+        except SystemExit as error:  # "… ended with -9" after TRIAL_SECONDS
+            results[name] = {"ended": str(error).rpartition(" ended ")[2]}
         else:
             seconds = statistics.median(done["seconds"][WARMUP:])
             results[name] = {
