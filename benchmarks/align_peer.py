@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +30,7 @@ COMMON: dict[str, dict[str, Any]] = {
     "compiled": {"torch_compile": True},
     "2 workers": {"dataloader_num_workers": 2, "dataloader_persistent_workers": True},
     "checkpointing": {"gradient_checkpointing": True},
+    "bfloat16 weights": {},
 }
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "sft": COMMON | {"padding-free": {"padding_free": True, "max_length": None}, "packing": {"packing": True}},
@@ -43,11 +43,16 @@ FOR_MEMORY = ("checkpointing",)
 """settings that are measured for their memory and never chosen for their speed"""
 
 
+def settings_of(kind: str, precision: str) -> list[str]:
+    return [name for name in SETTINGS[kind] if name != "bfloat16 weights" or precision == "bfloat16"]
+
+
 class Start:
     """What ours wrote: `rates` (adapter -> learning rate), `scales` (factor of each step), the adapters, and the
     batches of all steps."""
 
     def __init__(self, folder: Path, steps: int) -> None:
+        self.folder = folder
         about = json.loads((folder / "start.json").read_text(encoding="utf-8"))
         self.rates: dict[str, float] = about["rates"]
         self.scales: list[float] = about["scales"][:steps]
@@ -99,7 +104,7 @@ def options(
         },
     }[kind]  # fmt: skip
     common = {
-        "output_dir": tempfile.mkdtemp(prefix="foundling-trl-"), "use_cpu": True, "bf16": precision == "bfloat16",
+        "output_dir": str(start.folder / "trl"), "use_cpu": True, "bf16": precision == "bfloat16",
         "per_device_train_batch_size": rows, "gradient_accumulation_steps": 1, "max_steps": len(start.scales),
         "max_grad_norm": 1.0, "gradient_checkpointing": False, "dataloader_num_workers": 0, "report_to": "none",
         "save_strategy": "no", "logging_steps": len(start.scales), "disable_tqdm": True, "seed": 0,
@@ -117,13 +122,15 @@ def rewards(completions: list[Any], **_: Any) -> list[float]:
     return share_of_e([completion[0]["content"] for completion in completions])
 
 
-def trainer_of(kind: str, directory: str, start: Start, config: dict[str, Any], rollouts: list[Any]) -> Any:
+def trainer_of(
+    kind: str, directory: str, start: Start, config: dict[str, Any], rollouts: list[Any], dtype: torch.dtype
+) -> Any:
     import peft
     import transformers
     import trl
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
     lora = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")  # pyright: ignore
     parent: Any = {"sft": trl.SFTTrainer, "dpo": trl.DPOTrainer, "grpo": trl.GRPOTrainer}[kind]
     config_of: Any = {"sft": trl.SFTConfig, "dpo": trl.DPOConfig, "grpo": trl.GRPOConfig}[kind]
@@ -184,7 +191,9 @@ def train(directory: str, folder: str, kind: str, setting: str, steps: int, **mo
     if setting == "our memory setting":
         Runtime(threads=available_threads()).setup()
     torch.set_num_threads(available_threads())
-    trainer = trainer_of(kind, directory, start, options(start, kind=kind, setting=setting, **more), rollouts)
+    dtype = torch.bfloat16 if setting == "bfloat16 weights" else torch.float32
+    config = options(start, kind=kind, setting=setting, **more)
+    trainer = trainer_of(kind, directory, start, config, rollouts, dtype)
     trainer.add_callback(Clock())
     clip = trainer.accelerator.clip_grad_norm_
     trainer.accelerator.clip_grad_norm_ = lambda *args, **kwargs: note(clip(*args, **kwargs), norms)

@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.align_peer import ALPHA, FOR_MEMORY, RANK, SETTINGS, versions
+from benchmarks.align_peer import ALPHA, FOR_MEMORY, RANK, settings_of, versions
 from benchmarks.chat_task import smollm2
 from benchmarks.lora import WORDS
 from benchmarks.runs import Results, commit, resident_peak
@@ -213,7 +213,7 @@ def run(case: Case, folder: Path, setting: str | None, steps: int | None = None,
 def trial(case: Case, folder: Path) -> dict[str, Any]:
     """TRL at each setting: seconds of a step after the first ones, memory and losses; or how it ended."""
     results = {}
-    for name in SETTINGS[case.kind]:
+    for name in settings_of(case.kind, case.precision):
         try:
             done = run(case, folder, name, case.trial_steps, TRIAL_SECONDS)
         except SystemExit as error:  # "… ended with -9" after TRIAL_SECONDS
