@@ -127,7 +127,7 @@ def trainer_of(
 ) -> Any:
     import peft
     import transformers
-    import trl
+    import trl  # pyright: ignore[reportMissingImports]
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
