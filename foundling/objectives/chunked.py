@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums over tokens of a function of their logits, computed in chunks so that (N, V) logits never exist whole."""
+"""Sums over tokens of a function of their logits, and the log-probability of each token, computed in chunks so that
+(N, V) logits never exist whole."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 CHUNK_LOGITS = 1 << 25
 """Logits in a chunk, 128 MiB in float32: enough rows that reading the weights of the head pays off."""
@@ -21,6 +23,27 @@ LossOf = Callable[[Tensor, slice], Tensor]
 """(logits (n, V) of a chunk, its rows among all (N,)) -> () the chunk's part of the sum"""
 
 
+def _nats(logits: Tensor, targets: Tensor) -> Tensor:
+    """(N,) −log softmax(logits)[target], 0 where the target is IGNORED. The float32 logits (N, V) are overwritten by
+    the gradient of the sum."""
+    nats = logits.new_empty(len(logits))
+    rows = max(1, CACHED_LOGITS // logits.shape[1]) if logits.device.type == "cpu" else max(1, len(logits))
+    ignored = targets == IGNORED
+    fills = ignored.device.type == "cpu" and bool(ignored.any())
+    targets = targets.masked_fill(ignored, 0) if fills else targets
+    parts = (t.split(rows) for t in (logits, targets[:, None], ignored, nats))
+    for part, at, fill, losses in zip(*parts, strict=True):
+        largest, at_target = part.amax(1, keepdim=True), part.gather(1, at)
+        torch.softmax(part, 1, out=part)
+        # softmax at the largest is 1 / Σ e^(x − most)
+        losses.copy_((largest - part.amax(1, keepdim=True).log() - at_target)[:, 0])
+        part.scatter_add_(1, at, part.new_full((), -1.0).expand(at.shape))
+        if fills:
+            losses[fill] = 0.0
+            part[fill] = 0.0
+    return nats
+
+
 class _CrossEntropy(torch.autograd.Function):
     """Σ −log softmax(logits)[target] over targets that are not IGNORED, which writes the gradient over the logits.
     Nothing else may use them afterwards; autograd raises if the operation that made them needs its result."""
@@ -28,23 +51,9 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         ctx.dtype, logits = logits.dtype, logits.float()
-        nats = logits.new_zeros((), dtype=torch.float64 if logits.device.type == "cpu" else torch.float32)
-        rows = max(1, CACHED_LOGITS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
-        ignored = targets == IGNORED
-        fills = ignored.device.type == "cpu" and bool(ignored.any())
-        targets = targets.masked_fill(ignored, 0) if fills else targets
-        for part, at, fill in zip(logits.split(rows), targets[:, None].split(rows), ignored.split(rows), strict=True):
-            largest, at_target = part.amax(1, keepdim=True), part.gather(1, at)
-            torch.softmax(part, 1, out=part)
-            losses = (
-                largest - part.amax(1, keepdim=True).log() - at_target
-            )  # softmax at the largest is 1 / Σ e^(x − most)
-            nats += losses.sum() if not fills else losses[~fill].sum()
-            part.scatter_add_(1, at, part.new_full((), -1.0).expand(at.shape))
-            if fills:
-                part[fill] = 0.0
+        nats = _nats(logits, targets)
         ctx.gradient = logits
-        return nats.float()
+        return nats.sum(dtype=torch.float64 if nats.device.type == "cpu" else torch.float32).float()
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -164,3 +173,47 @@ def chunked_cross_entropy(model: Any, hidden: Tensor, targets: Tensor, loss_mask
     """() Σ −log p(target) over the tokens of loss_mask. hidden (B, T, D), targets and loss_mask (B, T)."""
     targets, hidden = filled(loss_mask, targets, hidden)
     return chunked_sum(model, hidden, lambda logits, rows: cross_entropy_sum(logits, targets[rows]))
+
+
+class _TokenNats(torch.autograd.Function):
+    """−log softmax(logits)[target] of each token of a chunk, and in the same pass over a frozen head its gradient by
+    the token's own hidden state, which the backward pass only scales: the logits of a token depend on no other."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, model: Any) -> Tensor:
+        with torch.enable_grad():
+            hidden = hidden.detach().requires_grad_()
+            logits = model.logits(hidden)
+        by = logits.detach().float()
+        nats = _nats(by, targets)
+        (gradient,) = torch.autograd.grad(logits, hidden, by.to(logits.dtype))
+        ctx.save_for_backward(gradient)
+        return nats
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (gradient,) = ctx.saved_tensors
+        return gradient * scale[:, None].to(gradient.dtype), None, None
+
+
+def token_logprobs(model: Any, hidden: Tensor, targets: Tensor, loss_mask: Tensor) -> Tensor:
+    """(B, T) log p(target) in float32, 0 outside loss_mask. hidden (B, T, D), targets and loss_mask (B, T). The head
+    reads the tokens of loss_mask alone; where it is trained, the backward pass computes the logits of a chunk again,
+    since their gradient by the head sums over tokens that are weighed only then."""
+    at, states = filled(loss_mask, targets, hidden)
+
+    def recomputed(chunk: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(model.logits(chunk).float(), target, ignore_index=IGNORED, reduction="none")
+
+    nats = list[Any]()
+    sizes = [rows.stop - rows.start for rows in _slices(len(states), chunk_size(model))]
+    trains_head = any(p.requires_grad for p in model.head.parameters())
+    for part in zip(states.split(sizes), at.split(sizes), strict=True):
+        if not torch.is_grad_enabled():
+            nats.append(_nats(model.logits(part[0]).float(), part[1]))
+        elif trains_head:
+            nats.append(checkpoint(recomputed, *part, use_reentrant=False))
+        else:
+            nats.append(_TokenNats.apply(*part, model))
+    every = torch.cat(nats or [states[:, 0].float()])
+    return torch.zeros_like(targets, dtype=torch.float32).masked_scatter(loss_mask, -every)

@@ -15,7 +15,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from foundling.blocks.heads import scores_and_losses
 from foundling.contracts.data import Batch, Batches
@@ -23,7 +22,7 @@ from foundling.contracts.model import ModelOutput
 from foundling.contracts.objective import Loss, Term
 from foundling.errors import ConfigError
 from foundling.objectives.causal import read
-from foundling.objectives.chunked import chunk_size
+from foundling.objectives.chunked import token_logprobs
 
 COLUMNS = ("tokens", "targets", "documents", "loss_mask")
 
@@ -38,21 +37,11 @@ def as_rows(batch: Batch) -> Batch:
 
 
 def completion_logprobs(model: Any, batch: Batch) -> tuple[Tensor, ModelOutput]:
-    """(B, K) Σ log p(target) over the tokens of each completion's loss mask, and the model's output. Logits are
-    computed in chunks, and again in the backward pass, so that (B, K, T, V) never exists whole."""
+    """(B, K) Σ log p(target) over the tokens of each completion's loss mask, and the model's output."""
     rows = as_rows(batch)
     out = read(model, rows)
-    targets = torch.where(rows["loss_mask"], rows["targets"], -100).flatten()
-
-    def logprobs(hidden: Tensor, target: Tensor) -> Tensor:
-        return -F.cross_entropy(model.logits(hidden).float(), target, ignore_index=-100, reduction="none")
-
-    size, hidden = chunk_size(model), out.hidden.flatten(0, 1)
-    parts = [
-        checkpoint(logprobs, h, t, use_reentrant=False) if torch.is_grad_enabled() else logprobs(h, t)
-        for h, t in zip(hidden.split(size), targets.split(size), strict=True)
-    ]
-    return torch.cat(parts).unflatten(0, batch["tokens"].shape).sum(-1), out  # pyright: ignore
+    logprobs = token_logprobs(model, out.hidden, rows["targets"], rows["loss_mask"])
+    return logprobs.sum(-1).view(batch["tokens"].shape[:2]), out
 
 
 def pairs(scores: Tensor, n_completions: Tensor) -> tuple[Tensor, Tensor]:

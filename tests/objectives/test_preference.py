@@ -84,18 +84,26 @@ def test_chunks_give_the_whole_loss_gradient_and_metrics(name: str, loss, monkey
         assert (gradients[n] - p.grad).norm() <= 1e-4 * p.grad.norm() + 1e-6, n
 
 
-def test_logits_are_never_whole_nor_kept(monkeypatch) -> None:
+@pytest.mark.parametrize("trained", [False, True])
+def test_logits_are_never_whole_nor_kept(trained: bool, monkeypatch) -> None:
     monkeypatch.setattr(chunked, "CHUNK_LOGITS", 1)
     of = case("llama")
-    model, batch, rows = of.tiny(vocab_size=96), preferences(of), []
+    model, batch, rows = of.tiny(vocab_size=96, tie_embeddings=False), preferences(of), []
+    model.head.requires_grad_(trained)
     model.head.register_forward_hook(lambda m, x, y: rows.append(y.shape[:-1].numel()))
-    saved: list[torch.Size] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.shape) or t, lambda t: t):
+    weight, saved = model.head.weight.untyped_storage().data_ptr(), list[torch.Size]()
+
+    def save(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(tensor.shape if tensor.untyped_storage().data_ptr() != weight else torch.Size([]))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda t: t):
         logprobs = completion_logprobs(model, batch)[0]
-    assert max(rows) == 64 and sum(rows) == batch["tokens"].numel()
-    assert torch.Size([64, model.head.out_features]) not in saved
+    counted = -(-int(batch["loss_mask"].sum()) // 64) * 64
+    assert max(rows) == 64 and sum(rows) == counted < batch["tokens"].numel(), "of the loss mask alone"
+    assert saved and model.head.out_features not in {n for shape in saved for n in shape[1:]}
     logprobs.sum().backward()
-    assert sum(rows) == 2 * batch["tokens"].numel(), "made once more, chunk by chunk"
+    assert sum(rows) == (2 if trained else 1) * counted, "again only where the head is trained"
 
 
 def test_places_that_are_not_counted_need_no_target() -> None:
