@@ -24,7 +24,7 @@ from foundling.contracts.data import Batch
 from foundling.contracts.objective import Loss, Term
 from foundling.errors import ConfigError
 from foundling.objectives.causal import read
-from foundling.objectives.chunked import chunked_cross_entropy, chunked_sum, filled
+from foundling.objectives.chunked import chunked_cross_entropy, chunked_sum, filled, token_logprobs
 
 Normalisation = Literal["token", "sequence", "constant"]
 """token: the mean over all tokens (Yu et al. 2025, DAPO); sequence: the mean over the tokens of each completion, then
@@ -165,22 +165,9 @@ def logprobs_of(logits: Tensor, targets: Tensor) -> Tensor:
 def score_tokens(model: Any, batch: Batch) -> tuple[Tensor, Tensor | None]:
     """(B, T) log-probabilities of the targets and, where the model has a value head, values of the states before them;
     0 where `loss_mask` is not."""
-    out, mask = read(model, batch), batch["loss_mask"]
-    targets, hidden = filled(mask, batch["targets"], out.hidden)
-    parts = list[Tensor]()
-
-    def keep(logits: Tensor, rows: slice) -> Tensor:
-        parts.append(logprobs_of(logits, targets[rows]))
-        return logits.new_zeros(())
-
-    chunked_sum(model, hidden, keep)
-    n = int(mask.sum())
-
-    def placed(values: Tensor) -> Tensor:
-        return torch.zeros(mask.shape, device=mask.device).masked_scatter_(mask, values[:n].float())
-
-    head = getattr(model, VALUE_HEAD, None)
-    return placed(torch.cat(parts)), None if head is None else placed(head(hidden))
+    out, mask, head = read(model, batch), batch["loss_mask"], getattr(model, VALUE_HEAD, None)
+    logprobs = token_logprobs(model, out.hidden, batch["targets"], mask)
+    return logprobs, None if head is None else head(out.hidden) * mask
 
 
 def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
