@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.align_peer import ALPHA, FOR_MEMORY, RANK, settings_of, versions
+from benchmarks.align_peer import ALPHA, FOR_MEMORY, RANK, settings_of, share_of_e, versions
 from benchmarks.chat_task import smollm2
 from benchmarks.lora import WORDS
 from benchmarks.runs import Results, commit, resident_peak
@@ -41,9 +41,10 @@ from benchmarks.sides import Side, answer_calls
 from foundling.adapt.added import adapter_tensors
 from foundling.adapt.method import apply
 from foundling.adapt.options import AdaptOptions
+from foundling.evaluate.rewards import Part, Rewards
 from foundling.plan.budget import Budget
 from foundling.plan.probe import product_rate
-from foundling.recipes import training
+from foundling.recipes import policy, policy_plan, rollouts, training
 from foundling.recipes.kinds import finetune_model
 from foundling.recipes.recipe import Request
 from foundling.runtime.device import available_threads
@@ -75,6 +76,8 @@ class Case:
     beta: float = 0.0
     group: int = 8
     """completions of a prompt"""
+    weights: str | None = None
+    """of our rollouts: by native code from a copy in this type; TRL has no such setting on a CPU"""
     precision: str = "float32"
     steps: int = WARMUP + 4
     trial_steps: int = WARMUP + 2
@@ -86,6 +89,8 @@ CASES = {
     "dpo": Case("dpo", 4, 1e-4, beta=0.1),
     "grpo": Case("grpo", 16, 1e-4),
     "grpo with KL": Case("grpo", 16, 1e-4, beta=0.04),
+    "grpo, native": Case("grpo", 16, 1e-4, weights="float32"),
+    "grpo, int8": Case("grpo", 16, 1e-4, weights="int8"),
 }
 SMALL: dict[str, int] = {"rows": 2, "group": 2, "steps": WARMUP + 1, "trial_steps": WARMUP + 1, "turns": 1}
 
@@ -157,8 +162,6 @@ def prepare(case: Case, folder: Path) -> None:
 def ours(directory: str, folder: str, **fields: Any) -> dict[str, Any]:
     """`foundling align` in this process: seconds, loss and gradient of each step, and the most bytes that it had."""
     case, data, marks, records = Case(**fields), Path(folder), list[float](), list[Any]()
-    if case.kind == "grpo":
-        raise SystemExit("GRPO of ours is not there yet")
 
     def timed(state: TrainState, objective: Any, batches: Any, schedule: Schedule, *rest: Any) -> Iterator[Any]:
         if not (data / "start.json").exists():
@@ -170,8 +173,12 @@ def ours(directory: str, folder: str, **fields: Any) -> dict[str, Any]:
             yield record
 
     training.train = timed  # pyright: ignore[reportPrivateImportUsage]
+    objectives: dict[str, dict[str, Any]] = {
+        "sft": {"kind": "chat"}, "dpo": {"kind": "dpo", "beta": case.beta},
+        "grpo": {"kind": "grpo", "kl_coef": case.beta},
+    }  # fmt: skip
     given = {
-        "objective": {"kind": "dpo", "beta": case.beta} if case.kind == "dpo" else {"kind": "chat"},
+        "objective": objectives[case.kind],
         "data": {"held_out": str(data / "held_out.jsonl")},
         "model": {"directory": directory},
         "adapt": {"method": "lora", "rank": RANK, "alpha": ALPHA},
@@ -181,6 +188,12 @@ def ours(directory: str, folder: str, **fields: Any) -> dict[str, Any]:
         },
         "runtime": {"precision": case.precision, "device": "cpu"},
     }  # fmt: skip
+    if case.kind == "grpo":
+        reward_like_trl()
+        given["rollout"] = {
+            "n_prompts": case.rows // case.group, "group_size": case.group, "max_tokens": LENGTH - PROMPT,
+            "reward": ["matches:e"], "weights": case.weights,
+        }  # fmt: skip
     request = Request(str(data / "train.jsonl"), Budget("epochs", 1), None, given, "finetune")
     with tempfile.TemporaryDirectory(prefix="foundling-align-") as out:
         finetune_model(request, Path(out) / "model")
@@ -188,6 +201,15 @@ def ours(directory: str, folder: str, **fields: Any) -> dict[str, Any]:
         "seconds": [b - a for a, b in pairwise(marks)], "losses": [loss for loss, _ in records],
         "gradients": [norm for _, norm in records], "peak": resident_peak(),
     }  # fmt: skip
+
+
+def reward_like_trl() -> None:
+    """The same reward as TRL's side has; and answers do not end before the length that is fixed."""
+    rewards = Rewards([Part("share of e", 1.0, lambda rows, texts: share_of_e(list(texts)))])
+    for module in (policy, policy_plan):
+        module.build_rewards = lambda *args, **kwargs: rewards
+    request = rollouts.Request
+    rollouts.Request = lambda *args, stop, **kwargs: request(*args, **kwargs)  # pyright: ignore
 
 
 def run(case: Case, folder: Path, setting: str | None, steps: int | None = None, limit: float = 3600) -> dict[str, Any]:
