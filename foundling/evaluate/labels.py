@@ -16,7 +16,7 @@ import numpy as np
 
 from foundling.data.labels import Judgement
 from foundling.errors import DataError
-from foundling.evaluate.intervals import BOOTSTRAP, RESAMPLES, wilson
+from foundling.evaluate.intervals import BOOTSTRAP, RESAMPLES, sign_test, wilson
 from foundling.evaluate.metrics import Figure, beyond_chance
 from foundling.limits import LABELLERS
 
@@ -157,23 +157,30 @@ def find_groups(votes: Votes, *, permutations: int = PERMUTATIONS, seed: int = 0
     agreements less the one between the groups, so that one careless labeller is no group. Its distribution under one
     group is that of judgements which change their labellers within each item, which keeps what is contested about an
     item. None for too few labellers or items."""
-    n_judges = (
-        np.bincount(votes.items, (~np.isnan(votes.values)).sum(0), votes.n_items) if votes.n_items else np.zeros(0)
-    )
-    n_shared = int((n_judges >= 2).sum())
-    if len(votes.labellers) < FEWEST or n_shared < LEAST:
+    there = ~np.isnan(votes.values)
+    clean, first = np.nan_to_num(votes.values), np.unique(votes.items, return_index=True)[1]
+    judged = there[:, first]  # (L, items)
+    if len(votes.labellers) < FEWEST or (judged.sum(0) >= 2).sum() < LEAST:
         return None
-    observed, side, within, between = _split(votes.values)
+    n_common = there.astype(np.float64) @ there.T
+    np.fill_diagonal(n_common, 0)
+    place = np.argsort(np.argsort(~judged, axis=0, kind="stable"), axis=0)  # of each among those who judged the item
     generator = np.random.default_rng(seed)
-    as_large = sum(_split(_shuffled(votes, generator))[0] >= observed for _ in range(permutations))
+
+    def shuffled() -> Array:
+        """Judgements of an item change places among those who judged it, all pairs of the item together."""
+        take = np.argsort(np.where(judged, generator.random(judged.shape), 2.0), axis=0)
+        return np.take_along_axis(clean, np.take_along_axis(take, place, 0)[:, votes.items], 0)
+
+    observed, side, within, between = _split(clean, n_common)
+    as_large = sum(_split(shuffled(), n_common)[0] >= observed for _ in range(permutations))
     p_value = (1 + as_large) / (1 + permutations)
-    names = tuple([one for one, left in zip(votes.labellers, side, strict=True) if left == want] for want in (1, 0))
-    clean, z = np.nan_to_num(votes.values), list[float]()
-    for part in (side, ~side):
-        z.append(_z((clean[part].sum(0) ** 2 - (clean[part] ** 2).sum(0)) / 2, votes))
+    names = [[one for one, left in zip(votes.labellers, side, strict=True) if left == want] for want in (1, 0)]
+    inner = [(clean[part].sum(0) ** 2 - (clean[part] ** 2).sum(0)) / 2 for part in (side, ~side)]
     contradict = min(within) > 0 and _z(clean[side].sum(0) * clean[~side].sum(0), votes) < -Z_LEVEL
     # labellers of unequal care are no groups either: those who guess neither contradict the others nor agree
-    real = p_value <= LEVEL and (contradict or min(z) > Z_LEVEL) and all(len(group) > 1 for group in names)
+    apart = contradict or min(_z(products, votes) for products in inner) > Z_LEVEL
+    real = p_value <= LEVEL and apart and all(len(group) > 1 for group in names)
     return Groups((names[0], names[1]) if real else None, within, between, bool(real and contradict), p_value)
 
 
@@ -183,13 +190,12 @@ def _z(products: Array, votes: Votes) -> float:
     return float(by_item.sum() / max(np.sqrt((by_item**2).sum()), 1e-9))
 
 
-def _split(values: Array) -> tuple[float, Array, tuple[float, float], float]:
-    """(statistic, side of each labeller, agreement within both, between) of votes (L, P)."""
-    clean, there = np.nan_to_num(values), (~np.isnan(values)).astype(np.float64)
-    n = there @ there.T
-    means = np.divide(clean @ clean.T, n, out=np.full(n.shape, np.nan), where=n > 0)
-    np.fill_diagonal(means, np.nan)
-    matrix = np.where(np.isnan(means), np.nanmean(means) if n.any() else 0.0, means)
+def _split(clean: Array, n_common: Array) -> tuple[float, Array, tuple[float, float], float]:
+    """(statistic, side of each labeller, agreement within both, between) of votes (L, P) with 0 where there is none,
+    and the number of pairs that two labellers judged."""
+    there = (n_common > 0).astype(np.float64)
+    means = clean @ clean.T / np.maximum(n_common, 1) * there
+    matrix = np.where(there > 0, means, means.sum() / max(there.sum(), 1))
     rows = (matrix.sum(1) - matrix.diagonal()) / (len(matrix) - 1)
     np.fill_diagonal(matrix, rows)  # neutral: a labeller agrees with himself as with the others
     centred = matrix - matrix.mean(0) - matrix.mean(1)[:, None] + matrix.mean()
@@ -197,22 +203,12 @@ def _split(values: Array) -> tuple[float, Array, tuple[float, float], float]:
     side = side if side[0] else ~side
 
     def mean(a: Array, b: Array) -> float:
-        part = means[np.ix_(a, b)]
-        return float(np.nanmean(part)) if part.size and not np.isnan(part).all() else -1.0
+        n = a @ there @ b
+        return float(a @ means @ b / n) if n else -1.0
 
-    within, between = (mean(side, side), mean(~side, ~side)), mean(side, ~side)
+    left, right = side.astype(np.float64), (~side).astype(np.float64)
+    within, between = (mean(left, left), mean(right, right)), mean(left, right)
     return min(within) - between, side, within, between
-
-
-def _shuffled(votes: Votes, generator: np.random.Generator) -> Array:
-    """Judgements of each item change places among those who judged it, all pairs of an item together."""
-    first = np.unique(votes.items, return_index=True)[1]
-    judged = ~np.isnan(votes.values[:, first])  # (L, items)
-    keys = np.where(judged, generator.random(judged.shape), 2.0)
-    take = np.argsort(keys, axis=0, kind="stable")  # those who judged, in a random order, then the others
-    place = np.argsort(np.argsort(~judged, axis=0, kind="stable"), axis=0)  # the place of each among those who judged
-    source = np.take_along_axis(take, place, 0)
-    return np.take_along_axis(votes.values, source[:, votes.items], 0)
 
 
 # --- the report ------------------------------------------------------------------------------------------------------
@@ -248,6 +244,7 @@ def _labeller(name: str, lines: Sequence[Judgement]) -> dict[str, Any]:
     return {
         "name": name, **counts, "seconds": round(sum(one.seconds for one in lines), 1),
         "prefers_first": share, "prefers_first_low": low, "prefers_first_high": high,
+        "position_p_value": sign_test(sum(first), len(first) - sum(first)),
     }  # fmt: skip
 
 
@@ -255,7 +252,7 @@ def _sentences(record: dict[str, Any], groups: Groups | None) -> Any:
     for one in record["labellers"]:
         yield f"{one['name']}: {one['judged']} judged, {one['skipped']} skipped, {one['flagged']} flagged"
         share, low, high = (one[f"prefers_first{end}"] for end in ("", "_low", "_high"))
-        if share is not None and not low <= 0.5 <= high:
+        if one["position_p_value"] <= LEVEL:
             ends = f"{share:.0%} ({low:.0%} to {high:.0%})"
             yield f"{one['name']} prefers the answer that is shown first in {ends}: the place counts too"
     figure = record["agreement"]
