@@ -68,22 +68,8 @@ def label_router(book: LabelBook, token: str, agreement: Callable[[], dict[str, 
             raise APIError(404, "nothing is here; open the whole address that foundling label has printed")
 
     router = APIRouter(prefix="/{token_of_path}", dependencies=[Depends(check)])
+    _add_files(router, token)
     by_id = {item.id: place for place, item in enumerate(book.items)}
-
-    @router.get("", response_class=Response)
-    async def folder() -> Response:
-        return RedirectResponse(f"/{token}/", 307)
-
-    @router.get("/", response_class=Response)
-    async def page(http: HTTPRequest) -> Response:
-        return answer_file(http, label_files()[PAGE])
-
-    @router.get("/static/{name}", response_class=Response)
-    async def static_file(name: str, http: HTTPRequest) -> Response:
-        file = label_files().get(name)
-        if file is None:
-            raise APIError(404, "there is no such file")
-        return answer_file(http, file)
 
     @router.get("/item")
     async def item(at: int | None = None, after: int = 0) -> JSONResponse:
@@ -123,6 +109,23 @@ def label_router(book: LabelBook, token: str, agreement: Callable[[], dict[str, 
         return JSONResponse(await asyncio.to_thread(agreement) if agreement else None)
 
     return router
+
+
+def _add_files(router: APIRouter, token: str) -> None:
+    @router.get("", response_class=Response)
+    async def folder() -> Response:
+        return RedirectResponse(f"/{token}/", 307)
+
+    @router.get("/", response_class=Response)
+    async def page(http: HTTPRequest) -> Response:
+        return answer_file(http, label_files()[PAGE])
+
+    @router.get("/static/{name}", response_class=Response)
+    async def static_file(name: str, http: HTTPRequest) -> Response:
+        file = label_files().get(name)
+        if file is None:
+            raise APIError(404, "there is no such file")
+        return answer_file(http, file)
 
 
 def item_view(book: LabelBook, at: int | None, after: int) -> dict[str, Any]:

@@ -253,11 +253,13 @@ const ACTIONS = [
 
 function showButtons() {
   const { view } = state, answers = ranks() ? view.answers : [];
+  const typed = (key) => (key === "Enter" && view.task === "write" ? "Ctrl+Enter" : key);
   const button = (key, name, action, main) => h("button", {
-    type: "button", class: main ? "primary" : null, "aria-keyshortcuts": key, onclick: () => state.busy || action(),
-  }, h("span", { text: name }), h("kbd", { text: key, "aria-hidden": "true" }));
+    type: "button", class: main ? "primary" : key === "?" ? "extra" : null, "aria-keyshortcuts": typed(key).replace("Ctrl", "Control"),
+    onclick: () => state.busy || action(),
+  }, h("span", { text: name }), h("kbd", { text: typed(key), "aria-hidden": "true" }));
   $("buttons").replaceChildren(
-    ...answers.map((_, at) => button(String(at + 1), answers.length === 2 ? `${at + 1} is better` : `Place ${at + 1}`, () => choose(at), true)),
+    ...answers.map((_, at) => button(String(at + 1), answers.length === 2 ? `${at + 1} is better` : `Answer ${at + 1}`, () => choose(at), true)),
     ...ACTIONS.filter(([, , , there]) => there()).map(([key, , name, , action]) => button(key, name, action, name === "Save")));
   $("keys").replaceChildren(
     h("tr", {}, h("td", {}, h("kbd", { text: "1" }), " … ", h("kbd", { text: "9" })), h("td", { text: "this answer is better; of several: this answer comes next, the best first" })),
