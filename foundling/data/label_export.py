@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from foundling.data.convert import TURN
-from foundling.data.labels import Item, Items, Judgement
+from foundling.data.labels import Item, Items, Judgement, check_ranking
 from foundling.errors import DataError, OutputError, render
 from foundling.runtime.files import output_errors, write_bytes
 
@@ -63,7 +63,8 @@ def _comparisons(
     n = len(item.completions)
     lead = np.zeros((n, n), np.int64)  # judgements that find the row's answer better, less those that find it worse
     for one in judged:
-        ranks = {answer: place for place, group in enumerate(one.ranking or ()) for answer in group}
+        groups = check_ranking(one.ranking or (), n)
+        ranks = {answer: place for place, group in enumerate(groups) for answer in group}
         counts["equal judgements of a pair, which count for neither"] += sum(
             ranks[a] == ranks[b] for a, b in combinations(range(n), 2)
         )

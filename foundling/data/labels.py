@@ -115,6 +115,8 @@ def _item(row: Mapping[str, Any], columns: dict[str, str] | None, task: Task) ->
     fields = convert.preference(row, {**roles, **columns})
     if isinstance(fields, Skip):
         return fields
+    # half of a surrogate pair, which neither the page nor a later file could hold, becomes "?"
+    fields = json.loads(json.dumps(fields, ensure_ascii=False).encode("utf-8", "replace"))
     completions = sorted(fields["completions"], key=_digest) if task == "rank" else []
     if len(completions) > RANKED_ANSWERS.high:
         return Skip(f"more than {RANKED_ANSWERS.high} answers")
@@ -125,7 +127,7 @@ def _item(row: Mapping[str, Any], columns: dict[str, str] | None, task: Task) ->
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def shown_order(item: Item, labeller: str, seed: int) -> tuple[int, ...]:

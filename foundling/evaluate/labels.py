@@ -59,9 +59,14 @@ def votes_of(lines: Sequence[Judgement]) -> Votes:
     items, columns, numbers = dict[str, dict[str, Judgement]](), list[Array](), list[int]()
     for (item, labeller), one in last.items():
         items.setdefault(item, {})[labeller] = one
-    for number, judged in enumerate(items.values()):
+    for number, (item, judged) in enumerate(items.items()):
         ranks = {labeller: _ranks(one) for labeller, one in judged.items()}
-        for a, b in combinations(range(max(map(len, ranks.values()))), 2):
+        n = {len(rank) for rank in ranks.values()}
+        if len(n) > 1:
+            raise DataError(
+                f"labellers ranked {min(n)} and {max(n)} answers of item {item}; one of the files is damaged"
+            )
+        for a, b in combinations(range(max(n)), 2):
             column = np.full(len(labellers), np.nan)
             for labeller, rank in ranks.items():
                 column[labellers.index(labeller)] = np.sign(rank[b] - rank[a])

@@ -177,7 +177,7 @@ def test_orders_of_several_answers_are_exported(tmp_path: Path) -> None:
     items = read_items(write(tmp_path / "data.jsonl", rows))
     orders = [["abc", "abc", "cba"], ["abc", "bca", "cab"], ["a(bc)", "abc", "acb"], ["abc"]]
     lines = [
-        judgement(items, i, f"labeller {n}", [tuple(part.strip("()")) if "(" in part else part for part in _parts(text)])
+        judgement(items, i, f"labeller {n}", _groups(text))
         for i, of_item in enumerate(orders) for n, text in enumerate(of_item)
     ]  # fmt: skip
     export = export_rows(items, {(one.item, one.labeller): one for one in lines})
@@ -191,9 +191,10 @@ def test_orders_of_several_answers_are_exported(tmp_path: Path) -> None:
     assert export.counts["items whose majorities go round in a circle, left out"] == 1
 
 
-def _parts(text: str) -> list[str]:
-    head, _, tail = text.partition("(")
-    return [*head, *([f"({tail}"] if tail else [])]
+def _groups(text: str) -> list[Any]:
+    """a(bc): a, then b and c, which are equal."""
+    head, _, tied = text.partition("(")
+    return [*head, *([tuple(tied[:-1])] if tied else [])]
 
 
 def test_demonstrations_are_exported(tmp_path: Path) -> None:
@@ -216,17 +217,21 @@ def test_demonstrations_are_exported(tmp_path: Path) -> None:
 def test_what_is_labelled_is_detected(tmp_path: Path) -> None:
     rows = [
         {"prompt": "a", "chosen": "x", "rejected": "y"}, {"prompt": "a", "completions": ["y", "x"]},
-        {"prompt": "a", "ranked": ["x", "x"]}, {"prompt": "b"}, {"prompt": "c", "completions": [str(i) for i in range(12)]},
-        {"completions": ["p", "q"]}, {"prompt": "d", "completions": ["p", "q", "p"]},
+        {"prompt": "a", "ranked": ["x", "x"]}, {"prompt": "b"}, {"prompt": "c", "completions": [*map(str, range(12))]},
+        {"prompt": "half a character: \ud800", "completions": ["p", "half: \ud800"]},
+        {"prompt": "e: \ud800", "completions": ["p", "q"]}, {"completions": ["p", "q"]}, {"prompt": "d", "completions": ["p", "q", "p"]},
     ]  # fmt: skip
     file = write(tmp_path / "data.jsonl", rows)
     items = read_items(file)
-    assert items.task == "rank" and [sorted(item.completions) for item in items.items] == [["x", "y"], ["p", "q"]]
+    assert items.task == "rank"
+    assert [(item.messages[0]["content"], sorted(item.completions)) for item in items.items] == [
+        ("a", ["x", "y"]), ("e: ?", ["p", "q"]), ("d", ["p", "q"]),
+    ]  # fmt: skip
     assert items.skipped == {
         "the same item again": 1, "fewer than two completions": 1, "no two answers": 1, "more than 9 answers": 1,
-        "completions without a prompt": 1,
+        "completions without a prompt": 1, "a message that is not text": 1,
     }  # fmt: skip
-    assert [item.messages[0]["content"] for item in read_items(file, "write").items] == ["a", "b", "c", "d"]
+    assert [item.messages[0]["content"] for item in read_items(file, "write").items][:3] == ["a", "b", "c"]
 
 
 def test_the_order_on_the_screen_is_drawn(tmp_path: Path) -> None:

@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from foundling.data.label_book import LabelBook
+from foundling.data.labels import LabelFile, read_items
+from foundling.plan.labels import LabelLaw
 from tests.e2e.tools import foundling, start
 from tests.serve.labelling import Labelling, labelling, write
 
@@ -176,6 +179,39 @@ def test_a_killed_labeller_goes_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     said, error = process.communicate(60)
     assert process.returncode == 0 and "6 of 12 labelled" in said and "Traceback" not in error
+
+
+def test_the_reports_of_the_command(tmp_path: Path) -> None:
+    """Four labellers with files of their own, two of whom want the opposite of the others."""
+    rows = [{"prompt": f"question {i}", "completions": [f"kind {i}", f"blunt {i}"]} for i in range(40)]
+    data, items = write(tmp_path / "data.jsonl", rows), read_items(tmp_path / "data.jsonl")
+    for name, taste in (("anna", "kind"), ("ben", "blunt"), ("carla", "kind"), ("dan", "blunt")):
+        book = LabelBook(items, LabelFile(tmp_path / f"{name}.jsonl"), name)
+        for n, item in enumerate(items.items):
+            place = [item.completions[i].startswith(taste) for i in book.order(item)].index(True) ^ (n % 8 == 0)
+            book.judge(item, f"{name}-{n:06d}", None, "judged", ranking=[[place], [1 - place]], seconds=3)
+    others = [tmp_path / f"{name}.jsonl" for name in ("ben", "carla", "dan")]
+    done = foundling("label", data, "--out", tmp_path / "anna.jsonl", "--agreement", *others, "--json")
+    record = json.loads(done.stdout)["agreement"]
+    assert record["groups"]["contradict"] and {*map(tuple, record["groups"]["groups"])} == {
+        ("anna", "carla"),
+        ("ben", "dan"),
+    }
+    assert any("two groups contradict each other" in line for line in record["sentences"])
+    out = tmp_path / "comparisons.jsonl"
+    args = ("--out", tmp_path / "anna.jsonl", "--agreement", tmp_path / "carla.jsonl", "--export", out)
+    done = foundling("label", data, *args)
+    assert done.returncode == 0 and "Cohen's kappa 1.00" in done.stdout, done.stderr
+    kind = [json.loads(line)["chosen"].startswith("kind") for line in out.read_text().splitlines()]
+    assert len(kind) == 40 and sum(kind) == 35
+    curve = tmp_path / "curve.json"
+    law = LabelLaw(0.93, 200, 0.9, 1.8, 0.01, 36, 4096, 32, 0.35)
+    points = [(n, e, law.accuracy(n, e)) for n in (32, 128, 512, 2048, 4096) for e in (0.0, 0.1, 0.2, 0.35)]
+    curve.write_text(json.dumps({"points": [dict(zip(("labels", "wrong", "accuracy"), point)) for point in points]}))
+    asked = ("--target", "0.8", "--equal", "0.68", "--price", "0.5", "--curve", curve)
+    done = foundling("label", data, "--out", tmp_path / "anna.jsonl", *asked)
+    assert done.returncode == 0 and done.stdout.startswith("labellers are right in 80.0%"), done.stderr
+    assert "1 a pair: " in done.stdout and "3 a pair: " in done.stdout and " to pay, " in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from tests.serve.labelling import Labelling, labelling, write
 from tests.serve.playground.conftest import Proxy, Watch
 from tests.serve.playground.test_access import check_contrast
 
-PAIRS = [{"prompt": f"question {i}", "completions": [f"good {i}", f"bad {i}"]} for i in range(6)]
+PAIRS = [{"prompt": f"question {i}", "completions": [f"good {i}", f"bad {i}"]} for i in range(4)]
 Open = Callable[..., tuple[Page, Labelling]]
 
 
@@ -57,26 +57,24 @@ def test_two_answers_are_judged_by_keyboard_and_after_a_reload(opened: Open) -> 
     page, live = opened(PAIRS)
     shown = [page.locator(".answer .text").nth(i).inner_text() for i in (0, 1)]
     press(page, "2", "Saved: answer 2 is better")
-    expect(page.locator("#progress")).to_contain_text("item 2 of 6, 1 labelled")
+    expect(page.locator("#progress")).to_contain_text("item 2 of 4, 1 labelled")
     press(page, "=", "Saved: both are equal")
     press(page, "s", "Saved: skipped")
-    press(page, "f", "Saved: flagged")
-    assert [line["state"] for line in live.lines] == ["judged", "judged", "skipped", "flagged"]
+    assert [line["state"] for line in live.lines] == ["judged", "judged", "skipped"]
     item, line = live.book.items[0], live.lines[0]
     assert item.completions[line["ranking"][0][0]] == shown[1] and live.lines[1]["ranking"] == [[0, 1]]
     assert 0 < line["seconds"] < 60
     page.reload()
     armed(page)
-    expect(page.locator("#progress")).to_contain_text("item 5 of 6, 4 labelled · 1 skipped · 1 flagged")
-    press(page, "u", "Undone")
-    expect(page.locator("#progress")).to_contain_text("item 4 of 6, 3 labelled")
-    armed(page)
+    expect(page.locator("#progress")).to_contain_text("item 4 of 4, 3 labelled · 1 skipped")
+    page.keyboard.press("u")
+    expect(page.locator("#progress")).to_contain_text("item 3 of 4, 2 labelled")
     page.keyboard.press("p")
-    expect(page.locator("#status")).to_contain_text("You skipped this item before")
+    expect(page.locator("#status")).to_contain_text("You judged this item before: 1 = 2")
     press(page, "1", "Saved: answer 1 is better")
-    for message in ("answer 1 is better", "answer 1 is better", "Everything is labelled"):
-        press(page, "1", message)
-    expect(page.locator("#done")).to_contain_text("anna: 6 judged, 0 skipped, 0 flagged")
+    press(page, "f", "Saved: flagged")
+    press(page, "1", "Everything is labelled")
+    expect(page.locator("#done")).to_contain_text("anna: 3 judged, 0 skipped, 1 flagged")
     page.keyboard.press("p")
     expect(page.locator("#answer-1 .rank")).to_have_text("your choice")
 
@@ -85,13 +83,13 @@ def test_a_second_press_and_a_key_that_is_kept_down_judge_nothing(opened: Open) 
     page, live = opened(PAIRS)
     page.keyboard.press("1")
     page.keyboard.press("1")
-    expect(page.locator("#progress")).to_contain_text("item 2 of 6")
+    expect(page.locator("#progress")).to_contain_text("item 2 of 4")
     page.keyboard.press("1")  # meant for the item before
     armed(page)
     page.keyboard.down("1")
     for _ in range(20):
         page.keyboard.down("1")  # repeats, as of a key that is kept down
-    expect(page.locator("#progress")).to_contain_text("item 3 of 6")
+    expect(page.locator("#progress")).to_contain_text("item 3 of 4")
     armed(page)
     for _ in range(5):
         page.keyboard.down("1")
@@ -150,7 +148,7 @@ def test_a_lost_connection_loses_no_judgement(opened: Open, watch: Watch, tmp_pa
     expect(page.locator("#notice")).to_contain_text("Not saved yet: the server cannot be reached")
     page.keyboard.press("2")
     page.keyboard.press("n")
-    expect(page.locator("#progress")).to_contain_text("item 1 of 6")
+    expect(page.locator("#progress")).to_contain_text("item 1 of 4")
     assert live.lines == []
     again = Proxy(live.port, port)
     page.get_by_role("button", name="Try again now").click()
@@ -191,7 +189,7 @@ def test_texts_are_shown_as_they_are(opened: Open) -> None:
     rtl = page.locator(".answer p", has_text="שלום")
     assert rtl.evaluate("one => getComputedStyle(one).direction") == "rtl" and len(rtl.text_content() or "") > 90_000
     assert not page.evaluate("document.scrollingElement.scrollWidth > innerWidth")
-    for button in page.locator(".actions button").all():
+    for button in page.locator(".actions button:visible").all():
         box = button.bounding_box()
         assert box and box["height"] >= 32 and box["y"] + box["height"] <= 700 and box["x"] + box["width"] <= 375
 
