@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.export:
         record["export"] = _export(args)
     if args.agreement is not None:
-        record["agreement"] = _agreement(args)
+        record["agreement"] = _report(args)
         for line in record["agreement"]["sentences"] if not args.json else ():
             say(line)
     if planning:
@@ -89,19 +89,17 @@ def _label(args: argparse.Namespace) -> dict[str, Any]:
     options = ServeOptions(host=args.host, port=args.port, shutdown_seconds=5.0)
     items = _items(args)
     book = LabelBook(items, LabelFile(args.out), args.labeller, SEED.check(args.seed, "--seed"))
-    listener = listen(options)
+    listener, tell = listen(options), note if args.json else say
     note(f"{items.sentence}; {len(items.items) - book.n_left:,} labelled by {args.labeller}")
     if not options.loopback:
         note("note: other machines can connect, and what they send is not encrypted; only the address keeps them out")
 
     def ready(url: str) -> None:
-        say(f"label as {args.labeller} at {url}")
+        tell(f"label as {args.labeller} at {url}")
         flush()  # or a program that reads our stdout would not learn the address
 
     serve_labels(book, options, listener, on_ready=ready, agreement=lambda: _report(args))
-    say(
-        f"{len(items.items) - book.n_left:,} of {len(items.items):,} labelled; judgements: {args.out}"
-    ) if not args.json else None
+    tell(f"{len(items.items) - book.n_left:,} of {len(items.items):,} labelled; judgements: {args.out}")
     return {"out": args.out, "labeller": args.labeller, **book.progress()}
 
 
@@ -110,7 +108,7 @@ def _items(args: argparse.Namespace) -> Any:
 
     if os.path.realpath(args.data) == os.path.realpath(args.out):
         raise ConfigError("--out is the file of the data; choose another")
-    items = read_items(args.data, args.task)
+    items = read_items(args.data, args.task, args.out)
     for reason, n in items.skipped.items():
         note(f"note: {n:,} skipped: {reason}")
     return items
@@ -129,10 +127,6 @@ def _report(args: argparse.Namespace) -> dict[str, Any]:
     from foundling.evaluate.labels import label_report
 
     return label_report(_lines(args))
-
-
-def _agreement(args: argparse.Namespace) -> dict[str, Any]:
-    return _report(args)
 
 
 def _export(args: argparse.Namespace) -> dict[str, Any]:
@@ -171,11 +165,11 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
     price = None if args.price is None else check_number(args.price, "--price", 1e-9)
     budget = args.budget
     if budget is not None:
-        budget = int(check_number(budget, "--budget", 0, 1e15) / (price or 1))
+        budget = int(check_number(budget, "--budget", 0, 1e15) / (price or 1) + 1e-9)
     plans = (
         labels.plan_target(law, right, args.target)
         if args.target is not None
-        else labels.plan_budget(law, right, budget)
+        else labels.plan_budget(law, right, budget or 0)
     )
     if args.target is not None and budget is not None:
         plans = [plan for plan in plans if plan.labels <= budget]

@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from foundling.data.labels import Item, Items, Judgement, LabelFile, State, check_ranking, shown_order
+from foundling.data.labels import Item, Items, Judgement, LabelFile, State, Task, check_ranking, shown_order
 from foundling.errors import ConfigError, DataError
 from foundling.limits import LABEL_SECONDS, LABELLER_CHARS, check_number, shown
 
@@ -33,7 +33,8 @@ class LabelBook:
     """Safe to call from several threads."""
 
     def __init__(self, items: Items, file: LabelFile, labeller: str, seed: int = 0) -> None:
-        self.items, self.task, self.labeller, self.seed = items.items, items.task, check_labeller(labeller), seed
+        self.items, self.labeller, self.seed = items.items, check_labeller(labeller), seed
+        self.task: Task = items.task
         self._file, self._lock = file, threading.Lock()
         self._places = {item.id: place for place, item in enumerate(self.items)}
         self._lines, self._last, self._done = dict[str, Judgement](), dict[str, Judgement](), list[str]()

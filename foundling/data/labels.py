@@ -31,7 +31,7 @@ from foundling.data.rows import SUFFIXES, read_rows
 from foundling.data.streams import Skip, suffix
 from foundling.errors import DataError, OutputError
 from foundling.limits import LABEL_CHARS, LABEL_ITEMS, LABEL_LINE, RANKED_ANSWERS
-from foundling.runtime.files import cut_torn_line, output_errors, require_name
+from foundling.runtime.files import cut_torn_line, fsync_path, output_errors, require_name
 
 Task = Literal["rank", "write"]
 """rank: order the answers to a prompt; write: write one"""
@@ -60,10 +60,11 @@ class Items(NamedTuple):
 # --- items -----------------------------------------------------------------------------------------------------------
 
 
-def read_items(source: str | Path, task: Task | None = None) -> Items:
-    """The items of a file or a folder of rows, each once. Rows with two answers or more are ranked, prompts alone are
-    written for; of a file that has both, the former. DataError where nothing is left."""
-    files, rows, skipped = Files(source, _EXPECTED), list[Mapping[str, Any]](), Counter[str]()
+def read_items(source: str | Path, task: Task | None = None, exclude: str | Path | None = None) -> Items:
+    """The items of a file or a folder of rows, each once; not those of a file `exclude` in that folder. Rows with two
+    answers or more are ranked, prompts alone are written for; of a file that has both, the former. DataError where
+    nothing is left."""
+    files, rows, skipped = Files(source, _EXPECTED, exclude), list[Mapping[str, Any]](), Counter[str]()
     for path in files.paths():
         if isinstance(path, Skip) or suffix(path) not in SUFFIXES:
             skipped["not a file of rows"] += 1
@@ -204,7 +205,8 @@ class LabelFile:
         if not stat.S_ISREG(os.fstat(self._handle).st_mode):
             self.close()
             raise OutputError(f"{self.path}: is no file; choose another --out")
-        with self.locked():
+        with output_errors(self.path), self.locked():
+            fsync_path(self.path.parent)  # its name is on the disk as well
             cut_torn_line(self.path, begin=_BEGIN, what="judgement", max_bytes=LABEL_LINE.high)
 
     @contextmanager
@@ -221,7 +223,9 @@ class LabelFile:
     def read_new(self) -> list[Judgement]:
         """The lines that were written since the last call, by whomever."""
         size = os.fstat(self._handle).st_size
-        data = os.pread(self._handle, size - self._end, self._end) if size > self._end else b""
+        if size < self._end:
+            raise OutputError(f"{self.path}: another program has changed it; start foundling label again")
+        data = os.pread(self._handle, size - self._end, self._end)
         data = data[: data.rfind(b"\n") + 1]
         lines = list(_parse(data, self.path, self._n + 1))
         self._end, self._n = self._end + len(data), self._n + len(lines)
@@ -232,9 +236,11 @@ class LabelFile:
         the lock."""
         line = (json.dumps(asdict(judgement), ensure_ascii=True) + "\n").encode()
         LABEL_LINE.check(len(line), "the length of a judgement", DataError)
-        cut_torn_line(self.path, begin=_BEGIN, what="judgement", max_bytes=LABEL_LINE.high)
-        size = os.fstat(self._handle).st_size
         with output_errors(self.path):
+            if not (self.path.exists() and os.path.samestat(os.fstat(self._handle), os.stat(self.path))):
+                raise OutputError(f"{self.path}: was moved or removed; start foundling label again")
+            cut_torn_line(self.path, begin=_BEGIN, what="judgement", max_bytes=LABEL_LINE.high)
+            size = os.fstat(self._handle).st_size
             try:
                 if os.write(self._handle, line) != len(line):
                     raise OutputError(f"{self.path}: the disk is full; free some space and try again")

@@ -219,7 +219,8 @@ def test_what_is_labelled_is_detected(tmp_path: Path) -> None:
         {"prompt": "a", "chosen": "x", "rejected": "y"}, {"prompt": "a", "completions": ["y", "x"]},
         {"prompt": "a", "ranked": ["x", "x"]}, {"prompt": "b"}, {"prompt": "c", "completions": [*map(str, range(12))]},
         {"prompt": "half a character: \ud800", "completions": ["p", "half: \ud800"]},
-        {"prompt": "e: \ud800", "completions": ["p", "q"]}, {"completions": ["p", "q"]}, {"prompt": "d", "completions": ["p", "q", "p"]},
+        {"prompt": "e: \ud800", "completions": ["p", "q"]},
+        {"completions": ["p", "q"]}, {"prompt": "d", "completions": ["p", "q", "p"]},
     ]  # fmt: skip
     file = write(tmp_path / "data.jsonl", rows)
     items = read_items(file)

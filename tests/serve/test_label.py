@@ -137,6 +137,21 @@ def test_agreement_is_not_shown_while_labelling(site: Labelling) -> None:
     assert site.item()["item"] is None
 
 
+def test_a_file_that_is_moved_or_cut_takes_no_judgement(site: Labelling) -> None:
+    """It would be written where nobody looks."""
+    assert site.judge(site.item(), "decision-1", ranking=[[0], [1]])[0] == 200
+    view, whole, aside = site.item(), site.out.read_bytes(), site.out.with_suffix(".moved")
+    site.out.rename(aside)
+    for n in range(2):  # gone, then another file
+        status, answer = site.judge(view, f"decision-{n + 2}", ranking=[[0], [1]])
+        assert status == 400 and "moved or removed" in answer["error"]["message"] and aside.read_bytes() == whole
+        site.out.write_bytes(whole)
+    aside.rename(site.out)
+    site.out.write_bytes(b"")
+    status, answer, _ = site.http("GET", "item")
+    assert status == 400 and "another program has changed it" in answer["error"]["message"]
+
+
 def test_a_full_disk_is_said_and_nothing_is_half_written(site: Labelling) -> None:
     """The system takes 20 bytes of the second line and no more."""
     assert site.judge(site.item(), "decision-1", ranking=[[0], [1]])[0] == 200

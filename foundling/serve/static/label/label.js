@@ -46,7 +46,7 @@ function progressText({ at, progress }) {
   const parts = [at === null ? `${n - left} of ${n} labelled` : `item ${at + 1} of ${n}, ${n - left} labelled`];
   if (skipped) parts.push(`${skipped} skipped`);
   if (flagged) parts.push(`${flagged} flagged`);
-  if (pace && left) parts.push(`about ${Math.max(1, Math.round((pace * left) / 60))} min left`);
+  if (pace && left) parts.push(`${Math.max(1, Math.round(pace))} s each, about ${Math.max(1, Math.round((pace * left) / 60))} min left`);
   return parts.join(" · ");
 }
 
