@@ -158,6 +158,7 @@ def test_a_lost_connection_loses_no_judgement(opened: Open, watch: Watch, tmp_pa
     again.cut()
 
 
+@pytest.mark.slow
 def test_a_second_tab_changes_nothing_unseen(opened: Open, watch: Watch) -> None:
     watch.expect("409")
     page, live = opened(PAIRS)
@@ -176,6 +177,7 @@ LONG = "word " * 20_000
 RTL = "שלום עולם, 2 = 1"
 
 
+@pytest.mark.slow
 def test_texts_are_shown_as_they_are(opened: Open) -> None:
     code = "before *bold*\n```python\nif a < b:\n    print('<b>')\n```\nafter"
     page, _ = opened(
@@ -194,6 +196,7 @@ def test_texts_are_shown_as_they_are(opened: Open) -> None:
         assert box and box["height"] >= 32 and box["y"] + box["height"] <= 700 and box["x"] + box["width"] <= 375
 
 
+@pytest.mark.slow
 def test_the_page_is_readable_named_and_explains_its_keys(opened: Open) -> None:
     page, _ = opened([{"prompt": "a", "completions": ["b", "c", "d"]}], reduced_motion="reduce")
     press(page, "1", "1")
