@@ -245,3 +245,15 @@ JOB_BATCH_SIZE = Limit(4096, "rows of a step of a fine-tuning job")
 SOURCE_TOKENS = Limit(2048, "tokens of a source, where the model itself has no limit")
 TOKENIZED = Limit(1 << 16, "tokens of a text that is tokenized, or of ids that become a text", "send it in parts")
 METADATA = Limit(16, "keys of the metadata of a fine-tuning job", low=0)
+
+# --- labelling by people ----------------------------------------------------------------------------------------------
+
+LABEL_ITEMS = Limit(1 << 17, "rows of prompts that are labelled", "label them in parts")
+LABEL_CHARS = Limit(1 << 20, "characters of a prompt and its answers, written as JSON")
+LABEL_LINE = Limit(8 << 20, "bytes of a judgement")
+LABELLER_CHARS = Limit(64, "characters of a labeller's name")
+LABELLERS = Limit(256, "labellers whose agreement is measured")
+RANKED_ANSWERS = Limit(9, "answers that are ranked at once, one for each digit of a keyboard", low=2)
+LABEL_SECONDS = Limit(86400, "seconds that an item is looked at", low=0)
+DEMONSTRATION_CHARS = Limit(1 << 18, "characters of an answer that a person writes")
+PLANNED_LABELS = Limit(10**9, "labels that are paid for")

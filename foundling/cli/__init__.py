@@ -27,6 +27,9 @@ GROUPS = {
             "train a model again from its recipe and compare the weights bit for bit",
         ),
     },
+    "label data": {
+        "label": ("foundling.cli.label", "rank answers or write demonstrations on a page; export, agreement, a budget"),
+    },
     "change models": {
         "prune": ("foundling.cli.prune", "set the smallest weights to zero, a share or two of each four"),
         "merge": ("foundling.cli.merge", "merge models of one architecture, or an adapter into its base"),

@@ -95,13 +95,14 @@ def matthews(truth: Sequence[Any], found: Sequence[Any]) -> Figure:
 def cohen_kappa(truth: Sequence[Any], predicted: Sequence[Any]) -> Figure:
     """The agreement of two raters beyond what their shares of classes give by chance (Cohen 1960): 1 for all equal, 0
     for what chance reaches, and for a single class."""
+    return _of_cells(truth, predicted, None, beyond_chance)
 
-    def kappa(hits: Array, rows: Array, columns: Array) -> Array:
-        n = rows.sum(-1)
-        chance = (rows * columns).sum(-1)
-        return _ratio(n * hits.sum(-1) - chance, n**2 - chance)
 
-    return _of_cells(truth, predicted, None, kappa)
+def beyond_chance(hits: Array, rows: Array, columns: Array) -> Array:
+    """Cohen's kappa of counts (..., classes): of equal judgements, and of those of either rater."""
+    n = rows.sum(-1)
+    chance = (rows * columns).sum(-1)
+    return _ratio(n * hits.sum(-1) - chance, n**2 - chance)
 
 
 def span_f1(truth: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> Figure:

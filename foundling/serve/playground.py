@@ -81,14 +81,14 @@ def playground_router(server: Server) -> APIRouter:
             # under no-referrer the form of a browser names no origin, and guard.py refuses it
             headers["Referrer-Policy"] = "same-origin"
             return Response(content, 401, headers, "text/html")
-        return _answer(http, index_page(server.keys.required))
+        return answer_file(http, index_page(server.keys.required))
 
     @router.get("/static/{name}", response_class=Response)
     async def static_file(name: str, http: HTTPRequest) -> Response:
         file = static_files().get(name)
         if file is None:
             raise APIError(404, "there is no such file")
-        return _answer(http, file)
+        return answer_file(http, file)
 
     @router.post("/playground/next")
     async def next_token(body: NextBody, http: HTTPRequest) -> Response:
@@ -120,7 +120,7 @@ def static_files() -> dict[str, StaticFile]:
     for file in files("foundling.serve").joinpath("static").iterdir():
         suffix = file.name.rpartition(".")[2]
         if suffix in TYPES:
-            by_name[file.name] = _file(file.read_bytes(), TYPES[suffix])
+            by_name[file.name] = static_file_of(file.read_bytes(), TYPES[suffix])
     return by_name
 
 
@@ -128,14 +128,14 @@ def static_files() -> dict[str, StaticFile]:
 def index_page(keys: bool) -> StaticFile:
     """The page; with `keys` it can sign out."""
     file = static_files()["index.html"]
-    return _file(file.content.replace(b"<html ", b"<html data-keys ", 1), file.media_type) if keys else file
+    return static_file_of(file.content.replace(b"<html ", b"<html data-keys ", 1), file.media_type) if keys else file
 
 
-def _file(content: bytes, media_type: str) -> StaticFile:
+def static_file_of(content: bytes, media_type: str) -> StaticFile:
     return StaticFile(content, media_type, f'"{hashlib.sha256(content).hexdigest()[:32]}"')
 
 
-def _answer(http: HTTPRequest, file: StaticFile) -> Response:
+def answer_file(http: HTTPRequest, file: StaticFile) -> Response:
     """Browsers keep a file and ask whether it has changed, so that a page never mixes two versions."""
     headers = {"Cache-Control": "no-cache", "ETag": file.etag}
     if file.etag in http.headers.get("if-none-match", ""):

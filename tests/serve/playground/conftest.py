@@ -30,9 +30,9 @@ TEXTS = ["the model reads a token and the model learns " * 3, "slow losses fall 
 class Proxy:
     """Passes bytes on to a server until `cut`, which breaks every connection that it has and refuses further ones."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, own: int = 0) -> None:
         self.target, self.sockets = port, list[socket.socket]()
-        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.listener = socket.create_server(("127.0.0.1", own))
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
