@@ -195,6 +195,8 @@ class Rollouts:
         self.sampler, self.model, self.prompts, self.rewards = sampler, sampler.model, prompts, rewards
         self.recipe, self.spec, self.reference, self.runtime = recipe, recipe.rollout, reference, runtime
         self.pretraining = pretraining
+        assert recipe.rollout.n_prompts and recipe.rollout.group_size, "they are filled in when a recipe is resolved"
+        self.n_prompts, self.group_size = recipe.rollout.n_prompts, recipe.rollout.group_size
         self.pad, self.kl_coef = sampler.framing.tokenizer.eos, recipe.objective.kl_coef
         self.updates = self.spec.updates(recipe.train.batch_size)
         self.current: Drawn | None = None
@@ -221,7 +223,7 @@ class Rollouts:
 
     def prompts_of(self, number: int) -> list[Prompt]:
         """Each once in an epoch, in a new order."""
-        n, chosen = self.spec.n_prompts, list[Prompt]()
+        n, chosen = self.n_prompts, list[Prompt]()
         for place in range(number * n, (number + 1) * n):
             epoch, at = divmod(place, len(self.prompts))
             chosen.append(self.prompts[int(self._rng("prompts", epoch).permutation(len(self.prompts))[at])])
@@ -229,8 +231,7 @@ class Rollouts:
 
     def _roll_out(self, number: int) -> Drawn:
         """Draws, rewards and scores the completions of a rollout, and computes their advantages."""
-        size, group = self.spec.group_size, self.prompts_of(number)
-        prompts = [prompt for prompt in group for _ in range(size)]
+        prompts = [prompt for prompt in self.prompts_of(number) for _ in range(self.group_size)]
         first = int(self._rng("draws", number).integers(1 << 62))
         drawn = self.sampler.draw(prompts, [sample_seed(first, k) for k in range(len(prompts))])
         rows = [prompt.row for prompt in prompts]
@@ -259,7 +260,7 @@ class Rollouts:
         if ppo:
             self._estimate_advantages(drawn, values)
         else:
-            rewards = torch.tensor(drawn.rewards, dtype=torch.float64).view(-1, self.spec.group_size)
+            rewards = torch.tensor(drawn.rewards, dtype=torch.float64).view(-1, self.group_size)
             advantages = group_advantages(rewards, scale=self.spec.scale_rewards).flatten().float()
             columns["advantages"] = [a.repeat(n) for a, n in zip(advantages, lengths, strict=True)]
         columns["share"] = [torch.full((n,), 1 / n) for n in lengths]

@@ -190,7 +190,7 @@ class Engine:
         """To be called once the weights have changed: no later sequence reads keys, values or states of before. The
         torch runner computes by the model itself, so it has the new weights; native code has a copy, and raises
         GenerationError, as an engine does that is busy."""
-        if self.native:
+        if not isinstance(self.runner, TorchRunner):
             raise GenerationError("native code has a copy of the weights; make a new Engine of the changed model")
         if self.busy:
             raise GenerationError("requests are running; finish or cancel them before the weights change")
