@@ -123,16 +123,18 @@ class Sampler(LocalModel):
         self, generator: TextGenerator, *, name: str, weights: str | None = None, batch_size: int = 32
     ) -> None:
         self.sampling: Sampling = generator.sampling
-        self.default_tokens = generator.max_tokens
+        self.default_tokens, self._hashes = generator.max_tokens, None
         engine = EngineOptions(weights, deterministic=True, max_num_seqs=batch_size,
                                max_step_tokens=max(256, batch_size))  # fmt: skip
         super().__init__(generator.model, generator.framing, name=name, chat=True, engine=engine)
 
     @property
     def hashes(self) -> dict[str, str]:
-        hashes = super().hashes
-        template = hashlib.sha256(f"{hashes['template']} {self.sampling!r}".encode()).hexdigest()
-        return hashes | {"template": template}
+        if self._hashes is None:  # they are asked for with each answer, and a tokenizer is some megabytes
+            hashes = super().hashes
+            template = hashlib.sha256(f"{hashes['template']} {self.sampling!r}".encode()).hexdigest()
+            self._hashes = hashes | {"template": template}
+        return self._hashes
 
     def place(self, prompt: Prompt) -> int:
         """Tokens that an answer may have."""

@@ -18,12 +18,12 @@ from foundling.evaluate.answers import PromptRow, Samples
 from foundling.evaluate.judge import Compared, Judge, win_rate
 from foundling.evaluate.ranking import Pair, cycles, n_rounds, next_pairs, win_shares
 from foundling.evaluate.rewards import Rewards
-from foundling.evaluate.subject import GenerateRequest, LikelihoodRequest, Subject
+from foundling.evaluate.subject import GenerateRequest, LikelihoodRequest, Refusals, Subject
 from foundling.limits import MAX_LINE_BYTES
 from foundling.runtime.files import cut_torn_line, output_errors
 from foundling.runtime.hub import local_directory
 
-AT_ONCE = 16
+AT_ONCE = 64
 """pairs that a judge is given at once"""
 
 
@@ -90,7 +90,7 @@ def _read_rewards(path: Path) -> dict[str, list[float]]:
 
 
 @dataclass
-class Metered:
+class Metered(Refusals):
     """A subject whose answers are counted, recorded ones as well: what all of them cost. `alone`: log-probabilities of
     one prompt at a time, for a model that is computed here, whose rounding depends on what else is in a batch."""
 
@@ -100,9 +100,8 @@ class Metered:
     prompt_tokens: int = 0
     new_tokens: int = 0
 
-    @property
-    def name(self) -> str:
-        return self.subject.name
+    def __post_init__(self) -> None:
+        self.name = self.subject.name
 
     @property
     def hashes(self) -> dict[str, str]:
