@@ -254,7 +254,7 @@ def _judged(
     with progress_for(args).bar("judged", total, unit="pairs") as bar:
         judged = judge_all(ranking.judge, groups, bar.advance)
         compared = ranking.judge.compare(pairs, bar.advance)
-    figures = {"judge": judge_figures(judged, compared, ranking.meter)}
+    figures = {"judge": judge_figures(ranking.judge, judged, compared, ranking.meter)}
     cost, price = figures["judge"]["cost"], price_of(args)
     cost["recorded"] = ranking.meter.subject.n_replayed
     cost["dollars"] = price and (cost["prompt_tokens"] * price[0] + cost["new_tokens"] * price[1]) / 1e6

@@ -16,7 +16,7 @@ from typing import Any
 from foundling.errors import DataError, FoundlingError
 from foundling.evaluate.answers import PromptRow, Samples
 from foundling.evaluate.judge import Compared, Judge, win_rate
-from foundling.evaluate.ranking import Pair, cycles, n_rounds, next_pairs, win_shares
+from foundling.evaluate.ranking import MOST_OF_ALL_PAIRS, Pair, cycles, n_rounds, next_pairs, win_shares
 from foundling.evaluate.rewards import Rewards
 from foundling.evaluate.subject import GenerateRequest, LikelihoodRequest, Refusals, Subject
 from foundling.limits import MAX_LINE_BYTES
@@ -198,7 +198,7 @@ def judge_all(
     return judged
 
 
-def judge_figures(judged: Judged, others: Sequence[Compared], meter: Metered) -> dict[str, Any]:
+def judge_figures(judge: PairJudge, judged: Judged, others: Sequence[Compared], meter: Metered) -> dict[str, Any]:
     """What a reader has to know of the judge, over its verdicts in the tournaments and the `others`. DataError where
     none could be read."""
     cost = {"requests": meter.n_requests, "prompt_tokens": meter.prompt_tokens, "new_tokens": meter.new_tokens}
@@ -212,10 +212,12 @@ def judge_figures(judged: Judged, others: Sequence[Compared], meter: Metered) ->
             "it wrote is in verdicts.jsonl)"
         )
     in_cycles = [
-        len(cycle) > 1 for n, won in zip(judged.sizes, judged.outcomes, strict=True) for cycle in cycles(n, won)
-    ]
+        len(cycle) > 1 for n, outcomes in zip(judged.sizes, judged.outcomes, strict=True) if n <= MOST_OF_ALL_PAIRS
+        for cycle in cycles(n, outcomes)
+    ]  # fmt: skip
     return {
-        "name": meter.name, "pairs": len(compared), "ties": rate.ties, "unread": rate.unparsed,
+        "name": meter.name, "pairs": len(compared),
+        "ties": sum(judge.share(one) == 0.5 for one in compared if one.winner), "unread": rate.unparsed,
         "contradicted": sum(one.verdicts[0] == one.verdicts[1] in ("A", "B") for one in compared),
         "in_cycles": sum(in_cycles), "position_bias": rate.position_bias._asdict(), "attacks": rate.attacks,
         "attacks_won": rate.attacks_won, "cost": cost,

@@ -115,6 +115,7 @@ def test_a_model_here_judges_by_log_probabilities(folder: Path) -> None:
     args = ["--by", f"judge:{folder / 'judge'}", "--logprobs", "--n", "2", "--limit", "2", "--agreement", truth]
     result = preferences(folder, "soft.jsonl", *args)
     assert result["prompts"] == 2 and result["rows"] == 2 and result["judge"]["unread"] == 0
+    assert result["judge"]["ties"] == 0  # the mean of both orders decides, whatever each says
     agreement = result["agreement"]
     assert agreement["pairs"] == 4 and agreement["ties"] == 0 and agreement["share"]["value"] in (0, 0.25, 0.5, 0.75, 1)
 
@@ -129,6 +130,8 @@ def test_a_model_here_judges_by_log_probabilities(folder: Path) -> None:
         (["--by", "json", "--by", "judge:ollama:m"], "a judge ranks alone"),
         (["--by", "judge:{dir}/encoder"], "generates no text, so it is no judge"),
         (["--by", "exact", "--curve", "c.json"], "--curve needs two rewards"),
+        (["--by", "judge:ollama:m", "--constitution", "none.txt"], "none.txt: cannot be read"),
+        (["--by", "judge:nobody:m"], "no model of an API"),
         (["--by", "exact", "--logprobs"], "--logprobs is for a judge"),
         (["--by", "instructions"], "the reward 'instructions' cannot be computed: expected prompt, instruction"),
         (["--by", "matches:\\d{50}"], "none of 6 prompts gave a row (a prompt whose answers are all equal: 6)"),
