@@ -45,6 +45,7 @@ def add(parser: argparse.ArgumentParser) -> None:
                         help="with --best: only where its reward, or the share of its wins, is X or more")  # fmt: skip
     parser.add_argument("--whole", action="store_true", help="leave out answers that were cut at --max-tokens")
     parser.add_argument("--field", metavar="NAME", help="column of the prompts (default: prompt, question, messages …)")
+    parser.add_argument("--target", metavar="NAME", help="column of what is right (default: answer)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N prompts")
     parser.add_argument("--max-tokens", type=int, metavar="N",
                         help="maximum number of new tokens (default: as `foundling generate`)")  # fmt: skip
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     out, work = Path(args.out), Path(f"{args.out}.work")
     _check(args)
     truth = read_comparisons(args.agreement) if args.agreement else []
-    prompts, skipped = read_prompts(args.prompts, args.field)
+    prompts, skipped = read_prompts(args.prompts, args.field, args.target)
     with lock(work):
         check_free(out, work)
         try:
@@ -98,8 +99,12 @@ def _run(args: argparse.Namespace, out: Path, work: Path, prompts: Any, skipped:
     from foundling.evaluate.answers import answer_all
     from foundling.evaluate.comparison_rows import make_rows, write_rows
     from foundling.evaluate.preferences import usable
+    from foundling.evaluate.rewards import build_rewards
 
-    ranking, sampler = _ranking(args, work), _sampler(args)
+    ranking, truths = _ranking(args, work), build_rewards(args.gold) if args.gold else None
+    for rewards in filter(None, (ranking.rewards, truths)):
+        rewards.check([prompt.fields for prompt in prompts])  # before hours of answers
+    sampler = _sampler(args)
     with progress_for(args).bar("answers", len(prompts) * args.n, unit="answers") as bar:
         samples, more = answer_all(
             sampler, prompts, work / "answers.jsonl", n=args.n, seed=args.seed, max_tokens=args.max_tokens,
@@ -107,11 +112,11 @@ def _run(args: argparse.Namespace, out: Path, work: Path, prompts: Any, skipped:
         )  # fmt: skip
     places = [usable(one, whole=args.whole) for one in samples]
     groups = [(one.prompt, [one.answers[i].text for i in some]) for one, some in zip(samples, places, strict=True)]
-    gold = _rewards_of(args, samples, args.gold, work, "gold rewards") if args.gold else None
+    gold = _rewards_of(args, samples, truths, work, "gold rewards") if truths else None
     if ranking.judge is not None:
         values, figures = _judged(args, ranking, groups, gold and _pick(gold, places), truth)
     else:
-        proxy = _rewards_of(args, samples, args.by, work, "rewards", ranking.rewards)
+        proxy = _rewards_of(args, samples, ranking.rewards, work, "rewards")
         values = _pick(proxy, places)
         figures = _agreements(values, gold and _pick(gold, places), truth, ranking.rewards, args.seed)
         if args.curve:
@@ -225,13 +230,9 @@ def _principles(path: str | None) -> list[str]:
     return lines
 
 
-def _rewards_of(
-    args: argparse.Namespace, samples: Any, names: list[str], work: Path, title: str, rewards: Any = None
-) -> list[list[float]]:
+def _rewards_of(args: argparse.Namespace, samples: Any, rewards: Any, work: Path, title: str) -> list[list[float]]:
     from foundling.evaluate.preferences import identity, reward_all
-    from foundling.evaluate.rewards import build_rewards
 
-    rewards = rewards or build_rewards(names)
     with progress_for(args).bar(title, len(samples), unit="prompts") as bar:
         return reward_all(rewards, samples, work / "rewards.jsonl", identity(rewards), bar.advance)
 

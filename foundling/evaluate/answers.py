@@ -14,7 +14,8 @@ from typing import Any
 
 from foundling.data import convert
 from foundling.data.files import Files
-from foundling.data.layouts import PROMPTS, SAMPLE_ROWS, detect
+from foundling.data.kinds import PREFERENCE
+from foundling.data.layouts import ANSWERS, PROMPTS, SAMPLE_ROWS, SYSTEM, detect
 from foundling.data.rows import SUFFIXES, read_rows
 from foundling.data.streams import Row, Skip, shown_names
 from foundling.decode.engine.engine import EngineOptions
@@ -38,13 +39,19 @@ class PromptRow:
     messages: list[dict[str, Any]]
     """the conversation to answer, as finetuning reads it"""
     fields: dict[str, Any]
-    """of the file, which checkers read; "prompt" is the text, or the messages where there are several"""
+    """of the file, which checkers read; "prompt" is the text of the last message, "answer" what is right"""
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is one text of a user, which is written as such."""
+        one = self.messages[0]
+        return len(self.messages) == 1 and one["role"] == "user" and not convert.TURN.match(one["content"])
 
     @property
     def text(self) -> str:
         """As a judge reads it."""
-        if isinstance(self.fields["prompt"], str):
-            return self.fields["prompt"]
+        if len(self.messages) == 1:
+            return self.messages[0]["content"]
         return "\n\n".join(f"{message['role']}: {message['content']}" for message in self.messages)
 
     def digest(self, *parts: Any) -> str:
@@ -52,9 +59,12 @@ class PromptRow:
         return hashlib.sha256(json.dumps([self.messages, *parts], sort_keys=True).encode()).hexdigest()
 
 
-def read_prompts(source: str | Path, field: str | None = None) -> tuple[list[PromptRow], Counter[str]]:
+def read_prompts(
+    source: str | Path, field: str | None = None, target: str | None = None
+) -> tuple[list[PromptRow], Counter[str]]:
     """The distinct prompts of a file or folder of rows, in order, and how many rows were skipped by reason. `field`:
-    the column; by default the first of layouts.PROMPTS that a row has. What follows the last question is left out, so
+    the column; by default the first of layouts.PROMPTS that a row has; `target`: the column of what is right, by
+    default "answer" or another of layouts.ANSWERS. What follows the last question is left out, so
     that the prompts of demonstrations and comparisons can be answered anew.
 
     DataError where there is no prompt, or more than ITEMS."""
@@ -62,7 +72,7 @@ def read_prompts(source: str | Path, field: str | None = None) -> tuple[list[Pro
     prompts = dict[str, PromptRow]()
     for path in files.paths():
         for row in [path] if isinstance(path, Skip) else read_rows(path, like=LIKE):
-            read = row if isinstance(row, Skip) else _prompt_of(row.fields, field)
+            read = row if isinstance(row, Skip) else _prompt_of(row.fields, field, target)
             if isinstance(read, PromptRow):
                 read = prompts.setdefault(read.digest(), read) is read or Skip("a prompt that was there before")
             if isinstance(read, Skip):
@@ -83,35 +93,31 @@ def read_comparisons(source: str | Path) -> list[tuple[PromptRow, list[str]]]:
         rows += [row.fields for row in ([] if isinstance(path, Skip) else read_rows(path)) if isinstance(row, Row)]
     if not rows:
         raise DataError(f"{str(source)!r} has no row: expected prompt with chosen and rejected, or with ranked")
-    layout, comparisons = detect(rows[:SAMPLE_ROWS], "preference"), list[tuple[PromptRow, list[str]]]()
+    layout, comparisons = detect(rows[:SAMPLE_ROWS], PREFERENCE), list[tuple[PromptRow, list[str]]]()
     for row in rows:
         read = layout.convert(row)
         if isinstance(read, Skip):
             reason = reason or f": {read.reason}"
         else:
-            comparisons.append((_of_messages(row, read["messages"]), read["completions"]))
+            comparisons.append((_with_messages(row, read["messages"]), read["completions"]))
     if not comparisons:
         raise DataError(f"{str(source)!r} has no comparison that can be used{reason}")
     return comparisons
 
 
-def _prompt_of(row: dict[str, Any], field: str | None) -> PromptRow | Skip:
+def _prompt_of(row: dict[str, Any], field: str | None, target: str | None) -> PromptRow | Skip:
     name = field or next((name for name in PROMPTS if row.get(name) is not None), None)
     if name is None or row.get(name) is None:
         there = f"there are {shown_names(list(row))}; name the column with --field"
         return Skip("no prompt", f"no column {field!r}; {there}" if field else there)
-    columns = {"prompt": name, "ranked": "ranked"} | {key: key for key in ("system", "system_prompt")}
-    columns["system"] = "system" if row.get("system") else "system_prompt"
-    read = convert.preference({**row, "ranked": ["a", "b"]}, columns)  # as `align` will read what is written of it
-    if isinstance(read, Skip):
-        return replace(read, reason="no prompt") if read.reason == "completions without a prompt" else read
-    return _of_messages(row, read["messages"])
+    right = target or next((name for name in ("answer", *ANSWERS) if row.get(name) is not None), "")
+    system = next((name for name in SYSTEM["system"] if row.get(name)), "")
+    read = convert.prompt(row, {"asked": name, "right": right, "system": system})  # as `align grpo` reads it
+    return read if isinstance(read, Skip) else _with_messages(read["row"], read["messages"])
 
 
-def _of_messages(row: dict[str, Any], messages: list[dict[str, Any]]) -> PromptRow:
-    alone = len(messages) == 1 and messages[0]["role"] == "user" and not convert.TURN.match(messages[0]["content"])
-    fields = {key: value for key, value in row.items() if key != "messages"}
-    return PromptRow(messages, fields | {"prompt": messages[0]["content"] if alone else messages})
+def _with_messages(row: dict[str, Any], messages: list[dict[str, Any]]) -> PromptRow:
+    return PromptRow(messages, row | {"messages": messages, "prompt": messages[-1]["content"]})
 
 
 class Sampler(LocalModel):

@@ -28,17 +28,17 @@ def row_of(
     best one, where its reward is `at_least` that. Else why there is none."""
     if not texts:
         return NO_ANSWER
-    order, plain = rank(values), isinstance(prompt.fields["prompt"], str)
+    order = rank(values)
     best = order[0]
     if at_least is not None and values[best] < at_least:
         return f"a prompt whose best answer has a reward below {at_least:g}"
-    if form == "best" and plain:
-        return {"prompt": prompt.fields["prompt"], "completion": texts[best]}
+    if form == "best" and prompt.is_text:
+        return {"prompt": prompt.text, "completion": texts[best]}
     if form == "best":
         return {"messages": [*prompt.messages, {"role": "assistant", "content": texts[best]}]}
     if len(order) < 2:
         return EQUAL
-    head = {"prompt": prompt.fields["prompt"] if plain else prompt.messages}
+    head = {"prompt": prompt.text if prompt.is_text else prompt.messages}
     if form == "pairs":
         return head | {"chosen": _plain(texts[best]), "rejected": _plain(texts[order[-1]])}
     return head | {"ranked": [_plain(texts[i]) for i in order]}

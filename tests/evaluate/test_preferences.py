@@ -179,7 +179,6 @@ def test_rows_are_read_by_align(tmp_path: Path) -> None:
         (prompt("one"), ["b", "Human: a", "c"]), (several, ["x", "y"]), (prompt("\n\nHuman: odd"), ["p", "q"]),
         (prompt("equal"), ["x", "y"]), (prompt("none"), []),
     ]  # fmt: skip
-    groups[2] = (PromptRow(groups[2][0].messages, {"prompt": groups[2][0].messages}), groups[2][1])
     values = [[1.0, 2.0, 0.0], [0.0, 1.0], [1.0, 0.0], [3.0, 3.0], []]
     rows, skipped = make_rows(groups, values, "ranked")
     assert skipped == {EQUAL: 1, NO_ANSWER: 1}
@@ -230,8 +229,13 @@ def test_prompts_are_read_as_align_reads_them(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows) + "no json\n")
     prompts, skipped = read_prompts(file)
     assert [one.text for one in prompts] == ["a", "b", "c", "system: s\n\nuser: e"]
-    assert prompts[0].fields == {"prompt": "a", "answer": "1"} and "messages" not in prompts[2].fields
-    assert skipped == {"a prompt that was there before": 1, "no prompt": 2, "not JSON": 1}
+    user = {"role": "user", "content": "a"}
+    assert prompts[0].fields == {"prompt": "a", "answer": "1", "messages": [user]}
+    assert [message["content"] for message in prompts[2].fields["messages"]] == [
+        "c"
+    ]  # what is scored has no answer yet
+    assert [one.is_text for one in prompts] == [True, True, True, False] and prompts[3].fields["prompt"] == "e"
+    assert skipped == {"a prompt that was there before": 1, "no prompt": 1, "an empty prompt": 1, "not JSON": 1}
     with pytest.raises(DataError, match=r"has no prompt .*no column 'text'; there are 'prompt'"):
         read_prompts(file, "text")
     (tmp_path / "none.jsonl").write_text('{"text": "a"}\n')
