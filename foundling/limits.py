@@ -158,6 +158,7 @@ TEXTS_AT_ONCE = Limit(4096, "texts that are classified at once")
 
 ITEMS = Limit(1 << 22, "items of a task")
 SHOTS = Limit(1024, "solved examples in a prompt", low=0)
+PRINCIPLES = Limit(1000, "principles of a constitution, one a line")
 DOCUMENTS = Limit(1 << 20, "documents of a retrieval task, whose vectors are in memory at once")
 MASKED_POSITIONS = Limit(1 << 20, "positions of a text that are masked in turn")
 PICTURE_BYTES = Limit(64 << 20, "bytes of the file of a picture")

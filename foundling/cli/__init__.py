@@ -21,6 +21,10 @@ GROUPS = {
         "raise": ("foundling.cli.raise_", "train a model on your data within a budget of minutes, FLOPs or tokens"),
         "finetune": ("foundling.cli.finetune", "adapt a model to your examples: chats, labels, tags, numbers, text"),
         "align": ("foundling.cli.align", "align a model: demonstrations, comparisons, a reward model"),
+        "preferences": (
+            "foundling.cli.preferences",
+            "sample answers and rank them by rewards or an AI judge: data for align",
+        ),
         "plan": ("foundling.cli.plan", "estimate time, memory, energy and loss of a run without running it"),
         "reproduce": (
             "foundling.cli.reproduce",

@@ -24,7 +24,7 @@ EXAMPLES = [
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    from foundling.cli.subjects import SUBJECT, add_upstream
+    from foundling.cli.subjects import SUBJECT, add_price, add_upstream
 
     parser.add_argument("subject", help=SUBJECT)
     parser.add_argument(
@@ -48,7 +48,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--truncate", action="store_true", help="cut the beginning of prompts that are too long")
     parser.add_argument("--contamination", metavar="DATA",
                         help="look for the items in this training data, and score those apart")  # fmt: skip
-    parser.add_argument("--price", metavar="IN,OUT", help="dollars for a million tokens of prompts and of answers")
+    add_price(parser)
     parser.add_argument("--card", action="store_true", help="write the results into the model's card, README.md")
     parser.add_argument("--plan", action="store_true", help="only say how many tokens and minutes it will take")
     parser.add_argument("--base-model", metavar="DIR", help="of an adapter's directory: where its base is now")
@@ -143,22 +143,16 @@ def _tasks(name: str, args: argparse.Namespace) -> list[Any]:
 
 def _priced(args: argparse.Namespace, record: Any) -> Any:
     """With what the tokens of each task cost, in dollars."""
-    if args.price is None:
-        return record
     from dataclasses import replace
 
-    from foundling.errors import ConfigError
+    from foundling.cli.subjects import price_of
 
-    try:
-        prompts, answers = (float(text) for text in args.price.split(","))
-        if not (0 <= prompts < float("inf") and 0 <= answers < float("inf")):
-            raise ValueError
-    except ValueError:
-        raise ConfigError(f"--price is {args.price!r}; expected two numbers of dollars, such as 0.15,0.60") from None
+    if (price := price_of(args)) is None:
+        return record
     results = []
     for result in record.results:
         n = result.cost.get("prompt_tokens", 0.0), result.cost.get("new_tokens", 0.0)
-        dollars = (n[0] * prompts + n[1] * answers) / 1e6
+        dollars = (n[0] * price[0] + n[1] * price[1]) / 1e6
         results.append(replace(result, cost={**result.cost, "dollars": dollars}))
     return replace(record, results=results)
 

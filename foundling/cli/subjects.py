@@ -42,6 +42,25 @@ def upstream_options(args: argparse.Namespace) -> dict[str, Any]:
     return {"chat": not args.completions} | {name: value for name, value in values.items() if value is not None}
 
 
+def add_price(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--price", metavar="IN,OUT", help="dollars for a million tokens of prompts and of answers")
+
+
+def price_of(args: argparse.Namespace) -> tuple[float, float] | None:
+    """Of --price, if it is given. ConfigError for what is no two numbers."""
+    from foundling.errors import ConfigError
+
+    if args.price is None:
+        return None
+    try:
+        prompts, answers = (float(text) for text in args.price.split(","))
+        if not (0 <= prompts < float("inf") and 0 <= answers < float("inf")):
+            raise ValueError
+    except ValueError:
+        raise ConfigError(f"--price is {args.price!r}; expected two numbers of dollars, such as 0.15,0.60") from None
+    return prompts, answers
+
+
 def is_upstream(spec: str) -> bool:
     """Whether the words name a model behind an API, and no directory."""
     return not Path(spec).exists() and not spec.startswith("hf://") and ":" in spec

@@ -91,7 +91,7 @@ class Judge:
 
     def compare_all(self, pairs: Sequence[tuple[str, str, str]]) -> list[Compared]:
         """Of (prompt, a, b), each asked in both orders."""
-        prompts = [self._pair(prompt, *order) for prompt, a, b in pairs for order in ((a, b), (b, a))]
+        prompts = self.pair_prompts(pairs)
         marks = LETTERS if self.by == "text" else LETTERS[:2]  # a tie is no likelier or less likely than the other two
         answers = self._ask(prompts, [f"[[{letter}]]" for letter in marks])
         compared = list[Compared]()
@@ -101,6 +101,10 @@ class Judge:
             attacks = injections({"prompt": prompt, "a": a, "b": b})
             compared.append(Compared(_winner(first, second), (first, second), margin, attacks, (text, other)))
         return compared
+
+    def pair_prompts(self, pairs: Sequence[tuple[str, str, str]]) -> list[Prompt]:
+        """What the judge is asked of each (prompt, a, b): with a first, then with b first."""
+        return [self._pair(prompt, *order) for prompt, a, b in pairs for order in ((a, b), (b, a))]
 
     def grade_all(
         self, answers: Sequence[tuple[str, str]], *, decodings: Sequence[Decoding] | None = None

@@ -44,7 +44,7 @@ class Palette(NamedTuple):
 
 LIGHT = Palette("#1f2328", "#626b73", "#dedcd4", "#1f6f78", "#b0562a", "#fcfbf8")
 # Stand-ins, exchanged for CSS variables once drawn: matplotlib takes colours only, the page has a light and a dark set.
-_STAND_INS = Palette("#010101", "#020202", "#030303", "#040404", "#050505", "#060606")
+STAND_INS = Palette("#010101", "#020202", "#030303", "#040404", "#050505", "#060606")
 
 
 def loss_svg(run: RunRecord) -> str:
@@ -57,7 +57,7 @@ def loss_svg(run: RunRecord) -> str:
         f"Held-out loss: predicted {units.number(run.predicted.get('loss'))}, "
         f"measured {units.number(run.actual.get('loss'))}."
     )
-    return _svg("loss", label, 3.0, lambda axes: _draw_loss(axes, run, _STAND_INS))
+    return svg("loss", label, 3.0, lambda axes: _draw_loss(axes, run, STAND_INS))
 
 
 def throughput_svg(run: RunRecord) -> str:
@@ -69,14 +69,14 @@ def throughput_svg(run: RunRecord) -> str:
     label = f"Tokens per second over time: between {units.count(min(rates))} and {units.count(max(rates))}."
 
     def draw(axes: Axes):
-        axes.plot([span.seconds for span in spans], rates, color=_STAND_INS.accent, linewidth=1.6)
+        axes.plot([span.seconds for span in spans], rates, color=STAND_INS.accent, linewidth=1.6)
         axes.set_ylim(0, 1.15 * max(rates))
-        axes.set_title("tokens per second", color=_STAND_INS.quiet)
-        axes.set_xlabel("seconds of training", color=_STAND_INS.quiet)
+        axes.set_title("tokens per second", color=STAND_INS.quiet)
+        axes.set_xlabel("seconds of training", color=STAND_INS.quiet)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
 
-    return _svg("throughput", label, 2.1, draw)
+    return svg("throughput", label, 2.1, draw)
 
 
 SERIES = {
@@ -97,13 +97,13 @@ def series_svgs(run: RunRecord) -> list[str]:
         steps, values = [step for step, _ in points], [value for _, value in points]
 
         def draw(axes: Axes, steps: list[int] = steps, values: list[float] = values, title: str = title) -> None:
-            axes.plot(steps, values, color=_STAND_INS.quiet, linewidth=0.7, alpha=0.45)
-            axes.plot(steps, _smoothed(values), color=_STAND_INS.accent, linewidth=1.6)
-            axes.set_title(title, color=_STAND_INS.quiet)
-            axes.set_xlabel("steps", color=_STAND_INS.quiet)
+            axes.plot(steps, values, color=STAND_INS.quiet, linewidth=0.7, alpha=0.45)
+            axes.plot(steps, _smoothed(values), color=STAND_INS.accent, linewidth=1.6)
+            axes.set_title(title, color=STAND_INS.quiet)
+            axes.set_xlabel("steps", color=STAND_INS.quiet)
 
         label = f"{title}: {values[0]:.3g} at first, {values[-1]:.3g} at the end."
-        svgs.append(_svg(key, label, 2.1, draw))
+        svgs.append(svg(key, label, 2.1, draw))
     return svgs
 
 
@@ -186,12 +186,12 @@ def _calm(axes: Axes, colours: Palette):
     axes.spines["bottom"].set_color(colours.rule)
 
 
-def _svg(name: str, label: str, height: float, draw: Callable[[Axes], None]) -> str:
+def svg(name: str, label: str, height: float, draw: Callable[[Axes], None]) -> str:
     # Text stays text (searchable, in the page's font); the salt keeps ids the same in every writing, apart per chart.
     with matplotlib.rc_context({**_STYLE, "svg.fonttype": "none", "svg.hashsalt": name}):
         figure = Figure(figsize=(6.6, height), layout="constrained")
         axes = figure.subplots()
-        _calm(axes, _STAND_INS)
+        _calm(axes, STAND_INS)
         draw(axes)
         drawn = io.StringIO()
         unnamed = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -209,6 +209,6 @@ def _inline(svg: str, label: str) -> str:
     svg = re.sub(r' id="(?![mp][0-9a-f]{10}")[^"]*"', "", svg)  # kept: markers and clips, which are referred to
     svg = re.sub(r"font-(size|family): [^;\"]*;? ?", "", svg)
     svg = svg.replace("xlink:href", "href")
-    for variable, stand_in in zip(Palette._fields, _STAND_INS, strict=True):
+    for variable, stand_in in zip(Palette._fields, STAND_INS, strict=True):
         svg = svg.replace(stand_in, f"var(--{variable})")
     return svg

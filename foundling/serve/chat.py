@@ -14,6 +14,7 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 
 from foundling.decode.request import Completion, Request
+from foundling.serve.best_of import best, chat_rewards, mean_logprobs
 from foundling.serve.errors import APIError
 from foundling.serve.formats import AnswerForm, AnswerStream
 from foundling.serve.forward import forward, upstream_of
@@ -21,6 +22,7 @@ from foundling.serve.generation import (
     Meter,
     Prompt,
     build_requests,
+    check_best_of,
     check_finished,
     check_logprobs,
     check_logprobs_size,
@@ -52,6 +54,8 @@ class Chat:
     head: Head
     usage: Usage
     form: AnswerForm
+    messages: list[dict[str, Any]]
+    """as the template sees them"""
 
 
 async def create_chat(server: Server, body: ChatBody, http: HTTPRequest) -> Response:
@@ -66,7 +70,17 @@ async def create_chat(server: Server, body: ChatBody, http: HTTPRequest) -> Resp
         return await event_stream(server, http, served, meter, partial(_events, chat))
     completions = await complete(server, http, served, meter)
     await server.compiler.check(chat.form.constraint, completions)
-    return await asyncio.to_thread(_answer, chat, completions)
+    chosen = await _choose(chat, completions)
+    return await asyncio.to_thread(_answer, chat, chosen)
+
+
+async def _choose(chat: Chat, completions: list[Completion]) -> list[Completion]:
+    """The best n, by the reward model of the server as answers to the messages, or else by mean log-probability."""
+    if len(completions) == chat.body.n:
+        return completions
+    contents = [chat.form.message(one.text or "", 0)["content"] or one.text or "" for one in completions]
+    rewards = await chat.server.rewards(partial(chat_rewards, messages=chat.messages, texts=contents))
+    return best(completions, rewards or mean_logprobs(completions), chat.body.n)
 
 
 def _answer(chat: Chat, completions: Sequence[Completion]) -> Response:
@@ -86,7 +100,9 @@ def _read(server: Server, body: ChatBody, served: GenerativeModel) -> tuple[Chat
     """The chat, and what makes its requests once the constraint of its form is compiled."""
     if served.tokenizer.chat_template is None:
         raise APIError(400, f"{served.name} has no chat template; ask /v1/completions", param="model")
-    check_n(body.n, server.options)
+    best_of = body.best_of or body.n
+    check_n(best_of, server.options, "best_of" if body.best_of else "n")
+    check_best_of(best_of, body)
     if body.top_logprobs is not None and not body.logprobs:
         raise APIError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
     n_top = check_logprobs(body, server.options)
@@ -98,11 +114,12 @@ def _read(server: Server, body: ChatBody, served: GenerativeModel) -> tuple[Chat
     head = head_of("chat.completion", "chatcmpl", served.name, **server.fixed(body, served))
     form = AnswerForm(body, served, ids, head.id)
     build = partial(
-        build_requests, prompt, body, body.n, max_tokens=limit, seed=seed_of(body), logprobs=n_top,
+        build_requests, prompt, body, best_of, max_tokens=limit, seed=seed_of(body),
+        logprobs=0 if n_top is None and best_of > body.n else n_top,
         decode=form.decoder(prompt.decode),
     )  # fmt: skip
     usage = Usage(prompt_tokens=len(ids), price=served.price, deterministic=server.options.deterministic)
-    return Chat(server, body, prompt, [], head, usage, form), build
+    return Chat(server, body, prompt, [], head, usage, form, messages), build
 
 
 def _choice(chat: Chat, index: int, completion: Completion) -> dict[str, Any]:

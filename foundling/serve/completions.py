@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from starlette.responses import Response
 
 from foundling.decode.constrain.constraint import Constraint
 from foundling.decode.request import Completion, Request, sample_seed
+from foundling.serve.best_of import best, mean_logprobs, prompt_rewards
 from foundling.serve.compiling import Compiled
 from foundling.serve.errors import APIError
 from foundling.serve.formats import format_of
@@ -24,6 +24,7 @@ from foundling.serve.generation import (
     Meter,
     Prompt,
     build_requests,
+    check_best_of,
     check_finished,
     check_logprobs,
     check_logprobs_size,
@@ -94,10 +95,7 @@ def _check(server: Server, body: CompletionBody) -> None:
             f"{len(texts)} prompts of {best_of} completions are {total}; this server takes {options.max_queue} at once"
         )
         raise APIError(400, f"{message}: send fewer", param="prompt" if len(texts) > 1 else "n")
-    if best_of < body.n:
-        raise APIError(400, f"best_of is {best_of} and n {body.n}; best_of is at least n", param="best_of")
-    if best_of > body.n and body.stream:
-        raise APIError(400, "a stream shows all completions; leave out best_of", param="best_of")
+    check_best_of(best_of, body)
     if body.echo and (body.suffix is not None or body.stream):
         other = "suffix" if body.suffix is not None else "stream"
         raise APIError(400, f"echo and {other} exclude each other", param="echo")
@@ -149,12 +147,8 @@ async def _choose(job: Job, completions: list[Completion]) -> list[tuple[Prompt,
         group = completions[number * best_of : (number + 1) * best_of]
         if best_of > n:
             texts = [(completion.text or "") for completion in group]
-            rewards = await job.server.rewards(prompt.decode.before, texts)
-            scores = rewards or [one.mean_logprob if one.tokens else -math.inf for one in group]
-            order = sorted(
-                range(best_of), key=lambda i: -math.inf if math.isnan(scores[i]) else scores[i], reverse=True
-            )
-            group = [group[i] for i in order[:n]]
+            rewards = await job.server.rewards(partial(prompt_rewards, prompt=prompt, texts=texts))
+            group = best(group, rewards or mean_logprobs(group), n)
         chosen += [(prompt, completion) for completion in group]
     return chosen
 

@@ -114,6 +114,9 @@ def _check(server: Server, body: ChatBody | CompletionBody) -> None:
     """The limits of this server hold for what it passes on too."""
     options, limit = server.options, body.limit if isinstance(body, ChatBody) else body.max_tokens
     check_n(body.n, options)
+    if isinstance(body, ChatBody) and body.best_of is not None:
+        raise APIError(400, "best_of of a chat is for models of this server, not for one behind an API: leave it out",
+                       param="best_of")  # fmt: skip
     if isinstance(body, CompletionBody):
         check_n(body.best_of or body.n, options, "best_of")
         if len(body.prompts) > options.max_prompts:

@@ -169,6 +169,13 @@ def check_n(n: int, options: ServeOptions, param: str = "n") -> None:
         raise APIError(400, f"{param} is {n}; this server allows {most}", param=param)
 
 
+def check_best_of(best_of: int, body: SamplingBody) -> None:
+    if best_of < body.n:
+        raise APIError(400, f"best_of is {best_of} and n {body.n}; best_of is at least n", param="best_of")
+    if best_of > body.n and body.stream:
+        raise APIError(400, "a stream shows all completions; leave out best_of", param="best_of")
+
+
 def check_finished(completion: Completion | None) -> None:
     """What ended a completion in an error: a FoundlingError where the request is at fault, else ours."""
     if completion is not None and completion.finish_reason == "error":

@@ -204,6 +204,7 @@ class ResponseFormat(Body):
 class ChatBody(SamplingBody):
     messages: Annotated[Messages, Field(min_length=1)]
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS.high)
+    best_of: Count | None = Field(None, description="not of OpenAI: the n best of so many answers")
     logprobs: bool | None = False
     top_logprobs: int | None = Field(None, ge=0, le=TOP_LOGPROBS.high)
     response_format: ResponseFormat | None = None

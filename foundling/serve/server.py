@@ -14,6 +14,7 @@ from typing import Any
 
 from starlette.requests import Request as HTTPRequest
 
+from foundling.decode.classify import Classifier
 from foundling.decode.request import Request
 from foundling.serve.answer_cache import AnswerCache
 from foundling.serve.batcher import Batcher
@@ -135,11 +136,11 @@ class Server:
             return {"body": body, "created": served.created}
         return {}
 
-    async def rewards(self, prompt: str, texts: Sequence[str]) -> list[float] | None:
-        """How good the reward model finds each completion of a prompt; None without one."""
-        if self.reward is None:
+    async def rewards(self, score: Callable[[Classifier], list[float]]) -> list[float] | None:
+        """What the reward model makes of completions; None without one."""
+        if (reward := self.reward) is None:
             return None
-        return await self.in_turn(lambda: reward_scores(self.reward, prompt, texts))
+        return await self.in_turn(lambda: score(reward.classifier))
 
     def batcher(
         self, served: EmbeddingModel | ClassifierModel, compute: Callable[[list[Any]], Sequence[Any]], max_items: int,
@@ -156,15 +157,6 @@ class Server:
     async def in_turn(self, function: Callable[[], Any]) -> Any:
         """A computation of a model without an engine, one at a time."""
         return await self.pool.in_turn(function)
-
-
-def reward_scores(reward: Any, prompt: str, texts: Sequence[str]) -> list[float]:
-    """The value of a head with one; of a head with labels the probability of the last label."""
-    classifier = reward.classifier
-    pairs = classifier.scores_chats
-    answers = classifier.classify([(prompt, text) if pairs else prompt + text for text in texts])
-    labels = reward.classifier.labels
-    return [answer["value"] if "value" in answer else answer["scores"][labels[-1]] for answer in answers]
 
 
 def record_of(http: HTTPRequest) -> Record:

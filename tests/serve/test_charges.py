@@ -11,7 +11,7 @@ import pytest
 
 from foundling.decode.constrain.processor import ConstraintState
 from foundling.errors import GenerationError
-from foundling.serve import compiling, server
+from foundling.serve import compiling
 from foundling.serve.key_file import KeyFile
 from foundling.verify.structured import Verdict
 from tests.serve import raw
@@ -91,13 +91,11 @@ def test_what_was_computed_is_charged_where_an_answer_fails(live: Live, monkeypa
 
 
 def test_what_was_computed_is_charged_where_nobody_can_judge_it(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: Any) -> Any:
-        raise RuntimeError("no reward")
-
-    monkeypatch.setattr(server, "reward_scores", fail)
-    monkeypatch.setattr(live.server, "reward", object())
-    reply = live.post("/v1/completions", model="tiny", prompt="a", max_tokens=5, best_of=4)
-    assert reply.status == 500 and (charged(live, reply) or (0, 0))[1] == 20
+    monkeypatch.setattr(live.server, "reward", object())  # which has no classifier
+    chat = {"messages": [{"role": "user", "content": "a"}]}
+    for path, body in (("completions", {"prompt": "a"}), ("chat/completions", chat)):
+        reply = live.post(f"/v1/{path}", model="tiny", max_tokens=5, best_of=4, **body)
+        assert reply.status == 500 and (charged(live, reply) or (0, 0))[1] == 20
 
 
 def test_the_log_charges_nothing_for_what_is_refused(directories, tmp_path: Path) -> None:
