@@ -386,6 +386,16 @@ def test_rows_are_examples_of_the_kind_that_is_detected(tmp_path, name, kind):
     assert examples.held_out[0].id == f"builtin:{name}:held-out{words and ':n=20'}#1"
 
 
+@pytest.mark.parametrize(
+    "name", ["arithmetic:prompts:n=20", "formats:prompts:n=20", "facts:delusions", "sentiment:prompts"]
+)
+def test_prompts_keep_what_a_checker_reads(tmp_path, name):
+    examples = ingest_examples(BUILTIN + name, tmp_path / "examples", kind="prompt")
+    assert len(examples.train) + len(examples.held_out) == len(rows(name)) and not examples.skipped
+    fields = examples.held_out[0].fields
+    assert fields["messages"][-1]["role"] == "user" and set(fields["row"]) == set(rows(name)[0])
+
+
 def test_a_directory_is_named_after_the_task(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert free_directory("builtin:arithmetic:comparisons") == Path("runs/arithmetic-comparisons-1")
