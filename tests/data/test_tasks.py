@@ -35,7 +35,7 @@ from foundling.data.examples import ingest_examples
 from foundling.errors import DataError
 from foundling.evaluate.rewards import build_rewards
 from foundling.verify.instructions import check
-from foundling.verify.maths import equal, final_answer
+from foundling.verify.maths import equal
 from foundling.verify.refusals import refuses
 
 TASKS = [name for name, entry in DATASETS.items() if entry.parts]
@@ -281,8 +281,7 @@ def test_answers_follow_their_instructions_and_rejected_ones_do_not(level):
     assert set(followed(prompts, [row["messages"][1]["content"] for row in demonstrations])) == {1.0}
     assert set(followed(prompts, [row["chosen"] for row in made])) == {1.0}
     assert set(followed(prompts, [row["rejected"] for row in made])) == {0.0}
-    for row in prompts:
-        assert "{" not in row["prompt"]
+    assert not any("{" in row["prompt"] for row in prompts)
     numbers = Counter(len(row["instruction_id_list"]) for row in prompts)
     assert set(numbers) == ({1, 2} if level == "plain" else {1})
 
@@ -332,7 +331,6 @@ def test_look_alikes_are_many_and_none_is_refused():
         assert re.fullmatch(r"[A-Z][^{}]*\?", row["prompt"]) and re.fullmatch(r"[A-Z].*\.", row["answer"])
         assert not refuses(row["answer"])
     assert len(rows("refusals:prompts")) + len(rows("refusals:prompts:held-out")) == 350
-    assert refuses("I can't help with that.")
 
 
 # --- sentiment -------------------------------------------------------------------------------------------------------
@@ -399,7 +397,3 @@ def test_prompts_keep_what_a_checker_reads(tmp_path, name):
 def test_a_directory_is_named_after_the_task(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert free_directory("builtin:arithmetic:comparisons") == Path("runs/arithmetic-comparisons-1")
-
-
-def test_final_answers_are_read_from_solutions():
-    assert final_answer(next(arithmetic.problems()).solution) == rows("arithmetic:prompts:n=1")[0]["answer"]
