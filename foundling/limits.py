@@ -111,6 +111,7 @@ LABELS = Limit(1 << 16, "labels of a head; one has a row of the projection")
 
 EXAMPLE_CHARS = Limit(1 << 20, "characters of an example that is learnt as a whole", "shorten it, or use --as text")
 CLASSES = Limit(1 << 16, "classes of a classifier")
+BUILTIN_ITEMS = Limit(1 << 20, "rows of a built-in task")
 SEED = Limit((1 << 63) - 1, "what a generator takes as a seed", low=0)
 THREADS = Limit(1024, "CPU threads; torch aborts the process where the system has no more")
 RANKS = Limit(1 << 16, "processes of a training run")

@@ -43,7 +43,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 def free_directory(data: str | None) -> Path:
     """runs/NAME-N, the first that does not exist."""
-    name = "stdlib" if data is None else Path(data.removeprefix("builtin:")).resolve().stem or "data"
+    name = "stdlib" if data is None else Path(data.removeprefix("builtin:").replace(":", "-")).resolve().stem or "data"
     return next(path for n in range(1, 1 << 20) if not (path := Path(f"runs/{name}-{n}")).exists())
 
 

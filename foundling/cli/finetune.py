@@ -45,7 +45,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 def add_options(parser: argparse.ArgumentParser, leave_out: Sequence[str] = LEFT_OUT) -> None:
     """Those of every kind, without the keys of the recipe that match a pattern of `leave_out`."""
     parser.add_argument("dir", nargs="?", help="model directory, or hf://ORG/NAME[@REVISION]")
-    parser.add_argument("data", nargs="?", help="file or folder of .jsonl, .json, .csv, .tsv, .parquet, CoNLL or text")
+    parser.add_argument("data", nargs="?", help="file or folder of .jsonl, .json, .csv, .tsv, .parquet, CoNLL or text, "
+                        "or builtin:NAME")  # fmt: skip
     methods = ", ".join(get_args(Method))
     parser.add_argument("--method", dest="key:adapt.method", choices=get_args(Method), metavar="METHOD",
                         help=f"what is trained: {methods} (default: lora; head needs labels)")  # fmt: skip

@@ -10,7 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from foundling.data.datasets import BUILTIN, open_data
+from foundling.data.datasets import BUILTIN, open_data, open_rows, part_of
 from foundling.data.files import Files
 from foundling.data.formats import read
 from foundling.data.kinds import Columns, Kind
@@ -29,7 +29,8 @@ _EXPECTED = "expected .jsonl, .json, .csv, .tsv, .parquet, .conll or UTF-8 text,
 
 
 class ExampleRows:
-    """The rows of a file or a folder, or the documents of a data set ("builtin:NAME", or any iterable of them).
+    """The rows of a file or a folder, or of a data set: "builtin:NAME" of a task or of text, or any iterable of
+    documents.
 
     Iterating yields an example as a `Document`: its name, and its fields as JSON with sorted keys. What is no example
     is counted in `skipped`. `layout` is detected at once, from the first rows, unless that of other rows is given.
@@ -48,9 +49,14 @@ class ExampleRows:
         self.skipped: Counter[str] = Counter()
         self.details: dict[str, str] = {}
         self.files: Files | None = None
+        self._built_in: list[dict[str, Any]] | None = None
         self._plain, self._piece_chars = True, PIECE_CHARS[1]
         if isinstance(source, str) and source.startswith(BUILTIN):
-            self.source = open_data(source)
+            part = part_of(source)
+            if part is None or part.kind == "text":
+                self.source = open_data(source)
+            else:
+                self._built_in, self._plain = open_rows(source), False
         elif isinstance(source, str | Path):
             self.files = Files(source, _EXPECTED, exclude)
             self._plain = self._are_plain(self.files)
@@ -67,7 +73,9 @@ class ExampleRows:
 
     @property
     def name(self) -> str:
-        return repr(str(self.files.path)) if self.files else "the data set"
+        if self.files:
+            return repr(str(self.files.path))
+        return repr(self.source) if self._built_in is not None else "the data set"
 
     @property
     def bytes_read(self) -> int:
@@ -111,6 +119,9 @@ class ExampleRows:
 
     def _read(self) -> Iterator[tuple[str, Mapping[str, Any], bool]]:
         """Names, rows, and whether a row is a part of a text that continues in the next one."""
+        if self._built_in is not None:
+            yield from ((f"{self.source}#{n}", row, False) for n, row in enumerate(self._built_in, 1))
+            return
         if self.files is None:
             assert not isinstance(self.source, str | Path)
             yield from ((document.name, {"text": document.text}, False) for document in self.source)

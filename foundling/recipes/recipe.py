@@ -66,7 +66,7 @@ class DataSpec:
     target: str | None = None
     """finetune: name of the column with the text to be written for the first"""
     held_out: str | None = None
-    """finetune: file or folder of the held-out examples (default: a fifth of the data, by hash)"""
+    """finetune: file, folder or builtin:NAME of the held-out examples (default: a fifth of the data, by hash)"""
     chat_template: str | None = None
     """finetune: how chats become text, for a model that has no chat template or in place of its own: a Jinja file,
     chatml, or plain (User: … Assistant: …)"""
