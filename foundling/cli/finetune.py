@@ -75,7 +75,8 @@ def run(args: argparse.Namespace, more: dict[str, Any] | None = None, *, epochs:
     if args.out == "":
         raise ConfigError("--out is empty; give a directory, or omit it to use runs/NAME-N")
     if args.resume:
-        return _resume(args, [f"--{key.replace('_', '-')}" for key in flattened(given)])
+        asked = ["reward" if key == "rollout.reward" else key for key in flattened(given)]
+        return _resume(args, [f"--{key.replace('_', '-')}" for key in asked])
     if not args.dir or not args.data:
         raise ConfigError("give a model directory and the examples: foundling finetune DIR DATA")
     from foundling.plan.budget import Budget

@@ -28,7 +28,7 @@ class Part(NamedTuple):
     name: str
     weight: float
     score: Callable[[Sequence[Row], Sequence[str]], Sequence[float]]
-    model: Any = None
+    model: Classifier | None = None
     """of a reward model"""
 
 
@@ -114,7 +114,7 @@ def _part(text: str, device: str) -> Part:
     if not model.scores_chats:
         raise ConfigError(f"{name}: is no reward model; foundling align reward makes one")
     model.model.to(device).requires_grad_(False)
-    return Part(name, weight, lambda rows, texts: score_answers(model, rows, texts), model.model)
+    return Part(name, weight, lambda rows, texts: score_answers(model, rows, texts), model)
 
 
 def score_answers(model: Classifier, rows: Sequence[Row], texts: Sequence[str]) -> list[float]:

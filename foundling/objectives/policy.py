@@ -5,7 +5,7 @@ al. 2022; Shao et al. 2024, GRPO), their advantages, and the penalty for leaving
 A batch has completions packed into rows as texts are, and for each token of `loss_mask` (B, T) float32 columns:
 `sampler_logprobs`, its log-probability as it was drawn; `advantages`; `share`, 1 / tokens of its completion; `rewards`,
 that of its completion; where updates follow that are not the first on these completions, `old_logprobs`, by the policy
-before all of them; where the objective reads them, `reference_logprobs`, `old_values` and `returns`.
+before all of them; where the objective reads them, `reference_logprobs`, `kl_coef` and `returns`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Normalisation = Literal["token", "sequence", "constant"]
 """token: the mean over all tokens (Yu et al. 2025, DAPO); sequence: the mean over the tokens of each completion, then
 over completions (Shao et al. 2024), which weighs a token of a long answer less; constant: the sum over tokens by the
 same number for all, the most that a completion may have (Liu et al. 2025, Dr. GRPO)"""
-COLUMNS = ("sampler_logprobs", "advantages", "share", "rewards", "old_logprobs", "reference_logprobs", "old_values",
+COLUMNS = ("sampler_logprobs", "advantages", "share", "rewards", "old_logprobs", "reference_logprobs", "kl_coef",
            "returns")  # fmt: skip
 """of each token, float32"""
 LOGGED = "logged:"
@@ -43,15 +43,15 @@ VALUE_HEAD = "value_head"
 @dataclass(frozen=True)
 class PolicyGradient:
     """loss: −min(ratio · A, clip(ratio, 1 − clip_low, 1 + clip_high) · A) + kl_coef · KL, where ratio = π(token) /
-    π_old(token) and KL is `k3` to the reference. What engine and training pass disagree on in the probability of a
-    token, as where they differ in precision, is corrected by the ratio of the two, truncated at `correction_cap` (Yao
-    et al. 2025).
+    π_old(token) and KL is `k3` to the reference; a column `kl_coef` takes the place of the setting. What engine and
+    training pass disagree on in the probability of a token, as where they differ in precision, is corrected by the
+    ratio of the two, truncated at `correction_cap` (Yao et al. 2025).
 
-    Other terms, of weight 0: `reward` and `length` of a completion, `kl` (nats a token, k3, to the reference),
+    Other terms, of weight 0: `reward` and `length` of a completion, `kl_per_token` (nats, k3, to the reference),
     `entropy` (nats a token, −log p of those drawn), `clipped` (share of tokens), `mismatch` (mean |log π_old − log
-    π_sampler|, nats). With `value_coef` the `value` term is half the squared error of the value head, clipped as ratios
-    are (its unit is the reward's, squared). A batch with `pretraining_tokens` and `pretraining_targets` (B, S) has the
-    term `pretraining`, their cross-entropy in nats a token (Ouyang et al. 2022, PPO-ptx)."""
+    π_sampler|, nats). With `value_coef` the `value` term is half the squared error of the value head (its unit is the
+    reward's, squared). A batch with `pretraining_tokens` and `pretraining_targets` (B, S) has the term `pretraining`,
+    their cross-entropy in nats a token (Ouyang et al. 2022, PPO-ptx)."""
 
     clip_low: float = 0.2
     clip_high: float = 0.2
@@ -60,7 +60,6 @@ class PolicyGradient:
     max_tokens: int = 1
     """that a completion may have: what "constant" divides by"""
     value_coef: float = 0.0
-    value_clip: float = 0.2
     pretraining_coef: float = 0.0
     correction_cap: float = 2.0
 
@@ -77,7 +76,7 @@ class PolicyGradient:
         counts |= {"loss": tokens if self.normalise == "token" else completions}
         counts |= dict.fromkeys(("reward", "length", *logged(batch)), completions)
         if "reference_logprobs" in batch:
-            counts["kl"] = tokens
+            counts["kl_per_token"] = tokens
         if self.value_coef:
             counts["value"] = tokens
         if PRETRAINING in batch:
@@ -128,8 +127,8 @@ class PolicyGradient:
         }
         if "reference_logprobs" in column:
             kl = k3(logprobs, column["reference_logprobs"])
-            loss = loss + self.kl_coef * kl if self.kl_coef else loss
-            metrics["kl"] = (kl.detach() * real).sum()
+            loss = loss + column.get("kl_coef", self.kl_coef) * kl
+            metrics["kl_per_token"] = (kl.detach() * real).sum()
         if self.normalise == "token":
             weights = real.float()
         else:
@@ -137,10 +136,8 @@ class PolicyGradient:
         return (loss * weights).sum(), metrics
 
     def value_loss(self, model: Any, hidden: Tensor, column: dict[str, Tensor]) -> Tensor:
-        """() Σ over tokens; the larger of the errors with and without clipping (Schulman et al.'s implementation)."""
-        values, old, returns = model.value_head(hidden), column["old_values"], column["returns"]
-        near = old + (values - old).clamp(-self.value_clip, self.value_clip)
-        errors = torch.maximum((values - returns).square(), (near - returns).square())
+        """() Σ over tokens of half the squared error."""
+        errors = (model.value_head(hidden) - column["returns"]).square()
         return 0.5 * (errors * (column["share"] > 0)).sum()
 
 

@@ -50,7 +50,7 @@ from foundling.recipes.judging import Judge
 from foundling.recipes.models import Origin, check_unused, fields_read, find_origin
 from foundling.recipes.preferences import POLICIES
 from foundling.recipes.probing import feature_bytes, in_one_pass, is_solved, seconds_to_solve, with_probe
-from foundling.recipes.recipe import PREFERENCE_KINDS, REWARDED, ObjectiveSpec, Recipe
+from foundling.recipes.recipe import PREFERENCE_KINDS, REWARDED, ObjectiveSpec, Recipe, RolloutSpec
 from foundling.recipes.run import Prepared, Run
 from foundling.recipes.training import runtime_of, time_steps
 from foundling.runtime.device import Runtime, available_threads, default_device, resolve_device
@@ -228,6 +228,9 @@ def check_settings(given: dict[str, Any], options: AdaptOptions, kind: str) -> N
             raise ConfigError(
                 f"--{flag} is for the method {' or '.join(methods)}, this is {options.method}; leave it out"
             )
+    for name, value in given.get("rollout", {}).items() if kind not in REWARDED else ():
+        if value not in (None, (), []) and value != vars(RolloutSpec())[name]:  # a written recipe has all
+            raise ConfigError(f"--{name.replace('_', '-')} is for {' and '.join(REWARDED)}, not for '{kind}'")
     if kind not in ("chat", *PREFERENCE_KINDS, *REWARDED) and given.get("data", {}).get("chat_template") is not None:
         raise ConfigError(f"--chat-template is for chats, and '{kind}' has none; leave it out")
     if options.pool and kind not in POOLED:
@@ -328,16 +331,18 @@ def usable_bytes() -> int:
     return int(USABLE * (free_memory() + anonymous_bytes(os.getpid())))
 
 
-def fit_memory(recipe: Recipe, head: HeadOptions | None) -> Fit:
+def fit_memory(recipe: Recipe, head: HeadOptions | None, *, beside: int = 0, fixed: bool | None = None) -> Fit:
     """The most rows of a micro-batch that fit into memory, with activation checkpointing only where it must be; what
-    was given stays. Where nothing fits, the least."""
+    was given stays (`fixed`; by default rows that are not those of the batch). Where nothing fits, the least. `beside`:
+    bytes of what else is in memory, which the fit has too."""
     t, usable = recipe.train, usable_bytes()
+    fixed = t.micro_batch_size != t.batch_size if fixed is None else fixed
     least = Fit(1, True, 0)
     for checkpointing in (False, True) if t.activation_checkpointing is False else (True,):
         micro = t.micro_batch_size
         while micro:
-            least = Fit(micro, checkpointing, memory_of(recipe, head, micro, checkpointing).peak)
-            if least.bytes <= usable or t.micro_batch_size != t.batch_size:  # a size that was given
+            least = Fit(micro, checkpointing, beside + memory_of(recipe, head, micro, checkpointing).peak)
+            if least.bytes <= usable or fixed:
                 return least
             micro //= 2
     return least

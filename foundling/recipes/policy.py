@@ -23,7 +23,7 @@ from foundling.recipes.policy_plan import (
     objective_of,
     prepare,
     prompt_seq_len,
-    reference_of,
+    reference_loader,
 )
 from foundling.recipes.pretraining_mix import read_pretraining
 from foundling.recipes.publish import Outcome
@@ -50,10 +50,10 @@ def policy(run: Run) -> dict[str, Any]:
     encoded = run.encoded(examples, framing, prompt_seq_len(recipe))
     rewards = build_rewards(recipe.rollout.reward, device=runtime.device)
     sampler = Sampler(model, framing, recipe.rollout.max_tokens, runtime, recipe.rollout.weights)
-    prompts = prompts_of(examples.train, encoded.train, framing)
+    prompts, held_out = prompts_of(examples.train, encoded.train), prompts_of(examples.held_out, encoded.held_out)
     pretraining = read_pretraining(recipe, tokenizer)
-    rollouts = Rollouts(sampler, prompts, rewards, recipe, runtime, reference_of(recipe), pretraining)
-    judge = PolicyJudge(prompts_of(examples.held_out, encoded.held_out, framing)[:N_MEASURED], rewards, rollouts)
+    rollouts = Rollouts(sampler, prompts, rewards, recipe, runtime, reference_loader(recipe), pretraining)
+    judge = PolicyJudge(held_out[:N_MEASURED], rewards, rollouts)
     with run.clock.phase("evaluate"):
         run.progress.line("measuring the model before")
         before = judge.measure(BEFORE)
@@ -92,12 +92,14 @@ class PolicyJudge:
         """One answer to each prompt, drawn by the same seeds each time: the rewards, the nats by which the policy has
         left its reference, and the length."""
         drawn = self.rollouts.sampler.draw(self.prompts, range(len(self.prompts)))
-        rows = [prompt.row for prompt in self.prompts]
-        parts = self.rewards.by_part(rows, drawn.texts)
-        values = self.rewards.summed(parts)
-        drawn.columns["reference_logprobs"] = self.rollouts.reference_logprobs(drawn)
-        numbers = {"reward": values, **(parts if len(parts) > 1 else {}), "kl": kl_of(drawn)}
-        numbers["length"] = [float(drawn.length(i)) for i in range(len(drawn))]
+        parts = self.rewards.by_part([prompt.row for prompt in self.prompts], drawn.texts)
+        completions, rollouts = drawn.completions, self.rollouts
+        completions.columns["old_logprobs"], _ = rollouts.score(rollouts.model, completions)
+        completions.columns["reference_logprobs"] = rollouts.reference_logprobs(completions)
+        numbers = {"reward": self.rewards.summed(parts)}
+        numbers |= {f"reward/{name}": values for name, values in parts.items() if len(parts) > 1}
+        numbers["kl_per_answer"] = kl_of(completions)
+        numbers["length"] = [float(completions.length(i)) for i in range(len(completions))]
         results = list[Result]()
         for name, each in numbers.items():
             low, high, method = interval_of(each)

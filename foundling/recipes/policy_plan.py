@@ -6,19 +6,21 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from foundling.adapt.method import stores_rounded
 from foundling.adapt.options import DEFAULT_METHOD, AdaptOptions
 from foundling.config import from_dict
 from foundling.data.examples import Examples
-from foundling.errors import BudgetError, ConfigError
-from foundling.evaluate.rewards import build_rewards
+from foundling.errors import BudgetError, ConfigError, DataError
+from foundling.evaluate.rewards import Rewards, build_rewards, messages_of
 from foundling.models import count_parameters
 from foundling.objectives.policy import VALUE_HEAD, PolicyGradient, ValueHead
 from foundling.plan.energy import estimate
-from foundling.plan.flops import training_flops_per_token
+from foundling.plan.flops import skeleton, training_flops_per_token
 from foundling.plan.memory import spare_memory
 from foundling.recipes.adapting import build_adapted, check_kind, framing_of
 from foundling.recipes.finetune_data import choose_seq_len, parent_tokenizer
@@ -36,41 +38,46 @@ from foundling.recipes.models import find_origin, load_start
 from foundling.recipes.pretraining_mix import read_pretraining
 from foundling.recipes.progress import Progress
 from foundling.recipes.recipe import Recipe, Request, RolloutSpec
-from foundling.recipes.rollouts import Rollouts, Sampler, prompts_of
+from foundling.recipes.rollouts import SPARE_BYTES, Prompt, Rollouts, Sampler, kv_bytes, prompts_of
 from foundling.recipes.run import Prepared, Run
 from foundling.recipes.training import runtime_of, time_steps
 from foundling.runtime.clock import Clock
 from foundling.runtime.memory import trim_memory
+from foundling.text.framing import Framing
 from foundling.weights.directory import weights_hash
 from foundling.weights.loading import load
 
 N_MEASURED = 100
 """held-out prompts that are answered, at most"""
 METHODS = ("full", "lora", "qlora", "bias", "top-k")
-DEFAULTS = {"grpo": (8, 8), "ppo": (32, 1)}
-"""kind -> prompts of a rollout, answers to each"""
+DEFAULTS = {"grpo": (8, 8, 1), "ppo": (32, 1, 4)}
+"""kind -> prompts of a rollout, answers to each, and updates that share them"""
 
 
 def prepare(run: Run, examples: Examples) -> Prepared:
     """The plan within what was given, and a prediction of what it costs."""
     recipe = resolve(run, examples)
     tokenizer = parent_tokenizer(recipe)
-    if (fit := fit_memory(recipe, None)).bytes > usable_bytes():
+    runtime = runtime_of(recipe)
+    rewards = build_rewards(recipe.rollout.reward, device=runtime.device)
+    beside = bytes_beside(recipe, rewards)
+    fixed = run.request.get("train.micro_batch_size") is not None
+    fit = fit_memory(recipe, None, beside=beside, fixed=fixed)
+    if fit.bytes > usable_bytes():
         raise BudgetError(
             f"a step takes at least {fit.bytes / 2**30:.1f} GiB, {usable_bytes() / 2**30:.1f} GiB can be used here; "
             "give a smaller --max-tokens, or --method qlora"
         )
     recipe = with_fit(recipe, fit)
-    model, runtime = build_policy(recipe), runtime_of(recipe)
+    model = build_policy(recipe)
     framing = framing_of(str(recipe.model.directory), tokenizer, model)
     encoded = run.encoded(examples, framing, prompt_seq_len(recipe))
-    prompts = prompts_of(examples.train, encoded.train, framing)
+    prompts, held_out = prompts_of(examples.train, encoded.train), prompts_of(examples.held_out, encoded.held_out)
+    check_rewards(rewards, [*prompts, *held_out[:N_MEASURED]], recipe)
     sampler = Sampler(model, framing, recipe.rollout.max_tokens, runtime, recipe.rollout.weights)
-    rewards = build_rewards(recipe.rollout.reward, device=runtime.device)
-    rewards.check([prompt.row for prompt in prompts])
     if (pretraining := read_pretraining(recipe, tokenizer)) is not None:
         recipe = replace(recipe, objective=replace(recipe.objective, pretraining_hash=pretraining.hash))
-    rollouts = Rollouts(sampler, prompts, rewards, recipe, runtime, reference_of(recipe), pretraining)
+    rollouts = Rollouts(sampler, prompts, rewards, recipe, runtime, reference_loader(recipe), pretraining)
     with run.clock.phase("probe"):
         run.progress.line("timing a rollout and a few updates")
         start = time.perf_counter()
@@ -80,7 +87,8 @@ def prepare(run: Run, examples: Examples) -> Prepared:
     answers, n_measured = recipe.rollout.n_answers, min(N_MEASURED, len(encoded.held_out))
     once, a_step = 2 * rollout * n_measured / answers, step + rollout / rollouts.updates
     recipe = settle_steps(run, recipe, steps_per_epoch(recipe, len(prompts)), a_step, once)
-    t, flops, params = recipe.train, training_flops_per_token(model, recipe.train.seq_len), count_parameters(model)
+    t, params = recipe.train, count_parameters(model)["total"] - value_parameters(model)
+    flops = training_flops_per_token(model, t.seq_len) * (1 + passes_forward(recipe) / 3)
     del model, sampler, rollouts
     trim_memory()
     seconds = run.clock.elapsed + t.total_steps * a_step + once
@@ -88,7 +96,7 @@ def prepare(run: Run, examples: Examples) -> Prepared:
     peak = max(fit.bytes, run.memory.peak)
     prediction = {
         "seconds": round(seconds, 1), "peak_bytes": peak, "joules": estimate(seconds, recipe.runtime.threads, peak),
-        "flops": flops * t.tokens, "params": params["total"], "tokens": t.tokens, "step_seconds": round(a_step, 4),
+        "flops": flops * t.tokens, "params": params, "tokens": t.tokens, "step_seconds": round(a_step, 4),
         "train_bytes": examples.train_bytes,
     }  # fmt: skip
     return Prepared(recipe, prediction, tokenizer, build_policy(recipe))
@@ -117,6 +125,7 @@ def resolve(run: Run, examples: Examples) -> Recipe:
     given, kind = run.request.given, run.request.get("objective.kind")
     options = from_dict(AdaptOptions, {"method": DEFAULT_METHOD} | given.get("adapt", {}), where="adapt")
     check_settings(given, options, kind)
+    check_rollout(given, kind)
     if options.method not in METHODS:
         raise ConfigError(f"'{kind}' learns by the methods {', '.join(METHODS)}, not by '{options.method}'")
     if not run.request.get("rollout.reward"):
@@ -126,7 +135,7 @@ def resolve(run: Run, examples: Examples) -> Recipe:
     rewards = build_rewards(run.request.get("rollout.reward"))
     hashes = {directory: weights_hash(load(directory)) for directory in rewards.directories}
     recipe = begin_recipe(run, origin, kind, options, runtime_given(run))
-    n_prompts, group_size = DEFAULTS[kind]
+    n_prompts, group_size, n_updates = DEFAULTS[kind]
     reads = origin.model.config.max_seq_len
     max_tokens = run.request.get("rollout.max_tokens", min(RolloutSpec.max_tokens, reads // 2))
     rollout = replace(
@@ -135,6 +144,13 @@ def resolve(run: Run, examples: Examples) -> Recipe:
     )  # fmt: skip
     if rollout.weights and options.method == "qlora":
         raise ConfigError("--weights copies the weights, which qlora has in 4 bits; leave it out, or use --method lora")
+    if rollout.weights and stores_rounded(options, recipe.runtime.precision):
+        raise ConfigError(
+            f"--weights copies the weights, which {options.method} keeps rounded in bfloat16; leave it out, or use "
+            "--precision float32"
+        )
+    if rollout.kl_target is not None and not recipe.objective.kl_coef:
+        raise ConfigError("--kl-target adapts --kl-coef, which is 0; give it a positive number to begin with")
     if kind == "grpo" and (rollout.group_size or 0) < 2:
         raise ConfigError("grpo compares the answers to one prompt: give --group-size 2 or more")
     framing = framing_of(origin.directory or "", parent_tokenizer(recipe), origin.model)
@@ -148,7 +164,7 @@ def resolve(run: Run, examples: Examples) -> Recipe:
         )
     asked = asked and asked - rollout.max_tokens
     seq_len = rollout.max_tokens + choose_seq_len(asked, examples, framing, longest, options)
-    batch = run.request.get("train.batch_size", rollout.n_answers)
+    batch = run.request.get("train.batch_size", max(1, rollout.n_answers // n_updates))
     if rollout.n_answers % batch:
         raise ConfigError(
             f"--batch-size {batch} does not divide the {rollout.n_answers} answers of a rollout "
@@ -157,6 +173,16 @@ def resolve(run: Run, examples: Examples) -> Recipe:
     micro = run.request.get("train.micro_batch_size", min(batch, 8))
     train = replace(recipe.train, seq_len=seq_len, batch_size=batch, micro_batch_size=micro, evaluate_every=None)
     return replace(recipe, rollout=rollout, train=train)
+
+
+def check_rollout(given: dict[str, Any], kind: str) -> None:
+    """ConfigError for a setting that would be ignored."""
+    for name, of in (("gae_lambda", "ppo"), ("scale_rewards", "grpo")):
+        if kind != of and given.get("rollout", {}).get(name) not in (None, getattr(RolloutSpec, name)):
+            raise ConfigError(f"--{name.replace('_', '-')} is for {of}, this is {kind}; leave it out")
+    for name in ("evaluate_every", "patience"):
+        if given.get("train", {}).get(name):
+            raise ConfigError(f"--{name.replace('_', '-')} is for examples, and '{kind}' has none; leave it out")
 
 
 def prompt_seq_len(recipe: Recipe) -> int:
@@ -188,12 +214,53 @@ def build_policy(recipe: Recipe) -> Any:
     return model
 
 
-def reference_of(recipe: Recipe) -> Any:
-    """What the policy is compared with: None where it is LoRA's base, else the start, frozen."""
+def reference_loader(recipe: Recipe) -> Callable[[], Any] | None:
+    """Makes what the policy is compared with, the frozen start; None where that is LoRA's base."""
+    directory, device = str(recipe.model.directory), recipe.runtime.device
     if recipe.adapt.method in ("lora", "qlora"):
         return None
-    assert recipe.model.directory
-    return load_start(recipe.model.directory, device=recipe.runtime.device).requires_grad_(False).eval()
+    return lambda: load_start(directory, device=device).requires_grad_(False).eval()
+
+
+def bytes_beside(recipe: Recipe, rewards: Rewards) -> int:
+    """Of what is in memory beside the training step: reward models, keys and values while answers are drawn, a copy of
+    the weights to draw by, and a reference."""
+    model = skeleton(recipe.model.family, recipe.model.fields)
+    weights = 4 * count_parameters(model)["total"]
+    beside = sum(bytes_of(part.model.model) for part in rewards.parts if part.model is not None)
+    beside += SPARE_BYTES + kv_bytes(model, recipe.train.seq_len)
+    beside += weights if recipe.rollout.weights else 0
+    return beside + (weights if recipe.objective.kl_coef > 0 and reference_loader(recipe) is not None else 0)
+
+
+def bytes_of(model: Any) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def check_rewards(rewards: Rewards, prompts: Sequence[Prompt], recipe: Recipe) -> None:
+    """DataError for a prompt that a checker cannot score, or that is too long for a reward model with its answer."""
+    rewards.check([prompt.row for prompt in prompts])
+    for part in rewards.parts:
+        if part.model is None:
+            continue
+        framing, reads = Framing(part.model.tokenizer), part.model.longest
+        needed = max(len(framing.chat(messages_of(prompt.row))) for prompt in prompts) + recipe.rollout.max_tokens
+        if needed > reads:
+            raise DataError(
+                f"the reward model {part.name} reads {reads:,} tokens, and the longest prompt with an answer may have "
+                f"{needed:,}; give a smaller --max-tokens, or shorter prompts"
+            )
+
+
+def value_parameters(model: Any) -> int:
+    """Of the value head, which is not published."""
+    head = getattr(model, VALUE_HEAD, None)
+    return 0 if head is None else sum(p.numel() for p in head.parameters())
+
+
+def passes_forward(recipe: Recipe) -> int:
+    """Over each answer, besides those of the updates: it is drawn, for PPO scored, and scored by the reference."""
+    return 1 + (recipe.objective.kind == "ppo") + (recipe.objective.kl_coef > 0)
 
 
 class Repeated:

@@ -37,8 +37,8 @@ TRIMMED_BYTES = 330 << 20
 N_SHOWN = 5
 """samples in the report"""
 HISTORY = (
-    "step", "tokens", "seconds", "loss", "validation_loss", "bits_per_byte", "lr", "grad_norm", "reward", "kl",
-    "entropy", "length",
+    "step", "tokens", "seconds", "loss", "validation_loss", "bits_per_byte", "lr", "grad_norm", "reward",
+    "kl_per_token", "entropy", "length",
 )  # fmt: skip
 
 

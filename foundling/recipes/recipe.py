@@ -19,6 +19,7 @@ from foundling.config import flattened, hints, nested, partial_dict
 from foundling.errors import ConfigError
 from foundling.limits import shown
 from foundling.plan.budget import Budget
+from foundling.recipes.rollout_spec import RolloutSpec
 from foundling.train.options import OptimOptions, TrainOptions
 from foundling.train.schedule import Schedule
 
@@ -145,6 +146,10 @@ class ObjectiveSpec:
     def __post_init__(self) -> None:
         _share(self, "alpha")
         _at_least(self, 0, "kl_coef", "value_coef", "pretraining_coef")
+        if not 0 < self.clip_low < 1 or not 0 < self.clip_high < float("inf"):
+            raise ConfigError(
+                f"'clip_low' is {self.clip_low}, 'clip_high' {self.clip_high}: expected 0 to 1, and above 0"
+            )
         for name in ("mask_rate", "infill_rate"):
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(f"'{name}' is {getattr(self, name)}, expected above 0 and below 1")
@@ -223,53 +228,6 @@ class TrainSpec:
     def tokens(self) -> int:
         """that training reads"""
         return self.total_steps * self.batch_size * self.n_completions * self.seq_len
-
-
-@dataclass(frozen=True)
-class RolloutSpec:
-    """The answers that a policy draws, is rewarded for and learns from."""
-
-    reward: tuple[str, ...] = ()
-    """what rewards an answer: maths, exact, instructions, …, matches:REGEX or the directory of a reward model, each
-    with a weight where it is not 1, as in 0.5*maths; several are summed"""
-    reward_hashes: dict[str, str] = field(default_factory=dict)
-    """directory -> hash of the weights of a reward model; filled in when the recipe is resolved"""
-    n_prompts: int | None = None
-    """prompts of a rollout (default: 8 for grpo, 32 for ppo)"""
-    group_size: int | None = None
-    """answers to each prompt (default: 8 for grpo, 1 for ppo)"""
-    max_tokens: int = 128
-    """of an answer, at most; of a model that reads fewer than 256 tokens half of these"""
-    passes: int = 1
-    """times that updates read the answers of a rollout"""
-    weights: Literal["float32", "bfloat16", "int8", "int4"] | None = None
-    """draw answers by native code from a copy of the weights in this type, made anew for each rollout: faster, and what
-    it changes in probabilities is corrected (default: by the policy itself, without a copy)"""
-    scale_rewards: bool = True
-    """grpo: divide by the standard deviation of the rewards to one prompt"""
-    gae_lambda: float = 0.95
-    """ppo: 1 takes what followed a token as it is, 0 what the value head expects"""
-    kl_target: float | None = None
-    """nats an answer that the coefficient of the KL divergence is adapted to reach; fixed unless given"""
-
-    def __post_init__(self) -> None:
-        limits.REWARDS._replace(low=0).check(len(self.reward), "the number of rewards")
-        limits.MAX_TOKENS.check(self.max_tokens, "'max_tokens'")
-        for name in ("n_prompts", "group_size", "passes"):
-            if getattr(self, name) is not None:
-                limits.ROWS.check(getattr(self, name), f"'{name}'")
-        _share(self, "gae_lambda")
-        if self.kl_target is not None and not 0 < self.kl_target < float("inf"):
-            raise ConfigError(f"'kl_target' is {self.kl_target}, expected a positive number of nats")
-
-    @property
-    def n_answers(self) -> int:
-        """of a rollout"""
-        return (self.n_prompts or 0) * (self.group_size or 0)
-
-    def updates(self, batch_size: int) -> int:
-        """that learn from one rollout"""
-        return self.passes * (self.n_answers // batch_size)
 
 
 @dataclass(frozen=True)

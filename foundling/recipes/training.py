@@ -15,7 +15,7 @@ import torch
 
 from foundling.contracts.data import Batches
 from foundling.contracts.objective import ContrastiveObjective, Objective
-from foundling.errors import DataError, Interrupted, MismatchError
+from foundling.errors import DivergedError, Interrupted, MismatchError
 from foundling.recipes.journal import CHECKPOINTS, LOG, Journal
 from foundling.recipes.progress import Progress
 from foundling.recipes.recipe import Recipe
@@ -148,7 +148,9 @@ class _Keeper:
         """Where a batch cannot be made (a reward that fails), a checkpoint holds what was learnt before."""
         try:
             yield
-        except DataError:
+        except (Interrupted, DivergedError):
+            raise
+        except Exception:
             if self.unwritten:
                 self.write(self.unwritten)
             if self.state.step:

@@ -80,7 +80,7 @@ def throughput_svg(run: RunRecord) -> str:
 
 
 SERIES = {
-    "reward": "reward of an answer", "kl": "KL divergence to the reference, nats a token",
+    "reward": "reward of an answer", "kl_per_token": "KL divergence to the reference, nats a token",
     "length": "tokens of an answer",
 }  # fmt: skip
 """figure of a step, of learning from rewards -> its title"""

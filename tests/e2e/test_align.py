@@ -116,10 +116,21 @@ def test_a_policy_learns_from_rewards_and_is_resumed_and_reproduced(
     args, out = ["grpo", base, comparisons, "--reward", "matches:e", "--reward", "0.5*matches:a"], folder / "grpo"
     args += [*PLAIN, *ROLLOUTS, "--epochs", "0.5"]
     result = aligned(*args, "--out", out)
-    assert result["metric"] == "reward" and result["actual"]["kl"] >= 0 and result["kind"] == "reward-tuned chat model"
-    assert {r["metric"] for r in result["results"]} >= {"reward", "kl", "length", "matches:e", "matches:a"}
+    assert (
+        result["metric"] == "reward"
+        and result["actual"]["kl_per_answer"] >= 0
+        and result["kind"] == "reward-tuned chat model"
+    )
+    assert {r["metric"] for r in result["results"]} >= {
+        "reward",
+        "kl_per_answer",
+        "length",
+        "reward/matches:e",
+        "reward/matches:a",
+    }
     steps = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    assert all(step["reward"] == pytest.approx(step["matches:e"] + 0.5 * step["matches:a"]) for step in steps)
+    sums = [step["reward/matches:e"] + 0.5 * step["reward/matches:a"] for step in steps]
+    assert [step["reward"] for step in steps] == pytest.approx(sums)
     assert all(0 <= step["truncated"] <= 1 and step["kl_coef"] == pytest.approx(0.05) for step in steps)
     assert all(step["mismatch"] < 1e-4 and 0 <= step["reward"] <= 1.5 for step in steps)
     talk = foundling("chat", out, "--temperature", "0", "--max-tokens", "4", "--json", input="1: Rome\n")

@@ -70,7 +70,7 @@ def test_the_penalty_and_the_correction_by_hand() -> None:
     }  # fmt: skip
     kl = [math.exp(-0.2) - 1 + 0.2, math.exp(1.0) - 1 - 1.0]
     loss, metrics = PolicyGradient(kl_coef=0.1).of_tokens(logprobs, column)
-    assert metrics["kl"].item() == pytest.approx(sum(kl)) and metrics["mismatch"].item() == pytest.approx(2.0)
+    assert metrics["kl_per_token"].item() == pytest.approx(sum(kl)) and metrics["mismatch"].item() == pytest.approx(2.0)
     # the ratio to the policy itself is 1, whatever the engine drew with
     assert loss.item() == pytest.approx(-math.exp(0.5) - 2.0 + 0.1 * sum(kl))
     halves, _ = PolicyGradient(kl_coef=0.1, normalise="sequence").of_tokens(logprobs, column)
@@ -193,7 +193,7 @@ def test_what_is_logged_is_counted_over_answers_and_tokens() -> None:
     model, batch = case("llama").tiny(), packed(case("llama").tiny().config.vocab_size)
     objective = PolicyGradient()
     counts, terms = objective.normalizers(batch), objective(model, batch)
-    assert (counts["loss"], counts["reward"], counts["kl"], counts["length"]) == (15, 3, 15, 3)
+    assert (counts["loss"], counts["reward"], counts["kl_per_token"], counts["length"]) == (15, 3, 15, 3)
     rewards = batch["rewards"]
     expected = rewards[0, 3:9].mean() + rewards[0, 12:16].mean() + rewards[1, 6:11].mean()
     torch.testing.assert_close(terms["reward"].sum, expected)
@@ -238,7 +238,7 @@ def learn(model: Tabular, rewards: Tensor, kl_coef: float, *, ppo: bool, steps: 
     reference, length = model.table(), rewards.dim()
     rate = 0.05 * model.n_states / BASE_WIDTH  # of a head, which is stated at that width
     state = TrainState.build(model, OptimOptions(optimizer="adamw", learning_rate=rate, weight_decay=0.0))
-    objective = PolicyGradient(kl_coef=0.0 if ppo else kl_coef, value_coef=0.5 if ppo else 0.0, value_clip=10.0)
+    objective = PolicyGradient(kl_coef=0.0 if ppo else kl_coef, value_coef=0.5 if ppo else 0.0)
     draw, documents = generator("draws"), torch.zeros(size, length, dtype=torch.int64)
     for step in range(steps):
         table, drawn = model.table(), torch.zeros(size, 0, dtype=torch.int64)
@@ -262,7 +262,7 @@ def learn(model: Tabular, rewards: Tensor, kl_coef: float, *, ppo: bool, steps: 
             each = -kl_coef * (own - other)
             each[:, -1] += earned
             advantages, returns = generalised_advantages(each, values, lam=1.0)
-            batch |= {"old_values": values, "returns": returns, "advantages": whitened([advantages])[0]}
+            batch |= {"returns": returns, "advantages": whitened([advantages])[0]}
         else:
             batch["advantages"] = group_advantages(earned[None], scale=False)[0][:, None].expand(-1, length)
         scale = 1.0 if step < steps // 2 else 2 * (1 - step / steps)

@@ -2,15 +2,20 @@
 """Runs of learning from rewards: the optimum that they approach, what they refuse, and what a failing reward leaves."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import foundling
+from foundling.adapt.heads import REWARD, HeadOptions, add_head
 from foundling.errors import ConfigError, DataError, FoundlingError, MismatchError
+from foundling.evaluate.rewards import Part, Rewards
 from foundling.models import build, family
 from foundling.plan.budget import Budget
+from foundling.recipes import policy
 from foundling.recipes.kinds import finetune_model, plan_finetuning, reproduce, resume_model
 from foundling.recipes.progress import Progress
 from foundling.recipes.recipe import Request
@@ -71,7 +76,7 @@ def test_the_reward_rises(kind: str, base: Path, prompts: Path, tmp_path: Path) 
     result = finetune_model(asked, tmp_path / "out")
     before, after = result["baselines"]["before"], result["actual"]["reward"]
     assert after > before + 0.2, (before, after)
-    assert result["actual"]["kl"] > 0.1
+    assert result["actual"]["kl_per_answer"] > 0.1
     loaded = foundling.load(tmp_path / "out")
     assert not any("value" in name for name, _ in loaded.named_parameters())
 
@@ -108,33 +113,47 @@ def test_a_prompt_without_an_answer_is_refused(base: Path, tmp_path: Path) -> No
         finetune_model(request(base, data, "grpo", "maths"), tmp_path / "out")
 
 
-def test_a_reward_that_fails_later_loses_no_step(base: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """A reward model that reads fewer tokens than one long prompt has, which comes up in a later rollout: what was
-    learnt before is in a checkpoint."""
-    rows = [{"prompt": f"{i}?", "chosen": "a cat", "rejected": "no"} for i in range(20)]
-    comparisons = write(tmp_path / "comparisons.jsonl", rows)
-    short = tmp_path / "base"
-    model = build("llama", **family("llama").module.sized(tokenizer.vocab_size, 44, 32, 2))
-    foundling.save(model, short, tokenizer=tokenizer)
-    settings = {"objective": {"kind": "reward"}, "model": {"directory": str(short)}, "runtime": RUNTIME}
-    finetune_model(Request(str(comparisons), Budget("epochs", 1), given=settings, command="finetune"), tmp_path / "r")
-    long = [{"prompt": f"What is {i}?"} for i in range(40)]
-    long[12] = {"prompt": "What is " + "it? It is " * 6}
-    data = write(tmp_path / "prompts.jsonl", long)
-    with pytest.raises(DataError, match="longer than the 44 tokens that the reward model reads"):
-        finetune_model(request(base, data, "grpo", str(tmp_path / "r"), epochs=2), tmp_path / "out")
-    (checkpoint,) = sorted((tmp_path / "out" / "run" / "checkpoints").iterdir())[-1:]
-    assert int(checkpoint.name.removeprefix("step-")) > 0
-    with pytest.raises(DataError, match="longer than the 44 tokens"):
-        resume_model(tmp_path / "out")
+def test_a_reward_that_becomes_nan_loses_no_step(
+    base: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the measurement before and two rollouts. What was learnt is in a checkpoint, and the run goes on from it
+    once the reward is mended, to the weights of a run that was never stopped."""
+    asked, calls = request(base, prompts, "grpo", "matches:a", epochs=2), list[int]()
+
+    def score(rows: Any, texts: Any) -> list[float]:
+        calls.append(1)
+        return [math.nan if len(calls) == 4 else float("a" in text) for text in texts]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(policy, "build_rewards", lambda names, **_: Rewards([Part("matches:a", 1.0, score)]))
+        with pytest.raises(DataError, match="the reward 'matches:a' of .* is nan; expected a finite number"):
+            finetune_model(asked, tmp_path / "out")
+    (checkpoint,) = (tmp_path / "out" / "run" / "checkpoints").iterdir()
+    assert checkpoint.name == "step-00000004"  # two rollouts of two updates
+    resume_model(tmp_path / "out")
+    finetune_model(asked, tmp_path / "whole")
+    first, second = (foundling.load(tmp_path / name).state_dict() for name in ("out", "whole"))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 20
+
+
+def test_a_conversation_that_a_reward_model_cannot_read_is_refused_first(
+    base: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    short = build("llama", **family("llama").module.sized(tokenizer.vocab_size, 44, 32, 2))
+    add_head(short, HeadOptions("regress", (REWARD,)), torch.Generator().manual_seed(3))
+    foundling.save(short, tmp_path / "reward", tokenizer=tokenizer)
+    rows = [{"prompt": f"What is {i}?"} for i in range(40)]
+    rows[12] = {"prompt": "What is " + "it? It is " * 6}
+    data = write(tmp_path / "prompts.jsonl", rows)
+    with pytest.raises(DataError, match=r"reads 44 tokens, and the longest prompt with an answer may have \d+"):
+        finetune_model(request(base, data, "grpo", str(tmp_path / "reward")), tmp_path / "out")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "gemma2", "mamba", "rwkv", "jamba"])
 @pytest.mark.parametrize("kind", ["grpo", "ppo"])
-def test_each_family_is_resumed_to_the_same_weights(
-    name: str, kind: str, prompts: Path, tokenizer: Tokenizer, tmp_path: Path
-) -> None:
+def test_each_family_is_reproduced(name: str, kind: str, prompts: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     start = directory(tmp_path / "base", name, tokenizer)
     finetune_model(request(start, prompts, kind, "matches:a", objective={"kl_coef": 0.1}), tmp_path / "out")
     assert reproduce(tmp_path / "out", out=tmp_path / "again")["identical"]

@@ -282,9 +282,11 @@ def test_figures_read_well(shown, expected):
 
 def test_a_run_that_learns_from_rewards_shows_them() -> None:
     run = realistic()
-    run = replace(run, history=[{**record, "reward": 0.1 * i, "kl": 0.01 * i} for i, record in enumerate(run.history)])
+    run = replace(
+        run, history=[{**record, "reward": 0.1 * i, "kl_per_token": 0.01 * i} for i, record in enumerate(run.history)]
+    )
     reward, kl = charts.series_svgs(run)
     assert "reward of an answer: 0 at first" in reward and "KL divergence to the reference" in kl
     assert reward in report_html(run)
-    broken = replace(run, history=[{**record, "reward": None, "kl": float("nan")} for record in run.history])
+    broken = replace(run, history=[{**record, "reward": None, "kl_per_token": float("nan")} for record in run.history])
     assert charts.series_svgs(broken) == []

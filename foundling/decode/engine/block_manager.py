@@ -94,11 +94,3 @@ class BlockManager:
                     self.cached[block] = None
                 else:
                     self.free.append(block)
-
-    def forget(self) -> None:
-        """Frees all cached blocks. None may be in use."""
-        assert len(self.free) + len(self.cached) == self.n_blocks, "blocks are in use"
-        self.free = list(range(self.n_blocks - 1, -1, -1))
-        self.cached.clear()
-        self.hash_of.clear()
-        self.block_of.clear()

@@ -186,17 +186,6 @@ class Engine:
             _fail(state.completion, error)
         return state.completion
 
-    def forget_prefixes(self) -> None:
-        """To be called once the weights have changed: no later sequence reads keys, values or states of before. The
-        torch runner computes by the model itself, so it has the new weights; native code has a copy, and raises
-        GenerationError, as an engine does that is busy."""
-        if not isinstance(self.runner, TorchRunner):
-            raise GenerationError("native code has a copy of the weights; make a new Engine of the changed model")
-        if self.busy:
-            raise GenerationError("requests are running; finish or cancel them before the weights change")
-        self.blocks.forget()
-        self.runner.forget_states()
-
     @property
     def busy(self) -> bool:
         """Whether a step has something to compute or to return."""

@@ -129,10 +129,6 @@ class TorchRunner:
             while len(self.saved_states) > self.max_saved:
                 self.saved_states.popitem(last=False)
 
-    def forget_states(self) -> None:
-        """Of prefixes."""
-        self.saved_states.clear()
-
     def count_resumable(self, hashes: Sequence[bytes]) -> int:
         """After how many of these first blocks a state is saved, the largest such number."""
         for count in range(len(hashes), 0, -1):
