@@ -120,6 +120,9 @@ STEP_ROWS_TOKENS = Limit(1 << 27, "tokens of a step, which are in memory at once
 SEQ_LEN = Limit(1 << 24, "tokens in a row")
 STEPS = Limit(1 << 40, "optimiser steps, or steps between checkpoints")
 
+QUESTION_TEXT_BYTES = Limit(32 << 20, "characters of a corpus in which questions are looked for")
+QUESTIONS = Limit(1 << 16, "chats that a model is aligned by", "use foundling align for more")
+
 # --- adapting --------------------------------------------------------------------------------------------------------
 
 VIRTUAL_TOKENS = Limit(1 << 14, "virtual tokens of a soft prompt or a prefix; those in use have about a hundred")

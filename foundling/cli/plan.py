@@ -15,6 +15,7 @@ from foundling.errors import ConfigError
 EXAMPLES = [
     "foundling plan optimal --minutes 10                # the compute-optimal model for ten minutes",
     "foundling plan optimal notes/ --flops 1e14",
+    "foundling plan optimal notes/ --minutes 10 --align # with its stages of alignment",
     "foundling plan run --d-model 256 --n-layers 6 --tokens 5e6",
     "foundling plan run notes/ --preset gpt2 --tokens 1e8",
     "foundling plan memory --preset llama-2-7b --seq-len 2048 --batch-size 4",
@@ -34,6 +35,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_data(parser)
     add_budget(parser)
     parser.add_argument(
+        "--align", nargs="?", const="", metavar="CHATS",
+        help="optimal: with the stages that raise --align adds, by questions from the data or by a file of chats",
+    )  # fmt: skip
+    parser.add_argument(
         "--ranks", type=int, default=1, metavar="N", help="memory: number of processes that share the model (FSDP)"
     )
     add_recipe_flags(parser)
@@ -48,8 +53,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     if what == "run" and args.tokens is None:
         raise ConfigError("the number of tokens is missing: give --tokens, such as --tokens 5e6")
-    request = pinned_request(Request(DEFAULT_DATA if args.data is None else args.data, budget_of(args), given=given))
-    if what == "memory":
+    data = DEFAULT_DATA if args.data is None else args.data
+    request = pinned_request(Request(data, budget_of(args), given=given, align=args.align))
+    if args.align is not None:
+        from foundling.recipes.aligned_plan import plan_aligned
+
+        found = plan_aligned(request, progress_for(args), clock())
+    elif what == "memory":
         found = estimate.memory_estimate(request, args.ranks)
     elif what == "run":
         found = estimate.run_estimate(request, progress_for(args), clock())
@@ -71,8 +81,13 @@ def _refuse(args: argparse.Namespace, given: dict[str, Any]) -> None:
     for key in flattened(given):
         if reads and not key.startswith(reads):
             raise ConfigError(f"plan {what} takes no {options(key, set())[-1]} (see foundling plan --help)")
-    takes = {"memory": ("ranks",), "run": ("data", "tokens"), "optimal": ("data", "minutes", "flops", "tokens")}[what]
-    for name in ("data", "minutes", "flops", "tokens", "ranks"):
+    takes = {
+        "memory": ("ranks",),
+        "run": ("data", "tokens"),
+        "optimal": ("data", "minutes", "flops", "tokens", "align"),
+    }
+    takes = takes[what]
+    for name in ("data", "minutes", "flops", "tokens", "ranks", "align"):
         value = getattr(args, name)
         if value is not None and (name, value) != ("ranks", 1) and name not in takes:
             shown = f"'{value}'" if name == "data" else f"--{name}"
@@ -139,6 +154,10 @@ def _print_optimal(found: dict[str, Any]) -> None:
         f"best: {fields['d_model']} × {fields['n_layers']}, {p['tokens']:,} tokens in {train['total_steps']:,} steps: "
         f"{duration(p['seconds'])}, {p['peak_bytes'] / GIB:.2f} GiB, {p['joules']['value'] / 1000:.3g} kJ, {loss}"
     )
+    if plan := found.get("plan"):
+        for name, stage in plan["stages"].items():
+            say(f"{name + ':':5} {duration(stage['seconds'])}, {stage['text']}")
+        say(f"whole: {duration(plan['seconds'])}, {plan['joules']['value'] / 1000:.3g} kJ")
 
 
 def duration(seconds: float) -> str:

@@ -19,6 +19,8 @@ EXAMPLES = [
     "foundling raise notes/ --from runs/notes --out runs/more      # continue pretraining a model directory",
     "foundling raise notes/ --teacher runs/notes --d-model 128     # distil it into a smaller one",
     "foundling raise notes/ --family distilbert --teacher runs/encoder  # half of an encoder's layers",
+    "foundling raise notes/ --minutes 10 --align                   # then taught to answer questions about the notes",
+    "foundling raise notes/ --minutes 10 --align chats.jsonl       # or by demonstrations and comparisons of your own",
     "foundling raise --out runs/notes --resume                     # continue after a crash, bit for bit",
 ]
 
@@ -27,6 +29,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_data(parser)
     add_budget(parser)
     parser.add_argument("--out", help="model directory to write (default: runs/NAME-N)")
+    parser.add_argument(
+        "--align", nargs="?", const="", metavar="CHATS",
+        help="align the model afterwards, by questions that the data answers itself or by a file of chats: "
+        "demonstrations (messages, or prompt and completion) and comparisons (prompt, chosen, rejected)",
+    )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="continue the unfinished run in --out")
     parser.add_argument("--config", metavar="FILE", help="YAML file with fixed keys of the recipe")
     parser.add_argument("--licence", help="licence of the data for the model card, such as CC-BY-4.0")
@@ -42,7 +49,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.resume:
         if not args.out:
             raise ConfigError("--resume needs --out DIR, the unfinished run to continue")
-        options = ("data", "minutes", "flops", "tokens", "config", "licence")
+        options = ("data", "minutes", "flops", "tokens", "config", "licence", "align")
         asked = [name for name in options if getattr(args, name) is not None]
         asked += [f"--{key.replace('model.fields.', 'model.').replace('_', '-')}" for key in flattened(given)]
         if asked:
@@ -61,5 +68,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if isinstance(section, dict) and "source" in section:  # of a recipe file
         data = section["source"] if data is None else data
         given["data"] = {key: value for key, value in section.items() if key != "source"}
-    request = Request(DEFAULT_DATA if data is None else data, budget_of(args), args.licence, given)
+    data = DEFAULT_DATA if data is None else data
+    request = Request(data, budget_of(args), args.licence, given, align=args.align)
     return raise_model(request, args.out or free_directory(data), progress=progress, clock=timer)

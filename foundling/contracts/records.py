@@ -107,6 +107,22 @@ class Comparison(TypedDict):
     after: str
 
 
+class Stage(TypedDict):
+    """One of several trainings, each of which starts from the model of the one before."""
+
+    name: str
+    kind: str
+    """what came out of it, in words"""
+    examples: str
+    """how many of what were learnt from"""
+    planned_seconds: float | None
+    """before the first step of the first stage"""
+    seconds: float | None
+    metric: str
+    """with its unit"""
+    value: float | None
+
+
 class TokenizerView(TypedDict):
     vocab_size: int
     snippets: list[list[tuple[str, int]]]
@@ -228,6 +244,8 @@ class RunRecord:
     samples: list[Sample] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
     """answers to held-out examples before and after"""
+    stages: list[Stage] = field(default_factory=list)
+    """of a run that has several; the figures above are of the last one"""
     machine: dict[str, Any] = field(default_factory=dict)
     timeline: list[tuple[str, float]] = field(default_factory=list)
     """(phase, seconds), in order"""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from foundling.recipes.models import Origin, find_origin, objective_for, objecti
 from foundling.recipes.probes import corpus_facts
 from foundling.recipes.progress import Progress
 from foundling.recipes.recipe import ObjectiveSpec, Request
-from foundling.recipes.run import Run
+from foundling.recipes.run import Prepared, Run
 from foundling.recipes.sizes import check_seq_len, max_seq_len, size_fields, student_origin
 from foundling.recipes.text import prepare_text, tokenizer_for
 from foundling.runtime.clock import Clock
@@ -109,14 +110,26 @@ def proxy_facts(corpus: Corpus, tokenizer: Tokenizer, step: StepSpec) -> Any:
     return corpus_facts(corpus, tokenizer, small)[0]
 
 
-def optimal(request: Request, progress: Progress, clock: Clock) -> dict[str, Any]:
-    """The recipe and prediction that `raise` would begin with, and what the other sizes would reach."""
+def optimal(
+    request: Request,
+    progress: Progress,
+    clock: Clock,
+    more: Callable[[Run, Prepared], dict[str, Any]] = lambda run, prepared: {},
+) -> dict[str, Any]:
+    """The recipe and prediction that `raise` would begin with, and what the other sizes would reach; and what is
+    planned by these."""
     objective_for(request)  # refuses what cannot be raised, before anything is read
     with tempfile.TemporaryDirectory(prefix="foundling-plan-") as folder:
         run = Run(request, Path(folder), progress, clock)
         try:
             prepared = prepare_text(run, run.corpus())
+            besides = more(run, prepared)
         finally:
             run.memory.done.set()
     prediction = dict(prepared.prediction)
-    return {"recipe": asdict(prepared.recipe), "sizes": prediction.pop("considered"), "prediction": prediction}
+    return {
+        "recipe": asdict(prepared.recipe),
+        "sizes": prediction.pop("considered"),
+        "prediction": prediction,
+        **besides,
+    }

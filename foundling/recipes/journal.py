@@ -22,6 +22,8 @@ from foundling.runtime.files import read_json, remove_files, sha256, write_json
 JOURNAL = "journal.json"
 FORMAT_VERSION = 1
 RECIPE, PREDICTION, LOG = "recipe.yaml", "prediction.json", "log.jsonl"
+PLAN = "plan.json"
+"""of all stages of a run that has several, before the first step of the first"""
 TOKENIZER = ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")
 CORPUS = ("corpus/index.json",)
 TOKENS = ("tokens/train/index.json", "tokens/held_out/index.json")
@@ -38,7 +40,7 @@ _CHECKPOINT = f"{CHECKPOINTS}/step-{'[0-9]' * 8}"
 OURS = (
     "staging/**/*", f"{_CHECKPOINT}/state.safetensors", f"{_CHECKPOINT}/foundling.json", "tokens/train/[0-9]*.tokens",
     "tokens/held_out/[0-9]*.tokens", *TOKENS, "corpus/text-*.arrow", "corpus/held_out-*.arrow", *CORPUS, *TOKENIZER,
-    "examples/*.arrow", *EXAMPLES, "encoded/*/*.bin", *ENCODED, REFERENCES, BEST, RECIPE, PREDICTION, LOG,
+    "examples/*.arrow", *EXAMPLES, "encoded/*/*.bin", *ENCODED, REFERENCES, BEST, RECIPE, PREDICTION, PLAN, LOG,
 )  # fmt: skip
 """Everything that a run writes into its folder."""
 

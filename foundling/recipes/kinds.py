@@ -12,7 +12,7 @@ from foundling.recipes import start
 from foundling.recipes.models import family_for, measured_as, objective_for, pinned_request
 from foundling.recipes.progress import Progress
 from foundling.recipes.publish import is_complete
-from foundling.recipes.recipe import REWARDED, ExampleKind, Request
+from foundling.recipes.recipe import REWARDED, ExampleKind, Recipe, Request
 from foundling.recipes.run import Script
 from foundling.runtime.clock import Clock
 from foundling.weights.manifest import read_manifest
@@ -27,18 +27,25 @@ SCRIPTS = {
     **dict.fromkeys(REWARDED, "foundling.recipes.policy:policy"),
 }
 """objective -> the kind of run that learns it"""
+ALIGNED = "foundling.recipes.aligned:aligned"
 
 
 def script_of(objective: str, family: str) -> Script:
     """A student that reads masked text is raised by the script of that."""
     as_masked = measured_as(objective, family) == "masked"
-    module, _, name = SCRIPTS["masked" if as_masked else objective].partition(":")
+    return _load(SCRIPTS["masked" if as_masked else objective])
+
+
+def _load(script: str) -> Script:
+    module, _, name = script.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
 def script_for(request: Request) -> Script:
-    rewarded = request.get("objective.kind") in REWARDED
+    if request.align is not None:
+        return _load(ALIGNED)
     if request.command == "finetune":
+        rewarded = request.get("objective.kind") in REWARDED
         return script_of(request.get("objective.kind") if rewarded else "chat", "")
     objective = objective_for(request)
     return script_of(objective, family_for(request.get("model", {})))
@@ -92,4 +99,10 @@ def reproduce(
     clock: Clock | None = None,
 ) -> dict[str, Any]:
     """Runs the recipe of `directory` again and compares the weights; see start.reproduce."""
-    return start.reproduce(script_of, directory, data=data, parents=parents, out=out, progress=progress, clock=clock)
+
+    def script(recipe: Recipe, request: Request) -> Script:
+        if request.align is not None:
+            return _load(ALIGNED)
+        return script_of(recipe.objective.kind, recipe.model.family)
+
+    return start.reproduce(script, directory, data=data, parents=parents, out=out, progress=progress, clock=clock)

@@ -15,7 +15,7 @@ from typing import Any
 from foundling.adapt.prune import masks
 from foundling.adapt.rewrite import pattern_of
 from foundling.config import flattened
-from foundling.contracts.records import Metric, Result, RunRecord
+from foundling.contracts.records import Metric, Result, RunRecord, Stage
 from foundling.data.datasets import describe_data
 from foundling.errors import MismatchError, render
 from foundling.recipes.journal import LOG, STAGED, Journal
@@ -36,6 +36,8 @@ TRIMMED_BYTES = 330 << 20
 """Of the process once training has given back what it held."""
 N_SHOWN = 5
 """samples in the report"""
+FEW_SUBJECTS = 2
+"""of one task that have lines of their own on the terminal; more of them share one"""
 HISTORY = (
     "step", "tokens", "seconds", "loss", "validation_loss", "bits_per_byte", "lr", "grad_norm", "reward",
     "kl_per_token", "entropy", "length",
@@ -92,6 +94,10 @@ class Outcome:
     pipeline_tag: str = "text-generation"
     next_commands: list[tuple[str, str]] = field(default_factory=list)
     """(command with {} for the directory, purpose)"""
+    stages: list[Stage] = field(default_factory=list)
+    """of a run of several, in order, this one last"""
+    about: dict[str, Any] = field(default_factory=dict)
+    """more keys of foundling.json"""
 
 
 def publish_run(run: Any, outcome: Outcome) -> dict[str, Any]:
@@ -134,7 +140,7 @@ def make_record(run: Any, outcome: Outcome, result: dict[str, Any]) -> RunRecord
     return RunRecord(
         kind=outcome.kind,
         name=name,
-        command=command(run.request, run.out),
+        command=command(run.user_request, run.out),
         created=time.strftime("%Y-%m-%d %H:%M"),
         directory=str(run.out),
         family=recipe.model.family,
@@ -169,6 +175,7 @@ def make_record(run: Any, outcome: Outcome, result: dict[str, Any]) -> RunRecord
         next_commands=[{"command": c.format(quoted), "purpose": purpose} for c, purpose in commands],
         parents=[f"{place_name(d)} ({h[:12]})" for d, h in parents(recipe).items()],
         pipeline_tag=outcome.pipeline_tag,
+        stages=outcome.stages,
     )  # fmt: skip
 
 
@@ -179,7 +186,7 @@ def tokens_read(run: Any) -> int:
 
 def licence(run: Any) -> str | None:
     """As stated, or of a built-in data set as it states itself."""
-    known = describe_data(run.recipe.data.source)
+    known = describe_data(run.user_request.data)
     return run.request.licence or (known.licence if known else None)
 
 
@@ -214,6 +221,8 @@ def command(request: Request, out: Path) -> str:
         parts.append(render.shell(request.data))
     value = request.budget.value / 60 if request.budget.unit == "seconds" else request.budget.value
     parts.append(f"{request.budget.option} {value:.12g}")
+    if request.align is not None:
+        parts.append(f"--align {render.shell(request.align)}" if request.align else "--align")
     if request.licence:
         parts.append(_option("licence", request.licence))
     for key, value in flattened(given).items():
@@ -257,7 +266,7 @@ def _write(run: Any, outcome: Outcome, record: RunRecord, result: dict[str, Any]
             "kind": outcome.kind,
             **of_weights,
             "recipe": asdict(recipe),
-            "request": asdict(run.request),
+            "request": asdict(run.user_request),
             "data_hash": outcome.data.hash,
             "licence": licence(run),
             "code": code_version(),
@@ -265,6 +274,7 @@ def _write(run: Any, outcome: Outcome, record: RunRecord, result: dict[str, Any]
             "parents": [{"name": place_name(d), "weights_hash": h} for d, h in parents(recipe).items()],
             "prediction": run.prediction,
             "result": result,
+            **outcome.about,
         }
         if pruned := [name.removesuffix(".weight") for name in masks(outcome.model)]:
             about["pruned"] = {"pattern": pattern_of(pruned, pruned)}
@@ -326,6 +336,10 @@ def is_complete(out: Path) -> bool:
     return journal is None or not _is(out / MANIFEST, journal.files.get(STAGED, ""))
 
 
+def _interval(r: Result) -> str:
+    return "" if r.low is None else f" (95 %: {r.low:.3f} to {r.high:.3f})"
+
+
 def _print_result(run: Any, outcome: Outcome, result: dict[str, Any], progress: Any) -> None:
     predicted, actual = result["predicted"], result["actual"]
     progress.line(f"  {'':14}{'predicted':>12}{'actual':>12}")
@@ -342,10 +356,16 @@ def _print_result(run: Any, outcome: Outcome, result: dict[str, Any], progress: 
     figures = {"this model": outcome.figures[outcome.metric.key]} | outcome.baselines
     if outcome.baselines:
         progress.line(f"{outcome.metric.name}: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+    by_task = dict[tuple[str, str], list[Result]]()
     for r in outcome.results:
-        if r.value is not None:
-            interval = "" if r.low is None else f" (95 %: {r.low:.3f} to {r.high:.3f})"
-            progress.line(f"{r.task}, {r.subject}: {r.metric} {r.value:.3f} of {r.n}{interval}")
+        by_task.setdefault((r.task, r.metric), []).extend([r] if r.value is not None else [])
+    for (task, metric), results in by_task.items():
+        if len(results) > FEW_SUBJECTS:
+            values = ", ".join(f"{r.subject} {r.value:.3f}{_interval(r)}" for r in results)
+            progress.line(f"{task}, {metric} of {results[0].n}: {values}")
+            continue
+        for r in results:
+            progress.line(f"{task}, {r.subject}: {metric} {r.value:.3f} of {r.n}{_interval(r)}")
     progress.line(f"model:  {run.out}")
     progress.line(f"report: {os.path.join(run.out, 'report.html')}")
     if outcome.next_commands:

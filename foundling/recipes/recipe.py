@@ -290,6 +290,8 @@ class Request:
     given: dict[str, Any] = field(default_factory=dict)
     command: Literal["raise", "finetune"] = "raise"
     """which asks for it"""
+    align: str | None = None
+    """raise: align the model afterwards, by a file of chats, or where it is "" by questions from the data itself"""
 
     def __post_init__(self) -> None:
         if not isinstance(self.data, str) or not self.data:
@@ -298,6 +300,8 @@ class Request:
             raise ConfigError(f"the budget is {shown(self.budget)}, expected a Budget, such as Budget('seconds', 180)")
         if self.licence is not None and not isinstance(self.licence, str):
             raise ConfigError(f"the licence is {shown(self.licence)}, expected a text, such as 'CC-BY-4.0'")
+        if self.align is not None and (not isinstance(self.align, str) or self.command != "raise"):
+            raise ConfigError(f"align is {shown(self.align)}, expected a file of chats for the command 'raise', or ''")
         if not isinstance(self.given, dict):
             raise ConfigError(f"given is {shown(self.given)}, expected a dict of sections of the recipe")
         object.__setattr__(self, "given", check_given(self.given))

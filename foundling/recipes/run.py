@@ -68,6 +68,8 @@ class Run:
         self, request: Request, out: Path, progress: Progress, clock: Clock, journal: Journal | None = None
     ) -> None:
         self.request, self.out, self.progress, self.clock = request, out, progress, clock
+        self.user_request = request
+        """what the user asked for, where a script runs a stage of it under `request`"""
         self.directory = out / "run"
         self.journal = journal or Journal(self.directory, asdict(request), code_version())
         self.recipe: Recipe | None = None
@@ -81,6 +83,13 @@ class Run:
         """whose weights were the best, where validation chose them"""
         self.data_hash: str | None = None
         """of the data that a resumed or reproduced run must have"""
+        self.stages: list[dict[str, Any]] = []
+        """of a run that is reproduced, the records of those that came before (aligned.py)"""
+        self.text: Corpus | None = None
+        self.on_plan: Callable[[], None] = lambda: None
+        """called once there is a plan, before it is written down: where it raises, nothing was decided"""
+        self.amend: Callable[[Outcome], Outcome] = lambda outcome: outcome
+        """what is to be published, with what another script measures"""
         if RECIPE in self.journal.files:
             self._resume()
         self.memory, self.meter = PeakMemory(), Meter()
@@ -90,7 +99,7 @@ class Run:
             raise MismatchError(f"{problem}; put the original back, or move {self.directory} away and start anew")
         file = self.directory / RECIPE
         stored = read_json(self.directory / PREDICTION)
-        self.data_hash = stored.pop("data_hash")
+        self.data_hash, self.stages = stored.pop("data_hash"), stored.pop("stages", [])
         self.recipe, self.prediction = from_dict(Recipe, load_yaml(file), where=str(file)), stored
 
     def ensure(self, part: str, indexes: Sequence[str], make: Callable[[], T], *, exact: bool = True) -> T:
@@ -123,6 +132,8 @@ class Run:
 
     def corpus(self) -> Corpus:
         """The data, read once into text shards."""
+        if self.text is not None:
+            return self.text
         field = (self.recipe.data.field if self.recipe else self.request.get("data.field")) or DEFAULT_FIELD
         directory = self.directory / "corpus"
 
@@ -141,6 +152,7 @@ class Run:
         if corpus.skipped:
             self.progress.line("skipped: " + ", ".join(f"{n} {reason}" for reason, n in corpus.skipped.items()))
         self._check_data(corpus.data_hash, "corpus")
+        self.text = corpus
         return corpus
 
     def examples(self) -> Examples:
@@ -210,11 +222,13 @@ class Run:
             check_space(self.out, self.recipe, corpus, prepared.model)
             self.journal.forget(*TOKENIZER)  # of a plan that a crash kept from being written down
             self._keep_tokenizer(lambda: prepared.tokenizer)
+            self.on_plan()
             write_plan(self.journal, self.recipe, self.prediction | {"data_hash": corpus.data_hash})
         else:
             recipe = self.recipe
             check_parents(recipe)
             self._keep_tokenizer(lambda: make_tokenizer(recipe, corpus))
+            self.on_plan()
         announce(self.recipe, self.prediction, self.progress)
         return self.recipe, Tokenizer.load(self.directory / "tokenizer")
 
@@ -305,7 +319,7 @@ class Run:
 
     def publish(self, outcome: Outcome) -> dict[str, Any]:
         """Writes the model directory whole, and returns the object that --json prints."""
-        return publish_run(self, outcome)
+        return publish_run(self, self.amend(outcome))
 
 
 def size(n_bytes: int) -> str:

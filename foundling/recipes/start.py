@@ -11,7 +11,7 @@ from typing import Any
 
 from foundling.config import from_dict
 from foundling.errors import ConfigError, Interrupted, MismatchError, OutputError, render
-from foundling.recipes.journal import JOURNAL, RECIPE, Journal
+from foundling.recipes.journal import JOURNAL, PLAN, RECIPE, Journal
 from foundling.recipes.models import with_parents
 from foundling.recipes.progress import Progress
 from foundling.recipes.publish import finish_publishing, is_complete
@@ -53,13 +53,13 @@ def start(
             if (result := finish_publishing(journal, out, progress)) is not None:
                 return result
             if reproduced:  # written each time, since a parent may have moved
-                plan = reproduced["prediction"] | {"data_hash": reproduced["data_hash"]}
-                write_plan(journal, reproduced["recipe"], plan)
+                more = {key: reproduced[key] for key in ("data_hash", "stages") if key in reproduced}
+                write_plan(journal, reproduced["recipe"], reproduced["prediction"] | more)
             return _run(script, Run(request, out, progress, clock, journal))
         except Interrupted as stop:
             raise Interrupted(stop.number, stop.at, "give the same command again" if reproduced else resuming) from None
         except Exception:
-            if not resume and RECIPE not in journal.files:  # refused before anything was decided: nothing to resume
+            if not resume and not {RECIPE, PLAN} & journal.files.keys():  # nothing was decided: nothing to resume
                 journal.remove()
                 if not existed and {p.name for p in out.iterdir()} == {".lock"}:
                     (out / ".lock").unlink()
@@ -115,7 +115,7 @@ def _require(manifest: dict[str, Any], directory: Path, *keys: str) -> None:
 
 
 def reproduce(
-    script_of: Callable[[str, str], Script],
+    script_of: Callable[[Recipe, Request], Script],
     directory: str | Path,
     *,
     data: str | None = None,
@@ -125,7 +125,7 @@ def reproduce(
     clock: Clock | None = None,
 ) -> dict[str, Any]:
     """Runs the recipe of the model in `directory` again, into `out`, and compares the hashes of the weights.
-    `script_of`: the script of an objective and a family, by name. `parents`: where the models are now that it starts
+    `script_of`: the script of a recipe and what was asked for. `parents`: where the models are now that it starts
     from, if they have moved; which is which is known by their weights.
 
     MismatchError where the data, the code or a parent is not what it was; another machine is reported, and tried."""
@@ -157,8 +157,8 @@ def reproduce(
         begun = None if is_complete(out) else Journal.load(out / "run")
         resume = begun is not None and begun.reproduces == manifest["weights_hash"]
         result = start(
-            script_of(recipe.objective.kind, recipe.model.family), request, out, resume=resume, progress=progress,
-            clock=clock, reproduced=manifest | {"recipe": recipe},
+            script_of(recipe, request), request, out, resume=resume, progress=progress, clock=clock,
+            reproduced=manifest | {"recipe": recipe},
         )  # fmt: skip
     again = read_manifest(out)["weights_hash"]
     same = again == manifest["weights_hash"]

@@ -238,6 +238,11 @@ def _definitions(run: RunRecord, flops: float) -> str:
 
 def _lineage(run: RunRecord, model_id: str) -> str:
     parents = "\n".join(f"- {markdown(parent)}" for parent in run.parents)
+    stages = "\n".join(
+        f"- stage {markdown(stage['name'])}, {markdown(stage['kind'])}: {markdown(stage['examples'])}"
+        for stage in run.stages
+    )
+    parents = f"{parents}\n\n{stages}" if stages else parents
     again = markdown_code(f"{run.command}\nfoundling reproduce {shell(model_id)}", "sh")
     return (
         f"## Lineage\n\n{parents or 'It has no parents: trained from random weights.'}\n\n"

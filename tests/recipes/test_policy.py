@@ -126,7 +126,7 @@ def test_a_reward_that_becomes_nan_loses_no_step(
 
     with monkeypatch.context() as patch:
         patch.setattr(policy, "build_rewards", lambda names, **_: Rewards([Part("matches:a", 1.0, score)]))
-        with pytest.raises(DataError, match="the reward 'matches:a' of .* is nan; expected a finite number"):
+        with pytest.raises(DataError, match=r"the reward 'matches:a' of .* is nan; expected a finite number"):
             finetune_model(asked, tmp_path / "out")
     (checkpoint,) = (tmp_path / "out" / "run" / "checkpoints").iterdir()
     assert checkpoint.name == "step-00000004"  # two rollouts of two updates

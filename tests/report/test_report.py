@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from foundling.contracts.records import RunRecord
+from foundling.contracts.records import RunRecord, Stage
 from foundling.errors import OutputError
-from foundling.report import charts, findings, report_html, summary_png, units, write_report
+from foundling.report import charts, findings, model_card, report_html, summary_png, units, write_report
 from tests.report.runs import HOSTILE, bare, hostile, realistic
 
 SECTIONS = "learning prediction scores samples results time tokenizer data settings compute again".split()  # noqa: SIM905
@@ -101,6 +101,21 @@ def test_hostile_text_is_shown_as_text(tmp_path):
     assert not {c for c in text if ord(c) < 32 and c not in "\n\t"}
     assert "nan" not in re.findall(r"\w+", page.words)
     assert {"alert", "7*7"} <= set(re.findall(r"alert|7\*7|49", page.words)) and "49" not in page.words
+
+
+def test_stages_are_shown_with_their_plan_and_nothing_of_them_is_markup(tmp_path):
+    one: Stage = {
+        "name": "sft", "kind": "chat model", "examples": "3,000 demonstrations", "planned_seconds": 72.0,
+        "seconds": 90.0, "metric": "nats per answer token", "value": 3.25,
+    }  # fmt: skip
+    other: Stage = {**one, "name": HOSTILE, "kind": HOSTILE, "examples": HOSTILE, "seconds": nan, "value": None}
+    run = replace(realistic(), stages=[one, other])
+    page = page_of(run, tmp_path)
+    assert "sft: chat model 3,000 demonstrations 1 min 12 s 1 min 30 s 3.250 nats per answer token" in page.words
+    assert "stages" in page.ids and "stages" not in page_of(realistic(), tmp_path).ids
+    assert not {tag for tag, _ in page.elements} & {"script", "svg:script"}
+    assert "- stage sft, chat model: 3,000 demonstrations" in model_card(run)
+    assert "<script" not in model_card(run)
 
 
 def test_escape_sequences_and_sheer_length_change_no_page(tmp_path):
