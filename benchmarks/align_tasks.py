@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stages of alignment on built-in tasks, three seeds each: a small base raised on the text of the task, SFT, a
-reward model, DPO.
+reward model, DPO, GRPO by checkers, PPO by the reward model.
 
-python -m benchmarks.align_tasks [--tasks arithmetic,formats] [--seeds 0,1,2] [--stages base,sft,reward,dpo]
+python -m benchmarks.align_tasks [--tasks arithmetic,formats] [--seeds 0,1,2] [--stages base,sft,reward,dpo,grpo,ppo]
     [--minutes 5] [--out docs/results/align_tasks.json]
 
 Each stage answers the held-out prompts and is judged by the checker of the task. A stage of a seed is a line of the
 result, is measured once, and has its model below corpora.WORK; a call measures what is missing, and begins nothing new
-after --minutes. A further stage is a function in STAGES that returns a directory (ppo and grpo come in there): what it
-is compared with stands in AGAINST.
+after --minutes. A stage is a function in STAGES; what it is compared with stands in AGAINST.
 """
 
 from __future__ import annotations
@@ -44,6 +43,8 @@ from foundling.weights.text_spec import read_text_spec
 
 N_PROMPTS = 400
 """held-out prompts that each stage answers"""
+REWARDED_SECONDS = 240
+"""of learning from rewards, its measurements included"""
 N_PAIRS = 500
 """held-out comparisons of the reward model"""
 Given = dict[str, Any]
@@ -72,11 +73,11 @@ class Setting:
 SETTINGS = {
     "arithmetic": Setting(
         "easy", ("maths", f"matches:{FORMAT}"), 40, 5e5, {"base": 20_000, "sft": 1500, "reward": 4000, "dpo": 2000},
-        {"sft": 2, "reward": 2, "dpo": 1}, {"sft": 5e-3, "reward": 3e-3, "dpo": 1e-4},
+        {"sft": 2, "reward": 2, "dpo": 1}, {"sft": 5e-3, "reward": 3e-3, "dpo": 1e-4, "rewards": 3e-4},
     ),
     "formats": Setting(
         "easy", ("instructions",), 120, 5e5, {"base": 10_000, "sft": 1500, "reward": 4000, "dpo": 2000},
-        {"sft": 2, "reward": 2, "dpo": 1}, {"sft": 5e-3, "reward": 3e-3, "dpo": 1e-4},
+        {"sft": 2, "reward": 2, "dpo": 1}, {"sft": 5e-3, "reward": 3e-3, "dpo": 1e-4, "rewards": 3e-4},
     ),
 }  # fmt: skip
 
@@ -138,14 +139,31 @@ def finetune(case: Case, stage: str, kind: str, part: str, parent: str, **more: 
     return run(case, stage, finetune_model, Request(case.data(part, s.n[stage]), budget, None, given, "finetune"))
 
 
+def rewarded(case: Case, kind: str, rewards: list[str]) -> Given:
+    """GRPO by the checkers of the task, PPO by the reward model; the KL divergence is held near 1 nat an answer."""
+    s = case.setting
+    rollout: Given = {"reward": rewards, "max_tokens": s.max_tokens}
+    rollout |= {"n_prompts": 16, "group_size": 8} if kind == "grpo" else {"n_prompts": 128, "group_size": 1}
+    given = {
+        "model": {"directory": str(case.directory("sft"))}, "rollout": rollout | {"kl_target": 1.0}, "seed": case.seed,
+        "objective": {"kind": kind, "kl_coef": 0.05}, "optim": {"learning_rate": s.rates["rewards"]},
+        "adapt": {"method": "full"}, "runtime": {"precision": "float32"},
+        "data": {"held_out": case.data("prompts", N_PROMPTS, "held-out")},
+    }  # fmt: skip
+    budget = Budget("seconds", REWARDED_SECONDS)
+    return run(case, kind, finetune_model, Request(case.data("prompts", 4000), budget, None, given, "finetune"))
+
+
 STAGES: dict[str, Callable[[Case], Given]] = {
     "base": raise_base,
     "sft": lambda case: finetune(case, "sft", "chat", "demonstrations", "base", chat_template="plain"),
     "reward": lambda case: finetune(case, "reward", "reward", "comparisons", "sft"),
     "dpo": lambda case: finetune(case, "dpo", "dpo", "comparisons", "sft"),
+    "grpo": lambda case: rewarded(case, "grpo", list(case.setting.rewards)),
+    "ppo": lambda case: rewarded(case, "ppo", [str(case.directory("reward"))]),
 }
 """in the order in which they build on each other; each writes Case.directory(stage)"""
-AGAINST = {"sft": "base", "dpo": "sft"}
+AGAINST = {"sft": "base", "dpo": "sft", "grpo": "sft", "ppo": "sft"}
 """stage -> whose answers its own are compared with"""
 
 
