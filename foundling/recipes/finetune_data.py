@@ -88,12 +88,14 @@ def count_examples(split: EncodedSplit, recipe: Recipe) -> int:
 
 def validation_split(split: EncodedSplit, recipe: Recipe) -> tuple[EncodedSplit, EncodedSplit | None]:
     """(to train on, to choose the best weights by). The second is chosen by the seed; None where the recipe measures
-    none. All examples of one prompt go the same way, unless each prompt has too many: then single examples do."""
+    none. All examples of one prompt go the same way, unless most prompts have too many: then single examples do."""
     if not recipe.train.evaluate_every:
         return split, None
     n = count_examples(split, recipe)
     n_validated = max(1, min(MOST_VALIDATED, int(VALIDATION_SHARE * n)))
-    groups = [group for group in _by_prompt(split, recipe) if len(group) <= n_validated] or [[i] for i in range(n)]
+    groups = [group for group in _by_prompt(split, recipe) if len(group) <= n_validated]
+    if sum(map(len, groups)) < n_validated:
+        groups = [[i] for i in range(n)]
     validated = list[int]()
     for at in np.random.default_rng(recipe.seed).permutation(len(groups)):
         if len(validated) + len(groups[at]) <= n_validated:

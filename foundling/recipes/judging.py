@@ -153,7 +153,9 @@ class Judge:
             with torch.inference_mode(), self.runtime.autocast(), torch.compiler.set_stance("force_eager"):
                 marks = list[float]()
                 for n_tokens in (1, 1, 1 + PROBED):  # the first warms up
-                    plain.complete(model, [replace(request, max_tokens=n_tokens) for _, request in asked[: self.rows]])
+                    requests = [request for _, request in asked[: self.rows]]
+                    requests = [replace(r, max_tokens=min(n_tokens, r.max_tokens)) for r in requests]
+                    plain.complete(model, requests)
                     marks.append(time.perf_counter())
             read, read_and_answered = marks[1] - marks[0], marks[2] - marks[1]
             a_token = max(0.0, read_and_answered - read) / PROBED
@@ -197,6 +199,8 @@ class Judge:
             if self.framing.spec.reads_source:
                 ids = ids[: self.encoded.seq_len]  # as in training
             n_left = model.config.max_seq_len - (0 if self.framing.spec.reads_source else len(ids))
+            if n_left < 1:
+                continue
             most = len(self.framing.tokenizer.encode(reference_of(example))) + SPARE_TOKENS
             most = max(1, min(MAX_ANSWER, most, n_left))
             asked.append((example, Request(ids, most, sampling, 0, self.framing.ends, (), self.framing.answer(ids))))

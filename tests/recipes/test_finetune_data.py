@@ -88,3 +88,11 @@ def test_distinct_prompts_are_chosen_one_by_one_and_a_single_one_is_divided(
         expected = np.sort(np.random.default_rng(0).permutation(n)[: int(VALIDATION_SHARE * n)])
         first = [split.places[i] for i in range(len(split)) if i == 0 or split.places[i] != split.places[i - 1]]
         assert sorted(set(validation.places.tolist())) == [first[i] for i in expected]
+
+
+def test_prompts_with_few_examples_alone_are_no_validation(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Three prompts of seventy examples each and a single one: that one alone would say nothing."""
+    prompts = [f"say word{n % 3}" for n in range(210)] + ["say other"]
+    split = split_of(tmp_path, tokenizer, "chat", False, prompts)
+    _, validated = validation_split(split, recipe("chat"))
+    assert validated is not None and len(validated) == int(VALIDATION_SHARE * len(split)) > 10
