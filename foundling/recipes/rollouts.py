@@ -25,8 +25,8 @@ from foundling.data.transforms.completions import Completions, pack_completions
 from foundling.decode.engine.block_manager import count_blocks
 from foundling.decode.engine.engine import Engine, EngineOptions
 from foundling.decode.engine.torch_runner import BLOCK_SIZE, TorchRunner
-from foundling.decode.request import Request, max_completion, sample_seed
-from foundling.errors import DataError
+from foundling.decode.request import Completion, Request, max_completion, sample_seed
+from foundling.errors import DataError, Interrupted
 from foundling.evaluate.rewards import Rewards
 from foundling.objectives.policy import (
     LOGGED,
@@ -39,6 +39,7 @@ from foundling.objectives.policy import (
 )
 from foundling.recipes.pretraining_mix import PretrainingText
 from foundling.recipes.recipe import Recipe
+from foundling.runtime import signals
 from foundling.runtime.device import Runtime
 from foundling.runtime.memory import trim_memory
 from foundling.runtime.mode import evaluation_mode
@@ -88,7 +89,7 @@ class Sampler:
 
     def draw(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Drawn:
         """One completion of each prompt. DataError where one fails, GenerationError where native code cannot compute
-        the model."""
+        the model, Interrupted at a signal that has been noted."""
         requests = [
             Request(
                 prompt.ids, self._most(prompt.ids), seed=seed, stop=self.framing.ends,
@@ -98,9 +99,15 @@ class Sampler:
         ]  # fmt: skip
         engine = self._engine(max((len(request.prompt) + request.max_tokens for request in requests), default=1))
         with self.runtime.autocast(), torch.compiler.set_stance("force_eager"):
-            generated = engine.generate(requests)
+            generated = dict[int, Completion]()
+            for output in engine.stream(requests):
+                if output.completion is not None:
+                    generated[output.request_id] = output.completion
+                if (number := signals.noted()) is not None:  # the rollout is drawn again, bit for bit
+                    raise Interrupted(number)
         drawn, logprobs = Drawn(Completions([], []), [], []), list[Tensor]()
-        for request, completion in zip(requests, generated, strict=True):
+        for i, request in enumerate(requests):
+            completion = generated[i]
             if completion.error is not None:
                 raise DataError(f"a completion failed: {completion.error}")
             assert completion.logprobs is not None

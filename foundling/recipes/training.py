@@ -121,6 +121,8 @@ class _Keeper:
     validation: Validation | None
     unwritten: StepRecord | None = None
     """a step whose figures nobody has read yet"""
+    saved: int = -1
+    """the step of the last checkpoint"""
 
     def __post_init__(self) -> None:
         self.logged = self.log.entries[-1]["seconds"] if self.log.entries else 0.0
@@ -145,16 +147,20 @@ class _Keeper:
 
     @contextmanager
     def saving(self, batches: Batches) -> Iterator[None]:
-        """Where a batch cannot be made (a reward that fails), a checkpoint holds what was learnt before."""
+        """Where a batch cannot be made (a reward that fails, a signal while answers are drawn), a checkpoint holds what
+        was learnt before."""
         try:
             yield
-        except (Interrupted, DivergedError):
+        except DivergedError:
             raise
-        except Exception:
+        except (Exception, Interrupted) as error:
             if self.unwritten:
                 self.write(self.unwritten)
-            if self.state.step:
+            if self.state.step not in (0, self.saved):
                 self.save(batches)
+            if isinstance(error, Interrupted) and not error.at:
+                at = f"at step {self.state.step} of {self.recipe.train.total_steps}"
+                raise Interrupted(error.number, at=at) from None
             raise
 
     def save(self, batches: Batches) -> None:
@@ -166,6 +172,7 @@ class _Keeper:
         }  # fmt: skip
         path = save_checkpoint(self.journal.directory / CHECKPOINTS, self.state, about, batches=batches)
         self.journal.record(f"{CHECKPOINTS}/{path.name}/{MANIFEST}")
+        self.saved = self.state.step
 
 
 def _check_compiler(runtime: Runtime, model: Any, progress: Progress) -> None:

@@ -39,6 +39,11 @@ def raising() -> Iterator[None]:
         yield
 
 
+def noted() -> int | None:
+    """The signal that has come and been noted only; for a part of a step that takes minutes."""
+    return _outermost.number if _outermost else None
+
+
 def finish() -> None:
     """For what is left to do when a command has ended, to print its result: the first signal is too late for it."""
     if _outermost:

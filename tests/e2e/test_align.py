@@ -4,13 +4,15 @@ reproduced; and what it refuses, each in one line."""
 
 import json
 import random
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from foundling.adapt.options import Method
 from tests.e2e.test_finetune import SETTINGS, save_base
-from tests.e2e.tools import foundling, kill_after_checkpoint, weights
+from tests.e2e.tools import foundling, kill_after_checkpoint, start, weights
 
 PLAIN = ("--chat-template", "plain")
 ROLLOUTS = ("--n-prompts", "4", "--group-size", "2", "--max-tokens", "8", "--kl-coef", "0.05")
@@ -155,6 +157,28 @@ def test_a_reward_model_with_another_pool_scores_at_once(base: Path, comparisons
         for answer in ("Rome, please", "Rome, now")
     ]
     assert scored[0][0]["value"] > scored[1][0]["value"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["grpo", "ppo"])
+def test_a_signal_while_answers_are_drawn_loses_no_step(
+    stage: str, base: Path, comparisons: Path, folder: Path
+) -> None:
+    """Nearly all of the time goes into drawing. It is stopped soon, and goes on to the same weights."""
+    out = folder / f"stopped-{stage}"
+    args = [stage, base, comparisons, "--reward", "matches:e", *PLAIN, "--n-prompts", "16", "--max-tokens", "60"]
+    args += ["--epochs", "1", *SETTINGS, "--batch-size", "16", "--checkpoint-every", "100"]
+    process, log = start("align", *args, "--out", out), out / "run" / "log.jsonl"
+    while not (log.exists() and log.read_text()):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate()
+    assert process.returncode == 75 and "at step" in error.splitlines()[-1], error
+    assert foundling("align", stage, "--out", out, "--resume").returncode == 0
+    whole = folder / f"whole-{stage}"
+    assert foundling("align", *args, "--out", whole).returncode == 0
+    assert weights(out) == weights(whole)
 
 
 @pytest.mark.slow

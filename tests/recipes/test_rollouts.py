@@ -2,6 +2,8 @@
 """Completions that a policy learns from: drawn with the probabilities that the training pass computes, from the weights
 as they are, and the same again after a checkpoint."""
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from foundling.adapt.options import AdaptOptions
 from foundling.data.transforms.completions import pack_completions
 from foundling.decode.engine.engine import Engine, EngineOptions
 from foundling.decode.request import Request
-from foundling.errors import DataError
+from foundling.errors import DataError, Interrupted
 from foundling.evaluate.rewards import build_rewards
 from foundling.objectives.policy import VALUE_HEAD, PolicyGradient, ValueHead
 from foundling.recipes.recipe import (
@@ -28,6 +30,7 @@ from foundling.recipes.recipe import (
     TrainSpec,
 )
 from foundling.recipes.rollouts import Prompt, Rollouts, Sampler, kl_of
+from foundling.runtime import signals
 from foundling.runtime.device import Runtime
 from foundling.runtime.rng import generator
 from foundling.text import Tokenizer
@@ -144,6 +147,16 @@ def test_changed_weights_are_drawn_from_at_once(name: str, tokenizer: Tokenizer)
     stale = before.generate([request])[0].logprobs or []
     assert second.tolist() == pytest.approx(fresh, abs=1e-6) and second.tolist() != first.tolist()
     assert stale != pytest.approx(fresh, abs=1e-3)
+
+
+def test_a_signal_ends_the_drawing(tokenizer: Tokenizer) -> None:
+    rollouts = rollouts_of(policy("llama", tokenizer), tokenizer, recipe_of())
+    with pytest.raises(Interrupted), signals.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        rollouts[0]
+        pytest.fail("it went on drawing")
+    assert rollouts.current is None and rollouts.number == -1
+    assert int(rollouts[0]["loss_mask"].sum()) > 0  # and the same is drawn again
 
 
 def test_packing_keeps_every_token_and_column(tokenizer: Tokenizer) -> None:
