@@ -30,7 +30,7 @@ class Part(NamedTuple):
     name: str
     weight: float
     score: Callable[[Sequence[Row], Sequence[str]], Sequence[float]]
-    model: Any = None
+    model: Classifier | None = None
     """of a reward model"""
 
 
@@ -109,12 +109,6 @@ def renamed(text: str, names: Mapping[str, str]) -> str:
     return f"{text[: len(text) - len(name)]}{names.get(name, name)}"
 
 
-def is_directory_name(text: str) -> bool:
-    """Whether a reward is given by a directory, or a place on the hub, rather than by the name of a checker."""
-    _, name = weighted(text)
-    return name not in SCORES and not name.startswith(MATCHES)
-
-
 def _part(text: str, device: str, folder: Path | None) -> Part:
     weight, name = weighted(text)
     if name.startswith(MATCHES):
@@ -139,7 +133,7 @@ def _part(text: str, device: str, folder: Path | None) -> Part:
     if not model.scores_chats:
         raise ConfigError(f"{name}: is no reward model; foundling align reward makes one")
     model.model.to(device).requires_grad_(False)
-    return Part(name, weight, lambda rows, texts: score_answers(model, rows, texts), model.model)
+    return Part(name, weight, lambda rows, texts: score_answers(model, rows, texts), model)
 
 
 def score_answers(model: Classifier, rows: Sequence[Row], texts: Sequence[str]) -> list[float]:
