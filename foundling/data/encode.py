@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from foundling.data.kinds import PACKED, PREFERENCE, PROMPT, Example, Kind
-from foundling.errors import DataError
-from foundling.text.answers import NO_PLACE, Unusable
+from foundling.errors import DataError, FoundlingError, WeightsError
+from foundling.text.answers import NO_PLACE, REFUSED, Unusable
 from foundling.text.cutting import Encoded, Text, encode_within
 from foundling.text.framing import SEPARATOR, Framing
 from foundling.text.tags import encode_words
@@ -101,7 +101,15 @@ class Encoder:
 
     def _prompt(self, group: Sequence[Example]) -> Iterator[Any]:
         for one in group:
-            ids = self.framing.chat(one.fields["messages"])
+            try:
+                ids = self.framing.chat(one.fields["messages"])
+            except WeightsError:  # of the template itself
+                raise
+            except FoundlingError as error:
+                if self.tokenizer.chat_template is None:
+                    raise
+                yield Unusable(REFUSED, str(error))
+                continue
             if len(ids) <= self.seq_len:
                 yield {"tokens": ids, "mask": [False] * len(ids)}
             else:
@@ -189,15 +197,17 @@ def example_lengths(
     what cannot be encoded for another reason is left out."""
     places = np.unique(np.linspace(0, len(examples) - 1, min(n, len(examples))).astype(int))
     encoder = Encoder(kind, framing, longest, classes)
-    lengths = [n_positions(arrays, encoder.packed) for _, arrays in encoder([examples[int(at)] for at in places])]
+    predicts = encoder.packed and kind != PROMPT
+    lengths = [n_positions(arrays, predicts) for _, arrays in encoder([examples[int(at)] for at in places])]
     if not lengths:
         raise DataError(nothing_left(encoder))
     return np.array(lengths + [longest] * encoder.too_long)
 
 
-def n_positions(arrays: Arrays, packed: bool) -> int:
-    """In a row of a batch: a packed example predicts all tokens but its first."""
-    return max(len(arrays["tokens"]) - packed, len(arrays.get("source", ())))
+def n_positions(arrays: Arrays, predicts: bool) -> int:
+    """In a row of a batch: an example that `predicts` all its tokens but the first takes one less than it has. A
+    prompt, whose answer comes later, takes all."""
+    return max(len(arrays["tokens"]) - predicts, len(arrays.get("source", ())))
 
 
 def suggest_seq_len(lengths: np.ndarray, longest: int, share: float = SHARE) -> int:

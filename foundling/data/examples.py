@@ -21,7 +21,7 @@ import numpy as np
 from foundling.data.convert import as_number
 from foundling.data.example_rows import ExampleRows
 from foundling.data.ingest import FORMAT_VERSION, INDEX, load_index, require_space
-from foundling.data.kinds import PREFERENCE, Columns, Example, Kind
+from foundling.data.kinds import PREFERENCE, PROMPT, Columns, Example, Kind
 from foundling.data.sources import Document
 from foundling.data.survey import Survey
 from foundling.data.text_shards import ShardFile, TextShards, write_text_shards
@@ -31,6 +31,7 @@ from foundling.runtime.files import write_directory, write_json
 
 LEAST_EXAMPLES = 8
 SHARE, MAX_HELD_OUT = 0.2, 1_000
+HELD_OUT_PROMPT = "example of a prompt that is held out"
 UNKNOWN_LABEL = "held-out label that training does not have"
 
 
@@ -181,7 +182,7 @@ def _write(
                 n_first = len(labels)
             elif survey.add(document.text):
                 labels.append(_labels(kind, document.text))
-                prompts.extend([json.dumps(json.loads(document.text)["messages"])] if kind == PREFERENCE else [])
+                prompts.extend([_prompt(document.text)] if kind in (PREFERENCE, PROMPT) else [])
                 yield document
 
     text = write_text_shards(directory, "text", distinct())
@@ -202,7 +203,7 @@ def _write(
         if not chosen:
             raise DataError(f"{held_out.nothing() if not n_first else f'{held_out.name}: every {UNKNOWN_LABEL}'}")
         note = f"{len(chosen):,} examples of {held_out.name} are held out"
-    removed["comparison of a prompt that is held out"] += len(shared := _sharing(prompts, chosen) - cut)
+    removed[HELD_OUT_PROMPT] += len(shared := _sharing(prompts, chosen) - cut)
     cut |= shared
     for place in chosen if held_out is None else ():
         counts -= labels[place]
@@ -229,8 +230,13 @@ def _write(
     )
 
 
+def _prompt(text: str) -> str:
+    """What is asked in an example with messages alone before its answers."""
+    return json.dumps(json.loads(text)["messages"])
+
+
 def _sharing(prompts: Sequence[str], chosen: Sequence[int]) -> set[int]:
-    """Comparisons of the prompts of those that are held out: no completion of these is learnt from."""
+    """Examples of the prompts of those that are held out: no completion of these is learnt from."""
     asked = {prompts[place] for place in chosen} if prompts else set[str]()
     return {place for place, prompt in enumerate(prompts) if prompt in asked}
 

@@ -28,6 +28,8 @@ LABELS = (
     "intent", "topic",
 )  # fmt: skip
 ANSWERS = ("completion", "response", "answer", "output", "answers", "solution")
+RIGHTS = ("answer", "solution", "target")
+"""columns that say by themselves what is right, to a checker; a completion may be any text"""
 SYSTEM = {"system": ("system", "system_prompt")}
 FLAGS = {
     "messages": "field", "prompt": "field", "asked": "field", "words": "field", "text": "field",
@@ -107,7 +109,7 @@ SHAPES = (
     Shape("texts", "have a text", {"text": convert.text}, {"text": TEXTS}),
     Shape(
         "prompts", "have one", {PROMPT: convert.prompt},
-        {"asked": (*PROMPTS, "conversations", "conversation")}, {"right": ANSWERS, **SYSTEM},
+        {"asked": (*PROMPTS, "conversations", "conversation")}, {"right": RIGHTS, **SYSTEM},
     ),
 )  # fmt: skip
 
@@ -213,6 +215,9 @@ def _match(shape: Shape, values: Mapping[str, list[Any]], columns: Columns) -> M
     for role, known in shape.optional.items():
         named = getattr(columns, FLAGS[role]) if role in FLAGS else None
         known = known if named is None else (named,)
+        if role == "right" and named is None:  # a row's own answer is never replaced
+            known = known[:1] if known[0] in values else known
+            known = tuple(name for name in known if name in values and _fits(role, values[name]))
         if (name := next((n for n in known if n in values and n not in roles.values()), None)) is not None:
             roles[role] = name
     return Match(shape, roles, unclear) if len(set(roles.values())) == len(roles) else None
@@ -231,9 +236,15 @@ def _fits(role: str, values: Sequence[Any]) -> bool:
         "rejected": lambda v: isinstance(v, str | list | Mapping),
         "ranked": lambda v: isinstance(v, list),
         "answer": lambda v: not isinstance(v, Mapping),
+        "right": lambda v: all(_is_right(one) for one in (v if isinstance(v, list) else [v])),
     }
     test = tests.get(role, lambda v: isinstance(v, str | bytes))
     return 2 * sum(map(test, values)) > len(values)
+
+
+def _is_right(value: Any) -> bool:
+    """Whether a checker can compare an answer with it."""
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
 def _guess(values: Mapping[str, list[Any]], columns: Columns, n: int) -> dict[str, str] | None:

@@ -103,11 +103,12 @@ def _of_model(directory: Path) -> tuple[list[Node], list[Edge]]:
     )  # fmt: skip
     nodes, edges = [node], list[Edge]()
     base = _id(manifest.get("base"))
-    for parent in _list(manifest.get("parents")):
-        digest = _id(_dict(parent).get("weights_hash"))
+    for parent in map(_dict, _list(manifest.get("parents"))):
+        digest, adapter = _id(parent.get("weights_hash")), _id(parent.get("adapter"))
         if digest:
-            nodes.append(Node(digest, "model", _base_name(_dict(parent).get("name")) or digest[:12], present=False))
-            edges.append(Edge(digest, own, _relation(digest, manifest, recipe, is_adapter)))
+            name, kind = _base_name(parent.get("name")) or (adapter or digest)[:12], "adapter" if adapter else "model"
+            nodes.append(Node(adapter or digest, kind, name, present=False))
+            edges.append(Edge(adapter or digest, own, _relation(digest, manifest, recipe, is_adapter)))
     if base and all(edge.source != base for edge in edges):
         nodes.append(Node(base, "model", _base_name(manifest.get("base_path")) or base[:12], present=False))
         edges.append(Edge(base, own, "adapter of"))
@@ -138,12 +139,14 @@ def _relation(parent: str, manifest: dict[str, Any], recipe: dict[str, Any], is_
     """How a model comes from a parent, by what its manifest records."""
     if parent == _dict(recipe.get("objective")).get("teacher_hash"):
         return "distilled from"
+    if parent in _dict(_dict(recipe.get("rollout")).get("reward_hashes")).values():
+        return "rewarded by"
     if is_adapter:
         return "adapter of"
-    if "merge" in manifest or len(_list(manifest.get("parents"))) > 1:
-        return "merged from"
     if parent == _dict(recipe.get("model")).get("weights_hash") and "data_hash" in manifest:
         return "finetuned from"
+    if "merge" in manifest or len(_list(manifest.get("parents"))) > 1:
+        return "merged from"
     return "pruned from" if "pruned" in manifest else "made from"
 
 

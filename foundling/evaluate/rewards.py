@@ -10,18 +10,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from foundling.decode.classify import Classifier
 from foundling.errors import ConfigError, DataError, FoundlingError
 from foundling.evaluate.scoring import SCORES, scorer
-from foundling.limits import REWARDS, shown
+from foundling.limits import REWARDS, check_number, shown
 from foundling.runtime.hub import local_directory
+from foundling.verify.patterns import check_pattern, search_all
 
 Row = Mapping[str, Any]
 """`messages` or `prompt`, which was answered, and the fields that a checker reads: `answer` is what is right"""
 MATCHES = "matches:"
-_WEIGHTED = re.compile(r"([-+]?[0-9]+(?:\.[0-9]*)?|\.[0-9]+)\*(.+)", re.DOTALL)
+_WEIGHTED = re.compile(r"([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)\*(.+)", re.DOTALL)
 
 
 class Part(NamedTuple):
@@ -74,11 +76,12 @@ class Rewards:
         return [part.name for part in self.parts if part.model is not None]
 
 
-def build_rewards(names: Sequence[str], *, device: str = "cpu") -> Rewards:
-    """Of names such as "maths", "0.5*matches:^Answer:" or "runs/reward". ConfigError for an unknown one, for one that
-    comes twice, and for a directory that is no reward model of conversations."""
+def build_rewards(names: Sequence[str], *, device: str = "cpu", folder: Path | None = None) -> Rewards:
+    """Of names such as "maths", "0.5*matches:^Answer:" or "runs/reward". `folder`: of the prompts, where the databases
+    of `sql` are. ConfigError for an unknown one, for one that comes twice, and for a directory that is no reward model
+    of conversations."""
     REWARDS.check(len(names), "the number of rewards", ConfigError)
-    parts = [_part(name, device) for name in names]
+    parts = [_part(name, device, folder) for name in names]
     if len({part.name for part in parts}) < len(parts):
         raise ConfigError(f"a reward is named twice in {', '.join(map(shown, names))}; give each once, with a weight")
     return Rewards(parts)
@@ -86,26 +89,42 @@ def build_rewards(names: Sequence[str], *, device: str = "cpu") -> Rewards:
 
 def check_names(names: Sequence[str]) -> None:
     """ConfigError for a name that is none, without loading anything."""
-    for name in names:
-        _, name = _weighted(name)
+    for text in names:
+        _, name = weighted(text)
         if name.startswith(MATCHES):
-            _pattern(name)
+            check_pattern(name.removeprefix(MATCHES))
         elif name not in SCORES and not _is_directory(name):
             raise ConfigError(_unknown(name))
 
 
-def _part(text: str, device: str) -> Part:
-    weight, name = _weighted(text)
+def weighted(text: str) -> tuple[float, str]:
+    """(weight, name) of a reward as it is given. A name may have a `*` itself, in a pattern or a directory."""
+    match = _WEIGHTED.fullmatch(text)
+    return (check_number(float(match[1]), f"the weight of {shown(text)}"), match[2]) if match else (1.0, text)
+
+
+def renamed(text: str, names: Mapping[str, str]) -> str:
+    """A reward as it is given, with another name where `names` has one for its name."""
+    _, name = weighted(text)
+    return f"{text[: len(text) - len(name)]}{names.get(name, name)}"
+
+
+def _part(text: str, device: str, folder: Path | None) -> Part:
+    weight, name = weighted(text)
     if name.startswith(MATCHES):
-        pattern = _pattern(name)
-        return Part(name, weight, lambda rows, texts: [float(pattern.search(text) is not None) for text in texts])
+        pattern = name.removeprefix(MATCHES)
+        check_pattern(pattern)
+        return Part(name, weight, lambda rows, texts: [float(hit) for hit in search_all(pattern, texts)])
     if name in SCORES:
         rules = scorer(name)
-        score, reads_item = rules.make(None), rules.reads_item
+        score, compares = rules.make(folder), not rules.reads_item or name == "sql"
 
         def score_all(rows: Sequence[Row], texts: Sequence[str]) -> list[float]:
-            rights = [right_of(row, needed=not reads_item) for row in rows]
-            return [score(dict(r), right, text) for r, right, text in zip(rows, rights, texts, strict=True)]
+            values = list[float]()
+            for place, (row, text) in enumerate(zip(rows, texts, strict=True)):
+                item = {"id": str(place), **row}
+                values.append(max(score(item, right, text) for right in (rights_of(row) if compares else [""])))
+            return values
 
         return Part(name, weight, score_all)
     if not _is_directory(name):
@@ -138,26 +157,19 @@ def messages_of(row: Row) -> list[dict[str, Any]]:
     return [{"role": "user", "content": asked}] if isinstance(asked, str) else list(asked)
 
 
-def right_of(row: Row, *, needed: bool = True) -> str:
-    """What is right. DataError where it is `needed` and the row does not say so."""
+def rights_of(row: Row) -> list[str]:
+    """What is right, of a list each that is. DataError where the row does not say so, and for what is neither a text
+    nor a number."""
     value = row.get("answer")
-    if value is None and needed:
-        asked = shown(messages_of(row)[-1]["content"])
-        raise DataError(f"the prompt {asked} has no answer to compare with; name its column with --target")
-    return "" if value is None else str(value)
-
-
-def _weighted(text: str) -> tuple[float, str]:
-    match = _WEIGHTED.fullmatch(text)
-    return (float(match[1]), match[2]) if match else (1.0, text)
-
-
-def _pattern(name: str) -> re.Pattern[str]:
-    text = name.removeprefix(MATCHES)
-    try:
-        return re.compile(text, re.MULTILINE)
-    except re.error as error:
-        raise ConfigError(f"the pattern {shown(text)} of a reward is no regular expression: {error}") from None
+    values = value if isinstance(value, list) and value else [value]
+    if any(isinstance(one, bool) or not isinstance(one, str | int | float) for one in values):
+        asked = shown(str(messages_of(row)[-1]["content"]))
+        if value is None:
+            raise DataError(f"the prompt {asked} has no answer to compare with; name its column with --target")
+        raise DataError(
+            f"the answer to the prompt {asked} is {shown(value)}; expected a text, a number or a list of these"
+        )
+    return [str(int(one)) if isinstance(one, float) and one.is_integer() else str(one) for one in values]
 
 
 def _is_directory(name: str) -> bool:

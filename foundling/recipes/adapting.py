@@ -13,6 +13,7 @@ from foundling.adapt.added import merge, wrapping
 from foundling.adapt.frozen import store_frozen
 from foundling.adapt.heads import REWARD, HeadOptions, absorb, add_head, same_head
 from foundling.adapt.method import SAVED_ALONE, apply, stores_rounded
+from foundling.adapt.options import AdaptOptions
 from foundling.adapt.quantize import dequantize
 from foundling.data.encoded import EncodedSplit
 from foundling.data.examples import Examples
@@ -22,6 +23,7 @@ from foundling.objectives.causal import Causal
 from foundling.objectives.classify import Classify, Regress, Tag
 from foundling.objectives.preference import DPO, Reward
 from foundling.recipes.models import load_start
+from foundling.recipes.progress import Progress
 from foundling.recipes.publish import write_whole
 from foundling.recipes.recipe import PREFERENCE_KINDS, REWARDED, ObjectiveSpec, Recipe
 from foundling.runtime.hub import local_directory
@@ -31,6 +33,7 @@ from foundling.text import Tokenizer
 from foundling.text.framing import Framing
 from foundling.weights.adapters import adapter_contents, write_contents
 from foundling.weights.directory import hash_of, weights_hash
+from foundling.weights.loading import files_of, is_adapter
 from foundling.weights.text_spec import read_text_spec
 
 HEADED = ("classify", "tag", "regress", "reward")
@@ -44,6 +47,8 @@ KINDS = {
     **dict.fromkeys(REWARDED, "reward-tuned chat model"),
 }  # fmt: skip
 """kind of examples -> what comes of them, in words"""
+MERGED = ("lora", "qlora")
+"""methods whose adapter can be merged into the model"""
 N_ENDS = 20
 """examples whose last tokens are looked at"""
 OBJECTIVES = {"classify": Classify, "tag": Tag, "regress": Regress, "reward": Reward}
@@ -113,9 +118,23 @@ def build_adapted(recipe: Recipe, head: HeadOptions | None) -> Any:
     return adapted(load_start(recipe.model.directory), recipe, head)
 
 
+def saved_whole(directory: str, options: AdaptOptions, progress: Progress) -> AdaptOptions:
+    """Of what starts from an adapter a whole model is saved: an adapter is loaded on a model directory alone, here and
+    by peft. ConfigError for a method that has no whole model."""
+    if not is_adapter(local_directory(directory)):
+        return options
+    if options.method in SAVED_ALONE and options.method not in MERGED:
+        raise ConfigError(
+            f"{directory} is an adapter, and the method '{options.method}' is saved beside a whole model; make one: "
+            f"foundling merge {directory} --out NEW"
+        )
+    progress.line(f"{directory} is an adapter: training starts from it merged into its base, and saves a whole model")
+    return replace(options, merged=options.method in MERGED)
+
+
 def framing_of(directory: str, tokenizer: Tokenizer, model: Any) -> Framing:
     """How texts of the adapted model are framed: as the base's directory says, virtual tokens included."""
-    return Framing(tokenizer, read_text_spec(local_directory(directory), model))
+    return Framing(tokenizer, read_text_spec(files_of(directory), model))
 
 
 def base_framing(framing: Framing) -> Framing:

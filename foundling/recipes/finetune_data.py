@@ -24,6 +24,7 @@ from foundling.recipes.recipe import PREFERENCE_KINDS, Recipe
 from foundling.text import Tokenizer
 from foundling.text.chat import TEMPLATES, render_chat
 from foundling.text.framing import Framing
+from foundling.weights.loading import files_of
 
 MAX_SEQ_LEN = 2048
 """tokens in a row, unless --seq-len asks for more"""
@@ -37,7 +38,7 @@ def parent_tokenizer(recipe: Recipe, examples: Any = None) -> Tokenizer:
     """The base's, with the chat template of the recipe where it has one. DataError where that asks for special tokens
     that the base has not."""
     assert recipe.model.directory
-    tokenizer, template = Tokenizer.load(recipe.model.directory), recipe.data.chat_template
+    tokenizer, template = Tokenizer.load(files_of(recipe.model.directory)), recipe.data.chat_template
     try:
         return tokenizer if template is None else tokenizer.with_chat_template(template)
     except DataError as error:

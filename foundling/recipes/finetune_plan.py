@@ -32,6 +32,7 @@ from foundling.recipes.adapting import (
     framing_of,
     head_options,
     objective_of,
+    saved_whole,
     with_pool,
 )
 from foundling.recipes.finetune_data import (
@@ -269,6 +270,7 @@ def runtime_given(run: Run) -> Runtime:
 
 def begin_recipe(run: Run, origin: Origin, kind: str, options: AdaptOptions, runtime: Runtime) -> Recipe:
     """What is chosen before the examples are encoded, under what was given; rows and steps are settled later."""
+    options = saved_whole(str(origin.directory), options, run.progress)
     scale = POLICY_RATE if kind in (*POLICIES, *REWARDED) and options.method != "prefix" else 1.0
     rate = {"optimizer": "adamw", "learning_rate": scale * LEARNING_RATES[options.method]}
     optim = from_dict(OptimOptions, rate | run.request.given.get("optim", {}), where="optim")

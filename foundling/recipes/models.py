@@ -4,27 +4,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from foundling.adapt.added import merge, wrapping
+from foundling.adapt.heads import absorb
 from foundling.adapt.layers import start_from_layers
 from foundling.adapt.prune import keep_zeros
+from foundling.adapt.quantize import dequantize
 from foundling.blocks.init import initialise
 from foundling.config import from_dict, merged, nearest, to_dict
-from foundling.errors import AdaptError, ConfigError, MismatchError, WeightsError
+from foundling.errors import AdaptError, ConfigError, FoundlingError, MismatchError, WeightsError
+from foundling.evaluate.rewards import renamed, weighted
 from foundling.models import FAMILIES, Family, build, check_sizes, configuration, family, family_of, recognise
 from foundling.plan.flops import skeleton
 from foundling.plan.memory import NO_TEACHER, FrozenCost, frozen_cost
 from foundling.recipes.recipe import ModelSpec, ObjectiveSpec, Recipe, Request, RolloutSpec, ScheduleSpec
 from foundling.runtime.files import read_json
-from foundling.runtime.hub import is_hub, local_directory, pinned
+from foundling.runtime.hub import is_hub, local_directory, pinned, place_name
 from foundling.runtime.rng import generator
 from foundling.train.options import OptimOptions
 from foundling.weights.configs import read_config
 from foundling.weights.directory import weights_hash
-from foundling.weights.loading import is_adapter, load
+from foundling.weights.loading import base_of, is_adapter, load
 from foundling.weights.manifest import MANIFEST, read_manifest
+from foundling.weights.merged import adapter_hash
 
 OBJECTIVES = {
     "decoder": ("causal", "distill"), "encoder": ("masked", "distill"), "seq2seq": ("span", "infill"),
@@ -95,6 +101,9 @@ def pinned_request(request: Request) -> Request:
     for section, key in (("model", "directory"), ("objective", "teacher")):
         if place := request.get(f"{section}.{key}"):
             given = merged(given, {section: {key: pinned(place)}})
+    if rewards := request.get("rollout.reward"):
+        places = {name: pinned(name) for _, name in map(weighted, rewards) if is_hub(name)}
+        given = merged(given, {"rollout": {"reward": [renamed(text, places) for text in rewards]}})
     return replace(request, given=given)
 
 
@@ -103,11 +112,8 @@ def family_for(given: dict[str, Any]) -> str:
     if preset := given.get("preset"):
         return find_preset(preset)[0]
     if directory := given.get("directory"):
-        file = local_directory(directory) / "config.json"
-        if is_adapter(file.parent):
-            raise WeightsError(
-                f"{directory} is an adapter; merge it into its base first: foundling merge {directory} --out NEW"
-            )
+        folder = local_directory(directory)
+        file = (local_directory(base_of(folder)) if is_adapter(folder) else folder) / "config.json"
         if not file.is_file():
             raise WeightsError(f"{directory}: no config.json, so this is not a model directory")
         found = recognise(read_json(file))
@@ -117,9 +123,30 @@ def family_for(given: dict[str, Any]) -> str:
     return family(given.get("family", ModelSpec.family)).name
 
 
+def load_parent(directory: str, device: str = "cpu") -> Any:
+    """A model that a run builds on; of an adapter its base, with the adapter merged into it. WeightsError for an
+    adapter that cannot be."""
+    model = load(directory, device=device)
+    if is_adapter(local_directory(directory)):
+        try:
+            if wrapping(model):
+                merge(model)
+        except AdaptError as error:
+            raise WeightsError(f"{directory}: no training starts from this adapter: {error}") from None
+        dequantize(model)
+        absorb(model)
+        model.requires_grad_(True)
+    return model
+
+
+def parent_hash(directory: str) -> str:
+    """Of the weights of a model that a run builds on."""
+    return weights_hash(load_parent(directory))
+
+
 def load_start(directory: str, device: str = "cpu") -> Any:
     """A model to continue from. What its foundling.json calls pruned stays zero in training."""
-    model, manifest = load(directory, device=device), local_directory(directory) / MANIFEST
+    model, manifest = load_parent(directory, device), local_directory(directory) / MANIFEST
     pruned = read_manifest(manifest.parent).get("pruned") if manifest.is_file() else None
     if pruned is not None:
         pattern = pruned.get("pattern") if isinstance(pruned, dict) else None
@@ -187,7 +214,7 @@ def check_parents(recipe: Recipe) -> None:
     for directory, expected in parents(recipe).items():
         if not is_hub(directory) and not Path(directory).is_dir():
             raise MismatchError(f"{directory}, which the recipe starts from, is not there; {RESTORE}")
-        check_hash(directory, weights_hash(load(directory)), expected)
+        check_hash(directory, parent_hash(directory), expected)
 
 
 def check_hash(directory: str, found: str, expected: str | None) -> None:
@@ -202,7 +229,7 @@ def with_parents(recipe: Recipe, directories: Sequence[str]) -> Recipe:
     """The recipe with the parents that are found in `directories`, by their weights; ConfigError for a directory that
     is none of them."""
     for directory in directories:
-        digest, model, objective = weights_hash(load(directory)), recipe.model, recipe.objective
+        digest, model, objective = parent_hash(directory), recipe.model, recipe.objective
         if digest not in parents(recipe).values():
             raise ConfigError(f"--parent {directory} has weights {digest[:12]}, none that the recipe starts from")
         if model.weights_hash == digest:
@@ -217,9 +244,7 @@ def with_parents(recipe: Recipe, directories: Sequence[str]) -> Recipe:
 
 def _moved(rollout: RolloutSpec, old: str, new: str) -> RolloutSpec:
     """With another directory of a reward model."""
-    names = tuple(
-        f"{name[: len(name) - len(old)]}{new}" if name.rpartition("*")[2] == old else name for name in rollout.reward
-    )
+    names = tuple(renamed(text, {old: new}) for text in rollout.reward)
     hashes = {new if directory == old else directory: digest for directory, digest in rollout.reward_hashes.items()}
     return replace(rollout, reward=names, reward_hashes=hashes)
 
@@ -232,6 +257,19 @@ def parents(recipe: Recipe) -> dict[str, str]:
         *recipe.rollout.reward_hashes.items(),
     )
     return {directory: digest for directory, digest in pairs if directory and digest}
+
+
+def parent_records(recipe: Recipe) -> list[dict[str, str]]:
+    """What a manifest says of the parents; of an adapter, which was merged with its base, also the hash of its own
+    tensors, where it is still there."""
+    records = list[dict[str, str]]()
+    for directory, digest in parents(recipe).items():
+        record = {"name": place_name(directory), "weights_hash": digest}
+        with suppress(FoundlingError, OSError):
+            if is_adapter(folder := local_directory(directory)):
+                record["adapter"] = adapter_hash(folder)
+        records.append(record)
+    return records
 
 
 def no_prediction(recipe: Recipe) -> str:

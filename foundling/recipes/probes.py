@@ -32,7 +32,7 @@ from foundling.plan.probe import (
     step_seconds,
 )
 from foundling.recipes.learning import EVALUATE_ROWS, EVALUATE_STRIDE, POSITIONS
-from foundling.recipes.models import Origin, draw_start, measured_as
+from foundling.recipes.models import Origin, draw_start, load_parent, measured_as
 from foundling.recipes.recipe import ObjectiveSpec, Recipe
 from foundling.recipes.run import Run
 from foundling.recipes.sizes import rows_for
@@ -40,7 +40,6 @@ from foundling.runtime.rng import generator
 from foundling.text import Tokenizer
 from foundling.train.options import OptimOptions
 from foundling.train.schedule import Schedule
-from foundling.weights.directory import load
 
 PROXY_BYTES = 1_000_000
 """Text that the windows of a proxy run are taken from."""
@@ -155,7 +154,7 @@ class TextProbes:
             if note := draw_start(self.model, recipe):
                 self.run.progress.line(note)
         else:
-            self.model.load_state_dict(load(self.origin.directory).state_dict())
+            self.model.load_state_dict(load_parent(self.origin.directory).state_dict())
         return self.model
 
 

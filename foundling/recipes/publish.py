@@ -19,7 +19,7 @@ from foundling.contracts.records import Metric, Result, RunRecord, Stage
 from foundling.data.datasets import describe_data
 from foundling.errors import MismatchError, render
 from foundling.recipes.journal import LOG, STAGED, Journal
-from foundling.recipes.models import no_prediction, parents
+from foundling.recipes.models import no_prediction, parent_records, parents
 from foundling.recipes.recipe import PREFERENCE_KINDS, REWARDED, Request, code_version
 from foundling.report import write_report
 from foundling.report.card import model_card
@@ -271,7 +271,7 @@ def _write(run: Any, outcome: Outcome, record: RunRecord, result: dict[str, Any]
             "licence": licence(run),
             "code": code_version(),
             "machine": machine(),
-            "parents": [{"name": place_name(d), "weights_hash": h} for d, h in parents(recipe).items()],
+            "parents": parent_records(recipe),
             "prediction": run.prediction,
             "result": result,
             **outcome.about,

@@ -27,12 +27,13 @@ from foundling.runtime.device import Runtime, available_threads, compiler_missin
 from foundling.runtime.memory import anonymous_bytes, free_memory
 from foundling.text import Tokenizer
 from foundling.train.options import OptimOptions
+from foundling.weights.loading import files_of
 
 
 def make_tokenizer(recipe: Recipe, corpus: Corpus) -> Tokenizer:
     """The tokenizer of a resolved recipe: a parent's, or trained on the data."""
     parent = recipe.model.directory or recipe.objective.teacher
-    tokenizer = Tokenizer.load(parent) if parent else train_tokenizer(corpus, recipe.data.vocab_size or 0)
+    tokenizer = Tokenizer.load(files_of(parent)) if parent else train_tokenizer(corpus, recipe.data.vocab_size or 0)
     return named(tokenizer, measured_as(recipe.objective.kind, recipe.model.family))
 
 
@@ -110,7 +111,7 @@ def tokenizer_for(run: Run, corpus: Corpus, origin: Origin, objective: Objective
     if parent := origin.directory or objective.teacher:
         if (asked := run.request.get("data.vocab_size")) is not None:
             raise ConfigError(f"the tokenizer of {parent} is used as it is; leave vocab_size {asked} out")
-        tokenizer, teacher = Tokenizer.load(parent), objective.teacher
+        tokenizer, teacher = Tokenizer.load(files_of(parent)), objective.teacher
         if teacher and tokenizer.backend.get_vocab() != Tokenizer.load(teacher).backend.get_vocab():
             raise ConfigError(f"{parent} and its teacher {teacher} have different tokens; both need the same tokenizer")
         return tokenizer

@@ -27,6 +27,7 @@ BLOCK = re.compile(r"{%[-+]?\s*generation\b")
 RENDERINGS, CHARS = 64, 1 << 20
 """of one call of the process, about: a rendering takes at most some milliseconds"""
 NO_ANSWER = "a chat without an answer"
+REFUSED = "the chat template refuses a chat"
 NO_PLACE = "the chat template does not say where the answers of a chat are"
 WAY_OUT = (
     "give one answer a chat, mark the answers in the template by {% generation %} … {% endgeneration %}, or use "
@@ -164,7 +165,7 @@ def answers_here(values: list[Any]) -> list[dict[str, Any]]:
         except WeightsError:  # of the template itself
             raise
         except FoundlingError as error:
-            out.append({"unusable": ["the chat template refuses a chat", str(error)]})
+            out.append({"unusable": [REFUSED, str(error)]})
     return out
 
 

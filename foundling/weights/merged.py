@@ -61,9 +61,13 @@ def _base_hash(directory: Path) -> str:
 
 
 def _adapter(folder: Path, place: str | Path) -> dict[str, str]:
+    return {"name": place_name(place), "weights_hash": adapter_hash(folder)}
+
+
+def adapter_hash(folder: Path) -> str:
+    """Of the tensors of an adapter alone."""
     with tensors_of(folder, FILE) as tensors:
-        digest = hash_of((name, tensors.read(name)) for name in sorted(tensors))
-    return {"name": place_name(place), "weights_hash": digest}
+        return hash_of((name, tensors.read(name)) for name in sorted(tensors))
 
 
 def _files(adapter: Path, base: Path) -> list[Path]:

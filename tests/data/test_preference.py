@@ -114,7 +114,7 @@ def test_no_completion_of_a_held_out_prompt_is_learnt_from(tmp_path) -> None:
         {e.fields["messages"][0]["content"] for e in part} for part in (examples.train, examples.held_out)
     )
     assert learnt and held_out and not learnt & held_out
-    assert examples.removed["comparison of a prompt that is held out"] > 0
+    assert examples.removed["example of a prompt that is held out"] > 0
 
 
 def encoded(folder: Path, rows: list[dict[str, Any]], seq_len: int = 64) -> tuple[EncodedExamples, Framing]:

@@ -89,6 +89,18 @@ def test_what_directories_say(runs: Path) -> None:
     assert by_name["tuned"].access == NOT_STATED
 
 
+def test_a_policy_is_tied_to_the_adapter_that_it_starts_from_and_to_its_reward_model(runs: Path) -> None:
+    """It records the merged weights, which no directory has, beside those of the adapter."""
+    start = {"name": "lora", "weights_hash": "a" * 64, "adapter": ADAPTER}
+    recipe = {"model": {"weights_hash": "a" * 64}, "rollout": {"reward_hashes": {"runs/tuned": TUNED}}}
+    model(runs / "policy", "b" * 64, data_hash=CHATS, parents=[start, parent(TUNED, "tuned")], recipe=recipe)
+    graph = lineage([runs])
+    assert {r for r in relations(graph) if r[2] == "policy"} == {
+        ("lora", "finetuned from", "policy"), ("tuned", "rewarded by", "policy"), (CHATS[:12], "trained on", "policy"),
+    }  # fmt: skip
+    assert len([node for node in graph.nodes if node.kind == "adapter"]) == 1
+
+
 def test_evaluations_judges_and_applications(runs: Path, tmp_path: Path) -> None:
     record = evaluation({"arc easy": [1, 0], "sums": [1]}, subject="runs/base", model=BASE, judge="e" * 64)
     record.results[1].hashes["task"] = "9" * 64
