@@ -207,7 +207,7 @@ def reward_like_trl() -> None:
     """The same reward as TRL's side has; and answers do not end before the length that is fixed."""
     rewards = Rewards([Part("share of e", 1.0, lambda rows, texts: share_of_e(list(texts)))])
     for module in (policy, policy_plan):
-        module.build_rewards = lambda *args, **kwargs: rewards
+        module.rewards_of = lambda recipe: rewards
     request = rollouts.Request
     rollouts.Request = lambda *args, stop, **kwargs: request(*args, **kwargs)  # pyright: ignore
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from foundling.contracts.records import Metric, Result
 from foundling.evaluate.intervals import interval_of
-from foundling.evaluate.rewards import Rewards, build_rewards
+from foundling.evaluate.rewards import Rewards
 from foundling.objectives.policy import VALUE_HEAD
 from foundling.recipes.adapting import KINDS, framing_of, writer
 from foundling.recipes.finetune import data_read
@@ -24,6 +24,7 @@ from foundling.recipes.policy_plan import (
     prepare,
     prompt_seq_len,
     reference_loader,
+    rewards_of,
 )
 from foundling.recipes.pretraining_mix import read_pretraining
 from foundling.recipes.publish import Outcome
@@ -48,7 +49,7 @@ def policy(run: Run) -> dict[str, Any]:
     assert recipe.model.directory
     framing, runtime = framing_of(recipe.model.directory, tokenizer, model), runtime_of(recipe)
     encoded = run.encoded(examples, framing, prompt_seq_len(recipe))
-    rewards = build_rewards(recipe.rollout.reward, device=runtime.device)
+    rewards = rewards_of(recipe)
     sampler = Sampler(model, framing, recipe.rollout.max_tokens, runtime, recipe.rollout.weights)
     prompts, held_out = prompts_of(examples.train, encoded.train), prompts_of(examples.held_out, encoded.held_out)
     pretraining = read_pretraining(recipe, tokenizer)

@@ -34,7 +34,7 @@ from foundling.recipes.finetune_plan import (
     usable_bytes,
     with_fit,
 )
-from foundling.recipes.models import find_origin, load_start
+from foundling.recipes.models import find_origin, load_start, parent_hash
 from foundling.recipes.pretraining_mix import read_pretraining
 from foundling.recipes.progress import Progress
 from foundling.recipes.recipe import Recipe, Request, RolloutSpec
@@ -44,8 +44,6 @@ from foundling.recipes.training import runtime_of, time_steps
 from foundling.runtime.clock import Clock
 from foundling.runtime.memory import trim_memory
 from foundling.text.framing import Framing
-from foundling.weights.directory import weights_hash
-from foundling.weights.loading import load
 
 N_MEASURED = 100
 """held-out prompts that are answered, at most"""
@@ -59,7 +57,7 @@ def prepare(run: Run, examples: Examples) -> Prepared:
     recipe = resolve(run, examples)
     tokenizer = parent_tokenizer(recipe)
     runtime = runtime_of(recipe)
-    rewards = build_rewards(recipe.rollout.reward, device=runtime.device)
+    rewards = rewards_of(recipe)
     beside = bytes_beside(recipe, rewards)
     fixed = run.request.get("train.micro_batch_size") is not None
     fit = fit_memory(recipe, None, beside=beside, fixed=fixed)
@@ -133,7 +131,7 @@ def resolve(run: Run, examples: Examples) -> Recipe:
     origin = find_origin(given["model"])
     check_kind(origin.model, kind)
     rewards = build_rewards(run.request.get("rollout.reward"))
-    hashes = {directory: weights_hash(load(directory)) for directory in rewards.directories}
+    hashes = {directory: parent_hash(directory) for directory in rewards.directories}
     recipe = begin_recipe(run, origin, kind, options, runtime_given(run))
     n_prompts, group_size, n_updates = DEFAULTS[kind]
     reads = origin.model.config.max_seq_len
@@ -250,6 +248,13 @@ def check_rewards(rewards: Rewards, prompts: Sequence[Prompt], recipe: Recipe) -
                 f"the reward model {part.name} reads {reads:,} tokens, and the longest prompt with an answer may have "
                 f"{needed:,}; give a smaller --max-tokens, or shorter prompts"
             )
+
+
+def rewards_of(recipe: Recipe) -> Rewards:
+    """Checkers find the files that a prompt names beside those of the prompts."""
+    source = Path(recipe.data.source)
+    folder = source if source.is_dir() else source.parent
+    return build_rewards(recipe.rollout.reward, device=recipe.runtime.device, folder=folder)
 
 
 def value_parameters(model: Any) -> int:

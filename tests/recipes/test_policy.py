@@ -125,7 +125,7 @@ def test_a_reward_that_becomes_nan_loses_no_step(
         return [math.nan if len(calls) == 4 else float("a" in text) for text in texts]
 
     with monkeypatch.context() as patch:
-        patch.setattr(policy, "build_rewards", lambda names, **_: Rewards([Part("matches:a", 1.0, score)]))
+        patch.setattr(policy, "rewards_of", lambda recipe: Rewards([Part("matches:a", 1.0, score)]))
         with pytest.raises(DataError, match=r"the reward 'matches:a' of .* is nan; expected a finite number"):
             finetune_model(asked, tmp_path / "out")
     (checkpoint,) = (tmp_path / "out" / "run" / "checkpoints").iterdir()
