@@ -84,6 +84,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     out, work = Path(args.out), Path(f"{args.out}.work")
     _check(args)
+    if args.curve:
+        _check_curve(Path(args.curve))
     truth = read_comparisons(args.agreement) if args.agreement else []
     prompts, skipped = read_prompts(args.prompts, args.field, args.target)
     with lock(work):
@@ -279,6 +281,24 @@ def _agreements(values: Any, gold: Any, truth: Any, rewards: Any, seed: int) -> 
 
 def _plain(agreement: Any) -> dict[str, Any]:
     return {key: value._asdict() if hasattr(value, "_asdict") else value for key, value in agreement._asdict().items()}
+
+
+def _check_curve(file: Path) -> None:
+    """Nothing but a curve and its page is replaced."""
+    from foundling.errors import ConfigError, FoundlingError, OutputError
+    from foundling.limits import shown
+    from foundling.runtime.files import read_json
+
+    if file.suffix != ".json":
+        raise ConfigError(f"--curve is {shown(str(file))}; give a file .json, beside which a page .html is written")
+    page, ours = file.with_suffix(".html"), False
+    if file.exists():
+        try:
+            ours = {"points", "prompts"} <= read_json(file).keys()
+        except FoundlingError:
+            ours = False
+    if (file.exists() or page.exists()) and not ours:
+        raise OutputError(f"{file if file.exists() else page}: exists and is no curve of this command; move it away")
 
 
 def _curve(args: argparse.Namespace, samples: Any, proxy: Any, gold: Any) -> dict[str, Any]:

@@ -30,6 +30,9 @@ LEAST_ITEMS, LEAST_CHATS = 200, 20
 HELD_OUT_SHARE = 5
 """one key in so many is held out"""
 N_DEMONSTRATIONS, N_COMPARISONS, N_HELD_OUT = 3000, 800, 200
+"""made from a text, at most; all chats of one's own are learnt from, and as many of these are held out at most"""
+OWN = "chats"
+"""the kind of chats of one's own"""
 DEMONSTRATIONS, HELD_OUT, COMPARISONS, HELD_OUT_COMPARISONS = FILES = (
     "demonstrations.jsonl", "held_out.jsonl", "comparisons.jsonl", "held_out_comparisons.jsonl",
 )  # fmt: skip
@@ -46,6 +49,8 @@ class Chat(NamedTuple):
     messages: list[dict[str, Any]]
     answer: str
     worse: tuple[str, ...] = ()
+    fields: dict[str, Any] = {}
+    """of one's own demonstration: its messages as they are, and tools"""
 
 
 def chats_of(items: Iterable[Item], name: str) -> list[Chat]:
@@ -61,18 +66,21 @@ def chats_of(items: Iterable[Item], name: str) -> list[Chat]:
     return [Chat(i.key, i.kind, i.group, [{"role": "user", "content": i.question}], i.answer) for i in clear]
 
 
-def read_chats(path: str) -> list[Chat]:
+def read_chats(path: str) -> tuple[list[Chat], Counter[str]]:
     """Demonstrations and comparisons of a file of rows, as `foundling align` reads them; both may stand in one file.
-    DataError for a file of none or of too few."""
+    And the rows that are skipped, by reason. DataError for a file of none or of too few."""
     if suffix(Path(path)) not in SUFFIXES or not Path(path).is_file():
         raise DataError(f"--align {path!r} is no file of chats ({', '.join(SUFFIXES)}); DATA stands before --align")
     parts: dict[tuple[Kind, frozenset[str]], list[dict[str, Any]]] = {}  # rows with the same columns
+    skipped = Counter[str]()
     for row in read_rows(Path(path)):
         if not isinstance(row, Skip):
             kind = "preference" if row.fields.keys() & COMPARES else "chat"
             parts.setdefault((kind, frozenset(row.fields)), []).append(row.fields)
         elif row.rest:
             raise DataError(f"--align {path!r} cannot be read ({row.reason}): {row.detail}")
+        else:
+            skipped[row.reason] += 1
         QUESTIONS.check(1 + sum(map(len, parts.values())), f"the number of chats of {path}", DataError)
     chats = list[Chat]()
     for (kind, _), rows in parts.items():
@@ -80,19 +88,23 @@ def read_chats(path: str) -> list[Chat]:
         for row in rows:
             fields = layout.convert(row)
             if isinstance(fields, Skip):
+                skipped[fields.reason] += 1
                 continue
             *before, last = fields["messages"]
             messages = fields["messages"] if kind == "preference" else before
             answer, *worse = fields["completions"] if kind == "preference" else [last["content"]]
             if messages and messages[-1]["role"] == "user" and (worse or last["role"] == "assistant"):
                 key = json.dumps(messages, sort_keys=True)
-                chats.append(Chat(key, "chats", MEMORY, messages, answer, tuple(worse)))
+                own = {} if kind == "preference" else fields
+                chats.append(Chat(key, OWN, MEMORY, messages, answer, tuple(worse), own))
+            else:
+                skipped["a chat that no answer to a user ends"] += 1
     if len({chat.key for chat in chats}) < LEAST_CHATS:
         raise DataError(
             f"--align {path!r} holds {len({chat.key for chat in chats})} chats that an answer ends, too few to learn "
             f"from and hold some out: give {LEAST_CHATS} or more"
         )
-    return chats
+    return chats, skipped
 
 
 def choose(chats: Iterable[Chat]) -> list[Chat]:
@@ -108,30 +120,44 @@ def _order(chat: Chat) -> int:
     return digest(json.dumps([chat.messages, chat.answer], sort_keys=True))
 
 
-def write_sets(folder: Path, chats: Sequence[Chat], fits: Callable[[Sequence[str]], bool] = lambda texts: True) -> None:
-    """Writes FILES, whole or not at all. `fits`: whether the model reads a conversation of these texts."""
-    apart = [chat for chat in chats if digest(chat.key) % HELD_OUT_SHARE == 0]
-    learnt = [chat for chat in chats if digest(chat.key) % HELD_OUT_SHARE]
-    if not apart or not learnt:  # of a few chats
-        apart, learnt = list(chats[::HELD_OUT_SHARE]), [c for i, c in enumerate(chats) if i % HELD_OUT_SHARE]
+def write_sets(
+    folder: Path, chats: Sequence[Chat], fits: Callable[[Sequence[str]], bool] = lambda texts: True
+) -> Counter[str]:
+    """Writes FILES, whole or not at all, and returns what was left out, by reason. `fits`: whether the model reads a
+    conversation of these texts."""
+    keys, too_long = sorted({chat.key for chat in chats}, key=digest), "too long for the model"
+    held_out = {key for key in keys if digest(key) % HELD_OUT_SHARE == 0}
+    if not 0 < len(held_out) < len(keys):  # of a few chats
+        held_out = set(keys[::HELD_OUT_SHARE])
+    own, left_out = any(chat.kind == OWN for chat in chats), Counter[str]()
+    if own:  # what is not asked at the end is learnt from
+        held_out = set(sorted(held_out, key=digest)[:N_HELD_OUT])
+    apart = [chat for chat in chats if chat.key in held_out]
+    learnt = [chat for chat in chats if chat.key not in held_out]
     ranked = any(chat.worse for chat in chats)  # then these are what their writer wants compared
     others: dict[str, list[Chat]] = {}
     for chat in sorted(learnt, key=_order):
         others.setdefault(chat.kind, []).append(chat)
 
+    def counted(texts: Sequence[str]) -> bool:
+        left_out[too_long] += not (fit := fits(texts))
+        return fit
+
     def demonstrations(pool: Sequence[Chat], n: int) -> list[dict[str, Any]]:
         rows = map(_demonstration, choose(pool))
-        return list(islice((row for row in rows if fits([m["content"] for m in row["messages"]])), n))
+        return list(islice((row for row in rows if counted([m["content"] for m in row["messages"]])), n))
 
     def compared(pool: Sequence[Chat], n: int) -> list[dict[str, Any]]:
         chosen = choose(chat for chat in pool if chat.worse or not ranked)
         rows = (_comparison(chat, others.get(chat.kind, learnt)) for chat in chosen)
         longest = lambda row: [*(m["content"] for m in row["prompt"]), max(row["ranked"], key=len)]  # noqa: E731
-        return list(islice((row for row in rows if fits(longest(row))), n))
+        return list(islice((row for row in rows if counted(longest(row))), n))
 
     rows = {
-        DEMONSTRATIONS: demonstrations(learnt, N_DEMONSTRATIONS), HELD_OUT: demonstrations(apart, N_HELD_OUT),
-        COMPARISONS: compared(learnt, N_COMPARISONS), HELD_OUT_COMPARISONS: compared(apart, N_HELD_OUT),
+        DEMONSTRATIONS: demonstrations(learnt, len(chats) if own else N_DEMONSTRATIONS),
+        HELD_OUT: demonstrations(apart, N_HELD_OUT),
+        COMPARISONS: compared(learnt, len(chats) if own else N_COMPARISONS),
+        HELD_OUT_COMPARISONS: compared(apart, N_HELD_OUT),
     }  # fmt: skip
     if min(len(rows[DEMONSTRATIONS]), len(rows[COMPARISONS])) < LEAST_EXAMPLES or not all(rows.values()):
         raise DataError(
@@ -145,11 +171,12 @@ def write_sets(folder: Path, chats: Sequence[Chat], fits: Callable[[Sequence[str
             (aside / name).write_text(text.encode(errors="replace").decode(), encoding="utf-8")
 
     write_directory(folder, fill)
+    return +left_out
 
 
 def _demonstration(chat: Chat) -> dict[str, Any]:
-    answer = {"role": "assistant", "content": chat.answer}
-    return {"messages": [*chat.messages, answer], "kind": chat.kind, "group": chat.group}
+    asked = {"messages": [*chat.messages, {"role": "assistant", "content": chat.answer}]}
+    return {**(chat.fields or asked), "kind": chat.kind, "group": chat.group}
 
 
 def _comparison(chat: Chat, others: Sequence[Chat]) -> dict[str, Any]:

@@ -44,7 +44,9 @@ RECORDED = ("kind", "recipe", "prediction", "data_hash", "weights_hash", "result
 def find_chats(request: Request, corpus: Corpus, exclude: Path, progress: Progress) -> list[Chat]:
     """Those that were given, or that the data yields. DataError where they are too few."""
     if request.align:
-        return read_chats(request.align)
+        chats, skipped = read_chats(request.align)
+        say_skipped(skipped, progress)
+        return chats
     progress.line("looking for questions that the text answers")
     rows = of_rows(rows_of(request.data, request.get("data.field", DEFAULT_FIELD), exclude))
     return chats_of([*rows, *questions_of(corpus.train())], request.data)
@@ -57,11 +59,17 @@ def make_questions(
     if not folder.exists():
         longest = recipe.model.fields.get("max_seq_len", recipe.train.seq_len)
         most = min(longest, MAX_SEQ_LEN) - SPARE_TOKENS
-        write_sets(
+        left_out = write_sets(
             folder, chats, lambda texts: sum(len(tokenizer.encode(text)) + TURN_TOKENS for text in texts) <= most
         )
+        say_skipped(left_out, progress)
     n = {name: len(read_lines(folder / name)) for name in FILES}
     progress.line(", ".join(f"{count:,} {name.removesuffix('.jsonl').replace('_', ' ')}" for name, count in n.items()))
+
+
+def say_skipped(skipped: Mapping[str, int], progress: Progress) -> None:
+    if skipped:
+        progress.line("skipped: " + ", ".join(f"{n:,} {reason}" for reason, n in skipped.items()))
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:

@@ -155,7 +155,8 @@ def test_chats_of_ones_own_are_demonstrations_and_comparisons(tmp_path: Path) ->
         {"messages": turns},
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    chats = read_chats(str(file))
+    chats, skipped = read_chats(str(file))
+    assert sum(skipped.values()) == 1  # the chat that no answer ends
     assert len(chats) == 43 and chats[0].messages == turns and chats[0].answer == "Hi"
     write_sets(tmp_path / "sets", chats)
     compared = [*rows_in(tmp_path / "sets" / COMPARISONS), *rows_in(tmp_path / "sets" / HELD_OUT_COMPARISONS)]
@@ -166,6 +167,24 @@ def test_chats_of_ones_own_are_demonstrations_and_comparisons(tmp_path: Path) ->
         read_chats(str(file))
     with pytest.raises(DataError, match="is no file of chats"):
         read_chats(str(tmp_path))
+
+
+def test_all_chats_of_ones_own_are_learnt_from_as_they_are(tmp_path: Path) -> None:
+    """More than are made from a text; calls of tools and weights stay."""
+    call = {"id": "a", "type": "function", "function": {"name": "now", "arguments": "{}"}}
+    reply = {"role": "assistant", "content": "", "tool_calls": [call]}
+    tools = [{"type": "function", "function": {"name": "now", "parameters": {}}}]
+    rows: list[dict] = [{"prompt": f"Add 1 and {i}.", "completion": str(i + 1)} for i in range(4000)]
+    rows += [{"messages": [{"role": "user", "content": f"{i} o'clock?"}, reply], "tools": tools} for i in range(60)]
+    file = tmp_path / "chats.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chats, skipped = read_chats(str(file))
+    assert len(chats) == 4060 and not skipped
+    left_out = write_sets(tmp_path / "sets", chats, lambda texts: "1 and 7." not in texts[0])
+    learnt, apart = (rows_in(tmp_path / "sets" / name) for name in (DEMONSTRATIONS, HELD_OUT))
+    assert len(apart) == 200 and len(learnt) + len(apart) == 4059 and sum(left_out.values()) >= 1
+    called = [row for row in learnt if row.get("tools")]
+    assert called and all(row["tools"] == tools and row["messages"][-1] == reply for row in called)
 
 
 @pytest.mark.parametrize("data", ["builtin:stdlib", str(ROOT / "docs")])

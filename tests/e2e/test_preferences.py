@@ -130,6 +130,7 @@ def test_a_model_here_judges_by_log_probabilities(folder: Path) -> None:
         (["--by", "json", "--by", "judge:ollama:m"], "a judge ranks alone"),
         (["--by", "judge:{dir}/encoder"], "generates no text, so it is no judge"),
         (["--by", "exact", "--curve", "c.json"], "--curve needs two rewards"),
+        (["--by", "exact", "--gold", "matches:a", "--curve", "prompts.jsonl"], "give a file .json"),
         (["--by", "judge:ollama:m", "--constitution", "none.txt"], "none.txt: cannot be read"),
         (["--by", "judge:nobody:m"], "no model of an API"),
         (["--by", "exact", "--logprobs"], "--logprobs is for a judge"),
