@@ -122,12 +122,12 @@ _NO_NAMES = {
 
 
 def of_headings(text: str) -> Iterator[Item]:
-    """What a section of Markdown is about: its first sentence."""
+    """What a section of Markdown is about: its first sentence, which is held out, or learnt from, in all questions."""
     for title, body in _HEADING.findall(text):
         first = next(iter(sentences(body)), "")
         if first:
-            yield Item(title, "heading", TEXT, f"In the text “{title}. {first}”, what is the heading?", title)
-            yield Item(title, "section", MEMORY, f"What does the section “{title}” begin with?", first)
+            yield Item(first, "heading", TEXT, f"In the text “{title}. {first}”, what is the heading?", title)
+            yield Item(first, "section", MEMORY, f"What does the section “{title}” begin with?", first)
 
 
 def sentences(text: str) -> Iterator[str]:

@@ -206,3 +206,15 @@ def test_plain_english_holds_enough(name: str) -> None:
     else:
         texts = [Document(word, text) for word, text in list(entries())[:20_000]]
     assert len(chats_of(questions_of(texts), name)) >= 10 * LEAST_ITEMS
+
+
+def test_no_sentence_of_a_held_out_question_is_learnt_to_be_written(tmp_path: Path) -> None:
+    """The first sentence of a section is an answer, and prose that other questions are about."""
+    data = str(ROOT / "docs")
+    chats = chats_of(questions_of(open_data(data)), data)
+    write_sets(tmp_path / "sets", chats)
+    learnt = {row["messages"][-1]["content"] for row in rows_in(tmp_path / "sets" / DEMONSTRATIONS)}
+    asked = {row["messages"][0]["content"] for row in rows_in(tmp_path / "sets" / HELD_OUT)}
+    sentences = {chat.key for chat in chats if chat.messages[0]["content"] in asked}
+    assert any(chat.kind == "section" and chat.answer in learnt for chat in chats)
+    assert not sentences & learnt
