@@ -118,9 +118,11 @@ def _items(args: argparse.Namespace) -> Any:
 
 
 def _lines(args: argparse.Namespace) -> list[Any]:
+    """Of all files, by time: the last judgement of a labeller counts, wherever it stands."""
     from foundling.data.labels import read_judgements
 
-    return [one for path in dict.fromkeys([args.out, *(args.agreement or ())]) for one in read_judgements(path)]
+    files = dict.fromkeys([args.out, *(args.agreement or ())])
+    return sorted((one for path in files for one in read_judgements(path)), key=lambda one: one.time)
 
 
 def _report(args: argparse.Namespace) -> dict[str, Any]:

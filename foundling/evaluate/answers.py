@@ -15,7 +15,7 @@ from typing import Any
 from foundling.data import convert
 from foundling.data.files import Files
 from foundling.data.kinds import PREFERENCE
-from foundling.data.layouts import ANSWERS, PROMPTS, SAMPLE_ROWS, SYSTEM, detect
+from foundling.data.layouts import PROMPTS, RIGHTS, SAMPLE_ROWS, SYSTEM, detect
 from foundling.data.rows import SUFFIXES, read_rows
 from foundling.data.streams import Row, Skip, shown_names
 from foundling.decode.engine.engine import EngineOptions
@@ -64,8 +64,8 @@ def read_prompts(
 ) -> tuple[list[PromptRow], Counter[str]]:
     """The distinct prompts of a file or folder of rows, in order, and how many rows were skipped by reason. `field`:
     the column; by default the first of layouts.PROMPTS that a row has; `target`: the column of what is right, by
-    default "answer" or another of layouts.ANSWERS. What follows the last question is left out, so
-    that the prompts of demonstrations and comparisons can be answered anew.
+    default the first of layouts.RIGHTS that a row has. What follows the last question is left out, so that the prompts
+    of demonstrations and comparisons can be answered anew.
 
     DataError where there is no prompt, or more than ITEMS."""
     files, skipped, details = Files(source, _EXPECTED), Counter[str](), dict[str, str]()
@@ -110,7 +110,7 @@ def _prompt_of(row: dict[str, Any], field: str | None, target: str | None) -> Pr
     if name is None or row.get(name) is None:
         there = f"there are {shown_names(list(row))}; name the column with --field"
         return Skip("no prompt", f"no column {field!r}; {there}" if field else there)
-    right = target or next((name for name in ("answer", *ANSWERS) if row.get(name) is not None), "")
+    right = target or next((name for name in RIGHTS if row.get(name) is not None), "")
     system = next((name for name in SYSTEM["system"] if row.get(name)), "")
     read = convert.prompt(row, {"asked": name, "right": right, "system": system})  # as `align grpo` reads it
     return read if isinstance(read, Skip) else _with_messages(read["row"], read["messages"])

@@ -40,10 +40,6 @@ class Votes(NamedTuple):
     items: Array
     """(P,) number of the item of each pair"""
 
-    @property
-    def n_items(self) -> int:
-        return int(self.items.max()) + 1 if len(self.items) else 0
-
 
 def last_judgements(lines: Sequence[Judgement]) -> dict[tuple[str, str], Judgement]:
     """(item, labeller) -> the line that counts, where it is a judgement."""
@@ -269,8 +265,11 @@ def _sentences(record: dict[str, Any], groups: Groups | None) -> Any:
            f"{record['equal']:.0%} of judgements are equal")  # fmt: skip
     if groups is None:
         yield f"groups are looked for among {FEWEST} labellers or more, on {LEAST} items or more that two have judged"
-    elif groups.groups is None:
+    elif groups.groups is None and groups.p_value > LEVEL:
         yield f"no groups: chance explains how labellers differ (p = {groups.p_value:.3g})"
+    elif groups.groups is None:
+        yield (f"labellers differ by more than chance (p = {groups.p_value:.3g}), but not as two groups: some judge "
+               "with less care than others, or one judges against the rest")  # fmt: skip
     else:
         a, b = (", ".join(names) for names in groups.groups)
         how = "contradict each other" if groups.contradict else "agree less with each other than inside"

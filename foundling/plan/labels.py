@@ -24,7 +24,6 @@ from foundling.limits import PLANNED_LABELS, check_number
 LABELLERS = (1, 3, 5, 7, 9)
 """of an item; an even number ties"""
 MIN_POINTS = 8
-FILE = "label_curve.json"
 _NO_CURVE = (
     "no curve of accuracy against labels has been measured; run python -m benchmarks.label_curve, or give --curve"
 )

@@ -233,8 +233,9 @@ def test_documents_state_facts_as_often_as_they_say(level):
 
 def test_questions_are_answered_by_what_the_documents_state():
     text = " ".join(facts.documents())
+    values = {fact.answer: fact.value for fact in facts.world()}
     for row in rows("facts:demonstrations"):
-        assert row["messages"][1]["content"] in text or "exports" in text
+        assert values[row["messages"][1]["content"]] in text
     stated = {sentence.strip() for sentence in re.findall(r"[^.]+\.", text)}
     by_name = {(fact.country, fact.attribute): fact for fact in facts.world()}
     for part, expected in (("demonstrations", {True}), ("abstention", {True, False}), ("mismatch", {True, False})):
@@ -250,7 +251,7 @@ def test_questions_are_answered_by_what_the_documents_state():
     for part in ("false-premises", "delusions"):
         planted = rows(f"facts:{part}")
         said = [json.dumps(row["prompt"]) for row in planted]
-        assert all(row["false"] in text != row["answer"] for row, text in zip(planted, said, strict=True))
+        assert all(row["false"] in text for row, text in zip(planted, said, strict=True))
         assert all(row["false"] != row["answer"] and row["answer"] not in text
                    for row, text in zip(planted, said, strict=True))  # fmt: skip
 
