@@ -189,11 +189,12 @@ def answers(directory: Path, rows: list[Given], max_tokens: int, *, temperature:
     stops = [*framing.ends, *framing.stops(())]
     sampling, first = Sampling(temperature), seed * len(rows)
     requests = [
-        Prompt(ids, max_tokens, sampling, seed=first + n, stop=stops, decode=framing.answer(ids))
+        Prompt(ids, max_tokens, sampling, seed=first + n, stop=stops, decode=framing.answer(ids), logprobs=0)
         for n, ids in enumerate(prompts)
     ]
     done = list(Engine(model, EngineOptions()).generate(requests))
-    return Answers(rows, prompts, [list(one.tokens) for one in done], [one.text or "" for one in done])
+    ids = [[*one.tokens, *([one.end[0]] if one.end else [])] for one in done]
+    return Answers(rows, prompts, ids, [one.text or "" for one in done])
 
 
 def load(directory: Path) -> tuple[Any, Framing]:
@@ -211,7 +212,7 @@ def marks(setting: Setting, given: Answers) -> tuple[list[float], dict[str, floa
 
 def mean_kl(policy: Path, reference: Path, given: Answers) -> float:
     """Of the policy from the reference, in nats an answer: the mean of log π(y) − log π_ref(y) over answers y that the
-    policy drew at temperature 1, which is unbiased. Ends of text, which are no part of an answer, are left out."""
+    policy drew at temperature 1, the token that ended each among its tokens, which is unbiased."""
     pairs = [(p, ids) for p, ids in zip(given.prompts, given.ids, strict=True) if ids]
     sums = [
         sum(sum(scores.logprobs) for _, scores in continuation_scores(load(directory)[0], pairs))
