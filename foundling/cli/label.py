@@ -157,10 +157,10 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
     equal = args.equal
     if equal is None:
         votes = votes_of(_lines(args))
-        equal, n = raw_agreement(votes)
+        equal, n = raw_agreement(votes, decided=True)
         if equal is None:
-            raise ConfigError("no pair of answers has two judgements; give --equal, how often two labellers agree")
-        note(f"note: two labellers give one label in {equal:.1%} of {n} pairs")
+            raise ConfigError("no pair of answers was decided twice; give --equal, how often two labellers agree")
+        note(f"note: two labellers give one label in {equal:.1%} of {n} pairs that both decided")
         if (groups := find_groups(votes)) and groups.groups:
             note("note: the labellers form two groups, so their errors are not independent and the plan does not hold")
     right = labels.right_share(equal)

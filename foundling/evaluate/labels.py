@@ -127,11 +127,13 @@ def _of_tables(tables: Array, items: Array, figure: Any) -> Figure:
     return Figure(value, float(low), float(high), BOOTSTRAP)
 
 
-def raw_agreement(votes: Votes) -> tuple[float | None, int]:
-    """The share of equal judgements among all two judgements of one pair of answers, and how many pairs have two."""
+def raw_agreement(votes: Votes, *, decided: bool = False) -> tuple[float | None, int]:
+    """The share of equal judgements among all two judgements of one pair of answers, and how many pairs have two.
+    `decided`: of those that call neither answer equal to the other, since two who are never wrong may still tie on
+    different pairs."""
     same, number = 0.0, 0
     for column in votes.values.T:
-        judged = column[~np.isnan(column)]
+        judged = column[~np.isnan(column) & ((column != 0) | (not decided))]
         if (n := len(judged)) >= 2:
             _, counts = np.unique(judged, return_counts=True)
             same, number = same + float((counts * (counts - 1)).sum()) / (n * (n - 1)), number + 1

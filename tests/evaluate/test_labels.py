@@ -81,6 +81,16 @@ def test_intervals_draw_items_and_not_pairs() -> None:
     assert copied[:3] == pytest.approx(alone[:3])
 
 
+def test_ties_are_no_disagreement_of_those_who_decided() -> None:
+    """Two who are never wrong, and call some pairs equal: 68 % of all their judgements are the same, and all decided
+    ones."""
+    chance = np.random.default_rng(0)
+    rows = [np.where(chance.random(4000) < 0.2, 0.0, 1.0).tolist() for _ in range(2)]
+    equal, _ = raw_agreement(votes(rows))
+    assert equal == pytest.approx(0.68, abs=0.03)
+    assert raw_agreement(votes(rows), decided=True)[0] == 1.0
+
+
 def test_raw_agreement_counts_all_two_judgements_of_a_pair() -> None:
     assert raw_agreement(votes([[1, 1, 1], [1, -1, NAN], [1, -1, NAN]])) == (pytest.approx((1 + 1 / 3) / 2), 2)
 
